@@ -1,0 +1,73 @@
+# Needs python3 (3.10 to 3.13), pip and make; everything else is installed into .venv, at the versions of constraints.txt.
+# Another interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+OUT ?= runs/demo
+VENV := .venv
+VENV_TL4 := .venv-tl4
+TL4 := 4.3.0
+EXTRAS := viz,test
+
+# Threads that spin while they wait for each other cost small models on busy machines several times the work itself.
+export OMP_WAIT_POLICY ?= PASSIVE
+
+.PHONY: help demo test lint format test-tl4 demo-model clean
+
+help: ## this list
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.installed ## heads, split-softmax, directions and a report from the embedded model, into runs/demo
+	$(VENV)/bin/focuslens demo --out $(OUT)
+
+test: $(VENV)/.installed ## the test suite, with its coverage
+	$(VENV)/bin/python -m pytest -q --cov
+
+lint: $(VENV)/.installed-dev ## ruff and pyright
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+format: $(VENV)/.installed-dev ## rewrite the sources as ruff would have them
+	$(VENV)/bin/ruff check --fix-only .
+	$(VENV)/bin/ruff format .
+
+test-tl4: $(VENV_TL4)/.installed ## the parity tests on TransformerLens 4, in an environment of their own
+	$(VENV_TL4)/bin/python -m pytest -q tests/parity
+
+demo-model: $(VENV)/.installed ## train the embedded model again (about 20 minutes on two cores)
+	$(VENV)/bin/python experiments/train_demo_model.py --out focuslens/assets/demo
+
+clean: ## remove environments, builds and caches; runs/ stays
+	rm -rf $(VENV) $(VENV_TL4) build dist .coverage .hypothesis .pytest_cache .ruff_cache
+	find focuslens tests experiments -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# $(call environment,VENV): a virtual environment with the pinned pip and build backends. Some distributions ship
+# venv without ensurepip; there the system's own pip puts the first pip in.
+define environment
+	@test -x $(1)/bin/python && $(1)/bin/python -m pip --version > /dev/null 2>&1 \
+		|| $(PYTHON) -m venv --clear $(1) > /dev/null 2>&1 \
+		|| { $(PYTHON) -m venv --clear --without-pip $(1) \
+			&& $(PYTHON) -m pip install --quiet --disable-pip-version-check -c constraints.txt pip \
+				--target "$$($(1)/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"; }
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip hatchling editables setuptools
+endef
+
+# $(call install,VENV,EXTRAS,CONSTRAINTS). Building with the pinned backends instead of an isolated environment is both
+# reproducible and quicker. Modules are compiled when first imported: most of torch never is.
+define install
+	@echo "installing focuslens[$(2)] into $(1) ..."
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-build-isolation -c $(3) -e '.[$(2)]'
+	@touch $@
+endef
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(call environment,$(VENV))
+	$(call install,$(VENV),$(EXTRAS),constraints.txt)
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	$(call install,$(VENV),all,constraints.txt)
+
+$(VENV_TL4)/.installed: pyproject.toml constraints.txt
+	$(call environment,$(VENV_TL4))
+	@sed 's/^transformer-lens==.*/transformer-lens==$(TL4)/' constraints.txt > $(VENV_TL4)/constraints.txt
+	$(call install,$(VENV_TL4),test,$(VENV_TL4)/constraints.txt)
