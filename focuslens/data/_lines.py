@@ -1,0 +1,78 @@
+"""Lines of a text file by number, for files too large to hold in memory, compressed or not."""
+
+from __future__ import annotations
+
+import gzip
+import os
+import tempfile
+import weakref
+import zlib
+from array import array
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, cast
+
+__all__ = ["LineStore"]
+
+_GZIP_MAGIC = b"\x1f\x8b"
+
+
+class LineStore:
+    """The lines of one file: streamed once by :meth:`scan`, then read back by number.
+
+    Only the offsets of the lines are held in memory. A gzip stream cannot be entered in the middle, so the lines of a
+    compressed file (recognised by its first bytes) are written to an anonymous temporary file as they stream past. It
+    is deleted by :meth:`close`, or when the store is garbage collected. A plain file is read where it lies.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        if not self.path.exists():
+            raise FileNotFoundError(
+                f"there is no file {str(self.path)!r}; the multi-document QA files come from "
+                "https://github.com/nelson-liu/lost-in-the-middle (qa_data, and the retrieval results its README links)"
+            )
+        with self.path.open("rb") as file:
+            self._compressed = file.read(2) == _GZIP_MAGIC
+        # Open for as long as the store lives. The cast: systems have different classes for it, all binary files.
+        file = tempfile.TemporaryFile() if self._compressed else self.path.open("rb")  # noqa: SIM115
+        self._file = cast("BinaryIO", file)
+        self._offsets = array("Q")
+        weakref.finalize(self, self._file.close)
+
+    def scan(self) -> Iterator[bytes]:
+        """Every line in order, one in memory at a time. Lines that have passed can be read back once this has ended.
+
+        Raises:
+            ValueError: If a compressed file is damaged or cut off.
+        """
+        offset = 0
+        with gzip.open(self.path) if self._compressed else self.path.open("rb") as source:
+            while line := self._next(source):
+                if self._compressed:
+                    self._file.write(line)
+                self._offsets.append(offset)
+                offset += len(line)
+                yield line
+
+    def _next(self, source: gzip.GzipFile | BinaryIO) -> bytes:
+        try:
+            return source.readline()
+        except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+            raise ValueError(
+                f"{self.path}, line {len(self) + 1}: the gzip stream is damaged or cut off ({error}); "
+                "download the file again"
+            ) from error
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __getitem__(self, index: int) -> bytes:
+        if self._file.closed:
+            raise ValueError(f"{self.path} has been closed; load it again to read more samples")
+        self._file.seek(self._offsets[index])
+        return self._file.readline()
+
+    def close(self) -> None:
+        """Close the file, and delete the temporary one. Harmless when repeated."""
+        self._file.close()

@@ -1,0 +1,347 @@
+"""The multi-document question answering data of "Lost in the Middle" (Liu et al., 2024), read lazily."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import operator
+import os
+import random
+import warnings
+from array import array
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import overload
+
+from focuslens.data._distractors import draw_distractors
+from focuslens.data._lines import LineStore
+from focuslens.data._records import Kind, Record, detect_kind, parse_object, parse_record
+from focuslens.prompts import Document, MultiDocSample
+
+__all__ = ["MultiDocData", "load_multidoc"]
+
+_CACHED_RECORDS = 64
+
+
+def load_multidoc(
+    path: str | os.PathLike[str],
+    *,
+    num_documents: int = 20,
+    gold_positions: Sequence[int] | None = (0, 4, 9, 14, 19),
+    seed: int = 42,
+    limit: int | None = None,
+) -> MultiDocData:
+    """Samples of ``num_documents`` documents each, one for every question and gold position.
+
+    The first record tells which of the three kinds of file it is (JSON lines, gzipped or not):
+
+    * **Retrieval results** (``nq-open-contriever-msmarco-retrieved-documents``): ``ctxs`` without ``isgold``. The
+      distractors are the first ``num_documents - 1`` passages whose ``hasanswer`` is false, shuffled for every
+      question and position; the gold passage is ``nq_annotated_gold``, its title and ``chunked_long_answer``.
+    * **Placed** (``nq-open-N_total_documents_gold_at_K``): several ``ctxs``, exactly one with ``isgold`` true. The
+      first ``num_documents - 1`` others stay in their order; the gold passage moves to the positions asked for.
+    * **Oracle** (``nq-open-oracle``): a single ``ctxs``, the gold passage. The distractors are gold passages of other
+      questions, the same for all positions of a question, in an order of their own for each; never one that contains
+      an accepted answer, and never the same passage twice.
+
+    Every line is checked here, once, and read again when its samples are asked for: nothing but offsets stays in
+    memory (see :class:`MultiDocData`). An answer that normalises to nothing (NQ-Open accepts "*" once) is dropped with
+    a warning where the question has another one.
+
+    Args:
+        path: The file.
+        num_documents: Documents in a sample, the gold one included.
+        gold_positions: Where the gold document goes, from 0, one sample each. ``None`` leaves it where a placed file
+            has it.
+        seed: For the order of the distractors, and for which of them an oracle file's question gets.
+        limit: Use only the first ``limit`` questions. Later lines are not read, save for an oracle file's
+            distractors.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If an argument is out of range, or, with file and line number, if a line cannot be used: broken
+            JSON, a missing field, not exactly one gold passage, too few distractors, no usable answer.
+    """
+    positions = None if gold_positions is None else tuple(map(operator.index, gold_positions))
+    layout = _Layout(num_documents, positions, seed)
+    if limit is not None and limit < 1:
+        raise ValueError(f"limit is {limit}; it must be at least 1 question, or None for all")
+    source = _Source(LineStore(path), layout, limit)
+    if source.dropped:
+        line, answer = source.dropped[0]
+        warnings.warn(
+            f"{source.store.path}: dropped {len(source.dropped)} accepted answer(s) that normalise to nothing, which "
+            f"every prediction contains (first: {answer!r}, line {line}); their questions have others",
+            stacklevel=2,
+        )
+    return MultiDocData(source, range(source.questions * layout.slots))
+
+
+@dataclass(frozen=True)
+class _Layout:
+    num_documents: int
+    gold_positions: tuple[int, ...] | None
+    seed: int
+
+    def __post_init__(self) -> None:
+        count, positions = self.num_documents, self.gold_positions
+        if count < 1:
+            raise ValueError(f"num_documents is {count}; it must be at least 1, the gold document")
+        if positions is None:
+            return
+        if not positions:
+            raise ValueError("gold_positions is empty; give at least one position, or None for where the file has it")
+        for position in positions:
+            if not 0 <= position < count:
+                raise ValueError(f"gold position {position} is not one of the {count} documents: 0 to {count - 1}")
+        if len(set(positions)) < len(positions):
+            raise ValueError(f"gold_positions {positions} repeats a position; each gives one sample of every question")
+
+    @property
+    def slots(self) -> int:
+        """Samples of one question."""
+        return 1 if self.gold_positions is None else len(self.gold_positions)
+
+
+class _Source:
+    """One validated file, and how its lines become samples."""
+
+    def __init__(self, store: LineStore, layout: _Layout, limit: int | None) -> None:
+        self.store, self.layout, self.limit = store, layout, limit
+        self.needed = layout.num_documents - 1
+        self.dropped: list[tuple[int, str]] = []
+        self._records: OrderedDict[int, Record] = OrderedDict()
+        self.kind: Kind = "retrieval"
+        self._scan()
+        self.questions = len(store) if limit is None else min(limit, len(store))
+        self._draws = list(self._draw())
+
+    def _scan(self) -> None:
+        for index, line in enumerate(self.store.scan()):
+            if index == 0:
+                self.kind = self._detect(line)
+            record = self._parse(index, line)
+            if self.limit is None or index < self.limit:
+                self.dropped += [(index + 1, answer) for answer in record.dropped]
+            # Only oracle files go on: their later lines are distractors of the first ones.
+            if index + 1 == self.limit and self.kind != "oracle":
+                break
+        if not len(self.store):
+            raise ValueError(f"{self.store.path} is empty; it must hold one JSON object a line")
+
+    def _detect(self, line: bytes) -> Kind:
+        try:
+            kind = detect_kind(parse_object(line))
+        except ValueError as error:
+            raise self._refusal(0, error) from error
+        if kind != "placed" and self.layout.gold_positions is None:
+            raise ValueError(
+                f"gold_positions is None, but {self.store.path} is of the kind {kind!r}, which does not place the "
+                "gold document; give positions, such as (0, 4, 9, 14, 19)"
+            )
+        return kind
+
+    def _parse(self, index: int, line: bytes) -> Record:
+        try:
+            record = parse_record(parse_object(line), self.kind)
+            if self.kind != "oracle":
+                self._check_room(record)
+        except ValueError as error:
+            raise self._refusal(index, error) from error
+        return replace(record, distractors=record.distractors[: self.needed])
+
+    def _check_room(self, record: Record) -> None:
+        self._check_distractors(len(record.distractors))
+        place, count = record.gold_index, self.layout.num_documents
+        if self.layout.gold_positions is None and place >= count:
+            raise ValueError(
+                f"the gold passage is at {place}, which is not one of num_documents={count}; "
+                f"ask for at least {place + 1} documents, or give gold_positions"
+            )
+
+    def _check_distractors(self, found: int) -> None:
+        if found < self.needed:
+            raise ValueError(
+                f"there are {found} distractors, but num_documents={self.layout.num_documents} needs {self.needed}; "
+                f"ask for at most {found + 1} documents"
+            )
+
+    def _draw(self) -> Iterator[array[int]]:
+        if self.kind != "oracle":
+            return
+        draws = draw_distractors(self.record, len(self.store), self.questions, self.needed, self.layout.seed)
+        for index, drawn in enumerate(draws):
+            try:
+                self._check_distractors(len(drawn))
+            except ValueError as error:
+                raise self._refusal(index, error) from error
+            yield drawn
+
+    def _refusal(self, index: int, error: ValueError) -> ValueError:
+        return ValueError(f"{self.store.path}, line {index + 1}: {error}")
+
+    def record(self, index: int) -> Record:
+        """The record of one line, parsed again unless it was among the last few."""
+        record = self._records.pop(index, None) or self._parse(index, self.store[index])
+        self._records[index] = record
+        if len(self._records) > _CACHED_RECORDS:
+            self._records.popitem(last=False)
+        return record
+
+    def sample(self, pick: int) -> MultiDocSample:
+        """The sample of one question and slot, numbered question by question."""
+        index, slot = divmod(pick, self.layout.slots)
+        record = self.record(index)
+        positions = self.layout.gold_positions
+        place = record.gold_index if positions is None else positions[slot]
+        documents = self._distractors(index, record, place)
+        documents.insert(place, record.gold)
+        return MultiDocSample(record.question, record.answers, tuple(documents), place, str(index))
+
+    def _distractors(self, index: int, record: Record, place: int) -> list[Document]:
+        if self.kind == "placed":
+            return list(record.distractors)
+        oracle = self.kind == "oracle"
+        distractors = [self.record(line).gold for line in self._draws[index]] if oracle else list(record.distractors)
+        # A text seeds the generator through SHA-512: the same everywhere, and unrelated between neighbours.
+        random.Random(f"{self.layout.seed}/{index}/{place}").shuffle(distractors)
+        return distractors
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the file's bytes, as they are on disk."""
+        digest = hashlib.sha256()
+        with self.store.path.open("rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+class MultiDocData(Sequence[MultiDocSample]):
+    """A lazy sequence of samples, made by :func:`load_multidoc`.
+
+    Samples come question by question, each with its gold positions in the order asked for. ``data[i]`` reads one
+    question's line, for an oracle file also the lines of its distractors; slices, :meth:`split` and :meth:`sample`
+    are views of the same file and cost nothing. In memory are the offsets of the lines and a few parsed records. A
+    gzipped file is unpacked once, into a temporary file that goes with the last view, or with :meth:`close`.
+
+    The ``question_id`` of a sample is the number of its line in the file, from 0.
+    """
+
+    def __init__(self, source: _Source, picks: Sequence[int], selection: tuple[str, ...] = ()) -> None:
+        self._source, self._picks, self._selection = source, picks, selection
+
+    def __len__(self) -> int:
+        return len(self._picks)
+
+    @overload
+    def __getitem__(self, index: int) -> MultiDocSample: ...
+    @overload
+    def __getitem__(self, index: slice) -> MultiDocData: ...
+    def __getitem__(self, index: int | slice) -> MultiDocSample | MultiDocData:
+        if isinstance(index, slice):
+            bounds = ":".join(map(str, index.indices(len(self))))
+            return self._view(self._picks[index], f"[{bounds}]")
+        try:
+            pick = self._picks[index]
+        except IndexError:
+            raise IndexError(f"there is no sample {index}: there are {len(self)}, from 0") from None
+        return self._source.sample(pick)
+
+    def __iter__(self) -> Iterator[MultiDocSample]:
+        return map(self._source.sample, self._picks)
+
+    def __repr__(self) -> str:
+        layout = self._source.layout
+        gold = "where the file has it" if layout.gold_positions is None else f"at {layout.gold_positions}"
+        return (
+            f"MultiDocData({self._source.store.path.name!r}: {len(self)} samples of {self.questions} questions, "
+            f"{layout.num_documents} documents, gold {gold})"
+        )
+
+    @property
+    def questions(self) -> int:
+        """How many different questions there are."""
+        return len(self._by_question())
+
+    @property
+    def description(self) -> dict[str, object]:
+        """What these samples are, for a result file: equal descriptions mean equal samples.
+
+        ``sha256`` is of the whole file, computed when first asked for. ``selection`` lists the slices, splits and
+        samplings that led to this view.
+        """
+        source, positions = self._source, self._source.layout.gold_positions
+        return {
+            "file": source.store.path.name,
+            "sha256": source.sha256,
+            "kind": source.kind,
+            "num_documents": source.layout.num_documents,
+            "gold_positions": None if positions is None else list(positions),
+            "seed": source.layout.seed,
+            "limit": source.limit,
+            "dropped_answers": len(source.dropped),
+            "selection": list(self._selection),
+            "questions": self.questions,
+            "samples": len(self),
+        }
+
+    def split(self, fraction: float = 0.5, seed: int = 42) -> tuple[MultiDocData, MultiDocData]:
+        """Train and test, by question: all samples of a question fall on the same side.
+
+        The authors' split: the questions are shuffled by ``random.Random(seed)`` and the first ``fraction``, rounded
+        down, are the training ones. Both sides keep the shuffled order. With the defaults, on a whole file, these are
+        the questions of "Focus Directions" (arXiv 2503.23306) in their order.
+
+        Raises:
+            ValueError: If a side would be empty.
+        """
+        groups = list(self._by_question().values())
+        random.Random(seed).shuffle(groups)
+        # The small amount: 0.29 * 100 is 28.999999999999996.
+        cut = math.floor(len(groups) * fraction + 1e-9) if 0 < fraction < 1 else 0
+        if not 0 < cut < len(groups):
+            raise ValueError(
+                f"fraction {fraction} of {len(groups)} question(s) leaves nothing on one side; "
+                "it must lie between 0 and 1 and give each side at least one question"
+            )
+        step = f"split(fraction={fraction}, seed={seed})"
+        train, test = ([pick for group in side for pick in group] for side in (groups[:cut], groups[cut:]))
+        return self._view(train, f"{step}[0]"), self._view(test, f"{step}[1]")
+
+    def sample(self, n: int, seed: int = 42) -> MultiDocData:
+        """``n`` samples of different questions, drawn at random, as evenly over the gold positions as can be.
+
+        A smaller ``n`` with the same seed gives the first ones of a larger ``n``.
+
+        Raises:
+            ValueError: If ``n`` is below 1, or above the number of questions.
+        """
+        groups = list(self._by_question().values())
+        if not 1 <= n <= len(groups):
+            raise ValueError(f"n is {n}; it must be 1 to {len(groups)}, the number of questions")
+        rng = random.Random(seed)
+        rng.shuffle(groups)
+        used: Counter[int] = Counter()
+        picks: list[int] = []
+        for group in groups[:n]:
+            # The least used position that this question has; ties fall at random.
+            pick = min(group, key=lambda pick: (used[pick % self._source.layout.slots], rng.random()))
+            used[pick % self._source.layout.slots] += 1
+            picks.append(pick)
+        return self._view(picks, f"sample({n}, seed={seed})")
+
+    def close(self) -> None:
+        """Close the file and delete the temporary one, for all views; samples cannot be read afterwards."""
+        self._source.store.close()
+
+    def _view(self, picks: Sequence[int], step: str) -> MultiDocData:
+        return MultiDocData(self._source, picks, (*self._selection, step))
+
+    def _by_question(self) -> dict[int, list[int]]:
+        groups: dict[int, list[int]] = {}
+        for pick in self._picks:
+            groups.setdefault(pick // self._source.layout.slots, []).append(pick)
+        return groups

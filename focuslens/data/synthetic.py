@@ -1,0 +1,336 @@
+"""Multi-document question answering that is made up: the corpus of the embedded demo model.
+
+Every context is a small world of people and places. Each has a document with some facts in varied wording and
+order, between filler sentences; names share parts across documents ("Alden Marsh", "Edith Marsh", "Alden Stark"),
+most attributes are told of several entities, and documents mention each other's subjects. So every question has
+competitors that look like its answer. Questions that no document answers have a refusal as their response.
+
+Held out for validation and for test are names, values and wordings, by one rule: each is a pair of parts (first name
+and surname, "Port" and "Ashby", sentence opening and sentence core), the parts have indices, and the sum of the two
+indices modulo 5 says which split the pair belongs to. Every part occurs in training, no held-out pair does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import ceil, sqrt
+from random import Random
+from typing import Literal, TypeAlias
+
+from focuslens.data.synthetic_tokenizer import build_tokenizer
+from focuslens.data.synthetic_words import (
+    ATTRIBUTES,
+    FILLER_ENDS,
+    FILLER_STARTS,
+    FIRST_NAMES,
+    LEADS,
+    MENTIONS,
+    PLACE_KINDS,
+    PLACE_NAMES,
+    PRONOUNS,
+    QUESTION_FRAMES,
+    SURNAMES,
+    TITLES,
+    UNKNOWN,
+    VALUES,
+    Attribute,
+)
+from focuslens.prompts import Document, MultiDocSample
+
+__all__ = [
+    "CorpusSettings",
+    "Split",
+    "SyntheticContext",
+    "SyntheticQuestion",
+    "build_tokenizer",
+    "generate_context",
+    "load_synthetic",
+]
+
+Split: TypeAlias = Literal["train", "validation", "test"]
+
+_MODULUS = 5
+_RESIDUES: dict[str, tuple[int, ...]] = {"test": (0,), "validation": (1,), "train": (2, 3, 4)}
+_STATEMENT = "the {noun} of {s} was {v}"
+_PARTS = {"person": (FIRST_NAMES, SURNAMES), "place": (PLACE_NAMES, PLACE_KINDS)}
+
+
+@dataclass(frozen=True)
+class CorpusSettings:
+    """How hard a context is; the defaults are the corpus that :func:`load_synthetic` gives.
+
+    Args:
+        facts: Fewest and most facts per document.
+        fillers: Fewest and most filler sentences per document.
+        lookalikes: From 0, where no part of a name occurs in two titles, to 1, where parts are shared as widely as
+            distinct names allow.
+        mentions: Probability that a document mentions the subject of another.
+        plain: Share of facts that are worded as responses are, and of titles that are nothing but a name, for the first
+            lessons of a curriculum. Only for the train split: the plain wording belongs to it.
+    """
+
+    facts: tuple[int, int] = (1, 3)
+    fillers: tuple[int, int] = (0, 1)
+    lookalikes: float = 1.0
+    mentions: float = 0.3
+    plain: float = 0.0
+
+
+@dataclass(frozen=True)
+class SyntheticQuestion:
+    """A question about a context, with the sentence that answers it.
+
+    Args:
+        question: The question's text.
+        answer: The value asked for; ``"not recorded"`` where no document tells it.
+        response: The sentence a model should give, with the answer in it.
+        gold_index: Index of the document that tells the answer, or ``None``.
+    """
+
+    question: str
+    answer: str
+    response: str
+    gold_index: int | None
+
+
+@dataclass(frozen=True)
+class SyntheticContext:
+    """Documents, and everything that can be asked about them.
+
+    Args:
+        documents: The documents, in prompt order.
+        answerable: One question for every fact.
+        unanswerable: Questions for an entity or an attribute that no document tells of.
+    """
+
+    documents: tuple[Document, ...]
+    answerable: tuple[SyntheticQuestion, ...]
+    unanswerable: tuple[SyntheticQuestion, ...]
+
+
+@dataclass(frozen=True)
+class _Entity:
+    kind: str  # "person" or "place"
+    first: int
+    second: int
+
+    @property
+    def name(self) -> str:
+        firsts, seconds = _PARTS[self.kind]
+        return f"{firsts[self.first]} {seconds[self.second]}"
+
+    @property
+    def short_name(self) -> str:
+        return SURNAMES[self.second] if self.kind == "person" else f"the {PLACE_KINDS[self.second].lower()}"
+
+    @property
+    def pronoun(self) -> str:
+        return PRONOUNS[self.first % 2] if self.kind == "person" else PRONOUNS[2]
+
+
+@dataclass
+class _World:
+    """What the documents of one context share while they are written."""
+
+    rng: Random
+    split: Split
+    settings: CorpusSettings
+    names: set[str] = field(default_factory=set[str])
+    values: set[str] = field(default_factory=set[str])
+
+    def pair(self, first_count: int, second_count: int) -> tuple[int, int]:
+        """Indices of a pair of parts that belongs to the split."""
+        while True:
+            first, second = self.rng.randrange(first_count), self.rng.randrange(second_count)
+            if (first + second) % _MODULUS in _RESIDUES[self.split]:
+                return first, second
+
+    def value(self, kind: str) -> str:
+        """A value whose last word (for a person, whose whole name) no other value of the context has."""
+        firsts, seconds = (FIRST_NAMES, SURNAMES) if kind == "person" else VALUES[kind]
+        while True:
+            first, second = self.pair(len(firsts), len(seconds))
+            joint = "" if kind == "year" else " "
+            value = f"{firsts[first]}{joint}{seconds[second]}".strip()
+            mark = value if kind == "person" else f"{kind} {seconds[second]}"
+            if mark not in self.values and value not in self.names:
+                self.values.add(mark)
+                return value
+
+
+def generate_context(
+    rng: Random, num_documents: int, split: Split = "train", settings: CorpusSettings | None = None
+) -> SyntheticContext:
+    """Writes one context.
+
+    Args:
+        rng: Source of every choice.
+        num_documents: How many documents, 1 to 60.
+        split: Which names, values and wordings are used.
+        settings: How hard the context is; the corpus' defaults where it is ``None``.
+
+    Raises:
+        ValueError: If the number of documents is out of range or the split is unknown.
+    """
+    if not 1 <= num_documents <= 60:
+        raise ValueError(f"num_documents is {num_documents}; the word lists allow 1 to 60")
+    if split not in _RESIDUES:
+        raise ValueError(f"split is {split!r}; it must be one of {', '.join(_RESIDUES)}")
+    world = _World(rng, split, settings or CorpusSettings())
+    present, absent = _entities(world, num_documents)
+    world.names.update(entity.name for entity in (*present, *absent))
+    documents: list[Document] = []
+    answerable: list[SyntheticQuestion] = []
+    unanswerable: list[SyntheticQuestion] = []
+    for index, entity in enumerate(present):
+        facts = _facts(world, entity)
+        documents.append(_document(world, entity, facts, present))
+        for key, attribute in ATTRIBUTES[entity.kind].items():
+            found = facts.get(key)
+            asked = _question(world, entity, attribute, found, None if found is None else index)
+            (unanswerable if found is None else answerable).append(asked)
+    unanswerable += [
+        _question(world, entity, attribute, None, None)
+        for entity in absent
+        for attribute in ATTRIBUTES[entity.kind].values()
+    ]
+    return SyntheticContext(tuple(documents), tuple(answerable), tuple(unanswerable))
+
+
+def load_synthetic(
+    num_samples: int = 200,
+    *,
+    num_documents: int = 20,
+    gold_positions: Sequence[int] = (0, 4, 9, 14, 19),
+    split: Split = "test",
+    answerable: float = 1.0,
+    seed: int = 42,
+) -> list[MultiDocSample]:
+    """Samples of the synthetic corpus, the same for the same arguments on any machine.
+
+    Each answerable question is asked once for every gold position, with the distractors in the same order, and all
+    of these share a ``question_id``. An unanswerable question gives a single sample, with ``gold_index`` ``None``.
+
+    Args:
+        num_samples: How many samples; the last question may have fewer positions than the others.
+        num_documents: Documents per sample.
+        gold_positions: Where the gold document stands, from 0.
+        split: Names, values and wordings of ``validation`` and ``test`` occur in no other split.
+        answerable: Share of questions that a document answers, 0 to 1.
+        seed: Everything follows from it and from the other arguments.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+    if num_samples < 1:
+        raise ValueError(f"num_samples is {num_samples}; it must be at least 1")
+    if not gold_positions or not all(0 <= position < num_documents for position in gold_positions):
+        raise ValueError(
+            f"gold_positions is {tuple(gold_positions)}, but there are {num_documents} documents: "
+            f"give at least one position, each from 0 to {num_documents - 1}"
+        )
+    if not 0.0 <= answerable <= 1.0:
+        raise ValueError(f"answerable is {answerable}; it is a share, from 0 to 1")
+    rng = Random(f"{split}/{num_documents}/{seed}")
+    samples: list[MultiDocSample] = []
+    while len(samples) < num_samples:
+        context = generate_context(rng, num_documents, split)
+        # Drawn whatever the share is, so that the contexts of one seed do not depend on it.
+        told, untold, draw = rng.choice(context.answerable), rng.choice(context.unanswerable), rng.random()
+        question_id = f"synthetic-{split}-{num_documents}-{seed}-{draw:.9f}"
+        if draw < answerable:
+            samples += [_sample(context, told, position, question_id) for position in gold_positions]
+        else:
+            samples.append(_sample(context, untold, None, question_id))
+    return samples[:num_samples]
+
+
+def _sample(
+    context: SyntheticContext, asked: SyntheticQuestion, position: int | None, question_id: str
+) -> MultiDocSample:
+    documents = list(context.documents)
+    if position is not None and asked.gold_index is not None:
+        documents.insert(position, documents.pop(asked.gold_index))
+    return MultiDocSample(asked.question, (asked.answer,), tuple(documents), position, question_id)
+
+
+def _entities(world: _World, count: int) -> tuple[list[_Entity], list[_Entity]]:
+    """Entities that get a document, in random order, and entities that get none but share their names' parts."""
+    places = round(count * world.rng.uniform(0.2, 0.4))
+    present: list[_Entity] = []
+    absent: list[_Entity] = []
+    for kind, number in (("person", count - places), ("place", places)):
+        cells = _grid(world, kind, number + max(1, number // 3)) if number else []
+        present += [_Entity(kind, *cell) for cell in cells[:number]]
+        absent += [_Entity(kind, *cell) for cell in cells[number:]]
+    world.rng.shuffle(present)
+    return present, absent
+
+
+def _grid(world: _World, kind: str, count: int) -> list[tuple[int, int]]:
+    """Distinct pairs of name parts, of as few parts as ``lookalikes`` asks for, each used about equally often."""
+    firsts, seconds = _PARTS[kind]
+    residue = world.rng.choice(_RESIDUES[world.split])
+    first_class = world.rng.randrange(_MODULUS)
+    second_class = (residue - first_class) % _MODULUS
+    rows = list(range(first_class, len(firsts), _MODULUS))
+    columns = list(range(second_class, len(seconds), _MODULUS))
+    world.rng.shuffle(rows)
+    world.rng.shuffle(columns)
+    side = round(count - world.settings.lookalikes * (count - ceil(sqrt(1.3 * count))))
+    rows, columns = rows[:side], columns[:side]
+    # Row by row along shifted diagonals: a pair comes back only after len(rows) * len(columns) steps.
+    steps = ((step % len(rows), step // len(rows)) for step in range(count))
+    return [(rows[row], columns[(row + shift) % len(columns)]) for row, shift in steps]
+
+
+def _facts(world: _World, entity: _Entity) -> dict[str, str]:
+    """Attribute to value, in the order they are told."""
+    attributes = ATTRIBUTES[entity.kind]
+    keys = world.rng.sample(list(attributes), min(len(attributes), world.rng.randint(*world.settings.facts)))
+    return {key: world.value(attributes[key].value) for key in keys}
+
+
+def _document(world: _World, entity: _Entity, facts: dict[str, str], present: list[_Entity]) -> Document:
+    rng, settings = world.rng, world.settings
+    sentences: list[str] = []
+    for place, (key, value) in enumerate(facts.items()):
+        sentences.append(_fact(world, entity, ATTRIBUTES[entity.kind][key], value, first=place == 0))
+    # After the first fact, which names the subject in full.
+    for _ in range(rng.randint(*settings.fillers)):
+        filler = f"{rng.choice(FILLER_STARTS)} {rng.choice(FILLER_ENDS)}."
+        sentences.insert(rng.randint(1, len(sentences)), filler)
+    others = [other for other in present if other.kind == entity.kind and other != entity]
+    if others and rng.random() < settings.mentions:
+        mention = rng.choice(MENTIONS).format(s=entity.name, o=rng.choice(others).name)
+        sentences.insert(rng.randint(1, len(sentences)), mention)
+    title = TITLES[0] if rng.random() < settings.plain else rng.choice(TITLES)
+    return Document(title.format(s=entity.name), " ".join(sentences))
+
+
+def _fact(world: _World, entity: _Entity, attribute: Attribute, value: str, *, first: bool) -> str:
+    """One sentence that tells a fact, with a full name for the first of a document."""
+    cores = (_STATEMENT.replace("{noun}", attribute.noun), *attribute.facts)
+    subject = entity.name
+    if world.rng.random() < world.settings.plain:
+        lead, core = LEADS.index(""), 0
+    else:
+        lead, core = world.pair(len(LEADS), len(cores))
+        draw = world.rng.random()
+        if not first and draw < 0.5:
+            subject = entity.short_name if draw < 0.25 or core == 0 else entity.pronoun
+    sentence = f"{LEADS[lead]} {cores[core].format(s=subject, v=value)}.".strip()
+    return sentence[0].upper() + sentence[1:]
+
+
+def _question(
+    world: _World, entity: _Entity, attribute: Attribute, value: str | None, gold_index: int | None
+) -> SyntheticQuestion:
+    frame, core = world.pair(len(QUESTION_FRAMES), len(attribute.questions))
+    question = QUESTION_FRAMES[frame].format(q=attribute.questions[core].format(s=entity.name))
+    answer = UNKNOWN if value is None else value
+    response = _STATEMENT.format(noun=attribute.noun, s=entity.name, v=answer)
+    return SyntheticQuestion(
+        question[0].upper() + question[1:], answer, f"{response[0].upper()}{response[1:]}.", gold_index
+    )

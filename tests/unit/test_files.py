@@ -1,0 +1,75 @@
+"""Files are written whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+
+from focuslens.files import versions, write_atomically, write_json
+
+
+def test_content_directory_and_permissions_are_those_of_an_ordinary_file(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "deeper" / "file.bin"
+    old = os.umask(0o027)
+    try:
+        write_atomically(path, b"\x00\xff content")
+    finally:
+        os.umask(old)
+    assert path.read_bytes() == b"\x00\xff content"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+    assert os.umask(old) == old
+    assert [entry.name for entry in path.parent.iterdir()] == ["file.bin"]
+
+
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_what_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str
+) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"old")
+
+    def fail(*_: object) -> None:
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os if broken == "fsync" else Path, broken, fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_atomically(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_an_existing_file_is_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    write_atomically(path, b"a long old content")
+    write_atomically(path, b"new")
+    assert path.read_bytes() == b"new"
+
+
+def test_json_is_indented_ends_with_a_line_and_holds_no_nan(tmp_path: Path) -> None:
+    path = tmp_path / "results.json"
+    write_json(path, {"a": [1]})
+    assert path.read_text() == '{\n  "a": [\n    1\n  ]\n}\n'
+    with pytest.raises(ValueError, match="JSON compliant"):
+        write_json(path, {"a": float("nan")})
+    assert path.read_text().startswith('{\n  "a"')
+
+
+def test_versions_name_what_decides_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+    import transformers
+
+    found = versions()
+    assert set(found) == {"python", "focuslens", "torch", "transformer-lens", "transformers", "tokenizers"}
+    assert found["torch"].split("+")[0] == torch.__version__.split("+")[0]
+    assert found["transformers"] == transformers.__version__
+
+    from importlib.metadata import PackageNotFoundError
+
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr("focuslens.files.version", missing)
+    assert versions()["torch"] == "not installed"

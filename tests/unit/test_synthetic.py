@@ -1,0 +1,221 @@
+"""The synthetic corpus: the same everywhere, honestly held out, answerable from the gold document alone."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from random import Random
+
+import pytest
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+from focuslens.data.synthetic import (
+    CorpusSettings,
+    Split,
+    SyntheticContext,
+    build_tokenizer,
+    generate_context,
+    load_synthetic,
+)
+from focuslens.data.synthetic_words import FIRST_NAMES, PLACE_NAMES, SURNAMES
+from focuslens.prompts import MultiDocSample
+
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+POSITIONS = (0, 4, 9, 14, 19)
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    return build_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def samples() -> list[MultiDocSample]:
+    return load_synthetic(100)
+
+
+def contexts(split: Split, count: int) -> Iterator[SyntheticContext]:
+    rng = Random(7)
+    return (generate_context(rng, 20, split) for _ in range(count))
+
+
+def told(answer: str, text: str) -> bool:
+    """Whether the answer's words stand in the text one after the other."""
+    return re.search(rf"\b{re.escape(answer.lower())}\b", text.lower()) is not None
+
+
+def names(text: str) -> set[str]:
+    pairs = re.findall(r"\b([A-Z][a-z]+) (?=([A-Z][a-z]+))", text)
+    return {f"{a} {b}" for a, b in pairs if (a in FIRST_NAMES and b in SURNAMES) or a in PLACE_NAMES}
+
+
+def skeleton(text: str) -> str:
+    """A question with its name blanked out: its wording."""
+    return re.sub(r"\b[A-Z][a-z]+ [A-Z][a-z]+\b", "NAME", text)
+
+
+def test_the_samples_are_those_of_every_process_and_version() -> None:
+    # A pinned digest: string hashing differs between processes, so anything that leans on it fails here at times.
+    samples = load_synthetic(7, split="validation", answerable=0.5)
+    told_of = json.dumps([[str(sample.prompt()), sample.answers, sample.gold_index] for sample in samples])
+    assert sha256(told_of.encode()).hexdigest()[:16] == "f442d392ea30089f"
+
+
+def test_the_seed_and_the_split_change_the_samples(samples: list[MultiDocSample]) -> None:
+    other_seed, other_split = load_synthetic(5, seed=43), load_synthetic(5, split="train")
+    assert len({samples[0].question, other_seed[0].question, other_split[0].question}) == 3
+
+
+def test_fewer_samples_are_the_first_of_more(samples: list[MultiDocSample]) -> None:
+    assert load_synthetic(12) == samples[:12]
+
+
+def test_gold_positions_cycle_and_share_their_question(samples: list[MultiDocSample]) -> None:
+    assert [sample.gold_index for sample in samples] == list(POSITIONS) * 20
+    for start in range(0, 100, 5):
+        variants = samples[start : start + 5]
+        assert len({(v.question, v.answers, v.question_id, frozenset(v.documents)) for v in variants}) == 1
+        assert len({tuple(d for d in v.documents if d != v.documents[v.gold_index or 0]) for v in variants}) == 1
+    assert len({sample.question_id for sample in samples}) == 20
+    assert len({sample.id for sample in samples}) == 100
+
+
+def test_the_answer_is_in_the_gold_document_and_in_no_other(samples: list[MultiDocSample]) -> None:
+    for sample in samples:
+        found = [told(sample.answers[0], str(document)) for document in sample.documents]
+        assert [index for index, there in enumerate(found) if there] == [sample.gold_index], sample.question
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_question_of_a_context_is_told_by_its_document_alone(split: Split) -> None:
+    for context in contexts(split, 20):
+        for asked in context.answerable:
+            found = [told(asked.answer, str(document)) for document in context.documents]
+            assert [index for index, there in enumerate(found) if there] == [asked.gold_index], asked
+            assert told(asked.answer, asked.response)
+
+
+@cache
+def used(split: Split) -> dict[str, set[str]]:
+    """The names, values and question wordings that 40 contexts of a split use."""
+    found: dict[str, set[str]] = {"names": set(), "values": set(), "wordings": set()}
+    for context in contexts(split, 40):
+        found["names"].update(*(names(str(document)) for document in context.documents))
+        found["values"].update(asked.answer for asked in context.answerable)
+        found["wordings"].update(skeleton(asked.question) for asked in (*context.answerable, *context.unanswerable))
+    return found
+
+
+@pytest.mark.parametrize("part", ["names", "values", "wordings"])
+def test_held_out_names_values_and_wordings_are_in_no_other_split(part: str) -> None:
+    train, validation, test = (used(split)[part] for split in SPLITS)
+    assert min(len(train), len(validation), len(test)) > 30, "too little was found to compare"
+    assert not train & validation
+    assert not train & test
+    assert not validation & test
+
+
+def test_held_out_names_and_values_are_made_of_words_that_training_has() -> None:
+    for part in ("names", "values"):
+        known = {word for text in used("train")[part] for word in text.split()}
+        ours = {word for text in used("test")[part] for word in text.split() if not word.isdigit()}
+        # 40 contexts of a split do not show every word of it.
+        assert len(ours - known) < 0.2 * len(ours), f"words that only the test split has: {ours - known}"
+
+
+def test_questions_have_competitors_whose_names_share_a_part(samples: list[MultiDocSample]) -> None:
+    rivals: list[int] = []
+    for sample in samples[::5]:
+        gold = sample.documents[sample.gold_index or 0]
+        asked_of = next(iter(names(sample.question)))
+        assert asked_of in gold.title
+        others = [document.title for document in sample.documents if document != gold]
+        rivals.append(sum(bool(set(asked_of.split()) & set(title.split())) for title in others))
+    assert sum(rivals) / len(rivals) > 2.5
+
+
+def test_without_lookalikes_no_part_of_a_name_comes_twice() -> None:
+    settings = CorpusSettings(lookalikes=0.0, mentions=0.0, plain=1.0)
+    for seed in range(20):
+        documents = generate_context(Random(seed), 8, "train", settings).documents
+        firsts = [document.title.split()[0] for document in documents]
+        assert len(set(firsts)) == len(firsts)
+
+
+def test_unanswerable_samples_are_answered_by_no_document() -> None:
+    samples = load_synthetic(60, answerable=0.5)
+    untold = [sample for sample in samples if sample.gold_index is None]
+    questions = {sample.question_id for sample in samples}
+    assert 0.3 < len({sample.question_id for sample in untold}) / len(questions) < 0.7
+    assert len({sample.id for sample in samples}) == len(samples)
+    for sample in untold:
+        assert sample.answers == ("not recorded",)
+        assert not any(told(sample.answers[0], str(document)) for document in sample.documents)
+
+
+def test_the_share_of_answerable_questions_does_not_move_the_others() -> None:
+    everything = {sample.id: sample for sample in load_synthetic(20, gold_positions=(3,))}
+    some = [s for s in load_synthetic(20, gold_positions=(3,), answerable=0.6) if s.gold_index is not None]
+    assert 0 < len(some) < 20
+    assert all(everything[sample.id] == sample for sample in some)
+
+
+@pytest.mark.parametrize("text", ["Port Ashby", "  two  spaces\n\n\tand a tab", "naïve 東京 🦜", "1874, 7 and 105"])
+def test_the_tokenizer_loses_nothing(tokenizer: PreTrainedTokenizerFast, text: str) -> None:
+    ids = tokenizer(text).input_ids
+    assert ids[0] == tokenizer.bos_token_id
+    assert tokenizer.decode(ids, skip_special_tokens=True) == text
+
+
+def test_prompts_are_words_with_offsets_that_cut_the_text(
+    tokenizer: PreTrainedTokenizerFast, samples: list[MultiDocSample]
+) -> None:
+    prompt = samples[7].prompt()
+    encoded = tokenizer(str(prompt), return_offsets_mapping=True)
+    assert tokenizer.decode(encoded.input_ids, skip_special_tokens=True) == str(prompt)
+    offsets = encoded["offset_mapping"][1:]
+    assert "".join(str(prompt)[start:end] for start, end in offsets) == str(prompt)
+    letters = [str(prompt)[a:b] for a, b in offsets if b - a == 1 and str(prompt)[a:b].isalpha()]
+    assert not letters, f"words missing from the vocabulary fall apart into {letters}"
+    starts = {start for start, _ in offsets}
+    assert all(start in starts for start, _ in prompt.spans["document"]), "a document starts inside a token"
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_every_answer_and_response_is_made_of_known_words(tokenizer: PreTrainedTokenizerFast, split: Split) -> None:
+    for context in contexts(split, 10):
+        for asked in (*context.answerable, *context.unanswerable):
+            answer = tokenizer(f" {asked.answer}", add_special_tokens=False).input_ids
+            assert 1 <= len(answer) <= 3, asked.answer
+            texts = [f" {asked.response}", f" {asked.question}"]
+            tokens = [t for text in texts for t in tokenizer.tokenize(text)]
+            assert not [t for t in tokens if len(t) == 1 and t.isalpha()], asked
+
+
+def test_the_tokenizer_survives_saving(tokenizer: PreTrainedTokenizerFast, tmp_path: Path) -> None:
+    tokenizer.save_pretrained(tmp_path)
+    again = AutoTokenizer.from_pretrained(tmp_path)
+    text = " Alden Marsh was born in Port Ashby."
+    assert again(text).input_ids == tokenizer(text).input_ids
+    assert again.decode(again(text).input_ids, skip_special_tokens=True) == text
+    assert again.chat_template is None
+    assert (again.bos_token, again.eos_token, again.pad_token) == ("<s>", "</s>", "<pad>")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_samples": 0}, "num_samples is 0"),
+        ({"gold_positions": (0, 20)}, r"gold_positions is \(0, 20\)"),
+        ({"gold_positions": ()}, r"gold_positions is \(\)"),
+        ({"answerable": 1.5}, "answerable is 1.5"),
+        ({"num_documents": 61}, "num_documents is 61"),
+    ],
+)
+def test_arguments_out_of_range_are_named(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_synthetic(**arguments)  # type: ignore[arg-type]
