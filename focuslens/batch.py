@@ -1,0 +1,114 @@
+"""Left-padded batches of tokenised prompts, and where their parts lie.
+
+Every position in the package is counted in one of two ways. A *token position* counts from the first token of the
+prompt itself (BOS included). A *column* counts in the padded batch: column = token position + left padding. Because
+padding is on the left, the last prompt token of every sample is in the same column, ``width - 1``, and the row of
+that column is the one that produces the first response token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from focuslens.prompts import Span
+
+__all__ = ["EncodedPrompt", "PromptBatch", "SpanLike"]
+
+SpanLike = str | Span
+"""A part of the prompt: its name, or a half-open range of token positions."""
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPrompt:
+    """A prompt's tokens, as the model's own tokenizer gives them, and its parts as token ranges.
+
+    Attributes:
+        tokens: Token ids, BOS and chat template included.
+        spans: Name to half-open ranges of token positions; a token belongs to a part if they share a character.
+        text: What was tokenised, chat template included; empty where only tokens are known.
+    """
+
+    tokens: Int[Tensor, "pos"]
+    spans: Mapping[str, tuple[Span, ...]]
+    text: str = ""
+
+    def resolve(self, span: SpanLike) -> tuple[Span, ...]:
+        """The token ranges of a part.
+
+        Raises:
+            KeyError: If no part has that name.
+            ValueError: If a range does not lie in the prompt.
+        """
+        if isinstance(span, str):
+            if span not in self.spans:
+                raise KeyError(
+                    f"this prompt has no part {span!r}; it has {sorted(self.spans) or 'none'}. Name one of these, "
+                    "or give a (start, end) range of token positions"
+                )
+            return self.spans[span]
+        start, end = span
+        if not 0 <= start < end <= len(self.tokens):
+            raise ValueError(
+                f"span ({start}, {end}) does not lie in a prompt of {len(self.tokens)} tokens; "
+                "a span is a half-open range with 0 <= start < end <= length"
+            )
+        return ((start, end),)
+
+
+@dataclass(frozen=True, eq=False)
+class PromptBatch:
+    """Prompts of unequal length, padded on the left to one width."""
+
+    prompts: tuple[EncodedPrompt, ...]
+
+    @classmethod
+    def of(cls, prompts: Sequence[EncodedPrompt]) -> PromptBatch:
+        """A batch of at least one prompt, none of them empty."""
+        if not prompts:
+            raise ValueError("a batch needs at least one prompt")
+        for prompt in prompts:
+            if len(prompt.tokens) == 0:
+                raise ValueError("a prompt has no tokens; there is nothing to run the model on")
+        return cls(tuple(prompts))
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def width(self) -> int:
+        """Columns: the length of the longest prompt."""
+        return max(len(prompt.tokens) for prompt in self.prompts)
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """Padding tokens to the left of each prompt."""
+        return tuple(self.width - len(prompt.tokens) for prompt in self.prompts)
+
+    def tokens(self, pad_token: int) -> Int[Tensor, "batch pos"]:
+        """Token ids by column."""
+        rows = torch.full((len(self), self.width), pad_token, dtype=torch.long)
+        for row, prompt, padding in zip(rows, self.prompts, self.padding, strict=True):
+            row[padding:] = prompt.tokens
+        return rows
+
+    def mask(self) -> Int[Tensor, "batch pos"]:
+        """1 where a column holds a token, 0 where it is padding."""
+        columns = torch.arange(self.width)
+        return (columns >= torch.tensor(self.padding)[:, None]).long()
+
+    def first_response_row(self, start: int) -> int:
+        """Index of the first row that produces a response token, of rows that begin in column ``start``."""
+        return max(0, self.width - 1 - start)
+
+    def columns(self, span: SpanLike, n_keys: int) -> Bool[Tensor, "batch key"]:
+        """Which key columns belong to a part, for ``n_keys`` columns in all."""
+        mask = torch.zeros(len(self), n_keys, dtype=torch.bool)
+        for row, prompt, padding in zip(mask, self.prompts, self.padding, strict=True):
+            for start, end in prompt.resolve(span):
+                row[padding + start : padding + end] = True
+        return mask

@@ -1,0 +1,158 @@
+"""Naming, ranking and sampling attention heads."""
+
+from __future__ import annotations
+
+import json
+import operator
+import random
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+
+__all__ = [
+    "Head",
+    "Sparsity",
+    "as_heads",
+    "check_heads",
+    "heads_by_layer",
+    "load_ranking",
+    "random_heads",
+    "rank_heads",
+    "sparsity",
+]
+
+
+class Head(NamedTuple):
+    """One query head, by layer and index within the layer, both from 0. Equal to the plain tuple."""
+
+    layer: int
+    head: int
+
+    def __str__(self) -> str:
+        return f"L{self.layer}H{self.head}"
+
+
+def as_heads(pairs: Iterable[tuple[int, int]]) -> tuple[Head, ...]:
+    """``(layer, head)`` pairs as heads; integers of any library (a row of an array or a table) become Python's own.
+
+    Raises:
+        TypeError: If a number is not an integer.
+    """
+    return tuple(Head(operator.index(layer), operator.index(head)) for layer, head in pairs)
+
+
+def rank_heads(scores: Float[Tensor, "layer head"]) -> list[Head]:
+    """All heads, highest score first; ties are broken by layer, then head.
+
+    Raises:
+        ValueError: If a score is NaN (no sample had a response to score).
+    """
+    if scores.isnan().any():
+        raise ValueError("scores hold NaN: at least one head was never scored, so there is no ranking")
+    order = scores.flatten().argsort(descending=True, stable=True).tolist()
+    return [Head(*divmod(index, scores.shape[1])) for index in order]
+
+
+def random_heads(
+    n_layers: int, n_heads: int, k: int, *, exclude: Iterable[tuple[int, int]] = (), seed: int = 0
+) -> list[Head]:
+    """``k`` different heads drawn uniformly from those not excluded: the control for a set of contextual heads.
+
+    A draw of fewer heads with the same seed and exclusions is a prefix of a draw of more.
+
+    Raises:
+        ValueError: If fewer than ``k`` heads are left.
+    """
+    excluded = set(as_heads(exclude))
+    pool = [Head(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+    pool = [head for head in pool if head not in excluded]
+    if not 0 <= k <= len(pool):
+        raise ValueError(f"cannot draw {k} random heads: {len(pool)} are left of {n_layers * n_heads}")
+    random.Random(seed).shuffle(pool)
+    return pool[:k]
+
+
+def heads_by_layer(heads: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
+    """Head indices of each layer that has any, layers ascending, indices in the order given."""
+    grouped: defaultdict[int, list[int]] = defaultdict(list)
+    for layer, head in heads:
+        grouped[layer].append(head)
+    return dict(sorted(grouped.items()))
+
+
+def check_heads(heads: Iterable[tuple[int, int]], n_layers: int, n_heads: int) -> tuple[Head, ...]:
+    """The heads as a tuple of :class:`Head`.
+
+    Raises:
+        ValueError: If a head is named twice or does not exist in a model of this shape.
+    """
+    checked = as_heads(heads)
+    for layer, head in checked:
+        if not (0 <= layer < n_layers and 0 <= head < n_heads):
+            raise ValueError(
+                f"head ({layer}, {head}) does not exist: the model has layers 0 to {n_layers - 1} "
+                f"with heads 0 to {n_heads - 1}"
+            )
+    if len(set(checked)) < len(checked):
+        twice = sorted({head for head in checked if checked.count(head) > 1})
+        raise ValueError(f"heads named more than once: {', '.join(map(str, twice))}")
+    return checked
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """How many heads score above a threshold, and in which layers (section 2.2 of the paper).
+
+    Attributes:
+        threshold: The relevant contextual score that is exceeded.
+        count: Heads above it.
+        fraction: ``count`` over all heads.
+        layers: First and last layer that has one, or ``None`` where none does.
+    """
+
+    threshold: float
+    count: int
+    fraction: float
+    layers: tuple[int, int] | None
+
+    def __str__(self) -> str:
+        where = f"layers {self.layers[0]} to {self.layers[1]}" if self.layers else "no layer"
+        return f"> {self.threshold:g}: {self.count} heads ({self.fraction:.1%}), {where}"
+
+
+def sparsity(
+    scores: Float[Tensor, "layer head"], thresholds: Sequence[float] = (0.2, 0.1, 0.05)
+) -> tuple[Sparsity, ...]:
+    """Counts of heads whose score is strictly above each threshold."""
+    rows: list[Sparsity] = []
+    for threshold in thresholds:
+        above = scores > threshold
+        layers = above.any(dim=1).nonzero().flatten().tolist()
+        count = int(above.sum())
+        rows.append(Sparsity(threshold, count, count / above.numel(), (layers[0], layers[-1]) if layers else None))
+    return tuple(rows)
+
+
+def load_ranking(path: str | Path) -> list[Head]:
+    """A ranking of heads, best first, from a JSON file.
+
+    The file holds ``[[layer, head], ...]``, as the paper's authors publish it, or an object with such a list under
+    ``"heads"``, as ``focuslens heads`` writes it.
+
+    Raises:
+        ValueError: If the file is not such a list.
+    """
+    entries = json.loads(Path(path).read_text())
+    if isinstance(entries, dict):
+        entries = entries.get("heads")
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, list) and len(entry) == 2 and all(isinstance(number, int) for number in entry)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+        for entry in entries  # pyright: ignore[reportUnknownVariableType]
+    ):
+        raise ValueError(f"{path} is not a ranking of heads: expected JSON [[layer, head], ...], best first")
+    return [Head(layer, head) for layer, head in entries]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]

@@ -1,0 +1,75 @@
+"""The language interventions speak: ordinary TransformerLens hooks.
+
+A hook is a ``(name, function)`` pair, usable in anyone's ``run_with_hooks`` or ``hooks()``. With a key-value cache a
+forward pass sees only the newest rows, so a hook must know which column its first row stands in. Where the tensor
+holds a key axis that is ``number of keys - number of rows``; at the query hooks it is a :class:`Cursor`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+
+from torch import Tensor
+
+from focuslens.batch import EncodedPrompt, PromptBatch
+from focuslens.heads import Head
+
+if TYPE_CHECKING:
+    from focuslens.model import FocusModel
+    from focuslens.prompts import Prompt
+
+__all__ = ["Cursor", "Hook", "Intervention", "PromptLike", "hook_name"]
+
+Hook: TypeAlias = "tuple[str, Callable[[Tensor, Any], Tensor | None]]"
+"""A TransformerLens forward hook: the hook point's name and the function ``(tensor, hook) -> tensor or None``."""
+
+PromptLike: TypeAlias = "str | Prompt | EncodedPrompt | PromptBatch | Sequence[str] | Sequence[EncodedPrompt]"
+"""One prompt, or a batch of prompts that is padded on the left."""
+
+
+def hook_name(layer: int, point: str) -> str:
+    """The full name of an attention hook point, e.g. ``blocks.3.attn.hook_pattern``."""
+    return f"blocks.{layer}.attn.{point}"
+
+
+@dataclass
+class Cursor:
+    """The column in which the rows of the current forward pass begin.
+
+    ``start`` is set by whoever runs the model pass by pass. Left at ``None``, as in a user's own ``run_with_hooks``,
+    it is inferred: a pass with at least as many rows as the prompt starts at column 0, a shorter one continues a
+    cache that holds everything before it.
+    """
+
+    start: int | None = None
+
+    def first_response_row(self, batch: PromptBatch, n_rows: int) -> int:
+        """Index of the first row of this pass that produces a response token."""
+        if self.start is not None:
+            return batch.first_response_row(self.start)
+        return batch.width - 1 if n_rows >= batch.width else 0
+
+
+@runtime_checkable
+class Intervention(Protocol):
+    """What changes a forward pass: a frozen value that gives TransformerLens hooks."""
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """The heads it acts on."""
+        ...
+
+    @property
+    def changes_prompt(self) -> bool:
+        """Whether rows before the last prompt token change, and with them the prompt's keys and values."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Kind and settings, as JSON, for result files."""
+        ...
+
+    def hooks(self, model: FocusModel, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
+        """Hooks for one prompt or one left-padded batch, in the order in which they must be added."""
+        ...

@@ -1,0 +1,394 @@
+"""FocusModel: tokenise, prefill, extend and generate over a TransformerLens model, under interventions."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from typing import Any, Literal, cast, overload
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from focuslens import loading
+from focuslens.backends import Backend, ModelShape, backend_for, describe
+from focuslens.batch import EncodedPrompt, PromptBatch
+from focuslens.hooks import Cursor, Hook, Intervention, PromptLike
+from focuslens.tokens import PromptEncoder
+
+__all__ = ["FocusModel", "Generation", "Prefix"]
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """A response.
+
+    Attributes:
+        text: The response, special tokens and surrounding white space removed.
+        tokens: Its token ids, without the token that ended it.
+        finished: Whether a stop token ended it; ``False`` where the limit of new tokens or the context length did.
+    """
+
+    text: str
+    tokens: Int[Tensor, "response"]
+    finished: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """A batch that has been run, ready to be extended any number of times.
+
+    Attributes:
+        batch: The prompts.
+        cache: Keys and values of all columns so far.
+        mask: 1 where a column holds a token, 0 where it is padding.
+        logits: Of the last column; ``None`` where the prompts' last token has been held back.
+    """
+
+    batch: PromptBatch
+    cache: Any
+    mask: Int[Tensor, "batch column"]
+    logits: Float[Tensor, "batch d_vocab"] | None
+
+
+class FocusModel:
+    """A TransformerLens model that takes prompts with parts, and interventions.
+
+    Args:
+        hooked: A ``HookedTransformer`` or ``TransformerBridge``. It is used as it is, and never changed.
+        tokenizer: The checkpoint's own fast tokenizer. By default the model's; where TransformerLens has told it to
+            prepend a BOS that the original does not, the original, if it lies on this machine.
+        chat: Whether prompts are put into the tokenizer's chat template; by default, if it has one. Some base models
+            ship a chat template: pass ``False`` for those.
+        chat_template_kwargs: Further arguments of the chat template, e.g. ``{"date_string": "26 Jul 2024"}``.
+        stop_tokens: Tokens that end a response; by default the tokenizer's EOS.
+        name: What result files call the model.
+        revision: Branch, tag or commit that result files name.
+
+    Raises:
+        TypeError: If ``hooked`` is no TransformerLens model.
+        ValueError: If there is no tokenizer, or ``chat`` is true without a chat template.
+    """
+
+    def __init__(
+        self,
+        hooked: Any,
+        tokenizer: Any | None = None,
+        *,
+        chat: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        stop_tokens: Sequence[int] | None = None,
+        name: str | None = None,
+        revision: str | None = None,
+    ) -> None:
+        self.backend: Backend = backend_for(hooked)
+        self.tokenizer: Any = loading.original_tokenizer(hooked.tokenizer) if tokenizer is None else tokenizer
+        if self.tokenizer is None:
+            raise ValueError("the model has no tokenizer; pass one: FocusModel(hooked, tokenizer=...)")
+        if chat is None:
+            chat = bool(getattr(self.tokenizer, "chat_template", None))
+        self.encoder = PromptEncoder(self.tokenizer, chat, dict(chat_template_kwargs or {}))
+        if stop_tokens is None:
+            stop_tokens = () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
+        self.stop_tokens = tuple(stop_tokens)
+        self.name = name or str(getattr(hooked.cfg, "model_name", "model"))
+        self.revision = revision
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        name: str,
+        *,
+        device: str | None = None,
+        dtype: str | torch.dtype = "float32",
+        backend: Literal["hooked", "bridge"] | None = None,
+        n_ctx: int | None = None,
+        revision: str | None = None,
+        chat: bool | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> FocusModel:
+        """Open a model of the Hugging Face hub, or a local directory in its format, without processing weights.
+
+        Args:
+            name: Hub name or directory.
+            device: ``cuda`` where there is one, else ``cpu``.
+            dtype: Of the weights, e.g. ``"bfloat16"``.
+            backend: ``hooked`` (a ``HookedTransformer``: Llama, Mistral, Qwen2 and Qwen3 families, TransformerLens 3)
+                or ``bridge`` (a ``TransformerBridge``: whatever it boots). By default ``hooked`` where it can be had.
+            n_ctx: Context length in tokens; by default all that the checkpoint declares.
+            revision: Branch, tag or commit on the hub.
+            chat: As in :class:`FocusModel`.
+            chat_template_kwargs: As in :class:`FocusModel`.
+
+        Raises:
+            ValueError: If the checkpoint cannot be opened in the way asked for; the message says what would work.
+        """
+        resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
+        if not isinstance(resolved, torch.dtype):
+            raise ValueError(
+                f"dtype is {dtype!r}; it must be the name of a torch dtype, such as 'float32' or 'bfloat16'"
+            )
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        tokenizer = loading.load_tokenizer(name, revision)
+        load = loading.loader(name, backend, revision)
+        hooked = load(name, tokenizer, device=device, dtype=resolved, n_ctx=n_ctx, revision=revision)
+        return cls(
+            hooked,
+            tokenizer,
+            chat=chat,
+            chat_template_kwargs=chat_template_kwargs,
+            stop_tokens=loading.stop_ids(name, tokenizer, revision),
+            name=name,
+            revision=revision or loading.resolved_revision(name),
+        )
+
+    @classmethod
+    def demo(cls, *, device: str | None = None, backend: Literal["hooked", "bridge"] | None = None) -> FocusModel:
+        """The embedded model: a small Llama trained on the synthetic corpus. Needs no network."""
+        with resources.as_file(resources.files("focuslens") / "assets" / "demo") as directory:
+            model = cls.from_pretrained(str(directory), device=device, backend=backend)
+        model.name = "demo"
+        return model
+
+    @property
+    def hooked(self) -> Any:
+        """The TransformerLens model."""
+        return self.backend.hooked
+
+    @property
+    def shape(self) -> ModelShape:
+        """Layers, heads and sizes."""
+        return self.backend.shape
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """What result files say of the model."""
+        return {"name": self.name, "revision": self.revision, "chat": self.encoder.chat, **describe(self.backend)}
+
+    def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:
+        """A prompt's tokens, exactly as the model's own tokenizer gives them, and its parts as token ranges."""
+        return prompt if isinstance(prompt, EncodedPrompt) else self.encoder.encode(prompt)
+
+    def to_tokens(self, prompt: str) -> Int[Tensor, "1 pos"]:
+        """A prompt's tokens as a batch of one, ready for ``model.hooked``; :meth:`encode` gives the parts too."""
+        return self.encode(prompt).tokens[None].to(self.backend.device)
+
+    def batch(self, prompts: PromptLike) -> PromptBatch:
+        """One prompt or several as a left-padded batch."""
+        if isinstance(prompts, PromptBatch):
+            return prompts
+        many = [prompts] if isinstance(prompts, str | EncodedPrompt) else prompts
+        return PromptBatch.of([self.encode(prompt) for prompt in many])
+
+    @contextmanager
+    def intervened(
+        self,
+        interventions: Sequence[Intervention],
+        prompt: PromptLike | None,
+        cursor: Cursor | None = None,
+        observers: Sequence[Hook] = (),
+    ) -> Generator[None]:
+        """Run ``model.hooked`` under interventions; whatever happens inside, nothing is left behind.
+
+        Observers are further hooks, added after those of the interventions.
+        """
+        hooks = [hook for one in interventions for hook in one.hooks(self, prompt, cursor=cursor)] + list(observers)
+        self.require_hook_points(name for name, _ in hooks)
+        with self.hooked.hooks(fwd_hooks=hooks):
+            yield
+
+    def require_hook_points(self, names: Iterable[str]) -> None:
+        """Check that hook points exist: a bridge silently ignores hooks on points that it does not have.
+
+        Raises:
+            ValueError: If one does not.
+        """
+        missing = sorted(set(names) - self.hooked.hook_dict.keys())
+        if missing:
+            raise ValueError(
+                f"{type(self.hooked).__name__} has no hook point {missing[0]!r}; hooks on it would be ignored"
+            )
+
+    @torch.no_grad()
+    def logits(
+        self,
+        tokens: Int[Tensor, "*batch pos"] | Sequence[int] | str | EncodedPrompt,
+        interventions: Sequence[Intervention] = (),
+        *,
+        prompt: str | EncodedPrompt | None = None,
+    ) -> Float[Tensor, "pos d_vocab"]:
+        """Logits at every position, in one pass without a cache.
+
+        Args:
+            tokens: Token ids, or a prompt.
+            interventions: Applied in order.
+            prompt: The prompt that ``tokens`` begin with, where a response follows it: it has the parts, and its last
+                token's row is the first that produces the response. By default all of ``tokens`` is the prompt.
+
+        Raises:
+            ValueError: If ``tokens`` do not begin with the prompt's, or do not fit the context.
+        """
+        if isinstance(tokens, str | EncodedPrompt):
+            ids, prompt = self.encode(tokens).tokens, tokens if prompt is None else prompt
+        else:
+            ids = torch.as_tensor(tokens, dtype=torch.long).cpu()
+            if ids.ndim == 2 and len(ids) == 1:
+                ids = ids[0]
+            if ids.ndim != 1:
+                raise ValueError(f"tokens have the shape {tuple(ids.shape)}; give one sequence, [pos] or [1, pos]")
+        encoded = EncodedPrompt(ids, {}) if prompt is None else self.encode(prompt)
+        if not torch.equal(ids[: len(encoded.tokens)], encoded.tokens):
+            raise ValueError("tokens do not begin with the tokens of the prompt")
+        self._check_length(len(ids))
+        batch = PromptBatch.of([encoded])
+        with self.intervened(interventions, batch, Cursor(0)):
+            mask = torch.ones(1, len(ids), dtype=torch.long)
+            return self._forward(ids[None], mask, None, last_only=False)[0]
+
+    @torch.no_grad()
+    def observe(
+        self,
+        tokens: Int[Tensor, "pos"],
+        observers: Sequence[Hook],
+        interventions: Sequence[Intervention] = (),
+        *,
+        prompt: EncodedPrompt | None = None,
+    ) -> None:
+        """Run the model once on given tokens, for what plain hooks see of it.
+
+        The prompt is what ``tokens`` begin with; interventions may need it.
+
+        Raises:
+            ValueError: If the tokens do not fit the context, or a hook point does not exist.
+        """
+        self._check_length(len(tokens))
+        batch = None if prompt is None else PromptBatch.of([prompt])
+        with self.intervened(interventions, batch, Cursor(0), observers):
+            self._forward(tokens[None], torch.ones(1, len(tokens), dtype=torch.long), None, last_only=True)
+
+    @torch.no_grad()
+    def prefill(
+        self, prompts: PromptLike, interventions: Sequence[Intervention] = (), *, hold_last: bool = False
+    ) -> Prefix:
+        """Run prompts once; the result can be extended and generated from any number of times.
+
+        With ``hold_last`` every token but the last of each prompt is run. The last token's row produces the first
+        response token, so interventions on the response begin there: held back, it is run under each setting of a
+        sweep in turn, over keys and values that all settings share.
+
+        Raises:
+            ValueError: If a prompt does not fit the context.
+        """
+        batch = self.batch(prompts)
+        self._check_length(batch.width)
+        cache, mask, tokens = self.backend.new_cache(len(batch)), batch.mask(), batch.tokens(self._pad_token)
+        if hold_last:
+            mask, tokens = mask[:, :-1], tokens[:, :-1]
+        logits = None
+        if tokens.shape[1]:
+            with self.intervened(interventions, batch, Cursor(0)):
+                logits = self._forward(tokens, mask, cache, last_only=True)[:, -1]
+        return Prefix(batch, cache, mask, None if hold_last else logits)
+
+    @torch.no_grad()
+    def extend(
+        self,
+        prefix: Prefix,
+        tokens: Int[Tensor, "batch new"],
+        interventions: Sequence[Intervention] = (),
+        observers: Sequence[Hook] = (),
+    ) -> tuple[Float[Tensor, "batch new d_vocab"], Prefix]:
+        """Run further tokens after a prefix, which stays as it is; logits of each, and the longer prefix.
+
+        ``observers`` are plain hooks that see what the interventions made.
+        """
+        start = prefix.mask.shape[1]
+        self._check_length(start + tokens.shape[1])
+        cache, mask = self.backend.fork(prefix.cache), torch.cat((prefix.mask, torch.ones_like(tokens.cpu())), dim=1)
+        with self.intervened(interventions, prefix.batch, Cursor(start), observers):
+            logits = self._forward(tokens, mask, cache, last_only=False)
+        return logits, Prefix(prefix.batch, cache, mask, logits[:, -1])
+
+    @overload
+    def generate(
+        self, prompts: str | EncodedPrompt, interventions: Sequence[Intervention] = ..., *, max_new_tokens: int = ...
+    ) -> Generation: ...
+    @overload
+    def generate(
+        self,
+        prompts: Sequence[str] | Sequence[EncodedPrompt],
+        interventions: Sequence[Intervention] = ...,
+        *,
+        max_new_tokens: int = ...,
+    ) -> list[Generation]: ...
+    def generate(
+        self,
+        prompts: str | EncodedPrompt | Sequence[str] | Sequence[EncodedPrompt],
+        interventions: Sequence[Intervention] = (),
+        *,
+        max_new_tokens: int = 100,
+    ) -> Generation | list[Generation]:
+        """Greedy responses: one for a prompt, a list for a list, which is run as one left-padded batch.
+
+        Args:
+            prompts: Put into the model's chat template if it has one.
+            interventions: Applied in order.
+            max_new_tokens: At most so many tokens a response; it also ends where the context does.
+
+        Raises:
+            ValueError: If a prompt does not fit the context.
+        """
+        prefix = self.prefill(prompts, interventions)
+        responses = self.decode(prefix, interventions, max_new_tokens=max_new_tokens)
+        return responses[0] if isinstance(prompts, str | EncodedPrompt) else responses
+
+    @torch.no_grad()
+    def decode(
+        self, prefix: Prefix, interventions: Sequence[Intervention] = (), *, max_new_tokens: int = 100
+    ) -> list[Generation]:
+        """Greedy responses that follow a prefix, which stays as it is."""
+        if max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+        # Each prompt has the room it would have alone: padding takes none of the context. A token held back takes one.
+        taken = prefix.mask.sum(dim=1) + (prefix.logits is None)
+        limits = (self.shape.n_ctx - taken).clamp(min=0, max=max_new_tokens)
+        cursor, cache, mask, logits = Cursor(), self.backend.fork(prefix.cache), prefix.mask, prefix.logits
+        stops = torch.tensor(self.stop_tokens, dtype=torch.long)
+        newest = prefix.batch.tokens(self._pad_token)[:, -1]
+        chosen: list[Tensor] = []
+        done = limits == 0
+        with self.intervened(interventions, prefix.batch, cursor):
+            while not done.all():
+                if logits is None:
+                    cursor.start = mask.shape[1]
+                    # A finished row is padded from here on, so that its positions stay inside the context.
+                    mask = torch.cat((mask, (~done).long()[:, None]), dim=1)
+                    logits = self._forward(newest[:, None], mask, cache, last_only=True)[:, -1]
+                newest, logits = logits.argmax(dim=-1).cpu(), None
+                chosen.append(newest)
+                done |= torch.isin(newest, stops) | (len(chosen) >= limits)
+        rows = torch.stack(chosen, dim=1).tolist() if chosen else [[] for _ in prefix.batch.prompts]
+        return [self._generation(row[:limit]) for row, limit in zip(rows, limits.tolist(), strict=True)]
+
+    def _generation(self, ids: list[int]) -> Generation:
+        end = next((i for i, token in enumerate(ids) if token in self.stop_tokens), None)
+        text = cast("str", self.tokenizer.decode(ids[:end], skip_special_tokens=True))
+        return Generation(text.strip(), torch.tensor(ids[:end], dtype=torch.long), end is not None)
+
+    def _forward(self, tokens: Tensor, mask: Tensor, cache: Any | None, *, last_only: bool) -> Tensor:
+        device = self.backend.device
+        return self.backend.forward(tokens.to(device), mask.to(device), cache, last_only=last_only)
+
+    @property
+    def _pad_token(self) -> int:
+        # Padding is masked out, so any token will do; a valid one is needed for the embedding.
+        return 0 if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
+
+    def _check_length(self, length: int) -> None:
+        if length > self.shape.n_ctx:
+            raise ValueError(
+                f"{length} tokens do not fit the model's context of {self.shape.n_ctx}; "
+                "shorten the prompt, or load the model with a larger n_ctx"
+            )

@@ -1,0 +1,100 @@
+"""Prompts to tokens, and characters to token positions, by the model's own tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from focuslens.batch import EncodedPrompt
+from focuslens.prompts import Prompt, Span
+
+__all__ = ["PromptEncoder", "token_span"]
+
+_MARK = "\ue000"
+"""A character of the private use area, which no chat template writes."""
+
+
+def token_span(offsets: list[Span], span: Span) -> Span | None:
+    """Half-open range of the tokens that share a character with a half-open character range, ``None`` if none does."""
+    start, end = span
+    inside = [i for i, (first, last) in enumerate(offsets) if first < end and last > start]
+    return (inside[0], inside[-1] + 1) if inside else None
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Turns prompts into the tokens the model's own tokenizer gives, chat template included.
+
+    Attributes:
+        tokenizer: A fast Hugging Face tokenizer, as the checkpoint has it.
+        chat: Whether prompts become the user's turn of the tokenizer's chat template.
+        template_kwargs: Further arguments of the chat template (Llama 3 puts today's date into the prompt unless
+            ``date_string`` is given).
+    """
+
+    tokenizer: Any
+    chat: bool
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        if self.chat and not getattr(self.tokenizer, "chat_template", None):
+            raise ValueError("chat=True, but the tokenizer has no chat template; use chat=False for a base model")
+
+    def _text(self, prompt: str) -> tuple[str, int]:
+        """What is tokenised, and the character in it at which the prompt begins."""
+        if not self.chat:
+            return str(prompt), 0
+        text = self._render(str(prompt))
+        # The template's own words may be the prompt's too ("user"), so the place is looked up with a mark instead.
+        start = self._render(_MARK).find(_MARK)
+        if start < 0 or not text.startswith(str(prompt), start):
+            raise ValueError(
+                "the chat template changes the prompt's text (it may strip white space at its ends), so the positions "
+                "of its parts are unknown; give the prompt as the template leaves it"
+            )
+        return text, start
+
+    def _render(self, content: str) -> str:
+        turn = [{"role": "user", "content": content}]
+        return self.tokenizer.apply_chat_template(
+            turn, tokenize=False, add_generation_prompt=True, **self.template_kwargs
+        )
+
+    def _tokenize(self, text: str) -> tuple[list[int], list[Span]]:
+        # A chat template writes its own BOS, so the tokenizer must not add another.
+        encoding = self.tokenizer(text, add_special_tokens=not self.chat, return_offsets_mapping=True)
+        return encoding["input_ids"], encoding["offset_mapping"]
+
+    def encode(self, prompt: str) -> EncodedPrompt:
+        """Tokens and token spans of a prompt.
+
+        Raises:
+            ValueError: If a part of the prompt shares no character with any token.
+        """
+        text, shift = self._text(prompt)
+        ids, offsets = self._tokenize(text)
+        spans: dict[str, tuple[Span, ...]] = {}
+        for name, ranges in (prompt.spans if isinstance(prompt, Prompt) else {}).items():
+            found = [token_span(offsets, (start + shift, end + shift)) for start, end in ranges]
+            if None in found:
+                raise ValueError(f"part {name!r} of the prompt has no token; is it only white space?")
+            spans[name] = tuple(span for span in found if span is not None)
+        return EncodedPrompt(torch.tensor(ids, dtype=torch.long), spans, text)
+
+    def encode_response(self, prompt: EncodedPrompt, response: str) -> Int[Tensor, "response"]:
+        """Tokens of a response that follows a prompt: after one space for base models, directly in a chat template.
+
+        The response is tokenised together with the prompt, as text, so that a tokenizer that merges across the
+        space gives what the model would have generated; where that would change the prompt's own tokens, alone.
+        """
+        continuation = response if self.chat else " " + response.lstrip()
+        ids, _ = self._tokenize(prompt.text + continuation)
+        length = len(prompt.tokens)
+        if ids[:length] != prompt.tokens.tolist():
+            ids = prompt.tokens.tolist() + self.tokenizer(continuation, add_special_tokens=False)["input_ids"]
+        return torch.tensor(ids[length:], dtype=torch.long)
