@@ -1,0 +1,7 @@
+"""What can be done to attention heads: every intervention is a frozen value that gives TransformerLens hooks."""
+
+from focuslens.interventions.ablation import HeadAblation, mean_head_outputs
+from focuslens.interventions.focus import FocusSteering
+from focuslens.interventions.split_softmax import SplitSoftmax, split_softmax
+
+__all__ = ["FocusSteering", "HeadAblation", "SplitSoftmax", "mean_head_outputs", "split_softmax"]

@@ -1,0 +1,202 @@
+"""Ablations: replacing what heads write, or cutting what they read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Float
+from torch import Tensor
+
+from focuslens.batch import PromptBatch, SpanLike
+from focuslens.heads import Head, as_heads, check_heads, heads_by_layer
+from focuslens.hooks import Cursor, Hook, PromptLike, hook_name
+from focuslens.interventions.common import (
+    Positions,
+    check_positions,
+    check_span,
+    first_query_row,
+    first_row,
+    require_all_keys,
+    require_prompt,
+    rows_of,
+)
+
+if TYPE_CHECKING:
+    from focuslens.model import FocusModel
+
+__all__ = ["AblationMode", "HeadAblation", "mean_head_outputs"]
+
+AblationMode: TypeAlias = Literal["zero", "mean", "knockout"]
+"""What takes the place of a head's output: nothing, its mean, or its output without the attention to a span."""
+
+
+@torch.no_grad()
+def mean_head_outputs(
+    model: FocusModel, prompts: Iterable[str], heads: Iterable[tuple[int, int]]
+) -> Float[Tensor, "n d_head"]:
+    """Mean of ``hook_z`` over every token of every prompt, one vector a head: what ``mode="mean"`` puts in its place.
+
+    Raises:
+        ValueError: If there are no prompts.
+    """
+    named = check_heads(heads, model.shape.n_layers, model.shape.n_heads)
+    sums = torch.zeros(model.shape.n_layers, model.shape.n_heads, model.shape.d_head, dtype=torch.double)
+    count = 0
+
+    def add(layer: int) -> Any:
+        def observe(z: Float[Tensor, "batch row head d_head"], hook: Any) -> None:
+            sums[layer] += reduce(z.double(), "batch row head d_head -> head d_head", "sum").cpu()
+
+        return observe
+
+    observers = [(hook_name(layer, "hook_z"), add(layer)) for layer in heads_by_layer(named)]
+    for prompt in prompts:
+        tokens = model.encode(prompt).tokens
+        model.observe(tokens, observers)
+        count += len(tokens)
+    if count == 0:
+        raise ValueError("no prompts to take a mean over")
+    return torch.stack([sums[layer, head] / count for layer, head in named]).float()
+
+
+@dataclass(frozen=True, eq=False)
+class HeadAblation:
+    """Ablation of chosen heads.
+
+    ``zero`` and ``mean`` replace a head's output before the output projection (``hook_z``). ``knockout`` sets its
+    attention scores on a span to minus infinity before the softmax (``hook_attn_scores``; Geva et al., 2023), so that
+    attention moves to the other tokens; rows that would have no key left stay as they are.
+
+    Args:
+        heads: ``(layer, head)`` pairs.
+        mode: ``zero``, ``mean`` or ``knockout``.
+        mean: For ``mean``, one vector a head, e.g. from :func:`mean_head_outputs`.
+        span: For ``knockout``, the part of the prompt: a name, or a half-open range of token positions.
+        positions: Rows that change: ``all`` (the default of ``zero`` and ``mean``) or those that produce the
+            ``response`` (the default of ``knockout``).
+
+    Raises:
+        ValueError: If an argument that the mode needs is missing, or one it has no use for is given.
+    """
+
+    heads: tuple[Head, ...]
+    mode: AblationMode
+    mean: Float[Tensor, "n d_head"] | None
+    span: SpanLike | None
+    positions: Positions
+
+    def __init__(
+        self,
+        heads: Iterable[tuple[int, int]],
+        mode: AblationMode = "zero",
+        *,
+        mean: Float[Tensor, "n d_head"] | None = None,
+        span: SpanLike | None = None,
+        positions: Positions | None = None,
+    ) -> None:
+        named = as_heads(heads)
+        if mode not in get_args(AblationMode):
+            raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(get_args(AblationMode))}")
+        for name, value, needed_by in (("mean", mean, "mean"), ("span", span, "knockout")):
+            if (value is not None) != (mode == needed_by):
+                raise ValueError(f"{name} {'is needed' if mode == needed_by else 'has no use'} with mode={mode!r}")
+        if mean is not None and (mean.ndim != 2 or len(mean) != len(named)):
+            raise ValueError(
+                f"mean has shape {tuple(mean.shape)}; for {len(named)} heads it must be ({len(named)}, d_head)"
+            )
+        if span is not None:
+            check_span(span)
+        mean = None if mean is None else mean.detach().clone()
+        positions = positions or ("response" if mode == "knockout" else "all")
+        check_positions(positions)
+        for name, value in (("heads", named), ("mode", mode), ("mean", mean), ("span", span), ("positions", positions)):
+            object.__setattr__(self, name, value)
+
+    @property
+    def changes_prompt(self) -> bool:
+        """Whether rows before the last prompt token change too."""
+        return self.positions == "all"
+
+    def describe(self) -> dict[str, Any]:
+        """Kind and settings, as JSON; the mean by its digest."""
+        mean = None if self.mean is None else self.mean.detach().float().cpu().contiguous().numpy().tobytes()
+        return {
+            "kind": "head_ablation",
+            "mode": self.mode,
+            "span": self.span,
+            "positions": self.positions,
+            "mean_sha256": None if mean is None else hashlib.sha256(mean).hexdigest(),
+            "heads": [list(head) for head in self.heads],
+        }
+
+    def hooks(self, model: FocusModel, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
+        """TransformerLens hooks; the prompt is needed for ``knockout`` and for ``positions="response"``.
+
+        Raises:
+            ValueError: If a head does not exist, the mean does not fit, or the prompt is needed and missing.
+            KeyError: If the prompt has no part called ``span``.
+        """
+        heads = check_heads(self.heads, model.shape.n_layers, model.shape.n_heads)
+        if self.mean is not None and self.mean.shape[1] != model.shape.d_head:
+            raise ValueError(
+                f"mean has vectors of {self.mean.shape[1]} numbers, the model has d_head = {model.shape.d_head}"
+            )
+        needs_prompt = self.mode == "knockout" or self.positions == "response"
+        batch = require_prompt(model, prompt, "this ablation") if needs_prompt else None
+        if batch is not None and self.span is not None:
+            batch.columns(self.span, batch.width)  # an unknown span is an error now, not during a forward pass
+            return [
+                (hook_name(layer, "hook_attn_scores"), self._cut(model, layer, cursor, chosen, batch, self.span))
+                for layer, chosen in heads_by_layer(heads).items()
+            ]
+        vectors = torch.zeros(len(heads), model.shape.d_head) if self.mean is None else self.mean
+        place = {head: i for i, head in enumerate(heads)}
+        return [
+            (
+                hook_name(layer, "hook_z"),
+                self._replace(
+                    chosen, torch.stack([vectors[place[Head(layer, head)]] for head in chosen]), batch, cursor
+                ),
+            )
+            for layer, chosen in heads_by_layer(heads).items()
+        ]
+
+    def _replace(
+        self, heads: Sequence[int], vectors: Float[Tensor, "n d_head"], batch: PromptBatch | None, cursor: Cursor | None
+    ) -> Any:
+        def replace(z: Float[Tensor, "batch row head d_head"], hook: Any) -> Tensor:
+            first = first_query_row(batch, self.positions, cursor, z.shape[1])
+            result = z.clone()
+            result[:, first:, torch.as_tensor(heads, device=z.device)] = vectors.to(device=z.device, dtype=z.dtype)
+            return result
+
+        return replace
+
+    def _cut(
+        self,
+        model: FocusModel,
+        layer: int,
+        cursor: Cursor | None,
+        heads: Sequence[int],
+        batch: PromptBatch,
+        span: SpanLike,
+    ) -> Any:
+        def cut(scores: Float[Tensor, "batch head row key"], hook: Any) -> Tensor | None:
+            n_rows, n_keys = scores.shape[-2:]
+            require_all_keys(model, layer, cursor, n_rows, n_keys)
+            first = first_row(batch, self.positions, n_keys, n_rows)
+            if first >= n_rows:
+                return None
+            inside = rearrange(batch.columns(span, n_keys).to(scores.device), "batch key -> batch 1 1 key")
+            rows = scores[:, torch.as_tensor(heads, device=scores.device), first:]
+            # A Hugging Face mask holds the most negative number of the type, TransformerLens's minus infinity.
+            visible = rows > torch.finfo(rows.dtype).min / 2
+            left = (visible & ~inside).any(dim=-1, keepdim=True)
+            return rows_of(scores, heads, first, rows.masked_fill(inside & left, -torch.inf))
+
+        return cut

@@ -1,0 +1,137 @@
+"""Focus steering: adding focus directions to queries and keys (equation 5 of the paper)."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from focuslens.batch import PromptBatch
+from focuslens.directions import FocusDirections
+from focuslens.heads import Head, check_heads, heads_by_layer
+from focuslens.hooks import Cursor, Hook, PromptLike, hook_name
+from focuslens.interventions.common import Positions, check_positions, first_query_row, require_prompt
+
+if TYPE_CHECKING:
+    from focuslens.model import FocusModel
+
+__all__ = ["FocusSteering"]
+
+
+@dataclass(frozen=True, eq=False)
+class FocusSteering:
+    """``softmax((Q + alpha d_Q)(K + alpha d_K)^T / sqrt(d_head))`` on chosen heads (equation 5).
+
+    At the ``rotary`` site ``d_Q`` is added to ``hook_rot_q`` and ``d_K`` is not applied: ``(q_i + d_Q) . d_K`` is the
+    same for every key ``j``, and softmax ignores it. At the ``projection`` site ``d_Q`` is added to ``hook_q`` and
+    ``d_K`` to ``hook_k``, which has one vector a key-value head: where several of the chosen heads share one, the mean
+    of their key vectors (trained ones are equal).
+
+    Args:
+        directions: Trained or published directions; they say at which site they act.
+        alpha: The strength; 0 changes nothing, less than 0 lowers attention on relevant contexts.
+        heads: Heads to steer, by default all that have a direction.
+        positions: ``all`` rows, as in the paper, or only those that produce the ``response``, which leaves the
+            prompt's keys and values as they are.
+
+    Raises:
+        ValueError: If a head has no direction, or ``alpha`` is not finite.
+    """
+
+    directions: FocusDirections
+    alpha: float
+    heads: tuple[Head, ...]
+    positions: Positions = "all"
+
+    def __init__(
+        self,
+        directions: FocusDirections,
+        alpha: float,
+        heads: Iterable[tuple[int, int]] | None = None,
+        positions: Positions = "all",
+    ) -> None:
+        check_positions(positions)
+        if not math.isfinite(alpha):
+            raise ValueError(f"alpha is {alpha}; it must be a finite number")
+        selected = directions.select(heads) if heads is not None else directions
+        object.__setattr__(self, "directions", selected)
+        object.__setattr__(self, "alpha", float(alpha))
+        object.__setattr__(self, "heads", selected.heads)
+        object.__setattr__(self, "positions", positions)
+
+    @property
+    def changes_prompt(self) -> bool:
+        """Whether rows before the last prompt token are steered too."""
+        return self.positions == "all"
+
+    def describe(self) -> dict[str, Any]:
+        """Kind and settings, as JSON; the directions by their digest."""
+        return {
+            "kind": "focus_steering",
+            "alpha": self.alpha,
+            "site": self.directions.site,
+            "positions": self.positions,
+            "directions_sha256": self.directions.digest,
+            "heads": [list(head) for head in self.heads],
+        }
+
+    def hooks(self, model: FocusModel, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
+        """TransformerLens hooks; the prompt is needed only for ``positions="response"``.
+
+        Raises:
+            ValueError: If the directions do not fit the model, or the prompt is needed and missing.
+        """
+        check_heads(self.heads, model.shape.n_layers, model.shape.n_heads)
+        self.directions.require_shape(model.shape)
+        batch = require_prompt(model, prompt, 'positions="response"') if self.positions == "response" else None
+        at_rotary = self.directions.site == "rotary"
+        hooks = [
+            (hook_name(layer, "hook_rot_q" if at_rotary else "hook_q"), self._add(chosen, vectors, batch, cursor))
+            for layer, chosen, vectors in self._query_vectors()
+        ]
+        if not at_rotary and self.directions.key is not None:
+            hooks += [
+                (hook_name(layer, "hook_k"), self._add(chosen, vectors, batch, cursor))
+                for layer, chosen, vectors in self._key_vectors(model)
+            ]
+        return hooks
+
+    def _query_vectors(self) -> list[tuple[int, list[int], Float[Tensor, "n d_head"]]]:
+        place = {head: i for i, head in enumerate(self.heads)}
+        return [
+            (layer, chosen, torch.stack([self.directions.query[place[Head(layer, head)]] for head in chosen]))
+            for layer, chosen in heads_by_layer(self.heads).items()
+        ]
+
+    def _key_vectors(self, model: FocusModel) -> list[tuple[int, list[int], Float[Tensor, "n d_head"]]]:
+        vectors_by_head = self.directions.key
+        if vectors_by_head is None:
+            return []
+        shared: defaultdict[tuple[int, int], list[Tensor]] = defaultdict(list)
+        for (layer, head), vector in zip(self.heads, vectors_by_head, strict=True):
+            shared[layer, model.shape.key_value_head(head)].append(vector)
+        means = {place: torch.stack(vectors).mean(dim=0) for place, vectors in shared.items()}
+        return [
+            (layer, chosen, torch.stack([means[layer, head] for head in chosen]))
+            for layer, chosen in heads_by_layer(means).items()
+        ]
+
+    def _add(
+        self, heads: Sequence[int], vectors: Float[Tensor, "n d_head"], batch: PromptBatch | None, cursor: Cursor | None
+    ) -> Any:
+        def add(activation: Float[Tensor, "batch row head d_head"], hook: Any) -> Tensor | None:
+            first = first_query_row(batch, self.positions, cursor, activation.shape[1])
+            if first >= activation.shape[1]:
+                return None
+            steered = activation.clone()
+            step = (self.alpha * vectors).to(device=activation.device, dtype=activation.dtype)
+            steered[:, first:, torch.as_tensor(heads, device=activation.device)] += step
+            return steered
+
+        return add

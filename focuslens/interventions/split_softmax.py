@@ -1,0 +1,152 @@
+"""Split-softmax: turning the attention that heads pay to a span up or down (equations 2 and 3 of the paper)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from focuslens.batch import SpanLike
+from focuslens.heads import Head, as_heads, check_heads, heads_by_layer
+from focuslens.hooks import Cursor, Hook, PromptLike, hook_name
+from focuslens.interventions.common import check_span, first_row, require_all_keys, require_prompt, rows_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from focuslens.model import FocusModel
+    from focuslens.prompts import Span
+
+__all__ = ["SplitSoftmax", "split_softmax"]
+
+
+def _check_tau(tau: float) -> None:
+    if not (math.isfinite(tau) and tau >= 0):
+        raise ValueError(
+            f"tau is {tau}; it must be a finite number, 0 or more (1 changes nothing, less raises attention)"
+        )
+
+
+def split_softmax(
+    pattern: Float[Tensor, "... key"], span: Span | Bool[Tensor, "*#batch key"], tau: float
+) -> Float[Tensor, "... key"]:
+    """Attention rows whose mass ``p`` on a span becomes ``p ** tau`` while each side keeps its proportions.
+
+    ``W'[j] = p**tau / p * W[j]`` inside the span and ``(1 - p**tau) / (1 - p) * W[j]`` outside (equation 3; Li et al.,
+    2024). ``tau < 1`` raises attention on the span, ``tau = 1`` is the identity, ``tau > 1`` lowers it; at ``tau = 0``
+    all attention is on the span. Rows with ``p = 0`` or ``p = 1`` have only one side and stay as they are.
+
+    Args:
+        pattern: Attention weights; each row sums to one.
+        span: A half-open range of keys, or a mask that broadcasts against ``pattern`` and is true inside the span.
+        tau: The exponent, 0 or more.
+
+    Returns:
+        New rows of the same dtype, which sum to one.
+
+    Raises:
+        ValueError: If ``tau`` is negative or not finite, or a range does not lie in the rows.
+    """
+    _check_tau(tau)
+    inside = span if isinstance(span, Tensor) else _key_mask(span, pattern)
+    if tau == 1:
+        return pattern.clone()
+    # Double precision, since p**tau / p leaves the range of single precision where p is tiny, and 1 - p its digits
+    # where p is almost 1. Rows are few. (Apple's GPUs have no double precision.)
+    exact = pattern if pattern.device.type == "mps" else pattern.double()
+    on_span = torch.where(inside, exact, 0).sum(dim=-1, keepdim=True)
+    elsewhere = torch.where(inside, 0, exact).sum(dim=-1, keepdim=True)
+    split = (on_span > 0) & (elsewhere > 0)
+    # Shares of the row's own sum, which rounding keeps from being one: 1 - p would be mostly rounding where p is
+    # almost 1, and a large tau would make whole rows of it.
+    total = torch.where(split, on_span + elsewhere, 1)
+    p, rest = (torch.where(split, side / total, 0.5) for side in (on_span, elsewhere))
+    log_p = torch.log(p)
+    raised = torch.exp((tau - 1) * log_p)
+    lowered = -torch.expm1(tau * log_p) / rest
+    return torch.where(split, exact * torch.where(inside, raised, lowered), exact).to(pattern.dtype)
+
+
+def _key_mask(span: Span, pattern: Tensor) -> Bool[Tensor, "key"]:
+    start, end = span
+    if not 0 <= start < end <= pattern.shape[-1]:
+        raise ValueError(
+            f"span ({start}, {end}) does not lie in rows of {pattern.shape[-1]} keys; "
+            "a span is a half-open range with 0 <= start < end <= number of keys"
+        )
+    keys = torch.arange(pattern.shape[-1], device=pattern.device)
+    return (keys >= start) & (keys < end)
+
+
+@dataclass(frozen=True)
+class SplitSoftmax:
+    """Split-softmax on chosen heads, on the rows that produce the response.
+
+    The first of those is the row of the last prompt token. The prompt's own rows, and so its keys and values, stay as
+    they are. Acts on ``hook_pattern``.
+
+    Args:
+        heads: ``(layer, head)`` pairs.
+        tau: The exponent; see :func:`split_softmax`.
+        span: The part of the prompt whose attention changes: a name, such as ``relevant``, or a half-open range of
+            token positions.
+    """
+
+    heads: tuple[Head, ...]
+    tau: float
+    span: SpanLike = "relevant"
+
+    def __init__(self, heads: Iterable[tuple[int, int]], tau: float, span: SpanLike = "relevant") -> None:
+        _check_tau(tau)
+        check_span(span)
+        object.__setattr__(self, "heads", as_heads(heads))
+        object.__setattr__(self, "tau", float(tau))
+        object.__setattr__(self, "span", span if isinstance(span, str) else (span[0], span[1]))
+
+    @property
+    def changes_prompt(self) -> bool:
+        """Never: only rows that produce the response are edited."""
+        return False
+
+    def describe(self) -> dict[str, Any]:
+        """Kind and settings, as JSON."""
+        return {
+            "kind": "split_softmax",
+            "tau": self.tau,
+            "span": self.span,
+            "heads": [list(head) for head in self.heads],
+        }
+
+    def hooks(self, model: FocusModel, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
+        """TransformerLens hooks for one prompt, or for a batch padded on the left.
+
+        Raises:
+            ValueError: If there is no prompt, or a head does not exist.
+            KeyError: If the prompt has no part called ``span``.
+        """
+        batch = require_prompt(model, prompt, "split-softmax")
+        batch.columns(self.span, batch.width)  # an unknown span is an error now, not in the middle of a forward pass
+        heads = check_heads(self.heads, model.shape.n_layers, model.shape.n_heads)
+
+        def edit(layer: int, chosen: list[int]) -> Any:
+            def turn(pattern: Float[Tensor, "batch head row key"], hook: Any) -> Tensor | None:
+                n_rows, n_keys = pattern.shape[-2:]
+                require_all_keys(model, layer, cursor, n_rows, n_keys)
+                first = first_row(batch, "response", n_keys, n_rows)
+                if first >= n_rows:
+                    return None
+                inside = batch.columns(self.span, n_keys).to(pattern.device)
+                rows = pattern[:, torch.as_tensor(chosen, device=pattern.device), first:]
+                edited = split_softmax(rows, rearrange(inside, "batch key -> batch 1 1 key"), self.tau)
+                return rows_of(pattern, chosen, first, edited)
+
+            return turn
+
+        return [
+            (hook_name(layer, "hook_pattern"), edit(layer, chosen)) for layer, chosen in heads_by_layer(heads).items()
+        ]

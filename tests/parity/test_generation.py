@@ -1,0 +1,297 @@
+"""Every way of running an intervention gives the same response: with and without a cache, alone and in a batch,
+through FocusModel and through TransformerLens alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import torch
+from parity.reference import (
+    Edits,
+    add_to_rows,
+    document_ranges,
+    gap,
+    prompt_text,
+    split_softmax_rows,
+    tokens_of_ranges,
+)
+from torch import Tensor
+
+import focuslens as fl
+from focuslens import FocusModel
+
+if TYPE_CHECKING:
+    from focuslens import Intervention, MultiDocSample
+
+NEW = 4
+"""Tokens of a response."""
+
+TOLERANCE = 2e-4
+"""Of logits of one model run in one pass, in several over a cache, or in a padded batch: matrix products of other
+shapes round otherwise, about 1e-6 of logits of 2, three layers deep and through a softmax whose logits reach 10."""
+
+HEADS = [(0, 0), (0, 3), (1, 1), (1, 2), (2, 0), (2, 3)]
+RANGE = (34, 56)
+"""Token positions that every prompt here has, in its documents."""
+
+
+def directions(model: FocusModel, site: str) -> fl.FocusDirections:
+    generator = torch.Generator().manual_seed(4)
+    query, key = (2 * torch.randn(len(HEADS), model.shape.d_head, generator=generator) for _ in range(2))
+    return fl.FocusDirections(HEADS, query, key if site == "projection" else None, site=site)  # type: ignore[arg-type]
+
+
+def steering(site: str, positions: str) -> Callable[[FocusModel], list[Intervention]]:
+    return lambda model: [fl.FocusSteering(directions(model, site), 0.8, positions=positions)]  # type: ignore[arg-type]
+
+
+def composition(model: FocusModel) -> list[Intervention]:
+    """Three on overlapping heads, each at another hook point."""
+    return [
+        fl.SplitSoftmax(HEADS[:4], 0.2),
+        fl.FocusSteering(directions(model, "rotary"), 0.8, heads=HEADS[1:5], positions="response"),
+        fl.HeadAblation(HEADS[4:], "zero"),
+    ]
+
+
+def mean(model: FocusModel) -> list[Intervention]:
+    vectors = torch.randn(len(HEADS), model.shape.d_head, generator=torch.Generator().manual_seed(9))
+    return [fl.HeadAblation(HEADS, "mean", mean=vectors)]
+
+
+INTERVENTIONS: dict[str, Callable[[FocusModel], list[Intervention]]] = {
+    "split-softmax on a part": lambda model: [fl.SplitSoftmax(HEADS, 0.1)],
+    "split-softmax on a range": lambda model: [fl.SplitSoftmax(HEADS, 0.1, span=RANGE)],
+    "rotary, all rows": steering("rotary", "all"),
+    "rotary, response": steering("rotary", "response"),
+    "projection, all rows": steering("projection", "all"),
+    "projection, response": steering("projection", "response"),
+    "zero": lambda model: [fl.HeadAblation(HEADS)],
+    "zero, response": lambda model: [fl.HeadAblation(HEADS, positions="response")],
+    "mean": mean,
+    "knockout": lambda model: [fl.HeadAblation(HEADS, "knockout", span="irrelevant")],
+    "knockout, all rows": lambda model: [fl.HeadAblation(HEADS, "knockout", span=RANGE, positions="all")],
+    "composition": composition,
+}
+EVERY = pytest.mark.parametrize("kind", list(INTERVENTIONS))
+
+
+@pytest.fixture(scope="session")
+def pair(samples) -> list[MultiDocSample]:
+    """Two samples of few documents, whose prompts are of unequal length."""
+    return [
+        fl.MultiDocSample(one.question, one.answers, one.documents[: 2 + i], gold_index=i, question_id=one.question_id)
+        for i, one in enumerate(samples[:2])
+    ]
+
+
+def greedy(step: Callable[[Tensor], Tensor], tokens: Tensor) -> list[int]:
+    """Greedy tokens of a function from all tokens so far to the logits of the last; no cache."""
+    for _ in range(NEW):
+        tokens = torch.cat((tokens, step(tokens).argmax().reshape(1)))
+    return tokens[-NEW:].tolist()
+
+
+def is_greedy(step: Callable[[Tensor], Tensor], tokens: Tensor, response: list[int]) -> bool:
+    """Whether a response is what :func:`greedy` gives, seen from one pass over all of it but the last token."""
+    logits = step(torch.cat((tokens, torch.tensor(response[:-1]))))
+    return logits[-len(response) :].argmax(dim=-1).tolist() == response
+
+
+def check_every_way(model: FocusModel, interventions: list[Intervention], pair: list[MultiDocSample]) -> None:
+    # No stop tokens: every way makes as many tokens.
+    model = FocusModel(model.hooked, model.tokenizer, stop_tokens=())
+    prompts = [sample.prompt("long") for sample in pair]
+    ids = [model.encode(prompt).tokens for prompt in prompts]
+    assert len(ids[0]) != len(ids[1])
+    hooks = [[hook for one in interventions for hook in one.hooks(model, prompt)] for prompt in prompts]
+    # (a) with a cache, and (c) in a batch of unequal prompts
+    cached = [model.generate(prompt, interventions, max_new_tokens=NEW).tokens.tolist() for prompt in prompts]
+    batched = model.generate(prompts, interventions, max_new_tokens=NEW)
+    assert [one.tokens.tolist() for one in batched] == cached
+    # (b) without a cache: all tokens so far at every step, and the whole response in one pass
+    assert greedy(lambda t: model.logits(t, interventions, prompt=prompts[0])[-1], ids[0]) == cached[0]
+    assert is_greedy(lambda t: model.logits(t, interventions, prompt=prompts[1]), ids[1], cached[1])
+    # (d) TransformerLens alone, without a cache
+    plain: Any = model.hooked
+    assert greedy(lambda t: plain.run_with_hooks(t[None], fwd_hooks=hooks[1])[0, -1], ids[1]) == cached[1]
+    assert is_greedy(lambda t: plain.run_with_hooks(t[None], fwd_hooks=hooks[0])[0], ids[0], cached[0])
+    # ... and its own generation over its own cache, inside a hooks() context
+    with plain.hooks(fwd_hooks=hooks[0]):
+        out = plain.generate(
+            ids[0][None], max_new_tokens=NEW, do_sample=False, use_past_kv_cache=True, stop_at_eos=False,
+            verbose=False, return_type="tokens",
+        )  # fmt: skip
+    assert out[0, len(ids[0]) :].tolist() == cached[0]
+    # The intervention must change a response to show anything.
+    assert not all(is_greedy(model.logits, one, response) for one, response in zip(ids, cached, strict=True))
+
+
+@EVERY
+def test_llama(kind, backend, load_model, pair):
+    model = load_model("llama", backend)
+    check_every_way(model, INTERVENTIONS[kind](model), pair)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("qwen3", "composition"),
+        ("qwen3", "projection, all rows"),
+        ("mistral_window", "projection, response"),
+    ],
+)
+def test_other_families(name, kind, backend, load_model, pair):
+    """Qwen3 has query and key norms and a chat template; Mistral a window shorter than the prompt.
+
+    Edits of parts of the prompt under a window have tests of their own below: not every cache can serve them.
+    """
+    model = load_model(name, backend)
+    check_every_way(model, INTERVENTIONS[kind](model), pair)
+
+
+WINDOWED: dict[str, Callable[[FocusModel], list[Intervention]]] = {
+    "split-softmax": lambda model: [fl.SplitSoftmax(HEADS, 0.1, span="question")],
+    "knockout": lambda model: [fl.HeadAblation(HEADS, "knockout", span="question")],
+    "composition": lambda model: [fl.SplitSoftmax(HEADS[:4], 0.2, span="question"), *composition(model)[1:]],
+}
+
+
+@pytest.mark.parametrize("kind", list(WINDOWED))
+def test_parts_of_the_prompt_inside_a_window(kind, backend, load_model, pair):
+    """The question lies inside the window of 24 keys: these act, with and without FocusLens's own cache."""
+    model = load_model("mistral_window", backend)
+    model = FocusModel(model.hooked, model.tokenizer, stop_tokens=())
+    interventions = WINDOWED[kind](model)
+    prompts = [sample.prompt("long") for sample in pair]
+    responses = [response.tokens.tolist() for response in model.generate(prompts, interventions, max_new_tokens=NEW)]
+    for prompt, response in zip(prompts, responses, strict=True):
+        ids = model.encode(prompt).tokens
+        assert is_greedy(lambda t, p=prompt: model.logits(t, interventions, prompt=p), ids, response)
+        hooks = [hook for one in interventions for hook in one.hooks(model, prompt)]
+        assert greedy(lambda t, h=hooks: model.hooked.run_with_hooks(t[None], fwd_hooks=h)[0, -1], ids) == response
+        assert not is_greedy(model.logits, ids, response)
+
+
+@pytest.mark.parametrize("kind", list(WINDOWED))
+def test_a_cache_that_forgets_keys_is_served_or_refused(kind, backend, load_model, pair):
+    """A user's own generation with a window: the bridge's cache drops keys outside of it, so columns are not absolute.
+
+    An edit of parts of the prompt must either find them or say that it cannot; never act elsewhere, or not at all.
+    """
+    model = load_model("mistral_window", backend)
+    model = FocusModel(model.hooked, model.tokenizer, stop_tokens=())
+    prompt = pair[0].prompt("long")
+    ids, interventions = model.encode(prompt).tokens, WINDOWED[kind](model)
+    expected = model.generate(prompt, interventions, max_new_tokens=NEW).tokens.tolist()
+    assert expected != model.generate(prompt, max_new_tokens=NEW).tokens.tolist()
+    try:
+        with model.hooked.hooks(fwd_hooks=[hook for one in interventions for hook in one.hooks(model, prompt)]):
+            out = model.hooked.generate(
+                ids[None], max_new_tokens=NEW, do_sample=False, use_past_kv_cache=True, stop_at_eos=False,
+                verbose=False, return_type="tokens",
+            )  # fmt: skip
+    except ValueError:
+        return
+    assert out[0, len(ids) :].tolist() == expected
+
+
+@pytest.mark.parametrize("kind", ["split-softmax on a part", "projection, response", "composition"])
+def test_plain_hooks_on_a_padded_batch(kind, backend, load_model, pair):
+    """``hooks(model, prompts)`` are for the prompts as one left-padded batch, with its attention mask."""
+    model = load_model("llama", backend)
+    interventions = INTERVENTIONS[kind](model)
+    prompts = [sample.prompt("long") for sample in pair]
+    ids = [model.encode(prompt).tokens for prompt in prompts]
+    width = max(map(len, ids))
+    padded = torch.stack([torch.cat((torch.full((width - len(one),), 2), one)) for one in ids])
+    mask = torch.stack([(torch.arange(width) >= width - len(one)).long() for one in ids])
+    hooks = [hook for one in interventions for hook in one.hooks(model, prompts)]
+    logits = model.hooked.run_with_hooks(padded, fwd_hooks=hooks, attention_mask=mask)
+    for row, prompt in zip(logits, prompts, strict=True):
+        alone = model.logits(prompt, interventions)[-1]
+        assert gap(row[-1], alone) < TOLERANCE
+        assert gap(model.logits(prompt)[-1], alone) > 0.1
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["split-softmax on a part", "rotary, response", "projection, all rows", "projection, response", "mean", "knockout"],
+)
+def test_logits_of_passes_over_a_cache(kind, backend, load_model, pair):
+    """Not only the largest logit: all of them, of two passes over a batch's cache against one pass each alone."""
+    model = load_model("llama", backend)
+    interventions = INTERVENTIONS[kind](model)
+    prompts = [sample.prompt("long") for sample in pair]
+    response = torch.tensor([[70, 300, 301, 90, 4], [5, 90, 91, 260, 301]])
+    prefix = model.prefill(prompts, interventions)
+    first, longer = model.extend(prefix, response[:, :2], interventions)
+    second, _ = model.extend(longer, response[:, 2:], interventions)
+    for i, prompt in enumerate(prompts):
+        ids = model.encode(prompt).tokens
+        everything = torch.cat((ids, response[i]))
+        alone = model.logits(everything, interventions, prompt=prompt)[len(ids) - 1 :]
+        assert prefix.logits is not None
+        assert gap(prefix.logits[i], alone[0]) < TOLERANCE
+        assert gap(torch.cat((first[i], second[i])), alone[1:]) < TOLERANCE
+        hooks = [hook for one in interventions for hook in one.hooks(model, prompt)]
+        hooked = model.hooked.run_with_hooks(everything[None], fwd_hooks=hooks)[0]
+        assert gap(hooked[len(ids) - 1 :], alone) < TOLERANCE
+        assert gap(model.logits(everything)[len(ids) - 1 :], alone) > 0.1
+
+
+@pytest.mark.parametrize("kind", ["split-softmax on a part", "rotary, response", "projection, response"])
+def test_one_prefill_serves_many_settings(kind, backend, load_model, pair):
+    """Interventions that leave the prompt alone may start from a prefill without them, its last token held back."""
+    model = load_model("llama", backend)
+    interventions = INTERVENTIONS[kind](model)
+    assert not any(one.changes_prompt for one in interventions)
+    prompts = [sample.prompt("long") for sample in pair]
+    prefix = model.prefill(prompts, hold_last=True)
+    expected = [model.generate(prompt, interventions, max_new_tokens=NEW).tokens.tolist() for prompt in prompts]
+    plain = [model.generate(prompt, max_new_tokens=NEW).tokens.tolist() for prompt in prompts]
+    assert expected != plain
+    for wanted, setting in ((expected, interventions), (plain, []), (expected, interventions)):
+        assert [response.tokens.tolist() for response in model.decode(prefix, setting, max_new_tokens=NEW)] == wanted
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_interventions_act_in_the_order_given(name, backend, load_model, reference, pair):
+    """Two edits of the same rows do not commute; each order is Hugging Face's attention edited in that order."""
+    model, hf, sample = load_model(name, backend), reference(name), pair[0]
+    text = prompt_text(sample, "long")
+    ids = hf.ids(text)
+    relevant = tokens_of_ranges(hf.offsets(text), document_ranges(sample, hf.text(text))[0])
+    query = directions(model, "rotary").query
+    steering = fl.FocusSteering(directions(model, "rotary"), 0.8)
+    one, other = fl.SplitSoftmax(HEADS, 0.1), fl.SplitSoftmax(HEADS, 3.0, span=RANGE)
+    by_hand = {
+        one: split_softmax_rows(HEADS, 0.1, relevant, len(ids) - 1),
+        other: split_softmax_rows(HEADS, 3.0, range(*RANGE), len(ids) - 1),
+    }
+    steered = add_to_rows(dict(zip(HEADS, query, strict=True)), 0.8)
+    seen: list[Tensor] = []
+    for first, second in ((one, other), (other, one)):
+
+        def both(layer: int, pattern: Tensor, start: int, order: tuple[Any, Any] = (first, second)) -> Tensor:
+            return by_hand[order[1]](layer, by_hand[order[0]](layer, pattern, start), start)
+
+        expected = hf.logits(ids, Edits(query=steered, pattern=both))
+        # Steering acts before the softmax wherever it stands.
+        for interventions in ([first, second, steering], [steering, first, second]):
+            # Rotary tables of HookedTransformer; see conftest.
+            assert gap(model.logits(sample.prompt("long"), interventions), expected) < 1e-3
+        seen.append(expected[-1])
+    assert gap(*seen) > 0.05
+
+
+def test_the_later_of_two_ablations_stands(backend, load_model, pair):
+    model = load_model("llama", backend)
+    prompt = pair[0].prompt("long")
+    (constant,) = mean(model)
+    zero = fl.HeadAblation(HEADS)
+    for order, last in (([zero, constant], constant), ([constant, zero], zero)):
+        assert gap(model.logits(prompt, order), model.logits(prompt, [last])) < 1e-6
+    assert gap(model.logits(prompt, [zero]), model.logits(prompt, [constant])) > 0.1
