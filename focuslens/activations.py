@@ -1,0 +1,162 @@
+"""What training needs of a forward pass: queries of the response's rows and all keys, nothing of size T x T."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from focuslens.batch import EncodedPrompt
+from focuslens.directions import Site
+from focuslens.heads import heads_by_layer
+from focuslens.hooks import Hook, hook_name
+
+if TYPE_CHECKING:
+    from focuslens.backends import ModelShape
+    from focuslens.model import FocusModel
+
+__all__ = ["LayerHeads", "RowActivations", "capture_rows", "measured_scores", "row_scores"]
+
+
+@dataclass(frozen=True)
+class LayerHeads:
+    """The chosen heads of one layer.
+
+    Attributes:
+        layer: The layer.
+        heads: Query heads, in the order in which they were chosen.
+        places: Where each stands among all chosen heads.
+        key_value_heads: The different key-value heads they read, ascending.
+        reads: Which of those each query head reads.
+    """
+
+    layer: int
+    heads: tuple[int, ...]
+    places: tuple[int, ...]
+    key_value_heads: tuple[int, ...]
+    reads: tuple[int, ...]
+
+    @classmethod
+    def group(cls, heads: Sequence[tuple[int, int]], shape: ModelShape) -> list[LayerHeads]:
+        """Chosen heads, layer by layer."""
+        place = {tuple(head): i for i, head in enumerate(heads)}
+        groups: list[LayerHeads] = []
+        for layer, chosen in heads_by_layer(heads).items():
+            keys = [shape.key_value_head(head) for head in chosen]
+            distinct = sorted(set(keys))
+            places = tuple(place[layer, head] for head in chosen)
+            groups.append(cls(layer, tuple(chosen), places, tuple(distinct), tuple(distinct.index(k) for k in keys)))
+        return groups
+
+
+@dataclass(frozen=True, eq=False)
+class RowActivations:
+    """One sample's training data: of each layer with chosen heads, queries of the response rows and all keys.
+
+    Attributes:
+        queries: By layer, at the site trained for.
+        keys: By layer, at the same site; one a key-value head that a chosen head reads.
+        relevant: Which keys belong to the relevant document.
+        rows: Positions of the response tokens.
+    """
+
+    queries: dict[int, Float[Tensor, "row head d_head"]]
+    keys: dict[int, Float[Tensor, "key kv_head d_head"]]
+    relevant: Bool[Tensor, "key"]
+    rows: Int[Tensor, "row"]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of queries and keys."""
+        return sum(t.numel() * t.element_size() for t in (*self.queries.values(), *self.keys.values()))
+
+
+def row_scores(
+    queries: Float[Tensor, "row head d_head"],
+    keys: Float[Tensor, "key head d_head"],
+    rows: Int[Tensor, "row"],
+    relevant: Bool[Tensor, "key"],
+    scale: float,
+    window: int | None = None,
+) -> Float[Tensor, "head"]:
+    """Contextual scores ``S_C`` (equation 1) from rotated queries of some rows and all rotated keys.
+
+    Row ``i`` sees key ``j`` where ``j <= i`` and, with a sliding window, ``j > i - window``.
+    """
+    logits = einsum(queries, keys, "row head d_head, key head d_head -> head row key") * scale
+    columns = torch.arange(keys.shape[0], device=keys.device)
+    visible = columns <= rows[:, None]
+    if window is not None:
+        visible &= columns > rows[:, None] - window
+    pattern = logits.masked_fill(~visible, -torch.inf).softmax(dim=-1)
+    return pattern[..., relevant].sum(dim=-1).mean(dim=-1)
+
+
+def _observe(model: FocusModel, prompt: EncodedPrompt, response: Tensor, observers: Sequence[Hook]) -> None:
+    """Run the unmodified model on a prompt and its response."""
+    model.observe(torch.cat((prompt.tokens, response)), observers)
+
+
+@torch.no_grad()
+def measured_scores(
+    model: FocusModel, prompt: EncodedPrompt, response: Int[Tensor, "response"], groups: Sequence[LayerHeads]
+) -> dict[int, Float[Tensor, "head"]]:
+    """Contextual scores of the chosen heads by layer, read off the model's own attention pattern."""
+    scores: dict[int, Tensor] = {}
+    relevant = torch.zeros(len(prompt.tokens) + len(response))
+    for first, last in prompt.resolve("relevant"):
+        relevant[first:last] = 1
+
+    def read(group: LayerHeads) -> Any:
+        def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
+            rows = pattern[0, list(group.heads), len(prompt.tokens) :].float()
+            scores[group.layer] = (rows @ relevant.to(rows.device)).mean(dim=-1)
+
+        return observe
+
+    _observe(model, prompt, response, [(hook_name(group.layer, "hook_pattern"), read(group)) for group in groups])
+    return scores
+
+
+@torch.no_grad()
+def capture_rows(
+    model: FocusModel,
+    prompt: EncodedPrompt,
+    response: Int[Tensor, "response"],
+    groups: Sequence[LayerHeads],
+    site: Site,
+) -> RowActivations:
+    """Run an unmodified model once on a prompt and its response, and keep what training needs.
+
+    Raises:
+        ValueError: If the response is empty, or prompt and response do not fit the context.
+    """
+    if len(response) == 0:
+        raise ValueError("the response has no tokens, so there are no rows to train on")
+    queries: dict[int, Tensor] = {}
+    keys: dict[int, Tensor] = {}
+
+    def keep(store: dict[int, Tensor], layer: int, heads: tuple[int, ...], first: int) -> Any:
+        def observe(activation: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
+            store[layer] = activation[0, first:, list(heads)].clone()
+
+        return observe
+
+    infix = "rot_" if site == "rotary" else ""
+    observers: list[Hook] = []
+    for group in groups:
+        observers.append(
+            (hook_name(group.layer, f"hook_{infix}q"), keep(queries, group.layer, group.heads, len(prompt.tokens)))
+        )
+        observers.append((hook_name(group.layer, f"hook_{infix}k"), keep(keys, group.layer, group.key_value_heads, 0)))
+    _observe(model, prompt, response, observers)
+    n_keys, device = len(prompt.tokens) + len(response), model.backend.device
+    relevant = torch.zeros(n_keys, dtype=torch.bool, device=device)
+    for first, last in prompt.resolve("relevant"):
+        relevant[first:last] = True
+    return RowActivations(queries, keys, relevant, torch.arange(len(prompt.tokens), n_keys, device=device))

@@ -1,0 +1,358 @@
+"""Contextual scores: how much attention the response's tokens pay to parts of the prompt (equation 1 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import torch
+from einops import einsum, reduce
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from focuslens.batch import EncodedPrompt, PromptBatch
+from focuslens.heads import Head, Sparsity, heads_by_layer, random_heads, rank_heads, sparsity
+from focuslens.hooks import Hook, Intervention, hook_name
+from focuslens.metrics import sub_exact_match
+from focuslens.prompts import Case, MultiDocSample
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from focuslens.model import FocusModel, Prefix
+
+__all__ = [
+    "ContextualScores",
+    "ScoredCase",
+    "attention_pattern",
+    "attention_to_parts",
+    "contextual_scores",
+    "contextual_scores_by_case",
+]
+
+ScoredCase: TypeAlias = Literal["long", "gold", "negative", "correct", "wrong"]
+"""A prompt's case, or the long prompts of questions answered right with the gold document alone, split by whether the
+long prompt was answered right too (``correct``) or not (``wrong``)."""
+
+SINK = 2
+"""Tokens counted as the attention sink: the first two, as the paper's authors do."""
+
+_KINDS = ("relevant", "irrelevant", "irrelevant_max", "sink")
+
+
+@dataclass(frozen=True, eq=False)
+class ContextualScores:
+    """Contextual scores of every head on every sample.
+
+    A score is the attention from a response token to a part of the prompt, summed over the part and averaged over the
+    response's tokens: between 0 and 1. It is NaN for a sample whose response is empty.
+
+    Attributes:
+        relevant: To the relevant document.
+        irrelevant: To all other documents together.
+        irrelevant_max: To the one other document that gets most, chosen for each head and sample.
+        sink: To the first two tokens.
+        case: Which prompts were scored.
+        sample_ids: ``MultiDocSample.id`` of each.
+        responses: What was scored.
+        correct: Whether each response holds an accepted answer.
+    """
+
+    relevant: Float[Tensor, "sample layer head"]
+    irrelevant: Float[Tensor, "sample layer head"]
+    irrelevant_max: Float[Tensor, "sample layer head"]
+    sink: Float[Tensor, "sample layer head"]
+    case: ScoredCase
+    sample_ids: tuple[str, ...]
+    responses: tuple[str, ...]
+    correct: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def mean(self, kind: str = "relevant") -> Float[Tensor, "layer head"]:
+        """One kind of score averaged over the samples that have a response.
+
+        Raises:
+            ValueError: If ``kind`` is unknown, or no sample has a response.
+        """
+        if kind not in _KINDS:
+            raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(_KINDS)}")
+        scores: Tensor = getattr(self, kind)
+        if scores.isnan().all():
+            raise ValueError(f"none of the {len(self)} samples of case {self.case!r} has a response to score")
+        return scores.nanmean(dim=0)
+
+    def ranking(self) -> list[Head]:
+        """All heads, highest mean relevant score first."""
+        return rank_heads(self.mean("relevant"))
+
+    def top_heads(self, k: int) -> list[Head]:
+        """The ``k`` heads with the highest mean relevant score, best first: the contextual heads.
+
+        Raises:
+            ValueError: If the model does not have ``k`` heads.
+        """
+        ranking = self.ranking()
+        if not 0 <= k <= len(ranking):
+            raise ValueError(f"k is {k}; the model has {len(ranking)} heads")
+        return ranking[:k]
+
+    def random_heads(self, k: int, *, exclude: Iterable[tuple[int, int]] = (), seed: int = 0) -> list[Head]:
+        """``k`` random heads other than those excluded: the control for ``k`` contextual heads."""
+        _, n_layers, n_heads = self.relevant.shape
+        return random_heads(n_layers, n_heads, k, exclude=exclude, seed=seed)
+
+    def sparsity(self, thresholds: Sequence[float] = (0.2, 0.1, 0.05)) -> tuple[Sparsity, ...]:
+        """How many heads have a mean relevant score above each threshold, and in which layers."""
+        return sparsity(self.mean("relevant"), thresholds)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Mean scores as a table, one row a head, highest relevant score first."""
+        import pandas as pd
+
+        means = {kind: self.mean(kind) for kind in _KINDS}
+        rows = [
+            {"layer": head.layer, "head": head.head} | {kind: float(means[kind][head]) for kind in _KINDS}
+            for head in self.ranking()
+        ]
+        return pd.DataFrame(rows)
+
+    def where(self, keep: Sequence[bool], case: ScoredCase) -> ContextualScores:
+        """Some of the samples, as another case."""
+        index = torch.tensor([i for i, wanted in enumerate(keep) if wanted], dtype=torch.long)
+        chosen = index.tolist()
+        return ContextualScores(
+            *(getattr(self, kind)[index] for kind in _KINDS),
+            case=case,
+            sample_ids=tuple(self.sample_ids[i] for i in chosen),
+            responses=tuple(self.responses[i] for i in chosen),
+            correct=tuple(self.correct[i] for i in chosen),
+        )
+
+
+def attention_to_parts(
+    pattern: Float[Tensor, "batch head row key"], parts: Float[Tensor, "batch key part"]
+) -> Float[Tensor, "batch head row part"]:
+    """Attention summed over parts of the keys; ``parts`` is 1 where a key belongs to a part, else 0."""
+    return einsum(pattern, parts, "batch head row key, batch key part -> batch head row part")
+
+
+def _parts(batch: PromptBatch, n_keys: int) -> Float[Tensor, "batch key part"]:
+    """Membership of keys in: the sink, the relevant document, and each irrelevant document."""
+    most = max(len(prompt.spans.get("irrelevant", ())) for prompt in batch.prompts)
+    parts = torch.zeros(len(batch), n_keys, 2 + most)
+    for row, prompt, padding in zip(parts, batch.prompts, batch.padding, strict=True):
+        row[padding : padding + SINK, 0] = 1
+        for start, end in prompt.spans.get("relevant", ()):
+            row[padding + start : padding + end, 1] = 1
+        for part, (start, end) in enumerate(prompt.spans.get("irrelevant", ()), start=2):
+            row[padding + start : padding + end, part] = 1
+    return parts
+
+
+def _score_rows(
+    model: FocusModel, prefix: Prefix, tokens: Sequence[Tensor], interventions: Sequence[Intervention]
+) -> dict[str, Float[Tensor, "batch layer head"]]:
+    """Run responses after their prompts and reduce each layer's rows as they are made."""
+    shape, lengths = model.shape, torch.tensor([len(ids) for ids in tokens])
+    longest = int(lengths.max())
+    scores = {kind: torch.full((len(tokens), shape.n_layers, shape.n_heads), torch.nan) for kind in _KINDS}
+    if longest == 0:
+        return scores
+    padded = torch.zeros(len(tokens), longest, dtype=torch.long)
+    for row, ids in zip(padded, tokens, strict=True):
+        row[: len(ids)] = ids
+    # Rows of the padding behind a short response are run too, and weigh nothing.
+    weight = (torch.arange(longest) < lengths[:, None]) / lengths[:, None].clamp(min=1)
+    parts = _parts(prefix.batch, prefix.mask.shape[1] + longest)
+
+    def reduce_rows(layer: int) -> Any:
+        def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
+            mass = attention_to_parts(pattern.float(), parts.to(pattern.device)).cpu()
+            by_part = einsum(mass, weight, "batch head row part, batch row -> batch head part")
+            scores["sink"][:, layer], scores["relevant"][:, layer] = by_part[..., 0], by_part[..., 1]
+            others = by_part[..., 2:]
+            scores["irrelevant"][:, layer] = reduce(others, "batch head part -> batch head", "sum")
+            if others.shape[-1]:
+                scores["irrelevant_max"][:, layer] = reduce(others, "batch head part -> batch head", "max")
+            else:
+                scores["irrelevant_max"][:, layer] = scores["irrelevant"][:, layer]
+
+        return observe
+
+    observers: list[Hook] = [(hook_name(layer, "hook_pattern"), reduce_rows(layer)) for layer in range(shape.n_layers)]
+    model.extend(prefix, padded, interventions, observers)
+    for kind in _KINDS:
+        scores[kind][lengths == 0] = torch.nan
+    return scores
+
+
+def _batches(n: int, size: int) -> list[range]:
+    if size < 1:
+        raise ValueError(f"batch_size is {size}; it must be at least 1")
+    return [range(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+@torch.no_grad()
+def _score_case(
+    model: FocusModel,
+    samples: Sequence[MultiDocSample],
+    case: Case,
+    responses: Sequence[str] | None,
+    interventions: Sequence[Intervention],
+    max_new_tokens: int,
+    batch_size: int,
+    progress: bool,
+) -> ContextualScores:
+    collected: dict[str, list[Tensor]] = {kind: [] for kind in _KINDS}
+    texts: list[str] = []
+    bar = tqdm(total=len(samples), desc=f"contextual scores ({case})", unit="sample", disable=not progress)
+    with bar:
+        for indices in _batches(len(samples), batch_size):
+            encoded = [model.encode(samples[i].prompt(case)) for i in indices]
+            prefix = model.prefill(encoded, interventions)
+            if responses is None:
+                generated = model.decode(prefix, interventions, max_new_tokens=max_new_tokens)
+                texts += [one.text for one in generated]
+                tokens = [one.tokens for one in generated]
+            else:
+                texts += [responses[i] for i in indices]
+                tokens = [
+                    _response_tokens(model, prompt, responses[i]) for prompt, i in zip(encoded, indices, strict=True)
+                ]
+            for kind, scores in _score_rows(model, prefix, tokens, interventions).items():
+                collected[kind].append(scores)
+            bar.update(len(indices))
+    empty = torch.zeros(0, model.shape.n_layers, model.shape.n_heads)
+    return ContextualScores(
+        *(torch.cat(collected[kind]) if collected[kind] else empty for kind in _KINDS),
+        case=case,
+        sample_ids=tuple(sample.id for sample in samples),
+        responses=tuple(texts),
+        correct=tuple(sub_exact_match(text, sample.answers) for text, sample in zip(texts, samples, strict=True)),
+    )
+
+
+def _response_tokens(model: FocusModel, prompt: EncodedPrompt, response: str) -> Tensor:
+    return model.encoder.encode_response(prompt, response) if response.strip() else torch.zeros(0, dtype=torch.long)
+
+
+def contextual_scores(
+    model: FocusModel,
+    samples: Iterable[MultiDocSample],
+    case: ScoredCase = "long",
+    *,
+    responses: Sequence[str] | None = None,
+    interventions: Sequence[Intervention] = (),
+    max_new_tokens: int = 100,
+    batch_size: int = 1,
+    progress: bool = False,
+) -> ContextualScores:
+    """Attention of every head from the response to the relevant document, the others, and the sink (equation 1).
+
+    ``S_C = mean over response tokens i of the sum over j in C of W[i, j]``: the rows are those of the response tokens
+    themselves. Rows are reduced as they are made; no pattern of the whole prompt is kept.
+
+    Args:
+        model: The model.
+        samples: What to score.
+        case: ``long``, ``gold`` or ``negative`` prompts; or the long prompts of the samples that were ``correct`` or
+            ``wrong`` (see :data:`ScoredCase`), for which the model answers the gold prompts too.
+        responses: One a sample, scored in place of what the model generates.
+        interventions: Applied while generating and while scoring.
+        max_new_tokens: Of a generated response.
+        batch_size: Prompts that are run together.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: If the case is unknown, there are no samples, or not one response a sample.
+    """
+    if case not in get_args(ScoredCase):
+        raise ValueError(f"case is {case!r}; it must be one of {', '.join(get_args(ScoredCase))}")
+    chosen = list(samples)
+    if not chosen:
+        raise ValueError("there are no samples to score")
+    if responses is not None and len(responses) != len(chosen):
+        raise ValueError(f"there are {len(responses)} responses for {len(chosen)} samples; give one a sample")
+    settings: dict[str, Any] = {
+        "interventions": interventions,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "progress": progress,
+    }
+    if case in get_args(Case):
+        return _score_case(model, chosen, case, responses, **settings)  # pyright: ignore[reportArgumentType]
+    long = _score_case(model, chosen, "long", responses, **settings)
+    gold = _score_case(model, chosen, "gold", None, **settings)
+    return _by_outcome(long, gold)[case]
+
+
+def contextual_scores_by_case(
+    model: FocusModel,
+    samples: Iterable[MultiDocSample],
+    *,
+    interventions: Sequence[Intervention] = (),
+    max_new_tokens: int = 100,
+    batch_size: int = 1,
+    progress: bool = False,
+) -> dict[str, ContextualScores]:
+    """Scores of the ``long``, ``gold``, ``correct`` and ``wrong`` cases, each prompt run once (the paper's Table 1)."""
+    chosen = list(samples)
+    settings: dict[str, Any] = {
+        "interventions": interventions,
+        "max_new_tokens": max_new_tokens,
+        "batch_size": batch_size,
+        "progress": progress,
+    }
+    long = contextual_scores(model, chosen, "long", **settings)
+    gold = contextual_scores(model, chosen, "gold", **settings)
+    return {"long": long, "gold": gold, **_by_outcome(long, gold)}
+
+
+def _by_outcome(long: ContextualScores, gold: ContextualScores) -> dict[str, ContextualScores]:
+    outcomes = list(zip(gold.correct, long.correct, strict=True))
+    return {
+        "correct": long.where([with_gold and with_all for with_gold, with_all in outcomes], "correct"),
+        "wrong": long.where([with_gold and not with_all for with_gold, with_all in outcomes], "wrong"),
+    }
+
+
+@torch.no_grad()
+def attention_pattern(
+    model: FocusModel,
+    prompt: str | EncodedPrompt,
+    response: Tensor,
+    heads: Sequence[tuple[int, int]],
+    positions: Sequence[int],
+    *,
+    interventions: Sequence[Intervention] = (),
+) -> Float[Tensor, "n position position"]:
+    """Attention of some heads among some token positions of a prompt and its response: something to look at.
+
+    Args:
+        model: The model.
+        prompt: The prompt.
+        response: Token ids that follow it.
+        heads: Heads, one pattern each.
+        positions: Token positions, of rows and of columns.
+        interventions: Applied in order; the pattern is what they make of it.
+    """
+    encoded = model.encode(prompt)
+    patterns: dict[tuple[int, int], Tensor] = {}
+    chosen = torch.as_tensor(positions)
+
+    def read(layer: int, indices: list[int]) -> Any:
+        def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
+            for head in indices:
+                patterns[layer, head] = pattern[0, head][chosen][:, chosen].float().cpu()
+
+        return observe
+
+    observers: list[Hook] = [
+        (hook_name(layer, "hook_pattern"), read(layer, indices)) for layer, indices in heads_by_layer(heads).items()
+    ]
+    model.observe(torch.cat((encoded.tokens, response)), observers, interventions, prompt=encoded)
+    return torch.stack([patterns[layer, head] for layer, head in heads])

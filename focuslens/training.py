@@ -1,0 +1,368 @@
+"""Training focus directions (section 3.1 of the paper), from the rows that matter and for all heads in one pass.
+
+For each head, ``d_Q`` (and at the projection site ``d_K``) minimises ``-S_C`` on activations of the unmodified model:
+prompts whose response is the one the model gives with the gold document alone. A head's loss depends on its own
+vectors only and AdamW acts on every number by itself, so training all heads together is training each alone; the one
+exception is ``d_K``, which query heads of a group share at the projection site as they share their keys.
+
+At the rotary site no ``d_K`` is trained: ``(q_i + d_Q) . d_K`` is the same for every key, softmax ignores it, and its
+gradient is zero.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from focuslens.activations import LayerHeads, RowActivations, capture_rows, measured_scores, row_scores
+from focuslens.directions import FocusDirections, Site
+from focuslens.files import versions, write_atomically
+from focuslens.heads import Head, check_heads
+from focuslens.prompts import MultiDocSample
+
+if TYPE_CHECKING:
+    from focuslens.model import FocusModel
+
+__all__ = ["TrainingConfig", "train_focus_directions"]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of the training; the defaults are the paper's and its code's.
+
+    Attributes:
+        site: Where the vectors act; see :class:`FocusSteering`.
+        prompts: Which prompt the gold prompt's response is put after: ``long`` as in the authors' code, or ``gold`` as
+            in the paper's text.
+        epochs: Passes over the samples, in a new random order each.
+        learning_rate: Of AdamW.
+        weight_decay: Of AdamW; 0.01 is its default, which the authors' code leaves.
+        init_std: Standard deviation of the normal numbers that the vectors start from.
+        max_new_tokens: Of the gold prompt's response.
+        seed: Of the start and of the order.
+    """
+
+    site: Site = "rotary"
+    prompts: Literal["long", "gold"] = "long"
+    epochs: int = 10
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    init_std: float = 0.01
+    max_new_tokens: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.site not in get_args(Site):
+            raise ValueError(f"site is {self.site!r}; it must be one of {', '.join(get_args(Site))}")
+        if self.prompts not in ("long", "gold"):
+            raise ValueError(f"prompts is {self.prompts!r}; it must be 'long' or 'gold'")
+        for name in ("epochs", "learning_rate", "max_new_tokens"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0")
+        for name in ("weight_decay", "init_std"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+
+
+class _Activations:
+    """Training data by sample, kept in memory up to a budget, otherwise made anew by another forward pass."""
+
+    def __init__(
+        self,
+        model: FocusModel,
+        samples: Sequence[MultiDocSample],
+        responses: Sequence[Tensor],
+        groups: Sequence[LayerHeads],
+        config: TrainingConfig,
+        budget: int,
+    ) -> None:
+        self._model, self._samples, self._responses = model, samples, responses
+        self._groups, self._config, self._budget = groups, config, budget
+        self._kept: OrderedDict[int, RowActivations] = OrderedDict()
+        self._bytes = 0
+
+    def __getitem__(self, index: int) -> RowActivations:
+        if index in self._kept:
+            return self._kept[index]
+        prompt = self._model.encode(self._samples[index].prompt(self._config.prompts))
+        made = capture_rows(self._model, prompt, self._responses[index], self._groups, self._config.site)
+        # What does not fit is not kept. Throwing out older samples would gain nothing: all are used equally often.
+        if self._bytes + made.nbytes <= self._budget:
+            self._kept[index] = made
+            self._bytes += made.nbytes
+        return made
+
+
+@dataclass(eq=False)
+class _State:
+    """Everything a checkpoint holds."""
+
+    query: Float[Tensor, "n d_head"]
+    key: Float[Tensor, "m d_head"] | None
+    optimizer: torch.optim.AdamW
+    step: int = 0
+    losses: list[Float[Tensor, "n"]] = field(default_factory=list[Tensor])
+    running: Float[Tensor, "n"] | None = None
+
+    @property
+    def vectors(self) -> list[Tensor]:
+        return [self.query] if self.key is None else [self.query, self.key]
+
+    def save(self, path: Path, fingerprint: str) -> None:
+        content = io.BytesIO()
+        torch.save(
+            {
+                "fingerprint": fingerprint,
+                "vectors": [v.detach().cpu() for v in self.vectors],
+                "step": self.step,
+                "optimizer": self.optimizer.state_dict(),
+                "losses": self.losses,
+                "running": self.running,
+            },
+            content,
+        )
+        write_atomically(path, content.getvalue())
+
+    def load(self, path: Path, fingerprint: str) -> None:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if saved["fingerprint"] != fingerprint:
+            raise ValueError(
+                f"{path} is a checkpoint of another training (other model, samples, heads or settings); "
+                "name another file, or delete it"
+            )
+        with torch.no_grad():
+            for vector, value in zip(self.vectors, saved["vectors"], strict=True):
+                vector.copy_(value)
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.losses, self.running = saved["step"], saved["losses"], saved["running"]
+
+
+def train_focus_directions(
+    model: FocusModel,
+    samples: Iterable[MultiDocSample],
+    heads: Iterable[tuple[int, int]] | None = None,
+    *,
+    config: TrainingConfig | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 500,
+    memory_gb: float = 4.0,
+    data: Mapping[str, Any] | None = None,
+    progress: bool = False,
+    **settings: Any,
+) -> FocusDirections:
+    """Train one focus direction a head (equation 4, loss ``-S_C``), all heads together, the model frozen.
+
+    One step is one sample, as in the authors' code. Losses of every epoch are in ``directions.losses``.
+
+    Args:
+        model: The model, which is not changed.
+        samples: Training samples; those whose gold prompt gets an empty response are left out.
+        heads: Heads to train, by default all.
+        config: Settings; or give single ones by name, e.g. ``site="projection"``.
+        checkpoint: A file that holds the state, and from which an interrupted training goes on to the same numbers.
+        checkpoint_every: Steps between two writes of it; it is also written after each epoch.
+        memory_gb: How much of the activations is kept between epochs, in gigabytes; the rest is computed anew.
+        data: What ``provenance`` says of the data, e.g. ``MultiDocData.description``.
+        progress: Show a progress bar.
+        **settings: Fields of :class:`TrainingConfig`.
+
+    Raises:
+        ValueError: If there are no samples with a gold document and a response, or another training's checkpoint.
+        TypeError: If both ``config`` and single settings are given, or a setting is unknown.
+    """
+    if config is not None and settings:
+        raise TypeError(f"give either config or single settings, not both: {', '.join(settings)}")
+    config = config or TrainingConfig(**settings)
+    shape = model.shape
+    everything = [(layer, head) for layer in range(shape.n_layers) for head in range(shape.n_heads)]
+    named = check_heads(everything if heads is None else heads, shape.n_layers, shape.n_heads)
+    if not named:
+        raise ValueError("there are no heads to train")
+    usable, responses = _gold_responses(model, list(samples), config, progress)
+    groups = LayerHeads.group(named, shape)
+    state = _start(model, named, groups, config)
+    path = None if checkpoint is None else Path(checkpoint)
+    provenance = _provenance(model, usable, config, data)
+    fingerprint = hashlib.sha256(json.dumps([provenance, named, [r.tolist() for r in responses]]).encode()).hexdigest()
+    if path is not None and path.exists():
+        state.load(path, fingerprint)
+    activations = _Activations(model, usable, responses, groups, config, int(memory_gb * 2**30))
+    _require_same_attention(model, usable[0], responses[0], groups, config)
+    total = config.epochs * len(usable)
+    with tqdm(total=total, initial=state.step, desc="focus directions", unit="step", disable=not progress) as bar:
+        while state.step < total:
+            epoch, place = divmod(state.step, len(usable))
+            order = torch.randperm(
+                len(usable), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+            )
+            losses = _step(model, state, groups, activations[int(order[place])], config.site)
+            state.running = losses if state.running is None else state.running + losses
+            state.step += 1
+            if place == len(usable) - 1:
+                state.losses.append(state.running / len(usable))
+                state.running = None
+            if path is not None and (state.step % checkpoint_every == 0 or state.running is None):
+                state.save(path, fingerprint)
+            bar.update()
+    curve = torch.stack(state.losses)
+    return FocusDirections(
+        named,
+        state.query,
+        _key_by_head(state.key, named, groups),
+        config.site,
+        {**provenance, "losses": curve.tolist()},
+    )
+
+
+def _gold_responses(
+    model: FocusModel, samples: list[MultiDocSample], config: TrainingConfig, progress: bool
+) -> tuple[list[MultiDocSample], list[Tensor]]:
+    """Samples with a response to their gold prompt, and that response's tokens."""
+    usable: list[MultiDocSample] = []
+    responses: list[Tensor] = []
+    for sample in tqdm(samples, desc="gold responses", unit="sample", disable=not progress):
+        if sample.gold_index is None:
+            continue
+        response = model.generate(sample.prompt("gold"), max_new_tokens=config.max_new_tokens).tokens
+        if len(response):
+            usable.append(sample)
+            responses.append(response)
+    if not usable:
+        raise ValueError(f"none of the {len(samples)} samples has a gold document and a response to its gold prompt")
+    return usable, responses
+
+
+def _start(model: FocusModel, heads: Sequence[Head], groups: Sequence[LayerHeads], config: TrainingConfig) -> _State:
+    generator = torch.Generator().manual_seed(config.seed)
+    d_head, device = model.shape.d_head, model.backend.device
+
+    def noise(n: int) -> Tensor:
+        return (torch.randn(n, d_head, generator=generator) * config.init_std).to(device).requires_grad_()
+
+    query = noise(len(heads))
+    key = noise(sum(len(group.key_value_heads) for group in groups)) if config.site == "projection" else None
+    vectors = [query] if key is None else [query, key]
+    optimizer = torch.optim.AdamW(vectors, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return _State(query, key, optimizer)
+
+
+def _step(
+    model: FocusModel, state: _State, groups: Sequence[LayerHeads], sample: RowActivations, site: Site
+) -> Float[Tensor, "n"]:
+    """One AdamW step on one sample; the loss of each head before it."""
+    losses = _losses(model, state.query, state.key, groups, sample, site)
+    # Gradients are asked for by name, so that none are left in the model's own parameters.
+    for vector, gradient in zip(state.vectors, torch.autograd.grad(losses.sum(), state.vectors), strict=True):
+        vector.grad = gradient
+    state.optimizer.step()
+    return losses.detach().cpu()
+
+
+def _losses(
+    model: FocusModel,
+    query: Float[Tensor, "n d_head"],
+    key: Float[Tensor, "m d_head"] | None,
+    groups: Sequence[LayerHeads],
+    sample: RowActivations,
+    site: Site,
+) -> Float[Tensor, "n"]:
+    """``-S_C`` of every chosen head on one sample."""
+    losses = torch.zeros(len(query), device=query.device)
+    first_key = 0
+    for group in groups:
+        q = sample.queries[group.layer].float() + query[list(group.places)]
+        k = sample.keys[group.layer].float()
+        if site == "projection" and key is not None:
+            k = k + key[first_key : first_key + len(group.key_value_heads)]
+            first_key += len(group.key_value_heads)
+            q, k = _to_rotary_site(model, group.layer, q, k, sample)
+        scores = row_scores(
+            q,
+            k[:, list(group.reads)],
+            sample.rows,
+            sample.relevant,
+            model.backend.scale(group.layer),
+            model.backend.window(group.layer),
+        )
+        losses = losses.index_put((torch.tensor(group.places, device=losses.device),), -scores)
+    return losses
+
+
+@torch.no_grad()
+def _require_same_attention(
+    model: FocusModel, sample: MultiDocSample, response: Tensor, groups: Sequence[LayerHeads], config: TrainingConfig
+) -> None:
+    """Refuse a model whose attention is not the softmax of rotated queries and keys that training differentiates.
+
+    A soft cap, a learned sink or another mask would otherwise give plausible directions for no model at all.
+    """
+    prompt = model.encode(sample.prompt(config.prompts))
+    rows = capture_rows(model, prompt, response, groups, config.site)
+    n, d_head = sum(len(group.heads) for group in groups), model.shape.d_head
+    zeros = torch.zeros(n, d_head, device=model.backend.device)
+    n_keys = sum(len(group.key_value_heads) for group in groups)
+    key = zeros.new_zeros(n_keys, d_head) if config.site == "projection" else None
+    ours = -_losses(model, zeros, key, groups, rows, config.site).cpu()
+    measured = measured_scores(model, prompt, response, groups)
+    for group in groups:
+        gap = float((ours[list(group.places)] - measured[group.layer].cpu()).abs().max())
+        # Half-precision models round every weight of a row; a wrong mask or scale is off by far more.
+        if gap > (1e-3 if rows.queries[group.layer].dtype in (torch.float32, torch.float64) else 2e-2):
+            raise ValueError(
+                f"layer {group.layer} of {model.name!r} does not attend as softmax(Q K^T * scale) over visible keys: "
+                f"contextual scores differ by {gap:.3g}; directions cannot be trained on this architecture"
+            )
+
+
+def _to_rotary_site(
+    model: FocusModel, layer: int, q: Tensor, k: Tensor, sample: RowActivations
+) -> tuple[Float[Tensor, "row head d_head"], Float[Tensor, "key kv_head d_head"]]:
+    positions = torch.arange(len(k), device=k.device)
+    rotary = model.backend.rotary(layer, len(k))
+    return rotary.query(q, sample.rows), rotary.key(k, positions)
+
+
+def _key_by_head(
+    key: Float[Tensor, "m d_head"] | None, heads: Sequence[Head], groups: Sequence[LayerHeads]
+) -> Float[Tensor, "n d_head"] | None:
+    """Key vectors of the key-value heads, repeated for every query head that reads them."""
+    if key is None:
+        return None
+    rows = [0] * len(heads)
+    first = 0
+    for group in groups:
+        for place, read in zip(group.places, group.reads, strict=True):
+            rows[place] = first + read
+        first += len(group.key_value_heads)
+    return key[rows]
+
+
+def _provenance(
+    model: FocusModel, samples: Sequence[MultiDocSample], config: TrainingConfig, data: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    shape = {name: getattr(model.shape, name) for name in ("n_layers", "n_heads", "n_key_value_heads", "d_head")}
+    prompts = hashlib.sha256()
+    for sample in samples:
+        prompts.update(json.dumps([sample.id, str(sample.prompt(config.prompts))]).encode())
+    return {
+        "model": model.description,
+        "shape": shape,
+        "data": {
+            **(data or {}),
+            "samples": len(samples),
+            "prompts_sha256": prompts.hexdigest(),
+        },
+        "settings": asdict(config),
+        "versions": versions(),
+    }
