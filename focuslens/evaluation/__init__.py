@@ -1,0 +1,20 @@
+"""Is an answer right, how sure can one be, and what happens over a grid of settings."""
+
+from focuslens.evaluation.runner import Evaluation, Setting, Sweep, evaluate, run_sweep
+from focuslens.evaluation.settings import BASELINES, split_softmax_settings, steering_settings
+from focuslens.evaluation.statistics import Interval, McNemar, bootstrap_mean, mcnemar_exact
+
+__all__ = [
+    "BASELINES",
+    "Evaluation",
+    "Interval",
+    "McNemar",
+    "Setting",
+    "Sweep",
+    "bootstrap_mean",
+    "evaluate",
+    "mcnemar_exact",
+    "run_sweep",
+    "split_softmax_settings",
+    "steering_settings",
+]

@@ -1,0 +1,84 @@
+"""Result files that survive a kill at any moment: a header that says what made them, then one JSON line a sample."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+__all__ = ["RecordFile"]
+
+
+class RecordFile:
+    """A JSON-lines file whose first line is a header and whose others are records with an ``id``.
+
+    A record is written and flushed as a whole line. After a kill the last line may be half a line: it is cut off, and
+    its sample is run again. Nothing is repeated and nothing lost.
+
+    Args:
+        path: The file; made, with its directory, when the first record is written.
+        header: What made the records. A file with another header is not continued.
+
+    Raises:
+        ValueError: If the file holds records made otherwise (the message says what differs), or something else.
+    """
+
+    def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
+        self.path = Path(path)
+        self.header: dict[str, Any] = json.loads(json.dumps(header))
+        self.records: dict[str, dict[str, Any]] = {}
+        if self.path.exists():
+            self._read()
+
+    def _read(self) -> None:
+        content = self.path.read_bytes()
+        whole = content[: content.rfind(b"\n") + 1]
+        entries = [self._entry(line, number) for number, line in enumerate(whole.splitlines(), start=1)]
+        if entries:
+            self._require_same(entries[0]["header"])
+            self.records = {record["id"]: record for record in entries[1:]}
+        elif not _line({"header": self.header}).startswith(content):
+            raise ValueError(f"{self.path} is no result file of these settings; name another file, or delete it")
+        if len(whole) < len(content):
+            os.truncate(self.path, len(whole))
+
+    def _entry(self, line: bytes, number: int) -> dict[str, Any]:
+        try:
+            entry = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{self.path}, line {number} is not JSON ({error}); name another file") from error
+        key, kind = ("header", dict) if number == 1 else ("id", str)
+        if not isinstance(entry, dict) or not isinstance(cast("dict[str, Any]", entry).get(key), kind):
+            raise ValueError(f"{self.path}, line {number} has no {key!r}: this is no result file; name another")
+        return cast("dict[str, Any]", entry)
+
+    def _require_same(self, found: Mapping[str, Any]) -> None:
+        differing = [key for key in {**found, **self.header} if found.get(key) != self.header.get(key)]
+        if differing:
+            key = sorted(differing)[0]
+            raise ValueError(
+                f"{self.path} holds results made otherwise ({', '.join(sorted(differing))} differ; {key} was "
+                f"{_short(found.get(key))}, is now {_short(self.header.get(key))}); name another file, or delete it"
+            )
+
+    def append(self, records: Sequence[dict[str, Any]]) -> None:
+        """Write records, and have them on disk before returning."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("ab") as file:
+            header = [] if file.tell() else [{"header": self.header}]
+            entries = [*header, *records]
+            file.write(b"".join(map(_line, entries)))
+            file.flush()
+            os.fsync(file.fileno())
+        self.records.update((record["id"], record) for record in records)
+
+
+def _line(entry: Mapping[str, Any]) -> bytes:
+    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 120 else text[:117] + "..."

@@ -1,0 +1,287 @@
+"""Accuracy of a model under interventions: one setting, or a sweep of many over the same samples."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from focuslens.evaluation.records import RecordFile
+from focuslens.evaluation.statistics import Interval, McNemar, bootstrap_mean, mcnemar_exact
+from focuslens.files import versions
+from focuslens.hooks import Intervention
+from focuslens.metrics import sub_exact_match
+from focuslens.prompts import Case, MultiDocSample
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from focuslens.model import FocusModel
+
+__all__ = ["Evaluation", "Setting", "Sweep", "evaluate", "run_sweep"]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One column of a sweep.
+
+    Attributes:
+        name: Unique within the sweep.
+        interventions: Applied in order; none for a baseline.
+        case: Which prompt is answered.
+        parameters: What the setting varies, e.g. ``{"tau": 0.3, "k": 20}``; columns of tables.
+    """
+
+    name: str
+    interventions: tuple[Intervention, ...] = ()
+    case: Case = "long"
+    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def describe(self) -> dict[str, Any]:
+        """As JSON, for result files."""
+        return {
+            "name": self.name,
+            "case": self.case,
+            "parameters": dict(self.parameters),
+            "interventions": [one.describe() for one in self.interventions],
+        }
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Responses of a model to samples under one setting.
+
+    Attributes:
+        em: Sub-span exact match: the fraction of responses that hold an accepted answer, with a 95 % bootstrap
+            interval that resamples questions.
+        sample_ids: ``MultiDocSample.id`` of each sample.
+        question_ids: The question each belongs to.
+        responses: What the model said.
+        correct: Whether it holds an accepted answer.
+    """
+
+    sample_ids: tuple[str, ...]
+    question_ids: tuple[str, ...]
+    responses: tuple[str, ...]
+    correct: tuple[bool, ...]
+    em: Interval
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def compare(self, other: Evaluation) -> McNemar:
+        """Exact McNemar test against another evaluation of the same samples.
+
+        Raises:
+            ValueError: If the samples are not the same.
+        """
+        if self.sample_ids != other.sample_ids:
+            raise ValueError("the evaluations are of different samples (or in another order), so they are not paired")
+        return mcnemar_exact(list(self.correct), list(other.correct))
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """Evaluations of the same samples under several settings.
+
+    Attributes:
+        settings: What was run.
+        evaluations: By the setting's name.
+        header: Model, data, settings, seed and versions.
+    """
+
+    settings: tuple[Setting, ...]
+    evaluations: Mapping[str, Evaluation]
+    header: Mapping[str, Any]
+
+    def __getitem__(self, name: str) -> Evaluation:
+        if name not in self.evaluations:
+            raise KeyError(f"no setting {name!r}; there are {', '.join(self.evaluations)}")
+        return self.evaluations[name]
+
+    def rows(self, baseline: str | None = "baseline") -> list[dict[str, Any]]:
+        """One row a setting: its parameters, EM with its interval, and the McNemar test against the baseline."""
+        rows: list[dict[str, Any]] = []
+        for setting in self.settings:
+            result = self[setting.name]
+            row: dict[str, Any] = {"name": setting.name, "case": setting.case, **setting.parameters}
+            row |= {"em": result.em.mean, "em_low": result.em.low, "em_high": result.em.high, "samples": len(result)}
+            if baseline is not None and baseline in self.evaluations:
+                test = result.compare(self[baseline])
+                row |= {"gained": test.only_first, "lost": test.only_second, "mcnemar_p": test.p_value}
+            rows.append(row)
+        return rows
+
+    def to_frame(self, baseline: str | None = "baseline") -> pd.DataFrame:
+        """:meth:`rows` as a table."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows(baseline))
+
+
+def evaluate(
+    model: FocusModel,
+    samples: Iterable[MultiDocSample],
+    interventions: Sequence[Intervention] = (),
+    *,
+    case: Case = "long",
+    max_new_tokens: int = 100,
+    batch_size: int = 1,
+    out: str | Path | None = None,
+    data: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """Sub-span exact match of greedy responses, with a 95 % bootstrap interval.
+
+    Args:
+        model: The model.
+        samples: Any samples of different ``id``.
+        interventions: Applied in order.
+        case: Which prompt is answered.
+        max_new_tokens: Of a response.
+        batch_size: Prompts that are run together.
+        out: A JSON-lines file, written as the samples are done and continued after a kill.
+        data: What the file says of the data, e.g. ``MultiDocData.description``.
+        seed: Of the bootstrap.
+        progress: Show a progress bar.
+
+    Raises:
+        ValueError: If there are no samples, two have the same id, or ``out`` holds results made otherwise.
+    """
+    setting = Setting("evaluation", tuple(interventions), case)
+    sweep = run_sweep(
+        model,
+        samples,
+        [setting],
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        out=out,
+        data=data,
+        seed=seed,
+        progress=progress,
+    )
+    return sweep["evaluation"]
+
+
+def run_sweep(
+    model: FocusModel,
+    samples: Iterable[MultiDocSample],
+    settings: Sequence[Setting],
+    *,
+    max_new_tokens: int = 100,
+    batch_size: int = 1,
+    out: str | Path | None = None,
+    data: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    progress: bool = False,
+) -> Sweep:
+    """Evaluate samples under every setting; settings that leave the prompt as it is share one run of it.
+
+    Samples of similar length are run together. Arguments are those of :func:`evaluate`.
+
+    Raises:
+        ValueError: If there are no samples or settings, a name or id occurs twice, or ``out`` holds other results.
+    """
+    chosen = list(samples)
+    if batch_size < 1:
+        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
+    _require_unique("setting", [setting.name for setting in settings])
+    _require_unique("sample", [sample.id for sample in chosen])
+    header = _header(model, chosen, settings, max_new_tokens, data, seed)
+    store = None if out is None else RecordFile(out, header)
+    records: dict[str, dict[str, Any]] = {} if store is None else store.records
+    todo = [sample for sample in chosen if sample.id not in records]
+    todo.sort(key=lambda sample: len(sample.prompt("long")))
+    done = len(chosen) - len(todo)
+    with tqdm(total=len(chosen), initial=done, desc="evaluation", unit="sample", disable=not progress) as bar:
+        for start in range(0, len(todo), batch_size):
+            batch = todo[start : start + batch_size]
+            made = _run_batch(model, batch, settings, max_new_tokens)
+            if store is None:
+                records.update((record["id"], record) for record in made)
+            else:
+                store.append(made)
+            bar.update(len(batch))
+    return Sweep(tuple(settings), {s.name: _evaluation(chosen, records, s.name, seed) for s in settings}, header)
+
+
+def _require_unique(what: str, names: Sequence[str]) -> None:
+    if not names:
+        raise ValueError(f"there is no {what} to evaluate")
+    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if twice:
+        raise ValueError(
+            f"{what} {twice[0]!r} occurs more than once; results are kept by name, so names must differ "
+            "(of samples: question_id or gold_index)"
+        )
+
+
+def _header(
+    model: FocusModel,
+    samples: Sequence[MultiDocSample],
+    settings: Sequence[Setting],
+    max_new_tokens: int,
+    data: Mapping[str, Any] | None,
+    seed: int,
+) -> dict[str, Any]:
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(repr((sample.id, sample.answers)).encode() + str(sample.prompt("long")).encode())
+    return {
+        "model": model.description,
+        "data": {**(data or {}), "samples": len(samples), "sha256": digest.hexdigest()},
+        "settings": [setting.describe() for setting in settings],
+        "max_new_tokens": max_new_tokens,
+        "seed": seed,
+        "versions": versions(),
+    }
+
+
+def _run_batch(
+    model: FocusModel, samples: Sequence[MultiDocSample], settings: Sequence[Setting], max_new_tokens: int
+) -> list[dict[str, Any]]:
+    """Records of a batch of samples under every setting."""
+    results: list[dict[str, Any]] = [{} for _ in samples]
+    cases: list[Case] = list(dict.fromkeys(setting.case for setting in settings))
+    for case in cases:
+        encoded = model.batch([sample.prompt(case) for sample in samples])
+        shared = None
+        for setting in (one for one in settings if one.case == case):
+            if any(one.changes_prompt for one in setting.interventions):
+                prefix = model.prefill(encoded, setting.interventions)
+            else:
+                prefix = shared = shared or model.prefill(encoded, hold_last=True)
+            for result, sample, response in zip(
+                results,
+                samples,
+                model.decode(prefix, setting.interventions, max_new_tokens=max_new_tokens),
+                strict=True,
+            ):
+                correct = sub_exact_match(response.text, sample.answers)
+                result[setting.name] = {"response": response.text, "correct": correct, "finished": response.finished}
+    return [
+        {"id": sample.id, "question_id": sample.question_id, "answers": list(sample.answers), "results": result}
+        for sample, result in zip(samples, results, strict=True)
+    ]
+
+
+def _evaluation(
+    samples: Sequence[MultiDocSample], records: Mapping[str, Mapping[str, Any]], name: str, seed: int
+) -> Evaluation:
+    results = [records[sample.id]["results"][name] for sample in samples]
+    correct = tuple(bool(result["correct"]) for result in results)
+    questions = tuple(sample.question_id for sample in samples)
+    # Samples without a question id are each a question of their own.
+    groups = [question or f"sample {i}" for i, question in enumerate(questions)]
+    return Evaluation(
+        tuple(sample.id for sample in samples),
+        questions,
+        tuple(str(result["response"]) for result in results),
+        correct,
+        bootstrap_mean([float(one) for one in correct], groups=groups, seed=seed),
+    )

@@ -1,0 +1,64 @@
+"""The settings of the paper's sweeps: split-softmax over ``(tau, k)``, focus steering over ``(alpha, k)``, controls."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from focuslens.directions import FocusDirections
+from focuslens.evaluation.runner import Setting
+from focuslens.interventions import FocusSteering, SplitSoftmax
+from focuslens.interventions.common import Positions
+
+__all__ = ["BASELINES", "split_softmax_settings", "steering_settings"]
+
+BASELINES = (Setting("baseline"), Setting("gold", case="gold"), Setting("negative", case="negative"))
+"""The three lines of figure 3: all documents, the relevant one only, and all but the relevant one."""
+
+
+def split_softmax_settings(
+    heads: Sequence[tuple[int, int]], taus: Sequence[float], ks: Sequence[int], *, label: str = "contextual"
+) -> list[Setting]:
+    """Split-softmax on the first ``k`` heads of a ranking, or of random heads, for every ``tau`` and ``k``.
+
+    Raises:
+        ValueError: If a ``k`` is not between 1 and the number of heads.
+    """
+    return [
+        Setting(
+            f"split-softmax {label} tau={tau:g} k={k}",
+            (SplitSoftmax(_first(heads, k), tau),),
+            parameters={"heads": label, "tau": tau, "k": k},
+        )
+        for tau in taus
+        for k in ks
+    ]
+
+
+def steering_settings(
+    directions: FocusDirections,
+    heads: Sequence[tuple[int, int]],
+    alphas: Sequence[float],
+    ks: Sequence[int],
+    *,
+    positions: Positions = "all",
+) -> list[Setting]:
+    """Focus steering of the first ``k`` heads of a ranking for every ``alpha`` and ``k``.
+
+    Raises:
+        ValueError: If a ``k`` is not between 1 and the number of heads, or a head has no direction.
+    """
+    return [
+        Setting(
+            f"steering alpha={alpha:g} k={k}",
+            (FocusSteering(directions, alpha, _first(heads, k), positions),),
+            parameters={"alpha": alpha, "k": k, "positions": positions},
+        )
+        for alpha in alphas
+        for k in ks
+    ]
+
+
+def _first(heads: Sequence[tuple[int, int]], k: int) -> Sequence[tuple[int, int]]:
+    if not 1 <= k <= len(heads):
+        raise ValueError(f"k is {k}; it must be 1 to {len(heads)}, the number of heads given")
+    return heads[:k]

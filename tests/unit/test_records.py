@@ -1,0 +1,132 @@
+"""Result files that survive a kill at any byte."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from focuslens.evaluation.records import RecordFile
+
+HEADER = {"model": {"name": "a"}, "settings": [{"tau": 0.3}], "seed": 0}
+RECORDS: list[dict[str, Any]] = [
+    {"id": "q1@0", "text": "plain"},
+    {"id": "q2@1", "text": "naïve 東京 🦊"},
+    {"id": "q3@2", "text": 'quoted " line\nbreak and \u2028 and \r'},
+]
+
+
+def finished(path: Path) -> RecordFile:
+    file = RecordFile(path, HEADER)
+    for record in RECORDS:
+        file.append([record])
+    return file
+
+
+def test_a_header_and_one_line_a_record(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "directory" / "results.jsonl"
+    file = finished(path)
+    assert file.records == {record["id"]: record for record in RECORDS}
+    lines = path.read_bytes().split(b"\n")
+    assert lines.pop() == b""
+    assert [json.loads(line) for line in lines] == [{"header": HEADER}, *RECORDS]
+
+
+def test_nothing_is_written_before_the_first_record(tmp_path: Path) -> None:
+    RecordFile(tmp_path / "results.jsonl", HEADER)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_records_written_together_are_separate_lines(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    RecordFile(path, HEADER).append(RECORDS)
+    again = RecordFile(path, HEADER)
+    assert list(again.records.values()) == RECORDS
+
+
+def test_killed_at_any_byte_nothing_is_lost_or_repeated(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.jsonl"
+    finished(whole)
+    content = whole.read_bytes()
+    ends = [i + 1 for i, byte in enumerate(content) if byte == ord("\n")]
+    path = tmp_path / "killed.jsonl"
+    for length in range(len(content) + 1):
+        path.write_bytes(content[:length])
+        file = RecordFile(path, HEADER)
+        # Whole lines before the cut, less the header.
+        survivors = max(0, sum(end <= length for end in ends) - 1)
+        assert list(file.records.values()) == RECORDS[:survivors], length
+        for record in RECORDS[survivors:]:
+            file.append([record])
+        assert path.read_bytes() == content, length
+
+
+def test_records_are_on_disk_before_append_returns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "results.jsonl"
+    sizes: list[int] = []
+    monkeypatch.setattr(os, "fsync", lambda handle: sizes.append(os.fstat(handle).st_size))
+    RecordFile(path, HEADER).append(RECORDS[:1])
+    assert sizes == [path.stat().st_size]
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ({**HEADER, "seed": 1}, r"\(seed differ; seed was 0, is now 1\)"),
+        ({"model": HEADER["model"], "seed": 0}, r"\(settings differ; settings was \[\{\"tau\": 0.3\}\], is now null"),
+        ({**HEADER, "extra": True}, r"\(extra differ; extra was null, is now true\)"),
+        ({**HEADER, "seed": 1, "model": "b"}, r"\(model, seed differ; model was"),
+    ],
+)
+def test_a_file_of_another_run_is_refused_and_left_alone(tmp_path: Path, header: dict[str, Any], message: str) -> None:
+    path = tmp_path / "results.jsonl"
+    finished(path)
+    content = path.read_bytes() + b'{"id": "half'
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        RecordFile(path, header)
+    assert path.read_bytes() == content
+
+
+def test_a_long_difference_is_shortened(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    finished(path)
+    with pytest.raises(ValueError, match=r"is now \"x{110,116}\.\.\.\);"):
+        RecordFile(path, {**HEADER, "seed": "x" * 1000})
+
+
+def test_tuples_in_a_header_are_lists_in_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    RecordFile(path, {"span": (1, 2)}).append(RECORDS)
+    assert len(RecordFile(path, {"span": (1, 2)}).records) == 3
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"not json\n",
+        b'{"id": "q1"}\n{"id": "q2"}\n',
+        b"[1, 2]\n",
+        b'{"header": 3}\n',
+        b"notes without a line break",
+        b'{"results": [1, 2]}',
+    ],
+)
+def test_a_file_that_is_something_else_is_refused_and_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "precious.json"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"precious\.json"):
+        RecordFile(path, HEADER)
+    assert path.read_bytes() == content
+
+
+def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    finished(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([lines[0], lines[1], b'{"id": \n', lines[3]]))
+    with pytest.raises(ValueError, match=r"results.jsonl.*line 3"):
+        RecordFile(path, HEADER)
