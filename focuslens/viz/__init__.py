@@ -1,0 +1,48 @@
+"""Something to look at: figures (matplotlib), attention views (circuitsvis) and a report that is one HTML file.
+
+Everything here takes arrays, names and numbers, so it needs no model, and nothing here loads anything from the network.
+"""
+
+from __future__ import annotations
+
+try:
+    import circuitsvis as _circuitsvis
+    import matplotlib as _matplotlib
+except ImportError as error:
+    raise ImportError(
+        f"focuslens.viz needs circuitsvis and matplotlib, and {error.name!r} is missing: pip install 'focuslens[viz]'"
+    ) from error
+
+from focuslens.viz.attention import AttentionView, attention_view, document_view, pool_attention
+from focuslens.viz.figures import (
+    Curve,
+    IntervalLike,
+    direction_curves,
+    head_map,
+    loss_curves,
+    save_figure,
+    split_softmax_curves,
+    style,
+    sweep_curves,
+)
+from focuslens.viz.report import Table, write_report
+
+del _circuitsvis, _matplotlib
+
+__all__ = [
+    "AttentionView",
+    "Curve",
+    "IntervalLike",
+    "Table",
+    "attention_view",
+    "direction_curves",
+    "document_view",
+    "head_map",
+    "loss_curves",
+    "pool_attention",
+    "save_figure",
+    "split_softmax_curves",
+    "style",
+    "sweep_curves",
+    "write_report",
+]

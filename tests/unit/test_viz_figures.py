@@ -1,0 +1,140 @@
+"""Figures: what they draw, and that they leave everything else alone."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+
+from focuslens import viz
+
+
+@dataclass
+class Interval:
+    mean: float
+    low: float
+    high: float
+
+
+@pytest.fixture(autouse=True)
+def _close_figures():
+    yield
+    plt.close("all")
+
+
+def test_head_map_puts_layers_down_and_heads_across():
+    scores = np.random.default_rng(0).random((3, 5))
+    scores[1, 2] = np.nan
+    ax: Any = viz.head_map(scores, heads=[(2, 4), (0, 1)], title="Scores")
+    np.testing.assert_array_equal(ax.images[0].get_array().filled(np.nan), scores)
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title(loc="left")) == ("head", "layer", "Scores (2 outlined)")
+    assert [box.get_xy() for box in ax.patches] == [(3.5, 1.5), (0.5, -0.5)]
+    assert ax.images[0].colorbar.ax.get_ylabel() == "contextual score (share of attention)"
+    assert ax.images[0].norm.vmin == 0
+
+
+@pytest.mark.parametrize("head", [(3, 0), (0, 5), (-1, 0)])
+def test_head_map_refuses_heads_that_do_not_exist(head: tuple[int, int]):
+    with pytest.raises(ValueError, match=re.escape(f"head {head} is not in scores of 3 layers with 5 heads")):
+        viz.head_map(np.zeros((3, 5)), heads=[head])
+
+
+CURVES = [
+    viz.Curve("τ = 0.1", (20, 1, 600), (0.9, 0.6, 0.7), (0.8, 0.5, 0.6), (1.0, 0.7, 0.8)),
+    viz.Curve("τ = 2", (1, 50), (0.5, 0.4), (0.45, 0.35), (0.55, 0.45)),
+]
+
+
+@pytest.mark.parametrize("draw", [viz.split_softmax_curves, viz.direction_curves])
+def test_curves_are_drawn_in_order_of_heads_with_bands_and_baselines(draw):
+    ax: Any = draw(CURVES, {"baseline": Interval(0.594, 0.57, 0.62)})
+    baseline, first, second = ax.lines
+    assert set(baseline.get_ydata()) == {0.594}
+    assert (list(first.get_xdata()), list(first.get_ydata())) == ([0, 1, 3], [0.6, 0.9, 0.7])
+    assert (list(second.get_xdata()), list(second.get_ydata())) == ([0, 2], [0.5, 0.4])
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["1", "20", "50", "600"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["baseline", "τ = 0.1", "τ = 2"]
+    assert "heads" in ax.get_xlabel()
+    assert "exact match" in ax.get_ylabel()
+    corners = {tuple(np.round(corner, 6)) for corner in ax.collections[0].get_paths()[0].vertices}
+    assert {(0, 0.5), (1, 0.8), (3, 0.6), (0, 0.7), (1, 1.0), (3, 0.8)} <= corners
+    (band,) = ax.patches
+    assert (band.get_y(), band.get_height()) == (0.57, pytest.approx(0.05))
+
+
+def test_sweeps_over_numbers_keep_their_distances():
+    ax: Any = viz.sweep_curves(CURVES, x_label="strength", x_scale="log", y_label="accuracy")
+    assert list(ax.lines[0].get_xdata()) == [1, 20, 600]
+    assert ax.get_xscale() == "log"
+    assert (ax.get_xlabel(), ax.get_ylabel()) == ("strength", "accuracy")
+
+
+def test_sweeps_refuse_nothing_and_logarithms_of_nothing():
+    with pytest.raises(ValueError, match="no curves"):
+        viz.sweep_curves([], x_label="k")
+    with pytest.raises(ValueError, match=r"x = -0\.2 has no place on a logarithmic scale"):
+        viz.sweep_curves([viz.Curve("a", (-0.2,), (0.5,), (0.4,), (0.6,))], x_label="strength", x_scale="log")
+
+
+def test_no_two_of_many_lines_look_alike():
+    curves = [viz.Curve(str(i), (1.0, 2.0), (0.5, 0.5), (0.4, 0.4), (0.6, 0.6)) for i in range(50)]
+    ax: Any = viz.sweep_curves(curves, x_label="k")
+    assert len({(line.get_color(), line.get_marker(), line.get_linestyle()) for line in ax.lines}) == 50
+
+
+def test_a_curve_is_checked():
+    with pytest.raises(ValueError, match=r"'a' has lengths .*'low': 2"):
+        viz.Curve("a", (1.0,), (0.5,), (0.4, 0.4), (0.6,))
+    with pytest.raises(ValueError, match="not 0"):
+        viz.Curve("a", (), (), (), ())
+    with pytest.raises(ValueError, match=r"x = 2: the estimate 0.7 lies outside its interval \[0.4, 0.6\]"):
+        viz.Curve("a", (1.0, 2.0), (0.5, 0.7), (0.4, 0.4), (0.6, 0.6))
+
+
+def test_a_curve_from_intervals():
+    curve = viz.Curve.from_intervals("a", [(5, Interval(0.5, 0.4, 0.6)), (1, Interval(0.2, 0.1, 0.3))])
+    assert curve == viz.Curve("a", (5.0, 1.0), (0.5, 0.2), (0.4, 0.1), (0.6, 0.3))
+
+
+def test_loss_curves_name_few_heads_and_summarise_many():
+    few: Any = viz.loss_curves(np.array([[-0.1, -0.2], [-0.3, -0.4]]), ["L0H0", "L0H1"])
+    assert [text.get_text() for text in few.get_legend().get_texts()] == ["L0H0", "L0H1"]
+    assert (list(few.lines[1].get_xdata()), list(few.lines[1].get_ydata())) == ([1, 2], [-0.2, -0.4])
+    losses = np.random.default_rng(0).random((3, 9))
+    many: Any = viz.loss_curves(losses, [str(i) for i in range(9)])
+    assert [text.get_text() for text in many.get_legend().get_texts()] == ["median of 9 heads"]
+    np.testing.assert_array_equal(many.lines[-1].get_ydata(), np.median(losses, axis=1))
+
+
+@pytest.mark.parametrize(("shape", "n_labels"), [((2, 3), 2), ((0, 3), 3), ((2, 0), 0)])
+def test_loss_curves_refuse_what_does_not_fit(shape: tuple[int, int], n_labels: int):
+    with pytest.raises(ValueError, match=re.escape(f"losses have shape {shape} [epoch n] and there are {n_labels}")):
+        viz.loss_curves(np.zeros(shape), ["x"] * n_labels)
+
+
+def test_figures_draw_on_given_axes_and_leave_the_settings_alone():
+    before = dict(plt.rcParams)
+    _, axes = plt.subplots(1, 4)
+    assert viz.head_map(np.zeros((2, 2)), ax=axes[0]) is axes[0]
+    assert viz.split_softmax_curves(CURVES, ax=axes[1]) is axes[1]
+    assert viz.direction_curves(CURVES, ax=axes[2]) is axes[2]
+    assert viz.loss_curves(np.zeros((2, 1)), ["x"], ax=axes[3]) is axes[3]
+    assert len(plt.get_fignums()) == 1
+    assert dict(plt.rcParams) == before
+
+
+def test_save_figure_writes_the_same_png_twice(tmp_path: Path):
+    first = viz.save_figure(viz.head_map(np.eye(4)), tmp_path / "new" / "a.png")
+    ax: Any = viz.head_map(np.eye(4))
+    second = viz.save_figure(ax.figure, tmp_path / "new" / "b.png")
+    assert first.read_bytes() == second.read_bytes()
+    assert first.read_bytes().startswith(b"\x89PNG")
+    assert b"Software" not in first.read_bytes()
+    assert sorted(file.name for file in first.parent.iterdir()) == ["a.png", "b.png"]
+    with pytest.raises(ValueError, match=r"'a.pdf' does not end in \.png"):
+        viz.save_figure(ax, tmp_path / "a.pdf")
