@@ -1,0 +1,226 @@
+"""The ``focuslens`` command."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+__all__ = ["main"]
+
+_EXAMPLES = {
+    "demo": "focuslens demo --out runs/demo",
+    "heads": "focuslens heads --model meta-llama/Llama-3.2-3B-Instruct --dtype bfloat16 --data nq-open-oracle.jsonl.gz",
+    "split-softmax": "focuslens split-softmax --tau 0.1,0.3,1000 --k 1,4,8 --heads runs/heads/heads.json",
+    "train": "focuslens train --site rotary --top-k 20 --samples 200 --out runs/directions",
+    "steer": "focuslens steer --directions runs/directions --alpha=-0.2,0.2,0.5 --k 5,20",
+    "generate": "focuslens generate --sample 3 --tau 0.3 --top-k 4",
+}
+
+
+def _numbers(text: str) -> list[float]:
+    return [float(part) for part in text.split(",")]
+
+
+def _integers(text: str) -> list[int]:
+    return [int(part) for part in text.split(",")]
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, value
+
+
+def _common() -> argparse.ArgumentParser:
+    """Options of every command."""
+    parser = argparse.ArgumentParser(add_help=False)
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", default="demo", help="hub name, directory, or 'demo' (the embedded model; default)")
+    model.add_argument("--backend", choices=("hooked", "bridge"), help="TransformerLens model; default: what fits")
+    model.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
+    model.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16, float16")
+    model.add_argument("--n-ctx", type=int, help="context length in tokens; default: what the checkpoint declares")
+    model.add_argument("--revision", help="branch, tag or commit on the hub")
+    model.add_argument(
+        "--chat", action=argparse.BooleanOptionalAction, help="use the chat template; default: if the tokenizer has one"
+    )
+    model.add_argument(
+        "--chat-template-arg",
+        type=_pair,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="argument of the chat template, e.g. date_string='26 Jul 2024' (Llama 3 puts today's date in otherwise)",
+    )
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", default="synthetic", help="a lost-in-the-middle file, or 'synthetic' (default)")
+    data.add_argument("--documents", type=int, help="documents a prompt; default: 20, or as many as fit the context")
+    data.add_argument("--gold-positions", type=_integers, help="from 0; default: five, 0,4,9,14,19 of 20 documents")
+    data.add_argument("--samples", type=int, default=100, help="questions to use, one sample each (default 100)")
+    data.add_argument("--split", choices=("train", "test", "all"), help="half to use; default: what the command is for")
+    run = parser.add_argument_group("run")
+    run.add_argument("--seed", type=int, default=42, help="of every random choice (default 42)")
+    run.add_argument("--max-new-tokens", type=int, default=100, help="of a response (default 100)")
+    run.add_argument("--batch-size", type=int, default=1, help="prompts run together (default 1)")
+    run.add_argument("--out", help="directory for results; default: print only, except where said")
+    return parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="focuslens",
+        description="Find the attention heads that read the context, prove what they do, and steer them.",
+    )
+    parser.add_argument("--version", action="store_true", help="print the version and stop")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
+    common = _common()
+
+    def command(name: str, text: str, description: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name,
+            parents=[common],
+            help=text,
+            description=description,
+            epilog=f"example: {_EXAMPLES[name]}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+
+    command(
+        "demo",
+        "everything, on the embedded model and corpus",
+        (
+            "Contextual heads, a split-softmax sweep, focus directions, steered answers, figures and a report,\n"
+            "on the embedded model and its synthetic corpus. Writes to runs/demo unless --out says otherwise."
+        ),
+    )
+    heads = command(
+        "heads",
+        "find contextual heads",
+        (
+            "Score every head by attention from the response to the relevant document, the irrelevant ones and the\n"
+            "attention sink (equation 1 of arXiv 2503.23306), rank them, and count how many exceed a threshold."
+        ),
+    )
+    heads.add_argument("--case", choices=("long", "gold", "negative", "correct", "wrong"), default="long")
+    heads.add_argument("--top", type=int, default=20, help="heads to print (default 20)")
+    split = command(
+        "split-softmax",
+        "turn attention to the relevant document up or down",
+        (
+            "Accuracy under split-softmax (equations 2 and 3) on the top k heads, for a grid of tau and k, with\n"
+            "random heads as a control. A killed run with --out resumes."
+        ),
+    )
+    split.add_argument("--tau", type=_numbers, default=[0.1, 0.3, 0.6, 1.5, 1000], help="default 0.1,0.3,0.6,1.5,1000")
+    split.add_argument("--random-tau", type=float, default=0.3, help="tau of the random heads (default 0.3)")
+    split.add_argument("--exclude-top", type=int, default=20, help="contextual heads not drawn as random (default 20)")
+    train = command(
+        "train",
+        "train focus directions",
+        (
+            "Train one direction a head (equation 4) on prompts whose response is that of the model with the gold\n"
+            "document alone. Writes directions to --out (default runs/train); a killed run resumes."
+        ),
+    )
+    train.add_argument(
+        "--site", choices=("rotary", "projection"), default="rotary", help="default rotary, as the paper"
+    )
+    train.add_argument("--prompts", choices=("long", "gold"), default="long", help="long (the authors' code) or gold")
+    train.add_argument("--top-k", type=int, help="train the best k heads; default: all")
+    train.add_argument("--epochs", type=int, default=10)
+    train.add_argument("--learning-rate", type=float, default=1e-3)
+    steer = command(
+        "steer",
+        "accuracy under focus directions",
+        (
+            "Accuracy when directions of strength alpha are added to the top k heads (equation 5).\n"
+            "A killed run with --out resumes."
+        ),
+    )
+    steer.add_argument(
+        "--directions", required=True, help="directory of focuslens train, the authors' files, or the hub"
+    )
+    steer.add_argument(
+        "--alpha", type=_numbers, default=[-0.2, 0.2, 0.4], help="default -0.2,0.2,0.4; write --alpha=-0.2,..."
+    )
+    generate = command(
+        "generate",
+        "one response, with and without an intervention",
+        (
+            "Answer a prompt, or a sample of the data, without and with split-softmax (--tau) or\n"
+            "steering (--directions)."
+        ),
+    )
+    source = generate.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", help="the text, or @FILE")
+    source.add_argument("--sample", type=int, help="a sample of the data, from 0")
+    generate.add_argument("--case", choices=("long", "gold", "negative"), default="long", help="prompt of the sample")
+    generate.add_argument("--tau", type=float, help="split-softmax to the relevant document")
+    generate.add_argument("--directions", help="as in focuslens steer")
+    generate.add_argument("--alpha", type=float, default=0.2, help="strength of the directions (default 0.2)")
+    generate.add_argument("--top-k", type=int, default=20, help="heads to change (default 20)")
+    for one in (split, steer):
+        one.add_argument("--k", type=_integers, default=[1, 5, 10, 20], help="heads to change (default 1,5,10,20)")
+    for one in (steer, generate):
+        one.add_argument("--positions", choices=("all", "response"), default="all", help="rows that are steered")
+    for one in (split, train, steer, generate):
+        one.add_argument(
+            "--heads", help="ranking to use: heads.json of focuslens heads; default: score training samples"
+        )
+    return parser
+
+
+def _run(args: argparse.Namespace) -> None:
+    # OpenMP reads this when torch is first imported. Threads that spin while they wait for each other cost small models
+    # on busy machines several times the work itself.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Imported here: torch and transformers take seconds, and --help should not.
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    if args.command == "demo":
+        from focuslens.commands.demo import run
+    elif args.command == "heads":
+        from focuslens.commands.heads import run
+    elif args.command == "train":
+        from focuslens.commands.train import run
+    elif args.command == "generate":
+        from focuslens.commands.generate import run
+    elif args.command == "steer":
+        from focuslens.commands.sweeps import run_steer as run
+    else:
+        from focuslens.commands.sweeps import run_split_softmax as run
+    run(args)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit status: 0, 1 for a request that cannot be met, 2 for wrong usage."""
+    parser = _parser()
+    args = parser.parse_args(argv)
+    if args.version:
+        from importlib.metadata import version
+
+        print(f"focuslens {version('focuslens')}")
+        return 0
+    if args.command is None:
+        parser.print_help()
+        return 2
+    try:
+        _run(args)
+    except (ValueError, KeyError, OSError) as error:
+        message = error.args[0] if isinstance(error, KeyError) else error
+        print(f"focuslens {args.command}: {message}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print(
+            f"\nfocuslens {args.command}: interrupted; with --out, the same command goes on from here", file=sys.stderr
+        )
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

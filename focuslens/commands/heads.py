@@ -1,0 +1,42 @@
+"""``focuslens heads``: contextual scores, the ranking of heads, and how sparse it is."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from focuslens.commands.common import open_model, open_samples, print_table, run_description, score_samples
+from focuslens.files import write_json
+
+__all__ = ["run"]
+
+
+def run(args: argparse.Namespace) -> None:
+    """Score, print and, with ``--out``, write ``heads.json`` and ``head_map.png``."""
+    model = open_model(args)
+    data = open_samples(args, model, "train")
+    scores = score_samples(args, model, data, args.case)
+    frame = scores.to_frame()
+    print(f"{model.name}: {len(scores)} {args.case} prompts, {sum(scores.correct)} answered correctly")
+    print(f"\nTop {min(args.top, len(frame))} heads by relevant contextual score")
+    print_table(frame, most=args.top)
+    print("\nHeads with a relevant contextual score")
+    for row in scores.sparsity():
+        print(f"  {row}")
+    if args.out is None:
+        return
+    out = Path(args.out)
+    result = {
+        **run_description(args, model, data.description),
+        "case": args.case,
+        "samples": list(scores.sample_ids),
+        "correct": sum(scores.correct),
+        "heads": [list(head) for head in scores.ranking()],
+        "scores": frame.to_dict(orient="records"),
+        "sparsity": [{"threshold": s.threshold, "count": s.count, "fraction": s.fraction} for s in scores.sparsity()],
+    }
+    write_json(out / "heads.json", result)
+    from focuslens.viz import head_map, save_figure
+
+    save_figure(head_map(scores.mean().numpy(), heads=scores.top_heads(min(args.top, 10))), out / "head_map.png")
+    print(f"\nwrote {out / 'heads.json'} and {out / 'head_map.png'}")

@@ -1,0 +1,155 @@
+"""``focuslens split-softmax`` and ``focuslens steer``: accuracy over a grid of settings."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from focuslens.commands.common import (
+    Samples,
+    get_ranking,
+    open_directions,
+    open_model,
+    open_samples,
+    print_table,
+    run_description,
+    sweep_table,
+)
+from focuslens.evaluation import (
+    BASELINES,
+    Setting,
+    Sweep,
+    run_sweep,
+    split_softmax_settings,
+    steering_settings,
+)
+from focuslens.files import write_json
+from focuslens.heads import Head, random_heads
+from focuslens.model import FocusModel
+from focuslens.viz import Curve, direction_curves, save_figure, split_softmax_curves
+
+__all__ = ["controls", "curves", "run_split_softmax", "run_steer", "sweep_to"]
+
+
+def run_split_softmax(args: argparse.Namespace) -> None:
+    """Sweep ``tau`` and ``k`` on contextual heads, and ``k`` on as many random others."""
+    model = open_model(args)
+    ranking, source = get_ranking(args, model)
+    data = open_samples(args, model, "test")
+    ks = _possible(args.k, len(ranking))
+    settings = [*BASELINES, *split_softmax_settings(ranking, args.tau, ks), *controls(model, ranking, args, ks)]
+    sweep = sweep_to(args, model, data, settings, _records(args, "split_softmax"))
+    axes = split_softmax_curves(
+        curves(sweep, "tau", heads="contextual") + curves(sweep, "tau", heads="random"),
+        {name: sweep[name].em for name in ("baseline", "gold", "negative")},
+    )
+    _finish(args, model, data, sweep, "split_softmax", axes, {"heads": _listed(ranking, ks), "ranking": source})
+
+
+def controls(model: FocusModel, ranking: Sequence[Head], args: argparse.Namespace, ks: Sequence[int]) -> list[Setting]:
+    """Split-softmax at ``--random-tau`` on random heads that are not among the contextual ones of the largest ``k``."""
+    n = model.shape.n_layers * model.shape.n_heads
+    contextual = ranking[: min(args.exclude_top, n // 2)]
+    ks = [k for k in ks if k <= n - len(contextual)]
+    if args.random_tau is None or not ks:
+        return []
+    drawn = random_heads(model.shape.n_layers, model.shape.n_heads, max(ks), exclude=contextual, seed=args.seed)
+    return split_softmax_settings(drawn, [args.random_tau], ks, label="random")
+
+
+def run_steer(args: argparse.Namespace) -> None:
+    """Sweep ``alpha`` and ``k`` of focus directions."""
+    model = open_model(args)
+    directions = open_directions(args.directions)
+    ranking, source = get_ranking(args, model)
+    steerable = set(directions.heads)
+    heads = [head for head in ranking if head in steerable]
+    data = open_samples(args, model, "test")
+    ks = _possible(args.k, len(heads))
+    settings = [Setting("baseline"), *steering_settings(directions, heads, args.alpha, ks, positions=args.positions)]
+    sweep = sweep_to(args, model, data, settings, _records(args, "steering"))
+    axes = direction_curves(curves(sweep, "alpha"), {"baseline": sweep["baseline"].em})
+    _finish(
+        args,
+        model,
+        data,
+        sweep,
+        "steering",
+        axes,
+        {"heads": _listed(heads, ks), "ranking": source, "directions": directions.digest},
+    )
+
+
+def curves(sweep: Sweep, varied: str, **fixed: Any) -> list[Curve]:
+    """A sweep's accuracy over ``k``: one curve for each value of ``varied`` among the settings with the fixed ones."""
+    wanted = {**fixed, varied: None}
+    lines: dict[float, dict[float, Any]] = {}
+    for setting in sweep.settings:
+        parameters = setting.parameters
+        if wanted.keys() <= parameters.keys() and all(parameters[name] == value for name, value in fixed.items()):
+            lines.setdefault(parameters[varied], {})[parameters["k"]] = sweep[setting.name].em
+    prefix = "random heads, " if fixed.get("heads") == "random" else ""
+    return [Curve.from_intervals(f"{prefix}{varied} = {value:g}", points.items()) for value, points in lines.items()]
+
+
+def _possible(ks: Sequence[int], n: int) -> list[int]:
+    """The numbers of heads that there are, saying which are left out.
+
+    Raises:
+        ValueError: If none is left.
+    """
+    possible = [k for k in ks if 1 <= k <= n]
+    if not possible:
+        raise ValueError(
+            f"--k {','.join(map(str, ks))}: there are {n} heads to choose from; give numbers from 1 to {n}"
+        )
+    if len(possible) < len(ks):
+        print(f"left out of --k, since there are {n} heads: {', '.join(str(k) for k in ks if k not in possible)}")
+    return possible
+
+
+def _listed(heads: Sequence[Head], ks: Sequence[int]) -> list[list[int]]:
+    return [list(head) for head in heads[: max(ks, default=0)]]
+
+
+def sweep_to(
+    args: argparse.Namespace, model: FocusModel, data: Samples, settings: Sequence[Setting], out: Path | None
+) -> Sweep:
+    """Run a sweep under the options, with its records in a file that a killed run continues."""
+    return run_sweep(
+        model,
+        data.samples,
+        settings,
+        max_new_tokens=args.max_new_tokens,
+        batch_size=args.batch_size,
+        out=out,
+        data=data.description,
+        seed=args.seed,
+        progress=True,
+    )
+
+
+def _records(args: argparse.Namespace, name: str) -> Path | None:
+    return None if args.out is None else Path(args.out) / f"{name}.jsonl"
+
+
+def _finish(
+    args: argparse.Namespace,
+    model: FocusModel,
+    data: Samples,
+    sweep: Sweep,
+    name: str,
+    axes: Any,
+    entries: dict[str, Any],
+) -> None:
+    print_table(sweep_table(sweep))
+    if args.out is None:
+        return
+    out = Path(args.out)
+    write_json(
+        out / f"{name}.json", {**run_description(args, model, data.description), **entries, "settings": sweep.rows()}
+    )
+    save_figure(axes, out / f"{name}.png")
+    print(f"\nwrote {name}.jsonl, {name}.json and {name}.png to {out}")
