@@ -1,0 +1,400 @@
+"""Trains the embedded demo model from nothing on the CPU and writes it as a Hugging Face checkpoint.
+
+    python experiments/train_demo_model.py --out focuslens/assets/demo
+
+The curriculum, in the order in which a small model can learn it: random words repeated (few words, then all of
+them), which grows heads that look for an earlier occurrence; then questions whose documents become more, longer and
+more alike. A lesson is passed when the running accuracy on the first token of the answers reaches its mark. Several
+questions share the documents of a context, each in a block that sees the documents but no other block, at the
+position it would have in a prompt of its own.
+
+An interrupted run goes on with ``--resume``. At the end the weights are rounded to bfloat16, and what is saved is
+what is measured.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from demo_model_card import draw_log, evaluate, write_card
+from torch import Tensor
+from tqdm.auto import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from focuslens.data.synthetic import CorpusSettings, SyntheticQuestion, build_tokenizer, generate_context
+from focuslens.prompts import MultiDocSample
+
+LOG = logging.getLogger("train_demo_model")
+FEW_WORDS = 128
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One step of the curriculum: contexts of a kind, and the accuracy that ends it."""
+
+    name: str
+    documents: tuple[int, int]
+    questions: int
+    tokens: int
+    pass_mark: float
+    refusals: float
+    settings: CorpusSettings
+
+
+PLAIN = CorpusSettings(facts=(1, 1), fillers=(0, 0), lookalikes=0.0, mentions=0.0, plain=1.0)
+LESSONS = (
+    Lesson("statements", (3, 5), 10, 1024, 0.8, 0.0, PLAIN),
+    Lesson("plain", (4, 8), 12, 1500, 0.8, 0.0, CorpusSettings((1, 2), (0, 0), 0.3, 0.0, plain=1.0)),
+    Lesson("mixed", (4, 8), 12, 1500, 0.8, 0.0, CorpusSettings((1, 2), (0, 0), 0.3, 0.0, plain=0.6)),
+    Lesson("varied", (4, 8), 12, 1500, 0.75, 0.0, CorpusSettings((1, 2), (0, 1), 0.3, 0.1, plain=0.2)),
+    Lesson("alike", (5, 11), 12, 2000, 0.7, 0.1, CorpusSettings(lookalikes=0.6, mentions=0.2)),
+    Lesson("many", (8, 16), 14, 3000, 0.65, 0.15, CorpusSettings()),
+    Lesson("all", (14, 22), 16, 3000, 2.0, 0.15, CorpusSettings()),
+)
+
+
+@dataclass
+class Progress:
+    """Where training stands; saved with every checkpoint."""
+
+    lesson: int = 0
+    few_words: bool = True
+    repeats_passed: bool = False
+    repeat: float = 0.0
+    answer: float = 0.0
+    refusal: float = 0.0
+    loss: float = 0.0
+    steps_inside: int = 0
+    step: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+    history: list[str] = field(default_factory=list[str])
+
+    def follow(self, name: str, value: float) -> None:
+        """Moves one of the running averages."""
+        setattr(self, name, 0.95 * getattr(self, name) + 0.05 * value)
+
+
+class Batch(NamedTuple):
+    """Padded rows, all ``[row pos]``, and the mask ``[row 1 query key]`` that keeps questions apart."""
+
+    ids: Tensor
+    blocks: Tensor
+    positions: Tensor
+    targets: Tensor
+    weights: Tensor
+    kinds: Tensor  # 1 where the first token of an answer is predicted, 2 where it is a refusal's, else 0
+    mask: Tensor
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose update is orthogonalised (Jordan et al., 2024), with AdamW's step size, for matrices only."""
+
+    def __init__(self, params: Sequence[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
+        super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            shapes: dict[tuple[int, ...], list[tuple[Tensor, Tensor, bool]]] = {}
+            for weight in group["params"]:
+                momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+                momentum.mul_(group["momentum"]).add_(weight.grad)
+                update = weight.grad + group["momentum"] * momentum
+                tall = update.shape[0] > update.shape[1]
+                update = update.mT if tall else update
+                shapes.setdefault(tuple(update.shape), []).append((weight, update, tall))
+            for same in shapes.values():
+                updates = orthogonalise(torch.stack([update for _, update, _ in same]))
+                for (weight, _, tall), update in zip(same, updates, strict=True):
+                    weight.mul_(1 - group["lr"] * group["weight_decay"])
+                    weight.add_(update.mT if tall else update, alpha=-group["lr"] * 0.2 * max(weight.shape) ** 0.5)
+
+
+def orthogonalise(matrices: Tensor) -> Tensor:
+    """Pushes the singular values of wide matrices ``[matrix row column]`` to about one (Newton-Schulz, 5 steps)."""
+    x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    for _ in range(5):
+        gram = x @ x.mT
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x
+    return x
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=192,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        head_dim=16,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        bos_token_id=1,
+        eos_token_id=2,
+        pad_token_id=0,  # The tokenizer puts <pad>, <s> and </s> first.
+        initializer_range=0.04,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+    )
+    return LlamaForCausalLM(config)
+
+
+def build_optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Optimizer]:
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    others = [p for name, p in model.named_parameters() if p.ndim != 2 or "embed" in name]
+    muon: torch.optim.Optimizer = Muon(matrices, lr=rate)
+    return [muon, torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)]
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Token ids without the ``<s>``."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+
+
+def question_row(tokenizer: PreTrainedTokenizerFast, asked: SyntheticQuestion) -> tuple[list[int], list[float], int]:
+    """Token ids of a question and its response, the weight of each as a target, and where its answer starts."""
+    before, after = asked.response.rsplit(asked.answer, 1)
+    pieces = (f"\n\nQuestion: {asked.question}\nAnswer:", f" {before.strip()}", f" {asked.answer}", after)
+    head, prefix, answer, tail = (encode(tokenizer, piece) for piece in pieces)
+    tail += encode(tokenizer, "</s>")
+    weights = [0.0] * len(head) + [0.2] * len(prefix) + [1.0] * len(answer) + [0.2] * len(tail)
+    return [*head, *prefix, *answer, *tail], weights, len(head) + len(prefix)
+
+
+def context_row(tokenizer: PreTrainedTokenizerFast, rng: random.Random, lesson: Lesson) -> list[list[float]]:
+    """One context and its questions: ids, blocks, positions, targets, weights and kinds, as in :class:`Batch`."""
+    context = generate_context(rng, rng.randint(*lesson.documents), "train", lesson.settings)
+    prompt = MultiDocSample("?", ("?",), context.documents, None).prompt()
+    shared: list[int] = tokenizer(str(prompt)[: prompt.spans["document"][-1][1]]).input_ids
+    size = len(shared)
+    columns: list[list[float]] = [[*shared], [0] * size, [*range(size)], [-100] * size, [0.0] * size, [0] * size]
+    for block in range(1, lesson.questions + 1):
+        asked = rng.choice(context.unanswerable if rng.random() < lesson.refusals else context.answerable)
+        ids, weights, answer_start = question_row(tokenizer, asked)
+        kinds = [0] * len(ids)
+        kinds[answer_start - 1] = 2 if asked.gold_index is None else 1
+        positions = range(size, size + len(ids))
+        added = (ids, [block] * len(ids), positions, [*ids[1:], -100], [*weights[1:], 0.0], kinds)
+        for column, new in zip(columns, added, strict=True):
+            column.extend(new)
+    return columns
+
+
+def context_batch(tokenizer: PreTrainedTokenizerFast, rng: random.Random, lesson: Lesson) -> Batch:
+    rows: list[list[list[float]]] = []
+    length = 0
+    while length * len(rows) < lesson.tokens:
+        rows.append(context_row(tokenizer, rng, lesson))
+        length = max(length, len(rows[-1][0]))
+    fills = (tokenizer.pad_token_id, -1, 0, -100, 0.0, 0)
+    columns = [
+        torch.tensor([[*row[i], *[fill] * (length - len(row[i]))] for row in rows]) for i, fill in enumerate(fills)
+    ]
+    query, key = columns[1][:, :, None], columns[1][:, None, :]
+    mask = torch.ones(length, length, dtype=torch.bool).tril() & ((query == key) | (key == 0))
+    return Batch(*columns, mask=mask[:, None])
+
+
+def repeat_batch(
+    rng: random.Random, vocabulary: int, lengths: tuple[int, int], tokens: int = 1024
+) -> tuple[Tensor, int]:
+    """Random words twice over, ``[row pos]``, and the length of one copy."""
+    length = rng.randint(*lengths)
+    rows = [[rng.randrange(3, vocabulary) for _ in range(length)] for _ in range(max(1, tokens // (2 * length)))]
+    return torch.tensor(rows).repeat(1, 2), length
+
+
+def repeat_loss(model: LlamaForCausalLM, progress: Progress, rng: random.Random, vocabulary: int) -> Tensor:
+    # Near and few first: neither a large vocabulary nor a long way back is learned from nothing in reasonable time.
+    ids, length = repeat_batch(rng, *((FEW_WORDS, (4, 24)) if progress.few_words else (vocabulary, (8, 110))))
+    logits = model.lm_head(model.model(ids).last_hidden_state[:, length:-1])
+    targets = ids[:, length + 1 :]
+    progress.follow("repeat", (logits.argmax(-1) == targets).float().mean().item())
+    progress.tokens += ids.numel()
+    if progress.repeat > 0.8 and not progress.few_words and not progress.repeats_passed:
+        progress.repeats_passed = True
+        record(progress, "repeats of all words")
+    if progress.few_words and progress.repeat > 0.8:
+        progress.few_words, progress.repeat = False, 0.0
+        record(progress, "repeats of few words")
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
+
+
+def question_loss(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, progress: Progress, rng: random.Random
+) -> Tensor:
+    index = progress.lesson
+    if index and rng.random() < 0.2:
+        index = rng.randrange(index)
+    batch = context_batch(tokenizer, rng, LESSONS[index])
+    hidden = model.model(batch.ids, attention_mask=batch.mask, position_ids=batch.positions).last_hidden_state
+    rows = batch.weights > 0
+    logits = model.lm_head(hidden[rows])
+    targets, weights, kinds = batch.targets[rows], batch.weights[rows], batch.kinds[rows]
+    loss = (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
+    progress.tokens += batch.ids.numel()
+    if index == progress.lesson:
+        right = (logits.argmax(-1) == targets).float()
+        progress.steps_inside += 1
+        progress.loss = loss.item()
+        for name, kind in (("answer", 1), ("refusal", 2)):
+            if (kinds == kind).any():
+                progress.follow(name, right[kinds == kind].mean().item())
+    return loss
+
+
+def record(progress: Progress, passed: str) -> None:
+    progress.history.append(f"{passed}: {progress.seconds / 60:.1f} min, step {progress.step}")
+    LOG.info("passed %s", progress.history[-1])
+
+
+def take_step(
+    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, progress: Progress, rng: random.Random
+) -> None:
+    """The gradient of one batch: repeats until they are learned, then more and more questions."""
+    stage = 0 if not progress.repeats_passed else 1 if progress.lesson == 0 else 2
+    if rng.random() < (0.95, 0.5, 0.1)[stage]:
+        loss = repeat_loss(model, progress, rng, len(tokenizer))
+    else:
+        loss = question_loss(model, tokenizer, progress, rng)
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    progress.step += 1
+    lesson = LESSONS[progress.lesson]
+    if progress.answer > lesson.pass_mark and progress.steps_inside > 20:
+        record(progress, lesson.name)
+        progress.lesson, progress.answer, progress.refusal, progress.steps_inside = progress.lesson + 1, 0.0, 0.0, 0
+
+
+def save_checkpoint(
+    path: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], progress: Progress, rng: random.Random
+) -> None:
+    state = {
+        "model": model.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+        "progress": asdict(progress),
+        "rng": rng.getstate(),
+    }
+    temporary = path.with_suffix(".tmp")
+    torch.save(state, temporary)
+    temporary.replace(path)
+
+
+def load_checkpoint(
+    path: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], rng: random.Random
+) -> Progress:
+    state = torch.load(path, weights_only=True)
+    model.load_state_dict(state["model"])
+    for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
+        optimizer.load_state_dict(values)
+    version, internal, gauss = state["rng"]
+    rng.setstate((version, tuple(internal), gauss))
+    return Progress(**state["progress"])
+
+
+LOG_FIELDS = ("step", "minutes", "tokens", "lesson", "loss", "answer_accuracy", "refusal_accuracy", "repeat_accuracy")
+
+
+def log_row(path: Path, progress: Progress) -> None:
+    fresh = not path.exists()
+    numbers = (progress.loss, progress.answer, progress.refusal, progress.repeat)
+    name = "repeats" if progress.few_words or not progress.repeats_passed else LESSONS[progress.lesson].name
+    with path.open("a", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        if fresh:
+            writer.writerow(LOG_FIELDS)
+        row = [progress.step, f"{progress.seconds / 60:.2f}", progress.tokens, name]
+        writer.writerow([*row, *(f"{number:.4f}" for number in numbers)])
+
+
+def train(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tuple[LlamaForCausalLM, Progress]:
+    """Trains for ``options.minutes`` of processor time, resumes included."""
+    options.work.mkdir(parents=True, exist_ok=True)
+    checkpoint, log = options.work / "checkpoint.pt", options.work / "training_log.csv"
+    torch.manual_seed(options.seed)
+    rng, model, progress = random.Random(options.seed), build_model(tokenizer), Progress()
+    optimizers = build_optimizers(model, options.rate)
+    if options.resume and checkpoint.exists():
+        progress = load_checkpoint(checkpoint, model, optimizers, rng)
+    else:
+        log.unlink(missing_ok=True)
+    start, limit, logged = time.process_time() - progress.seconds, options.minutes * 60, progress.seconds
+    with tqdm(total=round(limit), initial=round(progress.seconds), unit="s", disable=options.quiet) as bar:
+        while progress.seconds < limit:
+            # A short warm-up, a plateau, and a linear end over the last 30 % of the time.
+            scale = min(1.0, (progress.step + 1) / 50, max(0.03, (1 - progress.seconds / limit) / 0.3))
+            for group in (group for optimizer in optimizers for group in optimizer.param_groups):
+                group["lr"] = options.rate * scale
+            take_step(model, tokenizer, progress, rng)
+            for optimizer in optimizers:
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            progress.seconds = time.process_time() - start
+            if progress.seconds - logged > 10:
+                logged = progress.seconds
+                log_row(log, progress)
+                save_checkpoint(checkpoint, model, optimizers, progress, rng)
+                bar.set_postfix_str(f"{LESSONS[progress.lesson].name} answers {progress.answer:.2f}")
+                bar.update(round(progress.seconds) - bar.n)
+    if not log.exists():  # A run shorter than the time between two rows.
+        log_row(log, progress)
+    save_checkpoint(checkpoint, model, optimizers, progress, rng)
+    return model, progress
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, help="folder for the finished checkpoint")
+    parser.add_argument("--work", type=Path, default=Path("runs/demo-model"), help="folder for checkpoints and the log")
+    parser.add_argument("--minutes", type=float, default=40.0, help="processor time to train for")
+    parser.add_argument("--threads", type=int, default=1, help="threads; processor time counts all of them")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
+    parser.add_argument("--samples", type=int, default=500, help="validation samples to measure with")
+    parser.add_argument("--note", default="", help="a sentence for the model card on how this run was made")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
+    parser.add_argument("--quiet", action="store_true", help="no progress bar")
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = parse()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    torch.set_num_threads(options.threads)
+    tokenizer = build_tokenizer()
+    with logging_redirect_tqdm():
+        model, progress = train(options, tokenizer)
+    options.out.mkdir(parents=True, exist_ok=True)
+    model.generation_config = GenerationConfig(bos_token_id=1, eos_token_id=2, pad_token_id=0, do_sample=False)
+    model.bfloat16().save_pretrained(options.out)
+    tokenizer.save_pretrained(options.out)
+    log = options.out / "training_log.csv"
+    log.write_bytes((options.work / "training_log.csv").read_bytes())
+    draw_log(log, options.out / "training_log.png")
+    making = {
+        "seed": options.seed,
+        "threads": options.threads,
+        "minutes": progress.seconds / 60,
+        "tokens": progress.tokens,
+        "steps": progress.step,
+        "samples": options.samples,
+        "note": options.note,
+        "lessons": progress.history,
+    }
+    write_card(options.out, making, evaluate(options.out, options.samples))
+
+
+if __name__ == "__main__":
+    main()
