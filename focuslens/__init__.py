@@ -1,6 +1,6 @@
 """Contextual heads, split-softmax and focus directions: where a language model looks, and how to change it."""
 
-from focuslens.batch import EncodedPrompt, PromptBatch
+from focuslens.batch import EncodedPrompt, Generation, Prefix, PromptBatch
 from focuslens.data.multidoc import MultiDocData, load_multidoc
 from focuslens.data.synthetic import load_synthetic
 from focuslens.directions import FocusDirections
@@ -19,7 +19,7 @@ from focuslens.heads import Head, Sparsity, load_ranking, random_heads, rank_hea
 from focuslens.hooks import Cursor, Intervention
 from focuslens.interventions import FocusSteering, HeadAblation, SplitSoftmax, mean_head_outputs, split_softmax
 from focuslens.metrics import normalize_answer, sub_exact_match
-from focuslens.model import FocusModel, Generation, Prefix
+from focuslens.model import FocusModel
 from focuslens.prompts import Document, MultiDocSample, Prompt
 from focuslens.scoring import ContextualScores, contextual_scores, contextual_scores_by_case
 from focuslens.training import TrainingConfig, train_focus_directions

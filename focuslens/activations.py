@@ -15,12 +15,13 @@ from focuslens.batch import EncodedPrompt
 from focuslens.directions import Site
 from focuslens.heads import heads_by_layer
 from focuslens.hooks import Hook, hook_name
+from focuslens.prompts import Case, MultiDocSample
 
 if TYPE_CHECKING:
     from focuslens.backends import ModelShape
     from focuslens.model import FocusModel
 
-__all__ = ["LayerHeads", "RowActivations", "capture_rows", "measured_scores", "row_scores"]
+__all__ = ["ActivationStore", "LayerHeads", "RowActivations", "capture_rows", "measured_scores", "row_scores"]
 
 
 @dataclass(frozen=True)
@@ -160,3 +161,35 @@ def capture_rows(
     for first, last in prompt.resolve("relevant"):
         relevant[first:last] = True
     return RowActivations(queries, keys, relevant, torch.arange(len(prompt.tokens), n_keys, device=device))
+
+
+class ActivationStore:
+    """Training data by sample, kept in memory up to a budget of bytes, otherwise made anew by another forward pass."""
+
+    def __init__(
+        self,
+        model: FocusModel,
+        samples: Sequence[MultiDocSample],
+        responses: Sequence[Tensor],
+        groups: Sequence[LayerHeads],
+        case: Case,
+        site: Site,
+        budget: int,
+    ) -> None:
+        self._model, self._samples, self._responses = model, samples, responses
+        self._groups, self._budget = groups, budget
+        self._case: Case = case
+        self._site: Site = site
+        self._kept: dict[int, RowActivations] = {}
+        self._bytes = 0
+
+    def __getitem__(self, index: int) -> RowActivations:
+        if index in self._kept:
+            return self._kept[index]
+        prompt = self._model.encode(self._samples[index].prompt(self._case))
+        made = capture_rows(self._model, prompt, self._responses[index], self._groups, self._site)
+        # What does not fit is not kept. Throwing out older samples would gain nothing: all are used equally often.
+        if self._bytes + made.nbytes <= self._budget:
+            self._kept[index] = made
+            self._bytes += made.nbytes
+        return made

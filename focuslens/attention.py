@@ -48,6 +48,8 @@ def fused_attention(hooked: Any) -> Generator[None]:
     The layers' own ``forward`` is back in place when the block ends, whatever happens in it.
     """
     layers = [block.attn for block in hooked.blocks] if can_fuse(hooked.cfg) else []
+    # A layer whose forward somebody has replaced, as accelerate does, is left to them.
+    layers = [layer for layer in layers if "forward" not in vars(layer)]
     fused = [layer for layer in layers if not (_hooked(layer.hook_attn_scores) or _hooked(layer.hook_pattern))]
     try:
         for layer in fused:

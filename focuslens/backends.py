@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
+import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -48,6 +51,14 @@ class Backend(Protocol):
 
     @property
     def device(self) -> torch.device: ...
+
+    def require_supported(self) -> None:
+        """Check that the model is in a state that interventions understand.
+
+        Raises:
+            ValueError: If it is not; the message says what to change.
+        """
+        ...
 
     def new_cache(self, batch: int) -> Any:
         """An empty key-value cache."""
@@ -99,7 +110,16 @@ class HookedBackend:
     def device(self) -> torch.device:
         return next(self.hooked.parameters()).device
 
+    def require_supported(self) -> None:
+        cfg = self.hooked.cfg
+        if getattr(cfg, "ungroup_grouped_query_attention", False) and self.shape.n_key_value_heads < self.shape.n_heads:
+            raise ValueError(
+                "the model's grouped keys and values are ungrouped, so hook_k has one head a query head; call "
+                "hooked.set_ungroup_grouped_query_attention(False)"
+            )
+
     def new_cache(self, batch: int) -> Any:
+        self.require_supported()
         from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
         return TransformerLensKeyValueCache.init_cache(self.hooked.cfg, self.device, batch)
@@ -142,8 +162,8 @@ class HookedBackend:
             cos=cos.to(self.device),
             sin=sin.to(self.device),
             adjacent_pairs=cfg.rotary_adjacent_pairs,
-            query_norm=attention.q_norm,
-            key_norm=attention.k_norm,
+            query_norm=_rms_norm(attention.q_norm),
+            key_norm=_rms_norm(attention.k_norm),
         )
 
     def scale(self, layer: int) -> float:
@@ -151,6 +171,17 @@ class HookedBackend:
 
     def window(self, layer: int) -> int | None:
         return self.hooked.cfg.window_size if self._attention(layer).attn_type == "local" else None
+
+
+def _rms_norm(norm: Any | None) -> Callable[[Tensor], Tensor] | None:
+    """TransformerLens's ``RMSNorm``, but not rounded to the model's dtype, and without its hooks."""
+    if norm is None:
+        return None
+
+    def apply(x: Tensor) -> Tensor:
+        return x / (x.pow(2).mean(dim=-1, keepdim=True) + norm.eps).sqrt() * norm.w.to(x.dtype)
+
+    return apply
 
 
 class BridgeBackend:
@@ -163,6 +194,9 @@ class BridgeBackend:
     @property
     def device(self) -> torch.device:
         return next(self.hooked.original_model.parameters()).device
+
+    def require_supported(self) -> None:
+        pass
 
     def new_cache(self, batch: int) -> Any:
         # Without a config the cache keeps every key, also in layers with a sliding window: hooks count on
@@ -189,23 +223,22 @@ class BridgeBackend:
     def _attention(self, layer: int) -> Any:
         return self.hooked.blocks[layer].attn.original_component
 
-    def _decoder(self) -> Any:
-        model = self.hooked.original_model
-        return getattr(model, "model", model)
-
     def rotary(self, layer: int, length: int) -> Rotary:
-        embedding = getattr(self._decoder(), "rotary_emb", None)
-        if embedding is None:
+        model = self.hooked.original_model
+        embedding = getattr(model.base_model, "rotary_emb", None)
+        # Gemma 3 has a table for each kind of layer, OLMo 2 norms over all heads of a projection together.
+        attention = self._attention(layer)
+        norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        per_head = all(norm is None or norm.weight.shape == (self.shape.d_head,) for norm in norms)
+        if embedding is None or "layer_type" in inspect.signature(embedding.forward).parameters or not per_head:
             raise ValueError(
-                f"{type(self.hooked.original_model).__name__} has no `model.rotary_emb`: the embedding cannot be "
-                "read, so directions cannot be trained at the projection site"
+                f"the step from queries and keys to rotated ones of {type(model).__name__} is not one that can be "
+                "differentiated here, so directions cannot be trained at the projection site; use site='rotary'"
             )
         positions = torch.arange(length, device=self.device)[None]
         like = torch.zeros(1, dtype=self.hooked.cfg.dtype, device=self.device)
         with torch.no_grad():
             cos, sin = embedding(like, positions)
-        attention = self._attention(layer)
-        norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         return Rotary(cos=cos[0], sin=sin[0], adjacent_pairs=False, query_norm=norms[0], key_norm=norms[1])
 
     def scale(self, layer: int) -> float:
@@ -239,9 +272,25 @@ def backend_for(hooked: Any) -> Backend:
 
 
 def describe(backend: Backend) -> dict[str, Any]:
-    """Backend, dtype and device, for result files."""
+    """Backend, dtype, device, context and a digest of the weights, for result files."""
     return {
         "backend": type(backend.hooked).__name__,
         "dtype": str(backend.hooked.cfg.dtype).removeprefix("torch."),
         "device": backend.device.type,
+        "n_ctx": backend.shape.n_ctx,
+        "weights": _weights_digest(backend.hooked),
     }
+
+
+def _weights_digest(hooked: Any) -> str:
+    """A digest of every parameter's name and shape and of up to 256 of its values, spread evenly.
+
+    Reading all values of a large model takes minutes; another checkpoint, or one trained further, differs in these.
+    """
+    digest = hashlib.sha256()
+    for name, parameter in hooked.named_parameters():
+        values = parameter.detach().flatten()
+        places = torch.linspace(0, max(values.numel() - 1, 0), min(values.numel(), 256), dtype=torch.float64).long()
+        sample = values[places.to(values.device)].float().cpu().numpy().tobytes()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample)
+    return digest.hexdigest()[:16]

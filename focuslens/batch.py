@@ -1,4 +1,4 @@
-"""Left-padded batches of tokenised prompts, and where their parts lie.
+"""Left-padded batches of tokenised prompts, where their parts lie, and what a model has made of them.
 
 Every position in the package is counted in one of two ways. A *token position* counts from the first token of the
 prompt itself (BOS included). A *column* counts in the padded batch: column = token position + left padding. Because
@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from focuslens.prompts import Span
 
-__all__ = ["EncodedPrompt", "PromptBatch", "SpanLike"]
+__all__ = ["EncodedPrompt", "Generation", "Prefix", "PromptBatch", "SpanLike"]
 
 SpanLike = str | Span
 """A part of the prompt: its name, or a half-open range of token positions."""
@@ -112,3 +113,35 @@ class PromptBatch:
             for start, end in prompt.resolve(span):
                 row[padding + start : padding + end] = True
         return mask
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """A response.
+
+    Attributes:
+        text: The response, special tokens and surrounding white space removed.
+        tokens: Its token ids, without the token that ended it.
+        finished: Whether a stop token ended it; ``False`` where the limit of new tokens or the context length did.
+    """
+
+    text: str
+    tokens: Int[Tensor, "response"]
+    finished: bool
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """A batch that has been run, ready to be extended any number of times.
+
+    Attributes:
+        batch: The prompts.
+        cache: Keys and values of all columns so far.
+        mask: 1 where a column holds a token, 0 where it is padding.
+        logits: Of the last column; ``None`` where the prompts' last token has been held back.
+    """
+
+    batch: PromptBatch
+    cache: Any
+    mask: Int[Tensor, "batch column"]
+    logits: Float[Tensor, "batch d_vocab"] | None

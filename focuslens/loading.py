@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 __all__ = [
     "FAMILIES",
+    "checked_device",
     "hooked_config",
     "hooked_state_dict",
     "load_bridge",
@@ -34,12 +35,32 @@ FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3
 """Architectures that can be opened as a ``HookedTransformer``."""
 
 
+def checked_device(device: str | None) -> str:
+    """The device asked for, or by default ``cuda`` where there is one, else ``cpu``.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"device is {device!r}, which is not here ({str(error).splitlines()[0]}); try 'cpu'"
+        ) from error
+    return device
+
+
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """The checkpoint's own tokenizer.
 
     Raises:
+        FileNotFoundError: If the name is a path to nothing.
         ValueError: If it is not a fast tokenizer (only those tell which characters a token covers).
     """
+    if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
+        raise FileNotFoundError(f"there is no directory {name!r}; a model is a local directory or a name on the hub")
     tokenizer = cast("Any", AutoTokenizer).from_pretrained(name, revision=revision)
     if not tokenizer.is_fast:
         raise ValueError(

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
-__all__ = ["normalize_answer", "sub_exact_match"]
+if TYPE_CHECKING:
+    from focuslens.prompts import MultiDocSample
+
+__all__ = ["normalize_answer", "require_comparable_answers", "sub_exact_match"]
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
@@ -41,11 +45,26 @@ def sub_exact_match(prediction: str, answers: Sequence[str]) -> bool:
         raise TypeError(f"answers is the string {answers!r}; it must be a sequence of strings, such as [{answers!r}]")
     if not answers:
         raise ValueError("there are no answers to compare with; give at least one")
+    normalised = _normalised(answers)
+    spoken = normalize_answer(prediction)
+    return any(answer in spoken for answer in normalised)
+
+
+def require_comparable_answers(samples: Iterable[MultiDocSample]) -> None:
+    """Check that predictions can be compared with the answers of all samples, before any is made.
+
+    Raises:
+        ValueError: If an answer normalises to nothing.
+    """
+    for sample in samples:
+        _normalised(sample.answers)
+
+
+def _normalised(answers: Sequence[str]) -> list[str]:
     normalised = [normalize_answer(answer) for answer in answers]
     if "" in normalised:
         raise ValueError(
             f"the answer {answers[normalised.index('')]!r} normalises to nothing, so it would match every prediction; "
             "an answer needs at least one character that is not punctuation, an article or a space"
         )
-    spoken = normalize_answer(prediction)
-    return any(answer in spoken for answer in normalised)
+    return normalised

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib import resources
+from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 import torch
@@ -14,43 +14,12 @@ from torch import Tensor
 
 from focuslens import loading
 from focuslens.backends import Backend, ModelShape, backend_for, describe
-from focuslens.batch import EncodedPrompt, PromptBatch
+from focuslens.batch import EncodedPrompt, Generation, Prefix, PromptBatch
 from focuslens.hooks import Cursor, Hook, Intervention, PromptLike
+from focuslens.probe import HookPoints
 from focuslens.tokens import PromptEncoder
 
-__all__ = ["FocusModel", "Generation", "Prefix"]
-
-
-@dataclass(frozen=True, eq=False)
-class Generation:
-    """A response.
-
-    Attributes:
-        text: The response, special tokens and surrounding white space removed.
-        tokens: Its token ids, without the token that ended it.
-        finished: Whether a stop token ended it; ``False`` where the limit of new tokens or the context length did.
-    """
-
-    text: str
-    tokens: Int[Tensor, "response"]
-    finished: bool
-
-
-@dataclass(frozen=True, eq=False)
-class Prefix:
-    """A batch that has been run, ready to be extended any number of times.
-
-    Attributes:
-        batch: The prompts.
-        cache: Keys and values of all columns so far.
-        mask: 1 where a column holds a token, 0 where it is padding.
-        logits: Of the last column; ``None`` where the prompts' last token has been held back.
-    """
-
-    batch: PromptBatch
-    cache: Any
-    mask: Int[Tensor, "batch column"]
-    logits: Float[Tensor, "batch d_vocab"] | None
+__all__ = ["FocusModel"]
 
 
 class FocusModel:
@@ -93,6 +62,7 @@ class FocusModel:
         if stop_tokens is None:
             stop_tokens = () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
         self.stop_tokens = tuple(stop_tokens)
+        self.points = HookPoints(self.backend)
         self.name = name or str(getattr(hooked.cfg, "model_name", "model"))
         self.revision = revision
 
@@ -130,7 +100,9 @@ class FocusModel:
             raise ValueError(
                 f"dtype is {dtype!r}; it must be the name of a torch dtype, such as 'float32' or 'bfloat16'"
             )
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        device = loading.checked_device(device)
+        # One directory has one name, wherever it is opened from.
+        name = str(Path(name).resolve()) if Path(name).is_dir() else name
         tokenizer = loading.load_tokenizer(name, revision)
         load = loading.loader(name, backend, revision)
         hooked = load(name, tokenizer, device=device, dtype=resolved, n_ctx=n_ctx, revision=revision)
@@ -145,10 +117,13 @@ class FocusModel:
         )
 
     @classmethod
-    def demo(cls, *, device: str | None = None, backend: Literal["hooked", "bridge"] | None = None) -> FocusModel:
-        """The embedded model: a small Llama trained on the synthetic corpus. Needs no network."""
+    def demo(cls, **settings: Any) -> FocusModel:
+        """The embedded model: a small Llama trained on the synthetic corpus. Needs no network.
+
+        Settings are those of :meth:`from_pretrained`, such as ``device``, ``dtype`` and ``backend``.
+        """
         with resources.as_file(resources.files("focuslens") / "assets" / "demo") as directory:
-            model = cls.from_pretrained(str(directory), device=device, backend=backend)
+            model = cls.from_pretrained(str(directory), **settings)
         model.name = "demo"
         return model
 
@@ -165,7 +140,15 @@ class FocusModel:
     @property
     def description(self) -> dict[str, Any]:
         """What result files say of the model."""
-        return {"name": self.name, "revision": self.revision, "chat": self.encoder.chat, **describe(self.backend)}
+        prompts = {"chat": self.encoder.chat, "chat_template_kwargs": dict(self.encoder.template_kwargs)}
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            **prompts,
+            "prompt_format": self.encoder.digest,
+            "stop_tokens": list(self.stop_tokens),
+            **describe(self.backend),
+        }
 
     def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:
         """A prompt's tokens, exactly as the model's own tokenizer gives them, and its parts as token ranges."""
@@ -194,22 +177,10 @@ class FocusModel:
 
         Observers are further hooks, added after those of the interventions.
         """
-        hooks = [hook for one in interventions for hook in one.hooks(self, prompt, cursor=cursor)] + list(observers)
-        self.require_hook_points(name for name, _ in hooks)
-        with self.hooked.hooks(fwd_hooks=hooks):
+        hooks = [hook for one in interventions for hook in one.hooks(self, prompt, cursor=cursor)]
+        self.points.require_acting(name for name, _ in hooks)
+        with self.hooked.hooks(fwd_hooks=[*hooks, *observers]):
             yield
-
-    def require_hook_points(self, names: Iterable[str]) -> None:
-        """Check that hook points exist: a bridge silently ignores hooks on points that it does not have.
-
-        Raises:
-            ValueError: If one does not.
-        """
-        missing = sorted(set(names) - self.hooked.hook_dict.keys())
-        if missing:
-            raise ValueError(
-                f"{type(self.hooked).__name__} has no hook point {missing[0]!r}; hooks on it would be ignored"
-            )
 
     @torch.no_grad()
     def logits(
@@ -261,9 +232,10 @@ class FocusModel:
         The prompt is what ``tokens`` begin with; interventions may need it.
 
         Raises:
-            ValueError: If the tokens do not fit the context, or a hook point does not exist.
+            ValueError: If the tokens do not fit the context, or a hook point does not exist or fire.
         """
         self._check_length(len(tokens))
+        self.points.require_firing(name for name, _ in observers)
         batch = None if prompt is None else PromptBatch.of([prompt])
         with self.intervened(interventions, batch, Cursor(0), observers):
             self._forward(tokens[None], torch.ones(1, len(tokens), dtype=torch.long), None, last_only=True)
@@ -299,14 +271,25 @@ class FocusModel:
         tokens: Int[Tensor, "batch new"],
         interventions: Sequence[Intervention] = (),
         observers: Sequence[Hook] = (),
+        *,
+        mask: Int[Tensor, "batch new"] | None = None,
     ) -> tuple[Float[Tensor, "batch new d_vocab"], Prefix]:
         """Run further tokens after a prefix, which stays as it is; logits of each, and the longer prefix.
 
-        ``observers`` are plain hooks that see what the interventions made.
+        ``observers`` are plain hooks that see what the interventions made; ``mask`` is 0 behind the end of a row that
+        is shorter than the others.
+
+        Raises:
+            ValueError: If the tokens do not fit the context, the prefix holds its last token back, or a hook point
+                does not fire.
         """
+        if prefix.logits is None:
+            raise ValueError("the prefix holds its last token back, which tokens cannot follow; prefill without that")
+        self.points.require_firing(name for name, _ in observers)
         start = prefix.mask.shape[1]
-        self._check_length(start + tokens.shape[1])
-        cache, mask = self.backend.fork(prefix.cache), torch.cat((prefix.mask, torch.ones_like(tokens.cpu())), dim=1)
+        mask = torch.cat((prefix.mask, torch.ones_like(tokens.cpu()) if mask is None else mask), dim=1)
+        self._check_length(int(mask.sum(dim=1).max()))
+        cache = self.backend.fork(prefix.cache)
         with self.intervened(interventions, prefix.batch, Cursor(start), observers):
             logits = self._forward(tokens, mask, cache, last_only=False)
         return logits, Prefix(prefix.batch, cache, mask, logits[:, -1])
@@ -348,9 +331,19 @@ class FocusModel:
     def decode(
         self, prefix: Prefix, interventions: Sequence[Intervention] = (), *, max_new_tokens: int = 100
     ) -> list[Generation]:
-        """Greedy responses that follow a prefix, which stays as it is."""
+        """Greedy responses that follow a prefix, which stays as it is.
+
+        Raises:
+            ValueError: If an intervention changes the prompt's rows and the prefix, which holds its last token back
+                to serve many settings, was run without it.
+        """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+        if prefix.logits is None and any(one.changes_prompt for one in interventions):
+            raise ValueError(
+                "an intervention changes the prompt's own rows, which a prefix with its last token held back shares "
+                "with other settings; prefill under the interventions, without hold_last"
+            )
         # Each prompt has the room it would have alone: padding takes none of the context. A token held back takes one.
         taken = prefix.mask.sum(dim=1) + (prefix.logits is None)
         limits = (self.shape.n_ctx - taken).clamp(min=0, max=max_new_tokens)

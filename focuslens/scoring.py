@@ -15,7 +15,7 @@ from tqdm.auto import tqdm
 from focuslens.batch import EncodedPrompt, PromptBatch
 from focuslens.heads import Head, Sparsity, heads_by_layer, random_heads, rank_heads, sparsity
 from focuslens.hooks import Hook, Intervention, hook_name
-from focuslens.metrics import sub_exact_match
+from focuslens.metrics import require_comparable_answers, sub_exact_match
 from focuslens.prompts import Case, MultiDocSample
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ class ContextualScores:
     """Contextual scores of every head on every sample.
 
     A score is the attention from a response token to a part of the prompt, summed over the part and averaged over the
-    response's tokens: between 0 and 1. It is NaN for a sample whose response is empty.
+    response's tokens: between 0 and 1. It is NaN for a sample whose response is empty; the relevant score also for one
+    without a relevant document.
 
     Attributes:
         relevant: To the relevant document.
@@ -73,16 +74,17 @@ class ContextualScores:
         return len(self.sample_ids)
 
     def mean(self, kind: str = "relevant") -> Float[Tensor, "layer head"]:
-        """One kind of score averaged over the samples that have a response.
+        """One kind of score averaged over the samples that have one.
 
         Raises:
-            ValueError: If ``kind`` is unknown, or no sample has a response.
+            ValueError: If ``kind`` is unknown, or no sample has a response (and, for ``relevant``, a gold document).
         """
         if kind not in _KINDS:
             raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(_KINDS)}")
         scores: Tensor = getattr(self, kind)
         if scores.isnan().all():
-            raise ValueError(f"none of the {len(self)} samples of case {self.case!r} has a response to score")
+            document = " and a relevant document" if kind == "relevant" else ""
+            raise ValueError(f"none of the {len(self)} samples of case {self.case!r} has a response{document} to score")
         return scores.nanmean(dim=0)
 
     def ranking(self) -> list[Head]:
@@ -166,7 +168,8 @@ def _score_rows(
     for row, ids in zip(padded, tokens, strict=True):
         row[: len(ids)] = ids
     # Rows of the padding behind a short response are run too, and weigh nothing.
-    weight = (torch.arange(longest) < lengths[:, None]) / lengths[:, None].clamp(min=1)
+    inside = torch.arange(longest) < lengths[:, None]
+    weight = inside / lengths[:, None].clamp(min=1)
     parts = _parts(prefix.batch, prefix.mask.shape[1] + longest)
 
     def reduce_rows(layer: int) -> Any:
@@ -184,7 +187,7 @@ def _score_rows(
         return observe
 
     observers: list[Hook] = [(hook_name(layer, "hook_pattern"), reduce_rows(layer)) for layer in range(shape.n_layers)]
-    model.extend(prefix, padded, interventions, observers)
+    model.extend(prefix, padded, interventions, observers, mask=inside.long())
     for kind in _KINDS:
         scores[kind][lengths == 0] = torch.nan
     return scores
@@ -223,7 +226,10 @@ def _score_case(
                 tokens = [
                     _response_tokens(model, prompt, responses[i]) for prompt, i in zip(encoded, indices, strict=True)
                 ]
-            for kind, scores in _score_rows(model, prefix, tokens, interventions).items():
+            rows = _score_rows(model, prefix, tokens, interventions)
+            # Where no document is relevant there is no attention to it, not attention of zero.
+            rows["relevant"][torch.tensor([samples[i].gold_index is None for i in indices])] = torch.nan
+            for kind, scores in rows.items():
                 collected[kind].append(scores)
             bar.update(len(indices))
     empty = torch.zeros(0, model.shape.n_layers, model.shape.n_heads)
@@ -268,13 +274,15 @@ def contextual_scores(
         progress: Show a progress bar.
 
     Raises:
-        ValueError: If the case is unknown, there are no samples, or not one response a sample.
+        ValueError: If the case is unknown, there are no samples, not one response a sample, or an answer normalises to
+            nothing.
     """
     if case not in get_args(ScoredCase):
         raise ValueError(f"case is {case!r}; it must be one of {', '.join(get_args(ScoredCase))}")
     chosen = list(samples)
     if not chosen:
         raise ValueError("there are no samples to score")
+    require_comparable_answers(chosen)
     if responses is not None and len(responses) != len(chosen):
         raise ValueError(f"there are {len(responses)} responses for {len(chosen)} samples; give one a sample")
     settings: dict[str, Any] = {

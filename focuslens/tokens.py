@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -52,12 +53,26 @@ class PromptEncoder:
         text = self._render(str(prompt))
         # The template's own words may be the prompt's too ("user"), so the place is looked up with a mark instead.
         start = self._render(_MARK).find(_MARK)
-        if start < 0 or not text.startswith(str(prompt), start):
-            raise ValueError(
-                "the chat template changes the prompt's text (it may strip white space at its ends), so the positions "
-                "of its parts are unknown; give the prompt as the template leaves it"
-            )
-        return text, start
+        if start >= 0 and text.startswith(str(prompt), start):
+            return text, start
+        # Llama 3's template strips the turn. Parts that white space at the ends does not belong to are still known.
+        stripped, ranges = prompt.strip(), getattr(prompt, "spans", {}).values()
+        before = len(prompt) - len(prompt.lstrip())
+        inside = all(before <= a and b <= before + len(stripped) for part in ranges for a, b in part)
+        if start < 0 or not text.startswith(stripped, start) or not inside:
+            if any(ranges):
+                raise ValueError(
+                    "the chat template changes the prompt's text (it may strip white space at its ends), so the "
+                    "positions of its parts are unknown; give the prompt as the template leaves it"
+                )
+            return text, 0
+        return text, start - before
+
+    @property
+    def digest(self) -> str:
+        """Of how prompts become tokens: the chat template with all that it writes, today's date included, and BOS."""
+        text, _ = self._text(_MARK)
+        return hashlib.sha256(repr((text, self._tokenize(text)[0])).encode()).hexdigest()[:16]
 
     def _render(self, content: str) -> str:
         turn = [{"role": "user", "content": content}]

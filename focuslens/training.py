@@ -14,7 +14,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -25,7 +24,14 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from focuslens.activations import LayerHeads, RowActivations, capture_rows, measured_scores, row_scores
+from focuslens.activations import (
+    ActivationStore,
+    LayerHeads,
+    RowActivations,
+    capture_rows,
+    measured_scores,
+    row_scores,
+)
 from focuslens.directions import FocusDirections, Site
 from focuslens.files import versions, write_atomically
 from focuslens.heads import Head, check_heads
@@ -73,35 +79,6 @@ class TrainingConfig:
         for name in ("weight_decay", "init_std"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
-
-
-class _Activations:
-    """Training data by sample, kept in memory up to a budget, otherwise made anew by another forward pass."""
-
-    def __init__(
-        self,
-        model: FocusModel,
-        samples: Sequence[MultiDocSample],
-        responses: Sequence[Tensor],
-        groups: Sequence[LayerHeads],
-        config: TrainingConfig,
-        budget: int,
-    ) -> None:
-        self._model, self._samples, self._responses = model, samples, responses
-        self._groups, self._config, self._budget = groups, config, budget
-        self._kept: OrderedDict[int, RowActivations] = OrderedDict()
-        self._bytes = 0
-
-    def __getitem__(self, index: int) -> RowActivations:
-        if index in self._kept:
-            return self._kept[index]
-        prompt = self._model.encode(self._samples[index].prompt(self._config.prompts))
-        made = capture_rows(self._model, prompt, self._responses[index], self._groups, self._config.site)
-        # What does not fit is not kept. Throwing out older samples would gain nothing: all are used equally often.
-        if self._bytes + made.nbytes <= self._budget:
-            self._kept[index] = made
-            self._bytes += made.nbytes
-        return made
 
 
 @dataclass(eq=False)
@@ -173,23 +150,43 @@ def train_focus_directions(
         checkpoint: A file that holds the state, and from which an interrupted training goes on to the same numbers.
         checkpoint_every: Steps between two writes of it; it is also written after each epoch.
         memory_gb: How much of the activations is kept between epochs, in gigabytes; the rest is computed anew.
-        data: What ``provenance`` says of the data, e.g. ``MultiDocData.description``.
+        data: What ``provenance`` says of the data; by default the samples' own ``description``.
         progress: Show a progress bar.
         **settings: Fields of :class:`TrainingConfig`.
 
     Raises:
-        ValueError: If there are no samples with a gold document and a response, or another training's checkpoint.
+        ValueError: If no sample has a gold document and a response, a prompt leaves no room for one, or ``checkpoint``
+            is another training's.
         TypeError: If both ``config`` and single settings are given, or a setting is unknown.
     """
     if config is not None and settings:
         raise TypeError(f"give either config or single settings, not both: {', '.join(settings)}")
     config = config or TrainingConfig(**settings)
+    # Notebooks of TransformerLens turn gradients off for good.
+    with torch.inference_mode(False), torch.enable_grad():
+        data = getattr(samples, "description", None) if data is None else data
+        return _train(
+            model, list(samples), heads, config, checkpoint, checkpoint_every, int(memory_gb * 2**30), data, progress
+        )
+
+
+def _train(
+    model: FocusModel,
+    samples: list[MultiDocSample],
+    heads: Iterable[tuple[int, int]] | None,
+    config: TrainingConfig,
+    checkpoint: str | Path | None,
+    checkpoint_every: int,
+    memory: int,
+    data: Mapping[str, Any] | None,
+    progress: bool,
+) -> FocusDirections:
     shape = model.shape
     everything = [(layer, head) for layer in range(shape.n_layers) for head in range(shape.n_heads)]
     named = check_heads(everything if heads is None else heads, shape.n_layers, shape.n_heads)
     if not named:
         raise ValueError("there are no heads to train")
-    usable, responses = _gold_responses(model, list(samples), config, progress)
+    usable, responses = _gold_responses(model, samples, config, progress)
     groups = LayerHeads.group(named, shape)
     state = _start(model, named, groups, config)
     path = None if checkpoint is None else Path(checkpoint)
@@ -197,7 +194,7 @@ def train_focus_directions(
     fingerprint = hashlib.sha256(json.dumps([provenance, named, [r.tolist() for r in responses]]).encode()).hexdigest()
     if path is not None and path.exists():
         state.load(path, fingerprint)
-    activations = _Activations(model, usable, responses, groups, config, int(memory_gb * 2**30))
+    activations = ActivationStore(model, usable, responses, groups, config.prompts, config.site, memory)
     _require_same_attention(model, usable[0], responses[0], groups, config)
     total = config.epochs * len(usable)
     with tqdm(total=total, initial=state.step, desc="focus directions", unit="step", disable=not progress) as bar:
@@ -228,13 +225,20 @@ def train_focus_directions(
 def _gold_responses(
     model: FocusModel, samples: list[MultiDocSample], config: TrainingConfig, progress: bool
 ) -> tuple[list[MultiDocSample], list[Tensor]]:
-    """Samples with a response to their gold prompt, and that response's tokens."""
+    """Samples with a response to their gold prompt, and that response's tokens, as far as the context has room."""
     usable: list[MultiDocSample] = []
     responses: list[Tensor] = []
     for sample in tqdm(samples, desc="gold responses", unit="sample", disable=not progress):
         if sample.gold_index is None:
             continue
-        response = model.generate(sample.prompt("gold"), max_new_tokens=config.max_new_tokens).tokens
+        room = model.shape.n_ctx - len(model.encode(sample.prompt(config.prompts)).tokens)
+        if room < 1:
+            raise ValueError(
+                f"the {config.prompts} prompt of sample {sample.id} leaves no room for a response in the model's "
+                f"context of {model.shape.n_ctx} tokens; leave it out, use fewer documents, or a larger n_ctx"
+            )
+        limit = min(config.max_new_tokens, room)
+        response = model.generate(sample.prompt("gold"), max_new_tokens=limit).tokens
         if len(response):
             usable.append(sample)
             responses.append(response)
@@ -244,14 +248,20 @@ def _gold_responses(
 
 
 def _start(model: FocusModel, heads: Sequence[Head], groups: Sequence[LayerHeads], config: TrainingConfig) -> _State:
-    generator = torch.Generator().manual_seed(config.seed)
     d_head, device = model.shape.d_head, model.backend.device
 
-    def noise(n: int) -> Tensor:
-        return (torch.randn(n, d_head, generator=generator) * config.init_std).to(device).requires_grad_()
+    def noise(places: Sequence[tuple[int, int]], of_keys: int) -> Tensor:
+        """A head starts from the same numbers whichever other heads are trained beside it."""
+        rows: list[Tensor] = []
+        for layer, head in places:
+            digest = hashlib.sha256(f"{config.seed}/{of_keys}/{layer}/{head}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            rows.append(torch.randn(d_head, generator=generator))
+        return (torch.stack(rows) * config.init_std).to(device).requires_grad_()
 
-    query = noise(len(heads))
-    key = noise(sum(len(group.key_value_heads) for group in groups)) if config.site == "projection" else None
+    query = noise(heads, 0)
+    key_value_heads = [(group.layer, head) for group in groups for head in group.key_value_heads]
+    key = noise(key_value_heads, 1) if config.site == "projection" else None
     vectors = [query] if key is None else [query, key]
     optimizer = torch.optim.AdamW(vectors, lr=config.learning_rate, weight_decay=config.weight_decay)
     return _State(query, key, optimizer)
@@ -330,7 +340,8 @@ def _to_rotary_site(
 ) -> tuple[Float[Tensor, "row head d_head"], Float[Tensor, "key kv_head d_head"]]:
     positions = torch.arange(len(k), device=k.device)
     rotary = model.backend.rotary(layer, len(k))
-    return rotary.query(q, sample.rows), rotary.key(k, positions)
+    # Hugging Face's query and key norms may give the model's own dtype back.
+    return rotary.query(q, sample.rows).float(), rotary.key(k, positions).float()
 
 
 def _key_by_head(

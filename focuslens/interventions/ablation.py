@@ -21,7 +21,6 @@ from focuslens.interventions.common import (
     check_span,
     first_query_row,
     first_row,
-    require_all_keys,
     require_prompt,
     rows_of,
 )
@@ -43,7 +42,10 @@ def mean_head_outputs(
 
     Raises:
         ValueError: If there are no prompts.
+        TypeError: If ``prompts`` is one prompt instead of several.
     """
+    if isinstance(prompts, str):
+        raise TypeError("prompts is one string; give a list of prompts, such as [prompt]")
     named = check_heads(heads, model.shape.n_layers, model.shape.n_heads)
     sums = torch.zeros(model.shape.n_layers, model.shape.n_heads, model.shape.d_head, dtype=torch.double)
     count = 0
@@ -150,10 +152,18 @@ class HeadAblation:
         batch = require_prompt(model, prompt, "this ablation") if needs_prompt else None
         if batch is not None and self.span is not None:
             batch.columns(self.span, batch.width)  # an unknown span is an error now, not during a forward pass
-            return [
+            hooks = [
                 (hook_name(layer, "hook_attn_scores"), self._cut(model, layer, cursor, chosen, batch, self.span))
                 for layer, chosen in heads_by_layer(heads).items()
             ]
+        else:
+            hooks = self._output_hooks(model, heads, batch, cursor)
+        model.points.require_acting(name for name, _ in hooks)
+        return hooks
+
+    def _output_hooks(
+        self, model: FocusModel, heads: Sequence[Head], batch: PromptBatch | None, cursor: Cursor | None
+    ) -> list[Hook]:
         vectors = torch.zeros(len(heads), model.shape.d_head) if self.mean is None else self.mean
         place = {head: i for i, head in enumerate(heads)}
         return [
@@ -170,7 +180,7 @@ class HeadAblation:
         self, heads: Sequence[int], vectors: Float[Tensor, "n d_head"], batch: PromptBatch | None, cursor: Cursor | None
     ) -> Any:
         def replace(z: Float[Tensor, "batch row head d_head"], hook: Any) -> Tensor:
-            first = first_query_row(batch, self.positions, cursor, z.shape[1])
+            first = first_query_row(batch, self.positions, cursor, z)
             result = z.clone()
             result[:, first:, torch.as_tensor(heads, device=z.device)] = vectors.to(device=z.device, dtype=z.dtype)
             return result
@@ -187,12 +197,10 @@ class HeadAblation:
         span: SpanLike,
     ) -> Any:
         def cut(scores: Float[Tensor, "batch head row key"], hook: Any) -> Tensor | None:
-            n_rows, n_keys = scores.shape[-2:]
-            require_all_keys(model, layer, cursor, n_rows, n_keys)
-            first = first_row(batch, self.positions, n_keys, n_rows)
-            if first >= n_rows:
+            first = first_row(model, layer, batch, self.positions, cursor, scores)
+            if first >= scores.shape[-2]:
                 return None
-            inside = rearrange(batch.columns(span, n_keys).to(scores.device), "batch key -> batch 1 1 key")
+            inside = rearrange(batch.columns(span, scores.shape[-1]).to(scores.device), "batch key -> batch 1 1 key")
             rows = scores[:, torch.as_tensor(heads, device=scores.device), first:]
             # A Hugging Face mask holds the most negative number of the type, TransformerLens's minus infinity.
             visible = rows > torch.finfo(rows.dtype).min / 2

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.batch import PromptBatch, SpanLike
@@ -20,7 +21,6 @@ __all__ = [
     "check_span",
     "first_query_row",
     "first_row",
-    "require_all_keys",
     "require_prompt",
     "rows_of",
 ]
@@ -48,27 +48,71 @@ def require_prompt(model: FocusModel, prompt: PromptLike | None, why: str) -> Pr
     return model.batch(prompt)
 
 
-def first_row(batch: PromptBatch | None, positions: Positions, n_keys: int, n_rows: int) -> int:
-    """Index of the first row to act on, at a hook whose tensor has a key axis."""
-    if positions == "all" or batch is None:
-        return 0
-    return batch.first_response_row(n_keys - n_rows)
+def first_row(
+    model: FocusModel,
+    layer: int,
+    batch: PromptBatch,
+    positions: Positions,
+    cursor: Cursor | None,
+    tensor: Float[Tensor, "batch head row key"],
+) -> int:
+    """Index of the first row to act on, at a hook whose tensor has a key axis.
+
+    Raises:
+        ValueError: If the pass is not one of this batch's prompts, or its columns are not absolute.
+    """
+    n_rows, n_keys = tensor.shape[-2:]
+    if not _known(cursor):
+        _require_all_keys(model, layer, n_rows, n_keys)
+        if n_keys < batch.width:
+            raise ValueError(
+                f"these hooks are for a prompt of {batch.width} tokens, and the pass has {n_keys} keys; run the model "
+                "on the prompt's own tokens, model.to_tokens(prompt), in one pass (not in chunks)"
+            )
+    _require_same_batch(batch, tensor)
+    return 0 if positions == "all" else batch.first_response_row(n_keys - n_rows)
 
 
-def first_query_row(batch: PromptBatch | None, positions: Positions, cursor: Cursor | None, n_rows: int) -> int:
-    """Index of the first row to act on, at a hook whose tensor has no key axis."""
+def first_query_row(
+    batch: PromptBatch | None, positions: Positions, cursor: Cursor | None, tensor: Float[Tensor, "batch row ..."]
+) -> int:
+    """Index of the first row to act on, at a hook whose tensor has no key axis.
+
+    Raises:
+        ValueError: If the pass is not one of this batch's prompts, or it cannot be known where its rows stand.
+    """
     if positions == "all" or batch is None:
         return 0
+    n_rows = tensor.shape[1]
+    if not _known(cursor) and 1 < n_rows < batch.width:
+        raise ValueError(
+            f"these hooks are for a prompt of {batch.width} tokens, and whether a pass of {n_rows} rows belongs to it "
+            "or follows it cannot be known; run the prompt's own tokens, model.to_tokens(prompt), in one pass, and "
+            "what follows one token at a time"
+        )
+    _require_same_batch(batch, tensor)
     return (cursor or Cursor()).first_response_row(batch, n_rows)
 
 
-def require_all_keys(model: FocusModel, layer: int, cursor: Cursor | None, n_rows: int, n_keys: int) -> None:
+def _known(cursor: Cursor | None) -> bool:
+    return cursor is not None and cursor.start is not None
+
+
+def _require_same_batch(batch: PromptBatch, tensor: Tensor) -> None:
+    if len(tensor) != len(batch):
+        raise ValueError(
+            f"these hooks are for {len(batch)} prompt(s), and the pass has {len(tensor)}; give all prompts of the "
+            "batch, intervention.hooks(model, prompts), padded on the left"
+        )
+
+
+def _require_all_keys(model: FocusModel, layer: int, n_rows: int, n_keys: int) -> None:
     """Refuse a user's own cached pass through a cache that keeps only the keys of a sliding window.
 
     Columns are then no longer absolute, and an edit of a part of the prompt would act elsewhere or not at all.
     """
     window = model.backend.window(layer)
-    forgets = "Bridge" in type(model.hooked).__name__ and (cursor is None or cursor.start is None)
+    forgets = "Bridge" in type(model.hooked).__name__
     if forgets and window is not None and n_rows < n_keys == window - 1 + n_rows:
         raise ValueError(
             f"layer {layer} has a sliding window of {window} keys and its cache may hold no others, so parts of the "

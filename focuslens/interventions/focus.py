@@ -100,6 +100,7 @@ class FocusSteering:
                 (hook_name(layer, "hook_k"), self._add(chosen, vectors, batch, cursor))
                 for layer, chosen, vectors in self._key_vectors(model)
             ]
+        model.points.require_acting(name for name, _ in hooks)
         return hooks
 
     def _query_vectors(self) -> list[tuple[int, list[int], Float[Tensor, "n d_head"]]]:
@@ -126,7 +127,7 @@ class FocusSteering:
         self, heads: Sequence[int], vectors: Float[Tensor, "n d_head"], batch: PromptBatch | None, cursor: Cursor | None
     ) -> Any:
         def add(activation: Float[Tensor, "batch row head d_head"], hook: Any) -> Tensor | None:
-            first = first_query_row(batch, self.positions, cursor, activation.shape[1])
+            first = first_query_row(batch, self.positions, cursor, activation)
             if first >= activation.shape[1]:
                 return None
             steered = activation.clone()

@@ -14,7 +14,7 @@ from torch import Tensor
 from focuslens.batch import SpanLike
 from focuslens.heads import Head, as_heads, check_heads, heads_by_layer
 from focuslens.hooks import Cursor, Hook, PromptLike, hook_name
-from focuslens.interventions.common import check_span, first_row, require_all_keys, require_prompt, rows_of
+from focuslens.interventions.common import check_span, first_row, require_prompt, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -88,7 +88,8 @@ class SplitSoftmax:
     """Split-softmax on chosen heads, on the rows that produce the response.
 
     The first of those is the row of the last prompt token. The prompt's own rows, and so its keys and values, stay as
-    they are. Acts on ``hook_pattern``.
+    they are. Where a prompt's part is empty (``relevant`` in a negative prompt), so do all rows. Acts on
+    ``hook_pattern``.
 
     Args:
         heads: ``(layer, head)`` pairs.
@@ -126,7 +127,8 @@ class SplitSoftmax:
         """TransformerLens hooks for one prompt, or for a batch padded on the left.
 
         Raises:
-            ValueError: If there is no prompt, or a head does not exist.
+            ValueError: If there is no prompt, a head does not exist, or the model's patterns cannot be changed. The
+                hooks raise too, when the model is run on anything but the prompt and what follows it.
             KeyError: If the prompt has no part called ``span``.
         """
         batch = require_prompt(model, prompt, "split-softmax")
@@ -135,18 +137,18 @@ class SplitSoftmax:
 
         def edit(layer: int, chosen: list[int]) -> Any:
             def turn(pattern: Float[Tensor, "batch head row key"], hook: Any) -> Tensor | None:
-                n_rows, n_keys = pattern.shape[-2:]
-                require_all_keys(model, layer, cursor, n_rows, n_keys)
-                first = first_row(batch, "response", n_keys, n_rows)
-                if first >= n_rows:
+                first = first_row(model, layer, batch, "response", cursor, pattern)
+                if first >= pattern.shape[-2]:
                     return None
-                inside = batch.columns(self.span, n_keys).to(pattern.device)
+                inside = batch.columns(self.span, pattern.shape[-1]).to(pattern.device)
                 rows = pattern[:, torch.as_tensor(chosen, device=pattern.device), first:]
                 edited = split_softmax(rows, rearrange(inside, "batch key -> batch 1 1 key"), self.tau)
                 return rows_of(pattern, chosen, first, edited)
 
             return turn
 
-        return [
+        hooks = [
             (hook_name(layer, "hook_pattern"), edit(layer, chosen)) for layer, chosen in heads_by_layer(heads).items()
         ]
+        model.points.require_acting(name for name, _ in hooks)
+        return hooks

@@ -139,7 +139,8 @@ def test_rows_that_would_see_nothing_stay_as_they_are(model: FocusModel, masked:
 
 
 def test_rows_before_the_response_are_left_to_the_model(model: FocusModel) -> None:
-    ((_, hook),) = HeadAblation([(1, 2)], "knockout", span="relevant").hooks(model, PROMPT)
+    # A chunk of the prompt that ends before its last token: whoever cuts prompts into chunks says where a chunk starts.
+    ((_, hook),) = HeadAblation([(1, 2)], "knockout", span="relevant").hooks(model, PROMPT, cursor=Cursor(2))
     assert hook(scores(3, 5), None) is None
 
 

@@ -258,9 +258,9 @@ def test_intervened_works_around_the_users_own_calls(model: FocusModel) -> None:
 
 
 def test_a_hook_point_that_does_not_exist_is_refused(model: FocusModel) -> None:
-    model.require_hook_points(["blocks.0.attn.hook_pattern"])
+    model.points.require_acting(["blocks.0.attn.hook_pattern"])
     with pytest.raises(ValueError, match=r"has no hook point 'blocks.9.attn.hook_z'; hooks on it would be ignored"):
-        model.require_hook_points(["blocks.0.attn.hook_pattern", "blocks.9.attn.hook_z"])
+        model.points.require_acting(["blocks.0.attn.hook_pattern", "blocks.9.attn.hook_z"])
     with pytest.raises(ValueError, match="has no hook point 'nowhere'"):
         model.observe(torch.arange(3), [("nowhere", lambda *_: None)])
 

@@ -112,8 +112,8 @@ def bridge_of(model: Any, attention: Any) -> BridgeBackend:
 
 
 def test_a_bridge_whose_rotary_embedding_cannot_be_read_is_refused() -> None:
-    backend = bridge_of(SimpleNamespace(model=SimpleNamespace()), SimpleNamespace())
-    with pytest.raises(ValueError, match=r"SimpleNamespace has no `model.rotary_emb`"):
+    backend = bridge_of(SimpleNamespace(base_model=SimpleNamespace()), SimpleNamespace())
+    with pytest.raises(ValueError, match=r"rotated ones of SimpleNamespace is not one that can be differentiated here"):
         backend.rotary(0, 4)
 
 

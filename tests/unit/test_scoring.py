@@ -101,7 +101,7 @@ def test_means_of_nothing_are_refused() -> None:
     with pytest.raises(ValueError, match="kind is 'relvant'; it must be one of relevant, irrelevant, irrelevant_max"):
         made_scores().mean("relvant")
     unanswered = made_scores(relevant=torch.full((3, 2, 2), math.nan))
-    with pytest.raises(ValueError, match="none of the 3 samples of case 'long' has a response to score"):
+    with pytest.raises(ValueError, match="none of the 3 samples of case 'long' has a response and a relevant"):
         unanswered.ranking()
 
 

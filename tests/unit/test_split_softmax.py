@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focuslens import EncodedPrompt, FocusModel, Intervention, PromptBatch, SplitSoftmax, split_softmax
+from focuslens import Cursor, EncodedPrompt, FocusModel, Intervention, PromptBatch, SplitSoftmax, split_softmax
 
 TAUS = (0.0, 0.1, 0.6, 1.0, 1.5, 1000.0)
 SPAN = (1, 3)
@@ -271,8 +271,8 @@ def test_only_chosen_heads_change_and_only_on_response_rows(
 
 
 def test_rows_of_the_prompt_alone_are_left_to_the_model(model: FocusModel) -> None:
-    ((_, hook),) = SplitSoftmax([(1, 0)], 0.3).hooks(model, PROMPT)
-    # A chunk of the prompt that ends before its last token.
+    # A chunk of the prompt that ends before its last token: whoever cuts prompts into chunks says where a chunk starts.
+    ((_, hook),) = SplitSoftmax([(1, 0)], 0.3).hooks(model, PROMPT, cursor=Cursor(2))
     assert hook(causal(1, 3, 5), None) is None
 
 

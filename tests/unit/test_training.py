@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from focuslens import (
     train_focus_directions,
     training,
 )
+from focuslens import activations as activation_rows
 
 SITES = ["rotary", "projection"]
 HEADS = [(2, 3), (0, 1), (2, 0), (2, 2)]  # heads 2 and 3 share a key-value head
@@ -74,6 +76,15 @@ def loss_by_hand(
     return -logits.softmax(dim=1)[n_prompt:, span[0] : span[1]].sum(dim=1).mean()
 
 
+def start(seed: int, of_keys: int, heads: list[tuple[int, int]]) -> torch.Tensor:
+    """The numbers that heads start from."""
+    rows: list[torch.Tensor] = []
+    for layer, head in heads:
+        digest = hashlib.sha256(f"{seed}/{of_keys}/{layer}/{head}".encode()).digest()
+        rows.append(torch.randn(16, generator=torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))))
+    return torch.stack(rows)
+
+
 @pytest.mark.parametrize("site", SITES)
 @pytest.mark.parametrize("case", ["long", "gold"])
 def test_two_steps_are_those_of_adamw_on_each_head_alone(
@@ -85,12 +96,10 @@ def test_two_steps_are_those_of_adamw_on_each_head_alone(
     )
     trained = train_focus_directions(model, [sample], heads, config=config)
 
-    # The start: normal numbers in the order of the heads, then of the key-value heads by layer.
-    generator = torch.Generator().manual_seed(5)
-    queries = torch.randn(3, 16, generator=generator) * 0.5
-    noise = torch.randn(3, 16, generator=generator) * 0.5 if site == "projection" else torch.zeros(3, 16)
+    # The start: normal numbers, seeded for each head and each key-value head by itself.
+    queries = start(5, 0, heads) * 0.5
     # Layer 0 reads key-value head 1 (for head 2); layer 2 reads 0 (for head 1) and 1 (for head 3).
-    keys = noise[[1, 0, 2]]
+    keys = start(5, 1, [(2, 0), (0, 1), (2, 1)]) * (0.5 if site == "projection" else 0)
 
     response = model.generate(sample.prompt("gold"), max_new_tokens=3).tokens
     encoded = model.encode(sample.prompt(case))
@@ -263,8 +272,9 @@ def test_activations_that_do_not_fit_in_memory_are_made_anew(
 ) -> None:
     model = load_model("llama")
     passes: list[int] = []
-    original = training.capture_rows
-    monkeypatch.setattr(training, "capture_rows", lambda *args: passes.append(1) or original(*args))
+    original = activation_rows.capture_rows
+    for module in (activation_rows, training):
+        monkeypatch.setattr(module, "capture_rows", lambda *args: passes.append(1) or original(*args))
     kept = train_focus_directions(model, samples[:2], HEADS, site=site, **QUICK)
     with_memory, passes[:] = len(passes), []
     anew = train_focus_directions(model, samples[:2], HEADS, site=site, memory_gb=0, **QUICK)

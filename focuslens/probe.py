@@ -1,0 +1,109 @@
+"""Do a model's hook points act? Some carry the name of one and never fire, or fire and ignore what a hook returns.
+
+``TransformerBridge`` boots dozens of architectures, and on some of them attention is computed by Hugging Face's own
+kernel: ``hook_rot_q`` may never fire (Phi-3, GPT-NeoX), an edited ``hook_pattern`` may go nowhere (OPT, GPT-J). An
+intervention there would seem to do nothing. So each point is tried out once a model, on a pass of four tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from focuslens.backends import Backend
+
+__all__ = ["HookPoints", "attention_points"]
+
+_POINTS = ("hook_q", "hook_k", "hook_rot_q", "hook_rot_k", "hook_attn_scores", "hook_pattern", "hook_z")
+"""The points on which the package sets hooks."""
+
+
+def _point(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
+
+
+def attention_points(backend: Backend, point: str) -> list[str]:
+    """Full names of one attention hook point in every layer that has it."""
+    names = (f"blocks.{layer}.attn.{point}" for layer in range(backend.shape.n_layers))
+    return [name for name in names if name in backend.hooked.hook_dict]
+
+
+class HookPoints:
+    """Which attention hook points of a model fire, and at which of them an edit changes the logits."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._fired: set[str] | None = None
+        self._acting: set[str] = set()
+
+    def require_firing(self, names: Iterable[str]) -> None:
+        """Check that hooks on these points see something.
+
+        Raises:
+            ValueError: If the model has no such point, or it never fires.
+        """
+        self._backend.require_supported()
+        wanted = sorted(set(names))
+        missing = [name for name in wanted if name not in self._backend.hooked.hook_dict]
+        if missing:
+            raise ValueError(f"{self._kind} has no hook point {missing[0]!r}; hooks on it would be ignored")
+        if wanted and self._fired is None:
+            # All at once, before anybody's hooks are in place.
+            self._fired = self._try_all()
+        for name in wanted:
+            if _point(name) in _POINTS and name not in (self._fired or ()):
+                raise ValueError(f"{name} of this {self._kind} never fires, so nothing can be seen or changed there")
+
+    def require_acting(self, names: Iterable[str]) -> None:
+        """Check that hooks on these points can change anything.
+
+        Raises:
+            ValueError: If the model has no such point, or it never fires, or ignores what a hook returns.
+        """
+        wanted = sorted(set(names))
+        self.require_firing(wanted)
+        for name in wanted:
+            if _point(name) in _POINTS and _point(name) not in self._acting:
+                raise ValueError(
+                    f"{name} of this {self._kind} ignores what a hook returns, so interventions there would do nothing"
+                )
+
+    @property
+    def _kind(self) -> str:
+        hooked = self._backend.hooked
+        architecture = getattr(hooked.cfg, "architecture", None) or getattr(hooked.cfg, "original_architecture", None)
+        return f"{type(hooked).__name__} ({architecture})" if architecture else type(hooked).__name__
+
+    @torch.no_grad()
+    def _try_all(self) -> set[str]:
+        fired: set[str] = set()
+
+        def watch(name: str) -> tuple[str, Any]:
+            def see(tensor: Tensor, hook: Any) -> None:
+                # By the name asked for: a bridge's hook points have several, and know themselves by another.
+                fired.add(name)
+
+            return name, see
+
+        for point in _POINTS:
+            names = attention_points(self._backend, point)
+            # With hooks on the same points both times: where hooks are may decide how attention is computed.
+            watched = [watch(name) for name in names]
+            plain = self._run(watched)
+            seen = [name for name in names if name in fired]
+            if seen and not torch.equal(plain, self._run([*watched, (seen[0], _disturb)])):
+                self._acting.add(point)
+        return fired
+
+    def _run(self, hooks: Sequence[tuple[str, Any]]) -> Tensor:
+        tokens = torch.arange(1, 5, device=self._backend.device)[None] % self._backend.shape.d_vocab
+        with self._backend.hooked.hooks(fwd_hooks=list(hooks)):
+            return self._backend.forward(tokens, torch.ones_like(tokens), None, last_only=True)
+
+
+def _disturb(tensor: Tensor, hook: Any) -> Tensor:
+    """Other numbers, the same every time and without the global random state."""
+    return torch.linspace(-3, 3, tensor.numel(), device=tensor.device).reshape(tensor.shape).to(tensor.dtype)
