@@ -147,7 +147,10 @@ def load_ranking(path: str | Path) -> list[Head]:
     Raises:
         ValueError: If the file is not such a list.
     """
-    entries = json.loads(Path(path).read_text())
+    try:
+        entries = json.loads(Path(path).read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not a ranking of heads: it is not JSON ({error})") from error
     if isinstance(entries, dict):
         entries = entries.get("heads")
     if not isinstance(entries, list) or not all(

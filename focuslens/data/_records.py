@@ -47,7 +47,7 @@ def parse_object(line: bytes) -> Fields:
     """The JSON object on one line; ``ValueError`` where there is none."""
     try:
         value: object = json.loads(line)
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         problem = "the line is blank" if not line.strip() else f"broken JSON ({error})"
         raise ValueError(f"{problem}; every line must hold one JSON object") from error
     return _fields(value, "the line")

@@ -111,6 +111,8 @@ class _Source:
     def __init__(self, store: LineStore, layout: _Layout, limit: int | None) -> None:
         self.store, self.layout, self.limit = store, layout, limit
         self.needed = layout.num_documents - 1
+        # For every line the first line that asks the same question: one file made of several repeats its questions.
+        self.first_lines = array("Q")
         self.dropped: list[tuple[int, str]] = []
         self._records: OrderedDict[int, Record] = OrderedDict()
         self.kind: Kind = "retrieval"
@@ -119,10 +121,13 @@ class _Source:
         self._draws = list(self._draw())
 
     def _scan(self) -> None:
+        seen: dict[bytes, int] = {}
         for index, line in enumerate(self.store.scan()):
             if index == 0:
                 self.kind = self._detect(line)
             record = self._parse(index, line)
+            digest = hashlib.sha256(record.question.strip().lower().encode()).digest()[:16]
+            self.first_lines.append(seen.setdefault(digest, index))
             if self.limit is None or index < self.limit:
                 self.dropped += [(index + 1, answer) for answer in record.dropped]
             # Only oracle files go on: their later lines are distractors of the first ones.
@@ -198,7 +203,8 @@ class _Source:
         place = record.gold_index if positions is None else positions[slot]
         documents = self._distractors(index, record, place)
         documents.insert(place, record.gold)
-        return MultiDocSample(record.question, record.answers, tuple(documents), place, str(index))
+        question_id = str(self.first_lines[index])
+        return MultiDocSample(record.question, record.answers, tuple(documents), place, question_id)
 
     def _distractors(self, index: int, record: Record, place: int) -> list[Document]:
         if self.kind == "placed":
@@ -227,7 +233,7 @@ class MultiDocData(Sequence[MultiDocSample]):
     are views of the same file and cost nothing. In memory are the offsets of the lines and a few parsed records. A
     gzipped file is unpacked once, into a temporary file that goes with the last view, or with :meth:`close`.
 
-    The ``question_id`` of a sample is the number of its line in the file, from 0.
+    The ``question_id`` of a sample is the number of the first line in the file, from 0, that asks its question.
     """
 
     def __init__(self, source: _Source, picks: Sequence[int], selection: tuple[str, ...] = ()) -> None:
@@ -343,5 +349,5 @@ class MultiDocData(Sequence[MultiDocSample]):
     def _by_question(self) -> dict[int, list[int]]:
         groups: dict[int, list[int]] = {}
         for pick in self._picks:
-            groups.setdefault(pick // self._source.layout.slots, []).append(pick)
+            groups.setdefault(self._source.first_lines[pick // self._source.layout.slots], []).append(pick)
         return groups

@@ -1,5 +1,6 @@
 """Is an answer right, how sure can one be, and what happens over a grid of settings."""
 
+from focuslens.evaluation.records import OtherResultsError
 from focuslens.evaluation.runner import Evaluation, Setting, Sweep, evaluate, run_sweep
 from focuslens.evaluation.settings import BASELINES, split_softmax_settings, steering_settings
 from focuslens.evaluation.statistics import Interval, McNemar, bootstrap_mean, mcnemar_exact
@@ -9,6 +10,7 @@ __all__ = [
     "Evaluation",
     "Interval",
     "McNemar",
+    "OtherResultsError",
     "Setting",
     "Sweep",
     "bootstrap_mean",

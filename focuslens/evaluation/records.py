@@ -8,7 +8,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-__all__ = ["RecordFile"]
+__all__ = ["OtherResultsError", "RecordFile"]
+
+
+class OtherResultsError(ValueError):
+    """A result file holds records made by another model, on other data or under other settings."""
 
 
 class RecordFile:
@@ -22,7 +26,8 @@ class RecordFile:
         header: What made the records. A file with another header is not continued.
 
     Raises:
-        ValueError: If the file holds records made otherwise (the message says what differs), or something else.
+        OtherResultsError: If the file holds records made otherwise; the message says what differs.
+        ValueError: If it holds something else.
     """
 
     def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
@@ -58,7 +63,7 @@ class RecordFile:
         differing = [key for key in {**found, **self.header} if found.get(key) != self.header.get(key)]
         if differing:
             key = sorted(differing)[0]
-            raise ValueError(
+            raise OtherResultsError(
                 f"{self.path} holds results made otherwise ({', '.join(sorted(differing))} differ; {key} was "
                 f"{_short(found.get(key))}, is now {_short(self.header.get(key))}); name another file, or delete it"
             )

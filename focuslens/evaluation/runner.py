@@ -14,7 +14,7 @@ from focuslens.evaluation.records import RecordFile
 from focuslens.evaluation.statistics import Interval, McNemar, bootstrap_mean, mcnemar_exact
 from focuslens.files import versions
 from focuslens.hooks import Intervention
-from focuslens.metrics import sub_exact_match
+from focuslens.metrics import require_comparable_answers, sub_exact_match
 from focuslens.prompts import Case, MultiDocSample
 
 if TYPE_CHECKING:
@@ -146,7 +146,7 @@ def evaluate(
         max_new_tokens: Of a response.
         batch_size: Prompts that are run together.
         out: A JSON-lines file, written as the samples are done and continued after a kill.
-        data: What the file says of the data, e.g. ``MultiDocData.description``.
+        data: What the file says of the data; by default the samples' own ``description``, as ``MultiDocData`` has one.
         seed: Of the bootstrap.
         progress: Show a progress bar.
 
@@ -192,6 +192,9 @@ def run_sweep(
         raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     _require_unique("setting", [setting.name for setting in settings])
     _require_unique("sample", [sample.id for sample in chosen])
+    require_comparable_answers(chosen)
+    # Data that come from a file say so themselves.
+    data = getattr(samples, "description", None) if data is None else data
     header = _header(model, chosen, settings, max_new_tokens, data, seed)
     store = None if out is None else RecordFile(out, header)
     records: dict[str, dict[str, Any]] = {} if store is None else store.records
@@ -234,7 +237,7 @@ def _header(
         digest.update(repr((sample.id, sample.answers)).encode() + str(sample.prompt("long")).encode())
     return {
         "model": model.description,
-        "data": {**(data or {}), "samples": len(samples), "sha256": digest.hexdigest()},
+        "data": {**(data or {}), "samples": len(samples), "prompts_sha256": digest.hexdigest()},
         "settings": [setting.describe() for setting in settings],
         "max_new_tokens": max_new_tokens,
         "seed": seed,

@@ -208,3 +208,15 @@ def test_the_real_oracle_file(recwarn: pytest.WarningsRecorder) -> None:
     # "which English alphabet" is answered by "S": every passage contains the letter, none of these the word.
     for document in data[1840 * 5].documents[1:]:
         assert "s" not in norm(f"{document.title} {document.text}").split()
+
+
+def test_lines_that_ask_the_same_question_stay_together(tmp_path: Path) -> None:
+    """Files of several gold positions put into one: a question must not be on both sides of a split."""
+    records = [placed_record(i, gold=gold) for gold in (0, 3) for i in range(10)]
+    data = load_multidoc(write(tmp_path / "both.jsonl", records), num_documents=6, gold_positions=None)
+    assert (len(data), data.questions) == (20, 10)
+    train, test = data.split()
+    assert len(train) == len(test) == 10
+    assert not {sample.question for sample in train} & {sample.question for sample in test}
+    assert {sample.question_id for sample in data} == {str(i) for i in range(10)}
+    assert len({sample.id for sample in data}) == 20

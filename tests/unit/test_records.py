@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from multidoc_files import oracle_record, write
 
-from focuslens.evaluation.records import RecordFile
+import focuslens as fl
+from focuslens.evaluation.records import OtherResultsError, RecordFile
 
 HEADER = {"model": {"name": "a"}, "settings": [{"tau": 0.3}], "seed": 0}
 RECORDS: list[dict[str, Any]] = [
@@ -130,3 +133,50 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
     path.write_bytes(b"".join([lines[0], lines[1], b'{"id": \n', lines[3]]))
     with pytest.raises(ValueError, match=r"results.jsonl.*line 3"):
         RecordFile(path, HEADER)
+
+
+# --- what makes two runs the same ---
+
+
+def test_other_weights_and_another_template_are_another_model(load_model, samples, tmp_path):
+    loaded = load_model("llama_chat")
+    path = tmp_path / "results.jsonl"
+
+    def run(**settings):
+        model = fl.FocusModel(loaded.hooked, loaded.tokenizer, name="same", **settings)
+        return fl.evaluate(model, samples[:1], max_new_tokens=2, out=path)
+
+    run()
+    run()
+    with pytest.raises(OtherResultsError, match="results made otherwise"):
+        run(chat_template_kwargs={"date_string": "26 Jul 2024"})
+    with pytest.raises(OtherResultsError, match="results made otherwise"):
+        run(stop_tokens=())
+    weight = next(loaded.hooked.parameters())
+    with torch.no_grad():
+        weight.mul_(1.01)
+    try:
+        with pytest.raises(OtherResultsError, match="results made otherwise"):
+            run()
+    finally:
+        with torch.no_grad():
+            weight.div_(1.01)
+
+
+def test_a_directory_is_the_same_model_however_it_is_named(checkpoint, monkeypatch):
+    directory = checkpoint("llama")
+    monkeypatch.chdir(directory.parent)
+    names = (str(directory), directory.name, f"./{directory.name}")
+    described = [fl.FocusModel.from_pretrained(name, device="cpu").description for name in names]
+    assert described[0] == described[1] == described[2]
+
+
+def test_data_from_a_file_are_named_without_being_told(load_model, tmp_path):
+    data = fl.load_multidoc(
+        write(tmp_path / "oracle.jsonl", [oracle_record(i) for i in range(4)]), num_documents=1, gold_positions=[0]
+    )
+    out = tmp_path / "results.jsonl"
+    fl.evaluate(load_model("llama"), data[:1], max_new_tokens=1, out=out)
+    header = json.loads(out.read_text().splitlines()[0])["header"]
+    assert header["data"]["file"] == "oracle.jsonl"
+    assert header["data"]["sha256"] != header["data"]["prompts_sha256"]
