@@ -34,14 +34,24 @@ def _pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-def _common() -> argparse.ArgumentParser:
-    """Options of every command."""
+def _common(demo: bool = False) -> argparse.ArgumentParser:
+    """Options of every command; the demo has those that mean something for the embedded model and corpus."""
     parser = argparse.ArgumentParser(add_help=False)
     model = parser.add_argument_group("model")
     model.add_argument("--model", default="demo", help="hub name, directory, or 'demo' (the embedded model; default)")
     model.add_argument("--backend", choices=("hooked", "bridge"), help="TransformerLens model; default: what fits")
     model.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
     model.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16, float16")
+    data = parser.add_argument_group("data")
+    data.add_argument("--data", default="synthetic", help="a lost-in-the-middle file, or 'synthetic' (default)")
+    run = parser.add_argument_group("run")
+    run.add_argument("--seed", type=int, default=42, help="of every random choice (default 42)")
+    run.add_argument("--out", help="directory for results; default: print only, except where said")
+    if demo:
+        parser.set_defaults(
+            n_ctx=None, revision=None, chat=None, chat_template_arg=[], gold_positions=None, max_new_tokens=None
+        )
+        return parser
     model.add_argument("--n-ctx", type=int, help="context length in tokens; default: what the checkpoint declares")
     model.add_argument("--revision", help="branch, tag or commit on the hub")
     model.add_argument(
@@ -55,17 +65,12 @@ def _common() -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="argument of the chat template, e.g. date_string='26 Jul 2024' (Llama 3 puts today's date in otherwise)",
     )
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", default="synthetic", help="a lost-in-the-middle file, or 'synthetic' (default)")
     data.add_argument("--documents", type=int, help="documents a prompt; default: 20, or as many as fit the context")
     data.add_argument("--gold-positions", type=_integers, help="from 0; default: five, 0,4,9,14,19 of 20 documents")
     data.add_argument("--samples", type=int, default=100, help="questions to use, one sample each (default 100)")
     data.add_argument("--split", choices=("train", "test", "all"), help="half to use; default: what the command is for")
-    run = parser.add_argument_group("run")
-    run.add_argument("--seed", type=int, default=42, help="of every random choice (default 42)")
     run.add_argument("--max-new-tokens", type=int, default=100, help="of a response (default 100)")
     run.add_argument("--batch-size", type=int, default=1, help="prompts run together (default 1)")
-    run.add_argument("--out", help="directory for results; default: print only, except where said")
     return parser
 
 
@@ -76,12 +81,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="store_true", help="print the version and stop")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    common = _common()
+    common = {False: _common(), True: _common(demo=True)}
 
     def command(name: str, text: str, description: str) -> argparse.ArgumentParser:
         return commands.add_parser(
             name,
-            parents=[common],
+            parents=[common[name == "demo"]],
             help=text,
             description=description,
             epilog=f"example: {_EXAMPLES[name]}",
@@ -210,7 +215,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 2
     try:
         _run(args)
-    except (ValueError, KeyError, OSError) as error:
+    except (ValueError, KeyError, OSError, ImportError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"focuslens {args.command}: {message}", file=sys.stderr)
         return 1

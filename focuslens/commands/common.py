@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ __all__ = [
     "open_model",
     "open_samples",
     "print_table",
+    "require_figures",
     "run_description",
     "synthetic_samples",
 ]
@@ -46,20 +48,28 @@ class Samples:
     description: dict[str, Any]
 
 
+def require_figures(args: argparse.Namespace) -> None:
+    """With ``--out`` figures will be drawn: say now, not after the work, if what draws them is not installed.
+
+    Raises:
+        ImportError: If it is not.
+    """
+    if args.out is not None:
+        import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
+
 def open_model(args: argparse.Namespace) -> FocusModel:
     """The model that the options name."""
-    if args.model == "demo":
-        return FocusModel.demo(device=args.device, backend=args.backend)
-    return FocusModel.from_pretrained(
-        args.model,
-        device=args.device,
-        dtype=args.dtype,
-        backend=args.backend,
-        n_ctx=args.n_ctx,
-        revision=args.revision,
-        chat=args.chat,
-        chat_template_kwargs=dict(args.chat_template_arg),
-    )
+    settings: dict[str, Any] = {
+        "device": args.device,
+        "dtype": args.dtype,
+        "backend": args.backend,
+        "n_ctx": args.n_ctx,
+        "revision": args.revision,
+        "chat": args.chat,
+        "chat_template_kwargs": dict(args.chat_template_arg),
+    }
+    return FocusModel.demo(**settings) if args.model == "demo" else FocusModel.from_pretrained(args.model, **settings)
 
 
 def open_samples(args: argparse.Namespace, model: FocusModel, side: Side, n: int | None = None) -> Samples:
@@ -135,14 +145,18 @@ def score_samples(args: argparse.Namespace, model: FocusModel, data: Samples, ca
     )
 
 
-def get_ranking(args: argparse.Namespace, model: FocusModel, *, evaluated: bool = True) -> tuple[list[Head], str]:
-    """The ranking in ``--heads FILE``, or one made by scoring training samples; and where it is from.
+def get_ranking(
+    args: argparse.Namespace, model: FocusModel, *, evaluated: bool = True
+) -> tuple[list[Head], dict[str, Any]]:
+    """The ranking in ``--heads FILE``, or one made by scoring training samples; and, for results, where it is from.
 
     Raises:
         ValueError: If heads would be ranked on samples that are then ``evaluated``.
     """
     if args.heads:
-        return load_ranking(args.heads), str(Path(args.heads).name)
+        content = Path(args.heads).read_bytes()
+        source = {"file": Path(args.heads).name, "sha256": hashlib.sha256(content).hexdigest()}
+        return load_ranking(args.heads), source
     if evaluated and args.split in ("train", "all"):
         raise ValueError(
             f"--split {args.split} evaluates training samples, on which heads would be ranked too; name a ranking made "
@@ -150,13 +164,15 @@ def get_ranking(args: argparse.Namespace, model: FocusModel, *, evaluated: bool 
         )
     # Whatever --split says of the samples to evaluate, heads are ranked on the training half.
     train = open_samples(argparse.Namespace(**{**vars(args), "split": None}), model, "train")
-    return score_samples(args, model, train).ranking(), f"scored on {len(train.samples)} training samples"
+    return score_samples(args, model, train).ranking(), {"scored_on": train.description}
 
 
 def open_directions(source: str) -> FocusDirections:
     """Directions saved by this package or published by the paper's authors, from a directory or the hub."""
     if any(Path(source).glob("head_q_directions_*.pth")):
         return FocusDirections.from_published(source)
+    if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
+        raise FileNotFoundError(f"there is no directory {source!r}; directions are a directory or USER/NAME on the hub")
     return FocusDirections.load(source)
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
 
-from focuslens.commands.common import Samples, print_table, run_description, sweep_table, synthetic_samples
+from focuslens.commands.common import Samples, open_model, print_table, run_description, sweep_table, synthetic_samples
 from focuslens.commands.demo_report import write_demo_report
 from focuslens.commands.sweeps import controls, curves, sweep_to
 from focuslens.directions import FocusDirections
-from focuslens.evaluation import BASELINES, Setting, Sweep, split_softmax_settings, steering_settings
+from focuslens.evaluation import BASELINES, OtherResultsError, Setting, Sweep, split_softmax_settings, steering_settings
 from focuslens.files import write_json
 from focuslens.heads import Head
 from focuslens.model import FocusModel
@@ -35,7 +36,7 @@ class DemoSettings:
     taus: tuple[float, ...] = (0.1, 0.3, 0.6, 1.5, 1000)
     ks: tuple[int, ...] = (1, 2, 4, 8)
     alphas: tuple[float, ...] = (-0.5, 0.2, 0.5, 1.0)
-    steered: tuple[int, ...] = (4,)
+    steered: tuple[int, ...] = (1, 2, 4, 8)
     trained_heads: int = 8
     epochs: int = 10
     # The paper's 1e-3 is for tens of thousands of steps; the demo takes a few hundred.
@@ -51,22 +52,24 @@ def run(args: argparse.Namespace, settings: DemoSettings | None = None) -> None:
     settings, out = settings or DemoSettings(), Path(args.out or "runs/demo")
     args.max_new_tokens, args.batch_size = settings.max_new_tokens, settings.batch_size
     args.random_tau, args.exclude_top = 0.3, max(settings.ks)
-    model = FocusModel.demo(device=args.device, backend=args.backend)
+    model = open_model(args)
     print("1/4  contextual heads")
     cases = _score(model, synthetic_samples(args, "train", settings.scored), settings)
     ranking = cases["long"].ranking()
     _print_heads(cases)
     print("\n2/4  split-softmax on the relevant document, on held-out questions")
     test = synthetic_samples(args, "test", settings.tested)
-    split = sweep_to(args, model, test, _split_settings(args, model, ranking, settings), out / "split_softmax.jsonl")
+    split_settings = _split_settings(args, model, ranking, settings)
+    split = _fresh_sweep(args, model, test, split_settings, out / "split_softmax.jsonl")
     print_table(sweep_table(split))
     print("\n3/4  training focus directions")
     directions = _train(args, model, ranking[: settings.trained_heads], settings, out)
     print("\n4/4  steering: alpha and k chosen on validation questions, then measured on held-out ones")
     grid = steering_settings(directions, ranking, settings.alphas, settings.steered)
     validation = synthetic_samples(args, "validation", settings.chosen)
-    chosen_on = sweep_to(args, model, validation, [Setting("baseline"), *grid], out / "steering_validation.jsonl")
-    steer = sweep_to(args, model, test, [Setting("baseline"), *grid], out / "steering.jsonl")
+    steered = [Setting("baseline"), *grid]
+    chosen_on = _fresh_sweep(args, model, validation, steered, out / "steering_validation.jsonl")
+    steer = _fresh_sweep(args, model, test, steered, out / "steering.jsonl")
     print_table(sweep_table(steer))
     best = max(grid, key=lambda setting: chosen_on[setting.name].em.mean).name
     print(f"\nbest on validation: {best}; on held-out questions {steer[best].em}, baseline {steer['baseline'].em}")
@@ -85,6 +88,20 @@ def run(args: argparse.Namespace, settings: DemoSettings | None = None) -> None:
     write_json(out / "results.json", results)
     write_demo_report(out / "report.html", model, cases, split, steer, best, ranking, test.samples, figures)
     print(f"\nwrote results.json, report.html and {len(figures)} figures to {out}")
+
+
+def _fresh_sweep(
+    args: argparse.Namespace, model: FocusModel, data: Samples, settings: Sequence[Setting], records: Path
+) -> Sweep:
+    """A sweep that goes on from its own records; those of another run (other seed, model, versions) are set aside."""
+    try:
+        return sweep_to(args, model, data, settings, records)
+    except OtherResultsError:
+        free = (records.with_name(f"{records.stem}.{i}.jsonl") for i in itertools.count(1))
+        aside = next(path for path in free if not path.exists())
+        records.rename(aside)
+        print(f"{records.name} was made otherwise; it is now {aside.name}")
+        return sweep_to(args, model, data, settings, records)
 
 
 def _score(model: FocusModel, data: Samples, settings: DemoSettings) -> dict[str, ContextualScores]:

@@ -165,6 +165,7 @@ def _tokens(model: FocusModel, sample: MultiDocSample, heads: Sequence[Head]) ->
         [model.tokenizer.decode([int(tokens[i])]) or "·" for i in positions],
         pattern,
         [str(head) for head in heads],
+        places=positions,
         max_tokens=max(128, len(positions)),
         title="The sink, the relevant document, the question and the response (baseline)",
     )

@@ -22,7 +22,12 @@ def run(args: argparse.Namespace) -> None:
     if args.prompt is not None:
         prompt = Path(args.prompt[1:]).read_text() if args.prompt.startswith("@") else args.prompt
     else:
-        sample = open_samples(args, model, "test", n=args.sample + 1).samples[args.sample]
+        samples = open_samples(args, model, "test", n=max(args.sample, 0) + 1).samples
+        if not 0 <= args.sample < len(samples):
+            raise ValueError(
+                f"there is no sample {args.sample}: samples are counted from 0, here to {len(samples) - 1}"
+            )
+        sample = samples[args.sample]
         prompt = sample.prompt(args.case)
         print(f"question: {sample.question}\nanswers: {', '.join(sample.answers)}")
     variants: list[tuple[str, Sequence[Intervention]]] = [("baseline", ()), *_interventions(args, model)]

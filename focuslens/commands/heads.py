@@ -5,7 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from focuslens.commands.common import open_model, open_samples, print_table, run_description, score_samples
+from focuslens.commands.common import (
+    open_model,
+    open_samples,
+    print_table,
+    require_figures,
+    run_description,
+    score_samples,
+)
 from focuslens.files import write_json
 
 __all__ = ["run"]
@@ -13,6 +20,7 @@ __all__ = ["run"]
 
 def run(args: argparse.Namespace) -> None:
     """Score, print and, with ``--out``, write ``heads.json`` and ``head_map.png``."""
+    require_figures(args)
     model = open_model(args)
     data = open_samples(args, model, "train")
     scores = score_samples(args, model, data, args.case)

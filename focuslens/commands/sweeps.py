@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from focuslens.commands.common import (
     Samples,
@@ -14,6 +14,7 @@ from focuslens.commands.common import (
     open_model,
     open_samples,
     print_table,
+    require_figures,
     run_description,
     sweep_table,
 )
@@ -28,31 +29,43 @@ from focuslens.evaluation import (
 from focuslens.files import write_json
 from focuslens.heads import Head, random_heads
 from focuslens.model import FocusModel
-from focuslens.viz import Curve, direction_curves, save_figure, split_softmax_curves
+
+if TYPE_CHECKING:
+    from focuslens.viz import Curve
 
 __all__ = ["controls", "curves", "run_split_softmax", "run_steer", "sweep_to"]
 
 
 def run_split_softmax(args: argparse.Namespace) -> None:
     """Sweep ``tau`` and ``k`` on contextual heads, and ``k`` on as many random others."""
+    require_figures(args)
     model = open_model(args)
     ranking, source = get_ranking(args, model)
     data = open_samples(args, model, "test")
     ks = _possible(args.k, len(ranking))
     settings = [*BASELINES, *split_softmax_settings(ranking, args.tau, ks), *controls(model, ranking, args, ks)]
     sweep = sweep_to(args, model, data, settings, _records(args, "split_softmax"))
-    axes = split_softmax_curves(
-        curves(sweep, "tau", heads="contextual") + curves(sweep, "tau", heads="random"),
-        {name: sweep[name].em for name in ("baseline", "gold", "negative")},
-    )
-    _finish(args, model, data, sweep, "split_softmax", axes, {"heads": _listed(ranking, ks), "ranking": source})
+
+    def draw() -> Any:
+        from focuslens.viz import split_softmax_curves
+
+        lines = curves(sweep, "tau", heads="contextual") + curves(sweep, "tau", heads="random")
+        return split_softmax_curves(lines, {name: sweep[name].em for name in ("baseline", "gold", "negative")})
+
+    _finish(args, model, data, sweep, "split_softmax", draw, {"heads": _listed(ranking, ks), "ranking": source})
 
 
 def controls(model: FocusModel, ranking: Sequence[Head], args: argparse.Namespace, ks: Sequence[int]) -> list[Setting]:
-    """Split-softmax at ``--random-tau`` on random heads that are not among the contextual ones of the largest ``k``."""
+    """Split-softmax at ``--random-tau`` on random heads that are in no set of contextual heads of the sweep."""
     n = model.shape.n_layers * model.shape.n_heads
-    contextual = ranking[: min(args.exclude_top, n // 2)]
-    ks = [k for k in ks if k <= n - len(contextual)]
+    contextual = ranking[: max(min(args.exclude_top, n // 2), *ks)]
+    left = [k for k in ks if k > n - len(contextual)]
+    if left:
+        print(
+            f"no random heads for --k {','.join(map(str, left))}: {n - len(contextual)} heads are left beside the "
+            f"{len(contextual)} best"
+        )
+    ks = [k for k in ks if k not in left]
     if args.random_tau is None or not ks:
         return []
     drawn = random_heads(model.shape.n_layers, model.shape.n_heads, max(ks), exclude=contextual, seed=args.seed)
@@ -61,6 +74,7 @@ def controls(model: FocusModel, ranking: Sequence[Head], args: argparse.Namespac
 
 def run_steer(args: argparse.Namespace) -> None:
     """Sweep ``alpha`` and ``k`` of focus directions."""
+    require_figures(args)
     model = open_model(args)
     directions = open_directions(args.directions)
     ranking, source = get_ranking(args, model)
@@ -70,20 +84,27 @@ def run_steer(args: argparse.Namespace) -> None:
     ks = _possible(args.k, len(heads))
     settings = [Setting("baseline"), *steering_settings(directions, heads, args.alpha, ks, positions=args.positions)]
     sweep = sweep_to(args, model, data, settings, _records(args, "steering"))
-    axes = direction_curves(curves(sweep, "alpha"), {"baseline": sweep["baseline"].em})
+
+    def draw() -> Any:
+        from focuslens.viz import direction_curves
+
+        return direction_curves(curves(sweep, "alpha"), {"baseline": sweep["baseline"].em})
+
     _finish(
         args,
         model,
         data,
         sweep,
         "steering",
-        axes,
+        draw,
         {"heads": _listed(heads, ks), "ranking": source, "directions": directions.digest},
     )
 
 
 def curves(sweep: Sweep, varied: str, **fixed: Any) -> list[Curve]:
     """A sweep's accuracy over ``k``: one curve for each value of ``varied`` among the settings with the fixed ones."""
+    from focuslens.viz import Curve
+
     wanted = {**fixed, varied: None}
     lines: dict[float, dict[float, Any]] = {}
     for setting in sweep.settings:
@@ -141,7 +162,7 @@ def _finish(
     data: Samples,
     sweep: Sweep,
     name: str,
-    axes: Any,
+    draw: Callable[[], Any],
     entries: dict[str, Any],
 ) -> None:
     print_table(sweep_table(sweep))
@@ -151,5 +172,7 @@ def _finish(
     write_json(
         out / f"{name}.json", {**run_description(args, model, data.description), **entries, "settings": sweep.rows()}
     )
-    save_figure(axes, out / f"{name}.png")
+    from focuslens.viz import save_figure
+
+    save_figure(draw(), out / f"{name}.png")
     print(f"\nwrote {name}.jsonl, {name}.json and {name}.png to {out}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from focuslens.commands.common import get_ranking, open_model, open_samples
+from focuslens.commands.common import get_ranking, open_model, open_samples, require_figures
 from focuslens.training import train_focus_directions
 
 __all__ = ["run"]
@@ -13,11 +13,13 @@ __all__ = ["run"]
 
 def run(args: argparse.Namespace) -> None:
     """Train, and write the directions and their loss curves to ``--out``."""
+    out = Path(args.out or "runs/train")
+    args.out = str(out)
+    require_figures(args)
     model = open_model(args)
     ranking, _ = get_ranking(args, model, evaluated=False)
     heads = ranking if args.top_k is None else ranking[: args.top_k]
     data = open_samples(args, model, "train")
-    out = Path(args.out or "runs/train")
     directions = train_focus_directions(
         model,
         data.samples,

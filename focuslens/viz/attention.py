@@ -82,6 +82,7 @@ def attention_view(
     pattern: Float[np.ndarray, "head query key"] | Float[Tensor, "head query key"],
     head_names: Sequence[str],
     *,
+    places: Sequence[int] | None = None,
     window: tuple[int, int] | None = None,
     max_tokens: int = 128,
     max_value: float | None = None,
@@ -97,6 +98,7 @@ def attention_view(
         pattern: Attention of each head. Where there are fewer rows than tokens, they are those of the last tokens, and
             the others stay empty.
         head_names: A name for each head, such as ``L13H23``.
+        places: Where each token stands in the whole text, if these are only some of its tokens.
         window: Tokens to show, ``[start, end)``; by default the last ``max_tokens``.
         max_tokens: The most tokens to show.
         max_value: Attention drawn in full colour; by default the largest in the part shown.
@@ -121,9 +123,17 @@ def attention_view(
     if first < end:
         rows = slice(first - (n_tokens - n_rows), end - (n_tokens - n_rows))
         square[:, first - start :] = values[:, rows, start:end]
+    if places is not None and len(places) != n_tokens:
+        raise ValueError(f"there are {len(places)} places for {n_tokens} tokens; give each token its place")
     script = _script(tokens[start:end], square, head_names, max_value or float(square.max()) or 1.0)
     note = "Rows are the tokens that look, columns the tokens looked at; the number in brackets is the token's place."
-    if (start, end) != (0, n_tokens):
+    if places is not None:
+        note = (
+            "Rows are the tokens that look, columns the tokens looked at. Shown are tokens "
+            f"{_ranges(places[start:end])} of the text, numbered here from 0; attention to the others is left out, so "
+            "rows may sum to less than 1."
+        )
+    elif (start, end) != (0, n_tokens):
         note += (
             f" Shown are tokens {start} to {end - 1} of 0 to {n_tokens - 1}, and the places count from the first of "
             "them; attention to the others is left out, so rows may sum to less than 1."
@@ -131,6 +141,17 @@ def attention_view(
     if n_rows < n_tokens:
         note += f" Rows before token {n_tokens - n_rows} were not computed and stay empty."
     return AttentionView(page(title, f"<p>{note}</p>\n{script}", css=_TOKENS_CSS), title)
+
+
+def _ranges(places: Sequence[int]) -> str:
+    """``0 to 1, 44 to 90`` for runs of neighbouring places."""
+    runs: list[list[int]] = []
+    for place in places:
+        if runs and place == runs[-1][-1] + 1:
+            runs[-1].append(place)
+        else:
+            runs.append([place])
+    return ", ".join(f"{run[0]} to {run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
 
 
 def document_view(

@@ -326,5 +326,8 @@ def _draw(ax: Axes, curve: Curve, place: Mapping[float, float], index: int) -> N
     x = [place[curve.x[i]] for i in order]
     estimate, low, high = (np.asarray(values)[order] for values in (curve.estimate, curve.low, curve.high))
     look = _line(index)
+    if len(x) == 1:
+        # A band over a single place has no area.
+        ax.vlines(x, low, high, color=look["color"], alpha=0.4, lw=3)
     ax.fill_between(x, low, high, color=look["color"], alpha=0.13, lw=0)
     ax.plot(x, estimate, label=curve.label, **look)

@@ -22,7 +22,7 @@ def demo(tmp_path_factory):
         scored=3, trained=2, chosen=2, tested=3, taus=(0.1, 1000), ks=(1, 2), alphas=(-0.5, 0.5), steered=(2,),
         trained_heads=2, epochs=2, max_new_tokens=16, batch_size=3,
     )  # fmt: skip
-    run(_parser().parse_args(["demo", "--out", str(out), "--documents", "4"]), settings)
+    run(_parser().parse_args(["demo", "--out", str(out)]), settings)
     return out
 
 
