@@ -34,8 +34,9 @@ format: $(VENV)/.installed-dev ## rewrite the sources as ruff would have them
 test-tl4: $(VENV_TL4)/.installed ## the parity tests on TransformerLens 4, in an environment of their own
 	$(VENV_TL4)/bin/python -m pytest -q tests/parity
 
-demo-model: $(VENV)/.installed ## train the embedded model again (about 20 minutes on two cores)
-	$(VENV)/bin/python experiments/train_demo_model.py --out focuslens/assets/demo
+demo-model: $(VENV)/.installed ## train the embedded model again and measure it (hours; a stopped run goes on)
+	$(VENV)/bin/python experiments/train_demo_model.py --resume --out focuslens/assets/demo
+	$(VENV)/bin/python experiments/measure_demo_model.py --model focuslens/assets/demo
 
 clean: ## remove environments, builds and caches; runs/ stays
 	rm -rf $(VENV) $(VENV_TL4) build dist .coverage .hypothesis .pytest_cache .ruff_cache

@@ -1,65 +1,18 @@
-"""Measures a demo checkpoint and writes its model card and the figure of its training log."""
+"""The demo model's card and the figure of its training log."""
 
 from __future__ import annotations
 
 import csv
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-from tqdm.auto import tqdm
-from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM
 
-from focuslens.data.synthetic import load_synthetic
-from focuslens.metrics import sub_exact_match
-from focuslens.prompts import Case, MultiDocSample
+from focuslens.files import write_atomically
 
-__all__ = ["draw_log", "evaluate", "write_card"]
-
-POSITIONS = (0, 4, 9, 14, 19)
-CASES: tuple[tuple[str, Case], ...] = (
-    ("Gold document only", "gold"),
-    ("20 documents", "long"),
-    ("19 irrelevant documents", "negative"),
-)
-
-
-@torch.inference_mode()
-def accuracy(
-    model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, samples: list[MultiDocSample], case: Case
-) -> list[bool]:
-    """Whether each greedy response holds the answer (sub-span exact match)."""
-    tokenizer.padding_side = "left"
-    right: list[bool] = []
-    for start in tqdm(range(0, len(samples), 10), desc=f"{case} prompts", leave=False):
-        group = samples[start : start + 10]
-        encoded = tokenizer([str(sample.prompt(case)) for sample in group], padding=True, return_tensors="pt")
-        ids, mask = encoded["input_ids"], encoded["attention_mask"]
-        output = model.generate(  # pyright: ignore[reportAttributeAccessIssue]
-            input_ids=ids, attention_mask=mask, do_sample=False, max_new_tokens=24
-        )
-        texts = tokenizer.batch_decode(output[:, ids.shape[1] :], skip_special_tokens=True)
-        right += [sub_exact_match(text, sample.answers) for text, sample in zip(texts, group, strict=True)]
-    return right
-
-
-def evaluate(folder: Path, num_samples: int) -> dict[str, float]:
-    """Exact match of the saved weights, in float32, on validation questions."""
-    model = LlamaForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
-    samples = load_synthetic(num_samples, split="validation", gold_positions=POSITIONS)
-    untold = load_synthetic(max(10, num_samples // 5), split="validation", answerable=0.0)
-    figures: dict[str, float] = {}
-    for label, case in CASES:
-        right = accuracy(model, tokenizer, samples, case)
-        figures[label] = sum(right) / len(right)
-        if case == "long":
-            for place, position in enumerate(POSITIONS):
-                figures[f"20 documents, gold at {position + 1}"] = sum(right[place::5]) / len(right[place::5])
-    refused = accuracy(model, tokenizer, untold, "long")
-    figures["Unanswerable questions refused, 20 documents"] = sum(refused) / len(refused)
-    return figures
+__all__ = ["Finding", "draw_log", "findings", "write_card"]
 
 
 def draw_log(log: Path, figure: Path) -> None:
@@ -81,6 +34,89 @@ def draw_log(log: Path, figure: Path) -> None:
     plt.savefig(figure, dpi=120)
 
 
+class Finding(NamedTuple):
+    """One property of the model: what would show it, what was measured, and whether it is there."""
+
+    name: str
+    bar: str
+    measured: str
+    holds: bool
+
+
+def interval(row: Mapping[str, Any]) -> str:
+    """A mean with its 95 % interval, of a sweep's row or of an interval's own numbers."""
+    mean, low, high = (row[name] for name in (("em", "em_low", "em_high") if "em" in row else ("mean", "low", "high")))
+    return f"{mean:.3f} ({low:.3f} to {high:.3f})"
+
+
+def _tested(row: Mapping[str, Any]) -> str:
+    return f"{row['name']}: {interval(row)}, McNemar p = {row['mcnemar_p']:.2g}"
+
+
+def _direction_finding(baseline: Mapping[str, Any], line: Sequence[Mapping[str, Any]], chosen: str) -> Finding:
+    best = next(row for row in line if row["name"] == chosen)
+    strongest, negative = max(line, key=lambda row: row["alpha"]), min(line, key=lambda row: row["alpha"])
+    helps = best["em"] > baseline["em"] and best["mcnemar_p"] < 0.01
+    hurts = all(row["em"] < baseline["em"] for row in (strongest, negative))
+    return Finding(
+        "Focus direction (strength and heads chosen on validation)",
+        "above 20 documents, p < 0.01; the strongest and the most negative hurt",
+        "; ".join(_tested(row) for row in {row["name"]: row for row in (best, strongest, negative)}.values()),
+        helps and hurts,
+    )
+
+
+def findings(figures: Mapping[str, Any]) -> list[Finding]:
+    """The properties that make the model worth looking into, from what ``measure_demo_model.py`` measured."""
+    baseline, gold, negative = figures["baselines"]
+    scores, split, off, controls = figures["scores"], figures["split_softmax"], figures["off"], figures["random"]
+    count, total = len(scores["above"]), scores["heads"]
+    correct, wrong = scores["outcomes"]["correct"], scores["outcomes"]["wrong"]
+    furthest = max(controls, key=lambda row: abs(row["em"] - baseline["em"]))
+    return [
+        Finding("Gold document only", "at least 0.95", interval(gold), gold["em"] >= 0.95),
+        Finding("20 documents", "0.50 to 0.85", interval(baseline), 0.5 <= baseline["em"] <= 0.85),
+        Finding("19 irrelevant documents", "below 0.15", interval(negative), negative["em"] < 0.15),
+        Finding(
+            "Heads with a relevant score above 0.1",
+            "under 25 %, none in the first layer",
+            f"{count} of {total}: {', '.join(scores['above']) or 'none'}",
+            0 < count < 0.25 * total and 0 not in scores["above_layers"],
+        ),
+        Finding(
+            "Top five heads, relevant over largest irrelevant score, correct answers",
+            "above 1",
+            f"{correct['ratio']:.2f}: {interval(correct['relevant'])} over {interval(correct['irrelevant_max'])}",
+            correct["ratio"] > 1,
+        ),
+        Finding(
+            "The same, wrong answers",
+            "below 1",
+            f"{wrong['ratio']:.2f}: {interval(wrong['relevant'])} over {interval(wrong['irrelevant_max'])}",
+            wrong["ratio"] < 1,
+        ),
+        Finding(
+            "Split-softmax on contextual heads (tau and k chosen on validation)",
+            "above gold document only minus 0.02",
+            _tested(split),
+            split["em"] > gold["em"] - 0.02,
+        ),
+        Finding(
+            "tau = 1000 on the same heads",
+            "within 0.1 of 19 irrelevant documents",
+            _tested(off),
+            abs(off["em"] - negative["em"]) <= 0.1,
+        ),
+        Finding(
+            f"Random other heads, tau = 0.3, k = 1 to {len(controls)}",
+            "within 0.05 of 20 documents",
+            f"furthest: {_tested(furthest)}",
+            abs(furthest["em"] - baseline["em"]) <= 0.05,
+        ),
+        _direction_finding(baseline, figures["steering"], figures["steering_chosen"]),
+    ]
+
+
 CARD = """---
 library_name: transformers
 license: mit
@@ -96,7 +132,6 @@ A Llama-architecture base model of {parameters:,} parameters ({layers} layers, {
 
 It was made by `experiments/train_demo_model.py` with seed {seed}: {minutes:.1f} processor minutes on {threads}
 thread(s), {tokens:,} tokens, {steps:,} steps (`training_log.csv`, `training_log.png`).
-{note}
 
 Lessons passed:
 
@@ -104,12 +139,21 @@ Lessons passed:
 
 ## Measured
 
-Greedy responses, sub-span exact match, {samples} validation samples (names, values and wordings that training
-did not have), weights rounded to bfloat16 and run in float32:
+By `experiments/measure_demo_model.py` (`measured.json`): {questions} test questions of 20 documents, whose names,
+values and wordings are in no other split; the gold document at positions 1, 5, 10, 15 and 20 in turn; greedy
+responses, sub-span exact match. Weights rounded to bfloat16, run in float32. Heads were ranked and directions trained
+on {train} training questions, settings chosen on {validation} validation questions. 95 % bootstrap intervals in
+parentheses, exact McNemar tests against 20 documents.
 
-| prompt | share right |
+| property | bar | measured | holds |
+|---|---|---|---|
+{findings}
+
+| gold document at position | exact match, 20 documents |
 |---|---|
-{figures}
+{positions}
+
+Questions that no document answers are refused ("not recorded") in {refused} of cases.
 
 ## What it cannot do
 
@@ -119,23 +163,30 @@ there to be looked into, not to be relied on.
 """
 
 
-def write_card(folder: Path, making: dict[str, Any], figures: dict[str, float]) -> None:
-    """Writes ``README.md`` beside the weights: how they were made, and what was measured.
+def write_card(folder: Path, making: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
+    """Writes ``README.md`` beside the weights.
 
     Args:
         folder: The checkpoint.
-        making: ``seed``, ``threads``, ``minutes``, ``tokens``, ``steps``, ``samples``, ``note``, ``lessons`` (a line
-            each).
-        figures: Name to share, as :func:`evaluate` gives them.
+        making: How it was made: ``making.json`` of the training script.
+        figures: ``measured.json`` of the measuring script.
     """
-    model = LlamaForCausalLM.from_pretrained(folder)
+    model: Any = LlamaForCausalLM.from_pretrained(folder)
+    sizes = figures["sizes"]
     text = CARD.format(
         parameters=model.num_parameters(),
         layers=model.config.num_hidden_layers,
         heads=model.config.num_attention_heads,
         kv_heads=model.config.num_key_value_heads,
         width=model.config.hidden_size,
-        figures="\n".join(f"| {name} | {value:.3f} |" for name, value in figures.items()),
+        questions=sizes["test"],
+        train=sizes["train"],
+        validation=sizes["validation"],
+        findings="\n".join(
+            f"| {one.name} | {one.bar} | {one.measured} | {'yes' if one.holds else 'no'} |" for one in findings(figures)
+        ),
+        positions="\n".join(f"| {place} | {interval(row)} |" for place, row in figures["positions"].items()),
+        refused=interval(figures["unanswerable"]),
         **{**making, "lessons": "\n".join(f"- {entry}" for entry in making["lessons"]) or "- none"},
     )
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    write_atomically(folder / "README.md", text.encode())

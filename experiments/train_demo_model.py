@@ -4,12 +4,10 @@
 
 The curriculum, in the order in which a small model can learn it: random words repeated (few words, then all of
 them), which grows heads that look for an earlier occurrence; then questions whose documents become more, longer and
-more alike. A lesson is passed when the running accuracy on the first token of the answers reaches its mark. Several
-questions share the documents of a context, each in a block that sees the documents but no other block, at the
-position it would have in a prompt of its own.
+more alike. A lesson is passed when the running accuracy on the first token of the answers reaches its mark.
 
-An interrupted run goes on with ``--resume``. At the end the weights are rounded to bfloat16, and what is saved is
-what is measured.
+An interrupted run goes on with ``--resume``. At the end the weights are rounded to bfloat16;
+``measure_demo_model.py`` measures what was saved and writes the model card.
 """
 
 from __future__ import annotations
@@ -22,45 +20,32 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from demo_model_card import draw_log, evaluate, write_card
+from demo_model_batches import ATTENTION, Lesson, Row, question_row, repeated_words
+from demo_model_card import draw_log
 from torch import Tensor
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from focuslens.data.synthetic import CorpusSettings, SyntheticQuestion, build_tokenizer, generate_context
-from focuslens.prompts import MultiDocSample
+from focuslens.data.synthetic import CorpusSettings, build_tokenizer
+from focuslens.files import versions, write_json
 
 LOG = logging.getLogger("train_demo_model")
 FEW_WORDS = 128
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """One step of the curriculum: contexts of a kind, and the accuracy that ends it."""
-
-    name: str
-    documents: tuple[int, int]
-    questions: int
-    tokens: int
-    pass_mark: float
-    refusals: float
-    settings: CorpusSettings
-
-
 PLAIN = CorpusSettings(facts=(1, 1), fillers=(0, 0), lookalikes=0.0, mentions=0.0, plain=1.0)
 LESSONS = (
-    Lesson("statements", (3, 5), 10, 1024, 0.8, 0.0, PLAIN),
-    Lesson("plain", (4, 8), 12, 1500, 0.8, 0.0, CorpusSettings((1, 2), (0, 0), 0.3, 0.0, plain=1.0)),
-    Lesson("mixed", (4, 8), 12, 1500, 0.8, 0.0, CorpusSettings((1, 2), (0, 0), 0.3, 0.0, plain=0.6)),
-    Lesson("varied", (4, 8), 12, 1500, 0.75, 0.0, CorpusSettings((1, 2), (0, 1), 0.3, 0.1, plain=0.2)),
-    Lesson("alike", (5, 11), 12, 2000, 0.7, 0.1, CorpusSettings(lookalikes=0.6, mentions=0.2)),
-    Lesson("many", (8, 16), 14, 3000, 0.65, 0.15, CorpusSettings()),
-    Lesson("all", (14, 22), 16, 3000, 2.0, 0.15, CorpusSettings()),
+    Lesson("statements", (3, 5), 10, 1024, 0.8, 0.0, 0.0, PLAIN),
+    Lesson("plain", (4, 8), 12, 1500, 0.8, 0.0, 0.0, CorpusSettings((1, 2), (0, 0), 0.3, 0.0, plain=1.0)),
+    Lesson("mixed", (4, 8), 12, 1500, 0.8, 0.0, 0.0, CorpusSettings((1, 2), (0, 0), 0.3, 0.0, plain=0.6)),
+    Lesson("varied", (4, 8), 12, 1500, 0.75, 0.0, 0.1, CorpusSettings((1, 2), (0, 1), 0.3, 0.1, plain=0.2)),
+    Lesson("alike", (5, 11), 14, 2000, 0.7, 0.1, 0.1, CorpusSettings(lookalikes=0.6, mentions=0.2)),
+    Lesson("many", (8, 16), 18, 3000, 0.65, 0.15, 0.15, CorpusSettings()),
+    Lesson("all", (12, 22), 24, 3000, 2.0, 0.15, 0.15, CorpusSettings()),
 )
 
 
@@ -84,18 +69,6 @@ class Progress:
     def follow(self, name: str, value: float) -> None:
         """Moves one of the running averages."""
         setattr(self, name, 0.95 * getattr(self, name) + 0.05 * value)
-
-
-class Batch(NamedTuple):
-    """Padded rows, all ``[row pos]``, and the mask ``[row 1 query key]`` that keeps questions apart."""
-
-    ids: Tensor
-    blocks: Tensor
-    positions: Tensor
-    targets: Tensor
-    weights: Tensor
-    kinds: Tensor  # 1 where the first token of an answer is predicted, 2 where it is a refusal's, else 0
-    mask: Tensor
 
 
 class Muon(torch.optim.Optimizer):
@@ -148,7 +121,9 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         initializer_range=0.04,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )
-    return LlamaForCausalLM(config)
+    model = LlamaForCausalLM(config)
+    model.set_attn_implementation(ATTENTION)
+    return model
 
 
 def build_optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.Optimizer]:
@@ -158,67 +133,9 @@ def build_optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.O
     return [muon, torch.optim.AdamW(others, lr=rate, betas=(0.9, 0.98), weight_decay=0.0)]
 
 
-def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Token ids without the ``<s>``."""
-    return tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
-
-
-def question_row(tokenizer: PreTrainedTokenizerFast, asked: SyntheticQuestion) -> tuple[list[int], list[float], int]:
-    """Token ids of a question and its response, the weight of each as a target, and where its answer starts."""
-    before, after = asked.response.rsplit(asked.answer, 1)
-    pieces = (f"\n\nQuestion: {asked.question}\nAnswer:", f" {before.strip()}", f" {asked.answer}", after)
-    head, prefix, answer, tail = (encode(tokenizer, piece) for piece in pieces)
-    tail += encode(tokenizer, "</s>")
-    weights = [0.0] * len(head) + [0.2] * len(prefix) + [1.0] * len(answer) + [0.2] * len(tail)
-    return [*head, *prefix, *answer, *tail], weights, len(head) + len(prefix)
-
-
-def context_row(tokenizer: PreTrainedTokenizerFast, rng: random.Random, lesson: Lesson) -> list[list[float]]:
-    """One context and its questions: ids, blocks, positions, targets, weights and kinds, as in :class:`Batch`."""
-    context = generate_context(rng, rng.randint(*lesson.documents), "train", lesson.settings)
-    prompt = MultiDocSample("?", ("?",), context.documents, None).prompt()
-    shared: list[int] = tokenizer(str(prompt)[: prompt.spans["document"][-1][1]]).input_ids
-    size = len(shared)
-    columns: list[list[float]] = [[*shared], [0] * size, [*range(size)], [-100] * size, [0.0] * size, [0] * size]
-    for block in range(1, lesson.questions + 1):
-        asked = rng.choice(context.unanswerable if rng.random() < lesson.refusals else context.answerable)
-        ids, weights, answer_start = question_row(tokenizer, asked)
-        kinds = [0] * len(ids)
-        kinds[answer_start - 1] = 2 if asked.gold_index is None else 1
-        positions = range(size, size + len(ids))
-        added = (ids, [block] * len(ids), positions, [*ids[1:], -100], [*weights[1:], 0.0], kinds)
-        for column, new in zip(columns, added, strict=True):
-            column.extend(new)
-    return columns
-
-
-def context_batch(tokenizer: PreTrainedTokenizerFast, rng: random.Random, lesson: Lesson) -> Batch:
-    rows: list[list[list[float]]] = []
-    length = 0
-    while length * len(rows) < lesson.tokens:
-        rows.append(context_row(tokenizer, rng, lesson))
-        length = max(length, len(rows[-1][0]))
-    fills = (tokenizer.pad_token_id, -1, 0, -100, 0.0, 0)
-    columns = [
-        torch.tensor([[*row[i], *[fill] * (length - len(row[i]))] for row in rows]) for i, fill in enumerate(fills)
-    ]
-    query, key = columns[1][:, :, None], columns[1][:, None, :]
-    mask = torch.ones(length, length, dtype=torch.bool).tril() & ((query == key) | (key == 0))
-    return Batch(*columns, mask=mask[:, None])
-
-
-def repeat_batch(
-    rng: random.Random, vocabulary: int, lengths: tuple[int, int], tokens: int = 1024
-) -> tuple[Tensor, int]:
-    """Random words twice over, ``[row pos]``, and the length of one copy."""
-    length = rng.randint(*lengths)
-    rows = [[rng.randrange(3, vocabulary) for _ in range(length)] for _ in range(max(1, tokens // (2 * length)))]
-    return torch.tensor(rows).repeat(1, 2), length
-
-
 def repeat_loss(model: LlamaForCausalLM, progress: Progress, rng: random.Random, vocabulary: int) -> Tensor:
     # Near and few first: neither a large vocabulary nor a long way back is learned from nothing in reasonable time.
-    ids, length = repeat_batch(rng, *((FEW_WORDS, (4, 24)) if progress.few_words else (vocabulary, (8, 110))))
+    ids, length = repeated_words(rng, *((FEW_WORDS, (4, 24)) if progress.few_words else (vocabulary, (8, 110))))
     logits = model.lm_head(model.model(ids).last_hidden_state[:, length:-1])
     targets = ids[:, length + 1 :]
     progress.follow("repeat", (logits.argmax(-1) == targets).float().mean().item())
@@ -232,27 +149,36 @@ def repeat_loss(model: LlamaForCausalLM, progress: Progress, rng: random.Random,
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
-def question_loss(
+def question_step(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, progress: Progress, rng: random.Random
-) -> Tensor:
+) -> None:
+    """Adds the gradient of one step's questions, context by context: contexts of unequal length waste no padding."""
     index = progress.lesson
     if index and rng.random() < 0.2:
         index = rng.randrange(index)
-    batch = context_batch(tokenizer, rng, LESSONS[index])
-    hidden = model.model(batch.ids, attention_mask=batch.mask, position_ids=batch.positions).last_hidden_state
-    rows = batch.weights > 0
-    logits = model.lm_head(hidden[rows])
-    targets, weights, kinds = batch.targets[rows], batch.weights[rows], batch.kinds[rows]
-    loss = (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / weights.sum()
-    progress.tokens += batch.ids.numel()
-    if index == progress.lesson:
-        right = (logits.argmax(-1) == targets).float()
-        progress.steps_inside += 1
-        progress.loss = loss.item()
+    lesson, rows = LESSONS[index], list[Row]()
+    while sum(row.ids.numel() for row in rows) < lesson.tokens:
+        rows.append(question_row(tokenizer, rng, lesson))
+    total = sum(row.weights.sum() for row in rows)
+    right = {"answer": list[Tensor](), "refusal": list[Tensor]()}
+    mean_loss = 0.0
+    for row in rows:
+        hidden = model.model(row.ids, attention_mask=row.mask, position_ids=row.positions).last_hidden_state
+        wanted = row.weights > 0
+        logits = model.lm_head(hidden[wanted])
+        targets, weights, kinds = row.targets[wanted], row.weights[wanted], row.kinds[wanted]
+        loss = (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / total
+        loss.backward()
+        mean_loss += loss.item()
         for name, kind in (("answer", 1), ("refusal", 2)):
-            if (kinds == kind).any():
-                progress.follow(name, right[kinds == kind].mean().item())
-    return loss
+            right[name].append((logits.argmax(-1) == targets)[kinds == kind])
+    progress.tokens += sum(row.ids.numel() for row in rows)
+    if index == progress.lesson:
+        progress.steps_inside += 1
+        progress.loss = mean_loss
+        for name, parts in right.items():
+            if any(len(part) for part in parts):
+                progress.follow(name, torch.cat(parts).float().mean().item())
 
 
 def record(progress: Progress, passed: str) -> None:
@@ -266,10 +192,9 @@ def take_step(
     """The gradient of one batch: repeats until they are learned, then more and more questions."""
     stage = 0 if not progress.repeats_passed else 1 if progress.lesson == 0 else 2
     if rng.random() < (0.95, 0.5, 0.1)[stage]:
-        loss = repeat_loss(model, progress, rng, len(tokenizer))
+        repeat_loss(model, progress, rng, len(tokenizer)).backward()
     else:
-        loss = question_loss(model, tokenizer, progress, rng)
-    loss.backward()
+        question_step(model, tokenizer, progress, rng)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     progress.step += 1
     lesson = LESSONS[progress.lesson]
@@ -362,8 +287,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="threads; processor time counts all of them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
-    parser.add_argument("--samples", type=int, default=500, help="validation samples to measure with")
-    parser.add_argument("--note", default="", help="a sentence for the model card on how this run was made")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     return parser.parse_args(arguments)
@@ -389,11 +312,10 @@ def main() -> None:
         "minutes": progress.seconds / 60,
         "tokens": progress.tokens,
         "steps": progress.step,
-        "samples": options.samples,
-        "note": options.note,
         "lessons": progress.history,
+        "versions": versions(),
     }
-    write_card(options.out, making, evaluate(options.out, options.samples))
+    write_json(options.out / "making.json", making)
 
 
 if __name__ == "__main__":

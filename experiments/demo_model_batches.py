@@ -1,0 +1,145 @@
+"""Training rows of the demo model: one context with many questions, and attention that keeps the questions apart.
+
+Questions share the documents of their context. Each is a block that sees the documents and itself but no other
+block, at the position it would have in a prompt of its own, so one pass over the documents serves all of them.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import Tensor
+from transformers import AttentionInterface, PreTrainedTokenizerFast
+
+from focuslens.data.synthetic import CorpusSettings, SyntheticContext, SyntheticQuestion, generate_context
+from focuslens.prompts import MultiDocSample
+
+__all__ = ["ATTENTION", "Lesson", "Row", "question_row", "repeated_words"]
+
+ATTENTION = "questions_apart"
+"""Name under which :func:`attend` is registered with transformers."""
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """One step of the curriculum: contexts of a kind, and the accuracy that ends it.
+
+    Args:
+        name: For logs.
+        documents: Fewest and most documents of a context.
+        questions: Questions a context.
+        tokens: Tokens a step, at least.
+        pass_mark: Running accuracy on the first token of answers that ends the lesson.
+        refusals: Share of questions that no document answers.
+        alone: Share of contexts of which only one document is shown, under its own number.
+        settings: How hard the corpus is.
+    """
+
+    name: str
+    documents: tuple[int, int]
+    questions: int
+    tokens: int
+    pass_mark: float
+    refusals: float
+    alone: float
+    settings: CorpusSettings
+
+
+class Row(NamedTuple):
+    """One context and its questions; all but the mask are ``[1 pos]``."""
+
+    ids: Tensor
+    positions: Tensor
+    targets: Tensor
+    weights: Tensor
+    kinds: Tensor  # 1 where the first token of an answer is predicted, 2 where it is a refusal's, else 0
+    mask: Tensor  # [1 1 question_pos pos]: which keys the rows behind the documents see
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
+    """Token ids without the ``<s>``."""
+    return tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
+
+
+def question_block(tokenizer: PreTrainedTokenizerFast, asked: SyntheticQuestion) -> tuple[list[int], list[float], int]:
+    """Token ids of a question and its response, the weight of each as a target, and where its answer starts."""
+    before, after = asked.response.rsplit(asked.answer, 1)
+    pieces = (f"\n\nQuestion: {asked.question}\nAnswer:", f" {before.strip()}", f" {asked.answer}", after)
+    head, prefix, answer, tail = (encode(tokenizer, piece) for piece in pieces)
+    tail += encode(tokenizer, "</s>")
+    weights = [0.0] * len(head) + [0.2] * len(prefix) + [1.0] * len(answer) + [0.2] * len(tail)
+    return [*head, *prefix, *answer, *tail], weights, len(head) + len(prefix)
+
+
+def _shown(rng: random.Random, lesson: Lesson) -> tuple[str, SyntheticContext, int]:
+    """The documents as a prompt has them, what can be asked of them, and how many questions to ask."""
+    context = generate_context(rng, rng.randint(*lesson.documents), "train", lesson.settings)
+    if rng.random() >= lesson.alone:
+        prompt = MultiDocSample("?", ("?",), context.documents, None).prompt()
+        return str(prompt)[: prompt.spans["document"][-1][1]], context, lesson.questions
+    index = rng.randrange(len(context.documents))
+    prompt = MultiDocSample("?", ("?",), context.documents, index).prompt("gold")
+    told = tuple(asked for asked in context.answerable if asked.gold_index == index)
+    alone = SyntheticContext(context.documents, told, context.unanswerable)
+    return str(prompt)[: prompt.spans["document"][-1][1]], alone, 2 * len(told)
+
+
+def question_row(tokenizer: PreTrainedTokenizerFast, rng: random.Random, lesson: Lesson) -> Row:
+    """A context of the lesson and questions about it, drawn with replacement."""
+    text, context, count = _shown(rng, lesson)
+    shared: list[int] = tokenizer(text).input_ids
+    size = len(shared)
+    ids, positions, blocks = [*shared], [*range(size)], [0] * size
+    targets, weights, kinds = [-100] * size, [0.0] * size, [0] * size
+    for block in range(1, count + 1):
+        asked = rng.choice(context.unanswerable if rng.random() < lesson.refusals else context.answerable)
+        new, new_weights, answer_start = question_block(tokenizer, asked)
+        marks = [0] * len(new)
+        marks[answer_start - 1] = 2 if asked.gold_index is None else 1
+        ids += new
+        positions += range(size, size + len(new))
+        blocks += [block] * len(new)
+        targets += [*new[1:], -100]
+        weights += [*new_weights[1:], 0.0]
+        kinds += marks
+    columns = [torch.tensor(column)[None] for column in (ids, positions, targets, weights, kinds)]
+    block = torch.tensor(blocks)
+    own = block[size:, None] == block
+    mask = torch.ones(len(ids), len(ids), dtype=torch.bool).tril()[size:] & (own | (block == 0))
+    return Row(*columns, mask=mask[None, None])
+
+
+def repeated_words(
+    rng: random.Random, vocabulary: int, lengths: tuple[int, int], tokens: int = 1024
+) -> tuple[Tensor, int]:
+    """Random words twice over, ``[row pos]``, and the length of one copy."""
+    length = rng.randint(*lengths)
+    rows = [[rng.randrange(3, vocabulary) for _ in range(length)] for _ in range(max(1, tokens // (2 * length)))]
+    return torch.tensor(rows).repeat(1, 2), length
+
+
+def attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_: Any
+) -> tuple[Tensor, None]:
+    """Causal attention, where rows that ``attention_mask [1 1 row key]`` describes, the last ones, obey it instead.
+
+    The documents' rows then need no mask and no work above the diagonal, which is most of what there is.
+    """
+    group = query.shape[1] // key.shape[1]
+    key, value = (repeat(x, "batch kv pos d -> batch (kv group) pos d", group=group) for x in (key, value))
+    size = query.shape[2] - (0 if attention_mask is None else attention_mask.shape[2])
+    z = F.scaled_dot_product_attention(
+        query[:, :, :size], key[:, :, :size], value[:, :, :size], is_causal=True, scale=scaling
+    )
+    if attention_mask is not None:
+        asked = F.scaled_dot_product_attention(query[:, :, size:], key, value, attn_mask=attention_mask, scale=scaling)
+        z = torch.cat((z, asked), dim=2)
+    return rearrange(z, "batch head pos d -> batch pos head d"), None
+
+
+AttentionInterface.register(ATTENTION, attend)

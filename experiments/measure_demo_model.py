@@ -1,0 +1,188 @@
+"""Measures a demo checkpoint on held-out questions and writes its model card.
+
+    python experiments/measure_demo_model.py --model focuslens/assets/demo
+
+Heads are ranked and directions trained on questions of the train split, settings chosen on the validation split, and
+everything reported on the test split, whose names, values and wordings are in neither. An interrupted run goes on
+from the records in ``--work``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from demo_model_card import write_card
+
+import focuslens as fl
+from focuslens.commands.common import synthetic_samples
+from focuslens.evaluation import BASELINES, Setting, Sweep, bootstrap_mean
+from focuslens.files import versions, write_json
+from focuslens.prompts import MultiDocSample
+
+POSITIONS = (0, 4, 9, 14, 19)
+TAUS = (0.0, 0.03, 0.1, 0.3, 0.6, 1.5)
+KS = (1, 2, 3, 4, 6, 8)
+ALPHAS = (-0.5, -0.2, 0.1, 0.2, 0.3, 0.5, 1.0)
+STEERED = (1, 2, 4, 8, 16)
+TOP = 5
+SEED = 42
+
+
+@dataclass(frozen=True)
+class Run:
+    """What all measurements share."""
+
+    model: fl.FocusModel
+    work: Path
+    settings: dict[str, Any]
+
+    def sweep(self, name: str, samples: Sequence[MultiDocSample], settings: Sequence[Setting]) -> Sweep:
+        """A sweep whose records a killed run continues."""
+        out = self.work / f"{name}.jsonl"
+        return fl.run_sweep(self.model, samples, settings, out=out, seed=SEED, progress=True, **self.settings)
+
+
+def questions(split: Any, n: int) -> Sequence[MultiDocSample]:
+    """``n`` questions with 20 documents, one sample each, the gold positions in turn."""
+    return synthetic_samples(argparse.Namespace(gold_positions=POSITIONS, seed=SEED), split, n).samples
+
+
+def by_position(run: Run, n: int) -> dict[str, Any]:
+    """Exact match of ``n`` questions with the gold document at every position."""
+    samples = fl.load_synthetic(n * len(POSITIONS), gold_positions=POSITIONS, split="test", seed=SEED)
+    result = run.sweep("positions", samples, [Setting("baseline")])["baseline"]
+    found: dict[str, Any] = {}
+    for place, position in enumerate(POSITIONS):
+        found[str(position + 1)] = bootstrap_mean(result.correct[place :: len(POSITIONS)], seed=SEED).to_dict()
+    return found
+
+
+def unanswerable(run: Run, n: int) -> dict[str, float]:
+    """Share of questions that no document answers which the model says are not recorded."""
+    samples = fl.load_synthetic(n, split="test", answerable=0.0, seed=SEED)
+    return run.sweep("unanswerable", samples, [Setting("baseline")])["baseline"].em.to_dict()
+
+
+def head_scores(run: Run, heads: Sequence[fl.Head], samples: Sequence[MultiDocSample]) -> dict[str, Any]:
+    """Scores of all heads on long prompts, and of the top heads for correct and wrong answers."""
+    cases = fl.contextual_scores_by_case(run.model, samples, progress=True, **run.settings)
+    long, top = cases["long"], list(heads[:TOP])
+    above = [head for head in long.ranking() if long.mean()[head] > 0.1]
+    outcomes: dict[str, Any] = {}
+    for name in ("correct", "wrong"):
+        scores = cases[name]
+        kept = ~scores.relevant[:, 0, 0].isnan()
+        relevant, largest = (
+            torch.stack([getattr(scores, kind)[kept, head.layer, head.head] for head in top], dim=1).mean(dim=1)
+            for kind in ("relevant", "irrelevant_max")
+        )
+        ratios = [float(scores.mean()[head] / scores.mean("irrelevant_max")[head]) for head in top]
+        outcomes[name] = {
+            "samples": int(kept.sum()),
+            "relevant": bootstrap_mean(relevant.tolist(), seed=SEED).to_dict(),
+            "irrelevant_max": bootstrap_mean(largest.tolist(), seed=SEED).to_dict(),
+            "ratio": float(relevant.mean() / largest.mean()),
+            "ratio_by_head": ratios,
+        }
+    sparsity = [{"threshold": s.threshold, "count": s.count, "layers": s.layers} for s in long.sparsity()]
+    means = {kind: [float(long.mean(kind)[head]) for head in top] for kind in ("relevant", "irrelevant_max", "sink")}
+    return {
+        "top": [str(head) for head in top],
+        "means": means,
+        "above": [str(head) for head in above],
+        "above_layers": [head.layer for head in above],
+        "heads": long.relevant[0].numel(),
+        "sparsity": sparsity,
+        "outcomes": outcomes,
+    }
+
+
+def best(sweep: Sweep, settings: Sequence[Setting]) -> Setting:
+    """The setting with the highest exact match; of equals the first."""
+    return max(settings, key=lambda setting: sweep[setting.name].em.mean)
+
+
+def rows(sweep: Sweep, settings: Sequence[Setting]) -> list[dict[str, Any]]:
+    """Rows of some of a sweep's settings."""
+    names = {setting.name for setting in settings}
+    return [row for row in sweep.rows() if row["name"] in names]
+
+
+def measure(run: Run, sizes: argparse.Namespace) -> dict[str, Any]:
+    """Everything the card says."""
+    model, n_heads = run.model, run.model.shape.n_layers * run.model.shape.n_heads
+    train, validation = questions("train", sizes.train), questions("validation", sizes.validation)
+    test = questions("test", sizes.questions)
+    heads = fl.contextual_scores(model, train, progress=True, **run.settings).ranking()
+    scores = head_scores(run, heads, test)
+    contextual = min(max(len(scores["above"]), 1), n_heads // 2)
+    split = fl.split_softmax_settings(heads, TAUS, KS)
+    directions = fl.train_focus_directions(
+        model,
+        train,
+        heads[: max(STEERED)],
+        learning_rate=sizes.rate,
+        max_new_tokens=run.settings["max_new_tokens"],
+        seed=SEED,
+        progress=True,
+    )
+    steering = fl.steering_settings(directions, heads, ALPHAS, STEERED)
+    chosen_on = run.sweep("validation", validation, [Setting("baseline"), *split, *steering])
+    chosen, steered = best(chosen_on, split), best(chosen_on, steering)
+    same = heads[: chosen.parameters["k"]]
+    off = fl.split_softmax_settings(same, [1000.0], [len(same)])
+    drawn = fl.random_heads(
+        model.shape.n_layers, model.shape.n_heads, contextual, exclude=heads[:contextual], seed=SEED
+    )
+    controls = fl.split_softmax_settings(drawn, [0.3], range(1, contextual + 1), label="random")
+    line = [setting for setting in steering if setting.parameters["k"] == steered.parameters["k"]]
+    swept = run.sweep("test", test, [*BASELINES, chosen, *off, *controls, *line])
+    return {
+        "baselines": rows(swept, BASELINES),
+        "scores": scores,
+        "split_softmax": rows(swept, [chosen])[0],
+        "off": rows(swept, off)[0],
+        "random": rows(swept, controls),
+        "steering_chosen": steered.name,
+        "steering": rows(swept, line),
+        "validation": chosen_on.rows(),
+        "positions": by_position(run, sizes.questions),
+        "unanswerable": unanswerable(run, max(20, sizes.questions // 5)),
+    }
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", type=Path, required=True, help="folder of the checkpoint; its README.md is written")
+    parser.add_argument("--work", type=Path, default=Path("runs/demo-model/measured"), help="folder for records")
+    parser.add_argument("--questions", type=int, default=500, help="test questions (default 500)")
+    parser.add_argument("--validation", type=int, default=200, help="questions that settings are chosen on")
+    parser.add_argument("--train", type=int, default=200, help="questions that heads are ranked and directions made on")
+    parser.add_argument(
+        "--rate", type=float, default=0.02, help="learning rate of directions (paper's 1e-3: many steps)"
+    )
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=2)
+    return parser.parse_args(arguments)
+
+
+def main() -> None:
+    options = parse()
+    torch.set_num_threads(options.threads)
+    model = fl.FocusModel.from_pretrained(str(options.model), device="cpu")
+    model.name = "demo"
+    run = Run(model, options.work, {"max_new_tokens": 24, "batch_size": options.batch_size})
+    sizes = {"test": options.questions, "validation": options.validation, "train": options.train, "seed": SEED}
+    figures = {"sizes": sizes, "versions": versions(), **measure(run, options)}
+    write_json(options.model / "measured.json", figures)
+    write_card(options.model, json.loads((options.model / "making.json").read_text()), figures)
+
+
+if __name__ == "__main__":
+    main()
