@@ -28,8 +28,8 @@ from focuslens.prompts import MultiDocSample
 POSITIONS = (0, 4, 9, 14, 19)
 TAUS = (0.0, 0.03, 0.1, 0.3, 0.6, 1.5)
 KS = (1, 2, 3, 4, 6, 8)
-ALPHAS = (-0.5, -0.2, 0.1, 0.2, 0.3, 0.5, 1.0)
-STEERED = (1, 2, 4, 8, 16)
+ALPHAS = (-1.0, -0.5, -0.2, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0)
+STEERED = (2, 4, 8, 16)
 TOP = 5
 SEED = 42
 
@@ -104,8 +104,8 @@ def head_scores(run: Run, heads: Sequence[fl.Head], samples: Sequence[MultiDocSa
 
 
 def best(sweep: Sweep, settings: Sequence[Setting]) -> Setting:
-    """The setting with the highest exact match; of equals the first."""
-    return max(settings, key=lambda setting: sweep[setting.name].em.mean)
+    """The setting with the highest exact match; of equals the gentlest, then the first."""
+    return max(settings, key=lambda one: (sweep[one.name].em.mean, -abs(one.parameters.get("alpha", 0.0))))
 
 
 def rows(sweep: Sweep, settings: Sequence[Setting]) -> list[dict[str, Any]]:
@@ -172,14 +172,15 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main() -> None:
-    options = parse()
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
     torch.set_num_threads(options.threads)
     model = fl.FocusModel.from_pretrained(str(options.model), device="cpu")
     model.name = "demo"
     run = Run(model, options.work, {"max_new_tokens": 24, "batch_size": options.batch_size})
     sizes = {"test": options.questions, "validation": options.validation, "train": options.train, "seed": SEED}
-    figures = {"sizes": sizes, "versions": versions(), **measure(run, options)}
+    made_of = {key: value for key, value in model.description.items() if key in ("weights", "dtype", "backend")}
+    figures = {"model": made_of, "sizes": sizes, "versions": versions(), **measure(run, options)}
     write_json(options.model / "measured.json", figures)
     write_card(options.model, json.loads((options.model / "making.json").read_text()), figures)
 

@@ -112,7 +112,7 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         num_hidden_layers=4,
         num_attention_heads=8,
         num_key_value_heads=4,
-        head_dim=16,
+        head_dim=32,
         max_position_embeddings=4096,
         tie_word_embeddings=True,
         bos_token_id=1,
@@ -283,7 +283,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished checkpoint")
     parser.add_argument("--work", type=Path, default=Path("runs/demo-model"), help="folder for checkpoints and the log")
-    parser.add_argument("--minutes", type=float, default=40.0, help="processor time to train for")
+    parser.add_argument("--minutes", type=float, default=60.0, help="processor time to train for (default 60)")
     parser.add_argument("--threads", type=int, default=1, help="threads; processor time counts all of them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
@@ -292,8 +292,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def main() -> None:
-    options = parse()
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     torch.set_num_threads(options.threads)
     tokenizer = build_tokenizer()

@@ -140,6 +140,11 @@ def test_llama(kind, backend, load_model, pair):
     [
         ("qwen3", "composition"),
         ("qwen3", "projection, all rows"),
+        ("qwen3", "mean"),
+        ("qwen2", "composition"),
+        ("qwen2", "knockout, all rows"),
+        ("mistral", "split-softmax on a part"),
+        ("mistral", "rotary, response"),
         ("mistral_window", "projection, response"),
     ],
 )

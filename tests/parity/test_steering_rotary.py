@@ -158,7 +158,10 @@ def published_directories() -> list[Path]:
 @pytest.mark.skipif(not published_directories(), reason="the authors' published files are not here")
 @pytest.mark.parametrize("directory", published_directories(), ids=lambda path: path.parent.name)
 def test_published_key_vectors_change_no_attention(directory):
-    """On random keys and queries: rows with ``d_Q`` and ``d_K`` are those with ``d_Q`` alone, in double precision."""
+    """On random keys and queries: rows with ``d_Q`` and ``d_K`` are those with ``d_Q`` alone, in double precision.
+
+    And the gradient to ``d_K`` is zero.
+    """
     directions = fl.FocusDirections.from_published(directory)
     assert directions.site == "rotary"
     norms = directions.query.norm(dim=-1)
@@ -186,3 +189,9 @@ def test_published_key_vectors_change_no_attention(directory):
             assert largest(alone - rows(queries, keys)) > 0.01
             # Adding the same vector to queries does change rows: it is not too small to show anything.
             assert largest(rows(queries + d_k, keys) - rows(queries, keys)) > 1e-4
+        # The gradient of a contextual score to the vectors, where they are.
+        vectors = [d_q.requires_grad_(), d_k.requires_grad_()]
+        score = rows(queries + d_q, keys + d_k)[:, 100:200].sum(dim=-1).mean()
+        to_query, to_key = torch.autograd.grad(score, vectors)
+        assert largest(to_key) < 1e-14
+        assert largest(to_query) > 1e-4

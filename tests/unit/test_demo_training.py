@@ -1,0 +1,133 @@
+"""How the demo model is made and measured: questions that share a context do not see each other, runs go on, and the
+card's verdicts follow from its figures."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import random
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
+
+batches = pytest.importorskip("demo_model_batches", reason="the experiments are not here")
+import demo_model_card as card  # noqa: E402
+import train_demo_model as training  # noqa: E402
+
+
+def test_questions_that_share_a_context_are_as_questions_alone():
+    tokenizer = training.build_tokenizer()
+    torch.manual_seed(1)
+    packed = training.build_model(tokenizer)
+    plain = training.build_model(tokenizer)
+    plain.load_state_dict(packed.state_dict())
+    plain.set_attn_implementation("eager")
+    row = batches.question_row(tokenizer, random.Random(4), training.LESSONS[2])
+    size = row.ids.shape[1] - row.mask.shape[2]
+    starts = [i for i in range(size, row.ids.shape[1]) if row.positions[0, i] == size]
+    assert len(starts) == training.LESSONS[2].questions
+    with torch.no_grad():
+        together = packed.model(row.ids, attention_mask=row.mask, position_ids=row.positions).last_hidden_state
+        for start, end in [*pairwise(starts), (starts[-1], row.ids.shape[1])]:
+            ids = torch.cat((row.ids[:, :size], row.ids[:, start:end]), dim=1)
+            alone = plain.model(ids).last_hidden_state
+            torch.testing.assert_close(together[:, start:end], alone[:, size:], atol=1e-4, rtol=0)
+
+
+def test_targets_are_the_next_tokens_and_answers_weigh_most():
+    tokenizer = training.build_tokenizer()
+    row = batches.question_row(tokenizer, random.Random(0), training.LESSONS[5])
+    learned = row.weights[0] > 0
+    following = row.ids[0].roll(-1)
+    assert torch.equal(row.targets[0, learned], following[learned])
+    firsts = row.kinds[0] > 0
+    assert firsts.sum() == training.LESSONS[5].questions
+    assert (row.weights[0, firsts] == 1.0).all()
+    text = tokenizer.decode(row.ids[0])
+    assert text.count("\nAnswer:") == training.LESSONS[5].questions
+
+
+def test_a_document_shown_alone_keeps_its_number():
+    lesson = dataclasses.replace(training.LESSONS[-1], alone=1.0, refusals=0.0)
+    tokenizer, rng = training.build_tokenizer(), random.Random(3)
+    numbers = set()
+    for _ in range(8):
+        text = str(tokenizer.decode(batches.question_row(tokenizer, rng, lesson).ids[0]))
+        assert text.count("Document [") == 1
+        numbers.add(text.split("Document [")[1].split("]")[0])
+    assert len(numbers) > 3
+
+
+def test_a_run_writes_a_checkpoint_and_goes_on_from_it(tmp_path):
+    common = ["--out", str(tmp_path / "model"), "--work", str(tmp_path / "work"), "--quiet"]
+    training.main([*common, "--minutes", "0.02"])
+    first = json.loads((tmp_path / "model" / "making.json").read_text())
+    assert {"seed", "steps", "tokens", "versions"} <= first.keys()
+    training.main([*common, "--minutes", "0.04", "--resume"])
+    second = json.loads((tmp_path / "model" / "making.json").read_text())
+    assert second["steps"] > first["steps"] > 0
+    assert (tmp_path / "model" / "training_log.png").stat().st_size > 1000
+    weights = (tmp_path / "model" / "model.safetensors").stat().st_size
+    assert weights < 10 * 2**20
+
+
+def figures(**changes):
+    def row(name, em, p=0.001, **more):
+        return {"name": name, "em": em, "em_low": em - 0.02, "em_high": em + 0.02, "mcnemar_p": p, **more}
+
+    def mean(value):
+        return {"mean": value, "low": value, "high": value}
+
+    def outcome(ratio):
+        return {"ratio": ratio, "relevant": mean(0.2 * ratio), "irrelevant_max": mean(0.2)}
+
+    made = {
+        "baselines": [row("baseline", 0.6), row("gold", 0.96), row("negative", 0.02)],
+        "scores": {
+            "above": ["L2H1"], "above_layers": [2], "heads": 32,
+            "outcomes": {"correct": outcome(1.5), "wrong": outcome(0.7)},
+        },
+        "split_softmax": row("split", 0.97),
+        "off": row("off", 0.05),
+        "random": [row("random", 0.61, 0.5)],
+        "steering_chosen": "alpha=0.5",
+        "steering": [row("alpha=-1", 0.5, alpha=-1), row("alpha=0.5", 0.65, alpha=0.5), row("alpha=4", 0.4, alpha=4)],
+    }  # fmt: skip
+    return {**made, **changes}
+
+
+def test_a_model_with_every_property_is_said_to_have_them():
+    assert [one.name for one in card.findings(figures()) if not one.holds] == []
+    assert len(card.findings(figures())) == 10
+
+
+@pytest.mark.parametrize(
+    ("place", "spoil"),
+    [
+        (0, lambda made: made["baselines"][1].update(em=0.94)),
+        (1, lambda made: made["baselines"][0].update(em=0.86)),
+        (2, lambda made: made["baselines"][2].update(em=0.15)),
+        (3, lambda made: made["scores"].update(above_layers=[0])),
+        (3, lambda made: made["scores"].update(above=["L1H1"] * 8)),
+        (4, lambda made: made["scores"]["outcomes"]["correct"].update(ratio=0.99)),
+        (5, lambda made: made["scores"]["outcomes"]["wrong"].update(ratio=1.01)),
+        (6, lambda made: made["split_softmax"].update(em=0.93)),
+        (7, lambda made: made["off"].update(em=0.13)),
+        (8, lambda made: made["random"][0].update(em=0.54)),
+        (9, lambda made: made["steering"][1].update(mcnemar_p=0.02)),
+        (9, lambda made: made["steering"][0].update(em=0.61)),
+        (9, lambda made: made["steering"][2].update(em=0.61)),
+    ],
+)
+def test_each_property_can_fail(place, spoil):
+    made = copy.deepcopy(figures())
+    spoil(made)
+    failing = [i for i, one in enumerate(card.findings(made)) if not one.holds]
+    assert place in failing
+    assert len(failing) <= 3
