@@ -285,7 +285,8 @@ def describe(backend: Backend) -> dict[str, Any]:
 def _weights_digest(hooked: Any) -> str:
     """A digest of every parameter's name and shape and of up to 256 of its values, spread evenly.
 
-    Reading all values of a large model takes minutes; another checkpoint, or one trained further, differs in these.
+    Reading all values of a large model takes minutes. Another checkpoint, or one trained further, differs in these; an
+    edit of single weights may not.
     """
     digest = hashlib.sha256()
     for name, parameter in hooked.named_parameters():

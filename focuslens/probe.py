@@ -7,7 +7,8 @@ intervention there would seem to do nothing. So each point is tried out once a m
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -36,7 +37,8 @@ class HookPoints:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        self._fired: set[str] | None = None
+        # Only what was found good is remembered: whoever repairs a model is not refused for what it was.
+        self._firing: set[str] = set()
         self._acting: set[str] = set()
 
     def require_firing(self, names: Iterable[str]) -> None:
@@ -50,12 +52,12 @@ class HookPoints:
         missing = [name for name in wanted if name not in self._backend.hooked.hook_dict]
         if missing:
             raise ValueError(f"{self._kind} has no hook point {missing[0]!r}; hooks on it would be ignored")
-        if wanted and self._fired is None:
-            # All at once, before anybody's hooks are in place.
-            self._fired = self._try_all()
-        for name in wanted:
-            if _point(name) in _POINTS and name not in (self._fired or ()):
-                raise ValueError(f"{name} of this {self._kind} never fires, so nothing can be seen or changed there")
+        points = {_point(name) for name in wanted if _point(name) in _POINTS and name not in self._firing}
+        for point in sorted(points):
+            self._watch(point)
+        silent = [name for name in wanted if _point(name) in _POINTS and name not in self._firing]
+        if silent:
+            raise ValueError(f"{silent[0]} of this {self._kind} never fires, so nothing can be seen or changed there")
 
     def require_acting(self, names: Iterable[str]) -> None:
         """Check that hooks on these points can change anything.
@@ -66,10 +68,35 @@ class HookPoints:
         wanted = sorted(set(names))
         self.require_firing(wanted)
         for name in wanted:
-            if _point(name) in _POINTS and _point(name) not in self._acting:
-                raise ValueError(
-                    f"{name} of this {self._kind} ignores what a hook returns, so interventions there would do nothing"
-                )
+            point = _point(name)
+            if point in _POINTS and point not in self._acting:
+                # With hooks on the same points both times: where hooks are may decide how attention is computed.
+                firing = [other for other in attention_points(self._backend, point) if other in self._firing]
+                if torch.equal(self._run((n, _see) for n in firing), self._run((n, _disturb) for n in firing)):
+                    raise ValueError(
+                        f"{name} of this {self._kind} ignores what a hook returns, so interventions there would do "
+                        "nothing"
+                    )
+                self._acting.add(point)
+
+    def _watch(self, point: str) -> None:
+        """Find out in which layers a point fires."""
+
+        def watch(name: str) -> tuple[str, Any]:
+            def see(tensor: Tensor, hook: Any) -> None:
+                # By the name asked for: a bridge's hook points have several, and know themselves by another.
+                self._firing.add(name)
+
+            return name, see
+
+        self._run(watch(name) for name in attention_points(self._backend, point))
+
+    @torch.no_grad()
+    def _run(self, hooks: Iterable[tuple[str, Any]]) -> Tensor:
+        hooked = self._backend.hooked
+        tokens = torch.arange(1, 5, device=self._backend.device)[None] % self._backend.shape.d_vocab
+        with _without_hooks(hooked), hooked.hooks(fwd_hooks=list(hooks)):
+            return self._backend.forward(tokens, torch.ones_like(tokens), None, last_only=True)
 
     @property
     def _kind(self) -> str:
@@ -77,31 +104,24 @@ class HookPoints:
         architecture = getattr(hooked.cfg, "architecture", None) or getattr(hooked.cfg, "original_architecture", None)
         return f"{type(hooked).__name__} ({architecture})" if architecture else type(hooked).__name__
 
-    @torch.no_grad()
-    def _try_all(self) -> set[str]:
-        fired: set[str] = set()
 
-        def watch(name: str) -> tuple[str, Any]:
-            def see(tensor: Tensor, hook: Any) -> None:
-                # By the name asked for: a bridge's hook points have several, and know themselves by another.
-                fired.add(name)
+@contextmanager
+def _without_hooks(hooked: Any) -> Generator[None]:
+    """Lift whatever hooks others have set: these four tokens are none of theirs."""
+    points = list({id(point): point for point in hooked.hook_dict.values()}.values())
+    kept = [(store, list(store.items())) for p in points for store in (p._forward_hooks, p._forward_pre_hooks)]
+    for store, _ in kept:
+        store.clear()
+    try:
+        yield
+    finally:
+        for store, entries in kept:
+            store.clear()
+            store.update(entries)
 
-            return name, see
 
-        for point in _POINTS:
-            names = attention_points(self._backend, point)
-            # With hooks on the same points both times: where hooks are may decide how attention is computed.
-            watched = [watch(name) for name in names]
-            plain = self._run(watched)
-            seen = [name for name in names if name in fired]
-            if seen and not torch.equal(plain, self._run([*watched, (seen[0], _disturb)])):
-                self._acting.add(point)
-        return fired
-
-    def _run(self, hooks: Sequence[tuple[str, Any]]) -> Tensor:
-        tokens = torch.arange(1, 5, device=self._backend.device)[None] % self._backend.shape.d_vocab
-        with self._backend.hooked.hooks(fwd_hooks=list(hooks)):
-            return self._backend.forward(tokens, torch.ones_like(tokens), None, last_only=True)
+def _see(tensor: Tensor, hook: Any) -> None:
+    pass
 
 
 def _disturb(tensor: Tensor, hook: Any) -> Tensor:

@@ -98,6 +98,7 @@ class MultiDocSample:
         gold_index: Which document answers the question, from 0; ``None`` where none does.
         question_id: The same for all samples of one question, so that splits can keep them together; by default made
             from the question's text.
+        name: Tells the sample from others of its question; by default ``gold_index`` does.
 
     Raises:
         ValueError: If there are no answers or documents, or ``gold_index`` is out of range.
@@ -108,6 +109,7 @@ class MultiDocSample:
     documents: tuple[Document, ...]
     gold_index: int | None
     question_id: str = ""
+    name: str = ""
 
     def __post_init__(self) -> None:
         if isinstance(self.answers, str):
@@ -128,8 +130,8 @@ class MultiDocSample:
 
     @property
     def id(self) -> str:
-        """``question_id@gold_index``: names one sample among those of its question."""
-        return f"{self.question_id}@{self.gold_index}"
+        """``question_id@gold_index``, or ``question_id@name`` where it has one: unique among the samples of a file."""
+        return f"{self.question_id}@{self.name or self.gold_index}"
 
     def prompt(self, case: Case = "long") -> Prompt:
         """The prompt of one case; documents keep the number they have in the long prompt.

@@ -203,8 +203,9 @@ class _Source:
         place = record.gold_index if positions is None else positions[slot]
         documents = self._distractors(index, record, place)
         documents.insert(place, record.gold)
-        question_id = str(self.first_lines[index])
-        return MultiDocSample(record.question, record.answers, tuple(documents), place, question_id)
+        first = self.first_lines[index]
+        name = "" if first == index else f"{place}/{index}"
+        return MultiDocSample(record.question, record.answers, tuple(documents), place, str(first), name)
 
     def _distractors(self, index: int, record: Record, place: int) -> list[Document]:
         if self.kind == "placed":
@@ -234,6 +235,7 @@ class MultiDocData(Sequence[MultiDocSample]):
     gzipped file is unpacked once, into a temporary file that goes with the last view, or with :meth:`close`.
 
     The ``question_id`` of a sample is the number of the first line in the file, from 0, that asks its question.
+    Where a line repeats an earlier question, its samples have their line's number in their ``name``.
     """
 
     def __init__(self, source: _Source, picks: Sequence[int], selection: tuple[str, ...] = ()) -> None:

@@ -45,7 +45,8 @@ class RecordFile:
             self._require_same(entries[0]["header"])
             self.records = {record["id"]: record for record in entries[1:]}
         elif not _line({"header": self.header}).startswith(content):
-            raise ValueError(f"{self.path} is no result file of these settings; name another file, or delete it")
+            kind = OtherResultsError if content.startswith(b'{"header"') else ValueError
+            raise kind(f"{self.path} is no result file of these settings; name another file, or delete it")
         if len(whole) < len(content):
             os.truncate(self.path, len(whole))
 
@@ -62,10 +63,10 @@ class RecordFile:
     def _require_same(self, found: Mapping[str, Any]) -> None:
         differing = [key for key in {**found, **self.header} if found.get(key) != self.header.get(key)]
         if differing:
-            key = sorted(differing)[0]
+            key, was, now = _first_difference(sorted(differing)[0], found, self.header)
             raise OtherResultsError(
                 f"{self.path} holds results made otherwise ({', '.join(sorted(differing))} differ; {key} was "
-                f"{_short(found.get(key))}, is now {_short(self.header.get(key))}); name another file, or delete it"
+                f"{_short(was)}, is now {_short(now)}); name another file, or delete it"
             )
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
@@ -82,6 +83,16 @@ class RecordFile:
 
 def _line(entry: Mapping[str, Any]) -> bytes:
     return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
+
+
+def _first_difference(key: str, found: Any, wanted: Any) -> tuple[str, Any, Any]:
+    """Where two headers first differ below ``key``, as deep as both are objects: ``model.weights``, not ``model``."""
+    was, now = found.get(key), wanted.get(key)
+    while isinstance(was, dict) and isinstance(now, dict):
+        old, new = cast("dict[str, Any]", was), cast("dict[str, Any]", now)
+        inner = min(name for name in {**old, **new} if old.get(name) != new.get(name))
+        key, was, now = f"{key}.{inner}", old.get(inner), new.get(inner)
+    return key, was, now
 
 
 def _short(value: Any) -> str:

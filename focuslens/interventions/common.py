@@ -87,8 +87,8 @@ def first_query_row(
     if not _known(cursor) and 1 < n_rows < batch.width:
         raise ValueError(
             f"these hooks are for a prompt of {batch.width} tokens, and whether a pass of {n_rows} rows belongs to it "
-            "or follows it cannot be known; run the prompt's own tokens, model.to_tokens(prompt), in one pass, and "
-            "what follows one token at a time"
+            "or follows it cannot be known; run the prompt's own tokens, model.to_tokens(prompt), in one pass and what "
+            "follows one token at a time, or say where passes begin: hooks(model, prompt, cursor=Cursor(column))"
         )
     _require_same_batch(batch, tensor)
     return (cursor or Cursor()).first_response_row(batch, n_rows)
@@ -102,7 +102,7 @@ def _require_same_batch(batch: PromptBatch, tensor: Tensor) -> None:
     if len(tensor) != len(batch):
         raise ValueError(
             f"these hooks are for {len(batch)} prompt(s), and the pass has {len(tensor)}; give all prompts of the "
-            "batch, intervention.hooks(model, prompts), padded on the left"
+            "batch, intervention.hooks(model, prompts), padded on the left, or [prompt] * n for copies of one"
         )
 
 

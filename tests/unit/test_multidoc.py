@@ -220,3 +220,6 @@ def test_lines_that_ask_the_same_question_stay_together(tmp_path: Path) -> None:
     assert not {sample.question for sample in train} & {sample.question for sample in test}
     assert {sample.question_id for sample in data} == {str(i) for i in range(10)}
     assert len({sample.id for sample in data}) == 20
+    # The same question and gold position twice are still two samples.
+    again = load_multidoc(write(tmp_path / "again.jsonl", records[:3] * 2), num_documents=6, gold_positions=(0, 2))
+    assert (len({sample.id for sample in again}), again.questions) == (12, 3)

@@ -101,3 +101,48 @@ def test_hooks_made_inside_a_users_own_hooks_are_possible(load_model, backend, s
         nested = model.hooked.run_with_hooks(tokens, fwd_hooks=other_one.hooks(model, prompt))
     both = [*one.hooks(model, prompt), *other_one.hooks(model, prompt)]
     torch.testing.assert_close(nested, model.hooked.run_with_hooks(tokens, fwd_hooks=both))
+
+
+def test_the_probe_is_none_of_a_users_hooks_business(load_model, backend, samples):
+    """A user's hooks see their own passes only, and come back as they were."""
+    loaded, prompt = load_model("llama", backend), samples[0].prompt()
+    tokens, seen = loaded.to_tokens(prompt), []
+    user = [("blocks.1.attn.hook_z", lambda z, hook: seen.append(z.shape[1]))]
+    first = fl.SplitSoftmax([(1, 1)], 0.1)
+    with loaded.hooked.hooks(fwd_hooks=[*user, *first.hooks(loaded, prompt)]):
+        another = fl.FocusModel(loaded.hooked, loaded.tokenizer)
+        hooks = fl.SplitSoftmax([(2, 0)], 0.1).hooks(another, prompt)
+        assert seen == []
+        inside = loaded.hooked(tokens)
+        assert seen == [tokens.shape[1]]
+    assert hooks
+    torch.testing.assert_close(
+        inside, loaded.hooked.run_with_hooks(tokens, fwd_hooks=first.hooks(loaded, prompt)), atol=1e-5, rtol=0
+    )
+
+
+def test_a_layer_that_writes_nothing_is_no_reason_to_refuse_another(checkpoint, backend):
+    model = fl.FocusModel.from_pretrained(str(checkpoint("llama")), backend=backend, device="cpu")
+    hooks = [("blocks.0.hook_attn_out", lambda out, hook: torch.zeros_like(out))]
+    prompt = fl.EncodedPrompt(torch.arange(5, 25), {"relevant": ((3, 9),)})
+    with model.hooked.hooks(fwd_hooks=hooks):
+        assert fl.SplitSoftmax([(2, 0)], 0.1).hooks(model, prompt)
+    with torch.no_grad():
+        ends = ("attn.W_O", "o_proj._original_component.weight")
+        weights = [p for n, p in model.hooked.named_parameters() if "s.0." in n and n.endswith(ends)]
+        assert len(weights) == 1
+        for weight in weights:
+            weight.zero_()
+    fresh = fl.FocusModel(model.hooked, model.tokenizer)
+    assert fl.SplitSoftmax([(2, 0)], 0.1).hooks(fresh, prompt)
+
+
+def test_what_acts_later_is_not_refused_for_what_it_was(load_model, backend, monkeypatch):
+    loaded = load_model("llama", backend)
+    model = fl.FocusModel(loaded.hooked, loaded.tokenizer)
+    names = ["blocks.0.attn.hook_pattern"]
+    with monkeypatch.context() as patch:
+        patch.setattr("focuslens.probe._disturb", lambda tensor, hook: None)
+        with pytest.raises(ValueError, match="ignores what a hook returns"):
+            model.points.require_acting(names)
+    model.points.require_acting(names)

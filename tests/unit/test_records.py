@@ -180,3 +180,16 @@ def test_data_from_a_file_are_named_without_being_told(load_model, tmp_path):
     header = json.loads(out.read_text().splitlines()[0])["header"]
     assert header["data"]["file"] == "oracle.jsonl"
     assert header["data"]["sha256"] != header["data"]["prompts_sha256"]
+
+
+def test_a_difference_is_named_where_it_is(tmp_path: Path) -> None:
+    long = {"a": "x" * 200, "weights": "one"}
+    RecordFile(tmp_path / "r.jsonl", {"model": long}).append([{"id": "q"}])
+    with pytest.raises(OtherResultsError, match=r'model\.weights was "one", is now "two"'):
+        RecordFile(tmp_path / "r.jsonl", {"model": {**long, "weights": "two"}})
+
+
+def test_half_a_header_of_other_results_is_that(tmp_path: Path) -> None:
+    (tmp_path / "r.jsonl").write_bytes(b'{"header": {"seed": 1, "mod')
+    with pytest.raises(OtherResultsError):
+        RecordFile(tmp_path / "r.jsonl", {"seed": 2})
