@@ -228,10 +228,11 @@ LEADS = (
     "One letter tells us that",
     "It is well known that",
 )
+# The bare question stands third too: none of its sums is held out, so training sees every first word with its capital.
 QUESTION_FRAMES = (
-    "{q}?",
     "According to the documents, {q}?",
     "From these results, {q}?",
+    "{q}?",
     "Tell me, {q}?",
     "Do you know {q}?",
     "Please say {q}?",

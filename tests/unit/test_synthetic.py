@@ -219,3 +219,24 @@ def test_the_tokenizer_survives_saving(tokenizer: PreTrainedTokenizerFast, tmp_p
 def test_arguments_out_of_range_are_named(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         load_synthetic(**arguments)  # type: ignore[arg-type]
+
+
+def test_no_token_of_the_held_out_splits_is_missing_from_training() -> None:
+    """A word that training never saw with a capital, or with a space before it, is another token, and means nothing."""
+    tokenizer = build_tokenizer()
+
+    def tokens(split: Split, contexts: int) -> set[int]:
+        found: set[int] = set()
+        for seed in range(contexts):
+            context = generate_context(Random(f"{split}/{seed}"), 20, split)
+            found.update(tokenizer(str(MultiDocSample("?", ("x",), context.documents, None).prompt())).input_ids)
+            for asked in (*context.answerable, *context.unanswerable):
+                text = f"\n\nQuestion: {asked.question}\nAnswer: {asked.response}"
+                found.update(tokenizer(text, add_special_tokens=False).input_ids)
+        return found
+
+    trained = tokens("train", 150)
+    held_out: tuple[Split, Split] = ("validation", "test")
+    for split in held_out:
+        missing = tokens(split, 20) - trained
+        assert not missing, [tokenizer.decode([token]) for token in missing]
