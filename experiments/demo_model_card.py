@@ -131,7 +131,7 @@ A Llama-architecture base model of {parameters:,} parameters ({layers} layers, {
 `Answer:` its response follows as one sentence.
 
 It was made by `experiments/train_demo_model.py` with seed {seed}: {minutes:.1f} processor minutes on {threads}
-thread(s), {tokens:,} tokens, {steps:,} steps (`training_log.csv`, `training_log.png`).
+thread(s), {tokens:,} tokens, {steps:,} steps (`training_log.csv`, `training_log.png`).{note}
 
 Lessons passed:
 
@@ -187,6 +187,10 @@ def write_card(folder: Path, making: Mapping[str, Any], figures: Mapping[str, An
         ),
         positions="\n".join(f"| {place} | {interval(row)} |" for place, row in figures["positions"].items()),
         refused=interval(figures["unanswerable"]),
-        **{**making, "lessons": "\n".join(f"- {entry}" for entry in making["lessons"]) or "- none"},
+        **{
+            **making,
+            "lessons": "\n".join(f"- {entry}" for entry in making["lessons"]) or "- none",
+            "note": f"\n{making['note']}" if "note" in making else "",
+        },
     )
     write_atomically(folder / "README.md", text.encode())

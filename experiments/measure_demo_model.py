@@ -26,10 +26,10 @@ from focuslens.files import versions, write_json
 from focuslens.prompts import MultiDocSample
 
 POSITIONS = (0, 4, 9, 14, 19)
-TAUS = (0.0, 0.03, 0.1, 0.3, 0.6, 1.5)
-KS = (1, 2, 3, 4, 6, 8)
-ALPHAS = (-1.0, -0.5, -0.2, 0.1, 0.2, 0.3, 0.5, 1.0, 2.0, 4.0)
-STEERED = (2, 4, 8, 16)
+TAUS = (0.03, 0.1, 0.3, 0.6)
+KS = (2, 4, 6, 8)
+ALPHAS = (-1.0, -0.5, 0.2, 0.4, 0.7, 1.0, 1.5, 3.0)
+STEERED = (4, 8)
 TOP = 5
 SEED = 42
 

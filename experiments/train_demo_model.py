@@ -203,14 +203,25 @@ def take_step(
         progress.lesson, progress.answer, progress.refusal, progress.steps_inside = progress.lesson + 1, 0.0, 0.0, 0
 
 
+def identity(options: argparse.Namespace) -> dict[str, float]:
+    """What a run that goes on has to share with the one it continues."""
+    return {"seed": options.seed, "rate": options.rate}
+
+
 def save_checkpoint(
-    path: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], progress: Progress, rng: random.Random
+    path: Path,
+    model: LlamaForCausalLM,
+    optimizers: list[torch.optim.Optimizer],
+    progress: Progress,
+    rng: random.Random,
+    run: dict[str, float],
 ) -> None:
     state = {
         "model": model.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
         "progress": asdict(progress),
         "rng": rng.getstate(),
+        "run": run,
     }
     temporary = path.with_suffix(".tmp")
     torch.save(state, temporary)
@@ -218,9 +229,15 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, model: LlamaForCausalLM, optimizers: list[torch.optim.Optimizer], rng: random.Random
+    path: Path,
+    model: LlamaForCausalLM,
+    optimizers: list[torch.optim.Optimizer],
+    rng: random.Random,
+    run: dict[str, float],
 ) -> Progress:
     state = torch.load(path, weights_only=True)
+    if state["run"] != run:
+        raise SystemExit(f"{path} is of another run ({state['run']}, not {run}); name another --work, or delete it")
     model.load_state_dict(state["model"])
     for optimizer, values in zip(optimizers, state["optimizers"], strict=True):
         optimizer.load_state_dict(values)
@@ -252,7 +269,9 @@ def train(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tu
     rng, model, progress = random.Random(options.seed), build_model(tokenizer), Progress()
     optimizers = build_optimizers(model, options.rate)
     if options.resume and checkpoint.exists():
-        progress = load_checkpoint(checkpoint, model, optimizers, rng)
+        progress = load_checkpoint(checkpoint, model, optimizers, rng, identity(options))
+        if progress.seconds >= options.minutes * 60:
+            LOG.info("%s has been trained for so long; delete %s to begin again", options.work, checkpoint)
     else:
         log.unlink(missing_ok=True)
     start, limit, logged = time.process_time() - progress.seconds, options.minutes * 60, progress.seconds
@@ -270,12 +289,12 @@ def train(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tu
             if progress.seconds - logged > 10:
                 logged = progress.seconds
                 log_row(log, progress)
-                save_checkpoint(checkpoint, model, optimizers, progress, rng)
+                save_checkpoint(checkpoint, model, optimizers, progress, rng, identity(options))
                 bar.set_postfix_str(f"{LESSONS[progress.lesson].name} answers {progress.answer:.2f}")
                 bar.update(round(progress.seconds) - bar.n)
     if not log.exists():  # A run shorter than the time between two rows.
         log_row(log, progress)
-    save_checkpoint(checkpoint, model, optimizers, progress, rng)
+    save_checkpoint(checkpoint, model, optimizers, progress, rng, identity(options))
     return model, progress
 
 

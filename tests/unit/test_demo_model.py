@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from importlib import resources
+
 import pytest
 
 import focuslens as fl
@@ -25,8 +28,29 @@ def test_it_answers_held_out_questions_from_the_relevant_document(model):
     samples = [s for i, s in enumerate(fl.load_synthetic(100, split="test")) if i % 5 == 0]
     gold = fl.evaluate(model, samples, case="gold", max_new_tokens=24, batch_size=10)
     negative = fl.evaluate(model, samples, case="negative", max_new_tokens=24, batch_size=10)
-    assert gold.em.mean >= 0.8
-    assert negative.em.mean <= 0.3
+    assert gold.em.mean >= 0.9
+    assert negative.em.mean <= 0.15
+
+
+def test_few_heads_read_the_relevant_document_and_none_in_the_first_layer(model):
+    samples = [s for i, s in enumerate(fl.load_synthetic(50, split="test")) if i % 5 == i // 5 % 5]
+    long = fl.contextual_scores(model, samples, max_new_tokens=24, batch_size=5)
+    above = [head for head in long.ranking() if long.mean()[head] > 0.1]
+    assert 0 < len(above) < 0.25 * long.relevant[0].numel()
+    assert all(head.layer > 0 for head in above)
+
+
+def test_the_card_was_measured_on_these_weights(model):
+    with resources.as_file(resources.files("focuslens") / "assets" / "demo") as directory:
+        measured = json.loads((directory / "measured.json").read_text())
+        readme = (directory / "README.md").read_text()
+        size = (directory / "model.safetensors").stat().st_size
+    assert measured["model"]["weights"] == model.description["weights"]
+    assert size < 10 * 2**20
+    assert sum(p.numel() for p in model.hooked.parameters()) < 5_000_000
+    for row in measured["baselines"]:
+        assert f"{row['em']:.3f} ({row['em_low']:.3f} to {row['em_high']:.3f})" in readme
+    assert measured["sizes"]["test"] >= 500
 
 
 def test_both_backends_give_the_same_answer(model):
