@@ -35,7 +35,7 @@ class DemoSettings:
     tested: int = 40
     taus: tuple[float, ...] = (0.1, 0.3, 0.6, 1.5, 1000)
     ks: tuple[int, ...] = (1, 2, 4, 8)
-    alphas: tuple[float, ...] = (-0.5, 0.2, 0.5, 1.0)
+    alphas: tuple[float, ...] = (-1.0, 0.2, 0.5, 1.0, 3.0)
     steered: tuple[int, ...] = (1, 2, 4, 8)
     trained_heads: int = 8
     epochs: int = 10
