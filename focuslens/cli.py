@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 __all__ = ["main"]
 
@@ -74,105 +74,116 @@ def _common(demo: bool = False) -> argparse.ArgumentParser:
     return parser
 
 
+def _heads_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--case", choices=("long", "gold", "negative", "correct", "wrong"), default="long")
+    parser.add_argument("--top", type=int, default=20, help="heads to print (default 20)")
+
+
+def _split_softmax_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--tau", type=_numbers, default=[0.1, 0.3, 0.6, 1.5, 1000], help="default 0.1,0.3,0.6,1.5,1000")
+    parser.add_argument("--random-tau", type=float, default=0.3, help="tau of the random heads (default 0.3)")
+    parser.add_argument("--exclude-top", type=int, default=20, help="contextual heads not drawn as random (default 20)")
+
+
+def _train_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--site", choices=("rotary", "projection"), default="rotary", help="default rotary, as the paper"
+    )
+    parser.add_argument("--prompts", choices=("long", "gold"), default="long", help="long (the authors' code) or gold")
+    parser.add_argument("--top-k", type=int, help="train the best k heads; default: all")
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+
+
+def _steer_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--directions", required=True, help="directory of focuslens train, the authors' files, or the hub"
+    )
+    parser.add_argument(
+        "--alpha", type=_numbers, default=[-0.2, 0.2, 0.4], help="default -0.2,0.2,0.4; write --alpha=-0.2,..."
+    )
+
+
+def _generate_options(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", help="the text, or @FILE")
+    source.add_argument("--sample", type=int, help="a sample of the data, from 0")
+    parser.add_argument("--case", choices=("long", "gold", "negative"), default="long", help="prompt of the sample")
+    parser.add_argument("--tau", type=float, help="split-softmax to the relevant document")
+    parser.add_argument("--directions", help="as in focuslens steer")
+    parser.add_argument("--alpha", type=float, default=0.2, help="strength of the directions (default 0.2)")
+    parser.add_argument("--top-k", type=int, default=20, help="heads to change (default 20)")
+
+
+_COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None] | None]] = {
+    "demo": (
+        "everything, on the embedded model and corpus",
+        "Contextual heads, a split-softmax sweep, focus directions, steered answers, figures and a report,\n"
+        "on the embedded model and its synthetic corpus. Writes to runs/demo unless --out says otherwise.",
+        None,
+    ),
+    "heads": (
+        "find contextual heads",
+        "Score every head by attention from the response to the relevant document, the irrelevant ones and the\n"
+        "attention sink (equation 1 of arXiv 2503.23306), rank them, and count how many exceed a threshold.",
+        _heads_options,
+    ),
+    "split-softmax": (
+        "turn attention to the relevant document up or down",
+        "Accuracy under split-softmax (equations 2 and 3) on the top k heads, for a grid of tau and k, with\n"
+        "random heads as a control. A killed run with --out resumes.",
+        _split_softmax_options,
+    ),
+    "train": (
+        "train focus directions",
+        "Train one direction a head (equation 4) on prompts whose response is that of the model with the gold\n"
+        "document alone. Writes directions to --out (default runs/train); a killed run resumes.",
+        _train_options,
+    ),
+    "steer": (
+        "accuracy under focus directions",
+        "Accuracy when directions of strength alpha are added to the top k heads (equation 5).\n"
+        "A killed run with --out resumes.",
+        _steer_options,
+    ),
+    "generate": (
+        "one response, with and without an intervention",
+        "Answer a prompt, or a sample of the data, without and with split-softmax (--tau) or\nsteering (--directions).",
+        _generate_options,
+    ),
+}
+"""What each command is for, in a line and in full, and what adds the options of its own."""
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="focuslens",
         description="Find the attention heads that read the context, prove what they do, and steer them.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and stop")
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND")
-    common = {False: _common(), True: _common(demo=True)}
-
-    def command(name: str, text: str, description: str) -> argparse.ArgumentParser:
-        return commands.add_parser(
+    subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
+    commands: dict[str, argparse.ArgumentParser] = {}
+    for name, (text, description, add_options) in _COMMANDS.items():
+        commands[name] = subparsers.add_parser(
             name,
-            parents=[common[name == "demo"]],
+            parents=[_common(demo=name == "demo")],
             help=text,
             description=description,
             epilog=f"example: {_EXAMPLES[name]}",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-
-    command(
-        "demo",
-        "everything, on the embedded model and corpus",
-        (
-            "Contextual heads, a split-softmax sweep, focus directions, steered answers, figures and a report,\n"
-            "on the embedded model and its synthetic corpus. Writes to runs/demo unless --out says otherwise."
-        ),
-    )
-    heads = command(
-        "heads",
-        "find contextual heads",
-        (
-            "Score every head by attention from the response to the relevant document, the irrelevant ones and the\n"
-            "attention sink (equation 1 of arXiv 2503.23306), rank them, and count how many exceed a threshold."
-        ),
-    )
-    heads.add_argument("--case", choices=("long", "gold", "negative", "correct", "wrong"), default="long")
-    heads.add_argument("--top", type=int, default=20, help="heads to print (default 20)")
-    split = command(
-        "split-softmax",
-        "turn attention to the relevant document up or down",
-        (
-            "Accuracy under split-softmax (equations 2 and 3) on the top k heads, for a grid of tau and k, with\n"
-            "random heads as a control. A killed run with --out resumes."
-        ),
-    )
-    split.add_argument("--tau", type=_numbers, default=[0.1, 0.3, 0.6, 1.5, 1000], help="default 0.1,0.3,0.6,1.5,1000")
-    split.add_argument("--random-tau", type=float, default=0.3, help="tau of the random heads (default 0.3)")
-    split.add_argument("--exclude-top", type=int, default=20, help="contextual heads not drawn as random (default 20)")
-    train = command(
-        "train",
-        "train focus directions",
-        (
-            "Train one direction a head (equation 4) on prompts whose response is that of the model with the gold\n"
-            "document alone. Writes directions to --out (default runs/train); a killed run resumes."
-        ),
-    )
-    train.add_argument(
-        "--site", choices=("rotary", "projection"), default="rotary", help="default rotary, as the paper"
-    )
-    train.add_argument("--prompts", choices=("long", "gold"), default="long", help="long (the authors' code) or gold")
-    train.add_argument("--top-k", type=int, help="train the best k heads; default: all")
-    train.add_argument("--epochs", type=int, default=10)
-    train.add_argument("--learning-rate", type=float, default=1e-3)
-    steer = command(
-        "steer",
-        "accuracy under focus directions",
-        (
-            "Accuracy when directions of strength alpha are added to the top k heads (equation 5).\n"
-            "A killed run with --out resumes."
-        ),
-    )
-    steer.add_argument(
-        "--directions", required=True, help="directory of focuslens train, the authors' files, or the hub"
-    )
-    steer.add_argument(
-        "--alpha", type=_numbers, default=[-0.2, 0.2, 0.4], help="default -0.2,0.2,0.4; write --alpha=-0.2,..."
-    )
-    generate = command(
-        "generate",
-        "one response, with and without an intervention",
-        (
-            "Answer a prompt, or a sample of the data, without and with split-softmax (--tau) or\n"
-            "steering (--directions)."
-        ),
-    )
-    source = generate.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", help="the text, or @FILE")
-    source.add_argument("--sample", type=int, help="a sample of the data, from 0")
-    generate.add_argument("--case", choices=("long", "gold", "negative"), default="long", help="prompt of the sample")
-    generate.add_argument("--tau", type=float, help="split-softmax to the relevant document")
-    generate.add_argument("--directions", help="as in focuslens steer")
-    generate.add_argument("--alpha", type=float, default=0.2, help="strength of the directions (default 0.2)")
-    generate.add_argument("--top-k", type=int, default=20, help="heads to change (default 20)")
-    for one in (split, steer):
-        one.add_argument("--k", type=_integers, default=[1, 5, 10, 20], help="heads to change (default 1,5,10,20)")
-    for one in (steer, generate):
-        one.add_argument("--positions", choices=("all", "response"), default="all", help="rows that are steered")
-    for one in (split, train, steer, generate):
-        one.add_argument(
+        if add_options is not None:
+            add_options(commands[name])
+    for name in ("split-softmax", "steer"):
+        commands[name].add_argument(
+            "--k", type=_integers, default=[1, 5, 10, 20], help="heads to change (default 1,5,10,20)"
+        )
+    for name in ("steer", "generate"):
+        commands[name].add_argument(
+            "--positions", choices=("all", "response"), default="all", help="rows that are steered"
+        )
+    for name in ("split-softmax", "train", "steer", "generate"):
+        commands[name].add_argument(
             "--heads", help="ranking to use: heads.json of focuslens heads; default: score training samples"
         )
     return parser
