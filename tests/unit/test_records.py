@@ -138,7 +138,7 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
 # --- what makes two runs the same ---
 
 
-def test_other_weights_and_another_template_are_another_model(load_model, samples, tmp_path):
+def test_other_weights_and_another_template_are_another_model(load_model, samples, tmp_path, monkeypatch):
     loaded = load_model("llama_chat")
     path = tmp_path / "results.jsonl"
 
@@ -152,6 +152,11 @@ def test_other_weights_and_another_template_are_another_model(load_model, sample
         run(chat_template_kwargs={"date_string": "26 Jul 2024"})
     with pytest.raises(OtherResultsError, match="results made otherwise"):
         run(stop_tokens=())
+    # The template's own words too, whatever its arguments: Llama 3's writes today's date.
+    with monkeypatch.context() as patch:
+        patch.setattr(loaded.tokenizer, "chat_template", f"26 Jul {loaded.tokenizer.chat_template}")
+        with pytest.raises(OtherResultsError, match=r"model\.prompt_format was"):
+            run()
     weight = next(loaded.hooked.parameters())
     with torch.no_grad():
         weight.mul_(1.01)
