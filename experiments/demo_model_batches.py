@@ -38,6 +38,7 @@ class Lesson:
         refusals: Share of questions that no document answers.
         alone: Share of contexts of which only one document is shown, under its own number.
         settings: How hard the corpus is.
+        recency: How many times as often the last document is asked about as the first; 1 asks about all alike.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Lesson:
     refusals: float
     alone: float
     settings: CorpusSettings
+    recency: float = 1.0
 
 
 class Row(NamedTuple):
@@ -89,6 +91,15 @@ def _shown(rng: random.Random, lesson: Lesson) -> tuple[str, SyntheticContext, i
     return str(prompt)[: prompt.spans["document"][-1][1]], alone, 2 * len(told)
 
 
+def _asked(rng: random.Random, context: SyntheticContext, lesson: Lesson) -> SyntheticQuestion:
+    """One question; with recency, the logarithm of a document's chance grows evenly from the first to the last."""
+    if rng.random() < lesson.refusals:
+        return rng.choice(context.unanswerable)
+    last = max(len(context.documents) - 1, 1)
+    chances = [lesson.recency ** ((asked.gold_index or 0) / last) for asked in context.answerable]
+    return rng.choices(context.answerable, chances)[0]
+
+
 def question_row(tokenizer: PreTrainedTokenizerFast, rng: random.Random, lesson: Lesson) -> Row:
     """A context of the lesson and questions about it, drawn with replacement."""
     text, context, count = _shown(rng, lesson)
@@ -97,7 +108,7 @@ def question_row(tokenizer: PreTrainedTokenizerFast, rng: random.Random, lesson:
     ids, positions, blocks = [*shared], [*range(size)], [0] * size
     targets, weights, kinds = [-100] * size, [0.0] * size, [0] * size
     for block in range(1, count + 1):
-        asked = rng.choice(context.unanswerable if rng.random() < lesson.refusals else context.answerable)
+        asked = _asked(rng, context, lesson)
         new, new_weights, answer_start = question_block(tokenizer, asked)
         marks = [0] * len(new)
         marks[answer_start - 1] = 2 if asked.gold_index is None else 1

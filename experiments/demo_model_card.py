@@ -189,7 +189,7 @@ def write_card(folder: Path, making: Mapping[str, Any], figures: Mapping[str, An
         refused=interval(figures["unanswerable"]),
         **{
             **making,
-            "lessons": "\n".join(f"- {entry}" for entry in making["lessons"]) or "- none",
+            "lessons": "\n".join(f"- {entry}" for entry in making["passed"]) or "- none",
             "note": f"\n{making['note']}" if "note" in making else "",
         },
     )

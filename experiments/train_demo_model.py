@@ -6,6 +6,10 @@ The curriculum, in the order in which a small model can learn it: random words r
 them), which grows heads that look for an earlier occurrence; then questions whose documents become more, longer and
 more alike. A lesson is passed when the running accuracy on the first token of the answers reaches its mark.
 
+In the last lesson late documents are asked about more often than early ones, as people ask more about what was said
+last. The model learns to prefer late documents where names look alike, and so neglects early ones when questions come
+from anywhere: a habit that a bias which does not know the question can work against.
+
 An interrupted run goes on with ``--resume``. At the end the weights are rounded to bfloat16;
 ``measure_demo_model.py`` measures what was saved and writes the model card.
 """
@@ -14,6 +18,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import hashlib
 import logging
 import random
 import time
@@ -45,7 +50,7 @@ LESSONS = (
     Lesson("varied", (4, 8), 12, 1500, 0.75, 0.0, 0.1, CorpusSettings((1, 2), (0, 1), 0.3, 0.1, plain=0.2)),
     Lesson("alike", (5, 11), 14, 2000, 0.7, 0.1, 0.1, CorpusSettings(lookalikes=0.6, mentions=0.2)),
     Lesson("many", (8, 16), 18, 3000, 0.65, 0.15, 0.15, CorpusSettings()),
-    Lesson("all", (12, 22), 24, 3000, 2.0, 0.15, 0.15, CorpusSettings()),
+    Lesson("all", (12, 22), 24, 3000, 2.0, 0.3, 0.15, CorpusSettings(), recency=20.0),
 )
 
 
@@ -203,9 +208,10 @@ def take_step(
         progress.lesson, progress.answer, progress.refusal, progress.steps_inside = progress.lesson + 1, 0.0, 0.0, 0
 
 
-def identity(options: argparse.Namespace) -> dict[str, float]:
+def identity(options: argparse.Namespace) -> dict[str, float | str]:
     """What a run that goes on has to share with the one it continues."""
-    return {"seed": options.seed, "rate": options.rate}
+    lessons = hashlib.sha256(repr(LESSONS).encode()).hexdigest()[:12]
+    return {"seed": options.seed, "rate": options.rate, "lessons": lessons}
 
 
 def save_checkpoint(
@@ -214,7 +220,7 @@ def save_checkpoint(
     optimizers: list[torch.optim.Optimizer],
     progress: Progress,
     rng: random.Random,
-    run: dict[str, float],
+    run: dict[str, float | str],
 ) -> None:
     state = {
         "model": model.state_dict(),
@@ -233,7 +239,7 @@ def load_checkpoint(
     model: LlamaForCausalLM,
     optimizers: list[torch.optim.Optimizer],
     rng: random.Random,
-    run: dict[str, float],
+    run: dict[str, float | str],
 ) -> Progress:
     state = torch.load(path, weights_only=True)
     if state["run"] != run:
@@ -326,12 +332,12 @@ def main(arguments: list[str] | None = None) -> None:
     log.write_bytes((options.work / "training_log.csv").read_bytes())
     draw_log(log, options.out / "training_log.png")
     making = {
-        "seed": options.seed,
+        **identity(options),
         "threads": options.threads,
         "minutes": progress.seconds / 60,
         "tokens": progress.tokens,
         "steps": progress.step,
-        "lessons": progress.history,
+        "passed": progress.history,
         "versions": versions(),
     }
     write_json(options.out / "making.json", making)

@@ -64,7 +64,21 @@ def test_a_document_shown_alone_keeps_its_number():
     assert len(numbers) > 3
 
 
-def test_a_run_writes_a_checkpoint_and_goes_on_from_it(tmp_path):
+def test_late_documents_are_asked_about_as_much_more_often_as_the_lesson_says():
+    lesson = dataclasses.replace(training.LESSONS[-1], documents=(12, 12), questions=240, alone=0.0, recency=20.0)
+    tokenizer, rng, early, late = training.build_tokenizer(), random.Random(5), 0, 0
+    for _ in range(10):
+        text = str(tokenizer.decode(batches.question_row(tokenizer, rng, lesson).ids[0]))
+        documents, *asked = text.split("Question:")
+        titles = [part.split(")")[0] for part in documents.split("(Title:")[1:]]
+        subjects = [block.split(" of ")[-1].split(" was ")[0].strip() for block in asked if "not recorded" not in block]
+        early += sum(any(subject in title for title in titles[:4]) for subject in subjects)
+        late += sum(any(subject in title for title in titles[-4:]) for subject in subjects)
+    # Documents 9 to 12 instead of 1 to 4: eight elevenths of the way from 1 to 20.
+    assert 0.7 * 20 ** (8 / 11) < late / early < 1.4 * 20 ** (8 / 11)
+
+
+def test_a_run_writes_a_checkpoint_and_goes_on_from_it(tmp_path, monkeypatch):
     common = ["--out", str(tmp_path / "model"), "--work", str(tmp_path / "work"), "--quiet"]
     training.main([*common, "--minutes", "0.02"])
     first = json.loads((tmp_path / "model" / "making.json").read_text())
@@ -75,6 +89,9 @@ def test_a_run_writes_a_checkpoint_and_goes_on_from_it(tmp_path):
     assert second["steps"] > first["steps"] > 0
     with pytest.raises(SystemExit, match="is of another run"):
         training.main([*common, "--minutes", "1", "--resume", "--seed", "7"])
+    monkeypatch.setattr(training, "LESSONS", training.LESSONS[1:])
+    with pytest.raises(SystemExit, match="is of another run"):
+        training.main([*common, "--minutes", "1", "--resume"])
     assert (tmp_path / "model" / "training_log.png").stat().st_size > 1000
     weights = (tmp_path / "model" / "model.safetensors").stat().st_size
     assert weights < 10 * 2**20
