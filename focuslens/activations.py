@@ -98,11 +98,6 @@ def row_scores(
     return pattern[..., relevant].sum(dim=-1).mean(dim=-1)
 
 
-def _observe(model: FocusModel, prompt: EncodedPrompt, response: Tensor, observers: Sequence[Hook]) -> None:
-    """Run the unmodified model on a prompt and its response."""
-    model.observe(torch.cat((prompt.tokens, response)), observers)
-
-
 @torch.no_grad()
 def measured_scores(
     model: FocusModel, prompt: EncodedPrompt, response: Int[Tensor, "response"], groups: Sequence[LayerHeads]
@@ -115,12 +110,13 @@ def measured_scores(
 
     def read(group: LayerHeads) -> Any:
         def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
-            rows = pattern[0, list(group.heads), len(prompt.tokens) :].float()
+            rows = pattern[0, list(group.heads)].float()
             scores[group.layer] = (rows @ relevant.to(rows.device)).mean(dim=-1)
 
         return observe
 
-    _observe(model, prompt, response, [(hook_name(group.layer, "hook_pattern"), read(group)) for group in groups])
+    observers = [(hook_name(group.layer, "hook_pattern"), read(group)) for group in groups]
+    model.extend(model.prefill(prompt), response[None], observers=observers)
     return scores
 
 
@@ -155,7 +151,7 @@ def capture_rows(
             (hook_name(group.layer, f"hook_{infix}q"), keep(queries, group.layer, group.heads, len(prompt.tokens)))
         )
         observers.append((hook_name(group.layer, f"hook_{infix}k"), keep(keys, group.layer, group.key_value_heads, 0)))
-    _observe(model, prompt, response, observers)
+    model.observe(torch.cat((prompt.tokens, response)), observers)
     n_keys, device = len(prompt.tokens) + len(response), model.backend.device
     relevant = torch.zeros(n_keys, dtype=torch.bool, device=device)
     for first, last in prompt.resolve("relevant"):

@@ -1,67 +1,90 @@
-"""Fused attention for ``HookedTransformer``: the same numbers and hooks, without writing a pattern out.
+"""The attention engine: what a layer reads, without a pattern that nobody looks at.
 
-TransformerLens computes every layer's ``[batch head row key]`` pattern in full, several times over. Where nobody looks
-at it (no hook on ``hook_attn_scores`` or ``hook_pattern`` of that layer), ``scaled_dot_product_attention`` gives the
-same output at a memory linear in the length; ``hook_q``, ``hook_k``, ``hook_v``, ``hook_rot_q``, ``hook_rot_k`` and
-``hook_z`` fire as usual.
+Rows of a prompt go through ``scaled_dot_product_attention``, at a memory linear in the length. Rows that follow a
+prompt are few, and are computed explicitly over the keys and values kept so far, which any number of rows can share
+without a copy. So is every row of a layer whose scores or pattern are hooked.
+
+Everything here is tensors in and tensors out; ``engine.py`` puts it under TransformerLens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from contextlib import contextmanager
-from functools import partial
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-__all__ = ["can_fuse", "fused_attention", "visible_keys"]
+__all__ = [
+    "LayerCache",
+    "Segment",
+    "attend_causally",
+    "attend_explicitly",
+    "row_blocks",
+    "trim",
+    "visible_keys",
+]
+
+SEALED = 256
+"""Columns from which on a segment is left alone: what follows begins a new one, so that appending copies little."""
+
+BLOCK = 2**24
+"""Scores that are held at a time where nobody needs all of them."""
 
 
-def can_fuse(cfg: Any) -> bool:
-    """Whether a model's attention is plain ``softmax(Q K^T * scale) V`` over rotary queries and keys in full precision.
+class Segment(NamedTuple):
+    """Keys and values of consecutive columns; each prompt's are read by ``copies`` consecutive rows of the batch."""
 
-    In half precision the kernel and TransformerLens round differently by far more than in float32. A hook on one layer
-    would then change the numbers by itself, and a comparison with the unhooked model would measure rounding.
-    """
-    return (
-        cfg.dtype in (torch.float32, torch.float64)
-        and cfg.positional_embedding_type == "rotary"
-        and cfg.attention_dir == "causal"
-        and cfg.attn_scores_soft_cap <= 0
-        and not any(
-            getattr(cfg, name, False)
-            for name in ("use_attention_sinks", "use_logn_attn", "load_in_4bit", "use_attn_result", "clip_qkv")
-        )
-        and str(cfg.original_architecture) not in ("OlmoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
-    )
+    keys: Float[Tensor, "prompt kv_head column d_head"]
+    values: Float[Tensor, "prompt kv_head column d_head"]
+    copies: int = 1
+
+    @property
+    def columns(self) -> int:
+        """How many columns there are."""
+        return self.keys.shape[2]
 
 
-@contextmanager
-def fused_attention(hooked: Any) -> Generator[None]:
-    """Run a ``HookedTransformer`` with fused attention in every layer whose scores and pattern nobody hooks.
+@dataclass
+class LayerCache:
+    """Rotated keys and values of one layer, in segments that are never changed: caches can share them."""
 
-    The layers' own ``forward`` is back in place when the block ends, whatever happens in it.
-    """
-    layers = [block.attn for block in hooked.blocks] if can_fuse(hooked.cfg) else []
-    # A layer whose forward somebody has replaced, as accelerate does, is left to them.
-    layers = [layer for layer in layers if "forward" not in vars(layer)]
-    fused = [layer for layer in layers if not (_hooked(layer.hook_attn_scores) or _hooked(layer.hook_pattern))]
-    try:
-        for layer in fused:
-            layer.forward = partial(_fused_forward, layer)
-        yield
-    finally:
-        for layer in fused:
-            vars(layer).pop("forward", None)
+    segments: tuple[Segment, ...] = ()
+
+    @property
+    def columns(self) -> int:
+        """How many columns there are."""
+        return sum(segment.columns for segment in self.segments)
+
+    def append(
+        self, keys: Float[Tensor, "batch row kv_head d_head"], values: Float[Tensor, "batch row kv_head d_head"]
+    ) -> None:
+        """Add the columns of new rows."""
+        keys, values = (rearrange(x, "batch row kv d -> batch kv row d").contiguous() for x in (keys, values))
+        kept = self.segments
+        if kept and kept[-1].columns < SEALED and len(kept[-1].keys) == len(keys):
+            keys, values = torch.cat((kept[-1].keys, keys), dim=2), torch.cat((kept[-1].values, values), dim=2)
+            kept = kept[:-1]
+        self.segments = (*kept, Segment(keys, values))
+
+    def shared(self, copies: int) -> LayerCache:
+        """The same columns for a batch in which every row stands ``copies`` times."""
+        return LayerCache(tuple(segment._replace(copies=segment.copies * copies) for segment in self.segments))
 
 
-def _hooked(point: Any) -> bool:
-    return bool(point.fwd_hooks or point.bwd_hooks or point._forward_hooks or point._forward_pre_hooks)
+def trim(segments: Sequence[Segment], columns: int) -> tuple[Segment, ...]:
+    """The first columns of all."""
+    kept: list[Segment] = []
+    for segment in segments:
+        if columns <= 0:
+            break
+        kept.append(segment._replace(keys=segment.keys[:, :, :columns], values=segment.values[:, :, :columns]))
+        columns -= segment.columns
+    return tuple(kept)
 
 
 def visible_keys(
@@ -82,44 +105,125 @@ def visible_keys(
     return visible | (columns == rows)
 
 
-def _fused_forward(
-    layer: Any,
-    query_input: Float[Tensor, "batch row d_model"],
-    key_input: Float[Tensor, "batch row d_model"],
-    value_input: Float[Tensor, "batch row d_model"],
-    past_kv_cache_entry: Any | None = None,
-    additive_attention_mask: Tensor | None = None,
-    attention_mask: Int[Tensor, "batch key"] | None = None,
-    position_bias: Tensor | None = None,
-) -> Float[Tensor, "batch row d_model"]:
-    """What ``AbstractAttention.forward`` computes, with its hooks but those on scores and pattern."""
-    q, k, v = layer.calculate_qkv_matrices(query_input, key_input, value_input)
-    start = 0
-    if past_kv_cache_entry is not None:
-        start = past_kv_cache_entry.past_keys.size(1)
-        k, v = past_kv_cache_entry.append(k, v)
-    q = layer.hook_rot_q(layer.apply_rotary(q, start, attention_mask))
-    k = layer.hook_rot_k(layer.apply_rotary(k, 0, attention_mask))
-    z = layer.hook_z(_attend(layer, q, k, v, attention_mask))
-    weight = rearrange(layer.W_O, "head d_head d_model -> d_model (head d_head)")
-    return F.linear(rearrange(z, "batch row head d_head -> batch row (head d_head)"), weight, layer.b_O)
+def row_blocks(n_rows: int, scores_per_row: int) -> list[tuple[int, int]]:
+    """Ranges of rows whose scores fit into :data:`BLOCK`."""
+    size = max(1, BLOCK // max(1, scores_per_row))
+    return [(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
 
 
-def _attend(
-    layer: Any,
+def attend_causally(
     q: Float[Tensor, "batch row head d_head"],
-    k: Float[Tensor, "batch key kv_head d_head"],
-    v: Float[Tensor, "batch key kv_head d_head"],
-    padding_mask: Int[Tensor, "batch key"] | None,
+    segment: Segment,
+    padding: Sequence[int] | None,
+    window: int | None,
+    scale: float,
 ) -> Float[Tensor, "batch row head d_head"]:
-    n_rows, n_keys, group = q.shape[1], k.shape[1], q.shape[2] // k.shape[2]
-    window = layer.cfg.window_size if layer.attn_type == "local" else None
-    if padding_mask is not None and bool(padding_mask.all()):
-        padding_mask = None
-    # The kernel's own causal mask needs no memory; it fits only where rows and keys begin in the same column.
-    simple = padding_mask is None and window is None and n_rows == n_keys
-    mask = None if simple else visible_keys(n_rows, n_keys, padding_mask, window, q.device)
-    k, v = (repeat(x, "batch key kv_head d_head -> batch (kv_head group) key d_head", group=group) for x in (k, v))
-    q = rearrange(q, "batch row head d_head -> batch head row d_head")
-    z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=simple, scale=1 / float(layer.attn_scale))
-    return rearrange(z, "batch head row d_head -> batch row head d_head")
+    """Outputs of prompts that begin in the segment's first column, by the fused kernel.
+
+    Args:
+        q: Rotated queries.
+        segment: Keys and values of the same rows.
+        padding: Columns of padding to the left of each prompt, whose rows come out as zeros; ``None`` for none.
+        window: How many keys, its own included, a row sees at most; ``None`` for all.
+        scale: What query-key products are multiplied by.
+    """
+    q = rearrange(q, "batch row head d -> batch head row d")
+    keys, values = segment.keys, segment.values
+    if padding is None or not any(padding):
+        z = _causal(q, keys, values, window, scale)
+    else:
+        # One prompt at a time: a mask would cost memory quadratic in the length, and the fast kernels take none.
+        z = torch.zeros_like(q)
+        for i, left in enumerate(padding):
+            if left == q.shape[2]:
+                continue
+            own_q, own_keys, own_values = (x[i : i + 1, :, left:] for x in (q, keys, values))
+            z[i : i + 1, :, left:] = _causal(own_q, own_keys, own_values, window, scale)
+    return rearrange(z, "batch head row d -> batch row head d")
+
+
+def _causal(
+    q: Float[Tensor, "batch head row d_head"],
+    keys: Float[Tensor, "batch kv_head row d_head"],
+    values: Float[Tensor, "batch kv_head row d_head"],
+    window: int | None,
+    scale: float,
+) -> Float[Tensor, "batch head row d_head"]:
+    grouped, length = q.shape[1] != keys.shape[1], q.shape[2]
+    if window is None or window >= length:
+        return F.scaled_dot_product_attention(q, keys, values, is_causal=True, scale=scale, enable_gqa=grouped)
+    parts: list[Tensor] = []
+    for start in range(0, length, window):
+        end, first = min(start + window, length), max(0, start - window + 1)
+        mask = visible_keys(end - start, end - first, None, window, q.device)
+        own = (q[:, :, start:end], keys[:, :, first:end], values[:, :, first:end])
+        parts.append(F.scaled_dot_product_attention(*own, attn_mask=mask, scale=scale, enable_gqa=grouped))
+    return torch.cat(parts, dim=2)
+
+
+def attend_explicitly(
+    q: Float[Tensor, "batch row head d_head"],
+    segments: Sequence[Segment],
+    visible: Bool[Tensor, "#batch 1 row key"] | None,
+    scale: float,
+    on_scores: Callable[[Tensor], Tensor] | None = None,
+    on_pattern: Callable[[Tensor], Tensor] | None = None,
+) -> Float[Tensor, "batch row head d_head"]:
+    """Outputs of some rows over all columns of the segments, with their scores and pattern to be seen and changed.
+
+    Half-precision rows are computed in float32, as the fused kernels do, and float32 is what is seen: a hook that
+    changes nothing then changes no rounding either.
+
+    Args:
+        q: Rotated queries.
+        segments: Keys and values; ``copies`` of one prompt's rows are one matrix product.
+        visible: Keys that each row attends to; ``None`` for all.
+        scale: What query-key products are multiplied by.
+        on_scores: Gets and gives ``[batch head row key]`` before the softmax, minus infinity where masked.
+        on_pattern: Gets and gives ``[batch head row key]`` after it.
+    """
+    exact = q if q.dtype in (torch.float32, torch.float64) else q.float()
+    scores = torch.cat([_products(exact, segment, scale) for segment in segments], dim=-1)
+    if visible is not None:
+        scores.masked_fill_(~visible, -torch.inf)
+    if on_scores is None:
+        pattern = scores.softmax(dim=-1)
+    else:
+        pattern = on_scores(scores).to(exact.dtype).softmax(dim=-1)
+        # A row whose every key somebody has masked reads nothing.
+        pattern = torch.where(pattern.isnan(), 0, pattern)
+    if on_pattern is not None:
+        pattern = on_pattern(pattern).to(exact.dtype)
+    return _mixtures(pattern, segments).to(q.dtype)
+
+
+def _products(
+    q: Float[Tensor, "batch row head d_head"], segment: Segment, scale: float
+) -> Float[Tensor, "batch head row column"]:
+    """Scaled query-key products; rows of all copies and heads that share keys stand in one matrix."""
+    copies, kv = segment.copies, segment.keys.shape[1]
+    group = q.shape[2] // kv
+    q = rearrange(q * scale, "(prompt copy) row (kv group) d -> prompt kv (copy group row) d", copy=copies, kv=kv)
+    products = q @ segment.keys.to(q.dtype).mT
+    return rearrange(
+        products, "prompt kv (copy group row) key -> (prompt copy) (kv group) row key", copy=copies, group=group
+    )
+
+
+def _mixtures(
+    pattern: Float[Tensor, "batch head row key"], segments: Sequence[Segment]
+) -> Float[Tensor, "batch row head d_head"]:
+    """Values weighted by the pattern."""
+    first, parts = 0, list[Tensor]()
+    for segment in segments:
+        weights, copies, kv = pattern[..., first : first + segment.columns], segment.copies, segment.keys.shape[1]
+        rows = rearrange(
+            weights, "(prompt copy) (kv group) row key -> prompt kv (copy group row) key", copy=copies, kv=kv
+        )
+        mixed = rows @ segment.values.to(rows.dtype)
+        group = pattern.shape[1] // kv
+        parts.append(
+            rearrange(mixed, "prompt kv (copy group row) d -> (prompt copy) row (kv group) d", copy=copies, group=group)
+        )
+        first += segment.columns
+    return torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]

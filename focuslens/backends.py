@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import inspect
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol, cast, runtime_checkable
 
@@ -19,7 +20,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from focuslens.attention import fused_attention
+from focuslens.attention import LayerCache
+from focuslens.engine import KeyValueCache, Pass, can_fuse, fused_attention
 from focuslens.rotary import Rotary
 
 __all__ = ["Backend", "BridgeBackend", "HookedBackend", "ModelShape", "backend_for", "describe"]
@@ -120,11 +122,17 @@ class HookedBackend:
 
     def new_cache(self, batch: int) -> Any:
         self.require_supported()
+        if can_fuse(self.hooked):
+            mask = torch.zeros(batch, 0, dtype=torch.long, device=self.device)
+            heads = (self.shape.n_key_value_heads, self.shape.d_head)
+            return KeyValueCache([LayerCache() for _ in range(self.shape.n_layers)], mask, heads)
         from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
         return TransformerLensKeyValueCache.init_cache(self.hooked.cfg, self.device, batch)
 
     def fork(self, cache: Any) -> Any:
+        if isinstance(cache, KeyValueCache):
+            return cache.shared()
         # Appending concatenates into new tensors, so entries that share tensors never see each other's growth.
         return dataclasses.replace(cache, entries=[dataclasses.replace(entry) for entry in cache.entries])
 
@@ -132,10 +140,12 @@ class HookedBackend:
         self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any | None, *, last_only: bool
     ) -> Float[Tensor, "batch row d_vocab"]:
         hooked = self.hooked
-        arguments: dict[str, Any] = {"attention_mask": mask[:, -tokens.shape[1] :]}
+        new = mask[:, -tokens.shape[1] :].to(self.device)
+        arguments: dict[str, Any] = {"attention_mask": new}
         if cache is not None:
             arguments["past_kv_cache"] = cache
-        with fused_attention(hooked):
+        fuse = isinstance(cache, KeyValueCache) if cache is not None else can_fuse(hooked)
+        with fused_attention(hooked, Pass(tokens.shape[1], mask.cpu())) if fuse else nullcontext():
             if not last_only:
                 return hooked(tokens, return_type="logits", **arguments)
             # Unembedding a long prompt costs more memory than running it, and only its last row is wanted.
@@ -211,7 +221,7 @@ class BridgeBackend:
     def forward(
         self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any | None, *, last_only: bool
     ) -> Float[Tensor, "batch row d_vocab"]:
-        arguments: dict[str, Any] = {"attention_mask": mask}
+        arguments: dict[str, Any] = {"attention_mask": mask.to(self.device)}
         if cache is not None:
             arguments.update(past_key_values=cache, use_cache=True)
         else:

@@ -139,9 +139,11 @@ class Prefix:
         cache: Keys and values of all columns so far.
         mask: 1 where a column holds a token, 0 where it is padding.
         logits: Of the last column; ``None`` where the prompts' last token has been held back.
+        under: The interventions that the prompts' rows were run under.
     """
 
     batch: PromptBatch
     cache: Any
     mask: Int[Tensor, "batch column"]
     logits: Float[Tensor, "batch d_vocab"] | None
+    under: tuple[Any, ...] = ()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from focuslens.model import FocusModel
     from focuslens.prompts import Prompt
 
-__all__ = ["Cursor", "Hook", "Intervention", "PromptLike", "hook_name"]
+__all__ = ["Cursor", "Hook", "Intervention", "PromptLike", "hook_name", "is_row_wise", "row_wise"]
 
 Hook: TypeAlias = "tuple[str, Callable[[Tensor, Any], Tensor | None]]"
 """A TransformerLens forward hook: the hook point's name and the function ``(tensor, hook) -> tensor or None``."""
@@ -32,6 +32,24 @@ PromptLike: TypeAlias = "str | Prompt | EncodedPrompt | PromptBatch | Sequence[s
 def hook_name(layer: int, point: str) -> str:
     """The full name of an attention hook point, e.g. ``blocks.3.attn.hook_pattern``."""
     return f"blocks.{layer}.attn.{point}"
+
+
+_F = TypeVar("_F", bound="Callable[..., Any]")
+
+
+def row_wise(hook: _F) -> _F:
+    """Mark a hook on ``hook_attn_scores`` or ``hook_pattern`` that can do with some rows at a time.
+
+    FocusLens then calls it with ``[batch head row key]`` blocks of bounded memory instead of once with all rows. A
+    block ends with its last row's own column: its first row stands in column ``number of keys - number of rows``.
+    """
+    hook.row_wise = True  # type: ignore[attr-defined]
+    return hook
+
+
+def is_row_wise(hook: Any) -> bool:
+    """Whether a hook is marked by :func:`row_wise`."""
+    return bool(getattr(hook, "row_wise", False))
 
 
 @dataclass

@@ -6,7 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from torch import Tensor
 from focuslens import loading
 from focuslens.backends import Backend, ModelShape, backend_for, describe
 from focuslens.batch import EncodedPrompt, Generation, Prefix, PromptBatch
+from focuslens.decoding import decode
 from focuslens.hooks import Cursor, Hook, Intervention, PromptLike
 from focuslens.probe import HookPoints
 from focuslens.tokens import PromptEncoder
@@ -154,7 +155,7 @@ class FocusModel:
         """A prompt's tokens, exactly as the model's own tokenizer gives them, and its parts as token ranges."""
         return prompt if isinstance(prompt, EncodedPrompt) else self.encoder.encode(prompt)
 
-    def to_tokens(self, prompt: str) -> Int[Tensor, "1 pos"]:
+    def to_tokens(self, prompt: str | EncodedPrompt) -> Int[Tensor, "1 pos"]:
         """A prompt's tokens as a batch of one, ready for ``model.hooked``; :meth:`encode` gives the parts too."""
         return self.encode(prompt).tokens[None].to(self.backend.device)
 
@@ -216,7 +217,7 @@ class FocusModel:
         batch = PromptBatch.of([encoded])
         with self.intervened(interventions, batch, Cursor(0)):
             mask = torch.ones(1, len(ids), dtype=torch.long)
-            return self._forward(ids[None], mask, None, last_only=False)[0]
+            return self.run(ids[None], mask, None, last_only=False)[0]
 
     @torch.no_grad()
     def observe(
@@ -238,7 +239,7 @@ class FocusModel:
         self.points.require_firing(name for name, _ in observers)
         batch = None if prompt is None else PromptBatch.of([prompt])
         with self.intervened(interventions, batch, Cursor(0), observers):
-            self._forward(tokens[None], torch.ones(1, len(tokens), dtype=torch.long), None, last_only=True)
+            self.run(tokens[None], torch.ones(1, len(tokens), dtype=torch.long), None, last_only=True)
 
     @torch.no_grad()
     def prefill(
@@ -255,14 +256,14 @@ class FocusModel:
         """
         batch = self.batch(prompts)
         self._check_length(batch.width)
-        cache, mask, tokens = self.backend.new_cache(len(batch)), batch.mask(), batch.tokens(self._pad_token)
+        cache, mask, tokens = self.backend.new_cache(len(batch)), batch.mask(), batch.tokens(self.pad_token)
         if hold_last:
             mask, tokens = mask[:, :-1], tokens[:, :-1]
         logits = None
         if tokens.shape[1]:
             with self.intervened(interventions, batch, Cursor(0)):
-                logits = self._forward(tokens, mask, cache, last_only=True)[:, -1]
-        return Prefix(batch, cache, mask, None if hold_last else logits)
+                logits = self.run(tokens, mask, cache, last_only=True)[:, -1]
+        return Prefix(batch, cache, mask, None if hold_last else logits, tuple(interventions))
 
     @torch.no_grad()
     def extend(
@@ -291,8 +292,8 @@ class FocusModel:
         self._check_length(int(mask.sum(dim=1).max()))
         cache = self.backend.fork(prefix.cache)
         with self.intervened(interventions, prefix.batch, Cursor(start), observers):
-            logits = self._forward(tokens, mask, cache, last_only=False)
-        return logits, Prefix(prefix.batch, cache, mask, logits[:, -1])
+            logits = self.run(tokens, mask, cache, last_only=False)
+        return logits, Prefix(prefix.batch, cache, mask, logits[:, -1], prefix.under)
 
     @overload
     def generate(
@@ -323,60 +324,46 @@ class FocusModel:
         Raises:
             ValueError: If a prompt does not fit the context.
         """
-        prefix = self.prefill(prompts, interventions)
+        # What acts on the response alone begins with the last prompt token and need not see the others run. Held back
+        # whatever the interventions are, that token is computed in one way under all of them.
+        prefix = self.prefill(prompts, [one for one in interventions if one.changes_prompt], hold_last=True)
         responses = self.decode(prefix, interventions, max_new_tokens=max_new_tokens)
         return responses[0] if isinstance(prompts, str | EncodedPrompt) else responses
 
-    @torch.no_grad()
     def decode(
-        self, prefix: Prefix, interventions: Sequence[Intervention] = (), *, max_new_tokens: int = 100
+        self,
+        prefix: Prefix,
+        interventions: Sequence[Intervention] = (),
+        *,
+        max_new_tokens: int = 100,
+        observers: Sequence[Hook] = (),
     ) -> list[Generation]:
         """Greedy responses that follow a prefix, which stays as it is.
 
+        ``observers`` are plain hooks that see what the interventions made, in passes of one row a prompt: the prompt's
+        last token where it was held back, then every token of the responses.
+
         Raises:
-            ValueError: If an intervention changes the prompt's rows and the prefix, which holds its last token back
-                to serve many settings, was run without it.
+            ValueError: If an intervention changes the prompt's rows and the prefix, which holds its last token back,
+                was run without it, or a hook point does not fire.
         """
-        if max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-        if prefix.logits is None and any(one.changes_prompt for one in interventions):
-            raise ValueError(
-                "an intervention changes the prompt's own rows, which a prefix with its last token held back shares "
-                "with other settings; prefill under the interventions, without hold_last"
-            )
-        # Each prompt has the room it would have alone: padding takes none of the context. A token held back takes one.
-        taken = prefix.mask.sum(dim=1) + (prefix.logits is None)
-        limits = (self.shape.n_ctx - taken).clamp(min=0, max=max_new_tokens)
-        cursor, cache, mask, logits = Cursor(), self.backend.fork(prefix.cache), prefix.mask, prefix.logits
-        stops = torch.tensor(self.stop_tokens, dtype=torch.long)
-        newest = prefix.batch.tokens(self._pad_token)[:, -1]
-        chosen: list[Tensor] = []
-        done = limits == 0
-        with self.intervened(interventions, prefix.batch, cursor):
-            while not done.all():
-                if logits is None:
-                    cursor.start = mask.shape[1]
-                    # A finished row is padded from here on, so that its positions stay inside the context.
-                    mask = torch.cat((mask, (~done).long()[:, None]), dim=1)
-                    logits = self._forward(newest[:, None], mask, cache, last_only=True)[:, -1]
-                newest, logits = logits.argmax(dim=-1).cpu(), None
-                chosen.append(newest)
-                done |= torch.isin(newest, stops) | (len(chosen) >= limits)
-        rows = torch.stack(chosen, dim=1).tolist() if chosen else [[] for _ in prefix.batch.prompts]
-        return [self._generation(row[:limit]) for row, limit in zip(rows, limits.tolist(), strict=True)]
+        self.points.require_firing(name for name, _ in observers)
+        return decode(self, prefix, interventions, max_new_tokens, observers)
 
-    def _generation(self, ids: list[int]) -> Generation:
-        end = next((i for i, token in enumerate(ids) if token in self.stop_tokens), None)
-        text = cast("str", self.tokenizer.decode(ids[:end], skip_special_tokens=True))
-        return Generation(text.strip(), torch.tensor(ids[:end], dtype=torch.long), end is not None)
+    def run(
+        self, tokens: Int[Tensor, "batch row"], mask: Int[Tensor, "batch column"], cache: Any | None, *, last_only: bool
+    ) -> Float[Tensor, "batch logit_row d_vocab"]:
+        """One pass of the model as it stands, hooks included; ``cache``, if there is one, grows.
 
-    def _forward(self, tokens: Tensor, mask: Tensor, cache: Any | None, *, last_only: bool) -> Tensor:
-        device = self.backend.device
-        return self.backend.forward(tokens.to(device), mask.to(device), cache, last_only=last_only)
+        Gives logits of every row, or of the last alone. ``mask`` is 1 where a column, of the cache or of these rows,
+        holds a token, and 0 where it is padding.
+        """
+        return self.backend.forward(tokens.to(self.backend.device), mask, cache, last_only=last_only)
 
     @property
-    def _pad_token(self) -> int:
-        # Padding is masked out, so any token will do; a valid one is needed for the embedding.
+    def pad_token(self) -> int:
+        """The token that padding is made of."""
+        # It is masked out, so any token will do; a valid one is needed for the embedding.
         return 0 if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
 
     def _check_length(self, length: int) -> None:

@@ -7,27 +7,26 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
-from einops import einsum, reduce
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from focuslens.batch import EncodedPrompt, PromptBatch
+from focuslens.batch import EncodedPrompt
 from focuslens.heads import Head, Sparsity, heads_by_layer, random_heads, rank_heads, sparsity
-from focuslens.hooks import Hook, Intervention, hook_name
+from focuslens.hooks import Hook, Intervention, hook_name, row_wise
+from focuslens.masses import KINDS, ResponseMasses
 from focuslens.metrics import require_comparable_answers, sub_exact_match
 from focuslens.prompts import Case, MultiDocSample
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from focuslens.model import FocusModel, Prefix
+    from focuslens.model import FocusModel
 
 __all__ = [
     "ContextualScores",
     "ScoredCase",
     "attention_pattern",
-    "attention_to_parts",
     "contextual_scores",
     "contextual_scores_by_case",
 ]
@@ -35,11 +34,6 @@ __all__ = [
 ScoredCase: TypeAlias = Literal["long", "gold", "negative", "correct", "wrong"]
 """A prompt's case, or the long prompts of questions answered right with the gold document alone, split by whether the
 long prompt was answered right too (``correct``) or not (``wrong``)."""
-
-SINK = 2
-"""Tokens counted as the attention sink: the first two, as the paper's authors do."""
-
-_KINDS = ("relevant", "irrelevant", "irrelevant_max", "sink")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,8 +73,8 @@ class ContextualScores:
         Raises:
             ValueError: If ``kind`` is unknown, or no sample has a response (and, for ``relevant``, a gold document).
         """
-        if kind not in _KINDS:
-            raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(_KINDS)}")
+        if kind not in KINDS:
+            raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
         scores: Tensor = getattr(self, kind)
         if scores.isnan().all():
             document = " and a relevant document" if kind == "relevant" else ""
@@ -115,9 +109,9 @@ class ContextualScores:
         """Mean scores as a table, one row a head, highest relevant score first."""
         import pandas as pd
 
-        means = {kind: self.mean(kind) for kind in _KINDS}
+        means = {kind: self.mean(kind) for kind in KINDS}
         rows = [
-            {"layer": head.layer, "head": head.head} | {kind: float(means[kind][head]) for kind in _KINDS}
+            {"layer": head.layer, "head": head.head} | {kind: float(means[kind][head]) for kind in KINDS}
             for head in self.ranking()
         ]
         return pd.DataFrame(rows)
@@ -127,70 +121,12 @@ class ContextualScores:
         index = torch.tensor([i for i, wanted in enumerate(keep) if wanted], dtype=torch.long)
         chosen = index.tolist()
         return ContextualScores(
-            *(getattr(self, kind)[index] for kind in _KINDS),
+            *(getattr(self, kind)[index] for kind in KINDS),
             case=case,
             sample_ids=tuple(self.sample_ids[i] for i in chosen),
             responses=tuple(self.responses[i] for i in chosen),
             correct=tuple(self.correct[i] for i in chosen),
         )
-
-
-def attention_to_parts(
-    pattern: Float[Tensor, "batch head row key"], parts: Float[Tensor, "batch key part"]
-) -> Float[Tensor, "batch head row part"]:
-    """Attention summed over parts of the keys; ``parts`` is 1 where a key belongs to a part, else 0."""
-    return einsum(pattern, parts, "batch head row key, batch key part -> batch head row part")
-
-
-def _parts(batch: PromptBatch, n_keys: int) -> Float[Tensor, "batch key part"]:
-    """Membership of keys in: the sink, the relevant document, and each irrelevant document."""
-    most = max(len(prompt.spans.get("irrelevant", ())) for prompt in batch.prompts)
-    parts = torch.zeros(len(batch), n_keys, 2 + most)
-    for row, prompt, padding in zip(parts, batch.prompts, batch.padding, strict=True):
-        row[padding : padding + SINK, 0] = 1
-        for start, end in prompt.spans.get("relevant", ()):
-            row[padding + start : padding + end, 1] = 1
-        for part, (start, end) in enumerate(prompt.spans.get("irrelevant", ()), start=2):
-            row[padding + start : padding + end, part] = 1
-    return parts
-
-
-def _score_rows(
-    model: FocusModel, prefix: Prefix, tokens: Sequence[Tensor], interventions: Sequence[Intervention]
-) -> dict[str, Float[Tensor, "batch layer head"]]:
-    """Run responses after their prompts and reduce each layer's rows as they are made."""
-    shape, lengths = model.shape, torch.tensor([len(ids) for ids in tokens])
-    longest = int(lengths.max())
-    scores = {kind: torch.full((len(tokens), shape.n_layers, shape.n_heads), torch.nan) for kind in _KINDS}
-    if longest == 0:
-        return scores
-    padded = torch.zeros(len(tokens), longest, dtype=torch.long)
-    for row, ids in zip(padded, tokens, strict=True):
-        row[: len(ids)] = ids
-    # Rows of the padding behind a short response are run too, and weigh nothing.
-    inside = torch.arange(longest) < lengths[:, None]
-    weight = inside / lengths[:, None].clamp(min=1)
-    parts = _parts(prefix.batch, prefix.mask.shape[1] + longest)
-
-    def reduce_rows(layer: int) -> Any:
-        def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
-            mass = attention_to_parts(pattern.float(), parts.to(pattern.device)).cpu()
-            by_part = einsum(mass, weight, "batch head row part, batch row -> batch head part")
-            scores["sink"][:, layer], scores["relevant"][:, layer] = by_part[..., 0], by_part[..., 1]
-            others = by_part[..., 2:]
-            scores["irrelevant"][:, layer] = reduce(others, "batch head part -> batch head", "sum")
-            if others.shape[-1]:
-                scores["irrelevant_max"][:, layer] = reduce(others, "batch head part -> batch head", "max")
-            else:
-                scores["irrelevant_max"][:, layer] = scores["irrelevant"][:, layer]
-
-        return observe
-
-    observers: list[Hook] = [(hook_name(layer, "hook_pattern"), reduce_rows(layer)) for layer in range(shape.n_layers)]
-    model.extend(prefix, padded, interventions, observers, mask=inside.long())
-    for kind in _KINDS:
-        scores[kind][lengths == 0] = torch.nan
-    return scores
 
 
 def _batches(n: int, size: int) -> list[range]:
@@ -210,23 +146,18 @@ def _score_case(
     batch_size: int,
     progress: bool,
 ) -> ContextualScores:
-    collected: dict[str, list[Tensor]] = {kind: [] for kind in _KINDS}
+    collected: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
     texts: list[str] = []
     bar = tqdm(total=len(samples), desc=f"contextual scores ({case})", unit="sample", disable=not progress)
     with bar:
         for indices in _batches(len(samples), batch_size):
             encoded = [model.encode(samples[i].prompt(case)) for i in indices]
-            prefix = model.prefill(encoded, interventions)
             if responses is None:
-                generated = model.decode(prefix, interventions, max_new_tokens=max_new_tokens)
-                texts += [one.text for one in generated]
-                tokens = [one.tokens for one in generated]
+                rows, said = _score_generated(model, encoded, interventions, max_new_tokens)
             else:
-                texts += [responses[i] for i in indices]
-                tokens = [
-                    _response_tokens(model, prompt, responses[i]) for prompt, i in zip(encoded, indices, strict=True)
-                ]
-            rows = _score_rows(model, prefix, tokens, interventions)
+                said = [responses[i] for i in indices]
+                rows = _score_given(model, encoded, said, interventions)
+            texts += said
             # Where no document is relevant there is no attention to it, not attention of zero.
             rows["relevant"][torch.tensor([samples[i].gold_index is None for i in indices])] = torch.nan
             for kind, scores in rows.items():
@@ -234,7 +165,7 @@ def _score_case(
             bar.update(len(indices))
     empty = torch.zeros(0, model.shape.n_layers, model.shape.n_heads)
     return ContextualScores(
-        *(torch.cat(collected[kind]) if collected[kind] else empty for kind in _KINDS),
+        *(torch.cat(collected[kind]) if collected[kind] else empty for kind in KINDS),
         case=case,
         sample_ids=tuple(sample.id for sample in samples),
         responses=tuple(texts),
@@ -242,8 +173,33 @@ def _score_case(
     )
 
 
-def _response_tokens(model: FocusModel, prompt: EncodedPrompt, response: str) -> Tensor:
-    return model.encoder.encode_response(prompt, response) if response.strip() else torch.zeros(0, dtype=torch.long)
+def _score_generated(
+    model: FocusModel, prompts: Sequence[EncodedPrompt], interventions: Sequence[Intervention], max_new_tokens: int
+) -> tuple[dict[str, Float[Tensor, "batch layer head"]], list[str]]:
+    """Scores of the rows that generation runs anyway, and the responses."""
+    prefix = model.prefill(prompts, [one for one in interventions if one.changes_prompt], hold_last=True)
+    masses = ResponseMasses(model.shape, prefix.batch)
+    made = model.decode(prefix, interventions, max_new_tokens=max_new_tokens, observers=masses.hooks())
+    return masses.scores([len(one.tokens) for one in made]), [one.text for one in made]
+
+
+def _score_given(
+    model: FocusModel, prompts: Sequence[EncodedPrompt], responses: Sequence[str], interventions: Sequence[Intervention]
+) -> dict[str, Float[Tensor, "batch layer head"]]:
+    """Scores of given responses, run after their prompts in one pass."""
+    nothing = torch.zeros(0, dtype=torch.long)
+    tokens = [
+        model.encoder.encode_response(prompt, response) if response.strip() else nothing
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    lengths = torch.tensor([len(ids) for ids in tokens])
+    prefix = model.prefill(prompts, interventions)
+    masses = ResponseMasses(model.shape, prefix.batch)
+    if lengths.any():
+        padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
+        inside = torch.arange(padded.shape[1]) < lengths[:, None]
+        model.extend(prefix, padded, interventions, masses.hooks(), mask=inside.long())
+    return masses.scores(lengths.tolist())
 
 
 def contextual_scores(
@@ -349,13 +305,19 @@ def attention_pattern(
         interventions: Applied in order; the pattern is what they make of it.
     """
     encoded = model.encode(prompt)
-    patterns: dict[tuple[int, int], Tensor] = {}
-    chosen = torch.as_tensor(positions)
+    chosen = torch.as_tensor(positions, dtype=torch.long)
+    patterns = {(layer, head): torch.zeros(len(chosen), len(chosen)) for layer, head in heads}
 
     def read(layer: int, indices: list[int]) -> Any:
+        @row_wise
         def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
+            n_rows, n_keys = pattern.shape[-2:]
+            first = n_keys - n_rows
+            rows = ((chosen >= first) & (chosen < n_keys)).nonzero()[:, 0]
+            seen = (chosen < n_keys).nonzero()[:, 0]  # keys beyond a block's last row are not visible from it
             for head in indices:
-                patterns[layer, head] = pattern[0, head][chosen][:, chosen].float().cpu()
+                part = pattern[0, head][chosen[rows] - first][:, chosen[seen]]
+                patterns[layer, head][rows[:, None], seen] = part.float().cpu()
 
         return observe
 

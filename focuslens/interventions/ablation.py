@@ -14,7 +14,7 @@ from torch import Tensor
 
 from focuslens.batch import PromptBatch, SpanLike
 from focuslens.heads import Head, as_heads, check_heads, heads_by_layer
-from focuslens.hooks import Cursor, Hook, PromptLike, hook_name
+from focuslens.hooks import Cursor, Hook, PromptLike, hook_name, row_wise
 from focuslens.interventions.common import (
     Positions,
     check_positions,
@@ -196,6 +196,7 @@ class HeadAblation:
         batch: PromptBatch,
         span: SpanLike,
     ) -> Any:
+        @row_wise
         def cut(scores: Float[Tensor, "batch head row key"], hook: Any) -> Tensor | None:
             first = first_row(model, layer, batch, self.positions, cursor, scores)
             if first >= scores.shape[-2]:

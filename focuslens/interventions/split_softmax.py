@@ -13,7 +13,7 @@ from torch import Tensor
 
 from focuslens.batch import SpanLike
 from focuslens.heads import Head, as_heads, check_heads, heads_by_layer
-from focuslens.hooks import Cursor, Hook, PromptLike, hook_name
+from focuslens.hooks import Cursor, Hook, PromptLike, hook_name, row_wise
 from focuslens.interventions.common import check_span, first_row, require_prompt, rows_of
 
 if TYPE_CHECKING:
@@ -136,6 +136,7 @@ class SplitSoftmax:
         heads = check_heads(self.heads, model.shape.n_layers, model.shape.n_heads)
 
         def edit(layer: int, chosen: list[int]) -> Any:
+            @row_wise
             def turn(pattern: Float[Tensor, "batch head row key"], hook: Any) -> Tensor | None:
                 first = first_row(model, layer, batch, "response", cursor, pattern)
                 if first >= pattern.shape[-2]:

@@ -1,107 +1,129 @@
-"""Fused attention: plain TransformerLens's numbers and hooks, without its patterns, and only where nobody looks."""
+"""The attention engine's tensor functions, against attention written out."""
 
 from __future__ import annotations
 
-from importlib.metadata import version
-
 import pytest
 import torch
-from torch import nn
+from einops import repeat
 
-from focuslens.attention import fused_attention, visible_keys
+from focuslens.attention import LayerCache, Segment, attend_causally, attend_explicitly, row_blocks, trim, visible_keys
 
-pytestmark = pytest.mark.skipif(
-    int(version("transformer-lens").split(".")[0]) >= 4, reason="TransformerLens 4 has no HookedTransformer"
-)
-
-# Another order of summation in float32: a few units in the last place of logits of size 10.
-TOLERANCE = 1e-4
-MODELS = ("llama", "qwen2", "qwen3", "mistral_window")
+CPU = torch.device("cpu")
 
 
-def _counted(monkeypatch):
-    """How often the fused kernel ran."""
-    calls = []
-    original = nn.functional.scaled_dot_product_attention
-
-    def count(*args, **kwargs):
-        calls.append(kwargs)
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", count)
-    return calls
+def random(*shape):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape)), dtype=torch.float64)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_logits_are_those_of_plain_transformer_lens(name, load_model, samples, monkeypatch):
-    model = load_model(name, "hooked")
-    calls = _counted(monkeypatch)
-    tokens = model.to_tokens(samples[0].prompt())
-    plain = model.hooked(tokens)
-    assert calls == []
-    with fused_attention(model.hooked):
-        fused = model.hooked(tokens)
-    assert len(calls) == model.shape.n_layers
-    torch.testing.assert_close(fused, plain, atol=TOLERANCE, rtol=0)
+def written_out(q, k, v, visible, scale):
+    """``softmax(q k^T * scale) v``, head by head; ``q [batch row head d]``, ``k`` and ``v`` one a query head."""
+    logits = torch.einsum("brhd,bkhd->bhrk", q, k) * scale
+    return torch.einsum("bhrk,bkhd->brhd", logits.masked_fill(~visible, -torch.inf).softmax(-1), v)
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_padded_batch_with_a_cache_gives_the_logits_of_each_prompt_alone(name, load_model, samples):
-    model = load_model(name, "hooked")
-    prompts = [sample.prompt() for sample in samples]
-    new = torch.arange(5, 11).repeat(len(prompts), 1)
-    logits, _ = model.extend(model.prefill(prompts), new)
-    for i, prompt in enumerate(prompts):
-        alone = model.hooked(torch.cat((model.to_tokens(prompt), new[:1]), dim=1))[0, -6:]
-        torch.testing.assert_close(logits[i], alone, atol=TOLERANCE, rtol=0)
+def inputs(batch=2, n_keys=11, n_rows=11, group=3, kv=2, d=4):
+    q = random(batch, n_rows, kv * group, d)
+    k, v = random(batch, n_keys, kv, d), random(batch, n_keys + 1, kv, d)[:, 1:]
+    ours = LayerCache()
+    ours.append(k, v)
+    k, v = (repeat(x, "b key kv d -> b key (kv group) d", group=group) for x in (k, v))
+    return q, ours.segments, k, v
 
 
-def test_every_hook_but_scores_and_pattern_fires_with_the_same_value(load_model, samples):
-    model = load_model("llama", "hooked")
-    tokens = model.to_tokens(samples[0].prompt())
-    points = ("hook_q", "hook_k", "hook_v", "hook_rot_q", "hook_rot_k", "hook_z")
-    names = [f"blocks.1.attn.{point}" for point in points] + ["blocks.1.hook_resid_post"]
-    _, plain = model.hooked.run_with_cache(tokens, names_filter=names)
-    with fused_attention(model.hooked):
-        _, fused = model.hooked.run_with_cache(tokens, names_filter=names)
-    for name in names:
-        torch.testing.assert_close(fused[name], plain[name], atol=TOLERANCE, rtol=0)
+@pytest.mark.parametrize("window", [None, 1, 4, 30])
+@pytest.mark.parametrize("padding", [None, (0, 0), (0, 5), (3, 11)])
+def test_prompts_through_the_kernel_are_attention_written_out(window, padding):
+    q, (segment,), k, v = inputs()
+    left = torch.tensor(padding or (0, 0))
+    mask = (torch.arange(11) >= left[:, None]).long()
+    expected = written_out(q, k, v, visible_keys(11, 11, mask, window, CPU), 0.3)
+    z = attend_causally(q, segment, padding, window, 0.3)
+    for i, start in enumerate(left.tolist()):
+        torch.testing.assert_close(z[i, start:], expected[i, start:])
+        assert (z[i, :start] == 0).all()
 
 
-@pytest.mark.parametrize("point", ["hook_pattern", "hook_attn_scores"])
-def test_a_layer_that_somebody_looks_at_is_computed_in_full(point, load_model, samples, monkeypatch):
-    model = load_model("llama", "hooked")
-    calls = _counted(monkeypatch)
-    seen = []
-    hook = (f"blocks.1.attn.{point}", lambda tensor, hook: seen.append(tuple(tensor.shape)))
-    tokens = model.to_tokens(samples[0].prompt())
-    with model.hooked.hooks(fwd_hooks=[hook]), fused_attention(model.hooked):
-        model.hooked(tokens)
-    assert seen == [(1, model.shape.n_heads, tokens.shape[1], tokens.shape[1])]
-    assert len(calls) == model.shape.n_layers - 1
+@pytest.mark.parametrize("pieces", [(11,), (4, 6, 1)])
+def test_rows_over_several_segments_are_attention_written_out(pieces):
+    q, (segment,), k, v = inputs(n_rows=3)
+    cut = zip(segment.keys.split(pieces, dim=2), segment.values.split(pieces, dim=2), strict=True)
+    visible = visible_keys(3, 11, None, None, CPU)
+    z = attend_explicitly(q, [Segment(*one) for one in cut], visible, 0.3)
+    torch.testing.assert_close(z, written_out(q, k, v, visible, 0.3))
 
 
-def test_nothing_is_left_behind_by_an_exception(load_model, samples):
-    model = load_model("llama", "hooked")
-    forwards = [block.attn.forward for block in model.hooked.blocks]
-    with pytest.raises(RuntimeError, match="stop"), fused_attention(model.hooked):
-        raise RuntimeError("stop")
-    assert [block.attn.forward for block in model.hooked.blocks] == forwards
+def test_copies_share_the_keys_of_their_prompt():
+    _, (segment,), k, v = inputs(batch=2, n_rows=2)
+    copies = random(6, 2, 6, 4)
+    shared, own = segment._replace(copies=3), LayerCache((segment._replace(copies=3),))
+    new_k, new_v = random(6, 2, 2, 4), random(6, 2, 2, 4) + 1
+    own.append(new_k, new_v)
+    assert own.segments[0].keys.data_ptr() == segment.keys.data_ptr()
+    visible = visible_keys(2, 13, None, None, CPU)
+    k, v = (repeat(x, "b key h d -> (b copy) key h d", copy=3) for x in (k, v))
+    new_k, new_v = (repeat(x, "b key kv d -> b key (kv group) d", group=3) for x in (new_k, new_v))
+    expected = written_out(copies, torch.cat((k, new_k), 1), torch.cat((v, new_v), 1), visible, 0.5)
+    torch.testing.assert_close(attend_explicitly(copies, own.segments, visible, 0.5), expected)
+    assert LayerCache((segment,)).shared(3).segments[0].copies == shared.copies
+    assert LayerCache((shared,)).shared(2).segments[0].copies == 6
 
 
-def test_what_is_not_plain_attention_is_left_to_transformer_lens(load_model, samples, monkeypatch):
-    model = load_model("llama", "hooked")
-    calls = _counted(monkeypatch)
-    monkeypatch.setattr(model.hooked.cfg, "attn_scores_soft_cap", 30.0)
-    with fused_attention(model.hooked):
-        model.hooked(model.to_tokens(samples[0].prompt()))
-    assert calls == []
+def test_what_is_seen_can_be_changed():
+    q, segments, k, v = inputs(n_rows=2)
+    visible = visible_keys(2, 11, None, None, CPU)
+    seen = {}
+
+    def keep(name, change):
+        def hook(tensor):
+            seen[name] = tensor
+            return change(tensor)
+
+        return hook
+
+    z = attend_explicitly(q, segments, visible, 0.3, keep("scores", lambda s: s * 2), keep("pattern", lambda p: p * 3))
+    assert seen["scores"].shape == seen["pattern"].shape == (2, 6, 2, 11)
+    assert seen["scores"][0, 0, 0, 10] == -torch.inf
+    torch.testing.assert_close(z, 3 * written_out(q, k, v, visible, 0.6))
+    nothing = attend_explicitly(q, segments, visible, 0.3, lambda s: torch.full_like(s, -torch.inf))
+    assert (nothing == 0).all()
+
+
+def test_half_precision_rows_are_computed_in_float32():
+    q, segments, k, v = inputs(n_rows=2)
+    half = [part._replace(keys=part.keys.bfloat16(), values=part.values.bfloat16()) for part in segments]
+    dtypes = []
+    z = attend_explicitly(q.bfloat16(), half, None, 0.3, None, lambda p: dtypes.append(p.dtype) or p)
+    assert (z.dtype, dtypes) == (torch.bfloat16, [torch.float32])
+    every = torch.ones(1, 1, 2, 11, dtype=torch.bool)
+    rounded_q, rounded_k, rounded_v = (x.bfloat16().double() for x in (q, k, v))
+    exact = written_out(rounded_q, rounded_k, rounded_v, every, 0.3)
+    torch.testing.assert_close(z.double(), exact, rtol=2**-8, atol=1e-6)
+
+
+def test_a_cache_that_grows_leaves_the_one_it_came_from_alone():
+    one = LayerCache()
+    one.append(random(1, 300, 2, 4), random(1, 300, 2, 4))
+    before = one.segments
+    other = one.shared(1)
+    for _ in range(3):
+        other.append(random(1, 1, 2, 4), random(1, 1, 2, 4))
+    assert one.segments == before
+    assert (one.columns, other.columns) == (300, 303)
+    # A long segment is not copied to make room for a token.
+    assert [part.columns for part in other.segments] == [300, 3]
+
+
+def test_trim_and_blocks_by_hand(monkeypatch):
+    parts = [Segment(random(1, 1, n, 2), random(1, 1, n, 2)) for n in (3, 4)]
+    assert [[part.columns for part in trim(parts, n)] for n in (2, 3, 5, 7)] == [[2], [3], [3, 2], [3, 4]]
+    monkeypatch.setattr("focuslens.attention.BLOCK", 20)
+    assert row_blocks(7, 10) == [(0, 2), (2, 4), (4, 6), (6, 7)]
+    assert row_blocks(2, 100) == [(0, 1), (1, 2)]
 
 
 def test_visible_keys_by_hand():
-    device = torch.device("cpu")
     mask = torch.tensor([[0, 1, 1, 1]])
-    padded = visible_keys(4, 4, mask, None, device)[0, 0].int().tolist()
+    padded = visible_keys(4, 4, mask, None, CPU)[0, 0].int().tolist()
     assert padded == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [0, 1, 1, 1]]
-    last_two = visible_keys(2, 4, None, 2, device)[0, 0].int().tolist()
+    last_two = visible_keys(2, 4, None, 2, CPU)[0, 0].int().tolist()
     assert last_two == [[0, 1, 1, 0], [0, 0, 1, 1]]

@@ -30,8 +30,17 @@ def test_an_identity_on_every_head_changes_nothing_in_half_precision(load_model,
     model = load_model("llama", backend, dtype="bfloat16")
     heads = [(layer, head) for layer in range(model.shape.n_layers) for head in range(model.shape.n_heads)]
     prompt = samples[0].prompt()
-    assert torch.equal(model.logits(prompt, [fl.SplitSoftmax(heads, tau=1)]), model.logits(prompt))
-    assert not torch.equal(model.logits(prompt, [fl.SplitSoftmax(heads, tau=0.1)]), model.logits(prompt))
+
+    def rows(*interventions):
+        """The last layer's output at every row of the response."""
+        seen = []
+        prefix = model.prefill(prompt, hold_last=True)
+        observer = (f"blocks.{model.shape.n_layers - 1}.hook_resid_post", lambda x, hook: seen.append(x[0, -1].clone()))
+        model.decode(prefix, interventions, max_new_tokens=4, observers=[observer])
+        return torch.stack(seen)
+
+    assert torch.equal(rows(fl.SplitSoftmax(heads, 1.0)), rows())
+    assert not torch.equal(rows(fl.SplitSoftmax(heads, 0.1))[:2], rows()[:2])
 
 
 def test_samples_made_by_hand_are_questions_of_their_own(load_model):

@@ -19,7 +19,8 @@ from focuslens import (
     contextual_scores,
     contextual_scores_by_case,
 )
-from focuslens.scoring import attention_pattern, attention_to_parts
+from focuslens.masses import attention_to_parts
+from focuslens.scoring import attention_pattern
 
 KINDS = ("relevant", "irrelevant", "irrelevant_max", "sink")
 

@@ -1,0 +1,245 @@
+"""The engine: plain TransformerLens's numbers and hooks, without its patterns, and in full where somebody looks."""
+
+from __future__ import annotations
+
+from importlib.metadata import version
+
+import pytest
+import torch
+from torch import nn
+
+import focuslens as fl
+from focuslens import attention
+from focuslens.engine import Pass, fused_attention
+from focuslens.hooks import row_wise
+
+pytestmark = pytest.mark.skipif(
+    int(version("transformer-lens").split(".")[0]) >= 4, reason="TransformerLens 4 has no HookedTransformer"
+)
+
+# Another order of summation in float32: a few units in the last place of logits of size 10.
+TOLERANCE = 1e-4
+MODELS = ("llama", "qwen2", "qwen3", "mistral_window")
+
+
+@pytest.fixture
+def kernel(monkeypatch):
+    """Shapes of the queries that went through the fused kernel."""
+    calls = []
+    original = nn.functional.scaled_dot_product_attention
+
+    def count(q, *args, **kwargs):
+        calls.append(tuple(q.shape))
+        return original(q, *args, **kwargs)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", count)
+    return calls
+
+
+def whole(tokens):
+    return Pass(tokens.shape[1], torch.ones_like(tokens))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_plain_transformer_lens(name, load_model, samples, kernel):
+    model = load_model(name, "hooked")
+    tokens = model.to_tokens(samples[0].prompt())
+    plain = model.hooked(tokens)
+    assert kernel == []
+    fused = model.logits(tokens)
+    # A sliding window goes through in pieces, none longer than the window.
+    longest = model.backend.window(0) or tokens.shape[1]
+    assert len(kernel) >= model.shape.n_layers
+    assert all(shape[2] <= longest for shape in kernel)
+    assert sum(shape[2] for shape in kernel) == model.shape.n_layers * tokens.shape[1]
+    torch.testing.assert_close(fused, plain[0], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_padded_batch_with_a_cache_gives_the_logits_of_each_prompt_alone(name, load_model, samples):
+    model = load_model(name, "hooked")
+    prompts = [fl.EncodedPrompt(torch.arange(5, 8), {}), *(sample.prompt() for sample in samples)]
+    new = torch.arange(5, 11).repeat(len(prompts), 1)
+    logits, _ = model.extend(model.prefill(prompts), new)
+    for i, prompt in enumerate(prompts):
+        alone = model.hooked(torch.cat((model.to_tokens(prompt), new[:1]), dim=1))[0, -6:]
+        torch.testing.assert_close(logits[i], alone, atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_long_response_spans_many_segments(name, load_model, samples, monkeypatch):
+    monkeypatch.setattr(attention, "SEALED", 4)
+    model = load_model(name, "hooked")
+    prompt, new = samples[0].prompt(), torch.arange(5, 25)[None]
+    prefix = model.prefill(prompt)
+    parts = []
+    for piece in new.split(3, dim=1):
+        logits, prefix = model.extend(prefix, piece)
+        parts.append(logits)
+    assert len(prefix.cache.layers[0].segments) > 3
+    expected = model.hooked(torch.cat((model.to_tokens(prompt), new), dim=1))[:, -20:]
+    torch.testing.assert_close(torch.cat(parts, dim=1), expected, atol=TOLERANCE, rtol=0)
+
+
+def test_every_hook_fires_with_the_same_value(load_model, samples):
+    model = load_model("llama", "hooked")
+    tokens = model.to_tokens(samples[0].prompt())
+    points = ("q", "k", "v", "rot_q", "rot_k", "attn_scores", "pattern", "z")
+    names = [f"blocks.1.attn.hook_{point}" for point in points] + ["blocks.1.hook_resid_post"]
+    _, plain = model.hooked.run_with_cache(tokens, names_filter=names)
+    with fused_attention(model.hooked, whole(tokens)):
+        _, fused = model.hooked.run_with_cache(tokens, names_filter=names)
+    for name in names:
+        torch.testing.assert_close(fused[name], plain[name], atol=TOLERANCE, rtol=0)
+
+
+def halve(tensor, hook):
+    result = tensor.clone()
+    result[:, 1] = tensor[:, 1] / 2
+    return result
+
+
+def stretch(tensor, hook):
+    return tensor * torch.linspace(-1, 2, tensor.shape[-1])
+
+
+EDITS = [("pattern", halve), ("attn_scores", halve), *((point, stretch) for point in ("rot_k", "rot_q", "k", "v"))]
+
+
+@pytest.mark.parametrize(("point", "edit"), EDITS)
+def test_what_a_hook_returns_counts_with_and_without_a_cache(point, edit, load_model, samples):
+    model = load_model("llama", "hooked")
+    prompt, new = samples[0].prompt(), torch.arange(5, 9)[None]
+    tokens = torch.cat((model.to_tokens(prompt), new), dim=1)
+    hooks = [(f"blocks.{layer}.attn.hook_{point}", edit) for layer in range(model.shape.n_layers)]
+    plain = model.hooked.run_with_hooks(tokens, fwd_hooks=hooks)[0]
+    assert not torch.allclose(plain, model.hooked(tokens)[0], atol=0.1)
+    with model.hooked.hooks(fwd_hooks=hooks):
+        torch.testing.assert_close(model.logits(tokens), plain, atol=TOLERANCE, rtol=0)
+        logits, _ = model.extend(model.prefill(prompt), new)
+    torch.testing.assert_close(logits[0], plain[-4:], atol=TOLERANCE, rtol=0)
+
+
+@pytest.mark.parametrize("point", ["hook_pattern", "hook_attn_scores"])
+def test_only_a_layer_that_somebody_looks_at_is_computed_in_full(point, load_model, samples, kernel):
+    model = load_model("llama", "hooked")
+    seen = []
+    hook = (f"blocks.1.attn.{point}", lambda tensor, hook: seen.append(tuple(tensor.shape)))
+    tokens = model.to_tokens(samples[0].prompt())
+    with model.hooked.hooks(fwd_hooks=[hook]):
+        model.logits(tokens)
+    assert seen == [(1, model.shape.n_heads, tokens.shape[1], tokens.shape[1])]
+    assert len(kernel) == model.shape.n_layers - 1
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("point", ["hook_pattern", "hook_attn_scores"])
+def test_hooks_that_can_do_with_some_rows_get_blocks_of_them(name, point, load_model, samples, monkeypatch):
+    model = load_model(name, "hooked")
+    tokens = model.to_tokens(samples[0].prompt())
+    length, n_heads = tokens.shape[1], model.shape.n_heads
+    monkeypatch.setattr(attention, "BLOCK", 7 * n_heads * length)
+    seen = []
+
+    @row_wise
+    def note_and_halve(tensor, hook):
+        seen.append(tuple(tensor.shape))
+        return halve(tensor, hook)
+
+    hooks = [(f"blocks.1.attn.{point}", halve)]
+    plain = model.hooked.run_with_hooks(tokens, fwd_hooks=hooks)[0]
+    with model.hooked.hooks(fwd_hooks=[(f"blocks.1.attn.{point}", note_and_halve)]):
+        torch.testing.assert_close(model.logits(tokens), plain, atol=TOLERANCE, rtol=0)
+    assert seen == [(1, n_heads, min(7, length - s), min(s + 7, length)) for s in range(0, length, 7)]
+    # One hook that needs all rows, and all rows it is.
+    seen.clear()
+    with model.hooked.hooks(
+        fwd_hooks=[(f"blocks.1.attn.{point}", hook) for hook in (note_and_halve, lambda t, hook: t)]
+    ):
+        torch.testing.assert_close(model.logits(tokens), plain, atol=TOLERANCE, rtol=0)
+    assert seen == [(1, n_heads, length, length)]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_interventions_in_blocks_of_rows_are_interventions(name, load_model, samples, monkeypatch):
+    model = load_model(name, "hooked")
+    prompt = samples[0].prompt()
+    heads = [(layer, head) for layer in range(2) for head in range(2)]
+    cut = fl.HeadAblation(heads, "knockout", span="relevant", positions="all")
+    interventions = [cut, fl.SplitSoftmax(heads, 0.2)]
+    once = model.logits(prompt, interventions)
+    monkeypatch.setattr(attention, "BLOCK", 5 * model.shape.n_heads * len(model.encode(prompt).tokens))
+    torch.testing.assert_close(model.logits(prompt, interventions), once, atol=TOLERANCE, rtol=0)
+
+
+def test_half_precision_stays_within_its_rounding(load_model, samples, kernel):
+    exact, half = (load_model("llama", "hooked", dtype=dtype) for dtype in ("float32", "bfloat16"))
+    tokens = exact.to_tokens(samples[0].prompt())
+    truth = exact.hooked(tokens)[0]
+    plain_error = (half.hooked(tokens)[0].float() - truth).abs().mean()
+    fused_error = (half.logits(tokens).float() - truth).abs().mean()
+    assert len(kernel) == half.shape.n_layers
+    assert 0 < fused_error < 1.2 * plain_error
+
+
+def test_an_exception_leaves_the_layers_as_they_were(load_model, samples):
+    model = load_model("llama", "hooked")
+    forwards = [block.attn.forward for block in model.hooked.blocks]
+    tokens = model.to_tokens(samples[0].prompt())
+    with pytest.raises(RuntimeError, match="stop"), fused_attention(model.hooked, whole(tokens)):
+        raise RuntimeError("stop")
+    assert [block.attn.forward for block in model.hooked.blocks] == forwards
+
+
+@pytest.mark.parametrize("spoil", ["soft cap", "replaced forward"])
+def test_what_is_not_plain_attention_is_left_to_transformer_lens(spoil, load_model, samples, kernel, monkeypatch):
+    model = load_model("llama", "hooked")
+    if spoil == "soft cap":
+        monkeypatch.setattr(model.hooked.cfg, "attn_scores_soft_cap", 30.0)
+    else:
+        layer = model.hooked.blocks[1].attn
+        monkeypatch.setitem(vars(layer), "forward", layer.forward)
+    expected = model.hooked(model.to_tokens(samples[0].prompt()))[0]
+    torch.testing.assert_close(model.logits(samples[0].prompt()), expected, atol=TOLERANCE, rtol=0)
+    response = model.generate(samples[0].prompt(), max_new_tokens=3)
+    assert kernel == []
+    monkeypatch.undo()
+    if spoil != "soft cap":
+        assert model.generate(samples[0].prompt(), max_new_tokens=3).text == response.text
+
+
+def passes(model, monkeypatch):
+    """Rows of every forward pass."""
+    rows, original = [], model.backend.forward
+
+    def count(tokens, *args, **kwargs):
+        rows.append(tokens.shape[1])
+        return original(tokens, *args, **kwargs)
+
+    monkeypatch.setattr(model.backend, "forward", count)
+    return rows
+
+
+def test_split_softmax_writes_out_the_rows_of_the_response_alone(load_model, samples, kernel, monkeypatch):
+    model = load_model("llama", "hooked")
+    prompt, seen = samples[0].prompt(), []
+    split = fl.SplitSoftmax([(1, 2)], 0.2)
+    model.generate(prompt, [split], max_new_tokens=2)
+    kernel.clear()
+    rows = passes(model, monkeypatch)
+    monkeypatch.setattr(attention, "BLOCK", 0)
+    with model.hooked.hooks(fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: seen.append(z.shape[1]))]):
+        response = model.generate(prompt, [split], max_new_tokens=3)
+    length = len(model.encode(prompt).tokens)
+    assert len(kernel) == model.shape.n_layers
+    assert rows == seen == [length - 1, *[1] * len(response.tokens)]
+
+
+def test_scores_come_out_of_the_generation_that_is_done_anyway(load_model, samples, monkeypatch):
+    model = load_model("llama", "hooked")
+    model = fl.FocusModel(model.hooked, model.tokenizer, stop_tokens=())
+    fl.contextual_scores(model, samples[:1], max_new_tokens=1)
+    rows = passes(model, monkeypatch)
+    fl.contextual_scores(model, samples[:1], max_new_tokens=3)
+    # The last prompt token's row, then a row a token of the response.
+    assert rows == [len(model.encode(samples[0].prompt()).tokens) - 1, 1, 1, 1, 1]
