@@ -66,8 +66,11 @@ class Backend(Protocol):
         """An empty key-value cache."""
         ...
 
-    def fork(self, cache: Any) -> Any:
-        """A cache that can be extended without changing the given one; keys and values are shared, not copied."""
+    def fork(self, cache: Any, copies: int = 1) -> Any:
+        """A cache that can be extended without changing the given one, for every row ``copies`` times in a row.
+
+        Keys and values are shared, not copied, where the backend's attention can read shared ones.
+        """
         ...
 
     def forward(
@@ -130,11 +133,18 @@ class HookedBackend:
 
         return TransformerLensKeyValueCache.init_cache(self.hooked.cfg, self.device, batch)
 
-    def fork(self, cache: Any) -> Any:
+    def fork(self, cache: Any, copies: int = 1) -> Any:
         if isinstance(cache, KeyValueCache):
-            return cache.shared()
+            return cache.shared(copies)
         # Appending concatenates into new tensors, so entries that share tensors never see each other's growth.
-        return dataclasses.replace(cache, entries=[dataclasses.replace(entry) for entry in cache.entries])
+        entries = [
+            dataclasses.replace(
+                entry, past_keys=_copies(entry.past_keys, copies), past_values=_copies(entry.past_values, copies)
+            )
+            for entry in cache.entries
+        ]
+        mask = _copies(cache.previous_attention_mask, copies)
+        return dataclasses.replace(cache, entries=entries, previous_attention_mask=mask)
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any | None, *, last_only: bool
@@ -183,6 +193,10 @@ class HookedBackend:
         return self.hooked.cfg.window_size if self._attention(layer).attn_type == "local" else None
 
 
+def _copies(tensor: Tensor, copies: int) -> Tensor:
+    return tensor if copies == 1 else tensor.repeat_interleave(copies, dim=0)
+
+
 def _rms_norm(norm: Any | None) -> Callable[[Tensor], Tensor] | None:
     """TransformerLens's ``RMSNorm``, but not rounded to the model's dtype, and without its hooks."""
     if norm is None:
@@ -213,9 +227,11 @@ class BridgeBackend:
         # key columns being absolute.
         return DynamicCache()
 
-    def fork(self, cache: Any) -> Any:
+    def fork(self, cache: Any, copies: int = 1) -> Any:
         fork = copy.copy(cache)
         fork.layers = [copy.copy(layer) for layer in cache.layers]
+        if copies > 1:
+            fork.batch_repeat_interleave(copies)
         return fork
 
     def forward(

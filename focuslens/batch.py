@@ -102,6 +102,10 @@ class PromptBatch:
         columns = torch.arange(self.width)
         return (columns >= torch.tensor(self.padding)[:, None]).long()
 
+    def repeated(self, copies: int) -> PromptBatch:
+        """Every prompt ``copies`` times in a row."""
+        return PromptBatch(tuple(prompt for prompt in self.prompts for _ in range(copies)))
+
     def first_response_row(self, start: int) -> int:
         """Index of the first row that produces a response token, of rows that begin in column ``start``."""
         return max(0, self.width - 1 - start)

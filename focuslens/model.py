@@ -295,6 +295,13 @@ class FocusModel:
             logits = self.run(tokens, mask, cache, last_only=False)
         return logits, Prefix(prefix.batch, cache, mask, logits[:, -1], prefix.under)
 
+    def copies(self, prefix: Prefix, n: int) -> Prefix:
+        """A prefix in which every prompt stands ``n`` times in a row, over the keys and values of the one given."""
+        logits = None if prefix.logits is None else prefix.logits.repeat_interleave(n, dim=0)
+        mask = prefix.mask.repeat_interleave(n, dim=0)
+        cache = self.backend.fork(prefix.cache, n)
+        return Prefix(prefix.batch.repeated(n), cache, mask, logits, prefix.under)
+
     @overload
     def generate(
         self, prompts: str | EncodedPrompt, interventions: Sequence[Intervention] = ..., *, max_new_tokens: int = ...

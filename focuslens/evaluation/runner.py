@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
+from focuslens.batch import Generation
 from focuslens.evaluation.records import RecordFile
 from focuslens.evaluation.statistics import Interval, McNemar, bootstrap_mean, mcnemar_exact
 from focuslens.files import versions
 from focuslens.hooks import Intervention
+from focuslens.interventions.lanes import Lanes
 from focuslens.metrics import require_comparable_answers, sub_exact_match
 from focuslens.prompts import Case, MultiDocSample
 
@@ -23,6 +25,9 @@ if TYPE_CHECKING:
     from focuslens.model import FocusModel
 
 __all__ = ["Evaluation", "Setting", "Sweep", "evaluate", "run_sweep"]
+
+LANES = 2**25
+"""Attention scores a layer up to which settings are decoded together."""
 
 
 @dataclass(frozen=True)
@@ -250,27 +255,41 @@ def _run_batch(
 ) -> list[dict[str, Any]]:
     """Records of a batch of samples under every setting."""
     results: list[dict[str, Any]] = [{} for _ in samples]
+    for setting, responses in _responses(model, samples, settings, max_new_tokens):
+        for result, sample, response in zip(results, samples, responses, strict=True):
+            correct = sub_exact_match(response.text, sample.answers)
+            result[setting.name] = {"response": response.text, "correct": correct, "finished": response.finished}
+    # In the order of the settings, whatever the order was in which they were run.
+    ordered = [{setting.name: result[setting.name] for setting in settings} for result in results]
+    return [
+        {"id": sample.id, "question_id": sample.question_id, "answers": list(sample.answers), "results": result}
+        for sample, result in zip(samples, ordered, strict=True)
+    ]
+
+
+def _responses(
+    model: FocusModel, samples: Sequence[MultiDocSample], settings: Sequence[Setting], max_new_tokens: int
+) -> Generator[tuple[Setting, Sequence[Generation]]]:
+    """Every setting's responses; settings that leave the prompt as it is decode together over one run of it."""
     cases: list[Case] = list(dict.fromkeys(setting.case for setting in settings))
     for case in cases:
         encoded = model.batch([sample.prompt(case) for sample in samples])
-        shared = None
-        for setting in (one for one in settings if one.case == case):
-            if any(one.changes_prompt for one in setting.interventions):
-                prefix = model.prefill(encoded, setting.interventions)
-            else:
-                prefix = shared = shared or model.prefill(encoded, hold_last=True)
-            for result, sample, response in zip(
-                results,
-                samples,
-                model.decode(prefix, setting.interventions, max_new_tokens=max_new_tokens),
-                strict=True,
-            ):
-                correct = sub_exact_match(response.text, sample.answers)
-                result[setting.name] = {"response": response.text, "correct": correct, "finished": response.finished}
-    return [
-        {"id": sample.id, "question_id": sample.question_id, "answers": list(sample.answers), "results": result}
-        for sample, result in zip(samples, results, strict=True)
-    ]
+        own = [one for one in settings if one.case == case]
+        together = [one for one in own if not any(part.changes_prompt for part in one.interventions)]
+        if together:
+            shared = model.prefill(encoded, hold_last=True)
+            size = max(1, LANES // (len(samples) * model.shape.n_heads * encoded.width))
+            for start in range(0, len(together), size):
+                lanes = together[start : start + size]
+                prefix, one = model.copies(shared, len(lanes)), Lanes([setting.interventions for setting in lanes])
+                responses = model.decode(prefix, [one], max_new_tokens=max_new_tokens)
+                yield from ((setting, responses[lane :: len(lanes)]) for lane, setting in enumerate(lanes))
+        for setting in own:
+            if setting not in together:
+                prefix = model.prefill(
+                    encoded, [part for part in setting.interventions if part.changes_prompt], hold_last=True
+                )
+                yield setting, model.decode(prefix, setting.interventions, max_new_tokens=max_new_tokens)
 
 
 def _evaluation(

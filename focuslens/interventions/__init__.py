@@ -2,6 +2,7 @@
 
 from focuslens.interventions.ablation import HeadAblation, mean_head_outputs
 from focuslens.interventions.focus import FocusSteering
+from focuslens.interventions.lanes import Lanes
 from focuslens.interventions.split_softmax import SplitSoftmax, split_softmax
 
-__all__ = ["FocusSteering", "HeadAblation", "SplitSoftmax", "mean_head_outputs", "split_softmax"]
+__all__ = ["FocusSteering", "HeadAblation", "Lanes", "SplitSoftmax", "mean_head_outputs", "split_softmax"]

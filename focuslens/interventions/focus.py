@@ -87,21 +87,31 @@ class FocusSteering:
         Raises:
             ValueError: If the directions do not fit the model, or the prompt is needed and missing.
         """
+        additions = self.additions(model)
+        batch = require_prompt(model, prompt, 'positions="response"') if self.positions == "response" else None
+        hooks = [(name, self._add(heads, vectors, batch, cursor)) for name, heads, vectors in additions]
+        model.points.require_acting(name for name, _ in hooks)
+        return hooks
+
+    def additions(self, model: FocusModel) -> list[tuple[str, list[int], Float[Tensor, "n d_head"]]]:
+        """Hook points, and what is added there to which query or key-value heads: the vectors times ``alpha``.
+
+        Raises:
+            ValueError: If the directions do not fit the model.
+        """
         check_heads(self.heads, model.shape.n_layers, model.shape.n_heads)
         self.directions.require_shape(model.shape)
-        batch = require_prompt(model, prompt, 'positions="response"') if self.positions == "response" else None
         at_rotary = self.directions.site == "rotary"
-        hooks = [
-            (hook_name(layer, "hook_rot_q" if at_rotary else "hook_q"), self._add(chosen, vectors, batch, cursor))
+        added = [
+            (hook_name(layer, "hook_rot_q" if at_rotary else "hook_q"), chosen, self.alpha * vectors)
             for layer, chosen, vectors in self._query_vectors()
         ]
         if not at_rotary and self.directions.key is not None:
-            hooks += [
-                (hook_name(layer, "hook_k"), self._add(chosen, vectors, batch, cursor))
+            added += [
+                (hook_name(layer, "hook_k"), chosen, self.alpha * vectors)
                 for layer, chosen, vectors in self._key_vectors(model)
             ]
-        model.points.require_acting(name for name, _ in hooks)
-        return hooks
+        return added
 
     def _query_vectors(self) -> list[tuple[int, list[int], Float[Tensor, "n d_head"]]]:
         place = {head: i for i, head in enumerate(self.heads)}
@@ -131,7 +141,7 @@ class FocusSteering:
             if first >= activation.shape[1]:
                 return None
             steered = activation.clone()
-            step = (self.alpha * vectors).to(device=activation.device, dtype=activation.dtype)
+            step = vectors.to(device=activation.device, dtype=activation.dtype)
             steered[:, first:, torch.as_tensor(heads, device=activation.device)] += step
             return steered
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from focuslens.model import FocusModel
     from focuslens.prompts import Span
 
-__all__ = ["SplitSoftmax", "split_softmax"]
+__all__ = ["SplitSoftmax", "split_factors", "split_softmax"]
 
 
 def _check_tau(tau: float) -> None:
@@ -61,15 +61,26 @@ def split_softmax(
     exact = pattern if pattern.device.type == "mps" else pattern.double()
     on_span = torch.where(inside, exact, 0).sum(dim=-1, keepdim=True)
     elsewhere = torch.where(inside, 0, exact).sum(dim=-1, keepdim=True)
+    raised, lowered = split_factors(on_span, elsewhere, tau)
+    return (exact * torch.where(inside, raised, lowered)).to(pattern.dtype)
+
+
+def split_factors(
+    on_span: Float[Tensor, "*rows"], elsewhere: Float[Tensor, "*rows"], tau: float | Float[Tensor, "*#rows"]
+) -> tuple[Float[Tensor, "*rows"], Float[Tensor, "*rows"]]:
+    """What split-softmax multiplies a row by inside its span and outside, from the row's mass on either side.
+
+    Both are one where a side is empty, and where ``tau`` is one.
+    """
     split = (on_span > 0) & (elsewhere > 0)
     # Shares of the row's own sum, which rounding keeps from being one: 1 - p would be mostly rounding where p is
     # almost 1, and a large tau would make whole rows of it.
     total = torch.where(split, on_span + elsewhere, 1)
     p, rest = (torch.where(split, side / total, 0.5) for side in (on_span, elsewhere))
     log_p = torch.log(p)
-    raised = torch.exp((tau - 1) * log_p)
-    lowered = -torch.expm1(tau * log_p) / rest
-    return torch.where(split, exact * torch.where(inside, raised, lowered), exact).to(pattern.dtype)
+    raised, lowered = torch.exp((tau - 1) * log_p), -torch.expm1(tau * log_p) / rest
+    changed = split & (torch.as_tensor(tau, device=p.device) != 1)
+    return torch.where(changed, raised, 1), torch.where(changed, lowered, 1)
 
 
 def _key_mask(span: Span, pattern: Tensor) -> Bool[Tensor, "key"]:

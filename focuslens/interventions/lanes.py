@@ -1,0 +1,205 @@
+"""Many settings in one batch: every row of a prompt's ``copies`` runs under interventions of its own.
+
+Settings that leave the prompt as it is differ only in their response rows. As consecutive rows of a batch they share
+one prefill, and what their interventions do to them is done to all of them at once.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import einsum, rearrange
+from jaxtyping import Float
+from torch import Tensor
+
+from focuslens.batch import PromptBatch, SpanLike
+from focuslens.heads import Head, check_heads
+from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, hook_name, row_wise
+from focuslens.interventions.common import first_query_row, first_row, require_prompt
+from focuslens.interventions.focus import FocusSteering
+from focuslens.interventions.split_softmax import SplitSoftmax, split_factors
+
+if TYPE_CHECKING:
+    from focuslens.model import FocusModel
+
+__all__ = ["Lanes"]
+
+
+@dataclass(frozen=True, eq=False)
+class Lanes:
+    """An intervention for batches in which each prompt stands ``len(settings)`` times, once a setting, in a row.
+
+    Args:
+        settings: What each copy of a prompt runs under, in order; none may change the prompt's own rows.
+
+    Raises:
+        ValueError: If one does.
+    """
+
+    settings: tuple[tuple[Intervention, ...], ...]
+
+    def __init__(self, settings: Sequence[Sequence[Intervention]]) -> None:
+        if any(one.changes_prompt for setting in settings for one in setting):
+            raise ValueError("a setting changes the prompt's own rows, which settings that run together share")
+        object.__setattr__(self, "settings", tuple(tuple(setting) for setting in settings))
+
+    @property
+    def heads(self) -> tuple[Head, ...]:
+        """All heads that any setting acts on."""
+        return tuple(dict.fromkeys(head for setting in self.settings for one in setting for head in one.heads))
+
+    @property
+    def changes_prompt(self) -> bool:
+        """Never."""
+        return False
+
+    def describe(self) -> dict[str, Any]:
+        """Every setting, as JSON."""
+        return {"kind": "lanes", "settings": [[one.describe() for one in setting] for setting in self.settings]}
+
+    def hooks(self, model: FocusModel, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
+        """Hooks for the whole batch, copies included.
+
+        Raises:
+            ValueError: If the batch does not hold each prompt once a setting, or an intervention does not fit.
+        """
+        batch = require_prompt(model, prompt, "a batch of settings")
+        copies = len(self.settings)
+        if len(batch) % copies:
+            raise ValueError(f"there are {copies} settings, and the batch has {len(batch)} rows: no whole copies")
+        hooks: list[Hook] = []
+        for place in range(max(len(setting) for setting in self.settings)):
+            acting = {lane: setting[place] for lane, setting in enumerate(self.settings) if place < len(setting)}
+            hooks += self._hooks_of(model, batch, acting, cursor)
+        model.points.require_acting(name for name, _ in hooks)
+        return hooks
+
+    def _hooks_of(
+        self, model: FocusModel, batch: PromptBatch, acting: dict[int, Intervention], cursor: Cursor | None
+    ) -> list[Hook]:
+        """Hooks of one intervention a lane; lanes do not meet, so the order of kinds is free."""
+        copies = len(self.settings)
+        splits: defaultdict[SpanLike, dict[int, SplitSoftmax]] = defaultdict(dict)
+        steered: dict[int, FocusSteering] = {}
+        hooks: list[Hook] = []
+        for lane, one in acting.items():
+            if type(one) is SplitSoftmax:
+                splits[one.span][lane] = one
+            elif type(one) is FocusSteering:
+                steered[lane] = one
+            else:
+                prompts = PromptBatch(batch.prompts[lane::copies])
+                hooks += [
+                    (name, _on_lane(hook, lane, copies)) for name, hook in one.hooks(model, prompts, cursor=cursor)
+                ]
+        for span, lanes in splits.items():
+            hooks += _split_hooks(model, batch, span, lanes, copies, cursor)
+        return hooks + _steering_hooks(model, batch, steered, copies, cursor)
+
+
+def _on_lane(hook: Any, lane: int, copies: int) -> Any:
+    """A hook of one setting on its rows of the batch."""
+
+    def act(tensor: Tensor, hook: Any, *, inner: Any = hook) -> Tensor | None:
+        changed = inner(tensor[lane::copies], hook)
+        if changed is None:
+            return None
+        result = tensor.clone()
+        result[lane::copies] = changed
+        return result
+
+    return act
+
+
+def _split_hooks(
+    model: FocusModel,
+    batch: PromptBatch,
+    span: SpanLike,
+    lanes: dict[int, SplitSoftmax],
+    copies: int,
+    cursor: Cursor | None,
+) -> list[Hook]:
+    """Split-softmax of all lanes in one edit a layer: each row and head has its own ``tau``, 1 where it has none."""
+    batch.columns(span, batch.width)  # an unknown span is an error now, not in the middle of a forward pass
+    taus = torch.ones(copies, model.shape.n_layers, model.shape.n_heads, dtype=torch.float64)
+    for lane, one in lanes.items():
+        for layer, head in check_heads(one.heads, model.shape.n_layers, model.shape.n_heads):
+            taus[lane, layer, head] = one.tau
+    touched = [layer for layer in range(model.shape.n_layers) if (taus[:, layer] != 1).any()]
+    return [
+        (hook_name(layer, "hook_pattern"), _split_rows(model, batch, span, taus[:, layer], layer, copies, cursor))
+        for layer in touched
+    ]
+
+
+def _split_rows(
+    model: FocusModel,
+    batch: PromptBatch,
+    span: SpanLike,
+    taus: Float[Tensor, "copy head"],
+    layer: int,
+    copies: int,
+    cursor: Cursor | None,
+) -> Any:
+    prompts = PromptBatch(batch.prompts[::copies])
+    tau = rearrange(taus, "copy head -> 1 copy head 1")
+    places = [
+        (i, slice(padding + start, padding + end))
+        for i, (prompt, padding) in enumerate(zip(prompts.prompts, prompts.padding, strict=True))
+        for start, end in prompt.resolve(span)
+    ]
+
+    @row_wise
+    def turn(pattern: Float[Tensor, "batch head row key"], hook: Any) -> Tensor | None:
+        first, n_keys = first_row(model, layer, batch, "response", cursor, pattern), pattern.shape[-1]
+        if first >= pattern.shape[-2]:
+            return None
+        rows = rearrange(pattern[:, :, first:], "(prompt copy) head row key -> prompt copy head row key", copy=copies)
+        outside = (~prompts.columns(span, n_keys)).to(rows)
+        elsewhere = einsum(rows, outside, "prompt copy head row key, prompt key -> prompt copy head row").double()
+        # The span itself, which is short, in double precision: a factor that single precision has no room for belongs
+        # to a mass that is as small.
+        parts = [(i, part, rows[i, ..., part].double()) for i, part in places]
+        on_span = torch.zeros_like(elsewhere)
+        for i, _, weights in parts:
+            on_span[i] += weights.sum(dim=-1)
+        raised, lowered = split_factors(on_span, elsewhere, tau.to(pattern.device))
+        result = pattern.clone()
+        edited = rearrange(result[:, :, first:], "(prompt copy) head row key -> prompt copy head row key", copy=copies)
+        edited *= lowered[..., None].to(rows.dtype)
+        for i, part, weights in parts:
+            edited[i, ..., part] = (weights * raised[i, ..., None]).to(rows.dtype)
+        return result
+
+    return turn
+
+
+def _steering_hooks(
+    model: FocusModel, batch: PromptBatch, lanes: dict[int, FocusSteering], copies: int, cursor: Cursor | None
+) -> list[Hook]:
+    """Steering of all lanes in one addition a layer and hook point."""
+    added: dict[str, Tensor] = {}
+    for lane, one in lanes.items():
+        for name, heads, vectors in one.additions(model):
+            n_heads = model.shape.n_key_value_heads if name.endswith("hook_k") else model.shape.n_heads
+            added.setdefault(name, torch.zeros(copies, n_heads, model.shape.d_head))[lane, heads] = vectors
+    return [(name, _add_rows(batch, vectors, copies, cursor)) for name, vectors in added.items()]
+
+
+def _add_rows(
+    batch: PromptBatch, vectors: Float[Tensor, "copy head d_head"], copies: int, cursor: Cursor | None
+) -> Any:
+    def add(activation: Float[Tensor, "batch row head d_head"], hook: Any) -> Tensor | None:
+        first = first_query_row(batch, "response", cursor, activation)
+        if first >= activation.shape[1]:
+            return None
+        result = activation.clone()
+        rows = rearrange(result[:, first:], "(prompt copy) row head d -> prompt copy row head d", copy=copies)
+        rows += rearrange(vectors.to(result), "copy head d -> copy 1 head d")
+        return result
+
+    return add

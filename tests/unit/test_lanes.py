@@ -1,0 +1,116 @@
+"""Settings that run together in one batch give what each gives alone."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+import focuslens as fl
+from focuslens.evaluation import runner
+from focuslens.interventions import Lanes
+
+HEADS = [fl.Head(0, 1), fl.Head(1, 3), fl.Head(1, 0), fl.Head(2, 2)]
+
+
+def directions(model: fl.FocusModel, site: Any) -> fl.FocusDirections:
+    generator = torch.Generator().manual_seed(3)
+    query, key = (torch.randn(len(HEADS), model.shape.d_head, generator=generator) for _ in range(2))
+    return fl.FocusDirections(HEADS, 4 * query, 4 * key if site == "projection" else None, site)
+
+
+def settings(model: fl.FocusModel) -> list[list[fl.Intervention]]:
+    rotary, projection = (directions(model, site) for site in ("rotary", "projection"))
+    return [
+        [],
+        [fl.SplitSoftmax(HEADS, 0.1)],
+        [fl.SplitSoftmax(HEADS[:2], 0.0), fl.SplitSoftmax(HEADS[1:], 30.0, span="question")],
+        [fl.SplitSoftmax(HEADS[3:], 1.0)],
+        [fl.FocusSteering(rotary, 1.0, positions="response")],
+        [fl.FocusSteering(projection, -0.5, HEADS[:3], positions="response"), fl.SplitSoftmax(HEADS, 0.3)],
+        [fl.SplitSoftmax(HEADS, 2.0, span=(3, 9)), fl.FocusSteering(rotary, 0.5, HEADS[:1], positions="response")],
+        [fl.HeadAblation(HEADS, positions="response")],
+        [fl.HeadAblation(HEADS, "knockout", span="relevant"), fl.SplitSoftmax(HEADS, 0.3, span="irrelevant")],
+    ]
+
+
+def rows(model: fl.FocusModel, prefix: Any, interventions: list[fl.Intervention], n: int) -> tuple[Any, torch.Tensor]:
+    """Responses, and the last layer's output at the rows that produce them, ``[batch row d_model]``."""
+    seen: list[torch.Tensor] = []
+    name = f"blocks.{model.shape.n_layers - 1}.hook_resid_post"
+    observer: Any = (name, lambda x, hook: seen.append(x[:, -1].clone()))
+    made = model.decode(prefix, interventions, max_new_tokens=n, observers=[observer])
+    return [one.tokens.tolist() for one in made], torch.stack(seen[:n], dim=1)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral_window"])
+def test_every_lane_is_its_setting_alone(name, load_model, backend, samples):
+    model = load_model(name, backend)
+    model = fl.FocusModel(model.hooked, model.tokenizer, stop_tokens=())
+    lanes = settings(model)
+    prompts = [model.encode(sample.prompt()) for sample in samples[:2]]
+    held = model.prefill(prompts, hold_last=True)
+    responses, together = rows(model, model.copies(held, len(lanes)), [Lanes(lanes)], 4)
+    assert together.shape[0] == 2 * len(lanes)
+    for lane, interventions in enumerate(lanes):
+        expected, alone = rows(model, held, interventions, 4)
+        assert responses[lane :: len(lanes)] == expected
+        torch.testing.assert_close(together[lane :: len(lanes)], alone, atol=2e-4, rtol=0)
+    # They do not all say the same.
+    assert (together.std(dim=0) > 1e-3).any()
+    assert len({tuple(one) for one in responses[: len(lanes)]}) > 3
+
+
+def test_the_prompts_keys_are_not_copied(load_model, samples):
+    model = load_model("llama", "hooked")
+    held = model.prefill(samples[0].prompt(), hold_last=True)
+    copies = model.copies(held, 50)
+    pairs = zip(held.cache.layers, copies.cache.layers, strict=True)
+    assert all(a.segments[0].keys.data_ptr() == b.segments[0].keys.data_ptr() for a, b in pairs)
+    assert (len(copies.batch), copies.mask.shape[0]) == (50, 50)
+
+
+def test_a_mass_too_small_for_a_factor_in_single_precision(load_model, samples):
+    model = load_model("llama")
+    prompt = model.encode(samples[0].prompt())
+    taus, start = (0.0, 0.5, 1.0), prompt.spans["relevant"][0][0]
+    pattern = torch.full((3, model.shape.n_heads, 1, len(prompt.tokens)), 1 / len(prompt.tokens))
+    for first, last in prompt.spans["relevant"]:
+        pattern[..., first:last] = 0
+    pattern /= pattern.sum(dim=-1, keepdim=True)
+    pattern[..., start] = 1e-42
+    ((_, hook),) = Lanes([[fl.SplitSoftmax([(1, 2)], tau)] for tau in taus]).hooks(model, [prompt] * 3)
+    turned: Any = hook(pattern, None)
+    assert abs(turned[0, 2, 0, start] - 1) < 1e-6
+    for lane, tau in enumerate(taus):
+        expected = fl.split_softmax(pattern[lane, 2], (start, start + 1), tau)
+        torch.testing.assert_close(turned[lane, 2], expected, rtol=1e-5, atol=1e-9)
+        assert torch.equal(turned[lane, :2], pattern[lane, :2])
+
+
+def test_what_does_not_fit_is_refused(load_model, samples):
+    model = load_model("llama")
+    with pytest.raises(ValueError, match="changes the prompt's own rows"):
+        Lanes([[], [fl.HeadAblation(HEADS)]])
+    lanes = Lanes([[], [fl.SplitSoftmax(HEADS, 0.2)]])
+    with pytest.raises(ValueError, match="there are 2 settings, and the batch has 3 rows"):
+        lanes.hooks(model, [samples[0].prompt()] * 3)
+    with pytest.raises(KeyError, match="no part 'nowhere'"):
+        Lanes([[fl.SplitSoftmax(HEADS, 0.2, span="nowhere")]]).hooks(model, samples[0].prompt())
+    assert (lanes.heads, lanes.changes_prompt) == (tuple(HEADS), False)
+    assert lanes.describe()["settings"] == [[], [fl.SplitSoftmax(HEADS, 0.2).describe()]]
+
+
+@pytest.mark.parametrize("budget", [1, 10**9])
+def test_a_sweep_is_what_each_setting_gives_alone(budget, load_model, backend, samples, monkeypatch):
+    model = load_model("llama", backend)
+    monkeypatch.setattr(runner, "LANES", budget)
+    steered = fl.FocusSteering(directions(model, "rotary"), 1.0)
+    swept = [fl.Setting(str(i), tuple(one)) for i, one in enumerate([*settings(model), [steered]])]
+    swept.insert(3, fl.Setting("gold", (fl.SplitSoftmax(HEADS, 3.0),), case="gold"))
+    result = fl.run_sweep(model, samples, swept, max_new_tokens=4, batch_size=2)
+    assert list(result.evaluations) == [setting.name for setting in swept]
+    for setting in swept:
+        alone = fl.evaluate(model, samples, setting.interventions, case=setting.case, max_new_tokens=4, batch_size=2)
+        assert result[setting.name].responses == alone.responses
