@@ -1,21 +1,19 @@
-"""The attention engine under ``HookedTransformer``: the same numbers and hooks, at the price of the plain model.
+"""The attention engine under TransformerLens: what its caches, passes and hook points mean to it.
 
-TransformerLens computes every layer's ``[batch head row key]`` pattern in full, several times over, keeps keys before
-their rotation and rotates all of them again for every new token. Here a prompt's rows go through the fused kernel and
-rotated keys are kept. ``hook_q``, ``hook_k``, ``hook_v``, ``hook_rot_q``, ``hook_rot_k`` and ``hook_z`` fire as usual;
-so do ``hook_attn_scores`` and ``hook_pattern``, in layers where somebody looks at them.
+A prompt's rows go through the fused kernel, rows that follow it are computed over the rotated keys kept so far.
+``hook_q``, ``hook_k``, ``hook_v``, ``hook_rot_q``, ``hook_rot_k`` and ``hook_z`` fire as usual; so do
+``hook_attn_scores`` and ``hook_pattern``, in layers where somebody looks at them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property, partial
-from typing import Any, NamedTuple
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -31,31 +29,10 @@ from focuslens.attention import (
 )
 from focuslens.hooks import is_row_wise
 
-__all__ = ["KeyValueCache", "Pass", "can_fuse", "fused_attention"]
+if TYPE_CHECKING:
+    from focuslens.backends.base import ModelShape
 
-
-def can_fuse(hooked: Any) -> bool:
-    """Whether a model's attention is plain ``softmax(Q K^T * scale) V`` over rotary queries and keys, and its own."""
-    cfg = hooked.cfg
-    return (
-        cfg.positional_embedding_type == "rotary"
-        and cfg.attention_dir == "causal"
-        and cfg.attn_scores_soft_cap <= 0
-        and not any(getattr(cfg, name, False) for name in _UNUSUAL)
-        and str(cfg.original_architecture) not in ("OlmoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
-        # A layer whose forward somebody has replaced, as accelerate does, is left to them.
-        and not any("forward" in vars(block.attn) for block in hooked.blocks)
-    )
-
-
-_UNUSUAL = (
-    "use_attention_sinks",
-    "use_logn_attn",
-    "use_dynamic_ntk_rope",
-    "load_in_4bit",
-    "use_attn_result",
-    "clip_qkv",
-)
+__all__ = ["CacheEntry", "KeyValueCache", "Pass", "attend", "is_hooked", "replaced_forwards", "under_hook"]
 
 
 @dataclass
@@ -72,15 +49,21 @@ class KeyValueCache:
     mask: Int[Tensor, "batch column"]
     heads: tuple[int, int]
 
+    @classmethod
+    def empty(cls, shape: ModelShape, batch: int, device: torch.device) -> KeyValueCache:
+        """A cache without columns."""
+        mask = torch.zeros(batch, 0, dtype=torch.long, device=device)
+        return cls([LayerCache() for _ in range(shape.n_layers)], mask, (shape.n_key_value_heads, shape.d_head))
+
     def shared(self, copies: int = 1) -> KeyValueCache:
         """A cache for ``copies`` consecutive rows a prompt, which can grow without changing this one."""
         mask = repeat(self.mask, "batch column -> (batch copy) column", copy=copies)
         return KeyValueCache([layer.shared(copies) for layer in self.layers], mask, self.heads)
 
-    def __getitem__(self, index: int) -> _Entry:
+    def __getitem__(self, index: int) -> CacheEntry:
         # A tensor without data: ``HookedTransformer`` reads the number of columns from its shape.
         layer = self.layers[index]
-        return _Entry(layer, torch.empty(len(self.mask), layer.columns, *self.heads, device="meta"))
+        return CacheEntry(layer, torch.empty(len(self.mask), layer.columns, *self.heads, device="meta"))
 
     def append_attention_mask(self, new: Int[Tensor, "batch row"]) -> Int[Tensor, "batch column"]:
         """What ``HookedTransformer`` calls before its layers run."""
@@ -88,7 +71,7 @@ class KeyValueCache:
         return self.mask
 
 
-class _Entry(NamedTuple):
+class CacheEntry(NamedTuple):
     """One layer of a cache, as ``HookedTransformer`` sees it."""
 
     layer: LayerCache
@@ -138,52 +121,36 @@ class Pass:
 
 
 @contextmanager
-def fused_attention(hooked: Any, rows: Pass) -> Generator[None]:
-    """Run one pass of a ``HookedTransformer`` on the engine; its own attention is back in place when the block ends.
-
-    A cache, if there is one, has to be a :class:`KeyValueCache`.
-    """
-    layers = [block.attn for block in hooked.blocks]
+def replaced_forwards(layers: Sequence[Any], forwards: Sequence[Callable[..., Any]]) -> Generator[None]:
+    """Let attention layers run other ``forward`` methods; their own are back in place when the block ends."""
     try:
-        for layer in layers:
-            layer.forward = partial(_forward, layer, rows)
+        for layer, forward in zip(layers, forwards, strict=True):
+            vars(layer)["forward"] = forward  # a bridge's own way of setting attributes hands them to what it wraps
         yield
     finally:
         for layer in layers:
             vars(layer).pop("forward", None)
 
 
-def _forward(
-    layer: Any,
+def attend(
+    points: Any,
     rows: Pass,
-    query_input: Float[Tensor, "batch row d_model"],
-    key_input: Float[Tensor, "batch row d_model"],
-    value_input: Float[Tensor, "batch row d_model"],
-    past_kv_cache_entry: _Entry | None = None,
-    additive_attention_mask: Tensor | None = None,
-    attention_mask: Int[Tensor, "batch key"] | None = None,
-    position_bias: Tensor | None = None,
-) -> Float[Tensor, "batch row d_model"]:
-    """What ``AbstractAttention.forward`` computes, with its hooks."""
-    q, k, v = layer.calculate_qkv_matrices(query_input, key_input, value_input)
-    cache = LayerCache() if past_kv_cache_entry is None else past_kv_cache_entry.layer
-    start = cache.columns
-    q = layer.hook_rot_q(layer.apply_rotary(q, start, attention_mask))
-    cache.append(layer.apply_rotary(k, start, attention_mask), v)
-    segments = cache.segments
-    if _hooked(layer.hook_rot_k):
-        segments = (_under_hook(layer.hook_rot_k, segments),)
-    z = layer.hook_z(_attend(layer, rows, q, segments))
-    weight = rearrange(layer.W_O, "head d_head d_model -> d_model (head d_head)")
-    return F.linear(rearrange(z, "batch row head d_head -> batch row (head d_head)"), weight, layer.b_O)
-
-
-def _attend(
-    layer: Any, rows: Pass, q: Float[Tensor, "batch row head d_head"], segments: tuple[Segment, ...]
+    q: Float[Tensor, "batch row head d_head"],
+    segments: tuple[Segment, ...],
+    window: int | None,
+    scale: float,
 ) -> Float[Tensor, "batch row head d_head"]:
-    window = layer.cfg.window_size if layer.attn_type == "local" else None
-    scale = 1 / float(layer.attn_scale)
-    watched = [point if _hooked(point) else None for point in (layer.hook_attn_scores, layer.hook_pattern)]
+    """What one layer reads, in the cheapest way that lets everybody see who looks at its scores or pattern.
+
+    Args:
+        points: Holds the layer's ``hook_attn_scores`` and ``hook_pattern``.
+        rows: The pass.
+        q: Rotated queries.
+        segments: Rotated keys and values of all columns.
+        window: How many keys, its own included, a row sees at most; ``None`` for all.
+        scale: What query-key products are multiplied by.
+    """
+    watched = [point if is_hooked(point) else None for point in (points.hook_attn_scores, points.hook_pattern)]
     if not any(watched) and rows.left_padding is not None:
         return attend_causally(q, segments[0], rows.left_padding, window, scale)
     n_columns = rows.mask.shape[1]
@@ -198,7 +165,7 @@ def _attend(
     return torch.cat(parts, dim=1)
 
 
-def _under_hook(point: Any, segments: tuple[Segment, ...]) -> Segment:
+def under_hook(point: Any, segments: tuple[Segment, ...]) -> Segment:
     """All columns as one segment, whose keys a hook has seen and may have changed for this pass."""
     whole = [
         torch.cat(
@@ -210,7 +177,8 @@ def _under_hook(point: Any, segments: tuple[Segment, ...]) -> Segment:
     return Segment(keys, values)
 
 
-def _hooked(point: Any) -> bool:
+def is_hooked(point: Any) -> bool:
+    """Whether anybody looks at a hook point."""
     return bool(point.fwd_hooks or point.bwd_hooks or point._forward_hooks or point._forward_pre_hooks)
 
 

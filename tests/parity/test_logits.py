@@ -130,5 +130,6 @@ def test_a_context_of_the_checkpoints_own_length(backend, load_model, reference,
     tokens = prompt.repeat(5)[:1024]
     assert model.shape.n_ctx == 1024
     expected = hf.logits(tokens)
-    # Angles grow with the position, and with them what float32 leaves of them: 1,024 radians are good to 6e-5.
-    assert gap(model.logits(tokens), expected) < (2e-5 if backend == "bridge" else 5e-3)
+    # Angles grow with the position, and with them what float32 leaves of them: 1,024 radians are good to 6e-5. The
+    # bridge's are Hugging Face's own; what is left is another order of summation (2e-5 measured).
+    assert gap(model.logits(tokens), expected) < (1e-4 if backend == "bridge" else 5e-3)

@@ -289,6 +289,7 @@ def test_activations_that_do_not_fit_in_memory_are_made_anew(
 def test_a_model_that_attends_otherwise_is_refused(
     model: FocusModel, samples: list[MultiDocSample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(model.hooked.cfg, "use_attn_result", True)  # TransformerLens attends, not the engine
     monkeypatch.setattr(model.backend, "scale", lambda layer: 0.5 if layer == 2 else 0.25)
     train_focus_directions(model, samples[3:], [(0, 1)], epochs=1, max_new_tokens=2)
     with pytest.raises(ValueError, match=r"layer 2 of 'tiny' does not attend as softmax\(Q K\^T \* scale\)"):
@@ -300,6 +301,7 @@ def test_a_window_that_was_overlooked_is_refused(
     load_model: Any, backend: str, samples: list[MultiDocSample], monkeypatch: pytest.MonkeyPatch, site: Any
 ) -> None:
     model = load_model("mistral_window", backend)
+    monkeypatch.setattr(model.hooked.cfg, "use_attn_result", True)  # TransformerLens attends, not the engine
     monkeypatch.setattr(model.backend, "window", lambda layer: None)
     with pytest.raises(ValueError, match="directions cannot be trained on this architecture"):
         train_focus_directions(model, samples[2:3], site=site, epochs=1, max_new_tokens=2)

@@ -1,0 +1,169 @@
+"""``TransformerBridge`` (TransformerLens 3.x and 4.x): hooks around a Hugging Face model, with the engine under it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from focuslens.attention import LayerCache
+from focuslens.backends.base import shape_of
+from focuslens.engine import KeyValueCache, Pass, attend, replaced_forwards
+from focuslens.rotary import Rotary
+
+__all__ = ["BridgeBackend"]
+
+
+class BridgeBackend:
+    """A ``TransformerBridge`` (TransformerLens 3.x and 4.x): hooks around the Hugging Face model."""
+
+    def __init__(self, hooked: Any) -> None:
+        self.hooked = hooked
+        self.shape = shape_of(hooked.cfg)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.hooked.original_model.parameters()).device
+
+    def require_supported(self) -> None:
+        pass
+
+    def new_cache(self, batch: int) -> Any:
+        if _can_fuse(self.hooked):
+            return KeyValueCache.empty(self.shape, batch, self.device)
+        # Without a config the cache keeps every key, also in layers with a sliding window: hooks count on
+        # key columns being absolute.
+        return DynamicCache()
+
+    def fork(self, cache: Any, copies: int = 1) -> Any:
+        if isinstance(cache, KeyValueCache):
+            return cache.shared(copies)
+        fork = copy.copy(cache)
+        fork.layers = [copy.copy(layer) for layer in cache.layers]
+        if copies > 1:
+            fork.batch_repeat_interleave(copies)
+        return fork
+
+    def forward(
+        self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any | None, *, last_only: bool
+    ) -> Float[Tensor, "batch row d_vocab"]:
+        arguments: dict[str, Any] = {"logits_to_keep": 1} if last_only else {}
+        if isinstance(cache, KeyValueCache) or (cache is None and _can_fuse(self.hooked)):
+            return self._fused_forward(tokens, mask, cache, arguments)
+        if cache is not None:
+            arguments["past_key_values"] = cache
+        mask = mask.to(self.device)
+        return self.hooked(tokens, return_type="logits", attention_mask=mask, use_cache=cache is not None, **arguments)
+
+    def _fused_forward(
+        self, tokens: Tensor, mask: Tensor, cache: KeyValueCache | None, arguments: dict[str, Any]
+    ) -> Tensor:
+        """One pass on the engine, which makes what masks it needs from the columns."""
+        n_rows, caches = tokens.shape[1], [LayerCache() for _ in self.hooked.blocks]
+        if cache is not None:
+            cache.append_attention_mask(mask[:, -n_rows:])
+            caches = cache.layers
+        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -n_rows:].to(self.device)
+        rows, layers = Pass(n_rows, mask.cpu()), [block.attn for block in self.hooked.blocks]
+        forwards = [
+            partial(_forward, layer, rows, own, self.window(place), self.scale(place))
+            for place, (layer, own) in enumerate(zip(layers, caches, strict=True))
+        ]
+        with replaced_forwards(layers, forwards), _without_masks(self.hooked.original_model.config):
+            return self.hooked(tokens, return_type="logits", position_ids=positions, use_cache=False, **arguments)
+
+    def _attention(self, layer: int) -> Any:
+        return self.hooked.blocks[layer].attn.original_component
+
+    def rotary(self, layer: int, length: int) -> Rotary:
+        model = self.hooked.original_model
+        embedding = getattr(model.base_model, "rotary_emb", None)
+        # Gemma 3 has a table for each kind of layer, OLMo 2 norms over all heads of a projection together.
+        attention = self._attention(layer)
+        norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        per_head = all(norm is None or norm.weight.shape == (self.shape.d_head,) for norm in norms)
+        if embedding is None or "layer_type" in inspect.signature(embedding.forward).parameters or not per_head:
+            raise ValueError(
+                f"the step from queries and keys to rotated ones of {type(model).__name__} is not one that can be "
+                "differentiated here, so directions cannot be trained at the projection site; use site='rotary'"
+            )
+        positions = torch.arange(length, device=self.device)[None]
+        like = torch.zeros(1, dtype=self.hooked.cfg.dtype, device=self.device)
+        with torch.no_grad():
+            cos, sin = embedding(like, positions)
+        return Rotary(cos=cos[0], sin=sin[0], adjacent_pairs=False, query_norm=norms[0], key_norm=norms[1])
+
+    def scale(self, layer: int) -> float:
+        return float(self._attention(layer).scaling)
+
+    def window(self, layer: int) -> int | None:
+        attention, config = self._attention(layer), self.hooked.original_model.config
+        if hasattr(attention, "sliding_window"):
+            return cast("int | None", attention.sliding_window)
+        # Mistral's attention has no such attribute and reads the configuration itself.
+        if getattr(config, "use_sliding_window", True) is False:
+            return None
+        return cast("int | None", getattr(config, "sliding_window", None))
+
+
+_PLAIN = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
+"""Attention of Hugging Face that is ``softmax(Q K^T * scale) V`` over rotary queries and keys, norms of heads apart."""
+
+
+def _can_fuse(hooked: Any) -> bool:
+    """Whether every layer's attention is one that :func:`_forward` computes, and its own."""
+    unusual = ("use_split_qkv_input", "use_attn_in", "use_attn_result", "gated_q_proj")
+    return not any(getattr(hooked.cfg, name, False) for name in unusual) and all(
+        type(block.attn).__name__ == "PositionEmbeddingsAttentionBridge"
+        and type(block.attn.original_component).__name__ in _PLAIN
+        and "forward" not in vars(block.attn)
+        for block in hooked.blocks
+    )
+
+
+@contextmanager
+def _without_masks(config: Any) -> Generator[None]:
+    """Keep Hugging Face from building masks of rows times keys, by the name of an attention that needs none."""
+    before = config._attn_implementation
+    config._attn_implementation = "focuslens"
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
+
+
+def _forward(
+    layer: Any,
+    rows: Pass,
+    cache: LayerCache,
+    window: int | None,
+    scale: float,
+    hidden_states: Float[Tensor, "batch row d_model"],
+    *,
+    position_embeddings: tuple[Tensor, Tensor],
+    **_: Any,
+) -> tuple[Float[Tensor, "batch row d_model"], None]:
+    """What ``PositionEmbeddingsAttentionBridge.forward`` computes, with its hooks."""
+    hidden_states, d_head = layer.hook_in(hidden_states), layer.original_component.head_dim
+    q, k, v = (
+        rearrange(project(hidden_states), "batch row (head d) -> batch head row d", d=d_head)
+        for project in (layer.q, layer.k, layer.v)
+    )
+    if "q_norm" in layer.submodules:
+        q, k = layer.hook_q_normed(layer.q_norm(q)), layer.hook_k_normed(layer.k_norm(k))
+    q, k = apply_rotary_pos_emb(q, k, *layer._apply_position_embedding_hooks(position_embeddings))
+    q, k = layer.hook_rot_q(q), layer.hook_rot_k(k)
+    cache.append(*(rearrange(x, "batch kv row d -> batch row kv d") for x in (k, v)))
+    q = rearrange(q, "batch head row d -> batch row head d")
+    z = attend(layer, rows, q, cache.segments, window, scale)
+    return layer.hook_out(layer.o(rearrange(z, "batch row head d -> batch row (head d)"))), None

@@ -1,0 +1,187 @@
+"""``HookedTransformer`` (TransformerLens 3.x), with the attention engine under it.
+
+TransformerLens computes every layer's ``[batch head row key]`` pattern in full, several times over, keeps keys before
+their rotation and rotates all of them again for every new token. The engine gives the same numbers and hooks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from focuslens.attention import LayerCache
+from focuslens.backends.base import shape_of
+from focuslens.engine import CacheEntry, KeyValueCache, Pass, attend, is_hooked, replaced_forwards, under_hook
+from focuslens.rotary import Rotary
+
+__all__ = ["HookedBackend"]
+
+
+class HookedBackend:
+    """A ``HookedTransformer`` (TransformerLens 3.x)."""
+
+    def __init__(self, hooked: Any) -> None:
+        self.hooked = hooked
+        self.shape = shape_of(hooked.cfg)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.hooked.parameters()).device
+
+    def require_supported(self) -> None:
+        cfg = self.hooked.cfg
+        if getattr(cfg, "ungroup_grouped_query_attention", False) and self.shape.n_key_value_heads < self.shape.n_heads:
+            raise ValueError(
+                "the model's grouped keys and values are ungrouped, so hook_k has one head a query head; call "
+                "hooked.set_ungroup_grouped_query_attention(False)"
+            )
+
+    def new_cache(self, batch: int) -> Any:
+        self.require_supported()
+        if _can_fuse(self.hooked):
+            return KeyValueCache.empty(self.shape, batch, self.device)
+        from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+        return TransformerLensKeyValueCache.init_cache(self.hooked.cfg, self.device, batch)
+
+    def fork(self, cache: Any, copies: int = 1) -> Any:
+        if isinstance(cache, KeyValueCache):
+            return cache.shared(copies)
+        # Appending concatenates into new tensors, so entries that share tensors never see each other's growth.
+        entries = [
+            dataclasses.replace(
+                entry, past_keys=_copies(entry.past_keys, copies), past_values=_copies(entry.past_values, copies)
+            )
+            for entry in cache.entries
+        ]
+        mask = _copies(cache.previous_attention_mask, copies)
+        return dataclasses.replace(cache, entries=entries, previous_attention_mask=mask)
+
+    def forward(
+        self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any | None, *, last_only: bool
+    ) -> Float[Tensor, "batch row d_vocab"]:
+        hooked = self.hooked
+        new = mask[:, -tokens.shape[1] :].to(self.device)
+        arguments: dict[str, Any] = {"attention_mask": new}
+        if cache is not None:
+            arguments["past_kv_cache"] = cache
+        fuse = isinstance(cache, KeyValueCache) if cache is not None else _can_fuse(hooked)
+        with self._fused(Pass(tokens.shape[1], mask.cpu())) if fuse else nullcontext():
+            if not last_only:
+                return hooked(tokens, return_type="logits", **arguments)
+            # Unembedding a long prompt costs more memory than running it, and only its last row is wanted.
+            residual = hooked(tokens, stop_at_layer=self.shape.n_layers, **arguments)[:, -1:]
+        if hooked.cfg.normalization_type is not None:
+            residual = hooked.ln_final(residual)
+        logits = hooked.unembed(residual)
+        cap = hooked.cfg.output_logits_soft_cap
+        return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+    def _fused(self, rows: Pass) -> AbstractContextManager[None]:
+        """One pass on the engine; its cache, if there is one, has to be a :class:`KeyValueCache`."""
+        layers = [block.attn for block in self.hooked.blocks]
+        forwards = [
+            partial(_forward, layer, rows, self.window(place), self.scale(place)) for place, layer in enumerate(layers)
+        ]
+        return replaced_forwards(layers, forwards)
+
+    def _attention(self, layer: int) -> Any:
+        return self.hooked.blocks[layer].attn
+
+    def rotary(self, layer: int, length: int) -> Rotary:
+        attention, cfg = self._attention(layer), self.hooked.cfg
+        if cfg.positional_embedding_type != "rotary":
+            raise ValueError(
+                f"positions are embedded as {cfg.positional_embedding_type!r}, not rotary: it has no rotary site"
+            )
+        sin, cos = attention.calculate_sin_cos_rotary(
+            cfg.rotary_dim, length, base=attention._rotary_base(), dtype=cfg.dtype
+        )
+        return Rotary(
+            cos=cos.to(self.device),
+            sin=sin.to(self.device),
+            adjacent_pairs=cfg.rotary_adjacent_pairs,
+            query_norm=_rms_norm(attention.q_norm),
+            key_norm=_rms_norm(attention.k_norm),
+        )
+
+    def scale(self, layer: int) -> float:
+        return 1 / float(self._attention(layer).attn_scale)
+
+    def window(self, layer: int) -> int | None:
+        return self.hooked.cfg.window_size if self._attention(layer).attn_type == "local" else None
+
+
+def _copies(tensor: Tensor, copies: int) -> Tensor:
+    return tensor if copies == 1 else tensor.repeat_interleave(copies, dim=0)
+
+
+def _rms_norm(norm: Any | None) -> Callable[[Tensor], Tensor] | None:
+    """TransformerLens's ``RMSNorm``, but not rounded to the model's dtype, and without its hooks."""
+    if norm is None:
+        return None
+
+    def apply(x: Tensor) -> Tensor:
+        return x / (x.pow(2).mean(dim=-1, keepdim=True) + norm.eps).sqrt() * norm.w.to(x.dtype)
+
+    return apply
+
+
+def _can_fuse(hooked: Any) -> bool:
+    """Whether a model's attention is plain ``softmax(Q K^T * scale) V`` over rotary queries and keys, and its own."""
+    cfg = hooked.cfg
+    return (
+        cfg.positional_embedding_type == "rotary"
+        and cfg.attention_dir == "causal"
+        and cfg.attn_scores_soft_cap <= 0
+        and not any(getattr(cfg, name, False) for name in _UNUSUAL)
+        and str(cfg.original_architecture) not in ("OlmoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
+        # A layer whose forward somebody has replaced, as accelerate does, is left to them.
+        and not any("forward" in vars(block.attn) for block in hooked.blocks)
+    )
+
+
+_UNUSUAL = (
+    "use_attention_sinks",
+    "use_logn_attn",
+    "use_dynamic_ntk_rope",
+    "load_in_4bit",
+    "use_attn_result",
+    "clip_qkv",
+)
+
+
+def _forward(
+    layer: Any,
+    rows: Pass,
+    window: int | None,
+    scale: float,
+    query_input: Float[Tensor, "batch row d_model"],
+    key_input: Float[Tensor, "batch row d_model"],
+    value_input: Float[Tensor, "batch row d_model"],
+    past_kv_cache_entry: CacheEntry | None = None,
+    additive_attention_mask: Tensor | None = None,
+    attention_mask: Int[Tensor, "batch key"] | None = None,
+    position_bias: Tensor | None = None,
+) -> Float[Tensor, "batch row d_model"]:
+    """What ``AbstractAttention.forward`` computes, with its hooks."""
+    q, k, v = layer.calculate_qkv_matrices(query_input, key_input, value_input)
+    cache = LayerCache() if past_kv_cache_entry is None else past_kv_cache_entry.layer
+    start = cache.columns
+    q = layer.hook_rot_q(layer.apply_rotary(q, start, attention_mask))
+    cache.append(layer.apply_rotary(k, start, attention_mask), v)
+    segments = cache.segments
+    if is_hooked(layer.hook_rot_k):
+        segments = (under_hook(layer.hook_rot_k, segments),)
+    z = layer.hook_z(attend(layer, rows, q, segments, window, scale))
+    weight = rearrange(layer.W_O, "head d_head d_model -> d_model (head d_head)")
+    return F.linear(rearrange(z, "batch row head d_head -> batch row (head d_head)"), weight, layer.b_O)
