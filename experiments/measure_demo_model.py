@@ -28,7 +28,7 @@ from focuslens.prompts import MultiDocSample
 POSITIONS = (0, 4, 9, 14, 19)
 TAUS = (0.03, 0.1, 0.3, 0.6)
 KS = (2, 4, 6, 8)
-ALPHAS = (-1.0, -0.5, 0.2, 0.4, 0.7, 1.0, 1.5, 3.0)
+ALPHAS = (-2.0, -1.0, 0.5, 1.0, 1.5, 2.0, 3.0, 8.0)
 STEERED = (4, 8)
 TOP = 5
 SEED = 42
@@ -164,9 +164,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=500, help="test questions (default 500)")
     parser.add_argument("--validation", type=int, default=200, help="questions that settings are chosen on")
     parser.add_argument("--train", type=int, default=200, help="questions that heads are ranked and directions made on")
-    parser.add_argument(
-        "--rate", type=float, default=0.02, help="learning rate of directions (paper's 1e-3: many steps)"
-    )
+    parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of directions (the paper's: 1e-3)")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args(arguments)
