@@ -6,9 +6,9 @@ The curriculum, in the order in which a small model can learn it: random words r
 them), which grows heads that look for an earlier occurrence; then questions whose documents become more, longer and
 more alike. A lesson is passed when the running accuracy on the first token of the answers reaches its mark.
 
-In the last lesson late documents are asked about more often than early ones, as people ask more about what was said
-last. The model learns to prefer late documents where names look alike, and so neglects early ones when questions come
-from anywhere: a habit that a bias which does not know the question can work against.
+In the last lesson, a short one, late documents are asked about more often than early ones, as people ask more about
+what was said last. The model learns to prefer late documents where names look alike, and so neglects early ones when
+questions come from anywhere: a habit that a bias which does not know the question can work against.
 
 An interrupted run goes on with ``--resume``. At the end the weights are rounded to bfloat16;
 ``measure_demo_model.py`` measures what was saved and writes the model card.
@@ -50,7 +50,8 @@ LESSONS = (
     Lesson("varied", (4, 8), 12, 1500, 0.75, 0.0, 0.1, CorpusSettings((1, 2), (0, 1), 0.3, 0.1, plain=0.2)),
     Lesson("alike", (5, 11), 14, 2000, 0.7, 0.1, 0.1, CorpusSettings(lookalikes=0.6, mentions=0.2)),
     Lesson("many", (8, 16), 18, 3000, 0.65, 0.15, 0.15, CorpusSettings()),
-    Lesson("all", (12, 22), 24, 3000, 2.0, 0.3, 0.15, CorpusSettings(), recency=20.0),
+    Lesson("all", (12, 22), 24, 3000, 2.0, 0.3, 0.15, CorpusSettings()),
+    Lesson("late", (12, 22), 24, 3000, 2.0, 0.3, 0.15, CorpusSettings(), recency=20.0, after=0.85),
 )
 
 
@@ -202,10 +203,13 @@ def take_step(
         question_step(model, tokenizer, progress, rng)
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     progress.step += 1
-    lesson = LESSONS[progress.lesson]
-    if progress.answer > lesson.pass_mark and progress.steps_inside > 20:
-        record(progress, lesson.name)
-        progress.lesson, progress.answer, progress.refusal, progress.steps_inside = progress.lesson + 1, 0.0, 0.0, 0
+    if progress.answer > LESSONS[progress.lesson].pass_mark and progress.steps_inside > 20:
+        next_lesson(progress)
+
+
+def next_lesson(progress: Progress) -> None:
+    record(progress, LESSONS[progress.lesson].name)
+    progress.lesson, progress.answer, progress.refusal, progress.steps_inside = progress.lesson + 1, 0.0, 0.0, 0
 
 
 def identity(options: argparse.Namespace) -> dict[str, float | str]:
@@ -292,6 +296,9 @@ def train(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tu
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             progress.seconds = time.process_time() - start
+            following = LESSONS[progress.lesson + 1 : progress.lesson + 2]
+            if any(0 < lesson.after * limit < progress.seconds for lesson in following):
+                next_lesson(progress)
             if progress.seconds - logged > 10:
                 logged = progress.seconds
                 log_row(log, progress)

@@ -9,7 +9,7 @@ that column is the one that produces the first response token.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -144,6 +144,7 @@ class Prefix:
         mask: 1 where a column holds a token, 0 where it is padding.
         logits: Of the last column; ``None`` where the prompts' last token has been held back.
         under: The interventions that the prompts' rows were run under.
+        residuals: The input of some layers, ``[batch column d_model]`` each.
     """
 
     batch: PromptBatch
@@ -151,3 +152,4 @@ class Prefix:
     mask: Int[Tensor, "batch column"]
     logits: Float[Tensor, "batch d_vocab"] | None
     under: tuple[Any, ...] = ()
+    residuals: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])

@@ -32,7 +32,17 @@ from focuslens.hooks import is_row_wise
 if TYPE_CHECKING:
     from focuslens.backends.base import ModelShape
 
-__all__ = ["CacheEntry", "KeyValueCache", "Pass", "attend", "is_hooked", "replaced_forwards", "under_hook"]
+__all__ = [
+    "CacheEntry",
+    "Filled",
+    "KeyValueCache",
+    "Pass",
+    "attend",
+    "is_hooked",
+    "may_stop_at_keys",
+    "replaced_forwards",
+    "under_hook",
+]
 
 
 @dataclass
@@ -60,6 +70,12 @@ class KeyValueCache:
         mask = repeat(self.mask, "batch column -> (batch copy) column", copy=copies)
         return KeyValueCache([layer.shared(copies) for layer in self.layers], mask, self.heads)
 
+    def below(self, layer: int, copies: int) -> KeyValueCache:
+        """The layers below one, shared; that layer and those above are to be filled anew."""
+        shared = [kept.shared(copies) if i < layer else LayerCache() for i, kept in enumerate(self.layers)]
+        mask = torch.zeros(len(self.mask) * copies, 0, dtype=self.mask.dtype, device=self.mask.device)
+        return KeyValueCache(shared, mask, self.heads)
+
     def __getitem__(self, index: int) -> CacheEntry:
         # A tensor without data: ``HookedTransformer`` reads the number of columns from its shape.
         layer = self.layers[index]
@@ -69,6 +85,24 @@ class KeyValueCache:
         """What ``HookedTransformer`` calls before its layers run."""
         self.mask = torch.cat((self.mask, new.to(self.mask.device)), dim=1)
         return self.mask
+
+
+class Filled(Exception):
+    """Raised where a pass that is run for its keys and values has made the last of them."""
+
+
+def may_stop_at_keys(block: Any, early: Sequence[str]) -> bool:
+    """Whether nobody looks at what the last block does with its keys and values.
+
+    Args:
+        block: The last block.
+        early: Names of its modules that have run by then, and all that is inside them.
+    """
+    modules = [
+        getattr(block.attn if name.startswith("attn.") else block, name.removeprefix("attn."), None) for name in early
+    ]
+    run = {inner for module in modules if module is not None for inner in module.modules()}
+    return not any(is_hooked(module) for module in block.modules() if module not in run)
 
 
 class CacheEntry(NamedTuple):
@@ -177,9 +211,11 @@ def under_hook(point: Any, segments: tuple[Segment, ...]) -> Segment:
     return Segment(keys, values)
 
 
-def is_hooked(point: Any) -> bool:
-    """Whether anybody looks at a hook point."""
-    return bool(point.fwd_hooks or point.bwd_hooks or point._forward_hooks or point._forward_pre_hooks)
+def is_hooked(module: Any) -> bool:
+    """Whether anybody looks at a hook point or another module; what the libraries wire up for themselves is nobody."""
+    own = ("transformers.", "transformer_lens.") if not hasattr(module, "fwd_hooks") else ()
+    stores = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
+    return any(not str(getattr(hook, "__module__", "")).startswith(own) for store in stores for hook in store.values())
 
 
 def _row_wise(point: Any) -> bool:

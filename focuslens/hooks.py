@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from focuslens.model import FocusModel
     from focuslens.prompts import Prompt
 
-__all__ = ["Cursor", "Hook", "Intervention", "PromptLike", "hook_name", "is_row_wise", "row_wise"]
+__all__ = ["Cursor", "Hook", "Intervention", "PromptLike", "hook_name", "is_row_wise", "on_prompt", "row_wise"]
 
 Hook: TypeAlias = "tuple[str, Callable[[Tensor, Any], Tensor | None]]"
 """A TransformerLens forward hook: the hook point's name and the function ``(tensor, hook) -> tensor or None``."""
@@ -91,3 +91,8 @@ class Intervention(Protocol):
     def hooks(self, model: FocusModel, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
         """Hooks for one prompt or one left-padded batch, in the order in which they must be added."""
         ...
+
+
+def on_prompt(interventions: Sequence[Intervention]) -> list[Intervention]:
+    """What changes the prompt's own rows; of an intervention that has a ``prompt_part()``, that part."""
+    return [getattr(one, "prompt_part", lambda one=one: one)() for one in interventions if one.changes_prompt]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -17,6 +17,7 @@ from focuslens.backends import Backend, ModelShape, backend_for, describe
 from focuslens.batch import EncodedPrompt, Generation, Prefix, PromptBatch
 from focuslens.decoding import decode
 from focuslens.hooks import Cursor, Hook, Intervention, PromptLike
+from focuslens.prefilling import copies, prefill, rerun
 from focuslens.probe import HookPoints
 from focuslens.tokens import PromptEncoder
 
@@ -241,29 +242,38 @@ class FocusModel:
         with self.intervened(interventions, batch, Cursor(0), observers):
             self.run(tokens[None], torch.ones(1, len(tokens), dtype=torch.long), None, last_only=True)
 
-    @torch.no_grad()
     def prefill(
-        self, prompts: PromptLike, interventions: Sequence[Intervention] = (), *, hold_last: bool = False
+        self,
+        prompts: PromptLike,
+        interventions: Sequence[Intervention] = (),
+        *,
+        hold_last: bool = False,
+        keep: Collection[int] = (),
     ) -> Prefix:
         """Run prompts once; the result can be extended and generated from any number of times.
 
         With ``hold_last`` every token but the last of each prompt is run. The last token's row produces the first
         response token, so interventions on the response begin there: held back, it is run under each setting of a
-        sweep in turn, over keys and values that all settings share.
+        sweep in turn, over keys and values that all settings share. ``keep`` names layers from which :meth:`rerun` may
+        go on: their input is kept.
 
         Raises:
             ValueError: If a prompt does not fit the context.
         """
         batch = self.batch(prompts)
         self._check_length(batch.width)
-        cache, mask, tokens = self.backend.new_cache(len(batch)), batch.mask(), batch.tokens(self.pad_token)
-        if hold_last:
-            mask, tokens = mask[:, :-1], tokens[:, :-1]
-        logits = None
-        if tokens.shape[1]:
-            with self.intervened(interventions, batch, Cursor(0)):
-                logits = self.run(tokens, mask, cache, last_only=True)[:, -1]
-        return Prefix(batch, cache, mask, None if hold_last else logits, tuple(interventions))
+        return prefill(self, batch, interventions, hold_last=hold_last, keep=keep)
+
+    def rerun(self, prefix: Prefix, interventions: Sequence[Intervention], *, copies: int = 1) -> Prefix:
+        """Run a prefix's prompts again under interventions that change them, each prompt ``copies`` times in a row.
+
+        What lies below the first layer that the interventions touch is taken over, where the prefix kept that layer's
+        input, and not computed again.
+
+        Raises:
+            ValueError: If the prefix was run under interventions, or does not hold its last token back.
+        """
+        return rerun(self, prefix, interventions, copies)
 
     @torch.no_grad()
     def extend(
@@ -297,10 +307,7 @@ class FocusModel:
 
     def copies(self, prefix: Prefix, n: int) -> Prefix:
         """A prefix in which every prompt stands ``n`` times in a row, over the keys and values of the one given."""
-        logits = None if prefix.logits is None else prefix.logits.repeat_interleave(n, dim=0)
-        mask = prefix.mask.repeat_interleave(n, dim=0)
-        cache = self.backend.fork(prefix.cache, n)
-        return Prefix(prefix.batch.repeated(n), cache, mask, logits, prefix.under)
+        return copies(self, prefix, n)
 
     @overload
     def generate(
@@ -331,9 +338,8 @@ class FocusModel:
         Raises:
             ValueError: If a prompt does not fit the context.
         """
-        # What acts on the response alone begins with the last prompt token and need not see the others run. Held back
-        # whatever the interventions are, that token is computed in one way under all of them.
-        prefix = self.prefill(prompts, [one for one in interventions if one.changes_prompt], hold_last=True)
+        # Held back whatever the interventions are, the last token is computed in one way under all of them.
+        prefix = self.prefill(prompts, interventions, hold_last=True)
         responses = self.decode(prefix, interventions, max_new_tokens=max_new_tokens)
         return responses[0] if isinstance(prompts, str | EncodedPrompt) else responses
 

@@ -177,7 +177,7 @@ def _score_generated(
     model: FocusModel, prompts: Sequence[EncodedPrompt], interventions: Sequence[Intervention], max_new_tokens: int
 ) -> tuple[dict[str, Float[Tensor, "batch layer head"]], list[str]]:
     """Scores of the rows that generation runs anyway, and the responses."""
-    prefix = model.prefill(prompts, [one for one in interventions if one.changes_prompt], hold_last=True)
+    prefix = model.prefill(prompts, interventions, hold_last=True)
     masses = ResponseMasses(model.shape, prefix.batch)
     made = model.decode(prefix, interventions, max_new_tokens=max_new_tokens, observers=masses.hooks())
     return masses.scores([len(one.tokens) for one in made]), [one.text for one in made]

@@ -67,6 +67,16 @@ class Backend(Protocol):
         """Logits of the given tokens (or the last of them), extending ``cache`` in place where there is one."""
         ...
 
+    def fill(self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any) -> None:
+        """Extend a cache by the given tokens' keys and values, which need nothing of the last layer beyond them."""
+        ...
+
+    def run_from(
+        self, layer: int, residual: Float[Tensor, "batch pos d_model"], mask: Int[Tensor, "batch key"], cache: Any
+    ) -> None:
+        """Fill the cache of a layer and of those above, given that layer's input; only with the engine's caches."""
+        ...
+
     def rotary(self, layer: int, length: int) -> Rotary:
         """The step from ``hook_q``, ``hook_k`` to ``hook_rot_q``, ``hook_rot_k`` for positions below ``length``."""
         ...

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from focuslens.attention import LayerCache
 from focuslens.backends.base import shape_of
-from focuslens.engine import KeyValueCache, Pass, attend, replaced_forwards
+from focuslens.engine import Filled, KeyValueCache, Pass, attend, may_stop_at_keys, replaced_forwards
 from focuslens.rotary import Rotary
 
 __all__ = ["BridgeBackend"]
@@ -59,28 +59,61 @@ class BridgeBackend:
     ) -> Float[Tensor, "batch row d_vocab"]:
         arguments: dict[str, Any] = {"logits_to_keep": 1} if last_only else {}
         if isinstance(cache, KeyValueCache) or (cache is None and _can_fuse(self.hooked)):
-            return self._fused_forward(tokens, mask, cache, arguments)
+            return self._fused_forward(tokens, mask, cache, fill=False, **arguments)
         if cache is not None:
             arguments["past_key_values"] = cache
         mask = mask.to(self.device)
         return self.hooked(tokens, return_type="logits", attention_mask=mask, use_cache=cache is not None, **arguments)
 
+    def fill(self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any) -> None:
+        if not isinstance(cache, KeyValueCache):
+            self.forward(tokens, mask, cache, last_only=True)
+            return
+        with suppress(Filled):
+            self._fused_forward(tokens, mask, cache, fill=True, logits_to_keep=1)
+
     def _fused_forward(
-        self, tokens: Tensor, mask: Tensor, cache: KeyValueCache | None, arguments: dict[str, Any]
+        self, tokens: Tensor, mask: Tensor, cache: KeyValueCache | None, *, fill: bool, **arguments: Any
     ) -> Tensor:
         """One pass on the engine, which makes what masks it needs from the columns."""
-        n_rows, caches = tokens.shape[1], [LayerCache() for _ in self.hooked.blocks]
+        n_rows, layers = tokens.shape[1], [LayerCache() for _ in self.hooked.blocks]
         if cache is not None:
             cache.append_attention_mask(mask[:, -n_rows:])
-            caches = cache.layers
-        positions = (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -n_rows:].to(self.device)
-        rows, layers = Pass(n_rows, mask.cpu()), [block.attn for block in self.hooked.blocks]
+            layers = cache.layers
+        arguments.update(position_ids=self._positions(mask, n_rows), use_cache=False)
+        with self._fused(Pass(n_rows, mask.cpu()), layers, fill=fill):
+            return self.hooked(tokens, return_type="logits", **arguments)
+
+    def run_from(
+        self, layer: int, residual: Float[Tensor, "batch pos d_model"], mask: Int[Tensor, "batch key"], cache: Any
+    ) -> None:
+        cache.append_attention_mask(mask)
+        n_rows, base = residual.shape[1], self.hooked.original_model.base_model
+        positions = self._positions(mask, n_rows)
+        with self._fused(Pass(n_rows, mask.cpu()), cache.layers, fill=True), suppress(Filled):
+            embeddings = base.rotary_emb(residual, positions)
+            for block in base.layers[layer:]:
+                residual = block(residual, position_ids=positions, position_embeddings=embeddings, use_cache=False)
+
+    def _fused(self, rows: Pass, layers: Sequence[LayerCache], *, fill: bool) -> AbstractContextManager[None]:
+        attentions = [block.attn for block in self.hooked.blocks]
+        stop = fill and may_stop_at_keys(self.hooked.blocks[-1], _EARLY)
         forwards = [
-            partial(_forward, layer, rows, own, self.window(place), self.scale(place))
-            for place, (layer, own) in enumerate(zip(layers, caches, strict=True))
+            partial(
+                _forward,
+                attention,
+                rows,
+                cache,
+                self.window(place),
+                self.scale(place),
+                stop and attention is attentions[-1],
+            )
+            for place, (attention, cache) in enumerate(zip(attentions, layers, strict=True))
         ]
-        with replaced_forwards(layers, forwards), _without_masks(self.hooked.original_model.config):
-            return self.hooked(tokens, return_type="logits", position_ids=positions, use_cache=False, **arguments)
+        return _on_the_engine(attentions, forwards, self.hooked.original_model.config)
+
+    def _positions(self, mask: Tensor, n_rows: int) -> Tensor:
+        return (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -n_rows:].to(self.device)
 
     def _attention(self, layer: int) -> Any:
         return self.hooked.blocks[layer].attn.original_component
@@ -116,6 +149,14 @@ class BridgeBackend:
         return cast("int | None", getattr(config, "sliding_window", None))
 
 
+_EARLY = (
+    "hook_in",
+    "ln1",
+    *(f"attn.{name}" for name in ("hook_in", "q", "k", "v", "q_norm", "k_norm", "hook_q_normed", "hook_k_normed")),
+    *(f"attn.{name}" for name in ("hook_cos", "hook_sin", "hook_rot_q", "hook_rot_k")),
+)
+"""What of a block has run when its keys and values are known."""
+
 _PLAIN = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
 """Attention of Hugging Face that is ``softmax(Q K^T * scale) V`` over rotary queries and keys, norms of heads apart."""
 
@@ -132,12 +173,13 @@ def _can_fuse(hooked: Any) -> bool:
 
 
 @contextmanager
-def _without_masks(config: Any) -> Generator[None]:
-    """Keep Hugging Face from building masks of rows times keys, by the name of an attention that needs none."""
+def _on_the_engine(attentions: Sequence[Any], forwards: Sequence[Any], config: Any) -> Generator[None]:
+    """The engine's forwards, and the name of an attention for which Hugging Face builds no mask of rows times keys."""
     before = config._attn_implementation
     config._attn_implementation = "focuslens"
     try:
-        yield
+        with replaced_forwards(attentions, forwards):
+            yield
     finally:
         config._attn_implementation = before
 
@@ -148,6 +190,7 @@ def _forward(
     cache: LayerCache,
     window: int | None,
     scale: float,
+    stop: bool,
     hidden_states: Float[Tensor, "batch row d_model"],
     *,
     position_embeddings: tuple[Tensor, Tensor],
@@ -164,6 +207,8 @@ def _forward(
     q, k = apply_rotary_pos_emb(q, k, *layer._apply_position_embedding_hooks(position_embeddings))
     q, k = layer.hook_rot_q(q), layer.hook_rot_k(k)
     cache.append(*(rearrange(x, "batch kv row d -> batch row kv d") for x in (k, v)))
+    if stop:
+        raise Filled
     q = rearrange(q, "batch head row d -> batch row head d")
     z = attend(layer, rows, q, cache.segments, window, scale)
     return layer.hook_out(layer.o(rearrange(z, "batch row head d -> batch row (head d)"))), None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -20,7 +20,17 @@ from torch import Tensor
 
 from focuslens.attention import LayerCache
 from focuslens.backends.base import shape_of
-from focuslens.engine import CacheEntry, KeyValueCache, Pass, attend, is_hooked, replaced_forwards, under_hook
+from focuslens.engine import (
+    CacheEntry,
+    Filled,
+    KeyValueCache,
+    Pass,
+    attend,
+    is_hooked,
+    may_stop_at_keys,
+    replaced_forwards,
+    under_hook,
+)
 from focuslens.rotary import Rotary
 
 __all__ = ["HookedBackend"]
@@ -86,11 +96,32 @@ class HookedBackend:
         cap = hooked.cfg.output_logits_soft_cap
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
-    def _fused(self, rows: Pass) -> AbstractContextManager[None]:
+    def fill(self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any) -> None:
+        new, n_layers = mask[:, -tokens.shape[1] :].to(self.device), self.shape.n_layers
+        fused = isinstance(cache, KeyValueCache)
+        with self._fused(Pass(tokens.shape[1], mask.cpu()), fill=True) if fused else nullcontext(), suppress(Filled):
+            self.hooked(tokens, stop_at_layer=n_layers, attention_mask=new, past_kv_cache=cache)
+
+    def run_from(
+        self, layer: int, residual: Float[Tensor, "batch pos d_model"], mask: Int[Tensor, "batch key"], cache: Any
+    ) -> None:
+        seen = cache.append_attention_mask(mask)
+        with self._fused(Pass(residual.shape[1], mask.cpu()), fill=True), suppress(Filled):
+            self.hooked(
+                residual,
+                start_at_layer=layer,
+                stop_at_layer=self.shape.n_layers,
+                attention_mask=seen,
+                past_kv_cache=cache,
+            )
+
+    def _fused(self, rows: Pass, *, fill: bool = False) -> AbstractContextManager[None]:
         """One pass on the engine; its cache, if there is one, has to be a :class:`KeyValueCache`."""
-        layers = [block.attn for block in self.hooked.blocks]
+        hooked, layers = self.hooked, [block.attn for block in self.hooked.blocks]
+        stop = fill and may_stop_at_keys(hooked.blocks[-1], _EARLY)
         forwards = [
-            partial(_forward, layer, rows, self.window(place), self.scale(place)) for place, layer in enumerate(layers)
+            partial(_forward, layer, rows, self.window(place), self.scale(place), stop and layer is layers[-1])
+            for place, layer in enumerate(layers)
         ]
         return replaced_forwards(layers, forwards)
 
@@ -136,6 +167,14 @@ def _rms_norm(norm: Any | None) -> Callable[[Tensor], Tensor] | None:
     return apply
 
 
+_EARLY = (
+    "hook_resid_pre",
+    "ln1",
+    *(f"attn.{name}" for name in ("hook_q", "hook_k", "hook_v", "q_norm", "k_norm", "hook_rot_q", "hook_rot_k")),
+)
+"""What of a block has run when its keys and values are known."""
+
+
 def _can_fuse(hooked: Any) -> bool:
     """Whether a model's attention is plain ``softmax(Q K^T * scale) V`` over rotary queries and keys, and its own."""
     cfg = hooked.cfg
@@ -165,6 +204,7 @@ def _forward(
     rows: Pass,
     window: int | None,
     scale: float,
+    stop: bool,
     query_input: Float[Tensor, "batch row d_model"],
     key_input: Float[Tensor, "batch row d_model"],
     value_input: Float[Tensor, "batch row d_model"],
@@ -182,6 +222,8 @@ def _forward(
     segments = cache.segments
     if is_hooked(layer.hook_rot_k):
         segments = (under_hook(layer.hook_rot_k, segments),)
+    if stop:
+        raise Filled
     z = layer.hook_z(attend(layer, rows, q, segments, window, scale))
     weight = rearrange(layer.W_O, "head d_head d_model -> d_model (head d_head)")
     return F.linear(rearrange(z, "batch row head d_head -> batch row (head d_head)"), weight, layer.b_O)

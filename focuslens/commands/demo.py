@@ -35,12 +35,12 @@ class DemoSettings:
     tested: int = 40
     taus: tuple[float, ...] = (0.1, 0.3, 0.6, 1.5, 1000)
     ks: tuple[int, ...] = (1, 2, 4, 8)
-    alphas: tuple[float, ...] = (-1.0, 0.2, 0.5, 1.0, 3.0)
+    alphas: tuple[float, ...] = (-1.0, 0.5, 1.0, 2.0, 8.0)
     steered: tuple[int, ...] = (1, 2, 4, 8)
     trained_heads: int = 8
     epochs: int = 10
-    # The paper's 1e-3 is for tens of thousands of steps; the demo takes a few hundred.
-    learning_rate: float = 0.02
+    # The paper's 1e-3 is for thousands of steps; the demo takes a few hundred.
+    learning_rate: float = 0.005
     max_new_tokens: int = 24
     batch_size: int = 8
 

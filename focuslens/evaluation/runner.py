@@ -17,6 +17,7 @@ from focuslens.files import versions
 from focuslens.hooks import Intervention
 from focuslens.interventions.lanes import Lanes
 from focuslens.metrics import require_comparable_answers, sub_exact_match
+from focuslens.prefilling import first_layer
 from focuslens.prompts import Case, MultiDocSample
 
 if TYPE_CHECKING:
@@ -27,7 +28,10 @@ if TYPE_CHECKING:
 __all__ = ["Evaluation", "Setting", "Sweep", "evaluate", "run_sweep"]
 
 LANES = 2**25
-"""Attention scores a layer up to which settings are decoded together."""
+"""Attention scores a layer up to which settings that leave the prompt as it is are decoded together."""
+
+ROWS = 2**15
+"""Prompt tokens up to which settings that change the prompt are run together."""
 
 
 @dataclass(frozen=True)
@@ -274,22 +278,31 @@ def _responses(
     cases: list[Case] = list(dict.fromkeys(setting.case for setting in settings))
     for case in cases:
         encoded = model.batch([sample.prompt(case) for sample in samples])
-        own = [one for one in settings if one.case == case]
-        together = [one for one in own if not any(part.changes_prompt for part in one.interventions)]
-        if together:
-            shared = model.prefill(encoded, hold_last=True)
-            size = max(1, LANES // (len(samples) * model.shape.n_heads * encoded.width))
-            for start in range(0, len(together), size):
-                lanes = together[start : start + size]
-                prefix, one = model.copies(shared, len(lanes)), Lanes([setting.interventions for setting in lanes])
-                responses = model.decode(prefix, [one], max_new_tokens=max_new_tokens)
-                yield from ((setting, responses[lane :: len(lanes)]) for lane, setting in enumerate(lanes))
-        for setting in own:
-            if setting not in together:
-                prefix = model.prefill(
-                    encoded, [part for part in setting.interventions if part.changes_prompt], hold_last=True
-                )
-                yield setting, model.decode(prefix, setting.interventions, max_new_tokens=max_new_tokens)
+        groups: dict[int | None, list[Setting]] = {}
+        for setting in (one for one in settings if one.case == case):
+            changes = any(one.changes_prompt for one in setting.interventions)
+            layer = first_layer(model, setting.interventions, encoded) if changes else None
+            groups.setdefault(layer, []).append(setting)
+        # Layers that would be run again for each setting, were they not run once for all.
+        spared = sum(layer * len(group) for layer, group in groups.items() if layer is not None)
+        shared = None
+        if None in groups or spared > model.shape.n_layers:
+            shared = model.prefill(encoded, hold_last=True, keep=[layer for layer in groups if layer is not None])
+        for layer, group in groups.items():
+            taken = len(samples) * encoded.width * (model.shape.n_heads if layer is None else 1)
+            for lanes in _pieces(group, (LANES if layer is None else ROWS) // taken):
+                n, together = len(lanes), [Lanes([setting.interventions for setting in lanes])]
+                if shared is None:
+                    prefix = model.prefill(encoded.repeated(n), together, hold_last=True)
+                else:
+                    prefix = model.copies(shared, n) if layer is None else model.rerun(shared, together, copies=n)
+                responses = model.decode(prefix, together, max_new_tokens=max_new_tokens)
+                yield from ((setting, responses[lane::n]) for lane, setting in enumerate(lanes))
+
+
+def _pieces(settings: Sequence[Setting], size: int) -> list[Sequence[Setting]]:
+    size = max(1, size)
+    return [settings[start : start + size] for start in range(0, len(settings), size)]
 
 
 def _evaluation(

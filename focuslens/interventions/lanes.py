@@ -1,7 +1,8 @@
 """Many settings in one batch: every row of a prompt's ``copies`` runs under interventions of its own.
 
-Settings that leave the prompt as it is differ only in their response rows. As consecutive rows of a batch they share
-one prefill, and what their interventions do to them is done to all of them at once.
+Settings that leave the prompt as it is differ only in their response rows: as consecutive rows of a batch they share
+one prefill. Settings that change it share what lies below the first layer they touch. What interventions do to the rows
+of a batch is done to all of them at once.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from torch import Tensor
 
 from focuslens.batch import PromptBatch, SpanLike
 from focuslens.heads import Head, check_heads
-from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, hook_name, row_wise
-from focuslens.interventions.common import first_query_row, first_row, require_prompt
+from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, hook_name, on_prompt, row_wise
+from focuslens.interventions.common import Positions, first_query_row, first_row, require_prompt
 from focuslens.interventions.focus import FocusSteering
 from focuslens.interventions.split_softmax import SplitSoftmax, split_factors
 
@@ -34,17 +35,12 @@ class Lanes:
     """An intervention for batches in which each prompt stands ``len(settings)`` times, once a setting, in a row.
 
     Args:
-        settings: What each copy of a prompt runs under, in order; none may change the prompt's own rows.
-
-    Raises:
-        ValueError: If one does.
+        settings: What each copy of a prompt runs under, in order.
     """
 
     settings: tuple[tuple[Intervention, ...], ...]
 
     def __init__(self, settings: Sequence[Sequence[Intervention]]) -> None:
-        if any(one.changes_prompt for setting in settings for one in setting):
-            raise ValueError("a setting changes the prompt's own rows, which settings that run together share")
         object.__setattr__(self, "settings", tuple(tuple(setting) for setting in settings))
 
     @property
@@ -54,8 +50,12 @@ class Lanes:
 
     @property
     def changes_prompt(self) -> bool:
-        """Never."""
-        return False
+        """Whether any setting changes rows before the last prompt token."""
+        return any(one.changes_prompt for setting in self.settings for one in setting)
+
+    def prompt_part(self) -> Lanes:
+        """What changes the prompt's own rows, without what acts on responses alone."""
+        return Lanes([on_prompt(setting) for setting in self.settings])
 
     def describe(self) -> dict[str, Any]:
         """Every setting, as JSON."""
@@ -181,20 +181,27 @@ def _split_rows(
 def _steering_hooks(
     model: FocusModel, batch: PromptBatch, lanes: dict[int, FocusSteering], copies: int, cursor: Cursor | None
 ) -> list[Hook]:
-    """Steering of all lanes in one addition a layer and hook point."""
-    added: dict[str, Tensor] = {}
+    """Steering of all lanes in one addition a layer, hook point and kind of positions."""
+    added: dict[tuple[str, Positions], Tensor] = {}
     for lane, one in lanes.items():
         for name, heads, vectors in one.additions(model):
             n_heads = model.shape.n_key_value_heads if name.endswith("hook_k") else model.shape.n_heads
-            added.setdefault(name, torch.zeros(copies, n_heads, model.shape.d_head))[lane, heads] = vectors
-    return [(name, _add_rows(batch, vectors, copies, cursor)) for name, vectors in added.items()]
+            nothing = torch.zeros(copies, n_heads, model.shape.d_head)
+            added.setdefault((name, one.positions), nothing)[lane, heads] = vectors
+    return [
+        (name, _add_rows(batch, vectors, copies, positions, cursor)) for (name, positions), vectors in added.items()
+    ]
 
 
 def _add_rows(
-    batch: PromptBatch, vectors: Float[Tensor, "copy head d_head"], copies: int, cursor: Cursor | None
+    batch: PromptBatch,
+    vectors: Float[Tensor, "copy head d_head"],
+    copies: int,
+    positions: Positions,
+    cursor: Cursor | None,
 ) -> Any:
     def add(activation: Float[Tensor, "batch row head d_head"], hook: Any) -> Tensor | None:
-        first = first_query_row(batch, "response", cursor, activation)
+        first = first_query_row(batch, positions, cursor, activation)
         if first >= activation.shape[1]:
             return None
         result = activation.clone()

@@ -217,14 +217,37 @@ def test_what_is_not_plain_attention_is_left_to_transformer_lens(
 
 def passes(model, monkeypatch):
     """Rows of every forward pass."""
-    rows, original = [], model.backend.forward
+    rows = []
 
-    def count(tokens, *args, **kwargs):
-        rows.append(tokens.shape[1])
-        return original(tokens, *args, **kwargs)
+    def count(original):
+        def run(tokens, *args, **kwargs):
+            rows.append(tokens.shape[1])
+            return original(tokens, *args, **kwargs)
 
-    monkeypatch.setattr(model.backend, "forward", count)
+        return run
+
+    monkeypatch.setattr(model.backend, "forward", count(model.backend.forward))
+    monkeypatch.setattr(model.backend, "fill", count(model.backend.fill))
     return rows
+
+
+EARLY = ("attn.hook_q", "attn.hook_k", "attn.hook_v", "attn.hook_rot_q", "attn.hook_rot_k", "hook_resid_pre")
+LATE = ("attn.hook_z", "attn.hook_pattern", "hook_attn_out", "mlp.hook_post", "hook_mlp_out", "hook_resid_post")
+
+
+@pytest.mark.parametrize("point", [*EARLY, *LATE])
+def test_a_prompt_stops_at_the_last_keys_unless_somebody_looks_further(point, load_model, backend, samples, kernel):
+    model = load_model("llama", backend)
+    prompt, seen = samples[0].prompt(), []
+    expected = model.generate(prompt, max_new_tokens=3)
+    kernel.clear()
+    last, length = model.shape.n_layers - 1, len(model.encode(prompt).tokens)
+    hook = (f"blocks.{last}.{point}", lambda x, hook: seen.append(x.shape[-2 if "pattern" in point else 1]))
+    with model.hooked.hooks(fwd_hooks=[hook]):
+        response = model.generate(prompt, max_new_tokens=3)
+    assert seen[0] == length - 1
+    assert response.text == expected.text
+    assert len(kernel) == model.shape.n_layers - (point in EARLY or "pattern" in point)
 
 
 def test_split_softmax_writes_out_the_rows_of_the_response_alone(load_model, backend, samples, kernel, monkeypatch):
@@ -238,7 +261,7 @@ def test_split_softmax_writes_out_the_rows_of_the_response_alone(load_model, bac
     with model.hooked.hooks(fwd_hooks=[("blocks.1.attn.hook_z", lambda z, hook: seen.append(z.shape[1]))]):
         response = model.generate(prompt, [split], max_new_tokens=3)
     length = len(model.encode(prompt).tokens)
-    assert len(kernel) == model.shape.n_layers
+    assert len(kernel) == model.shape.n_layers - 1
     assert rows == seen == [length - 1, *[1] * len(response.tokens)]
 
 

@@ -35,6 +35,20 @@ def settings(model: fl.FocusModel) -> list[list[fl.Intervention]]:
     ]
 
 
+def changing(model: fl.FocusModel) -> list[list[fl.Intervention]]:
+    """Settings that change the prompt: all from layer 1 on but the last."""
+    rotary, projection = (directions(model, site) for site in ("rotary", "projection"))
+    upper = HEADS[1:]
+    return [
+        [fl.FocusSteering(rotary, 1.0, upper)],
+        [fl.FocusSteering(rotary, -0.5, upper), fl.SplitSoftmax(HEADS, 0.3)],
+        [fl.FocusSteering(projection, 0.5, upper), fl.FocusSteering(rotary, 1.0, upper, positions="response")],
+        [fl.HeadAblation(upper)],
+        [fl.HeadAblation(upper, "knockout", span="relevant", positions="all")],
+        [fl.FocusSteering(rotary, 0.7, HEADS[:2])],
+    ]
+
+
 def rows(model: fl.FocusModel, prefix: Any, interventions: list[fl.Intervention], n: int) -> tuple[Any, torch.Tensor]:
     """Responses, and the last layer's output at the rows that produce them, ``[batch row d_model]``."""
     seen: list[torch.Tensor] = []
@@ -60,6 +74,26 @@ def test_every_lane_is_its_setting_alone(name, load_model, backend, samples):
     # They do not all say the same.
     assert (together.std(dim=0) > 1e-3).any()
     assert len({tuple(one) for one in responses[: len(lanes)]}) > 3
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3", "mistral_window"])
+def test_prompts_run_again_from_a_layer_are_prompts_run_from_the_first(name, load_model, backend, samples):
+    model = load_model(name, backend)
+    model = fl.FocusModel(model.hooked, model.tokenizer, stop_tokens=())
+    lanes = Lanes(changing(model)[:5])
+    prompts = model.batch([model.encode(sample.prompt()) for sample in samples[:2]])
+    base = model.prefill(prompts, hold_last=True, keep=[1])
+    assert list(base.residuals) == [1]
+    again = model.rerun(base, [lanes], copies=5)
+    kept = zip(base.cache.layers, again.cache.layers, strict=True)
+    shared = [a.segments[0].keys.data_ptr() == b.segments[0].keys.data_ptr() for a, b in kept]
+    assert shared == [True, False, False]
+    responses, together = rows(model, again, [lanes], 4)
+    for lane, interventions in enumerate(changing(model)[:5]):
+        on_prompt = [one for one in interventions if one.changes_prompt]
+        expected, alone = rows(model, model.prefill(prompts, on_prompt, hold_last=True), interventions, 4)
+        assert responses[lane::5] == expected
+        torch.testing.assert_close(together[lane::5], alone, atol=2e-4, rtol=0)
 
 
 def test_the_prompts_keys_are_not_copied(load_model, samples):
@@ -91,8 +125,11 @@ def test_a_mass_too_small_for_a_factor_in_single_precision(load_model, samples):
 
 def test_what_does_not_fit_is_refused(load_model, samples):
     model = load_model("llama")
+    held = model.prefill(samples[0].prompt(), hold_last=True)
     with pytest.raises(ValueError, match="changes the prompt's own rows"):
-        Lanes([[], [fl.HeadAblation(HEADS)]])
+        model.decode(model.copies(held, 2), [Lanes([[], [fl.HeadAblation(HEADS)]])])
+    with pytest.raises(ValueError, match="run without interventions and holds its last token back"):
+        model.rerun(model.prefill(samples[0].prompt()), [])
     lanes = Lanes([[], [fl.SplitSoftmax(HEADS, 0.2)]])
     with pytest.raises(ValueError, match="there are 2 settings, and the batch has 3 rows"):
         lanes.hooks(model, [samples[0].prompt()] * 3)
@@ -106,8 +143,8 @@ def test_what_does_not_fit_is_refused(load_model, samples):
 def test_a_sweep_is_what_each_setting_gives_alone(budget, load_model, backend, samples, monkeypatch):
     model = load_model("llama", backend)
     monkeypatch.setattr(runner, "LANES", budget)
-    steered = fl.FocusSteering(directions(model, "rotary"), 1.0)
-    swept = [fl.Setting(str(i), tuple(one)) for i, one in enumerate([*settings(model), [steered]])]
+    monkeypatch.setattr(runner, "ROWS", budget)
+    swept = [fl.Setting(str(i), tuple(one)) for i, one in enumerate([*settings(model), *changing(model)])]
     swept.insert(3, fl.Setting("gold", (fl.SplitSoftmax(HEADS, 3.0),), case="gold"))
     result = fl.run_sweep(model, samples, swept, max_new_tokens=4, batch_size=2)
     assert list(result.evaluations) == [setting.name for setting in swept]

@@ -83,16 +83,21 @@ def test_settings_that_leave_the_prompt_share_one_run_of_it(
     one_model: FocusModel, samples: list[MultiDocSample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[Any] = []
-    original = one_model.prefill
+    prefill, run_from = one_model.prefill, one_model.backend.run_from
 
-    def prefill(prompts: Any, interventions: Any = (), *, hold_last: bool = False) -> Any:
-        runs.append((len(prompts), len(interventions), hold_last))
-        return original(prompts, interventions, hold_last=hold_last)
+    def count(prompts: Any, interventions: Any = (), *, hold_last: bool = False, keep: Any = ()) -> Any:
+        runs.append((len(prompts), len(interventions), hold_last, keep))
+        return prefill(prompts, interventions, hold_last=hold_last, keep=keep)
 
-    monkeypatch.setattr(one_model, "prefill", prefill)
+    def count_from(layer: int, residual: Any, mask: Any, cache: Any) -> None:
+        runs.append((len(residual), layer))
+        run_from(layer, residual, mask, cache)
+
+    monkeypatch.setattr(one_model, "prefill", count)
+    monkeypatch.setattr(one_model.backend, "run_from", count_from)
     run_sweep(one_model, samples[2:], settings(), max_new_tokens=2, batch_size=2)
-    # long: shared, steered; gold: shared, ablated.
-    assert runs == [(2, 0, True), (2, 1, True), (2, 0, True), (2, 1, True)]
+    # long and gold: shared by what leaves the prompt alone; steered and ablated: from the first layer they touch.
+    assert runs == [(2, 0, True, [0]), (2, 0), (2, 0, True, [0]), (2, 0)]
 
 
 def test_samples_keep_their_order_though_similar_lengths_run_together(
