@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -70,13 +71,13 @@ class Bench:
     def sample(self) -> fl.MultiDocSample:
         """Twenty documents of random words that are one token each, the gold document in the middle."""
         tokenizer, rng = build_tokenizer(), random.Random(0)
-        plain = sorted(word for word in tokenizer.get_vocab() if word.isalpha() and len(tokenizer.tokenize(word)) == 1)
+        vocabulary = (token.removeprefix("Ġ") for token in tokenizer.get_vocab() if token.startswith("Ġ"))
+        plain = sorted(word for word in vocabulary if word.isalpha() and len(tokenizer.tokenize(f"a {word}")) == 2)
         words = [rng.choice(plain) for _ in range(self.length)]
 
         def made(n: int) -> fl.MultiDocSample:
-            share = -(-n // 20)
-            texts = [" ".join(words[i * share : min((i + 1) * share, n)]) for i in range(20)]
-            documents = tuple(fl.Document("The", text or "the") for text in texts)
+            cuts = [i * n // 20 for i in range(21)]
+            documents = tuple(fl.Document("The", " ".join(words[a:b])) for a, b in pairwise(cuts))
             return fl.MultiDocSample("What was it?", ("nothing at all",), documents, 10, "bench")
 
         n = self.length

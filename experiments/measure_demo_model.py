@@ -165,7 +165,6 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--validation", type=int, default=200, help="questions that settings are chosen on")
     parser.add_argument("--train", type=int, default=200, help="questions that heads are ranked and directions made on")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of directions (the paper's: 1e-3)")
-    parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args(arguments)
 
@@ -175,7 +174,7 @@ def main(arguments: list[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     model = fl.FocusModel.from_pretrained(str(options.model), device="cpu")
     model.name = "demo"
-    run = Run(model, options.work, {"max_new_tokens": 24, "batch_size": options.batch_size})
+    run = Run(model, options.work, {"max_new_tokens": 24})
     sizes = {"test": options.questions, "validation": options.validation, "train": options.train, "seed": SEED}
     made_of = {key: value for key, value in model.description.items() if key in ("weights", "dtype", "backend")}
     figures = {"model": made_of, "sizes": sizes, "versions": versions(), **measure(run, options)}

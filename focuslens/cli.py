@@ -7,6 +7,8 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from focuslens.batching import BATCH_TOKENS
+
 __all__ = ["main"]
 
 _EXAMPLES = {
@@ -70,7 +72,9 @@ def _common(demo: bool = False) -> argparse.ArgumentParser:
     data.add_argument("--samples", type=int, default=100, help="questions to use, one sample each (default 100)")
     data.add_argument("--split", choices=("train", "test", "all"), help="half to use; default: what the command is for")
     run.add_argument("--max-new-tokens", type=int, default=100, help="of a response (default 100)")
-    run.add_argument("--batch-size", type=int, default=1, help="prompts run together (default 1)")
+    run.add_argument(
+        "--batch-tokens", type=int, default=BATCH_TOKENS, help="prompt tokens run together (default %(default)s)"
+    )
     return parser
 
 

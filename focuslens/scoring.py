@@ -12,6 +12,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from focuslens.batch import EncodedPrompt
+from focuslens.batching import BATCH_TOKENS, in_batches
 from focuslens.heads import Head, Sparsity, heads_by_layer, random_heads, rank_heads, sparsity
 from focuslens.hooks import Hook, Intervention, hook_name, row_wise
 from focuslens.masses import KINDS, ResponseMasses
@@ -129,12 +130,6 @@ class ContextualScores:
         )
 
 
-def _batches(n: int, size: int) -> list[range]:
-    if size < 1:
-        raise ValueError(f"batch_size is {size}; it must be at least 1")
-    return [range(start, min(start + size, n)) for start in range(0, n, size)]
-
-
 @torch.no_grad()
 def _score_case(
     model: FocusModel,
@@ -143,29 +138,33 @@ def _score_case(
     responses: Sequence[str] | None,
     interventions: Sequence[Intervention],
     max_new_tokens: int,
-    batch_size: int,
+    batch_tokens: int,
     progress: bool,
 ) -> ContextualScores:
-    collected: dict[str, list[Tensor]] = {kind: [] for kind in KINDS}
-    texts: list[str] = []
-    bar = tqdm(total=len(samples), desc=f"contextual scores ({case})", unit="sample", disable=not progress)
-    with bar:
-        for indices in _batches(len(samples), batch_size):
-            encoded = [model.encode(samples[i].prompt(case)) for i in indices]
-            if responses is None:
-                rows, said = _score_generated(model, encoded, interventions, max_new_tokens)
-            else:
-                said = [responses[i] for i in indices]
-                rows = _score_given(model, encoded, said, interventions)
-            texts += said
-            # Where no document is relevant there is no attention to it, not attention of zero.
-            rows["relevant"][torch.tensor([samples[i].gold_index is None for i in indices])] = torch.nan
+    encoded = [model.encode(sample.prompt(case)) for sample in samples]
+
+    def run(indices: list[int], budget: int) -> tuple[dict[str, Tensor], list[str]]:
+        prompts = [encoded[i] for i in indices]
+        if responses is None:
+            return _score_generated(model, prompts, interventions, max_new_tokens)
+        said = [responses[i] for i in indices]
+        return _score_given(model, prompts, said, interventions), said
+
+    collected = {
+        kind: torch.full((len(samples), model.shape.n_layers, model.shape.n_heads), torch.nan) for kind in KINDS
+    }
+    texts = [""] * len(samples)
+    with tqdm(total=len(samples), desc=f"contextual scores ({case})", unit="sample", disable=not progress) as bar:
+        for indices, (rows, said) in in_batches([len(one.tokens) for one in encoded], batch_tokens, run):
             for kind, scores in rows.items():
-                collected[kind].append(scores)
+                collected[kind][indices] = scores
+            for i, text in zip(indices, said, strict=True):
+                texts[i] = text
             bar.update(len(indices))
-    empty = torch.zeros(0, model.shape.n_layers, model.shape.n_heads)
+    # Where no document is relevant there is no attention to it, not attention of zero.
+    collected["relevant"][[i for i, sample in enumerate(samples) if sample.gold_index is None]] = torch.nan
     return ContextualScores(
-        *(torch.cat(collected[kind]) if collected[kind] else empty for kind in KINDS),
+        *(collected[kind] for kind in KINDS),
         case=case,
         sample_ids=tuple(sample.id for sample in samples),
         responses=tuple(texts),
@@ -210,7 +209,7 @@ def contextual_scores(
     responses: Sequence[str] | None = None,
     interventions: Sequence[Intervention] = (),
     max_new_tokens: int = 100,
-    batch_size: int = 1,
+    batch_tokens: int = BATCH_TOKENS,
     progress: bool = False,
 ) -> ContextualScores:
     """Attention of every head from the response to the relevant document, the others, and the sink (equation 1).
@@ -226,7 +225,7 @@ def contextual_scores(
         responses: One a sample, scored in place of what the model generates.
         interventions: Applied while generating and while scoring.
         max_new_tokens: Of a generated response.
-        batch_size: Prompts that are run together.
+        batch_tokens: Prompt tokens that are run together, in batches of similar length; halved when memory runs out.
         progress: Show a progress bar.
 
     Raises:
@@ -244,7 +243,7 @@ def contextual_scores(
     settings: dict[str, Any] = {
         "interventions": interventions,
         "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
+        "batch_tokens": batch_tokens,
         "progress": progress,
     }
     if case in get_args(Case):
@@ -260,7 +259,7 @@ def contextual_scores_by_case(
     *,
     interventions: Sequence[Intervention] = (),
     max_new_tokens: int = 100,
-    batch_size: int = 1,
+    batch_tokens: int = BATCH_TOKENS,
     progress: bool = False,
 ) -> dict[str, ContextualScores]:
     """Scores of the ``long``, ``gold``, ``correct`` and ``wrong`` cases, each prompt run once (the paper's Table 1)."""
@@ -268,7 +267,7 @@ def contextual_scores_by_case(
     settings: dict[str, Any] = {
         "interventions": interventions,
         "max_new_tokens": max_new_tokens,
-        "batch_size": batch_size,
+        "batch_tokens": batch_tokens,
         "progress": progress,
     }
     long = contextual_scores(model, chosen, "long", **settings)

@@ -140,7 +140,7 @@ def score_samples(args: argparse.Namespace, model: FocusModel, data: Samples, ca
         data.samples,
         case,
         max_new_tokens=args.max_new_tokens,
-        batch_size=args.batch_size,
+        batch_tokens=args.batch_tokens,
         progress=True,
     )
 

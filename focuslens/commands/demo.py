@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+from focuslens.batching import BATCH_TOKENS
 from focuslens.commands.common import Samples, open_model, print_table, run_description, sweep_table, synthetic_samples
 from focuslens.commands.demo_report import write_demo_report
 from focuslens.commands.sweeps import controls, curves, sweep_to
@@ -42,7 +43,6 @@ class DemoSettings:
     # The paper's 1e-3 is for thousands of steps; the demo takes a few hundred.
     learning_rate: float = 0.005
     max_new_tokens: int = 24
-    batch_size: int = 8
 
 
 def run(args: argparse.Namespace, settings: DemoSettings | None = None) -> None:
@@ -50,7 +50,7 @@ def run(args: argparse.Namespace, settings: DemoSettings | None = None) -> None:
     if args.model != "demo" or args.data != "synthetic":
         raise ValueError("the demo runs the embedded model on its own corpus; for another model use the other commands")
     settings, out = settings or DemoSettings(), Path(args.out or "runs/demo")
-    args.max_new_tokens, args.batch_size = settings.max_new_tokens, settings.batch_size
+    args.max_new_tokens, args.batch_tokens = settings.max_new_tokens, BATCH_TOKENS
     args.random_tau, args.exclude_top = 0.3, max(settings.ks)
     model = open_model(args)
     print("1/4  contextual heads")
@@ -110,7 +110,6 @@ def _score(model: FocusModel, data: Samples, settings: DemoSettings) -> dict[str
         model,
         data.samples,
         max_new_tokens=settings.max_new_tokens,
-        batch_size=settings.batch_size,
         progress=True,
     )
 

@@ -144,7 +144,7 @@ def sweep_to(
         data.samples,
         settings,
         max_new_tokens=args.max_new_tokens,
-        batch_size=args.batch_size,
+        batch_tokens=args.batch_tokens,
         out=out,
         data=data.description,
         seed=args.seed,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from tqdm.auto import tqdm
 
 from focuslens.batch import Generation
+from focuslens.batching import BATCH_TOKENS, in_batches
 from focuslens.evaluation.records import RecordFile
 from focuslens.evaluation.statistics import Interval, McNemar, bootstrap_mean, mcnemar_exact
 from focuslens.files import versions
@@ -27,11 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "Setting", "Sweep", "evaluate", "run_sweep"]
 
-LANES = 2**25
-"""Attention scores a layer up to which settings that leave the prompt as it is are decoded together."""
-
-ROWS = 2**15
-"""Prompt tokens up to which settings that change the prompt are run together."""
+SCORES = 1024
+"""Attention scores a layer that may be held at a time for each token of a batch's budget."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +137,7 @@ def evaluate(
     *,
     case: Case = "long",
     max_new_tokens: int = 100,
-    batch_size: int = 1,
+    batch_tokens: int = BATCH_TOKENS,
     out: str | Path | None = None,
     data: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -153,7 +151,7 @@ def evaluate(
         interventions: Applied in order.
         case: Which prompt is answered.
         max_new_tokens: Of a response.
-        batch_size: Prompts that are run together.
+        batch_tokens: Prompt tokens that are run together, in batches of similar length; halved when memory runs out.
         out: A JSON-lines file, written as the samples are done and continued after a kill.
         data: What the file says of the data; by default the samples' own ``description``, as ``MultiDocData`` has one.
         seed: Of the bootstrap.
@@ -168,7 +166,7 @@ def evaluate(
         samples,
         [setting],
         max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
+        batch_tokens=batch_tokens,
         out=out,
         data=data,
         seed=seed,
@@ -183,7 +181,7 @@ def run_sweep(
     settings: Sequence[Setting],
     *,
     max_new_tokens: int = 100,
-    batch_size: int = 1,
+    batch_tokens: int = BATCH_TOKENS,
     out: str | Path | None = None,
     data: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -197,8 +195,6 @@ def run_sweep(
         ValueError: If there are no samples or settings, a name or id occurs twice, or ``out`` holds other results.
     """
     chosen = list(samples)
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
     _require_unique("setting", [setting.name for setting in settings])
     _require_unique("sample", [sample.id for sample in chosen])
     require_comparable_answers(chosen)
@@ -208,12 +204,14 @@ def run_sweep(
     store = None if out is None else RecordFile(out, header)
     records: dict[str, dict[str, Any]] = {} if store is None else store.records
     todo = [sample for sample in chosen if sample.id not in records]
-    todo.sort(key=lambda sample: len(sample.prompt("long")))
+    lengths = [len(model.encode(sample.prompt("long")).tokens) for sample in todo]
     done = len(chosen) - len(todo)
+
+    def run(batch: list[int], budget: int) -> list[dict[str, Any]]:
+        return _run_batch(model, [todo[i] for i in batch], settings, max_new_tokens, budget)
+
     with tqdm(total=len(chosen), initial=done, desc="evaluation", unit="sample", disable=not progress) as bar:
-        for start in range(0, len(todo), batch_size):
-            batch = todo[start : start + batch_size]
-            made = _run_batch(model, batch, settings, max_new_tokens)
+        for batch, made in in_batches(lengths, batch_tokens, run):
             if store is None:
                 records.update((record["id"], record) for record in made)
             else:
@@ -255,11 +253,11 @@ def _header(
 
 
 def _run_batch(
-    model: FocusModel, samples: Sequence[MultiDocSample], settings: Sequence[Setting], max_new_tokens: int
+    model: FocusModel, samples: Sequence[MultiDocSample], settings: Sequence[Setting], max_new_tokens: int, budget: int
 ) -> list[dict[str, Any]]:
     """Records of a batch of samples under every setting."""
     results: list[dict[str, Any]] = [{} for _ in samples]
-    for setting, responses in _responses(model, samples, settings, max_new_tokens):
+    for setting, responses in _responses(model, samples, settings, max_new_tokens, budget):
         for result, sample, response in zip(results, samples, responses, strict=True):
             correct = sub_exact_match(response.text, sample.answers)
             result[setting.name] = {"response": response.text, "correct": correct, "finished": response.finished}
@@ -272,7 +270,7 @@ def _run_batch(
 
 
 def _responses(
-    model: FocusModel, samples: Sequence[MultiDocSample], settings: Sequence[Setting], max_new_tokens: int
+    model: FocusModel, samples: Sequence[MultiDocSample], settings: Sequence[Setting], max_new_tokens: int, budget: int
 ) -> Generator[tuple[Setting, Sequence[Generation]]]:
     """Every setting's responses; settings that leave the prompt as it is decode together over one run of it."""
     cases: list[Case] = list(dict.fromkeys(setting.case for setting in settings))
@@ -289,8 +287,9 @@ def _responses(
         if None in groups or spared > model.shape.n_layers:
             shared = model.prefill(encoded, hold_last=True, keep=[layer for layer in groups if layer is not None])
         for layer, group in groups.items():
-            taken = len(samples) * encoded.width * (model.shape.n_heads if layer is None else 1)
-            for lanes in _pieces(group, (LANES if layer is None else ROWS) // taken):
+            # Of settings that share the prompt only the response rows' scores take memory.
+            scores = model.shape.n_heads / SCORES if layer is None else 1
+            for lanes in _pieces(group, int(budget / (len(samples) * encoded.width * scores))):
                 n, together = len(lanes), [Lanes([setting.interventions for setting in lanes])]
                 if shared is None:
                     prefix = model.prefill(encoded.repeated(n), together, hold_last=True)

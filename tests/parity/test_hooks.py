@@ -55,7 +55,7 @@ def calls(model: FocusModel, samples: list[Any]) -> dict[str, Callable[[], Any]]
         "logits": lambda: model.logits(prompt, everything),
         "generate": lambda: model.generate(prompts, everything, max_new_tokens=3),
         "contextual_scores": lambda: fl.contextual_scores(
-            model, samples[:2], "gold", interventions=everything[:4], max_new_tokens=2, batch_size=2
+            model, samples[:2], "gold", interventions=everything[:4], max_new_tokens=2, batch_tokens=600
         ),
         "evaluate": lambda: fl.evaluate(model, samples[:2], everything, max_new_tokens=2),
         "train": lambda: fl.train_focus_directions(model, samples[:2], HEADS, epochs=1, max_new_tokens=2),

@@ -88,7 +88,7 @@ def test_a_users_own_model(name, kind, tokenizer, checkpoint, load_model, refere
     assert [one.text for one in model.generate(prompts, [split], max_new_tokens=4)] == [
         one.text for one in loaded.generate(prompts, [split], max_new_tokens=4)
     ]
-    scores = [fl.contextual_scores(one, samples, max_new_tokens=3, batch_size=2) for one in (model, loaded)]
+    scores = [fl.contextual_scores(one, samples, max_new_tokens=3, batch_tokens=600) for one in (model, loaded)]
     assert gap(scores[0].relevant, scores[1].relevant) < 1e-6
     assert (tokenizer_state(original), tokenizer_state(mine.tokenizer), vars(mine.cfg)) == before
 
@@ -147,7 +147,7 @@ def test_half_precision(name, backend, load_model, reference, samples):
     split = fl.SplitSoftmax(HEADS, 0.2)
     for given in ([], [split]):
         ours, single = (
-            fl.contextual_scores(one, samples, responses=responses, interventions=given, batch_size=2)
+            fl.contextual_scores(one, samples, responses=responses, interventions=given, batch_tokens=600)
             for one in (model, full)
         )
         for kind in ("relevant", "irrelevant", "irrelevant_max", "sink"):

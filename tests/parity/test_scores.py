@@ -88,8 +88,8 @@ def test_scores_of_given_responses(name, case, backend, load_model, reference, s
     ids = [given_response(hf, sample, case, text) for sample, text in zip(samples, RESPONSES, strict=True)]
     assert len({len(one) for one in ids}) > 2
     expected = [scores_by_hand(hf, sample, case, one) for sample, one in zip(samples, ids, strict=True)]
-    for batch_size in (1, 3):
-        scores = fl.contextual_scores(model, samples, case=case, responses=RESPONSES, batch_size=batch_size)
+    for batch_tokens in (1, 600):
+        scores = fl.contextual_scores(model, samples, case=case, responses=RESPONSES, batch_tokens=batch_tokens)
         check(scores, expected)
         assert scores.responses == RESPONSES
 
@@ -125,8 +125,8 @@ def test_scores_of_generated_responses(name, backend, load_model, reference, sam
         scores_by_hand(hf, sample, "long", torch.tensor(response)) if response else None
         for sample, response in zip(samples, responses, strict=True)
     ]
-    for batch_size in (1, 3):
-        scores = fl.contextual_scores(model, samples, batch_size=batch_size, max_new_tokens=5)
+    for batch_tokens in (1, 600):
+        scores = fl.contextual_scores(model, samples, batch_tokens=batch_tokens, max_new_tokens=5)
         for i, (by_hand, response) in enumerate(zip(expected, responses, strict=True)):
             assert scores.responses[i] == hf.tokenizer.decode(response, skip_special_tokens=True).strip()
             if by_hand is None:
@@ -156,9 +156,9 @@ def test_scores_under_interventions(name, backend, load_model, reference, sample
         )
         expected.append(scores_by_hand(hf, sample, "long", response, edits))
         plain.append(scores_by_hand(hf, sample, "long", response))
-    for batch_size in (1, 3):
+    for batch_tokens in (1, 600):
         scores = fl.contextual_scores(
-            model, samples, responses=RESPONSES, batch_size=batch_size, interventions=interventions
+            model, samples, responses=RESPONSES, batch_tokens=batch_tokens, interventions=interventions
         )
         check(scores, expected)
     assert all(gap(a["relevant"], b["relevant"]) > 0.1 for a, b in zip(expected, plain, strict=True))
@@ -181,10 +181,10 @@ def test_correct_and_wrong_are_the_long_prompts_split_by_outcome(backend, load_m
         fl.MultiDocSample(one.question, accepted, one.documents, one.gold_index, one.question_id)
         for one, accepted in zip(samples, answers, strict=True)
     ]
-    everything = fl.contextual_scores(model, asked, max_new_tokens=8, batch_size=4)
+    everything = fl.contextual_scores(model, asked, max_new_tokens=8, batch_tokens=600)
     outcomes: list[tuple[ScoredCase, list[int]]] = [("correct", [0]), ("wrong", [1, 2])]
     for case, expected in outcomes:
-        scores = fl.contextual_scores(model, asked, case=case, max_new_tokens=8, batch_size=4)
+        scores = fl.contextual_scores(model, asked, case=case, max_new_tokens=8, batch_tokens=600)
         assert scores.sample_ids == tuple(asked[i].id for i in expected)
         for kind in KINDS:
             assert gap(getattr(scores, kind), getattr(everything, kind)[expected]) < 1e-6

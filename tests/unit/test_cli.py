@@ -22,7 +22,7 @@ def small(tiny_checkpoint, oracle_file):
     """Options that make any command quick."""
     return [
         "--model", str(tiny_checkpoint), "--data", str(oracle_file), "--documents", "3", "--gold-positions", "0,2",
-        "--samples", "2", "--max-new-tokens", "4", "--batch-size", "2",
+        "--samples", "2", "--max-new-tokens", "4", "--batch-tokens", "600",
     ]  # fmt: skip
 
 

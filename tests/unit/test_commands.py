@@ -63,7 +63,7 @@ def test_without_figures_a_command_needs_nothing_to_draw_with(monkeypatch, capsy
 
 
 def test_the_demo_offers_only_what_it_uses(capsys):
-    for option in ("--samples", "--documents", "--split", "--batch-size", "--chat"):
+    for option in ("--samples", "--documents", "--split", "--batch-tokens", "--chat"):
         with pytest.raises(SystemExit):
             _parser().parse_args(["demo", option, "1"])
     assert _parser().parse_args(["demo", "--dtype", "float64"]).dtype == "float64"
@@ -88,7 +88,7 @@ def test_a_demo_sets_the_records_of_another_demo_aside(tmp_path, monkeypatch, ca
 
     model, path = FocusModel.demo(device="cpu"), tmp_path / "sweep.jsonl"
     samples = Samples(load_synthetic(1, num_documents=1, gold_positions=[0]), {})
-    args = argparse.Namespace(max_new_tokens=3, batch_size=1, seed=1)
+    args = argparse.Namespace(max_new_tokens=3, batch_tokens=1, seed=1)
     first = _fresh_sweep(args, model, samples, [Setting("baseline")], path)
     content = path.read_text()
     args.seed = 2

@@ -20,7 +20,7 @@ def demo(tmp_path_factory):
     out = tmp_path_factory.mktemp("demo")
     settings = DemoSettings(
         scored=3, trained=2, chosen=2, tested=3, taus=(0.1, 1000), ks=(1, 2), alphas=(-0.5, 0.5), steered=(2,),
-        trained_heads=2, epochs=2, max_new_tokens=16, batch_size=3,
+        trained_heads=2, epochs=2, max_new_tokens=16,
     )  # fmt: skip
     run(_parser().parse_args(["demo", "--out", str(out)]), settings)
     return out

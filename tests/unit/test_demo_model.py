@@ -26,15 +26,15 @@ def test_it_is_small_grouped_and_has_a_long_enough_context(model):
 
 def test_it_answers_held_out_questions_from_the_relevant_document(model):
     samples = [s for i, s in enumerate(fl.load_synthetic(100, split="test")) if i % 5 == 0]
-    gold = fl.evaluate(model, samples, case="gold", max_new_tokens=24, batch_size=10)
-    negative = fl.evaluate(model, samples, case="negative", max_new_tokens=24, batch_size=10)
+    gold = fl.evaluate(model, samples, case="gold", max_new_tokens=24)
+    negative = fl.evaluate(model, samples, case="negative", max_new_tokens=24)
     assert gold.em.mean >= 0.9
     assert negative.em.mean <= 0.15
 
 
 def test_few_heads_read_the_relevant_document_and_none_in_the_first_layer(model):
     samples = [s for i, s in enumerate(fl.load_synthetic(50, split="test")) if i % 5 == i // 5 % 5]
-    long = fl.contextual_scores(model, samples, max_new_tokens=24, batch_size=5)
+    long = fl.contextual_scores(model, samples, max_new_tokens=24)
     above = [head for head in long.ranking() if long.mean()[head] > 0.1]
     assert 0 < len(above) < 0.25 * long.relevant[0].numel()
     assert all(head.layer > 0 for head in above)

@@ -8,7 +8,6 @@ import pytest
 import torch
 
 import focuslens as fl
-from focuslens.evaluation import runner
 from focuslens.interventions import Lanes
 
 HEADS = [fl.Head(0, 1), fl.Head(1, 3), fl.Head(1, 0), fl.Head(2, 2)]
@@ -139,15 +138,13 @@ def test_what_does_not_fit_is_refused(load_model, samples):
     assert lanes.describe()["settings"] == [[], [fl.SplitSoftmax(HEADS, 0.2).describe()]]
 
 
-@pytest.mark.parametrize("budget", [1, 10**9])
-def test_a_sweep_is_what_each_setting_gives_alone(budget, load_model, backend, samples, monkeypatch):
+@pytest.mark.parametrize("budget", [1, 600, 10**6])
+def test_a_sweep_is_what_each_setting_gives_alone(budget, load_model, backend, samples):
     model = load_model("llama", backend)
-    monkeypatch.setattr(runner, "LANES", budget)
-    monkeypatch.setattr(runner, "ROWS", budget)
     swept = [fl.Setting(str(i), tuple(one)) for i, one in enumerate([*settings(model), *changing(model)])]
     swept.insert(3, fl.Setting("gold", (fl.SplitSoftmax(HEADS, 3.0),), case="gold"))
-    result = fl.run_sweep(model, samples, swept, max_new_tokens=4, batch_size=2)
+    result = fl.run_sweep(model, samples, swept, max_new_tokens=4, batch_tokens=budget)
     assert list(result.evaluations) == [setting.name for setting in swept]
     for setting in swept:
-        alone = fl.evaluate(model, samples, setting.interventions, case=setting.case, max_new_tokens=4, batch_size=2)
+        alone = fl.evaluate(model, samples, setting.interventions, case=setting.case, max_new_tokens=4)
         assert result[setting.name].responses == alone.responses

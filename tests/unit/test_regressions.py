@@ -99,7 +99,7 @@ def test_scores_have_the_same_room_in_a_batch_as_alone(load_model, backend, samp
     longest = max(len(load_model("llama", backend).encode(s.prompt()).tokens) for s in samples)
     model = load_model("llama", backend, n_ctx=longest + 4)
     model = fl.FocusModel(model.hooked, model.tokenizer, stop_tokens=())
-    together = fl.contextual_scores(model, samples, max_new_tokens=20, batch_size=4)
+    together = fl.contextual_scores(model, samples, max_new_tokens=20, batch_tokens=600)
     alone = fl.contextual_scores(model, samples, max_new_tokens=20)
     assert together.responses == alone.responses
     assert len({len(response) for response in alone.responses}) > 1

@@ -29,7 +29,7 @@ from focuslens import (
     split_softmax_settings,
     steering_settings,
 )
-from focuslens.evaluation import BASELINES, bootstrap_mean
+from focuslens.evaluation import BASELINES, bootstrap_mean, runner
 
 ALL_HEADS = [(layer, head) for layer in range(3) for head in range(4)]
 
@@ -66,7 +66,7 @@ def one_model(load_model: Any) -> FocusModel:
 
 def test_a_sweep_gives_what_separate_runs_give(model: FocusModel, samples: list[MultiDocSample]) -> None:
     chosen = samples[1:]
-    sweep = run_sweep(model, chosen, settings(), max_new_tokens=3, batch_size=2)
+    sweep = run_sweep(model, chosen, settings(), max_new_tokens=3, batch_tokens=600)
     for setting in settings():
         expected = [
             model.generate(sample.prompt(setting.case), setting.interventions, max_new_tokens=3).text
@@ -95,7 +95,7 @@ def test_settings_that_leave_the_prompt_share_one_run_of_it(
 
     monkeypatch.setattr(one_model, "prefill", count)
     monkeypatch.setattr(one_model.backend, "run_from", count_from)
-    run_sweep(one_model, samples[2:], settings(), max_new_tokens=2, batch_size=2)
+    run_sweep(one_model, samples[2:], settings(), max_new_tokens=2, batch_tokens=600)
     # long and gold: shared by what leaves the prompt alone; steered and ablated: from the first layer they touch.
     assert runs == [(2, 0, True, [0]), (2, 0), (2, 0, True, [0]), (2, 0)]
 
@@ -104,9 +104,9 @@ def test_samples_keep_their_order_though_similar_lengths_run_together(
     one_model: FocusModel, samples: list[MultiDocSample], tmp_path: Path
 ) -> None:
     path = tmp_path / "results.jsonl"
-    lengths = {sample.id: len(sample.prompt("long")) for sample in samples}
+    lengths = {sample.id: len(one_model.encode(sample.prompt("long")).tokens) for sample in samples}
     assert sorted(lengths, key=lambda name: lengths[name]) != list(lengths)
-    result = evaluate(one_model, samples, max_new_tokens=2, out=path)
+    result = evaluate(one_model, samples, max_new_tokens=2, out=path, batch_tokens=1)
     assert result.sample_ids == tuple(lengths)
     written = [json.loads(line)["id"] for line in path.read_text().splitlines()[1:]]
     assert written == sorted(lengths, key=lambda name: lengths[name])
@@ -228,7 +228,7 @@ def test_the_header_says_what_was_done(one_model: FocusModel, samples: list[Mult
 
 
 def finished_file(model: FocusModel, chosen: list[MultiDocSample], path: Path, **changes: Any) -> Sweep:
-    arguments: dict[str, Any] = {"max_new_tokens": 2, "seed": 1, "data": {"file": "x"}, **changes}
+    arguments: dict[str, Any] = {"max_new_tokens": 2, "seed": 1, "data": {"file": "x"}, "batch_tokens": 1, **changes}
     return run_sweep(model, chosen, arguments.pop("settings", settings()[:3]), out=path, **arguments)
 
 
@@ -239,9 +239,14 @@ def test_a_file_cut_at_any_line_is_continued_without_repeating_a_sample(
     whole = finished_file(one_model, chosen, path)
     content = path.read_bytes()
     lines = content.splitlines(keepends=True)
-    ran: list[int] = []
-    original = one_model.decode
-    monkeypatch.setattr(one_model, "decode", lambda *args, **kwargs: ran.append(1) or original(*args, **kwargs))
+    ran: list[str] = []
+    original = runner._run_batch
+
+    def run_batch(model: Any, batch: Any, *rest: Any) -> Any:
+        ran.extend(sample.id for sample in batch)
+        return original(model, batch, *rest)
+
+    monkeypatch.setattr(runner, "_run_batch", run_batch)
     for kept in range(len(lines) + 1):
         for half in (b"", (lines[kept] if kept < len(lines) else b"")[:-1]):
             cut = tmp_path / "cut.jsonl"
@@ -250,8 +255,8 @@ def test_a_file_cut_at_any_line_is_continued_without_repeating_a_sample(
             again = finished_file(one_model, chosen, cut)
             assert again.evaluations == whole.evaluations
             assert cut.read_bytes() == content
-            # Three settings for each sample that was not on disk; two of them together.
-            assert len(ran) == 2 * (len(chosen) - max(0, kept - 1))
+            # Each sample that was not on disk, and no other.
+            assert len(ran) == len(set(ran)) == len(chosen) - max(0, kept - 1)
 
 
 @pytest.mark.parametrize(
@@ -308,7 +313,7 @@ os.fsync = fsync
 heads = [(layer, head) for layer in range(3) for head in range(4)]
 settings = [Setting("baseline"), Setting("split", (SplitSoftmax(heads, 0.0),))]
 model = FocusModel.from_pretrained({model!r}, device="cpu", backend="bridge")
-run_sweep(model, multidoc_samples(), settings, max_new_tokens=3, out={out!r})
+run_sweep(model, multidoc_samples(), settings, max_new_tokens=3, out={out!r}, batch_tokens=1)
 """
 
 
@@ -384,8 +389,8 @@ def test_what_cannot_be_evaluated_is_refused(one_model: FocusModel, samples: lis
     with pytest.raises(ValueError, match="setting 'baseline' occurs more than once"):
         run_sweep(one_model, samples, one * 2)
     for size in (0, -1):
-        with pytest.raises(ValueError, match=f"batch_size is {size}; it must be at least 1"):
-            run_sweep(one_model, samples, one, batch_size=size)
+        with pytest.raises(ValueError, match=f"batch_tokens is {size}; it must be at least 1"):
+            run_sweep(one_model, samples, one, batch_tokens=size)
 
 
 def test_an_unknown_setting_is_refused_with_those_there_are() -> None:

@@ -177,7 +177,7 @@ def test_scores_are_mean_attention_of_the_response_rows(
     model: FocusModel, samples: list[MultiDocSample], case: Any
 ) -> None:
     chosen = samples[:3] if case == "long" else samples[:1]
-    scores = contextual_scores(model, chosen, case, max_new_tokens=3, batch_size=2)
+    scores = contextual_scores(model, chosen, case, max_new_tokens=3, batch_tokens=600)
     for place, sample in enumerate(chosen):
         response = model.generate(sample.prompt(case), max_new_tokens=3)
         assert scores.responses[place] == response.text
@@ -193,7 +193,7 @@ def test_scores_are_mean_attention_of_the_response_rows(
 
 def test_given_responses_are_scored_as_they_are(model: FocusModel, samples: list[MultiDocSample]) -> None:
     texts = ["copper river", " \n", f"It is {samples[2].answers[0].upper()}."]
-    scores = contextual_scores(model, samples[:3], responses=texts, batch_size=3)
+    scores = contextual_scores(model, samples[:3], responses=texts, batch_tokens=600)
     assert scores.responses == tuple(texts)
     assert scores.correct == (False, False, True)
     encoded = model.encode(samples[0].prompt("long"))
@@ -207,7 +207,7 @@ def test_given_responses_are_scored_as_they_are(model: FocusModel, samples: list
 
 
 def test_responses_that_are_all_empty_give_no_scores(model: FocusModel, samples: list[MultiDocSample]) -> None:
-    scores = contextual_scores(model, samples[:2], "gold", responses=["", " "], batch_size=2)
+    scores = contextual_scores(model, samples[:2], "gold", responses=["", " "], batch_tokens=600)
     assert scores.relevant.isnan().all()
     assert scores.relevant.shape == (2, 3, 4)
     assert scores.correct == (False, False)
@@ -215,10 +215,10 @@ def test_responses_that_are_all_empty_give_no_scores(model: FocusModel, samples:
 
 def test_batches_change_no_score(model: FocusModel, samples: list[MultiDocSample]) -> None:
     responses = ["copper", "a much longer response about the river", "stone", "the harbour"]
-    alone, together = (contextual_scores(model, samples, responses=responses, batch_size=n) for n in (1, 4))
+    alone, together = (contextual_scores(model, samples, responses=responses, batch_tokens=n) for n in (1, 600))
     for kind in KINDS:
         torch.testing.assert_close(getattr(alone, kind), getattr(together, kind), rtol=1e-4, atol=1e-5)
-    generated = [contextual_scores(model, samples, max_new_tokens=4, batch_size=n) for n in (1, 3)]
+    generated = [contextual_scores(model, samples, max_new_tokens=4, batch_tokens=n) for n in (1, 600)]
     assert generated[0].responses == generated[1].responses
 
 
@@ -252,7 +252,7 @@ def test_cases_split_by_outcome(model: FocusModel, samples: list[MultiDocSample]
         answered_with(sample, (long,), "long alone"),
         answered_with(sample, ("nothing of the kind",), "neither"),
     ]
-    by_case = contextual_scores_by_case(model, chosen, max_new_tokens=4, batch_size=4)
+    by_case = contextual_scores_by_case(model, chosen, max_new_tokens=4, batch_tokens=600)
     assert {case: scores.sample_ids for case, scores in by_case.items()} == {
         "long": ("both@2", "gold alone@2", "long alone@2", "neither@2"),
         "gold": ("both@2", "gold alone@2", "long alone@2", "neither@2"),
@@ -264,10 +264,10 @@ def test_cases_split_by_outcome(model: FocusModel, samples: list[MultiDocSample]
     assert all(scores.case == case for case, scores in by_case.items())
     assert torch.equal(by_case["wrong"].relevant, by_case["long"].relevant[[1]])
     for case in ("correct", "wrong"):
-        one = contextual_scores(model, chosen, case, max_new_tokens=4, batch_size=4)
+        one = contextual_scores(model, chosen, case, max_new_tokens=4, batch_tokens=600)
         assert one.sample_ids == by_case[case].sample_ids
         assert torch.equal(one.relevant, by_case[case].relevant)
-    given = contextual_scores(model, chosen, "correct", responses=[gold] * 4, max_new_tokens=4, batch_size=4)
+    given = contextual_scores(model, chosen, "correct", responses=[gold] * 4, max_new_tokens=4, batch_tokens=600)
     assert given.sample_ids == ("both@2", "gold alone@2")
 
 
@@ -287,5 +287,5 @@ def test_what_cannot_be_scored_is_refused(model: FocusModel, samples: list[Multi
         contextual_scores(model, [])
     with pytest.raises(ValueError, match="there are 1 responses for 4 samples; give one a sample"):
         contextual_scores(model, samples, responses=["x"])
-    with pytest.raises(ValueError, match="batch_size is 0; it must be at least 1"):
-        contextual_scores(model, samples, batch_size=0)
+    with pytest.raises(ValueError, match="batch_tokens is 0; it must be at least 1"):
+        contextual_scores(model, samples, batch_tokens=0)
