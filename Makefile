@@ -11,7 +11,7 @@ EXTRAS := viz,test
 # Threads that spin while they wait for each other cost small models on busy machines several times the work itself.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test lint format test-tl4 demo-model clean
+.PHONY: help demo test lint format test-tl4 demo-model bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -37,6 +37,9 @@ test-tl4: $(VENV_TL4)/.installed ## the parity tests on TransformerLens 4, in an
 demo-model: $(VENV)/.installed ## train the embedded model again and measure it (hours; a stopped run goes on)
 	$(VENV)/bin/python experiments/train_demo_model.py --resume --out focuslens/assets/demo
 	$(VENV)/bin/python experiments/measure_demo_model.py --model focuslens/assets/demo
+
+bench: $(VENV)/.installed ## FocusLens beside the plain model, the paper's procedure and TransformerLens, into runs/bench
+	$(VENV)/bin/python experiments/bench.py --out runs/bench
 
 clean: ## remove environments, builds and caches; runs/ stays
 	rm -rf $(VENV) $(VENV_TL4) build dist .coverage .hypothesis .pytest_cache .ruff_cache

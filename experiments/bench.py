@@ -27,10 +27,10 @@ from tqdm.auto import tqdm
 from focuslens.files import versions, write_atomically, write_json
 
 TITLES = {
-    "score": "Generate 16 tokens and score all heads, 3,072 tokens",
-    "sweep": f"{N_SETTINGS} split-softmax settings on one sample of 3,072 tokens",
-    "train": "Train 20 heads, 100 samples of 3,072 tokens, 10 epochs",
-    "steer": "Generate 16 tokens steered at the rotary site, 3,072 tokens",
+    "score": "Generate 16 tokens and score all heads",
+    "sweep": f"{N_SETTINGS} split-softmax settings on one sample",
+    "train": "Train 20 heads, 100 samples, 10 epochs",
+    "steer": "Generate 16 tokens steered at the rotary site",
 }
 LENGTHS = (1024, 4096, 16384, 32768)
 HEADS, EPOCHS, SAMPLES = 20, 10, 100
@@ -133,8 +133,7 @@ def run_all(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
     results: dict[str, Any] = {"time": {}, "memory": {}, "length": {}}
     for work in TITLES:
         results["time"][work] = time_work(bench, work, options.rounds)
-    names = [name for name in CONTESTANTS["score"] if name in CONTESTANTS["score"]]
-    for name in tqdm(names, desc="memory", unit="process"):
+    for name in tqdm(CONTESTANTS["score"], desc="memory", unit="process"):
         results["memory"][name] = peak(options, bench, "score", name)
     for name in ("FocusLens, HookedTransformer", "FocusLens, TransformerBridge"):
         sizes: dict[int, float] = {}
@@ -147,9 +146,9 @@ def run_all(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
     return results
 
 
-def table(results: dict[str, Any]) -> str:
+def table(results: dict[str, Any], length: int, device: str) -> str:
     """Markdown of what was measured."""
-    lines: list[str] = []
+    lines = [f"Prompts of {length:,} tokens, {device}; medians of interleaved rounds.", ""]
     for work, rows in results["time"].items():
         floor = next(iter(rows))
         lines += [f"**{TITLES[work]}**", "", f"| | seconds | over {floor} |", "|---|---|---|"]
@@ -215,7 +214,7 @@ def main(arguments: list[str] | None = None) -> None:
         bench.make_checkpoint()
         results = run_all(options, bench)
     settings = {name: value for name, value in vars(options).items() if name not in ("out", "checkpoint", "peak")}
-    written = table(results)
+    written = table(results, options.length, options.device)
     write_json(options.out / "bench.json", {"settings": settings, "versions": versions(), **results})
     write_atomically(options.out / "bench.md", written.encode())
     draw(results, options.out / "bench.png")

@@ -315,7 +315,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished checkpoint")
     parser.add_argument("--work", type=Path, default=Path("runs/demo-model"), help="folder for checkpoints and the log")
-    parser.add_argument("--minutes", type=float, default=60.0, help="processor time to train for (default 60)")
+    parser.add_argument("--minutes", type=float, default=45.0, help="processor time to train for (default 45)")
     parser.add_argument("--threads", type=int, default=1, help="threads; processor time counts all of them")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
