@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,8 +105,13 @@ def head_scores(run: Run, heads: Sequence[fl.Head], samples: Sequence[MultiDocSa
 
 
 def best(sweep: Sweep, settings: Sequence[Setting]) -> Setting:
-    """The setting with the highest exact match; of equals the gentlest, then the first."""
-    return max(settings, key=lambda one: (sweep[one.name].em.mean, -abs(one.parameters.get("alpha", 0.0))))
+    """The setting with the highest exact match; of equals the gentlest, then the one with the fewest heads."""
+
+    def key(one: Setting) -> tuple[float, float, int]:
+        strength = abs(one.parameters["alpha"]) if "alpha" in one.parameters else abs(math.log(one.parameters["tau"]))
+        return sweep[one.name].em.mean, -strength, -one.parameters["k"]
+
+    return max(settings, key=key)
 
 
 def rows(sweep: Sweep, settings: Sequence[Setting]) -> list[dict[str, Any]]:
