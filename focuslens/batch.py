@@ -153,3 +153,8 @@ class Prefix:
     logits: Float[Tensor, "batch d_vocab"] | None
     under: tuple[Any, ...] = ()
     residuals: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether copies of the prompts read the same keys and values; else each copy takes memory of its own."""
+        return hasattr(self.cache, "shared")

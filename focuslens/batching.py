@@ -18,7 +18,7 @@ _T = TypeVar("_T")
 
 
 def in_batches(
-    lengths: Sequence[int], budget: int, run: Callable[[list[int], int], _T]
+    lengths: Sequence[int], budget: int, run: Callable[[list[int], int], _T], *, divisible: bool = False
 ) -> Generator[tuple[list[int], _T]]:
     """Run items in batches of similar length, shortest first.
 
@@ -29,6 +29,7 @@ def in_batches(
         lengths: Tokens of each item.
         budget: Most tokens of a batch, padding included; an item that has more is a batch of its own.
         run: Gets the indices of a batch and the budget as it is by then, and gives its result.
+        divisible: Whether ``run`` does less at a time for a smaller budget even if it gets a single item.
 
     Raises:
         ValueError: If the budget is not positive.
@@ -39,18 +40,18 @@ def in_batches(
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
     while order:
         size = max((n for n in range(1, len(order) + 1) if n * lengths[order[n - 1]] <= budget), default=1)
-        batch, result, held = order[:size], list[_T](), size * lengths[order[size - 1]]
+        batch, held = order[:size], size * lengths[order[size - 1]]
         try:
-            result.append(run(batch, budget))
+            made = run(batch, budget)
         except (MemoryError, RuntimeError) as error:
             if not _is_out_of_memory(error):
                 raise
-            if len(batch) == 1:
+            if len(batch) == 1 and (budget == 1 or not divisible):
                 raise MemoryError(f"memory ran out on a single prompt of {held:,} tokens ({error})") from error
             budget = max(1, min(budget, held) // 2)
-        if result:
+        else:
             order = order[size:]
-            yield batch, result[0]
+            yield batch, made
             continue
         # Outside the handler, which keeps the failed pass and all its tensors alive.
         gc.collect()

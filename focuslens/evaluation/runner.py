@@ -211,7 +211,7 @@ def run_sweep(
         return _run_batch(model, [todo[i] for i in batch], settings, max_new_tokens, budget)
 
     with tqdm(total=len(chosen), initial=done, desc="evaluation", unit="sample", disable=not progress) as bar:
-        for batch, made in in_batches(lengths, batch_tokens, run):
+        for batch, made in in_batches(lengths, batch_tokens, run, divisible=len(settings) > 1):
             if store is None:
                 records.update((record["id"], record) for record in made)
             else:
@@ -287,9 +287,10 @@ def _responses(
         if None in groups or spared > model.shape.n_layers:
             shared = model.prefill(encoded, hold_last=True, keep=[layer for layer in groups if layer is not None])
         for layer, group in groups.items():
-            # Of settings that share the prompt only the response rows' scores take memory.
-            scores = model.shape.n_heads / SCORES if layer is None else 1
-            for lanes in _pieces(group, int(budget / (len(samples) * encoded.width * scores))):
+            # Of settings that share the prompt's keys and values only the response rows' scores take memory.
+            sharing = layer is None and shared is not None and shared.is_shared
+            taken = model.shape.n_heads / SCORES if sharing else 1
+            for lanes in _pieces(group, int(budget / (len(samples) * encoded.width * taken))):
                 n, together = len(lanes), [Lanes([setting.interventions for setting in lanes])]
                 if shared is None:
                     prefix = model.prefill(encoded.repeated(n), together, hold_last=True)

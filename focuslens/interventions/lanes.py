@@ -19,7 +19,7 @@ from torch import Tensor
 
 from focuslens.batch import PromptBatch, SpanLike
 from focuslens.heads import Head, check_heads
-from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, hook_name, on_prompt, row_wise
+from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, hook_name, is_row_wise, on_prompt, row_wise
 from focuslens.interventions.common import Positions, first_query_row, first_row, require_prompt
 from focuslens.interventions.focus import FocusSteering
 from focuslens.interventions.split_softmax import SplitSoftmax, split_factors
@@ -101,18 +101,18 @@ class Lanes:
         return hooks + _steering_hooks(model, batch, steered, copies, cursor)
 
 
-def _on_lane(hook: Any, lane: int, copies: int) -> Any:
+def _on_lane(own: Any, lane: int, copies: int) -> Any:
     """A hook of one setting on its rows of the batch."""
 
-    def act(tensor: Tensor, hook: Any, *, inner: Any = hook) -> Tensor | None:
-        changed = inner(tensor[lane::copies], hook)
+    def act(tensor: Tensor, hook: Any) -> Tensor | None:
+        changed = own(tensor[lane::copies], hook)
         if changed is None:
             return None
         result = tensor.clone()
         result[lane::copies] = changed
         return result
 
-    return act
+    return row_wise(act) if is_row_wise(own) else act
 
 
 def _split_hooks(

@@ -87,6 +87,25 @@ def test_an_item_too_large_alone_and_other_errors_are_errors():
 
 
 @pytest.mark.filterwarnings("ignore:memory ran out")
+def test_what_can_be_divided_is_divided_before_it_is_given_up():
+    seen = []
+
+    def run(batch, budget):
+        seen.append(budget)
+        if budget > 3:
+            raise MemoryError
+
+    assert len(list(in_batches([40], 100, run, divisible=True))) == 1
+    assert seen == [100, 20, 10, 5, 2]
+
+    def fail(batch, budget):
+        raise MemoryError
+
+    with pytest.raises(MemoryError, match="a single prompt of 40 tokens"):
+        list(in_batches([40], 100, fail, divisible=True))
+
+
+@pytest.mark.filterwarnings("ignore:memory ran out")
 def test_evaluation_and_scores_carry_on(load_model, backend, samples, monkeypatch):
     model = load_model("llama", backend)
     expected = fl.evaluate(model, samples, max_new_tokens=3).responses

@@ -8,6 +8,8 @@ import pytest
 import torch
 
 import focuslens as fl
+from focuslens import attention
+from focuslens.hooks import is_row_wise
 from focuslens.interventions import Lanes
 
 HEADS = [fl.Head(0, 1), fl.Head(1, 3), fl.Head(1, 0), fl.Head(2, 2)]
@@ -148,3 +150,32 @@ def test_a_sweep_is_what_each_setting_gives_alone(budget, load_model, backend, s
     for setting in swept:
         alone = fl.evaluate(model, samples, setting.interventions, case=setting.case, max_new_tokens=4)
         assert result[setting.name].responses == alone.responses
+
+
+def test_lanes_of_prompts_do_with_some_rows_at_a_time(load_model, backend, samples, monkeypatch):
+    model = load_model("llama", backend)
+    settings = [
+        [fl.HeadAblation(HEADS[1:], "knockout", span=span, positions="all")] for span in ("relevant", "question")
+    ]
+    lanes, prompts = Lanes(settings), [samples[0].prompt()] * 2
+    assert all(is_row_wise(hook) for _, hook in lanes.hooks(model, prompts))
+    whole = [one.text for one in model.generate(prompts, [lanes], max_new_tokens=4)]
+    monkeypatch.setattr(attention, "BLOCK", 5 * 2 * model.shape.n_heads * len(model.encode(prompts[0]).tokens))
+    assert [one.text for one in model.generate(prompts, [lanes], max_new_tokens=4)] == whole
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_settings_run_together_only_as_far_as_their_keys_are_shared_or_fit(
+    shared, load_model, backend, samples, monkeypatch
+):
+    model, copies = load_model("llama", backend), []
+    if not shared:
+        monkeypatch.setattr(
+            model.hooked.cfg, "use_attn_result", True
+        )  # TransformerLens attends: each copy has its keys
+    original = model.copies
+    monkeypatch.setattr(model, "copies", lambda prefix, n: copies.append(n) or original(prefix, n))
+    swept = [fl.Setting(str(tau), (fl.SplitSoftmax(HEADS, tau),)) for tau in (0.1, 0.2, 0.3, 0.4, 0.5)]
+    budget = 2 * len(model.encode(samples[0].prompt()).tokens)
+    fl.run_sweep(model, samples[:1], swept, max_new_tokens=2, batch_tokens=budget)
+    assert copies == ([5] if shared else [2, 2, 1])
