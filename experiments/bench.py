@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_contestants import CONTESTANTS, N_SETTINGS, Bench, Contestant
+from bench_contestants import CONTESTANTS, N_SETTINGS, Bench, Contestant, PaperTraining
 from tqdm.auto import tqdm
 
 from focuslens.files import versions, write_atomically, write_json
@@ -47,12 +47,10 @@ def seconds_of(run: Callable[[], Any], device: str) -> float:
 
 def timed_work(contestant: Contestant, run: Any, device: str) -> float:
     """Seconds for the whole work; the paper's training is put together from its parts."""
-    parts = getattr(run, "parts", None)
-    if parts is None:
+    if not isinstance(run, PaperTraining):
         return seconds_of(run, device) * contestant.times
-    cache_activations, step = parts
-    caching = seconds_of(cache_activations, device)
-    return SAMPLES * (caching + HEADS * EPOCHS * seconds_of(step, device))
+    caching, step = seconds_of(run.cache_activations, device), seconds_of(run.step, device)
+    return SAMPLES * (caching + HEADS * EPOCHS * step)
 
 
 def time_work(bench: Bench, work: str, rounds: int) -> dict[str, dict[str, Any]]:
@@ -120,12 +118,11 @@ def slope(points: dict[int, float]) -> float:
 
 def written_bytes(bench: Bench) -> dict[str, float]:
     """Bytes that training 100 samples writes to disk."""
-    cache_activations, _ = CONTESTANTS["train"]["the paper's procedure"].prepare(bench).parts  # type: ignore[attr-defined]
     trained = CONTESTANTS["train"]["FocusLens, HookedTransformer"].prepare(bench)()
     with tempfile.TemporaryDirectory() as folder:
         trained.save(Path(folder) / "directions")
         ours = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-    return {"FocusLens": ours, "the paper's procedure": SAMPLES * cache_activations()}
+    return {"FocusLens": ours, "the paper's procedure": SAMPLES * PaperTraining(bench).cache_activations()}
 
 
 def run_all(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:

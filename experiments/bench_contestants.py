@@ -22,7 +22,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import focuslens as fl
 from focuslens.data.synthetic import build_tokenizer
 
-__all__ = ["CONTESTANTS", "Bench", "Contestant"]
+__all__ = ["CONTESTANTS", "Bench", "Contestant", "PaperTraining"]
 
 NEW_TOKENS = 16
 HEADS = 20
@@ -233,38 +233,44 @@ def _focus_training(backend: str) -> Callable[[Bench], Callable[[], Any]]:
     return prepare
 
 
-def _paper_training(bench: Bench) -> Callable[[], Any]:
-    """One sample's activations written to disk, and one step of one head: full patterns, one head at a time."""
-    hooked, prompt = bench.focus("hooked").hooked, bench.encoded()
-    whole = torch.cat((prompt.tokens, prompt.tokens[:NEW_TOKENS]))[None].to(bench.device)
-    ((start, end),), first = prompt.spans["relevant"], len(prompt.tokens)
-    names = [f"blocks.{layer}.attn.hook_rot_{x}" for layer in range(hooked.cfg.n_layers) for x in "qk"]
-    folder = Path(tempfile.mkdtemp(prefix="bench-"))
+class PaperTraining:
+    """The paper's training in the two parts that it is made of: full patterns, one head at a time."""
 
-    def cache_activations() -> int:
+    def __init__(self, bench: Bench) -> None:
+        self._hooked, prompt = bench.focus("hooked").hooked, bench.encoded()
+        self._tokens = torch.cat((prompt.tokens, prompt.tokens[:NEW_TOKENS]))[None].to(bench.device)
+        self._device, self._first = bench.device, len(prompt.tokens)
+        ((self._start, self._end),) = prompt.spans["relevant"]
+        self._folder = tempfile.TemporaryDirectory(prefix="bench-")  # gone with this object
+
+    def cache_activations(self) -> int:
+        """Write one sample's queries and keys of every layer to disk; how many bytes that is."""
+        names = [f"blocks.{layer}.attn.hook_rot_{x}" for layer in range(self._hooked.cfg.n_layers) for x in "qk"]
         with torch.no_grad():
-            _, cache = hooked.run_with_cache(whole, names_filter=names)
+            _, cache = self._hooked.run_with_cache(self._tokens, names_filter=names)
         for name in names:
-            torch.save(cache[name][0].cpu(), folder / f"{name}.pt")
-        return sum(path.stat().st_size for path in folder.iterdir())
+            torch.save(cache[name][0].cpu(), self._path(name))
+        return sum(self._path(name).stat().st_size for name in names)
 
-    def step() -> None:
-        q, k = (torch.load(folder / f"blocks.0.attn.hook_rot_{x}.pt")[:, 0].to(bench.device) for x in "qk")
-        direction = torch.zeros(q.shape[1], device=bench.device, requires_grad=True)
+    def step(self) -> None:
+        """One step of one head on that sample."""
+        loaded = [torch.load(self._path(f"blocks.0.attn.hook_rot_{x}"))[:, 0].to(self._device) for x in "qk"]
+        q, k = loaded
+        direction = torch.zeros(q.shape[1], device=self._device, requires_grad=True)
         optimizer = torch.optim.AdamW([direction], lr=1e-3)
         scores = (q + direction) @ k.T / q.shape[1] ** 0.5
         pattern = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf).softmax(dim=-1)
-        loss = -pattern[first:, start:end].sum(dim=-1).mean()
+        loss = -pattern[self._first :, self._start : self._end].sum(dim=-1).mean()
         loss.backward()
         optimizer.step()
 
-    def run() -> int:
-        written = cache_activations()
-        step()
-        return written
+    def __call__(self) -> None:
+        """Both parts, once."""
+        self.cache_activations()
+        self.step()
 
-    run.parts = (cache_activations, step)  # type: ignore[attr-defined]
-    return run
+    def _path(self, name: str) -> Path:
+        return Path(self._folder.name) / f"{name}.pt"
 
 
 # --- steering ---
@@ -307,7 +313,7 @@ CONTESTANTS: dict[str, dict[str, Contestant]] = {
         "FocusLens, TransformerBridge": Contestant(
             _focus_training("bridge"), 100 / TRAINED_SAMPLES, "2 of 100 samples"
         ),
-        "the paper's procedure": Contestant(_paper_training, 1, "a sample's activations, and a step of a head"),
+        "the paper's procedure": Contestant(PaperTraining, 1, "a sample's activations, and a step of a head"),
     },
     "steer": {
         "FocusLens, unsteered": Contestant(_focus_generation(False)),
