@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Sequence
 
@@ -194,10 +193,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> None:
-    # OpenMP reads this when torch is first imported. Threads that spin while they wait for each other cost small models
-    # on busy machines several times the work itself.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # Imported here: torch and transformers take seconds, and --help should not.
     from transformers.utils import logging
 
     logging.disable_progress_bar()

@@ -315,7 +315,8 @@ def _require_same_attention(
 ) -> None:
     """Refuse a model whose attention is not the softmax of rotated queries and keys that training differentiates.
 
-    A soft cap, a learned sink or another mask would otherwise give plausible directions for no model at all.
+    A soft cap, a learned sink or another mask would otherwise give plausible directions for no model at all. Models on
+    the attention engine attend in that way by construction; the check is for those that are left to TransformerLens.
     """
     prompt = model.encode(sample.prompt(config.prompts))
     rows = capture_rows(model, prompt, response, groups, config.site)
