@@ -10,6 +10,7 @@ import random
 import sys
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
 batches = pytest.importorskip("demo_model_batches", reason="the experiments are not here")
 import demo_model_card as card  # noqa: E402
+import measure_demo_model as measuring  # noqa: E402
 import train_demo_model as training  # noqa: E402
 
 
@@ -95,6 +97,20 @@ def test_a_run_writes_a_checkpoint_and_goes_on_from_it(tmp_path, monkeypatch):
     assert (tmp_path / "model" / "training_log.png").stat().st_size > 1000
     weights = (tmp_path / "model" / "model.safetensors").stat().st_size
     assert weights < 10 * 2**20
+
+
+@pytest.mark.parametrize(
+    ("varied", "ems", "expected"),
+    [
+        ([{"tau": 0.03, "k": 4}, {"tau": 0.1, "k": 8}, {"tau": 0.1, "k": 6}], [0.9, 0.9, 0.9], {"tau": 0.1, "k": 6}),
+        ([{"tau": 0.03, "k": 4}, {"tau": 0.1, "k": 8}], [0.91, 0.9], {"tau": 0.03, "k": 4}),
+        ([{"alpha": 3.0, "k": 4}, {"alpha": -1.0, "k": 8}, {"alpha": 1.5, "k": 4}], [0.8] * 3, {"alpha": -1.0, "k": 8}),
+    ],
+)
+def test_of_equal_settings_the_gentlest_is_chosen(varied, ems, expected):
+    settings = [measuring.Setting(str(one), parameters=one) for one in varied]
+    sweep = {one.name: SimpleNamespace(em=SimpleNamespace(mean=em)) for one, em in zip(settings, ems, strict=True)}
+    assert measuring.best(sweep, settings).parameters == expected
 
 
 def figures(**changes):
