@@ -11,6 +11,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -109,7 +110,7 @@ def test_a_run_writes_a_checkpoint_and_goes_on_from_it(tmp_path, monkeypatch):
 )
 def test_of_equal_settings_the_gentlest_is_chosen(varied, ems, expected):
     settings = [measuring.Setting(str(one), parameters=one) for one in varied]
-    sweep = {one.name: SimpleNamespace(em=SimpleNamespace(mean=em)) for one, em in zip(settings, ems, strict=True)}
+    sweep: Any = {one.name: SimpleNamespace(em=SimpleNamespace(mean=em)) for one, em in zip(settings, ems, strict=True)}
     assert measuring.best(sweep, settings).parameters == expected
 
 
