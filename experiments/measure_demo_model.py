@@ -27,7 +27,7 @@ from focuslens.files import versions, write_json
 from focuslens.prompts import MultiDocSample
 
 POSITIONS = (0, 4, 9, 14, 19)
-TAUS = (0.03, 0.1, 0.3, 0.6)
+TAUS = (0.03, 0.05, 0.1, 0.2, 0.3, 0.6)
 KS = (2, 4, 6, 8)
 ALPHAS = (-2.0, -1.0, 0.5, 1.0, 1.5, 2.0, 3.0, 8.0)
 STEERED = (4, 8)
@@ -168,7 +168,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="folder of the checkpoint; its README.md is written")
     parser.add_argument("--work", type=Path, default=Path("runs/demo-model/measured"), help="folder for records")
     parser.add_argument("--questions", type=int, default=500, help="test questions (default 500)")
-    parser.add_argument("--validation", type=int, default=200, help="questions that settings are chosen on")
+    parser.add_argument("--validation", type=int, default=400, help="questions that settings are chosen on")
     parser.add_argument("--train", type=int, default=200, help="questions that heads are ranked and directions made on")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of directions (the paper's: 1e-3)")
     parser.add_argument("--threads", type=int, default=2)
