@@ -39,8 +39,8 @@ __all__ = [
     "Pass",
     "attend",
     "is_hooked",
-    "may_stop_at_keys",
     "replaced_forwards",
+    "stop_layer",
     "under_hook",
 ]
 
@@ -88,14 +88,20 @@ class KeyValueCache:
 
 
 class Filled(Exception):
-    """Raised where a pass that is run for its keys and values has made the last of them."""
+    """Raised where a pass that is run for its keys and values, or for its observers, has made the last of them."""
 
 
-def may_stop_at_keys(block: Any, early: Sequence[str]) -> bool:
-    """Whether nobody looks at what the last block does with its keys and values.
+def stop_layer(blocks: Any, last: int | None, early: Sequence[str]) -> int | None:
+    """The first layer from ``last`` on of which nobody sees more than what leads to its keys; ``None`` for none."""
+    later = range(len(blocks) if last is None else last, len(blocks))
+    return next((layer for layer in later if _may_stop_at_keys(blocks[layer], early)), None)
+
+
+def _may_stop_at_keys(block: Any, early: Sequence[str]) -> bool:
+    """Whether nobody looks at what a block does with its keys and values.
 
     Args:
-        block: The last block.
+        block: The block.
         early: Names of its modules that have run by then, and all that is inside them.
     """
     modules = [

@@ -7,7 +7,7 @@ holds a key axis that is ``number of keys - number of rows``; at the query hooks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
@@ -20,7 +20,18 @@ if TYPE_CHECKING:
     from focuslens.model import FocusModel
     from focuslens.prompts import Prompt
 
-__all__ = ["Cursor", "Hook", "Intervention", "PromptLike", "hook_name", "is_row_wise", "on_prompt", "row_wise"]
+__all__ = [
+    "Cursor",
+    "Hook",
+    "Intervention",
+    "PromptLike",
+    "hook_name",
+    "is_row_wise",
+    "last_layer",
+    "layer_of",
+    "on_prompt",
+    "row_wise",
+]
 
 Hook: TypeAlias = "tuple[str, Callable[[Tensor, Any], Tensor | None]]"
 """A TransformerLens forward hook: the hook point's name and the function ``(tensor, hook) -> tensor or None``."""
@@ -32,6 +43,18 @@ PromptLike: TypeAlias = "str | Prompt | EncodedPrompt | PromptBatch | Sequence[s
 def hook_name(layer: int, point: str) -> str:
     """The full name of an attention hook point, e.g. ``blocks.3.attn.hook_pattern``."""
     return f"blocks.{layer}.attn.{point}"
+
+
+def layer_of(name: str) -> int | None:
+    """The layer that a hook point is in; ``None`` for one outside the layers."""
+    parts = name.split(".")
+    return int(parts[1]) if parts[0] == "blocks" else None
+
+
+def last_layer(names: Iterable[str]) -> int | None:
+    """The last layer that any of the hook points is in; ``None`` where one is outside the layers, or there is none."""
+    layers = [layer_of(name) for name in names]
+    return None if None in layers else max((layer for layer in layers if layer is not None), default=None)
 
 
 _F = TypeVar("_F", bound="Callable[..., Any]")

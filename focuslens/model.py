@@ -16,7 +16,7 @@ from focuslens import loading
 from focuslens.backends import Backend, ModelShape, backend_for, describe
 from focuslens.batch import EncodedPrompt, Generation, Prefix, PromptBatch
 from focuslens.decoding import decode
-from focuslens.hooks import Cursor, Hook, Intervention, PromptLike
+from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, last_layer
 from focuslens.prefilling import copies, prefill, rerun
 from focuslens.probe import HookPoints
 from focuslens.tokens import PromptEncoder
@@ -229,7 +229,7 @@ class FocusModel:
         *,
         prompt: EncodedPrompt | None = None,
     ) -> None:
-        """Run the model once on given tokens, for what plain hooks see of it.
+        """Run the model once on given tokens, for what plain hooks see of it, and no further than they look.
 
         The prompt is what ``tokens`` begin with; interventions may need it.
 
@@ -239,8 +239,12 @@ class FocusModel:
         self._check_length(len(tokens))
         self.points.require_firing(name for name, _ in observers)
         batch = None if prompt is None else PromptBatch.of([prompt])
+        mask, last = torch.ones(1, len(tokens), dtype=torch.long), last_layer(name for name, _ in observers)
         with self.intervened(interventions, batch, Cursor(0), observers):
-            self.run(tokens[None], torch.ones(1, len(tokens), dtype=torch.long), None, last_only=True)
+            if last is None:
+                self.run(tokens[None], mask, None, last_only=True)
+            else:
+                self.backend.run_to(last, tokens[None].to(self.backend.device), mask)
 
     def prefill(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from focuslens.batch import Prefix, PromptBatch
 from focuslens.engine import KeyValueCache
-from focuslens.hooks import Cursor, Hook, Intervention, on_prompt
+from focuslens.hooks import Cursor, Hook, Intervention, layer_of, on_prompt
 
 if TYPE_CHECKING:
     from focuslens.model import FocusModel
@@ -64,8 +64,7 @@ def copies(model: FocusModel, prefix: Prefix, n: int) -> Prefix:
 def first_layer(model: FocusModel, interventions: Sequence[Intervention], batch: PromptBatch) -> int:
     """The first layer whose prompt rows interventions change; 0 where one acts outside the layers."""
     hooks = [hook for one in on_prompt(interventions) for hook in one.hooks(model, batch, cursor=Cursor(0))]
-    parts = [name.split(".") for name, _ in hooks]
-    return min((int(part[1]) if part[0] == "blocks" else 0 for part in parts), default=model.shape.n_layers)
+    return min((layer_of(name) or 0 for name, _ in hooks), default=model.shape.n_layers)
 
 
 @torch.no_grad()

@@ -24,17 +24,12 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from focuslens.activations import (
-    ActivationStore,
-    LayerHeads,
-    RowActivations,
-    capture_rows,
-    measured_scores,
-    row_scores,
-)
+from focuslens.activations import ActivationStore, LayerHeads
+from focuslens.batching import BATCH_TOKENS, in_batches
 from focuslens.directions import FocusDirections, Site
 from focuslens.files import versions, write_atomically
 from focuslens.heads import Head, check_heads
+from focuslens.objective import direction_losses, require_same_attention
 from focuslens.prompts import MultiDocSample
 
 if TYPE_CHECKING:
@@ -52,6 +47,7 @@ class TrainingConfig:
         prompts: Which prompt the gold prompt's response is put after: ``long`` as in the authors' code, or ``gold`` as
             in the paper's text.
         epochs: Passes over the samples, in a new random order each.
+        batch_size: Samples a step, whose losses are averaged; the authors' code takes one.
         learning_rate: Of AdamW.
         weight_decay: Of AdamW; 0.01 is its default, which the authors' code leaves.
         init_std: Standard deviation of the normal numbers that the vectors start from.
@@ -62,6 +58,7 @@ class TrainingConfig:
     site: Site = "rotary"
     prompts: Literal["long", "gold"] = "long"
     epochs: int = 10
+    batch_size: int = 1
     learning_rate: float = 1e-3
     weight_decay: float = 0.01
     init_std: float = 0.01
@@ -73,7 +70,7 @@ class TrainingConfig:
             raise ValueError(f"site is {self.site!r}; it must be one of {', '.join(get_args(Site))}")
         if self.prompts not in ("long", "gold"):
             raise ValueError(f"prompts is {self.prompts!r}; it must be 'long' or 'gold'")
-        for name in ("epochs", "learning_rate", "max_new_tokens"):
+        for name in ("epochs", "batch_size", "learning_rate", "max_new_tokens"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0")
         for name in ("weight_decay", "init_std"):
@@ -134,13 +131,14 @@ def train_focus_directions(
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 500,
     memory_gb: float = 4.0,
+    batch_tokens: int = BATCH_TOKENS,
     data: Mapping[str, Any] | None = None,
     progress: bool = False,
     **settings: Any,
 ) -> FocusDirections:
     """Train one focus direction a head (equation 4, loss ``-S_C``), all heads together, the model frozen.
 
-    One step is one sample, as in the authors' code. Losses of every epoch are in ``directions.losses``.
+    Losses of every epoch are in ``directions.losses``.
 
     Args:
         model: The model, which is not changed.
@@ -150,6 +148,7 @@ def train_focus_directions(
         checkpoint: A file that holds the state, and from which an interrupted training goes on to the same numbers.
         checkpoint_every: Steps between two writes of it; it is also written after each epoch.
         memory_gb: How much of the activations is kept between epochs, in gigabytes; the rest is computed anew.
+        batch_tokens: Prompt tokens that are run together where responses are generated; see :func:`run_sweep`.
         data: What ``provenance`` says of the data; by default the samples' own ``description``.
         progress: Show a progress bar.
         **settings: Fields of :class:`TrainingConfig`.
@@ -166,7 +165,16 @@ def train_focus_directions(
     with torch.inference_mode(False), torch.enable_grad():
         data = getattr(samples, "description", None) if data is None else data
         return _train(
-            model, list(samples), heads, config, checkpoint, checkpoint_every, int(memory_gb * 2**30), data, progress
+            model,
+            list(samples),
+            heads,
+            config,
+            checkpoint,
+            checkpoint_every,
+            int(memory_gb * 2**30),
+            batch_tokens,
+            data,
+            progress,
         )
 
 
@@ -178,6 +186,7 @@ def _train(
     checkpoint: str | Path | None,
     checkpoint_every: int,
     memory: int,
+    batch_tokens: int,
     data: Mapping[str, Any] | None,
     progress: bool,
 ) -> FocusDirections:
@@ -186,7 +195,7 @@ def _train(
     named = check_heads(everything if heads is None else heads, shape.n_layers, shape.n_heads)
     if not named:
         raise ValueError("there are no heads to train")
-    usable, responses = _gold_responses(model, samples, config, progress)
+    usable, responses = _gold_responses(model, samples, config, batch_tokens, progress)
     groups = LayerHeads.group(named, shape)
     state = _start(model, named, groups, config)
     path = None if checkpoint is None else Path(checkpoint)
@@ -194,19 +203,22 @@ def _train(
     fingerprint = hashlib.sha256(json.dumps([provenance, named, [r.tolist() for r in responses]]).encode()).hexdigest()
     if path is not None and path.exists():
         state.load(path, fingerprint)
+    # On the engine attention is of that form; what is checked is the way to it, for which a short prompt will do.
+    checked = usable[0].prompt("gold" if model.backend.fused else config.prompts)
+    require_same_attention(model, model.encode(checked), responses[0], groups, config.site)
     activations = ActivationStore(model, usable, responses, groups, config.prompts, config.site, memory)
-    _require_same_attention(model, usable[0], responses[0], groups, config)
-    total = config.epochs * len(usable)
+    batches = -(-len(usable) // config.batch_size)
+    total = config.epochs * batches
     with tqdm(total=total, initial=state.step, desc="focus directions", unit="step", disable=not progress) as bar:
         while state.step < total:
-            epoch, place = divmod(state.step, len(usable))
-            order = torch.randperm(
-                len(usable), generator=torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-            )
-            losses = _step(model, state, groups, activations[int(order[place])], config.site)
+            epoch, place = divmod(state.step, batches)
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+            order = torch.randperm(len(usable), generator=generator).tolist()
+            batch = order[place * config.batch_size : (place + 1) * config.batch_size]
+            losses = _step(model, state, groups, batch, activations, config.site)
             state.running = losses if state.running is None else state.running + losses
             state.step += 1
-            if place == len(usable) - 1:
+            if place == batches - 1:
                 state.losses.append(state.running / len(usable))
                 state.running = None
             if path is not None and (state.step % checkpoint_every == 0 or state.running is None):
@@ -223,28 +235,39 @@ def _train(
 
 
 def _gold_responses(
-    model: FocusModel, samples: list[MultiDocSample], config: TrainingConfig, progress: bool
+    model: FocusModel, samples: list[MultiDocSample], config: TrainingConfig, batch_tokens: int, progress: bool
 ) -> tuple[list[MultiDocSample], list[Tensor]]:
     """Samples with a response to their gold prompt, and that response's tokens, as far as the context has room."""
-    usable: list[MultiDocSample] = []
-    responses: list[Tensor] = []
-    for sample in tqdm(samples, desc="gold responses", unit="sample", disable=not progress):
-        if sample.gold_index is None:
-            continue
-        room = model.shape.n_ctx - len(model.encode(sample.prompt(config.prompts)).tokens)
-        if room < 1:
-            raise ValueError(
-                f"the {config.prompts} prompt of sample {sample.id} leaves no room for a response in the model's "
-                f"context of {model.shape.n_ctx} tokens; leave it out, use fewer documents, or a larger n_ctx"
-            )
-        limit = min(config.max_new_tokens, room)
-        response = model.generate(sample.prompt("gold"), max_new_tokens=limit).tokens
-        if len(response):
-            usable.append(sample)
-            responses.append(response)
+    answerable = [sample for sample in samples if sample.gold_index is not None]
+    limits = [_response_limit(model, sample, config) for sample in answerable]
+    prompts = [model.encode(sample.prompt("gold")) for sample in answerable]
+
+    def run(indices: list[int], budget: int) -> list[Tensor]:
+        longest = max(limits[i] for i in indices)
+        made = model.generate([prompts[i] for i in indices], max_new_tokens=longest)
+        return [one.tokens[: limits[i]] for i, one in zip(indices, made, strict=True)]
+
+    responses = [torch.zeros(0, dtype=torch.long)] * len(answerable)
+    with tqdm(total=len(answerable), desc="gold responses", unit="sample", disable=not progress) as bar:
+        for indices, made in in_batches([len(one.tokens) for one in prompts], batch_tokens, run):
+            for i, response in zip(indices, made, strict=True):
+                responses[i] = response
+            bar.update(len(indices))
+    usable = [i for i, response in enumerate(responses) if len(response)]
     if not usable:
         raise ValueError(f"none of the {len(samples)} samples has a gold document and a response to its gold prompt")
-    return usable, responses
+    return [answerable[i] for i in usable], [responses[i] for i in usable]
+
+
+def _response_limit(model: FocusModel, sample: MultiDocSample, config: TrainingConfig) -> int:
+    """Tokens that a response may have so that the prompt to be trained on has room for it."""
+    room = model.shape.n_ctx - len(model.encode(sample.prompt(config.prompts)).tokens)
+    if room < 1:
+        raise ValueError(
+            f"the {config.prompts} prompt of sample {sample.id} leaves no room for a response in the model's "
+            f"context of {model.shape.n_ctx} tokens; leave it out, use fewer documents, or a larger n_ctx"
+        )
+    return min(config.max_new_tokens, room)
 
 
 def _start(model: FocusModel, heads: Sequence[Head], groups: Sequence[LayerHeads], config: TrainingConfig) -> _State:
@@ -268,81 +291,26 @@ def _start(model: FocusModel, heads: Sequence[Head], groups: Sequence[LayerHeads
 
 
 def _step(
-    model: FocusModel, state: _State, groups: Sequence[LayerHeads], sample: RowActivations, site: Site
-) -> Float[Tensor, "n"]:
-    """One AdamW step on one sample; the loss of each head before it."""
-    losses = _losses(model, state.query, state.key, groups, sample, site)
-    # Gradients are asked for by name, so that none are left in the model's own parameters.
-    for vector, gradient in zip(state.vectors, torch.autograd.grad(losses.sum(), state.vectors), strict=True):
-        vector.grad = gradient
-    state.optimizer.step()
-    return losses.detach().cpu()
-
-
-def _losses(
     model: FocusModel,
-    query: Float[Tensor, "n d_head"],
-    key: Float[Tensor, "m d_head"] | None,
+    state: _State,
     groups: Sequence[LayerHeads],
-    sample: RowActivations,
+    batch: Sequence[int],
+    activations: ActivationStore,
     site: Site,
 ) -> Float[Tensor, "n"]:
-    """``-S_C`` of every chosen head on one sample."""
-    losses = torch.zeros(len(query), device=query.device)
-    first_key = 0
-    for group in groups:
-        q = sample.queries[group.layer].float() + query[list(group.places)]
-        k = sample.keys[group.layer].float()
-        if site == "projection" and key is not None:
-            k = k + key[first_key : first_key + len(group.key_value_heads)]
-            first_key += len(group.key_value_heads)
-            q, k = _to_rotary_site(model, group.layer, q, k, sample)
-        scores = row_scores(
-            q,
-            k[:, list(group.reads)],
-            sample.rows,
-            sample.relevant,
-            model.backend.scale(group.layer),
-            model.backend.window(group.layer),
-        )
-        losses = losses.index_put((torch.tensor(group.places, device=losses.device),), -scores)
-    return losses
-
-
-@torch.no_grad()
-def _require_same_attention(
-    model: FocusModel, sample: MultiDocSample, response: Tensor, groups: Sequence[LayerHeads], config: TrainingConfig
-) -> None:
-    """Refuse a model whose attention is not the softmax of rotated queries and keys that training differentiates.
-
-    A soft cap, a learned sink or another mask would otherwise give plausible directions for no model at all. Models on
-    the attention engine attend in that way by construction; the check is for those that are left to TransformerLens.
-    """
-    prompt = model.encode(sample.prompt(config.prompts))
-    rows = capture_rows(model, prompt, response, groups, config.site)
-    n, d_head = sum(len(group.heads) for group in groups), model.shape.d_head
-    zeros = torch.zeros(n, d_head, device=model.backend.device)
-    n_keys = sum(len(group.key_value_heads) for group in groups)
-    key = zeros.new_zeros(n_keys, d_head) if config.site == "projection" else None
-    ours = -_losses(model, zeros, key, groups, rows, config.site).cpu()
-    measured = measured_scores(model, prompt, response, groups)
-    for group in groups:
-        gap = float((ours[list(group.places)] - measured[group.layer].cpu()).abs().max())
-        # Half-precision models round every weight of a row; a wrong mask or scale is off by far more.
-        if gap > (1e-3 if rows.queries[group.layer].dtype in (torch.float32, torch.float64) else 2e-2):
-            raise ValueError(
-                f"layer {group.layer} of {model.name!r} does not attend as softmax(Q K^T * scale) over visible keys: "
-                f"contextual scores differ by {gap:.3g}; directions cannot be trained on this architecture"
-            )
-
-
-def _to_rotary_site(
-    model: FocusModel, layer: int, q: Tensor, k: Tensor, sample: RowActivations
-) -> tuple[Float[Tensor, "row head d_head"], Float[Tensor, "key kv_head d_head"]]:
-    positions = torch.arange(len(k), device=k.device)
-    rotary = model.backend.rotary(layer, len(k))
-    # Hugging Face's query and key norms may give the model's own dtype back.
-    return rotary.query(q, sample.rows).float(), rotary.key(k, positions).float()
+    """One AdamW step on some samples' mean loss; the losses of each head before it, summed over the samples."""
+    total = torch.zeros(len(state.query))
+    gradients = [torch.zeros_like(vector) for vector in state.vectors]
+    for index in batch:
+        losses = direction_losses(model, state.query, state.key, groups, activations[index], site)
+        # Gradients are asked for by name, so that none are left in the model's own parameters.
+        for sum_, gradient in zip(gradients, torch.autograd.grad(losses.sum(), state.vectors), strict=True):
+            sum_ += gradient
+        total += losses.detach().cpu()
+    for vector, gradient in zip(state.vectors, gradients, strict=True):
+        vector.grad = gradient / len(batch)
+    state.optimizer.step()
+    return total
 
 
 def _key_by_head(

@@ -42,6 +42,11 @@ class Backend(Protocol):
     @property
     def device(self) -> torch.device: ...
 
+    @property
+    def fused(self) -> bool:
+        """Whether attention runs on the engine: it is ``softmax(Q K^T * scale) V`` over rotated queries and keys."""
+        ...
+
     def require_supported(self) -> None:
         """Check that the model is in a state that interventions understand.
 
@@ -69,6 +74,10 @@ class Backend(Protocol):
 
     def fill(self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any) -> None:
         """Extend a cache by the given tokens' keys and values, which need nothing of the last layer beyond them."""
+        ...
+
+    def run_to(self, layer: int, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"]) -> None:
+        """Run prompts for what hooks see, as far as anybody looks at the given layer; later layers may not run."""
         ...
 
     def run_from(

@@ -18,7 +18,7 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from focuslens.attention import LayerCache
 from focuslens.backends.base import shape_of
-from focuslens.engine import Filled, KeyValueCache, Pass, attend, may_stop_at_keys, replaced_forwards
+from focuslens.engine import Filled, KeyValueCache, Pass, attend, replaced_forwards, stop_layer
 from focuslens.rotary import Rotary
 
 __all__ = ["BridgeBackend"]
@@ -35,11 +35,15 @@ class BridgeBackend:
     def device(self) -> torch.device:
         return next(self.hooked.original_model.parameters()).device
 
+    @property
+    def fused(self) -> bool:
+        return _can_fuse(self.hooked)
+
     def require_supported(self) -> None:
         pass
 
     def new_cache(self, batch: int) -> Any:
-        if _can_fuse(self.hooked):
+        if self.fused:
             return KeyValueCache.empty(self.shape, batch, self.device)
         # Without a config the cache keeps every key, also in layers with a sliding window: hooks count on
         # key columns being absolute.
@@ -58,8 +62,8 @@ class BridgeBackend:
         self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any | None, *, last_only: bool
     ) -> Float[Tensor, "batch row d_vocab"]:
         arguments: dict[str, Any] = {"logits_to_keep": 1} if last_only else {}
-        if isinstance(cache, KeyValueCache) or (cache is None and _can_fuse(self.hooked)):
-            return self._fused_forward(tokens, mask, cache, fill=False, **arguments)
+        if isinstance(cache, KeyValueCache) or (cache is None and self.fused):
+            return self._fused_forward(tokens, mask, cache, **arguments)
         if cache is not None:
             arguments["past_key_values"] = cache
         mask = mask.to(self.device)
@@ -70,10 +74,17 @@ class BridgeBackend:
             self.forward(tokens, mask, cache, last_only=True)
             return
         with suppress(Filled):
-            self._fused_forward(tokens, mask, cache, fill=True, logits_to_keep=1)
+            self._fused_forward(tokens, mask, cache, last=self.shape.n_layers - 1, logits_to_keep=1)
+
+    def run_to(self, layer: int, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"]) -> None:
+        if not self.fused:
+            self.forward(tokens, mask, None, last_only=True)
+            return
+        with suppress(Filled):
+            self._fused_forward(tokens, mask, None, last=layer, logits_to_keep=1)
 
     def _fused_forward(
-        self, tokens: Tensor, mask: Tensor, cache: KeyValueCache | None, *, fill: bool, **arguments: Any
+        self, tokens: Tensor, mask: Tensor, cache: KeyValueCache | None, *, last: int | None = None, **arguments: Any
     ) -> Tensor:
         """One pass on the engine, which makes what masks it needs from the columns."""
         n_rows, layers = tokens.shape[1], [LayerCache() for _ in self.hooked.blocks]
@@ -81,7 +92,7 @@ class BridgeBackend:
             cache.append_attention_mask(mask[:, -n_rows:])
             layers = cache.layers
         arguments.update(position_ids=self._positions(mask, n_rows), use_cache=False)
-        with self._fused(Pass(n_rows, mask.cpu()), layers, fill=fill):
+        with self._fused(Pass(n_rows, mask.cpu()), layers, last=last):
             return self.hooked(tokens, return_type="logits", **arguments)
 
     def run_from(
@@ -90,14 +101,15 @@ class BridgeBackend:
         cache.append_attention_mask(mask)
         n_rows, base = residual.shape[1], self.hooked.original_model.base_model
         positions = self._positions(mask, n_rows)
-        with self._fused(Pass(n_rows, mask.cpu()), cache.layers, fill=True), suppress(Filled):
+        with self._fused(Pass(n_rows, mask.cpu()), cache.layers, last=self.shape.n_layers - 1), suppress(Filled):
             embeddings = base.rotary_emb(residual, positions)
             for block in base.layers[layer:]:
                 residual = block(residual, position_ids=positions, position_embeddings=embeddings, use_cache=False)
 
-    def _fused(self, rows: Pass, layers: Sequence[LayerCache], *, fill: bool) -> AbstractContextManager[None]:
+    def _fused(self, rows: Pass, layers: Sequence[LayerCache], *, last: int | None) -> AbstractContextManager[None]:
+        """One pass on the engine, which ends where the keys of the layer ``last`` are known."""
         attentions = [block.attn for block in self.hooked.blocks]
-        stop = fill and may_stop_at_keys(self.hooked.blocks[-1], _EARLY)
+        stop = stop_layer(self.hooked.blocks, last, _EARLY)
         forwards = [
             partial(
                 _forward,
@@ -106,7 +118,7 @@ class BridgeBackend:
                 cache,
                 self.window(place),
                 self.scale(place),
-                stop and attention is attentions[-1],
+                place == stop,
             )
             for place, (attention, cache) in enumerate(zip(attentions, layers, strict=True))
         ]

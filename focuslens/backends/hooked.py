@@ -27,8 +27,8 @@ from focuslens.engine import (
     Pass,
     attend,
     is_hooked,
-    may_stop_at_keys,
     replaced_forwards,
+    stop_layer,
     under_hook,
 )
 from focuslens.rotary import Rotary
@@ -47,6 +47,10 @@ class HookedBackend:
     def device(self) -> torch.device:
         return next(self.hooked.parameters()).device
 
+    @property
+    def fused(self) -> bool:
+        return _can_fuse(self.hooked)
+
     def require_supported(self) -> None:
         cfg = self.hooked.cfg
         if getattr(cfg, "ungroup_grouped_query_attention", False) and self.shape.n_key_value_heads < self.shape.n_heads:
@@ -57,7 +61,7 @@ class HookedBackend:
 
     def new_cache(self, batch: int) -> Any:
         self.require_supported()
-        if _can_fuse(self.hooked):
+        if self.fused:
             return KeyValueCache.empty(self.shape, batch, self.device)
         from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
@@ -84,7 +88,7 @@ class HookedBackend:
         arguments: dict[str, Any] = {"attention_mask": new}
         if cache is not None:
             arguments["past_kv_cache"] = cache
-        fuse = isinstance(cache, KeyValueCache) if cache is not None else _can_fuse(hooked)
+        fuse = isinstance(cache, KeyValueCache) if cache is not None else self.fused
         with self._fused(Pass(tokens.shape[1], mask.cpu())) if fuse else nullcontext():
             if not last_only:
                 return hooked(tokens, return_type="logits", **arguments)
@@ -99,28 +103,38 @@ class HookedBackend:
     def fill(self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any) -> None:
         new, n_layers = mask[:, -tokens.shape[1] :].to(self.device), self.shape.n_layers
         fused = isinstance(cache, KeyValueCache)
-        with self._fused(Pass(tokens.shape[1], mask.cpu()), fill=True) if fused else nullcontext(), suppress(Filled):
+        rows = Pass(tokens.shape[1], mask.cpu())
+        with self._fused(rows, last=n_layers - 1) if fused else nullcontext(), suppress(Filled):
             self.hooked(tokens, stop_at_layer=n_layers, attention_mask=new, past_kv_cache=cache)
+
+    def run_to(self, layer: int, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"]) -> None:
+        rows = Pass(tokens.shape[1], mask.cpu())
+        with self._fused(rows, last=layer) if self.fused else nullcontext(), suppress(Filled):
+            self.hooked(tokens, stop_at_layer=layer + 1, attention_mask=mask.to(self.device))
 
     def run_from(
         self, layer: int, residual: Float[Tensor, "batch pos d_model"], mask: Int[Tensor, "batch key"], cache: Any
     ) -> None:
         seen = cache.append_attention_mask(mask)
-        with self._fused(Pass(residual.shape[1], mask.cpu()), fill=True), suppress(Filled):
+        n_layers = self.shape.n_layers
+        with self._fused(Pass(residual.shape[1], mask.cpu()), last=n_layers - 1), suppress(Filled):
             self.hooked(
                 residual,
                 start_at_layer=layer,
-                stop_at_layer=self.shape.n_layers,
+                stop_at_layer=n_layers,
                 attention_mask=seen,
                 past_kv_cache=cache,
             )
 
-    def _fused(self, rows: Pass, *, fill: bool = False) -> AbstractContextManager[None]:
-        """One pass on the engine; its cache, if there is one, has to be a :class:`KeyValueCache`."""
+    def _fused(self, rows: Pass, *, last: int | None = None) -> AbstractContextManager[None]:
+        """One pass on the engine; its cache, if there is one, has to be a :class:`KeyValueCache`.
+
+        Of the layer ``last`` nothing is wanted beyond its keys, and no layer after it.
+        """
         hooked, layers = self.hooked, [block.attn for block in self.hooked.blocks]
-        stop = fill and may_stop_at_keys(hooked.blocks[-1], _EARLY)
+        stop = stop_layer(hooked.blocks, last, _EARLY)
         forwards = [
-            partial(_forward, layer, rows, self.window(place), self.scale(place), stop and layer is layers[-1])
+            partial(_forward, layer, rows, self.window(place), self.scale(place), place == stop)
             for place, layer in enumerate(layers)
         ]
         return replaced_forwards(layers, forwards)

@@ -16,8 +16,8 @@ from focuslens import (
     MultiDocSample,
     TrainingConfig,
     contextual_scores,
+    objective,
     train_focus_directions,
-    training,
 )
 from focuslens import activations as activation_rows
 
@@ -273,7 +273,7 @@ def test_activations_that_do_not_fit_in_memory_are_made_anew(
     model = load_model("llama")
     passes: list[int] = []
     original = activation_rows.capture_rows
-    for module in (activation_rows, training):
+    for module in (activation_rows, objective):
         monkeypatch.setattr(module, "capture_rows", lambda *args: passes.append(1) or original(*args))
     kept = train_focus_directions(model, samples[:2], HEADS, site=site, **QUICK)
     with_memory, passes[:] = len(passes), []

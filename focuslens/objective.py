@@ -1,0 +1,95 @@
+"""What focus directions are trained for: the contextual scores of rows to which they are added (equation 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from focuslens.activations import LayerHeads, RowActivations, capture_rows, measured_scores, row_scores
+from focuslens.batch import EncodedPrompt
+from focuslens.directions import Site
+
+if TYPE_CHECKING:
+    from focuslens.model import FocusModel
+
+__all__ = ["direction_losses", "require_same_attention"]
+
+
+def direction_losses(
+    model: FocusModel,
+    query: Float[Tensor, "n d_head"],
+    key: Float[Tensor, "m d_head"] | None,
+    groups: Sequence[LayerHeads],
+    sample: RowActivations,
+    site: Site,
+) -> Float[Tensor, "n"]:
+    """``-S_C`` of every chosen head on one sample.
+
+    Args:
+        model: The model, whose rotation, scale and windows count.
+        query: ``d_Q`` of each head.
+        key: ``d_K`` of each key-value head that a chosen head reads, layer by layer; at the projection site alone.
+        groups: The heads.
+        sample: Their queries and keys.
+        site: Where the directions are added.
+    """
+    losses = torch.zeros(len(query), device=query.device)
+    first_key = 0
+    for group in groups:
+        q = sample.queries[group.layer].float() + query[list(group.places)]
+        k = sample.keys[group.layer].float()
+        if site == "projection" and key is not None:
+            k = k + key[first_key : first_key + len(group.key_value_heads)]
+            first_key += len(group.key_value_heads)
+            q, k = _to_rotary_site(model, group.layer, q, k, sample)
+        scores = row_scores(
+            q,
+            k[:, list(group.reads)],
+            sample.rows,
+            sample.relevant,
+            model.backend.scale(group.layer),
+            model.backend.window(group.layer),
+        )
+        losses = losses.index_put((torch.tensor(group.places, device=losses.device),), -scores)
+    return losses
+
+
+@torch.no_grad()
+def require_same_attention(
+    model: FocusModel, prompt: EncodedPrompt, response: Tensor, groups: Sequence[LayerHeads], site: Site
+) -> None:
+    """Refuse a model whose attention is not the softmax of rotated queries and keys that training differentiates.
+
+    A soft cap, a learned sink or another mask would otherwise give plausible directions for no model at all.
+
+    Raises:
+        ValueError: If scores of the response's rows are not those of the model's own patterns.
+    """
+    rows = capture_rows(model, prompt, response, groups, site)
+    n, d_head = sum(len(group.heads) for group in groups), model.shape.d_head
+    zeros = torch.zeros(n, d_head, device=model.backend.device)
+    n_keys = sum(len(group.key_value_heads) for group in groups)
+    key = zeros.new_zeros(n_keys, d_head) if site == "projection" else None
+    ours = -direction_losses(model, zeros, key, groups, rows, site).cpu()
+    measured = measured_scores(model, prompt, response, groups)
+    for group in groups:
+        gap = float((ours[list(group.places)] - measured[group.layer].cpu()).abs().max())
+        # Half-precision models round every weight of a row; a wrong mask or scale is off by far more.
+        if gap > (1e-3 if rows.queries[group.layer].dtype in (torch.float32, torch.float64) else 2e-2):
+            raise ValueError(
+                f"layer {group.layer} of {model.name!r} does not attend as softmax(Q K^T * scale) over visible keys: "
+                f"contextual scores differ by {gap:.3g}; directions cannot be trained on this architecture"
+            )
+
+
+def _to_rotary_site(
+    model: FocusModel, layer: int, q: Tensor, k: Tensor, sample: RowActivations
+) -> tuple[Float[Tensor, "row head d_head"], Float[Tensor, "key kv_head d_head"]]:
+    positions = torch.arange(len(k), device=k.device)
+    rotary = model.backend.rotary(layer, len(k))
+    # Hugging Face's query and key norms may give the model's own dtype back.
+    return rotary.query(q, sample.rows).float(), rotary.key(k, positions).float()
