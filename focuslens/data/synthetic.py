@@ -52,6 +52,8 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 
 _MODULUS = 5
 _RESIDUES: dict[str, tuple[int, ...]] = {"test": (0,), "validation": (1,), "train": (2, 3, 4)}
+_TRIES = 10_000
+"""Draws after which a kind of value is taken to be used up; with one of fifty left, all would fail in 1 of 10^17."""
 _STATEMENT = "the {noun} of {s} was {v}"
 _PARTS = {"person": (FIRST_NAMES, SURNAMES), "place": (PLACE_NAMES, PLACE_KINDS)}
 
@@ -149,7 +151,7 @@ class _World:
     def value(self, kind: str) -> str:
         """A value whose last word (for a person, whose whole name) no other value of the context has."""
         firsts, seconds = (FIRST_NAMES, SURNAMES) if kind == "person" else VALUES[kind]
-        while True:
+        for _ in range(_TRIES):
             first, second = self.pair(len(firsts), len(seconds))
             joint = "" if kind == "year" else " "
             value = f"{firsts[first]}{joint}{seconds[second]}".strip()
@@ -157,6 +159,10 @@ class _World:
             if mark not in self.values and value not in self.names:
                 self.values.add(mark)
                 return value
+        raise ValueError(
+            f"the word lists have no further {kind} that can be told from those in the context; "
+            f"ask for fewer documents or fewer facts than {self.settings.facts} a document"
+        )
 
 
 def generate_context(
@@ -171,7 +177,8 @@ def generate_context(
         settings: How hard the context is; the corpus' defaults where it is ``None``.
 
     Raises:
-        ValueError: If the number of documents is out of range or the split is unknown.
+        ValueError: If the number of documents is out of range, the split is unknown, or the word lists have too few
+            values for so many facts.
     """
     if not 1 <= num_documents <= 60:
         raise ValueError(f"num_documents is {num_documents}; the word lists allow 1 to 60")
@@ -279,6 +286,8 @@ def _grid(world: _World, kind: str, count: int) -> list[tuple[int, int]]:
     world.rng.shuffle(rows)
     world.rng.shuffle(columns)
     side = round(count - world.settings.lookalikes * (count - ceil(sqrt(1.3 * count))))
+    while side < max(len(rows), len(columns)) and len(rows[:side]) * len(columns[:side]) < count:
+        side += 1
     rows, columns = rows[:side], columns[:side]
     # Row by row along shifted diagonals: a pair comes back only after len(rows) * len(columns) steps.
     steps = ((step % len(rows), step // len(rows)) for step in range(count))

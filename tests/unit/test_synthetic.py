@@ -240,3 +240,17 @@ def test_no_token_of_the_held_out_splits_is_missing_from_training() -> None:
     for split in held_out:
         missing = tokens(split, 20) - trained
         assert not missing, [tokenizer.decode([token]) for token in missing]
+
+
+def test_large_contexts_ask_nothing_unanswerable_that_a_document_tells():
+    for seed in range(20):
+        context = generate_context(Random(seed), 60, "test")
+        told = {one.response.split(" was ")[0] for one in context.answerable}
+        refused = [one.response.split(" was ")[0] for one in context.unanswerable]
+        assert not told & set(refused)
+        assert len(refused) == len(set(refused))
+
+
+def test_a_context_that_needs_more_values_than_there_are_is_refused():
+    with pytest.raises(ValueError, match=r"no further .* fewer documents or fewer facts"):
+        generate_context(Random(0), 60, "train", CorpusSettings(facts=(5, 5)))
