@@ -149,6 +149,7 @@ values and wordings are in no other split; the gold document at positions 1, 5, 
 responses, sub-span exact match. Weights rounded to bfloat16, run in float32. Heads were ranked and directions trained
 on {train} training questions, settings chosen on {validation} validation questions. 95 % bootstrap intervals in
 parentheses, exact McNemar tests against 20 documents.
+{history}
 
 | property | bar | measured | holds |
 |---|---|---|---|
@@ -195,6 +196,7 @@ def write_card(folder: Path, making: Mapping[str, Any], figures: Mapping[str, An
         **{
             **making,
             "lessons": "\n".join(f"- {entry}" for entry in making["passed"]) or "- none",
+            "history": f"\n{making['history']}" if "history" in making else "",
             "note": f"\n{making['note']}" if "note" in making else "",
         },
     )
