@@ -250,6 +250,20 @@ def test_a_prompt_stops_at_the_last_keys_unless_somebody_looks_further(point, lo
     assert len(kernel) == model.shape.n_layers - (point in EARLY or "pattern" in point)
 
 
+@pytest.mark.parametrize("point", [*EARLY, *LATE])
+def test_observing_a_layer_runs_no_later_one(point, load_model, backend, samples, kernel):
+    model, layer, seen = load_model("llama", backend), 1, []
+    tokens = model.encode(samples[0].prompt()).tokens
+    name = f"blocks.{layer}.{point}"
+    model.points.require_firing([name])  # tries the point out on passes of its own
+    kernel.clear()
+    model.observe(tokens, [(name, lambda x, hook: seen.append(x.clone()))])
+    assert len(kernel) == layer + (point not in EARLY and "pattern" not in point)
+    model.observe(tokens, [(name, lambda x, hook: seen.append(x.clone())), ("hook_embed", lambda x, hook: None)])
+    assert len(kernel) >= model.shape.n_layers
+    assert torch.equal(*seen)
+
+
 def test_split_softmax_writes_out_the_rows_of_the_response_alone(load_model, backend, samples, kernel, monkeypatch):
     model = load_model("llama", backend)
     prompt, seen = samples[0].prompt(), []

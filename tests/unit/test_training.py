@@ -13,6 +13,7 @@ from focuslens import (
     FocusDirections,
     FocusModel,
     FocusSteering,
+    Head,
     MultiDocSample,
     TrainingConfig,
     contextual_scores,
@@ -281,6 +282,28 @@ def test_activations_that_do_not_fit_in_memory_are_made_anew(
     assert same(kept, anew)
     # One pass more each, which checks that the model attends as is assumed.
     assert (with_memory, len(passes)) == (1 + 2, 1 + 2 * 2)
+
+
+def test_a_step_on_several_samples_takes_their_mean_gradient(load_model: Any, samples: list[MultiDocSample]) -> None:
+    model = load_model("llama")
+    chosen = [sample for sample in samples if sample.gold_index is not None][:3]
+    quick: dict[str, Any] = {**QUICK, "epochs": 1, "weight_decay": 0.0}
+    trained = train_focus_directions(model, chosen, HEADS, batch_size=3, **quick)
+    quick["learning_rate"] = 1e-30
+    start = train_focus_directions(model, chosen, HEADS, batch_size=3, **quick)
+    assert trained.losses is not None
+    groups = activation_rows.LayerHeads.group([Head(*head) for head in HEADS], model.shape)
+    query, losses = start.query.clone().requires_grad_(), list[torch.Tensor]()
+    for sample in chosen:
+        prompt, response = model.encode(sample.prompt("long")), model.generate(sample.prompt("gold"), max_new_tokens=3)
+        rows = activation_rows.capture_rows(model, prompt, response.tokens, groups, "rotary")
+        losses.append(objective.direction_losses(model, query, None, groups, rows, "rotary"))
+    mean = torch.stack(losses).mean(dim=0)
+    torch.testing.assert_close(trained.losses[0], mean.detach(), atol=1e-6, rtol=1e-5)
+    optimizer = torch.optim.AdamW([query], lr=QUICK["learning_rate"], weight_decay=0.0)
+    mean.sum().backward()
+    optimizer.step()
+    torch.testing.assert_close(trained.query, query.detach(), atol=1e-5, rtol=1e-4)
 
 
 # --- refusals ---
