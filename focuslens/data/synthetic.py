@@ -53,7 +53,7 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 _MODULUS = 5
 _RESIDUES: dict[str, tuple[int, ...]] = {"test": (0,), "validation": (1,), "train": (2, 3, 4)}
 _TRIES = 10_000
-"""Draws after which a kind of value is taken to be used up; with one of fifty left, all would fail in 1 of 10^17."""
+"""Draws after which a kind of value is used up; with one of fifty left, all of them miss it with probability 2e-88."""
 _STATEMENT = "the {noun} of {s} was {v}"
 _PARTS = {"person": (FIRST_NAMES, SURNAMES), "place": (PLACE_NAMES, PLACE_KINDS)}
 
