@@ -131,7 +131,8 @@ A Llama-architecture base model of {parameters:,} parameters ({layers} layers, {
 `Answer:` its response follows as one sentence.
 
 It was made by `experiments/train_demo_model.py` with seed {seed}: {minutes:.1f} processor minutes on {threads}
-thread(s), {tokens:,} tokens, {steps:,} steps (`training_log.csv`, `training_log.png`).{note}
+thread(s), {tokens:,} tokens, {steps:,} steps (`training_log.csv`, `training_log.png`). The
+schedule follows processor time: another run gives another model of the same kind.
 
 Lessons, and when each ended:
 
@@ -139,14 +140,16 @@ Lessons, and when each ended:
 
 In the last lesson, `late`, the last document is asked about twenty times as often as the first. The model learns to
 prefer late documents where names look alike, and neglects early ones when questions come from anywhere. Without that
-lesson its errors were confusions of documents that look alike all over the prompt, and no focus direction helped: a
-bias on keys that does not know the question can tell early from late, but not one such document from another.
+lesson its errors were confusions of documents that look alike all over the prompt, and no focus direction that was
+tried helped significantly: a bias on keys that does not know the question can tell early from late, but not one such
+document from another.
 
 ## Measured
 
 By `experiments/measure_demo_model.py` (`measured.json`): {questions} test questions of 20 documents, whose names,
-values and wordings are in no other split; the gold document at positions 1, 5, 10, 15 and 20 in turn; greedy
-responses, sub-span exact match. Weights rounded to bfloat16, run in float32. Heads were ranked and directions trained
+values, facts and questions are combinations of known parts that are in no other split (titles, filler and response
+sentences are shared); the gold document at positions 1, 5, 10, 15 and 20 in turn; greedy responses, sub-span exact
+match. Weights rounded to bfloat16, run in float32. Heads were ranked and directions trained
 on {train} training questions, settings chosen on {validation} validation questions. 95 % bootstrap intervals in
 parentheses, exact McNemar tests against 20 documents.
 {history}
@@ -197,7 +200,6 @@ def write_card(folder: Path, making: Mapping[str, Any], figures: Mapping[str, An
             **making,
             "lessons": "\n".join(f"- {entry}" for entry in making["passed"]) or "- none",
             "history": f"\n{making['history']}" if "history" in making else "",
-            "note": f"\n{making['note']}" if "note" in making else "",
         },
     )
     write_atomically(folder / "README.md", text.encode())
