@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from bench_contestants import CONTESTANTS, N_SETTINGS, Bench, Contestant, PaperTraining
+from bench_contestants import CONTESTANTS, EPOCHS, HEADS, N_SETTINGS, SAMPLES, Bench, Contestant, PaperTraining
 from tqdm.auto import tqdm
 
 from focuslens.files import versions, write_atomically, write_json
@@ -29,11 +29,10 @@ from focuslens.files import versions, write_atomically, write_json
 TITLES = {
     "score": "Generate 16 tokens and score all heads",
     "sweep": f"{N_SETTINGS} split-softmax settings on one sample",
-    "train": "Train 20 heads, 100 samples, 10 epochs",
+    "train": f"Train {HEADS} heads, {SAMPLES} samples, {EPOCHS} epochs",
     "steer": "Generate 16 tokens steered at the rotary site",
 }
 LENGTHS = (1024, 4096, 16384, 32768)
-HEADS, EPOCHS, SAMPLES = 20, 10, 100
 
 
 def seconds_of(run: Callable[[], Any], device: str) -> float:

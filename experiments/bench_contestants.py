@@ -22,13 +22,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import focuslens as fl
 from focuslens.data.synthetic import build_tokenizer
 
-__all__ = ["CONTESTANTS", "Bench", "Contestant", "PaperTraining"]
+__all__ = ["CONTESTANTS", "EPOCHS", "HEADS", "N_SETTINGS", "SAMPLES", "Bench", "Contestant", "PaperTraining"]
 
 NEW_TOKENS = 16
 HEADS = 20
 TAUS = (0.1, 0.3, 0.6, 1.5, 1000.0)
 KS = (1, 2, 3, 5, 8, 12, 16, 20, 25, 30, 40, 50, 60)
-TRAINED_SAMPLES, EPOCHS = 2, 10
+SAMPLES, TRAINED_SAMPLES, EPOCHS = 100, 5, 10
 
 
 @dataclass(frozen=True)
@@ -290,7 +290,7 @@ def _focus_generation(steered: bool) -> Callable[[Bench], Callable[[], Any]]:
 
 N_SETTINGS = len(TAUS) * len(KS) + len(KS)
 FLOOR = "Hugging Face, fused"
-PART = f"{TRAINED_SAMPLES} of 100 samples"
+PART = f"{TRAINED_SAMPLES} of {SAMPLES} samples"
 CONTESTANTS: dict[str, dict[str, Contestant]] = {
     "score": {
         FLOOR: Contestant(_floor),
@@ -307,12 +307,8 @@ CONTESTANTS: dict[str, dict[str, Contestant]] = {
         "TransformerLens, run_with_hooks": Contestant(_lens_run, N_SETTINGS, "one setting, times the settings"),
     },
     "train": {
-        "FocusLens, HookedTransformer": Contestant(
-            _focus_training("hooked"), 100 / TRAINED_SAMPLES, "2 of 100 samples"
-        ),
-        "FocusLens, TransformerBridge": Contestant(
-            _focus_training("bridge"), 100 / TRAINED_SAMPLES, "2 of 100 samples"
-        ),
+        "FocusLens, HookedTransformer": Contestant(_focus_training("hooked"), SAMPLES / TRAINED_SAMPLES, PART),
+        "FocusLens, TransformerBridge": Contestant(_focus_training("bridge"), SAMPLES / TRAINED_SAMPLES, PART),
         "the paper's procedure": Contestant(PaperTraining, 1, "a sample's activations, and a step of a head"),
     },
     "steer": {
