@@ -179,6 +179,9 @@ class ActivationStore:
         self._kept: dict[int, RowActivations] = {}
         self._bytes = 0
 
+    def __len__(self) -> int:
+        return len(self._samples)
+
     def __getitem__(self, index: int) -> RowActivations:
         if index in self._kept:
             return self._kept[index]

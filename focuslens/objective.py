@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from focuslens.activations import LayerHeads, RowActivations, capture_rows, measured_scores, row_scores
+from focuslens.activations import LayerHeads, RowActivations, measured_scores, row_scores
 from focuslens.batch import EncodedPrompt
 from focuslens.directions import Site
 
@@ -60,16 +60,28 @@ def direction_losses(
 
 @torch.no_grad()
 def require_same_attention(
-    model: FocusModel, prompt: EncodedPrompt, response: Tensor, groups: Sequence[LayerHeads], site: Site
+    model: FocusModel,
+    prompt: EncodedPrompt,
+    response: Int[Tensor, "response"],
+    groups: Sequence[LayerHeads],
+    rows: RowActivations,
+    site: Site,
 ) -> None:
     """Refuse a model whose attention is not the softmax of rotated queries and keys that training differentiates.
 
     A soft cap, a learned sink or another mask would otherwise give plausible directions for no model at all.
 
+    Args:
+        model: The model.
+        prompt: A prompt.
+        response: What follows it.
+        groups: The heads to be trained.
+        rows: Their queries and keys on that prompt and response.
+        site: Where the directions will be added.
+
     Raises:
         ValueError: If scores of the response's rows are not those of the model's own patterns.
     """
-    rows = capture_rows(model, prompt, response, groups, site)
     n, d_head = sum(len(group.heads) for group in groups), model.shape.d_head
     zeros = torch.zeros(n, d_head, device=model.backend.device)
     n_keys = sum(len(group.key_value_heads) for group in groups)

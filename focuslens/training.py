@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -80,11 +81,11 @@ class TrainingConfig:
 
 @dataclass(eq=False)
 class _State:
-    """Everything a checkpoint holds."""
+    """What training changes."""
 
     query: Float[Tensor, "n d_head"]
     key: Float[Tensor, "m d_head"] | None
-    optimizer: torch.optim.AdamW
+    optimizer: torch.optim.Optimizer
     step: int = 0
     losses: list[Float[Tensor, "n"]] = field(default_factory=list[Tensor])
     running: Float[Tensor, "n"] | None = None
@@ -93,35 +94,46 @@ class _State:
     def vectors(self) -> list[Tensor]:
         return [self.query] if self.key is None else [self.query, self.key]
 
-    def save(self, path: Path, fingerprint: str) -> None:
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """The file that an interrupted training goes on from, if it is the same training by its fingerprint."""
+
+    path: Path
+    fingerprint: str
+    every: int
+
+    def save(self, state: _State) -> None:
         content = io.BytesIO()
         torch.save(
             {
-                "fingerprint": fingerprint,
-                "vectors": [v.detach().cpu() for v in self.vectors],
-                "step": self.step,
-                "optimizer": self.optimizer.state_dict(),
-                "losses": self.losses,
-                "running": self.running,
+                "fingerprint": self.fingerprint,
+                "vectors": [v.detach().cpu() for v in state.vectors],
+                "step": state.step,
+                "optimizer": state.optimizer.state_dict(),
+                "losses": state.losses,
+                "running": state.running,
             },
             content,
         )
-        write_atomically(path, content.getvalue())
+        write_atomically(self.path, content.getvalue())
 
-    def load(self, path: Path, fingerprint: str) -> None:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        if saved["fingerprint"] != fingerprint:
+    def load(self, state: _State) -> None:
+        saved = torch.load(self.path, map_location="cpu", weights_only=True)
+        if saved["fingerprint"] != self.fingerprint:
             raise ValueError(
-                f"{path} is a checkpoint of another training (other model, samples, heads or settings); "
+                f"{self.path} is a checkpoint of another training (other model, samples, heads or settings); "
                 "name another file, or delete it"
             )
         with torch.no_grad():
-            for vector, value in zip(self.vectors, saved["vectors"], strict=True):
+            for vector, value in zip(state.vectors, saved["vectors"], strict=True):
                 vector.copy_(value)
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.losses, self.running = saved["step"], saved["losses"], saved["running"]
+        state.optimizer.load_state_dict(saved["optimizer"])
+        state.step, state.losses, state.running = saved["step"], saved["losses"], saved["running"]
 
 
+@torch.inference_mode(False)  # notebooks of TransformerLens turn gradients off for good
+@torch.enable_grad()
 def train_focus_directions(
     model: FocusModel,
     samples: Iterable[MultiDocSample],
@@ -161,77 +173,68 @@ def train_focus_directions(
     if config is not None and settings:
         raise TypeError(f"give either config or single settings, not both: {', '.join(settings)}")
     config = config or TrainingConfig(**settings)
-    # Notebooks of TransformerLens turn gradients off for good.
-    with torch.inference_mode(False), torch.enable_grad():
-        data = getattr(samples, "description", None) if data is None else data
-        return _train(
-            model,
-            list(samples),
-            heads,
-            config,
-            checkpoint,
-            checkpoint_every,
-            int(memory_gb * 2**30),
-            batch_tokens,
-            data,
-            progress,
-        )
-
-
-def _train(
-    model: FocusModel,
-    samples: list[MultiDocSample],
-    heads: Iterable[tuple[int, int]] | None,
-    config: TrainingConfig,
-    checkpoint: str | Path | None,
-    checkpoint_every: int,
-    memory: int,
-    batch_tokens: int,
-    data: Mapping[str, Any] | None,
-    progress: bool,
-) -> FocusDirections:
-    shape = model.shape
-    everything = [(layer, head) for layer in range(shape.n_layers) for head in range(shape.n_heads)]
-    named = check_heads(everything if heads is None else heads, shape.n_layers, shape.n_heads)
-    if not named:
-        raise ValueError("there are no heads to train")
-    usable, responses = _gold_responses(model, samples, config, batch_tokens, progress)
-    groups = LayerHeads.group(named, shape)
+    data = getattr(samples, "description", None) if data is None else data
+    named = _chosen_heads(model, heads)
+    usable, responses = _gold_responses(model, list(samples), config, batch_tokens, progress)
+    groups = LayerHeads.group(named, model.shape)
     state = _start(model, named, groups, config)
-    path = None if checkpoint is None else Path(checkpoint)
     provenance = _provenance(model, usable, config, data)
     fingerprint = hashlib.sha256(json.dumps([provenance, named, [r.tolist() for r in responses]]).encode()).hexdigest()
-    if path is not None and path.exists():
-        state.load(path, fingerprint)
-    # On the engine attention is of that form; what is checked is the way to it, for which a short prompt will do.
-    checked = usable[0].prompt("gold" if model.backend.fused else config.prompts)
-    require_same_attention(model, model.encode(checked), responses[0], groups, config.site)
+    kept = None if checkpoint is None else _Checkpoint(Path(checkpoint), fingerprint, checkpoint_every)
+    if kept is not None and kept.path.exists():
+        kept.load(state)
+    memory = int(memory_gb * 2**30)
     activations = ActivationStore(model, usable, responses, groups, config.prompts, config.site, memory)
-    batches = -(-len(usable) // config.batch_size)
-    total = config.epochs * batches
-    with tqdm(total=total, initial=state.step, desc="focus directions", unit="step", disable=not progress) as bar:
-        while state.step < total:
-            epoch, place = divmod(state.step, batches)
-            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-            order = torch.randperm(len(usable), generator=generator).tolist()
-            batch = order[place * config.batch_size : (place + 1) * config.batch_size]
-            losses = _step(model, state, groups, batch, activations, config.site)
-            state.running = losses if state.running is None else state.running + losses
-            state.step += 1
-            if place == batches - 1:
-                state.losses.append(state.running / len(usable))
-                state.running = None
-            if path is not None and (state.step % checkpoint_every == 0 or state.running is None):
-                state.save(path, fingerprint)
-            bar.update()
-    curve = torch.stack(state.losses)
+    prompt = model.encode(usable[0].prompt(config.prompts))
+    require_same_attention(model, prompt, responses[0], groups, activations[0], config.site)
+    _run_epochs(model, state, groups, activations, config, kept, progress)
     return FocusDirections(
         named,
         state.query,
         _key_by_head(state.key, named, groups),
         config.site,
-        {**provenance, "losses": curve.tolist()},
+        {**provenance, "losses": torch.stack(state.losses).tolist()},
     )
+
+
+def _chosen_heads(model: FocusModel, heads: Iterable[tuple[int, int]] | None) -> list[Head]:
+    """The heads to train, by default all."""
+    n_layers, n_heads = model.shape.n_layers, model.shape.n_heads
+    everything = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+    named = check_heads(everything if heads is None else heads, n_layers, n_heads)
+    if not named:
+        raise ValueError("there are no heads to train")
+    return list(named)
+
+
+def _run_epochs(
+    model: FocusModel,
+    state: _State,
+    groups: Sequence[LayerHeads],
+    activations: ActivationStore,
+    config: TrainingConfig,
+    kept: _Checkpoint | None,
+    progress: bool,
+) -> None:
+    """All steps that the state has not taken yet."""
+    samples, size = len(activations), config.batch_size
+    batches = math.ceil(samples / size)
+    total = config.epochs * batches
+    with tqdm(total=total, initial=state.step, desc="focus directions", unit="step", disable=not progress) as bar:
+        while state.step < total:
+            epoch, place = divmod(state.step, batches)
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+            order = torch.randperm(samples, generator=generator).tolist()
+            batch = order[place * size : (place + 1) * size]
+            losses = _step(model, state, groups, activations, batch, config.site)
+            state.running = losses if state.running is None else state.running + losses
+            state.step += 1
+            if place == batches - 1:
+                state.losses.append(state.running / samples)
+                state.running = None
+            if kept is not None and (state.step % kept.every == 0 or state.running is None):
+                kept.save(state)
+            bar.update()
 
 
 def _gold_responses(
@@ -294,8 +297,8 @@ def _step(
     model: FocusModel,
     state: _State,
     groups: Sequence[LayerHeads],
-    batch: Sequence[int],
     activations: ActivationStore,
+    batch: Sequence[int],
     site: Site,
 ) -> Float[Tensor, "n"]:
     """One AdamW step on some samples' mean loss; the losses of each head before it, summed over the samples."""

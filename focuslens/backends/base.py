@@ -42,11 +42,6 @@ class Backend(Protocol):
     @property
     def device(self) -> torch.device: ...
 
-    @property
-    def fused(self) -> bool:
-        """Whether attention runs on the engine: it is ``softmax(Q K^T * scale) V`` over rotated queries and keys."""
-        ...
-
     def require_supported(self) -> None:
         """Check that the model is in a state that interventions understand.
 

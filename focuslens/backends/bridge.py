@@ -35,15 +35,11 @@ class BridgeBackend:
     def device(self) -> torch.device:
         return next(self.hooked.original_model.parameters()).device
 
-    @property
-    def fused(self) -> bool:
-        return _can_fuse(self.hooked)
-
     def require_supported(self) -> None:
         pass
 
     def new_cache(self, batch: int) -> Any:
-        if self.fused:
+        if _can_fuse(self.hooked):
             return KeyValueCache.empty(self.shape, batch, self.device)
         # Without a config the cache keeps every key, also in layers with a sliding window: hooks count on
         # key columns being absolute.
@@ -62,7 +58,7 @@ class BridgeBackend:
         self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any | None, *, last_only: bool
     ) -> Float[Tensor, "batch row d_vocab"]:
         arguments: dict[str, Any] = {"logits_to_keep": 1} if last_only else {}
-        if isinstance(cache, KeyValueCache) or (cache is None and self.fused):
+        if isinstance(cache, KeyValueCache) or (cache is None and _can_fuse(self.hooked)):
             return self._fused_forward(tokens, mask, cache, **arguments)
         if cache is not None:
             arguments["past_key_values"] = cache
@@ -77,7 +73,7 @@ class BridgeBackend:
             self._fused_forward(tokens, mask, cache, last=self.shape.n_layers - 1, logits_to_keep=1)
 
     def run_to(self, layer: int, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"]) -> None:
-        if not self.fused:
+        if not _can_fuse(self.hooked):
             self.forward(tokens, mask, None, last_only=True)
             return
         with suppress(Filled):

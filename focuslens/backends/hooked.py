@@ -47,10 +47,6 @@ class HookedBackend:
     def device(self) -> torch.device:
         return next(self.hooked.parameters()).device
 
-    @property
-    def fused(self) -> bool:
-        return _can_fuse(self.hooked)
-
     def require_supported(self) -> None:
         cfg = self.hooked.cfg
         if getattr(cfg, "ungroup_grouped_query_attention", False) and self.shape.n_key_value_heads < self.shape.n_heads:
@@ -61,7 +57,7 @@ class HookedBackend:
 
     def new_cache(self, batch: int) -> Any:
         self.require_supported()
-        if self.fused:
+        if _can_fuse(self.hooked):
             return KeyValueCache.empty(self.shape, batch, self.device)
         from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
@@ -88,7 +84,7 @@ class HookedBackend:
         arguments: dict[str, Any] = {"attention_mask": new}
         if cache is not None:
             arguments["past_kv_cache"] = cache
-        fuse = isinstance(cache, KeyValueCache) if cache is not None else self.fused
+        fuse = isinstance(cache, KeyValueCache) if cache is not None else _can_fuse(self.hooked)
         with self._fused(Pass(tokens.shape[1], mask.cpu())) if fuse else nullcontext():
             if not last_only:
                 return hooked(tokens, return_type="logits", **arguments)
@@ -109,7 +105,7 @@ class HookedBackend:
 
     def run_to(self, layer: int, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"]) -> None:
         rows = Pass(tokens.shape[1], mask.cpu())
-        with self._fused(rows, last=layer) if self.fused else nullcontext(), suppress(Filled):
+        with self._fused(rows, last=layer) if _can_fuse(self.hooked) else nullcontext(), suppress(Filled):
             self.hooked(tokens, stop_at_layer=layer + 1, attention_mask=mask.to(self.device))
 
     def run_from(

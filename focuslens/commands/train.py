@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> None:
         max_new_tokens=args.max_new_tokens,
         seed=args.seed,
         checkpoint=out / "checkpoint.pt",
+        batch_tokens=args.batch_tokens,
         data=data.description,
         progress=True,
     )

@@ -77,6 +77,13 @@ def test_documents_are_fewer_where_the_context_is_short(tiny_checkpoint, oracle_
     assert "prompts of one document" in capsys.readouterr().err
 
 
+def test_the_budget_of_a_batch_reaches_training(small, tmp_path, capsys):
+    assert main(["heads", *small, "--out", str(tmp_path)]) == 0
+    heads = ["--heads", str(tmp_path / "heads.json"), "--top-k", "1", "--out", str(tmp_path / "directions")]
+    assert main(["train", *small, *heads, "--batch-tokens", "0"]) == 1
+    assert "batch_tokens is 0" in capsys.readouterr().err
+
+
 def test_train_then_steer_then_generate(small, tmp_path, capsys):
     directions = tmp_path / "directions"
     assert main(["train", *small, "--top-k", "3", "--epochs", "2", "--out", str(directions)]) == 0
