@@ -19,7 +19,7 @@ from transformers import AttentionInterface, PreTrainedTokenizerFast
 from focuslens.data.synthetic import CorpusSettings, SyntheticContext, SyntheticQuestion, generate_context
 from focuslens.prompts import MultiDocSample
 
-__all__ = ["ATTENTION", "Lesson", "Row", "question_row", "repeated_words"]
+__all__ = ["ATTENTION", "Lesson", "Row", "question_row", "repeated_tokens"]
 
 ATTENTION = "questions_apart"
 """Name under which :func:`attend` is registered with transformers."""
@@ -127,10 +127,10 @@ def question_row(tokenizer: PreTrainedTokenizerFast, rng: random.Random, lesson:
     return Row(*columns, mask=mask[None, None])
 
 
-def repeated_words(
+def repeated_tokens(
     rng: random.Random, vocabulary: int, lengths: tuple[int, int], tokens: int = 1024
 ) -> tuple[Tensor, int]:
-    """Random words twice over, ``[row pos]``, and the length of one copy."""
+    """Random tokens twice over, ``[row pos]``, and the length of one copy."""
     length = rng.randint(*lengths)
     rows = [[rng.randrange(3, vocabulary) for _ in range(length)] for _ in range(max(1, tokens // (2 * length)))]
     return torch.tensor(rows).repeat(1, 2), length

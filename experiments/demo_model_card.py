@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 from transformers import LlamaForCausalLM
 
 from focuslens.files import write_atomically
@@ -17,21 +20,25 @@ __all__ = ["Finding", "draw_log", "findings", "write_card"]
 
 def draw_log(log: Path, figure: Path) -> None:
     """Running accuracies over processor minutes, with a line where a lesson begins."""
-    import matplotlib.pyplot as plt
-
     with log.open(newline="") as file:
         rows = list(csv.DictReader(file))
     minutes = [float(row["minutes"]) for row in rows]
-    _, axes = plt.subplots(figsize=(8, 4), layout="constrained")
+    drawn = Figure(figsize=(8, 4), layout="constrained")
+    axes = drawn.subplots()
     for name in ("answer", "refusal", "repeat"):
-        axes.plot(minutes, [float(row[f"{name}_accuracy"]) for row in rows], label=f"{name}s")
+        axes.plot(minutes, [float(row[f"{name}_accuracy"] or "nan") for row in rows], label=f"{name}s")
     for before, after in pairwise(rows):
         if before["lesson"] != after["lesson"]:
             axes.axvline(float(after["minutes"]), color="grey", linewidth=0.5)
-            axes.text(float(after["minutes"]), 1.02, after["lesson"], fontsize=7, rotation=30)
-    axes.set(xlabel="processor minutes", ylabel="running accuracy in training", ylim=(0, 1))
+            axes.text(float(after["minutes"]), 1.02, after["lesson"], fontsize=7, rotation=45)
+    # Most lessons are over within a tenth of the time.
+    axes.set_xscale("log")
+    axes.xaxis.set_major_formatter(ScalarFormatter())
+    axes.set(xlabel="processor minutes (logarithmic)", ylabel="running accuracy in training", ylim=(0, 1))
     axes.legend(loc="lower right")
-    plt.savefig(figure, dpi=120)
+    picture = BytesIO()
+    drawn.savefig(picture, dpi=120, format="png")
+    write_atomically(figure, picture.getvalue())
 
 
 class Finding(NamedTuple):

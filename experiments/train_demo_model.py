@@ -2,8 +2,8 @@
 
     python experiments/train_demo_model.py --out focuslens/assets/demo
 
-The curriculum, in the order in which a small model can learn it: random words repeated (few words, then all of
-them), which grows heads that look for an earlier occurrence; then questions whose documents become more, longer and
+The curriculum, in the order in which a small model can learn it: random tokens repeated (few of them, then all),
+which grows heads that look for an earlier occurrence; then questions whose documents become more, longer and
 more alike. A lesson is passed when the running accuracy on the first token of the answers reaches its mark.
 
 In the last lesson, a short one, late documents are asked about more often than early ones, as people ask more about
@@ -28,18 +28,19 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from demo_model_batches import ATTENTION, Lesson, Row, question_row, repeated_words
+from demo_model_batches import ATTENTION, Lesson, Row, question_row, repeated_tokens
 from demo_model_card import draw_log
 from torch import Tensor
 from tqdm.auto import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from focuslens.data.synthetic import CorpusSettings, build_tokenizer
+from focuslens.data.synthetic import CorpusSettings, build_tokenizer, generate_context
 from focuslens.files import versions, write_json
 
 LOG = logging.getLogger("train_demo_model")
-FEW_WORDS = 128
+FEW_TOKENS = 128
+"""The first of the vocabulary: bytes, which no sentence of the corpus uses."""
 
 
 PLAIN = CorpusSettings(facts=(1, 1), fillers=(0, 0), lookalikes=0.0, mentions=0.0, plain=1.0)
@@ -60,7 +61,7 @@ class Progress:
     """Where training stands; saved with every checkpoint."""
 
     lesson: int = 0
-    few_words: bool = True
+    few_tokens: bool = True
     repeats_passed: bool = False
     repeat: float = 0.0
     answer: float = 0.0
@@ -110,8 +111,8 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     return x
 
 
-def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
-    config = LlamaConfig(
+def model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
+    return LlamaConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
         intermediate_size=192,
@@ -127,7 +128,10 @@ def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         initializer_range=0.04,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )
-    model = LlamaForCausalLM(config)
+
+
+def build_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
+    model = LlamaForCausalLM(model_config(tokenizer))
     model.set_attn_implementation(ATTENTION)
     return model
 
@@ -141,17 +145,17 @@ def build_optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.O
 
 def repeat_loss(model: LlamaForCausalLM, progress: Progress, rng: random.Random, vocabulary: int) -> Tensor:
     # Near and few first: neither a large vocabulary nor a long way back is learned from nothing in reasonable time.
-    ids, length = repeated_words(rng, *((FEW_WORDS, (4, 24)) if progress.few_words else (vocabulary, (8, 110))))
+    ids, length = repeated_tokens(rng, *((FEW_TOKENS, (4, 24)) if progress.few_tokens else (vocabulary, (8, 110))))
     logits = model.lm_head(model.model(ids).last_hidden_state[:, length:-1])
     targets = ids[:, length + 1 :]
     progress.follow("repeat", (logits.argmax(-1) == targets).float().mean().item())
     progress.tokens += ids.numel()
-    if progress.repeat > 0.8 and not progress.few_words and not progress.repeats_passed:
+    if progress.repeat > 0.8 and not progress.few_tokens and not progress.repeats_passed:
         progress.repeats_passed = True
-        record(progress, "repeats of all words")
-    if progress.few_words and progress.repeat > 0.8:
-        progress.few_words, progress.repeat = False, 0.0
-        record(progress, "repeats of few words")
+        record(progress, "repeats of all tokens")
+    if progress.few_tokens and progress.repeat > 0.8:
+        progress.few_tokens, progress.repeat = False, 0.0
+        record(progress, "repeats of few tokens")
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())
 
 
@@ -204,18 +208,26 @@ def take_step(
     torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     progress.step += 1
     if progress.answer > LESSONS[progress.lesson].pass_mark and progress.steps_inside > 20:
-        next_lesson(progress)
+        begin_lesson(progress, progress.lesson + 1)
 
 
-def next_lesson(progress: Progress) -> None:
+def begin_lesson(progress: Progress, lesson: int) -> None:
     record(progress, LESSONS[progress.lesson].name)
-    progress.lesson, progress.answer, progress.refusal, progress.steps_inside = progress.lesson + 1, 0.0, 0.0, 0
+    progress.lesson, progress.answer, progress.refusal, progress.steps_inside = lesson, 0.0, 0.0, 0
 
 
-def identity(options: argparse.Namespace) -> dict[str, float | str]:
+def due_lesson(progress: Progress, limit: float) -> int:
+    """The lesson that time, or what has been learned, has come to; one that has its hour is not kept from it."""
+    begun = [i for i, lesson in enumerate(LESSONS) if 0 < lesson.after * limit < progress.seconds]
+    return max(progress.lesson, *begun, 0)
+
+
+def identity(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> dict[str, float | str]:
     """What a run that goes on has to share with the one it continues."""
-    lessons = hashlib.sha256(repr(LESSONS).encode()).hexdigest()[:12]
-    return {"seed": options.seed, "rate": options.rate, "lessons": lessons}
+    corpus = generate_context(random.Random(0), max(LESSONS[-1].documents))
+    made_of = {"lessons": LESSONS, "model": model_config(tokenizer).to_json_string(), "corpus": corpus}
+    digests = {name: hashlib.sha256(repr(part).encode()).hexdigest()[:12] for name, part in made_of.items()}
+    return {"seed": options.seed, "rate": options.rate, **digests}
 
 
 def save_checkpoint(
@@ -261,14 +273,16 @@ LOG_FIELDS = ("step", "minutes", "tokens", "lesson", "loss", "answer_accuracy", 
 
 def log_row(path: Path, progress: Progress) -> None:
     fresh = not path.exists()
-    numbers = (progress.loss, progress.answer, progress.refusal, progress.repeat)
-    name = "repeats" if progress.few_words or not progress.repeats_passed else LESSONS[progress.lesson].name
+    # Running averages start from nothing: until a lesson has had some steps they say little about it.
+    settled = progress.steps_inside > 40
+    numbers = (progress.loss, *((progress.answer, progress.refusal) if settled else (None, None)), progress.repeat)
+    name = "repeats" if progress.few_tokens or not progress.repeats_passed else LESSONS[progress.lesson].name
     with path.open("a", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         if fresh:
             writer.writerow(LOG_FIELDS)
         row = [progress.step, f"{progress.seconds / 60:.2f}", progress.tokens, name]
-        writer.writerow([*row, *(f"{number:.4f}" for number in numbers)])
+        writer.writerow([*row, *("" if number is None else f"{number:.4f}" for number in numbers)])
 
 
 def train(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tuple[LlamaForCausalLM, Progress]:
@@ -277,9 +291,9 @@ def train(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tu
     checkpoint, log = options.work / "checkpoint.pt", options.work / "training_log.csv"
     torch.manual_seed(options.seed)
     rng, model, progress = random.Random(options.seed), build_model(tokenizer), Progress()
-    optimizers = build_optimizers(model, options.rate)
+    optimizers, run = build_optimizers(model, options.rate), identity(options, tokenizer)
     if options.resume and checkpoint.exists():
-        progress = load_checkpoint(checkpoint, model, optimizers, rng, identity(options))
+        progress = load_checkpoint(checkpoint, model, optimizers, rng, run)
         if progress.seconds >= options.minutes * 60:
             LOG.info("%s has been trained for so long; delete %s to begin again", options.work, checkpoint)
     else:
@@ -296,18 +310,17 @@ def train(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tu
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
             progress.seconds = time.process_time() - start
-            following = LESSONS[progress.lesson + 1 : progress.lesson + 2]
-            if any(0 < lesson.after * limit < progress.seconds for lesson in following):
-                next_lesson(progress)
+            if (due := due_lesson(progress, limit)) > progress.lesson:
+                begin_lesson(progress, due)
             if progress.seconds - logged > 10:
                 logged = progress.seconds
                 log_row(log, progress)
-                save_checkpoint(checkpoint, model, optimizers, progress, rng, identity(options))
+                save_checkpoint(checkpoint, model, optimizers, progress, rng, run)
                 bar.set_postfix_str(f"{LESSONS[progress.lesson].name} answers {progress.answer:.2f}")
                 bar.update(round(progress.seconds) - bar.n)
     if not log.exists():  # A run shorter than the time between two rows.
         log_row(log, progress)
-    save_checkpoint(checkpoint, model, optimizers, progress, rng, identity(options))
+    save_checkpoint(checkpoint, model, optimizers, progress, rng, run)
     return model, progress
 
 
@@ -339,7 +352,7 @@ def main(arguments: list[str] | None = None) -> None:
     log.write_bytes((options.work / "training_log.csv").read_bytes())
     draw_log(log, options.out / "training_log.png")
     making = {
-        **identity(options),
+        **identity(options, tokenizer),
         "threads": options.threads,
         "minutes": progress.seconds / 60,
         "tokens": progress.tokens,

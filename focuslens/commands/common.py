@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 import pandas as pd
 
 from focuslens.data.multidoc import load_multidoc
-from focuslens.data.synthetic import Split, load_synthetic
+from focuslens.data.synthetic import Split, load_synthetic, spread_positions
 from focuslens.directions import FocusDirections
 from focuslens.files import versions
 from focuslens.heads import Head, load_ranking
@@ -109,7 +109,7 @@ def open_samples(args: argparse.Namespace, model: FocusModel, side: Side, n: int
 def _samples_of(args: argparse.Namespace, side: Side, n: int, documents: int) -> Samples:
     if args.data == "synthetic":
         return synthetic_samples(args, "test" if side == "all" else side, n, documents)
-    positions = args.gold_positions or default_positions(documents)
+    positions = args.gold_positions or spread_positions(documents)
     data = load_multidoc(args.data, num_documents=documents, gold_positions=positions, seed=args.seed)
     if side != "all":
         data = data.split(seed=args.seed)[side == "test"]
@@ -117,14 +117,9 @@ def _samples_of(args: argparse.Namespace, side: Side, n: int, documents: int) ->
     return Samples(chosen, cast("dict[str, Any]", chosen.description))
 
 
-def default_positions(documents: int) -> tuple[int, ...]:
-    """Five gold positions spread over the documents: 0, 4, 9, 14 and 19 of 20, as in the paper."""
-    return tuple(sorted({i * (documents - 1) // 4 for i in range(5)}))
-
-
 def synthetic_samples(args: argparse.Namespace, split: Split, n: int, documents: int = 20) -> Samples:
     """One sample for each of ``n`` questions of the synthetic corpus, the gold positions in turn."""
-    positions: Sequence[int] = args.gold_positions or default_positions(documents)
+    positions: Sequence[int] = args.gold_positions or spread_positions(documents)
     many = load_synthetic(
         n * len(positions), num_documents=documents, gold_positions=positions, split=split, seed=args.seed
     )

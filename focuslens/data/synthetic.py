@@ -46,6 +46,7 @@ __all__ = [
     "build_tokenizer",
     "generate_context",
     "load_synthetic",
+    "spread_positions",
 ]
 
 Split: TypeAlias = Literal["train", "validation", "test"]
@@ -65,11 +66,14 @@ class CorpusSettings:
     Args:
         facts: Fewest and most facts per document.
         fillers: Fewest and most filler sentences per document.
-        lookalikes: From 0, where no part of a name occurs in two titles, to 1, where parts are shared as widely as
-            distinct names allow.
+        lookalikes: From 0, where names share a part only where there are more entities than parts (from about 20
+            documents on), to 1, where parts are shared as widely as distinct names allow.
         mentions: Probability that a document mentions the subject of another.
         plain: Share of facts that are worded as responses are, and of titles that are nothing but a name, for the first
             lessons of a curriculum. Only for the train split: the plain wording belongs to it.
+
+    Raises:
+        ValueError: If a range is not a fewest and a most, or a share or probability is not from 0 to 1.
     """
 
     facts: tuple[int, int] = (1, 3)
@@ -77,6 +81,15 @@ class CorpusSettings:
     lookalikes: float = 1.0
     mentions: float = 0.3
     plain: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name, least in (("facts", 1), ("fillers", 0)):
+            fewest, most = getattr(self, name)
+            if not least <= fewest <= most:
+                raise ValueError(f"{name} is {(fewest, most)}; it is the fewest and the most, with {least} or more")
+        for name in ("lookalikes", "mentions", "plain"):
+            if not 0.0 <= getattr(self, name) <= 1.0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -177,14 +190,17 @@ def generate_context(
         settings: How hard the context is; the corpus' defaults where it is ``None``.
 
     Raises:
-        ValueError: If the number of documents is out of range, the split is unknown, or the word lists have too few
-            values for so many facts.
+        ValueError: If the number of documents is out of range, the split is unknown or has no plain wording, or the
+            word lists have too few values for so many facts.
     """
     if not 1 <= num_documents <= 60:
         raise ValueError(f"num_documents is {num_documents}; the word lists allow 1 to 60")
     if split not in _RESIDUES:
         raise ValueError(f"split is {split!r}; it must be one of {', '.join(_RESIDUES)}")
-    world = _World(rng, split, settings or CorpusSettings())
+    settings = settings or CorpusSettings()
+    if settings.plain and split != "train":
+        raise ValueError(f"plain is {settings.plain}, but the plain wording is one of train, not of {split}")
+    world = _World(rng, split, settings)
     present, absent = _entities(world, num_documents)
     world.names.update(entity.name for entity in (*present, *absent))
     documents: list[Document] = []
@@ -209,7 +225,7 @@ def load_synthetic(
     num_samples: int = 200,
     *,
     num_documents: int = 20,
-    gold_positions: Sequence[int] = (0, 4, 9, 14, 19),
+    gold_positions: Sequence[int] | None = None,
     split: Split = "test",
     answerable: float = 1.0,
     seed: int = 42,
@@ -222,7 +238,8 @@ def load_synthetic(
     Args:
         num_samples: How many samples; the last question may have fewer positions than the others.
         num_documents: Documents per sample.
-        gold_positions: Where the gold document stands, from 0.
+        gold_positions: Where the gold document stands, from 0; five positions from first to last (0, 4, 9, 14 and 19 of
+            20) where it is ``None``.
         split: Names, values and wordings of ``validation`` and ``test`` occur in no other split.
         answerable: Share of questions that a document answers, 0 to 1.
         seed: Everything follows from it and from the other arguments.
@@ -232,6 +249,8 @@ def load_synthetic(
     """
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; it must be at least 1")
+    if gold_positions is None:
+        gold_positions = spread_positions(num_documents)
     if not gold_positions or not all(0 <= position < num_documents for position in gold_positions):
         raise ValueError(
             f"gold_positions is {tuple(gold_positions)}, but there are {num_documents} documents: "
@@ -251,6 +270,11 @@ def load_synthetic(
         else:
             samples.append(_sample(context, untold, None, question_id))
     return samples[:num_samples]
+
+
+def spread_positions(num_documents: int) -> tuple[int, ...]:
+    """Five gold positions spread over the documents: 0, 4, 9, 14 and 19 of 20, as in the paper."""
+    return tuple(sorted({place * (num_documents - 1) // 4 for place in range(5)}))
 
 
 def _sample(
@@ -303,23 +327,27 @@ def _facts(world: _World, entity: _Entity) -> dict[str, str]:
 
 def _document(world: _World, entity: _Entity, facts: dict[str, str], present: list[_Entity]) -> Document:
     rng, settings = world.rng, world.settings
-    sentences: list[str] = []
-    for place, (key, value) in enumerate(facts.items()):
-        sentences.append(_fact(world, entity, ATTRIBUTES[entity.kind][key], value, first=place == 0))
-    # After the first fact, which names the subject in full.
+    # What each sentence is: a fact's key, filler, or the mention of another. The first fact names the subject in full.
+    plan: list[str] = list(facts)
     for _ in range(rng.randint(*settings.fillers)):
-        filler = f"{rng.choice(FILLER_STARTS)} {rng.choice(FILLER_ENDS)}."
-        sentences.insert(rng.randint(1, len(sentences)), filler)
+        plan.insert(rng.randint(1, len(plan)), "filler")
     others = [other for other in present if other.kind == entity.kind and other != entity]
     if others and rng.random() < settings.mentions:
-        mention = rng.choice(MENTIONS).format(s=entity.name, o=rng.choice(others).name)
-        sentences.insert(rng.randint(1, len(sentences)), mention)
+        plan.insert(rng.randint(1, len(plan)), "mention")
+    sentences: list[str] = []
+    for before, kind in zip(["", *plan], plan, strict=False):
+        if kind == "filler":
+            sentences.append(f"{rng.choice(FILLER_STARTS)} {rng.choice(FILLER_ENDS)}.")
+        elif kind == "mention":
+            sentences.append(rng.choice(MENTIONS).format(s=entity.name, o=rng.choice(others).name))
+        else:
+            sentences.append(_fact(world, entity, ATTRIBUTES[entity.kind][kind], facts[kind], before))
     title = TITLES[0] if rng.random() < settings.plain else rng.choice(TITLES)
     return Document(title.format(s=entity.name), " ".join(sentences))
 
 
-def _fact(world: _World, entity: _Entity, attribute: Attribute, value: str, *, first: bool) -> str:
-    """One sentence that tells a fact, with a full name for the first of a document."""
+def _fact(world: _World, entity: _Entity, attribute: Attribute, value: str, before: str) -> str:
+    """One sentence that tells a fact, after a sentence of the kind ``before``."""
     cores = (_STATEMENT.replace("{noun}", attribute.noun), *attribute.facts)
     subject = entity.name
     if world.rng.random() < world.settings.plain:
@@ -327,8 +355,10 @@ def _fact(world: _World, entity: _Entity, attribute: Attribute, value: str, *, f
     else:
         lead, core = world.pair(len(LEADS), len(cores))
         draw = world.rng.random()
-        if not first and draw < 0.5:
-            subject = entity.short_name if draw < 0.25 or core == 0 else entity.pronoun
+        # After a mention a short name could mean the other, and a pronoun needs a sentence about its subject before it.
+        if before not in ("", "mention") and draw < 0.5:
+            pronoun = draw < 0.25 and core != 0 and before != "filler"
+            subject = entity.pronoun if pronoun else entity.short_name
     sentence = f"{LEADS[lead]} {cores[core].format(s=subject, v=value)}.".strip()
     return sentence[0].upper() + sentence[1:]
 

@@ -100,6 +100,14 @@ def test_a_run_writes_a_checkpoint_and_goes_on_from_it(tmp_path, monkeypatch):
     assert weights < 10 * 2**20
 
 
+def test_a_lesson_that_has_its_hour_begins_then_whatever_was_learned():
+    limit, last = 100.0, len(training.LESSONS) - 1
+    assert training.LESSONS[last].after == 0.85
+    assert training.due_lesson(training.Progress(lesson=2, seconds=84.0), limit) == 2
+    assert training.due_lesson(training.Progress(lesson=2, seconds=86.0), limit) == last
+    assert training.due_lesson(training.Progress(lesson=last, seconds=99.0), limit) == last
+
+
 @pytest.mark.parametrize(
     ("varied", "ems", "expected"),
     [
