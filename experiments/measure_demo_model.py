@@ -4,7 +4,7 @@
 
 Heads are ranked and directions trained on questions of the train split, settings chosen on the validation split, and
 everything reported on the test split, whose names, values and wordings are in neither. An interrupted run goes on
-from the records in ``--work``.
+from the records of the same weights in ``--work``.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,17 +23,23 @@ from demo_model_card import write_card
 
 import focuslens as fl
 from focuslens.commands.common import synthetic_samples
-from focuslens.evaluation import BASELINES, Setting, Sweep, bootstrap_mean
+from focuslens.data.synthetic_words import UNKNOWN
+from focuslens.evaluation import BASELINES, Evaluation, Setting, Sweep, bootstrap_mean
 from focuslens.files import versions, write_json
 from focuslens.prompts import MultiDocSample
 
 POSITIONS = (0, 4, 9, 14, 19)
 TAUS = (0.03, 0.05, 0.1, 0.2, 0.3, 0.6)
 KS = (2, 4, 6, 8)
-ALPHAS = (-2.0, -1.0, 0.5, 1.0, 1.5, 2.0, 3.0, 8.0)
+ALPHAS = (-2.0, -1.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 STEERED = (4, 8)
 TOP = 5
+DRAWS = 5
+"""Sets of random heads at the chosen setting."""
+CONTEXTUAL = 0.1
+"""The relevant score above which a head is called contextual."""
 SEED = 42
+TEST_SEED = 2026
 
 
 @dataclass(frozen=True)
@@ -51,12 +58,13 @@ class Run:
 
 def questions(split: Any, n: int) -> Sequence[MultiDocSample]:
     """``n`` questions with 20 documents, one sample each, the gold positions in turn."""
-    return synthetic_samples(argparse.Namespace(gold_positions=POSITIONS, seed=SEED), split, n).samples
+    seed = TEST_SEED if split == "test" else SEED
+    return synthetic_samples(argparse.Namespace(gold_positions=POSITIONS, seed=seed), split, n).samples
 
 
 def by_position(run: Run, n: int) -> dict[str, Any]:
     """Exact match of ``n`` questions with the gold document at every position."""
-    samples = fl.load_synthetic(n * len(POSITIONS), gold_positions=POSITIONS, split="test", seed=SEED)
+    samples = fl.load_synthetic(n * len(POSITIONS), gold_positions=POSITIONS, split="test", seed=TEST_SEED)
     result = run.sweep("positions", samples, [Setting("baseline")])["baseline"]
     found: dict[str, Any] = {}
     for place, position in enumerate(POSITIONS):
@@ -66,15 +74,35 @@ def by_position(run: Run, n: int) -> dict[str, Any]:
 
 def unanswerable(run: Run, n: int) -> dict[str, float]:
     """Share of questions that no document answers which the model says are not recorded."""
-    samples = fl.load_synthetic(n, split="test", answerable=0.0, seed=SEED)
+    samples = fl.load_synthetic(n, split="test", answerable=0.0, seed=TEST_SEED)
     return run.sweep("unanswerable", samples, [Setting("baseline")])["baseline"].em.to_dict()
+
+
+def errors(samples: Sequence[MultiDocSample], result: Evaluation) -> dict[str, int]:
+    """What wrong responses say: a refusal, a value from an earlier or a later document than the gold one, or else."""
+    found = {"wrong": 0, "refused": 0, "earlier document": 0, "later document": 0, "something else": 0}
+    for sample, response, right in zip(samples, result.responses, result.correct, strict=True):
+        if right or sample.gold_index is None:
+            continue
+        found["wrong"] += 1
+        value = response.split(" was ")[-1].strip().rstrip(".")
+        places = [
+            i for i, one in enumerate(sample.documents) if value and re.search(rf"\b{re.escape(value)}\b", one.text)
+        ]
+        if value == UNKNOWN:
+            found["refused"] += 1
+        elif len(places) == 1 and places[0] != sample.gold_index:
+            found["earlier document" if places[0] < sample.gold_index else "later document"] += 1
+        else:
+            found["something else"] += 1
+    return found
 
 
 def head_scores(run: Run, heads: Sequence[fl.Head], samples: Sequence[MultiDocSample]) -> dict[str, Any]:
     """Scores of all heads on long prompts, and of the top heads for correct and wrong answers."""
     cases = fl.contextual_scores_by_case(run.model, samples, progress=True, **run.settings)
     long, top = cases["long"], list(heads[:TOP])
-    above = [head for head in long.ranking() if long.mean()[head] > 0.1]
+    above = [head for head in long.ranking() if long.mean()[head] > CONTEXTUAL]
     outcomes: dict[str, Any] = {}
     for name in ("correct", "wrong"):
         scores = cases[name]
@@ -120,14 +148,20 @@ def rows(sweep: Sweep, settings: Sequence[Setting]) -> list[dict[str, Any]]:
     return [row for row in sweep.rows() if row["name"] in names]
 
 
+def random_others(model: fl.FocusModel, heads: Sequence[fl.Head], k: int, draw: int) -> list[fl.Head]:
+    """``k`` random heads that are not among the first ``k`` of the ranking."""
+    return fl.random_heads(model.shape.n_layers, model.shape.n_heads, k, exclude=heads[:k], seed=SEED + draw)
+
+
 def measure(run: Run, sizes: argparse.Namespace) -> dict[str, Any]:
     """Everything the card says."""
-    model, n_heads = run.model, run.model.shape.n_layers * run.model.shape.n_heads
+    model = run.model
     train, validation = questions("train", sizes.train), questions("validation", sizes.validation)
     test = questions("test", sizes.questions)
-    heads = fl.contextual_scores(model, train, progress=True, **run.settings).ranking()
+    ranked_on = fl.contextual_scores(model, train, progress=True, **run.settings)
+    heads = ranked_on.ranking()
     scores = head_scores(run, heads, test)
-    contextual = min(max(len(scores["above"]), 1), n_heads // 2)
+    contextual = max(sum(ranked_on.mean()[head] > CONTEXTUAL for head in heads[: len(heads) // 2]), 1)
     split = fl.split_softmax_settings(heads, TAUS, KS)
     directions = fl.train_focus_directions(
         model,
@@ -143,18 +177,27 @@ def measure(run: Run, sizes: argparse.Namespace) -> dict[str, Any]:
     chosen, steered = best(chosen_on, split), best(chosen_on, steering)
     same = heads[: chosen.parameters["k"]]
     off = fl.split_softmax_settings(same, [1000.0], [len(same)])
-    drawn = fl.random_heads(
-        model.shape.n_layers, model.shape.n_heads, contextual, exclude=heads[:contextual], seed=SEED
-    )
-    controls = fl.split_softmax_settings(drawn, [0.3], range(1, contextual + 1), label="random")
+    drawn = [random_others(model, heads, max(contextual, len(same)), draw) for draw in range(DRAWS)]
+    controls = fl.split_softmax_settings(drawn[0], [0.3], range(1, contextual + 1), label="random")
+    as_chosen = [
+        setting
+        for draw, others in enumerate(drawn)
+        for setting in fl.split_softmax_settings(
+            others, [chosen.parameters["tau"]], [len(same)], label=f"random, draw {draw + 1},"
+        )
+    ]
     line = [setting for setting in steering if setting.parameters["k"] == steered.parameters["k"]]
-    swept = run.sweep("test", test, [*BASELINES, chosen, *off, *controls, *line])
+    swept = run.sweep("test", test, [*BASELINES, chosen, *off, *controls, *as_chosen, *line])
     return {
         "baselines": rows(swept, BASELINES),
+        "errors": errors(test, swept["baseline"]),
+        "ranking": [str(head) for head in heads[: max(STEERED)]],
+        "contextual": contextual,
         "scores": scores,
         "split_softmax": rows(swept, [chosen])[0],
         "off": rows(swept, off)[0],
         "random": rows(swept, controls),
+        "random_as_chosen": rows(swept, as_chosen),
         "steering_chosen": steered.name,
         "steering": rows(swept, line),
         "validation": chosen_on.rows(),
@@ -171,6 +214,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--validation", type=int, default=400, help="questions that settings are chosen on")
     parser.add_argument("--train", type=int, default=200, help="questions that heads are ranked and directions made on")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of directions (the paper's: 1e-3)")
+    parser.add_argument("--note", default="", help="what a reader of the card should know of how these figures came")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args(arguments)
 
@@ -178,14 +222,21 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
+    making = json.loads((options.model / "making.json").read_text())
     model = fl.FocusModel.from_pretrained(str(options.model), device="cpu")
     model.name = "demo"
-    run = Run(model, options.work, {"max_new_tokens": 24})
-    sizes = {"test": options.questions, "validation": options.validation, "train": options.train, "seed": SEED}
+    run = Run(model, options.work / model.description["weights"], {"max_new_tokens": 24})
+    sizes = {name: getattr(options, name) for name in ("questions", "validation", "train", "rate")}
     made_of = {key: value for key, value in model.description.items() if key in ("weights", "dtype", "backend")}
-    figures = {"model": made_of, "sizes": sizes, "versions": versions(), **measure(run, options)}
+    figures = {
+        "model": made_of,
+        "sizes": {**sizes, "seed": SEED, "test_seed": TEST_SEED},
+        "note": options.note,
+        "versions": versions(),
+        **measure(run, options),
+    }
     write_json(options.model / "measured.json", figures)
-    write_card(options.model, json.loads((options.model / "making.json").read_text()), figures)
+    write_card(options.model, making, figures)
 
 
 if __name__ == "__main__":

@@ -96,6 +96,13 @@ def test_a_run_writes_a_checkpoint_and_goes_on_from_it(tmp_path, monkeypatch):
     with pytest.raises(SystemExit, match="is of another run"):
         training.main([*common, "--minutes", "1", "--resume"])
     assert (tmp_path / "model" / "training_log.png").stat().st_size > 1000
+    card.write_card(tmp_path / "model", second, figures())
+    text = " ".join((tmp_path / "model" / "README.md").read_text().split())
+    assert f"{second['steps']:,} steps" in text
+    assert "Of 40 wrong answers with 20 documents, 25 say" in text
+    assert "gave 0.550, 0.570 in 2 draws" in text
+    assert "Looked at once." in text
+    assert "{" not in text
     weights = (tmp_path / "model" / "model.safetensors").stat().st_size
     assert weights < 10 * 2**20
 
@@ -122,6 +129,24 @@ def test_of_equal_settings_the_gentlest_is_chosen(varied, ems, expected):
     assert measuring.best(sweep, settings).parameters == expected
 
 
+def test_wrong_answers_are_told_apart_by_where_their_value_stands():
+    def sample(gold):
+        texts = (
+            "Ada Abbot was born in Ashby.",
+            "Ada Barlow was born in Old Kelso. He won.",
+            "Ivy Penn came from Tenby.",
+        )
+        documents = tuple(measuring.fl.Document(f"D{i}", text) for i, text in enumerate(texts))
+        return measuring.MultiDocSample("Where was Ada Barlow born?", ("Old Kelso",), documents, gold)
+
+    told = ["Old Kelso.", "not recorded.", "Ashby.", "Tenby.", "Kelso.", "New Kelso.", "Old", ""]
+    responses = [f"The birthplace of Ada Barlow was {one}" for one in told]
+    result: Any = SimpleNamespace(responses=responses, correct=[True] + [False] * 7)
+    assert measuring.errors([sample(1)] * 8, result) == {
+        "wrong": 7, "refused": 1, "earlier document": 1, "later document": 1, "something else": 4,
+    }  # fmt: skip
+
+
 def figures(**changes):
     def row(name, em, p=0.001, **more):
         return {"name": name, "em": em, "em_low": em - 0.02, "em_high": em + 0.02, "mcnemar_p": p, **more}
@@ -141,6 +166,14 @@ def figures(**changes):
         "split_softmax": row("split", 0.97),
         "off": row("off", 0.05),
         "random": [row("random", 0.61, 0.5)],
+        "random_as_chosen": [row("random as chosen", 0.55), row("random as chosen", 0.57)],
+        "ranking": ["L2H1", "L2H3"],
+        "contextual": 1,
+        "errors": {"wrong": 40, "refused": 25, "earlier document": 3, "later document": 10, "something else": 2},
+        "sizes": {"questions": 100, "validation": 50, "train": 25},
+        "note": "Looked at once.",
+        "positions": {"1": mean(0.5), "20": mean(0.9)},
+        "unanswerable": mean(0.8),
         "steering_chosen": "alpha=0.5",
         "steering": [row("alpha=-1", 0.5, alpha=-1), row("alpha=0.5", 0.65, alpha=0.5), row("alpha=4", 0.4, alpha=4)],
     }  # fmt: skip
