@@ -161,7 +161,7 @@ def measure(run: Run, sizes: argparse.Namespace) -> dict[str, Any]:
     ranked_on = fl.contextual_scores(model, train, progress=True, **run.settings)
     heads = ranked_on.ranking()
     scores = head_scores(run, heads, test)
-    contextual = max(sum(ranked_on.mean()[head] > CONTEXTUAL for head in heads[: len(heads) // 2]), 1)
+    contextual = max(sum(bool(ranked_on.mean()[head] > CONTEXTUAL) for head in heads[: len(heads) // 2]), 1)
     split = fl.split_softmax_settings(heads, TAUS, KS)
     directions = fl.train_focus_directions(
         model,

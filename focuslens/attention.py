@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -149,7 +149,12 @@ def _causal(
     window: int | None,
     scale: float,
 ) -> Float[Tensor, "batch head row d_head"]:
-    grouped, length = q.shape[1] != keys.shape[1], q.shape[2]
+    length = q.shape[2]
+    masked = window is not None and window < length
+    if not _kernel_groups(q.device.type, q.dtype, masked=masked):
+        group = q.shape[1] // keys.shape[1]
+        keys, values = (repeat(x, "batch kv row d -> batch (kv group) row d", group=group) for x in (keys, values))
+    grouped = q.shape[1] != keys.shape[1]
     if window is None or window >= length:
         return F.scaled_dot_product_attention(q, keys, values, is_causal=True, scale=scale, enable_gqa=grouped)
     parts: list[Tensor] = []
@@ -159,6 +164,14 @@ def _causal(
         own = (q[:, :, start:end], keys[:, :, first:end], values[:, :, first:end])
         parts.append(F.scaled_dot_product_attention(*own, attn_mask=mask, scale=scale, enable_gqa=grouped))
     return torch.cat(parts, dim=2)
+
+
+def _kernel_groups(device: str, dtype: torch.dtype, *, masked: bool) -> bool:
+    """Whether a kernel of linear memory reads grouped keys as they are; elsewhere each query head needs its own.
+
+    Off the CPU that is flash attention alone, which takes half precision and no mask.
+    """
+    return device == "cpu" or (dtype in (torch.float16, torch.bfloat16) and not masked)
 
 
 def attend_explicitly(
@@ -171,8 +184,7 @@ def attend_explicitly(
 ) -> Float[Tensor, "batch row head d_head"]:
     """Outputs of some rows over all columns of the segments, with their scores and pattern to be seen and changed.
 
-    Half-precision rows are computed in float32, as the fused kernels do, and float32 is what is seen: a hook that
-    changes nothing then changes no rounding either.
+    Half-precision rows are computed in float32, as the fused kernels do, and float32 is what is seen.
 
     Args:
         q: Rotated queries.

@@ -18,10 +18,21 @@ from torch import Tensor
 
 from focuslens.prompts import Span
 
-__all__ = ["EncodedPrompt", "Generation", "Prefix", "PromptBatch", "SpanLike"]
+__all__ = ["EncodedPrompt", "Generation", "Prefix", "PromptBatch", "SpanLike", "disjoint"]
 
 SpanLike = str | Span
 """A part of the prompt: its name, or a half-open range of token positions."""
+
+
+def disjoint(spans: Sequence[Span]) -> list[Span]:
+    """The same positions as ranges that do not overlap: two parts of a text can share a token."""
+    merged: list[Span] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((start, end))
+    return merged
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, cast
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from focuslens.batch import Generation, Prefix
@@ -15,7 +15,7 @@ from focuslens.hooks import Cursor, Hook, Intervention
 if TYPE_CHECKING:
     from focuslens.model import FocusModel
 
-__all__ = ["decode", "response_of"]
+__all__ = ["complete", "decode", "extend", "require_run_under", "response_of"]
 
 
 @torch.no_grad()
@@ -29,7 +29,7 @@ def decode(
     """Greedy responses; see :meth:`FocusModel.decode`."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-    _require_run_under(prefix, interventions)
+    require_run_under(prefix, interventions)
     # Each prompt has the room it would have alone: padding takes none of the context. A token held back takes one.
     taken = prefix.mask.sum(dim=1) + (prefix.logits is None)
     limits = (model.shape.n_ctx - taken).clamp(min=0, max=max_new_tokens)
@@ -53,13 +53,69 @@ def decode(
     return [response_of(model, row[:limit]) for row, limit in zip(rows, limits.tolist(), strict=True)]
 
 
-def _require_run_under(prefix: Prefix, interventions: Sequence[Intervention]) -> None:
-    on_prompt = [one for one in interventions if one.changes_prompt]
-    if prefix.logits is None and not all(any(one is under for under in prefix.under) for one in on_prompt):
+@torch.no_grad()
+def complete(model: FocusModel, prefix: Prefix, interventions: Sequence[Intervention]) -> Prefix:
+    """A prefix whose last token, if it was held back, has been run under the interventions."""
+    require_run_under(prefix, [one for one in interventions if one.changes_prompt])
+    if prefix.logits is not None:
+        return prefix
+    last, cache = prefix.batch.tokens(model.pad_token)[:, -1:], model.backend.fork(prefix.cache)
+    cursor, mask = Cursor(prefix.mask.shape[1]), torch.cat((prefix.mask, torch.ones_like(last)), dim=1)
+    with model.intervened(interventions, prefix.batch, cursor):
+        logits = model.run(last, mask, cache, last_only=True)[:, -1]
+    return Prefix(prefix.batch, cache, mask, logits, tuple(interventions))
+
+
+def require_run_under(prefix: Prefix, interventions: Sequence[Intervention]) -> None:
+    """Refuse a prefix to whose rows an intervention should have been applied and was not.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    # A token held back is still to be run; one that has been run made the first response token.
+    acted = [one for one in interventions if one.changes_prompt or prefix.logits is not None]
+    if all(any(one is under for under in prefix.under) for one in acted):
+        return
+    if prefix.logits is None:
         raise ValueError(
-            "an intervention changes the prompt's own rows, and this prefix, which holds its last token back, was run "
-            "without it; prefill under the interventions that change the prompt"
+            "an intervention changes the prompt's own rows, and this prefix was run without it; prefill under the "
+            "interventions that change the prompt"
         )
+    raise ValueError(
+        "the prefix was run, its last token included, without an intervention that acts on it; prefill with "
+        "hold_last=True, and under the interventions that change the prompt"
+    )
+
+
+@torch.no_grad()
+def extend(
+    model: FocusModel,
+    prefix: Prefix,
+    tokens: Int[Tensor, "batch new"],
+    interventions: Sequence[Intervention],
+    observers: Sequence[Hook],
+    mask: Int[Tensor, "batch new"] | None,
+) -> tuple[Float[Tensor, "batch new d_vocab"], Prefix]:
+    """See :meth:`FocusModel.extend`."""
+    new = torch.ones_like(tokens.cpu()) if mask is None else mask.cpu().long()
+    if len(tokens) != len(prefix.batch) or new.shape != tokens.shape or not tokens.shape[1]:
+        raise ValueError(
+            f"tokens have the shape {tuple(tokens.shape)} and their mask {tuple(new.shape)}; for a prefix of "
+            f"{len(prefix.batch)} prompt(s) both must be ({len(prefix.batch)}, new), with at least one new token"
+        )
+    model.points.require_firing(name for name, _ in observers)
+    prefix = complete(model, prefix, interventions)
+    start, mask = prefix.mask.shape[1], torch.cat((prefix.mask, new), dim=1)
+    model.require_room(int(mask.sum(dim=1).max()))
+    cache = model.backend.fork(prefix.cache)
+    with model.intervened(interventions, prefix.batch, Cursor(start), observers):
+        logits = model.run(tokens, mask, cache, last_only=False)
+    # What goes on from here goes on from each row's last token, not from the padding behind it.
+    last = (new * torch.arange(1, new.shape[1] + 1)).argmax(dim=1).to(logits.device)
+    newest = logits[torch.arange(len(logits), device=logits.device), last]
+    if prefix.logits is not None:
+        newest = torch.where(new.any(dim=1, keepdim=True).to(logits.device), newest, prefix.logits)
+    return logits, Prefix(prefix.batch, cache, mask, newest, prefix.under)
 
 
 def response_of(model: FocusModel, ids: list[int]) -> Generation:

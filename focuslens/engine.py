@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -155,6 +155,19 @@ class Pass:
             self._visible[place] = visible_keys(self.n_rows, n_columns, mask, window, device)
         return self._visible[place]
 
+    def require(self, layer_input: Float[Tensor, "batch row *head d_model"], cache: LayerCache) -> None:
+        """Refuse rows that are not of this pass.
+
+        Raises:
+            RuntimeError: If somebody, a hook perhaps, runs the model while it is in this pass.
+        """
+        shape, columns = (len(self.mask), self.n_rows), cache.columns + self.n_rows
+        if layer_input.shape[:2] != shape or columns != self.mask.shape[1]:
+            raise RuntimeError(
+                f"a pass of {shape[1]} rows a prompt, {shape[0]} prompt(s), was interrupted by another run of the "
+                "same model; a hook must not run the model it is on: run it before or after, or on a copy"
+            )
+
     def block(self, start: int, end: int) -> Pass:
         """Some of the rows, with the columns up to the last of them."""
         return Pass(end - start, self.mask[:, : self.mask.shape[1] - self.n_rows + end])
@@ -195,8 +208,10 @@ def attend(
         return attend_causally(q, segments[0], rows.left_padding, window, scale)
     n_columns = rows.mask.shape[1]
     blocks = row_blocks(rows.n_rows, q.shape[0] * q.shape[2] * n_columns)
-    if len(blocks) == 1 or not all(point is None or _row_wise(point) for point in watched):
-        return attend_explicitly(q, segments, rows.visible(window, q.device), scale, *watched)
+    plain = [point for point in watched if point is not None and not _row_wise(point)]
+    shown = [partial(_in_dtype, point, q.dtype) if point in plain else point for point in watched]
+    if len(blocks) == 1 or plain:
+        return attend_explicitly(q, segments, rows.visible(window, q.device), scale, *shown)
     parts: list[Tensor] = []
     for start, end in blocks:
         own = rows.block(start, end)
@@ -222,6 +237,17 @@ def is_hooked(module: Any) -> bool:
     own = ("transformers.", "transformer_lens.") if not hasattr(module, "fwd_hooks") else ()
     stores = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     return any(not str(getattr(hook, "__module__", "")).startswith(own) for store in stores for hook in store.values())
+
+
+def _in_dtype(point: Any, dtype: torch.dtype, exact: Tensor) -> Tensor:
+    """Show scores or a pattern to hooks in the model's dtype, as TransformerLens does.
+
+    What they leave as it is keeps its single precision, so that looking changes no rounding.
+    """
+    shown = exact.to(dtype)
+    version = shown._version
+    given = point(shown)
+    return exact if given is shown and shown._version == version else given
 
 
 def _row_wise(point: Any) -> bool:

@@ -6,7 +6,9 @@ from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
+from threading import RLock
 from typing import Any, Literal, overload
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
@@ -15,13 +17,17 @@ from torch import Tensor
 from focuslens import loading
 from focuslens.backends import Backend, ModelShape, backend_for, describe
 from focuslens.batch import EncodedPrompt, Generation, Prefix, PromptBatch
-from focuslens.decoding import decode
+from focuslens.decoding import decode, extend
 from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, last_layer
 from focuslens.prefilling import copies, prefill, rerun
 from focuslens.probe import HookPoints
 from focuslens.tokens import PromptEncoder
 
 __all__ = ["FocusModel"]
+
+
+_turns: WeakKeyDictionary[Any, RLock] = WeakKeyDictionary()
+"""Whose turn it is on each TransformerLens model."""
 
 
 class FocusModel:
@@ -177,12 +183,16 @@ class FocusModel:
     ) -> Generator[None]:
         """Run ``model.hooked`` under interventions; whatever happens inside, nothing is left behind.
 
+        Other threads wait until it is their turn.
+
         Observers are further hooks, added after those of the interventions.
         """
-        hooks = [hook for one in interventions for hook in one.hooks(self, prompt, cursor=cursor)]
-        self.points.require_acting(name for name, _ in hooks)
-        with self.hooked.hooks(fwd_hooks=[*hooks, *observers]):
-            yield
+        # Hooks are on the model itself: another thread's pass, or this one's, would run under the hooks of both.
+        with _turns.setdefault(self.hooked, RLock()):
+            hooks = [hook for one in interventions for hook in one.hooks(self, prompt, cursor=cursor)]
+            self.points.require_acting(name for name, _ in hooks)
+            with self.hooked.hooks(fwd_hooks=[*hooks, *observers]):
+                yield
 
     @torch.no_grad()
     def logits(
@@ -214,7 +224,7 @@ class FocusModel:
         encoded = EncodedPrompt(ids, {}) if prompt is None else self.encode(prompt)
         if not torch.equal(ids[: len(encoded.tokens)], encoded.tokens):
             raise ValueError("tokens do not begin with the tokens of the prompt")
-        self._check_length(len(ids))
+        self.require_room(len(ids))
         batch = PromptBatch.of([encoded])
         with self.intervened(interventions, batch, Cursor(0)):
             mask = torch.ones(1, len(ids), dtype=torch.long)
@@ -236,7 +246,7 @@ class FocusModel:
         Raises:
             ValueError: If the tokens do not fit the context, or a hook point does not exist or fire.
         """
-        self._check_length(len(tokens))
+        self.require_room(len(tokens))
         self.points.require_firing(name for name, _ in observers)
         batch = None if prompt is None else PromptBatch.of([prompt])
         mask, last = torch.ones(1, len(tokens), dtype=torch.long), last_layer(name for name, _ in observers)
@@ -265,7 +275,7 @@ class FocusModel:
             ValueError: If a prompt does not fit the context.
         """
         batch = self.batch(prompts)
-        self._check_length(batch.width)
+        self.require_room(batch.width)
         return prefill(self, batch, interventions, hold_last=hold_last, keep=keep)
 
     def rerun(self, prefix: Prefix, interventions: Sequence[Intervention], *, copies: int = 1) -> Prefix:
@@ -279,7 +289,6 @@ class FocusModel:
         """
         return rerun(self, prefix, interventions, copies)
 
-    @torch.no_grad()
     def extend(
         self,
         prefix: Prefix,
@@ -294,20 +303,13 @@ class FocusModel:
         ``observers`` are plain hooks that see what the interventions made; ``mask`` is 0 behind the end of a row that
         is shorter than the others.
 
+        A last token that was held back is run first, under the interventions and unobserved.
+
         Raises:
-            ValueError: If the tokens do not fit the context, the prefix holds its last token back, or a hook point
-                does not fire.
+            ValueError: If the tokens do not fit the context or are not one row a prompt, an intervention should have
+                acted on the prefix and did not, or a hook point does not fire.
         """
-        if prefix.logits is None:
-            raise ValueError("the prefix holds its last token back, which tokens cannot follow; prefill without that")
-        self.points.require_firing(name for name, _ in observers)
-        start = prefix.mask.shape[1]
-        mask = torch.cat((prefix.mask, torch.ones_like(tokens.cpu()) if mask is None else mask), dim=1)
-        self._check_length(int(mask.sum(dim=1).max()))
-        cache = self.backend.fork(prefix.cache)
-        with self.intervened(interventions, prefix.batch, Cursor(start), observers):
-            logits = self.run(tokens, mask, cache, last_only=False)
-        return logits, Prefix(prefix.batch, cache, mask, logits[:, -1], prefix.under)
+        return extend(self, prefix, tokens, interventions, observers, mask)
 
     def copies(self, prefix: Prefix, n: int) -> Prefix:
         """A prefix in which every prompt stands ``n`` times in a row, over the keys and values of the one given."""
@@ -383,7 +385,12 @@ class FocusModel:
         # It is masked out, so any token will do; a valid one is needed for the embedding.
         return 0 if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
 
-    def _check_length(self, length: int) -> None:
+    def require_room(self, length: int) -> None:
+        """Refuse more tokens than the model's context has room for.
+
+        Raises:
+            ValueError: If there are more.
+        """
         if length > self.shape.n_ctx:
             raise ValueError(
                 f"{length} tokens do not fit the model's context of {self.shape.n_ctx}; "

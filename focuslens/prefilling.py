@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from focuslens.batch import Prefix, PromptBatch
 from focuslens.engine import KeyValueCache
-from focuslens.hooks import Cursor, Hook, Intervention, layer_of, on_prompt
+from focuslens.hooks import Cursor, Intervention, layer_of, on_prompt
 
 if TYPE_CHECKING:
     from focuslens.model import FocusModel
@@ -31,15 +33,16 @@ def prefill(
     cache, mask, tokens = model.backend.new_cache(len(batch)), batch.mask(), batch.tokens(model.pad_token)
     if hold_last:
         mask, tokens = mask[:, :-1], tokens[:, :-1]
+    beyond = [layer for layer in keep if not 0 <= layer < model.shape.n_layers]
+    if beyond:
+        raise ValueError(f"keep names layer {beyond[0]}; the model has layers 0 to {model.shape.n_layers - 1}")
     residuals: dict[int, Tensor] = {}
-    keepers: list[Hook] = []
-    if isinstance(cache, KeyValueCache):
-        keepers = [(f"blocks.{layer}.hook_resid_pre", _keeper(residuals, layer)) for layer in keep]
     # What acts on the response alone begins with the last prompt token and need not see the others run.
     acting = on_prompt(interventions) if hold_last else interventions
     logits = None
     if tokens.shape[1]:
-        with model.intervened(acting, batch, Cursor(0), keepers):
+        kept = keep if isinstance(cache, KeyValueCache) else ()
+        with model.intervened(acting, batch, Cursor(0)), _kept(model, kept, residuals):
             if hold_last:
                 model.backend.fill(tokens.to(model.backend.device), mask, cache)
             else:
@@ -47,11 +50,22 @@ def prefill(
     return Prefix(batch, cache, mask, logits, tuple(interventions), residuals)
 
 
-def _keeper(residuals: dict[int, Tensor], layer: int) -> Any:
-    def keep(residual: Tensor, hook: Any) -> None:
-        residuals[layer] = residual
+@contextmanager
+def _kept(model: FocusModel, layers: Collection[int], residuals: dict[int, Tensor]) -> Generator[None]:
+    """Keep the input of some layers as it is before anybody's hooks: they act when it is run from there again."""
 
-    return keep
+    def keeper(layer: int) -> Any:
+        def keep(point: Any, arguments: tuple[Tensor, ...]) -> None:
+            residuals[layer] = arguments[0]
+
+        return keep
+
+    handles = [model.backend.residual_point(layer).register_forward_pre_hook(keeper(layer)) for layer in layers]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def copies(model: FocusModel, prefix: Prefix, n: int) -> Prefix:
@@ -62,9 +76,13 @@ def copies(model: FocusModel, prefix: Prefix, n: int) -> Prefix:
 
 
 def first_layer(model: FocusModel, interventions: Sequence[Intervention], batch: PromptBatch) -> int:
-    """The first layer whose prompt rows interventions change; 0 where one acts outside the layers."""
+    """The first layer whose prompt rows interventions change.
+
+    -1 where one acts outside the layers, on the embedding perhaps; the number of layers where none acts.
+    """
     hooks = [hook for one in on_prompt(interventions) for hook in one.hooks(model, batch, cursor=Cursor(0))]
-    return min((layer_of(name) or 0 for name, _ in hooks), default=model.shape.n_layers)
+    layers = [layer_of(name) for name, _ in hooks]
+    return min((-1 if layer is None else layer for layer in layers), default=model.shape.n_layers)
 
 
 @torch.no_grad()
@@ -76,6 +94,8 @@ def rerun(model: FocusModel, prefix: Prefix, interventions: Sequence[Interventio
         )
     batch = prefix.batch.repeated(n)
     first = first_layer(model, interventions, batch)
+    if first == model.shape.n_layers:
+        return replace(copies(model, prefix, n), under=tuple(interventions))
     cache, residual = prefix.cache, prefix.residuals.get(first)
     if residual is None or not isinstance(cache, KeyValueCache):
         return prefill(model, batch, interventions, hold_last=True)

@@ -192,7 +192,7 @@ def _score_given(
         for prompt, response in zip(prompts, responses, strict=True)
     ]
     lengths = torch.tensor([len(ids) for ids in tokens])
-    prefix = model.prefill(prompts, interventions)
+    prefix = model.prefill(prompts, interventions, hold_last=True)
     masses = ResponseMasses(model.shape, prefix.batch)
     if lengths.any():
         padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)

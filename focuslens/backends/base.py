@@ -81,6 +81,10 @@ class Backend(Protocol):
         """Fill the cache of a layer and of those above, given that layer's input; only with the engine's caches."""
         ...
 
+    def residual_point(self, layer: int) -> Any:
+        """The hook point that a layer's input goes through."""
+        ...
+
     def rotary(self, layer: int, length: int) -> Rotary:
         """The step from ``hook_q``, ``hook_k`` to ``hook_rot_q``, ``hook_rot_k`` for positions below ``length``."""
         ...

@@ -126,6 +126,9 @@ class BridgeBackend:
     def _attention(self, layer: int) -> Any:
         return self.hooked.blocks[layer].attn.original_component
 
+    def residual_point(self, layer: int) -> Any:
+        return self.hooked.blocks[layer].hook_in
+
     def rotary(self, layer: int, length: int) -> Rotary:
         model = self.hooked.original_model
         embedding = getattr(model.base_model, "rotary_emb", None)
@@ -205,6 +208,7 @@ def _forward(
     **_: Any,
 ) -> tuple[Float[Tensor, "batch row d_model"], None]:
     """What ``PositionEmbeddingsAttentionBridge.forward`` computes, with its hooks."""
+    rows.require(hidden_states, cache)
     hidden_states, d_head = layer.hook_in(hidden_states), layer.original_component.head_dim
     q, k, v = (
         rearrange(project(hidden_states), "batch row (head d) -> batch head row d", d=d_head)

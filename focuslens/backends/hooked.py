@@ -49,6 +49,10 @@ class HookedBackend:
 
     def require_supported(self) -> None:
         cfg = self.hooked.cfg
+        if cfg.attention_dir != "causal":
+            raise ValueError(
+                f"the model's attention is {cfg.attention_dir!r}; only a causal model generates responses to look at"
+            )
         if getattr(cfg, "ungroup_grouped_query_attention", False) and self.shape.n_key_value_heads < self.shape.n_heads:
             raise ValueError(
                 "the model's grouped keys and values are ungrouped, so hook_k has one head a query head; call "
@@ -138,6 +142,9 @@ class HookedBackend:
     def _attention(self, layer: int) -> Any:
         return self.hooked.blocks[layer].attn
 
+    def residual_point(self, layer: int) -> Any:
+        return self.hooked.blocks[layer].hook_resid_pre
+
     def rotary(self, layer: int, length: int) -> Rotary:
         attention, cfg = self._attention(layer), self.hooked.cfg
         if cfg.positional_embedding_type != "rotary":
@@ -190,7 +197,6 @@ def _can_fuse(hooked: Any) -> bool:
     cfg = hooked.cfg
     return (
         cfg.positional_embedding_type == "rotary"
-        and cfg.attention_dir == "causal"
         and cfg.attn_scores_soft_cap <= 0
         and not any(getattr(cfg, name, False) for name in _UNUSUAL)
         and str(cfg.original_architecture) not in ("OlmoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
@@ -215,17 +221,18 @@ def _forward(
     window: int | None,
     scale: float,
     stop: bool,
-    query_input: Float[Tensor, "batch row d_model"],
-    key_input: Float[Tensor, "batch row d_model"],
-    value_input: Float[Tensor, "batch row d_model"],
+    query_input: Float[Tensor, "batch row *heads d_model"],
+    key_input: Float[Tensor, "batch row *kv_heads d_model"],
+    value_input: Float[Tensor, "batch row *kv_heads d_model"],
     past_kv_cache_entry: CacheEntry | None = None,
     additive_attention_mask: Tensor | None = None,
     attention_mask: Int[Tensor, "batch key"] | None = None,
     position_bias: Tensor | None = None,
 ) -> Float[Tensor, "batch row d_model"]:
     """What ``AbstractAttention.forward`` computes, with its hooks."""
-    q, k, v = layer.calculate_qkv_matrices(query_input, key_input, value_input)
     cache = LayerCache() if past_kv_cache_entry is None else past_kv_cache_entry.layer
+    rows.require(query_input, cache)
+    q, k, v = layer.calculate_qkv_matrices(query_input, key_input, value_input)
     start = cache.columns
     q = layer.hook_rot_q(layer.apply_rotary(q, start, attention_mask))
     cache.append(layer.apply_rotary(k, start, attention_mask), v)

@@ -282,10 +282,12 @@ def _responses(
             layer = first_layer(model, setting.interventions, encoded) if changes else None
             groups.setdefault(layer, []).append(setting)
         # Layers that would be run again for each setting, were they not run once for all.
-        spared = sum(layer * len(group) for layer, group in groups.items() if layer is not None)
+        spared = sum(max(layer, 0) * len(group) for layer, group in groups.items() if layer is not None)
         shared = None
         if None in groups or spared > model.shape.n_layers:
-            shared = model.prefill(encoded, hold_last=True, keep=[layer for layer in groups if layer is not None])
+            # What changes the embedding shares no layer, and what acts on no heads changes none.
+            keep = [layer for layer in groups if layer is not None and 0 <= layer < model.shape.n_layers]
+            shared = model.prefill(encoded, hold_last=True, keep=keep)
         for layer, group in groups.items():
             # Of settings that share the prompt's keys and values only the response rows' scores take memory.
             sharing = layer is None and shared is not None and shared.is_shared

@@ -19,6 +19,7 @@ from focuslens.interventions.common import (
     Positions,
     check_positions,
     check_span,
+    exactly,
     first_query_row,
     first_row,
     require_prompt,
@@ -52,7 +53,7 @@ def mean_head_outputs(
 
     def add(layer: int) -> Any:
         def observe(z: Float[Tensor, "batch row head d_head"], hook: Any) -> None:
-            sums[layer] += reduce(z.double(), "batch row head d_head -> head d_head", "sum").cpu()
+            sums[layer] += reduce(exactly(z), "batch row head d_head -> head d_head", "sum").cpu()
 
         return observe
 

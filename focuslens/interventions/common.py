@@ -19,6 +19,7 @@ __all__ = [
     "Positions",
     "check_positions",
     "check_span",
+    "exactly",
     "first_query_row",
     "first_row",
     "require_prompt",
@@ -118,6 +119,11 @@ def _require_all_keys(model: FocusModel, layer: int, n_rows: int, n_keys: int) -
             f"layer {layer} has a sliding window of {window} keys and its cache may hold no others, so parts of the "
             "prompt cannot be found; use model.generate, or generate without a cache"
         )
+
+
+def exactly(x: Tensor) -> Tensor:
+    """In double precision, except on Apple's GPUs, which have none."""
+    return x if x.device.type == "mps" else x.double()
 
 
 def rows_of(tensor: Tensor, heads: Sequence[int], first: int, edited: Tensor) -> Tensor:

@@ -17,10 +17,10 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from focuslens.batch import PromptBatch, SpanLike
+from focuslens.batch import PromptBatch, SpanLike, disjoint
 from focuslens.heads import Head, check_heads
 from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, hook_name, is_row_wise, on_prompt, row_wise
-from focuslens.interventions.common import Positions, first_query_row, first_row, require_prompt
+from focuslens.interventions.common import Positions, exactly, first_query_row, first_row, require_prompt
 from focuslens.interventions.focus import FocusSteering
 from focuslens.interventions.split_softmax import SplitSoftmax, split_factors
 
@@ -36,11 +36,16 @@ class Lanes:
 
     Args:
         settings: What each copy of a prompt runs under, in order.
+
+    Raises:
+        ValueError: If there are none.
     """
 
     settings: tuple[tuple[Intervention, ...], ...]
 
     def __init__(self, settings: Sequence[Sequence[Intervention]]) -> None:
+        if not settings:
+            raise ValueError("there are no settings; give one or more, each of any number of interventions")
         object.__setattr__(self, "settings", tuple(tuple(setting) for setting in settings))
 
     @property
@@ -150,7 +155,7 @@ def _split_rows(
     places = [
         (i, slice(padding + start, padding + end))
         for i, (prompt, padding) in enumerate(zip(prompts.prompts, prompts.padding, strict=True))
-        for start, end in prompt.resolve(span)
+        for start, end in disjoint(prompt.resolve(span))
     ]
 
     @row_wise
@@ -160,14 +165,15 @@ def _split_rows(
             return None
         rows = rearrange(pattern[:, :, first:], "(prompt copy) head row key -> prompt copy head row key", copy=copies)
         outside = (~prompts.columns(span, n_keys)).to(rows)
-        elsewhere = einsum(rows, outside, "prompt copy head row key, prompt key -> prompt copy head row").double()
+        elsewhere = einsum(rows, outside, "prompt copy head row key, prompt key -> prompt copy head row")
+        elsewhere = exactly(elsewhere)
         # The span itself, which is short, in double precision: a factor that single precision has no room for belongs
         # to a mass that is as small.
-        parts = [(i, part, rows[i, ..., part].double()) for i, part in places]
+        parts = [(i, part, exactly(rows[i, ..., part])) for i, part in places]
         on_span = torch.zeros_like(elsewhere)
         for i, _, weights in parts:
             on_span[i] += weights.sum(dim=-1)
-        raised, lowered = split_factors(on_span, elsewhere, tau.to(pattern.device))
+        raised, lowered = split_factors(on_span, elsewhere, tau.to(elsewhere))
         result = pattern.clone()
         edited = rearrange(result[:, :, first:], "(prompt copy) head row key -> prompt copy head row key", copy=copies)
         edited *= lowered[..., None].to(rows.dtype)

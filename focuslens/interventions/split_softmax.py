@@ -14,7 +14,7 @@ from torch import Tensor
 from focuslens.batch import SpanLike
 from focuslens.heads import Head, as_heads, check_heads, heads_by_layer
 from focuslens.hooks import Cursor, Hook, PromptLike, hook_name, row_wise
-from focuslens.interventions.common import check_span, first_row, require_prompt, rows_of
+from focuslens.interventions.common import check_span, exactly, first_row, require_prompt, rows_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -57,8 +57,8 @@ def split_softmax(
     if tau == 1:
         return pattern.clone()
     # Double precision, since p**tau / p leaves the range of single precision where p is tiny, and 1 - p its digits
-    # where p is almost 1. Rows are few. (Apple's GPUs have no double precision.)
-    exact = pattern if pattern.device.type == "mps" else pattern.double()
+    # where p is almost 1. Rows are few.
+    exact = exactly(pattern)
     on_span = torch.where(inside, exact, 0).sum(dim=-1, keepdim=True)
     elsewhere = torch.where(inside, 0, exact).sum(dim=-1, keepdim=True)
     raised, lowered = split_factors(on_span, elsewhere, tau)

@@ -287,3 +287,95 @@ def test_scores_come_out_of_the_generation_that_is_done_anyway(load_model, backe
     fl.contextual_scores(model, samples[:1], max_new_tokens=3)
     # The last prompt token's row, then a row a token of the response.
     assert rows == [len(model.encode(samples[0].prompt()).tokens) - 1, 1, 1, 1, 1]
+
+
+UNASKED = (
+    *("hook_pattern", "hook_attn_scores"),  # fire where somebody looks, which is a test of its own
+    *("hook_mlp_in", "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_result"),  # are off
+)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_exactly_the_hook_points_of_plain_transformer_lens_fire(name, load_model, backend, samples):
+    """Each as often and with the same shape, wherever it is in the model."""
+    model = load_model(name, backend)
+    tokens = model.to_tokens(samples[0].prompt())
+
+    def fired(run):
+        seen = []
+        points = [point for point in model.hooked.hook_dict if point.rsplit(".", 1)[-1] not in UNASKED]
+        hooks = [(point, lambda x, hook: seen.append((hook.name, tuple(getattr(x, "shape", ()))))) for point in points]
+        with model.hooked.hooks(fwd_hooks=hooks):
+            run()
+        return sorted(seen)
+
+    assert fired(lambda: model.logits(tokens)) == fired(lambda: model.hooked(tokens))
+
+
+@pytest.mark.parametrize("kind", ["register_forward_pre_hook", "register_full_backward_hook", "register_forward_hook"])
+def test_whoever_looks_at_a_pattern_in_whatever_way_gets_one(kind, load_model, backend, samples, kernel):
+    model = load_model("llama", backend)
+    point = model.hooked.blocks[1].attn.hook_pattern
+    handle = getattr(point, kind)(lambda *arguments: None)
+    try:
+        model.logits(samples[0].prompt())
+    finally:
+        handle.remove()
+    assert len(kernel) == model.shape.n_layers - 1
+
+
+@pytest.mark.parametrize("point", ["hook_pattern", "hook_attn_scores"])
+def test_a_plain_hook_sees_the_models_own_dtype_and_looking_changes_nothing(point, load_model, backend, samples):
+    model, seen = load_model("llama", backend, dtype="bfloat16"), []
+    prompt, name = samples[0].prompt(), f"blocks.1.attn.{point}"
+
+    def logits(*hooks):
+        with model.hooked.hooks(fwd_hooks=[(name, hook) for hook in hooks]):
+            return model.logits(prompt)
+
+    exact = logits(row_wise(lambda x, hook: seen.append(x.dtype)))
+    assert torch.equal(logits(lambda x, hook: seen.append(x.dtype)), exact)
+    assert seen == [torch.float32, torch.bfloat16]
+    assert not torch.equal(logits(lambda x, hook: x / 2), exact)
+
+    def in_place(x, hook):
+        x.mul_(0.5)
+
+    torch.testing.assert_close(logits(in_place), logits(lambda x, hook: x * 0.5))
+
+
+def test_a_window_of_keys_is_all_that_a_piece_of_the_prompt_reads(load_model, backend, samples, monkeypatch):
+    model, keys = load_model("mistral_window", backend), []
+    original = nn.functional.scaled_dot_product_attention
+
+    def note(q, k, *args, **kwargs):
+        keys.append(k.shape[2])
+        return original(q, k, *args, **kwargs)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", note)
+    model.logits(samples[0].prompt())
+    assert max(keys) < 2 * model.backend.window(0) < len(model.encode(samples[0].prompt()).tokens)
+
+
+@pytest.mark.parametrize("window", [None, 5])
+def test_where_no_kernel_reads_grouped_keys_each_query_head_gets_its_own(window, monkeypatch):
+    q, k, v = torch.randn(2, 4, 12, 8), torch.randn(2, 2, 12, 8), torch.randn(2, 2, 12, 8)
+    expected = attention._causal(q, k, v, window, 0.3)
+    heads, original = [], nn.functional.scaled_dot_product_attention
+
+    def note(q, k, v, *, enable_gqa, **kwargs):
+        heads.append((k.shape[1], enable_gqa))
+        return original(q, k, v, enable_gqa=enable_gqa, **kwargs)
+
+    monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", note)
+    monkeypatch.setattr(attention, "_kernel_groups", lambda device, dtype, masked: False)
+    torch.testing.assert_close(attention._causal(q, k, v, window, 0.3), expected, atol=1e-6, rtol=0)
+    assert set(heads) == {(4, False)}
+
+
+def test_grouped_keys_are_read_as_they_are_where_a_kernel_does_so():
+    half, single = torch.bfloat16, torch.float32
+    cases = {("cpu", single, True): True, ("cuda", half, False): True, ("cuda", half, True): False}
+    cases |= {("cuda", single, False): False, ("mps", single, False): False}
+    for (device, dtype, masked), grouped in cases.items():
+        assert attention._kernel_groups(device, dtype, masked=masked) == grouped

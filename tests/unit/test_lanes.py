@@ -148,8 +148,63 @@ def test_a_sweep_is_what_each_setting_gives_alone(budget, load_model, backend, s
     result = fl.run_sweep(model, samples, swept, max_new_tokens=4, batch_tokens=budget)
     assert list(result.evaluations) == [setting.name for setting in swept]
     for setting in swept:
-        alone = fl.evaluate(model, samples, setting.interventions, case=setting.case, max_new_tokens=4)
-        assert result[setting.name].responses == alone.responses
+        alone = [
+            model.generate(sample.prompt(setting.case), setting.interventions, max_new_tokens=4).text
+            for sample in samples
+        ]
+        assert list(result[setting.name].responses) == alone
+
+
+class Louder:
+    """An intervention outside of the layers: the embedding, louder."""
+
+    heads, changes_prompt = (), True
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "louder"}
+
+    def hooks(self, model: Any, prompt: Any = None, *, cursor: Any = None) -> list[Any]:
+        return [("hook_embed", lambda x, hook: 2 * x)]
+
+
+POINTS = ("hook_resid_pre", "hook_resid_post", "attn.hook_rot_k", "attn.hook_k", "attn.hook_z", "ln1.hook_normalized")
+
+
+@pytest.mark.parametrize("point", POINTS)
+def test_a_users_own_hook_acts_once_in_a_sweep(point, load_model, backend, samples):
+    model = load_model("llama", backend)
+    swept = [fl.Setting(str(i), tuple(one)) for i, one in enumerate([*settings(model)[:2], *changing(model)])]
+    swept.append(fl.Setting("louder", (Louder(),)))
+    swept.append(fl.Setting("nothing", (fl.HeadAblation([]),)))
+
+    def shift(x: torch.Tensor, hook: Any) -> torch.Tensor:
+        return x * torch.linspace(-1, 2, x.shape[-1])
+
+    names = [f"blocks.{layer}.{point}" for layer in range(model.shape.n_layers)]
+    with model.hooked.hooks(fwd_hooks=[(name, shift) for name in names]):
+        result = fl.run_sweep(model, samples[:2], swept, max_new_tokens=4)
+        for setting in swept:
+            alone = [model.generate(one.prompt(), setting.interventions, max_new_tokens=4).text for one in samples[:2]]
+            assert list(result[setting.name].responses) == alone, setting.name
+    unhooked = fl.run_sweep(model, samples[:2], swept[:1], max_new_tokens=4)
+    assert unhooked["0"].responses != result["0"].responses
+
+
+def test_lanes_of_a_whole_pass_act_where_their_settings_do(load_model, backend, samples):
+    model = load_model("llama", backend)
+    steered = [fl.FocusSteering(directions(model, "rotary"), 1.0, positions="response")]
+    prompts = [samples[0].prompt()] * 2
+    logits = model.prefill(prompts, [Lanes([[], steered])]).logits
+    alone = [model.logits(prompts[0], one)[-1] for one in ([], steered)]
+    torch.testing.assert_close(logits, torch.stack(alone), atol=1e-4, rtol=0)
+    keys = model.prefill(prompts, [Lanes([[], steered])]).cache.layers[2].segments[0].keys
+    # Rows before the prompt's last token are nobody's.
+    torch.testing.assert_close(keys[0, :, :-1], keys[1, :, :-1], atol=1e-5, rtol=0)
+
+
+def test_no_settings_are_refused():
+    with pytest.raises(ValueError, match="there are no settings"):
+        Lanes([])
 
 
 def test_lanes_of_prompts_do_with_some_rows_at_a_time(load_model, backend, samples, monkeypatch):
