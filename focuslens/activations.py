@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -178,6 +179,7 @@ class ActivationStore:
         self._site: Site = site
         self._kept: dict[int, RowActivations] = {}
         self._bytes = 0
+        self._full = False
 
     def __len__(self) -> int:
         return len(self._samples)
@@ -191,4 +193,11 @@ class ActivationStore:
         if self._bytes + made.nbytes <= self._budget:
             self._kept[index] = made
             self._bytes += made.nbytes
+        elif not self._full:
+            self._full = True
+            warnings.warn(
+                f"activations of {len(self._kept)} of {len(self)} samples fill {self._budget / 2**30:.3g} GB; those of "
+                "the others are computed anew in every epoch (a larger memory_gb, or fewer heads, would spare that)",
+                stacklevel=2,
+            )
         return made

@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import platform
 import tempfile
+import time
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 __all__ = ["versions", "write_atomically", "write_json"]
 
+_ABANDONED = 3600.0
+"""Seconds after which nobody is writing a temporary file any more."""
+
 
 def write_atomically(path: str | Path, content: bytes) -> None:
     """Write a file under a temporary name beside it, then rename: a reader sees old or new content, never half."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -29,6 +36,14 @@ def write_atomically(path: str | Path, content: bytes) -> None:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _remove_abandoned(path: Path) -> None:
+    """Delete temporary files that killed writes of this file have left, but none that may still be written."""
+    for temporary in path.parent.glob(f".{glob.escape(path.name)}.????????"):
+        with suppress(OSError):
+            if time.time() - temporary.stat().st_mtime > _ABANDONED:
+                temporary.unlink()
 
 
 def _umask() -> int:

@@ -80,8 +80,12 @@ def require_same_attention(
         site: Where the directions will be added.
 
     Raises:
-        ValueError: If scores of the response's rows are not those of the model's own patterns.
+        ValueError: If the model says that its attention is another, or scores of the response's rows are not those of
+            the model's own patterns.
     """
+    # A soft cap far above a model's scores hides in rounding: what is declared need not be measured.
+    if (declared := model.backend.unusual_attention()) is not None:
+        raise ValueError(f"{model.name!r} has {declared}; directions cannot be trained on such attention")
     n, d_head = sum(len(group.heads) for group in groups), model.shape.d_head
     zeros = torch.zeros(n, d_head, device=model.backend.device)
     n_keys = sum(len(group.key_value_heads) for group in groups)

@@ -9,11 +9,12 @@ to be searched for later.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
-__all__ = ["Case", "Document", "MultiDocSample", "Prompt", "Span"]
+__all__ = ["Case", "Document", "MultiDocSample", "Prompt", "Span", "prompts_digest"]
 
 Span: TypeAlias = tuple[int, int]
 """A half-open range ``[start, end)`` of characters or of tokens."""
@@ -154,6 +155,14 @@ class MultiDocSample:
         if not shown:
             raise ValueError("the gold document is the only one, so nothing is left for the 'negative' prompt")
         return shown
+
+
+def prompts_digest(samples: Iterable[MultiDocSample], case: Case = "long") -> str:
+    """SHA-256 of ids, answers and prompts: tells one set of samples from another in result files."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(json.dumps([sample.id, sample.answers, str(sample.prompt(case))]).encode())
+    return digest.hexdigest()
 
 
 def _assemble(sample: MultiDocSample, shown: list[int]) -> Prompt:

@@ -31,7 +31,7 @@ from focuslens.directions import FocusDirections, Site
 from focuslens.files import versions, write_atomically
 from focuslens.heads import Head, check_heads
 from focuslens.objective import direction_losses, require_same_attention
-from focuslens.prompts import MultiDocSample
+from focuslens.prompts import MultiDocSample, prompts_digest
 
 if TYPE_CHECKING:
     from focuslens.model import FocusModel
@@ -122,8 +122,8 @@ class _Checkpoint:
         saved = torch.load(self.path, map_location="cpu", weights_only=True)
         if saved["fingerprint"] != self.fingerprint:
             raise ValueError(
-                f"{self.path} is a checkpoint of another training (other model, samples, heads or settings); "
-                "name another file, or delete it"
+                f"{self.path} is a checkpoint of another training (other model, samples, gold responses, heads or "
+                "settings); name another file, or delete it"
             )
         with torch.no_grad():
             for vector, value in zip(state.vectors, saved["vectors"], strict=True):
@@ -335,17 +335,10 @@ def _provenance(
     model: FocusModel, samples: Sequence[MultiDocSample], config: TrainingConfig, data: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     shape = {name: getattr(model.shape, name) for name in ("n_layers", "n_heads", "n_key_value_heads", "d_head")}
-    prompts = hashlib.sha256()
-    for sample in samples:
-        prompts.update(json.dumps([sample.id, str(sample.prompt(config.prompts))]).encode())
     return {
         "model": model.description,
         "shape": shape,
-        "data": {
-            **(data or {}),
-            "samples": len(samples),
-            "prompts_sha256": prompts.hexdigest(),
-        },
+        "data": {**(data or {}), "samples": len(samples), "prompts_sha256": prompts_digest(samples, config.prompts)},
         "settings": asdict(config),
         "versions": versions(),
     }

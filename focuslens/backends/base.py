@@ -81,6 +81,10 @@ class Backend(Protocol):
         """Fill the cache of a layer and of those above, given that layer's input; only with the engine's caches."""
         ...
 
+    def unusual_attention(self) -> str | None:
+        """A setting by which attention is more than the softmax of scaled products of queries and keys, if any."""
+        ...
+
     def residual_point(self, layer: int) -> Any:
         """The hook point that a layer's input goes through."""
         ...

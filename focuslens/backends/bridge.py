@@ -126,6 +126,11 @@ class BridgeBackend:
     def _attention(self, layer: int) -> Any:
         return self.hooked.blocks[layer].attn.original_component
 
+    def unusual_attention(self) -> str | None:
+        if getattr(self.hooked.original_model.config, "attn_logit_softcapping", None):
+            return "attn_logit_softcapping"
+        return "sinks" if hasattr(self._attention(0), "sinks") else None
+
     def residual_point(self, layer: int) -> Any:
         return self.hooked.blocks[layer].hook_in
 

@@ -142,6 +142,12 @@ class HookedBackend:
     def _attention(self, layer: int) -> Any:
         return self.hooked.blocks[layer].attn
 
+    def unusual_attention(self) -> str | None:
+        cfg = self.hooked.cfg
+        if cfg.attn_scores_soft_cap > 0:
+            return "attn_scores_soft_cap"
+        return next((name for name in ("use_attention_sinks", "use_logn_attn") if getattr(cfg, name, False)), None)
+
     def residual_point(self, layer: int) -> Any:
         return self.hooked.blocks[layer].hook_resid_pre
 

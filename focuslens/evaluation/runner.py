@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from focuslens.hooks import Intervention
 from focuslens.interventions.lanes import Lanes
 from focuslens.metrics import require_comparable_answers, sub_exact_match
 from focuslens.prefilling import first_layer
-from focuslens.prompts import Case, MultiDocSample
+from focuslens.prompts import Case, MultiDocSample, prompts_digest
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -239,12 +238,9 @@ def _header(
     data: Mapping[str, Any] | None,
     seed: int,
 ) -> dict[str, Any]:
-    digest = hashlib.sha256()
-    for sample in samples:
-        digest.update(repr((sample.id, sample.answers)).encode() + str(sample.prompt("long")).encode())
     return {
         "model": model.description,
-        "data": {**(data or {}), "samples": len(samples), "prompts_sha256": digest.hexdigest()},
+        "data": {**(data or {}), "samples": len(samples), "prompts_sha256": prompts_digest(samples)},
         "settings": [setting.describe() for setting in settings],
         "max_new_tokens": max_new_tokens,
         "seed": seed,

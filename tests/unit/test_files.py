@@ -73,3 +73,14 @@ def test_versions_name_what_decides_results(monkeypatch: pytest.MonkeyPatch) -> 
 
     monkeypatch.setattr("focuslens.files.version", missing)
     assert versions()["torch"] == "not installed"
+
+
+def test_what_a_killed_write_left_is_removed_by_a_later_one(tmp_path: Path) -> None:
+    path = tmp_path / "file[1]"
+    left, fresh, others = (tmp_path / name for name in (".file[1].abcd1234", ".file[1].efgh5678", ".file2.abcd1234"))
+    for file in (left, fresh, others):
+        file.write_bytes(b"half")
+    for file in (left, others):
+        os.utime(file, (1.0, 1.0))
+    write_atomically(path, b"new")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == [".file2.abcd1234", ".file[1].efgh5678", "file[1]"]

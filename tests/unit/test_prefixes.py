@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ def model(load_model, backend):
     return load_model("llama", backend)
 
 
-def steering(model, positions="all"):
+def steering(model, positions: Any = "all"):
     generator = torch.Generator().manual_seed(3)
     query = 4 * torch.randn(len(HEADS), model.shape.d_head, generator=generator)
     return fl.FocusSteering(fl.FocusDirections(HEADS, query), 1.0, positions=positions)

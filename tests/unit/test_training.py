@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import warnings
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from focuslens import (
     train_focus_directions,
 )
 from focuslens import activations as activation_rows
+from focuslens.activations import measured_scores
 
 SITES = ["rotary", "projection"]
 HEADS = [(2, 3), (0, 1), (2, 0), (2, 2)]  # heads 2 and 3 share a key-value head
@@ -340,6 +343,60 @@ def test_a_model_that_attends_otherwise_is_refused(
     train_focus_directions(model, samples[3:], [(0, 1)], epochs=1, max_new_tokens=2)
     with pytest.raises(ValueError, match=r"layer 2 of 'tiny' does not attend as softmax\(Q K\^T \* scale\)"):
         train_focus_directions(model, samples[3:], HEADS, epochs=1, max_new_tokens=2)
+
+
+@pytest.mark.parametrize("cap", [5.0, 50.0])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_soft_cap_is_refused_however_little_it_does(
+    cap: float,
+    dtype: str,
+    load_model: Any,
+    backend: str,
+    samples: list[MultiDocSample],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = load_model("llama", backend, dtype=dtype)
+    if backend == "hooked":
+        monkeypatch.setattr(model.hooked.cfg, "attn_scores_soft_cap", cap)
+    else:
+        monkeypatch.setattr(model.hooked.original_model.config, "attn_logit_softcapping", cap, raising=False)
+    with pytest.raises(ValueError, match=r"has attn_(scores_soft_cap|logit_softcapping); directions cannot"):
+        train_focus_directions(model, samples[3:], HEADS[:2], epochs=1, max_new_tokens=2)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gap", "refused"),
+    [("float32", 5e-4, False), ("float32", 2e-3, True), ("bfloat16", 1e-2, False), ("bfloat16", 4e-2, True)],
+)
+def test_scores_may_differ_from_the_models_own_by_rounding_alone(
+    dtype: str,
+    gap: float,
+    refused: bool,
+    load_model: Any,
+    samples: list[MultiDocSample],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = load_model("llama", dtype=dtype)
+
+    def shifted(*arguments: Any) -> Any:
+        return {layer: scores + gap for layer, scores in measured_scores(*arguments).items()}
+
+    monkeypatch.setattr(objective, "measured_scores", shifted)
+    with pytest.raises(ValueError, match="does not attend") if refused else nullcontext():
+        train_focus_directions(model, samples[3:], HEADS[:2], epochs=1, max_new_tokens=2)
+
+
+def test_samples_beyond_the_memory_are_said_to_be_computed_anew(load_model: Any, samples: list[MultiDocSample]) -> None:
+    model = load_model("llama")
+    quick: dict[str, Any] = {"epochs": 1, "max_new_tokens": 2}
+    with pytest.warns(
+        UserWarning, match=r"activations of 0 of 2 samples fill \S+ GB; those of the others are computed anew"
+    ) as seen:
+        train_focus_directions(model, samples[2:], HEADS[:2], memory_gb=1e-9, **quick)
+    assert len(seen) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train_focus_directions(model, samples[2:], HEADS[:2], **quick)
 
 
 @pytest.mark.parametrize("site", SITES)

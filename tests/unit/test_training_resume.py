@@ -84,6 +84,23 @@ def test_the_checkpoint_of_another_training_is_refused(
     assert path.read_bytes() == content
 
 
+def test_other_gold_responses_are_another_training(
+    load_model: Any, samples: list[MultiDocSample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches of other sizes may round a tie the other way."""
+    model, responses = load_model("llama"), training._gold_responses
+    arguments: dict[str, Any] = {"epochs": 1, "max_new_tokens": 2, "checkpoint": tmp_path / "state.pt"}
+    train_focus_directions(model, samples[3:], HEADS[:2], **arguments)
+
+    def others(*given: Any) -> Any:
+        usable, said = responses(*given)
+        return usable, [tokens + 1 for tokens in said]
+
+    monkeypatch.setattr(training, "_gold_responses", others)
+    with pytest.raises(ValueError, match=r"another training .*gold responses"):
+        train_focus_directions(model, samples[3:], HEADS[:2], **arguments)
+
+
 def reworded(sample: MultiDocSample) -> MultiDocSample:
     documents = list(sample.documents)
     place = next(i for i in range(len(documents)) if i != sample.gold_index)
