@@ -39,7 +39,7 @@ class Lesson:
         alone: Share of contexts of which only one document is shown, under its own number.
         settings: How hard the corpus is.
         recency: How many times as often the last document is asked about as the first; 1 asks about all alike.
-        after: Share of the training time after which the lesson begins, whatever has been learned; 0 for none.
+        after: Share of all training tokens after which the lesson begins, whatever has been learned; 0 for none.
     """
 
     name: str

@@ -19,22 +19,22 @@ __all__ = ["Finding", "draw_log", "findings", "write_card"]
 
 
 def draw_log(log: Path, figure: Path) -> None:
-    """Running accuracies over processor minutes, with a line where a lesson begins."""
+    """Running accuracies over the tokens trained on, with a line where a lesson begins."""
     with log.open(newline="") as file:
         rows = list(csv.DictReader(file))
-    minutes = [float(row["minutes"]) for row in rows]
+    tokens = [int(row["tokens"]) / 1e6 for row in rows]
     drawn = Figure(figsize=(8, 4), layout="constrained")
     axes = drawn.subplots()
     for name in ("answer", "refusal", "repeat"):
-        axes.plot(minutes, [float(row[f"{name}_accuracy"] or "nan") for row in rows], label=f"{name}s")
-    for before, after in pairwise(rows):
+        axes.plot(tokens, [float(row[f"{name}_accuracy"] or "nan") for row in rows], label=f"{name}s")
+    for place, (before, after) in zip(tokens[1:], pairwise(rows), strict=True):
         if before["lesson"] != after["lesson"]:
-            axes.axvline(float(after["minutes"]), color="grey", linewidth=0.5)
-            axes.text(float(after["minutes"]), 1.02, after["lesson"], fontsize=7, rotation=45)
-    # Most lessons are over within a tenth of the time.
+            axes.axvline(place, color="grey", linewidth=0.5)
+            axes.text(place, 1.02, after["lesson"], fontsize=7, rotation=45)
+    # Most lessons are over within a tenth of the tokens.
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(ScalarFormatter())
-    axes.set(xlabel="processor minutes (logarithmic)", ylabel="running accuracy in training", ylim=(0, 1))
+    axes.set(xlabel="million tokens (logarithmic)", ylabel="running accuracy in training", ylim=(0, 1))
     axes.legend(loc="lower right")
     picture = BytesIO()
     drawn.savefig(picture, dpi=120, format="png")
@@ -137,9 +137,10 @@ A Llama-architecture base model of {parameters:,} parameters ({layers} layers, {
 `focuslens.data.synthetic`. It answers questions about short documents in the lost-in-the-middle prompt; after
 `Answer:` its response follows as one sentence.
 
-It was made by `experiments/train_demo_model.py` with seed {seed}: {minutes:.1f} processor minutes on {threads}
-thread(s), {tokens:,} tokens, {steps:,} steps (`training_log.csv`, `training_log.png`). The
-schedule follows processor time: another run gives another model of the same kind.
+It was made by `experiments/train_demo_model.py` with seed {seed}: {tokens:,} tokens, {steps:,} steps,
+{minutes:.1f} processor minutes on {threads} thread(s) (`training_log.csv`, `training_log.png`). Another
+run with the same seed, versions and number of threads takes the same steps; on another processor their rounding
+differs, and gives another model of the same kind.
 
 Lessons, and when each ended:
 

@@ -58,7 +58,7 @@ LESSONS = (
 
 @dataclass
 class Progress:
-    """Where training stands; saved with every checkpoint."""
+    """Where training stands; saved with every checkpoint. ``seconds`` are of processor time."""
 
     lesson: int = 0
     few_tokens: bool = True
@@ -192,7 +192,9 @@ def question_step(
 
 
 def record(progress: Progress, passed: str) -> None:
-    progress.history.append(f"{passed}: {progress.seconds / 60:.1f} min, step {progress.step}")
+    progress.history.append(
+        f"{passed}: {progress.tokens:,} tokens, {progress.seconds / 60:.1f} min, step {progress.step}"
+    )
     LOG.info("passed %s", progress.history[-1])
 
 
@@ -216,9 +218,9 @@ def begin_lesson(progress: Progress, lesson: int) -> None:
     progress.lesson, progress.answer, progress.refusal, progress.steps_inside = lesson, 0.0, 0.0, 0
 
 
-def due_lesson(progress: Progress, limit: float) -> int:
-    """The lesson that time, or what has been learned, has come to; one that has its hour is not kept from it."""
-    begun = [i for i, lesson in enumerate(LESSONS) if 0 < lesson.after * limit < progress.seconds]
+def due_lesson(progress: Progress, limit: int) -> int:
+    """The lesson that training has come to; one that has its hour begins then, whatever has been learned."""
+    begun = [i for i, lesson in enumerate(LESSONS) if 0 < lesson.after * limit < progress.tokens]
     return max(progress.lesson, *begun, 0)
 
 
@@ -268,6 +270,9 @@ def load_checkpoint(
     return Progress(**state["progress"])
 
 
+LOG_EVERY = 50_000
+"""Tokens between two rows of the log, and two checkpoints."""
+
 LOG_FIELDS = ("step", "minutes", "tokens", "lesson", "loss", "answer_accuracy", "refusal_accuracy", "repeat_accuracy")
 
 
@@ -286,7 +291,7 @@ def log_row(path: Path, progress: Progress) -> None:
 
 
 def train(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tuple[LlamaForCausalLM, Progress]:
-    """Trains for ``options.minutes`` of processor time, resumes included."""
+    """Trains on ``options.tokens`` tokens, resumes included; the schedule follows them, not the clock."""
     options.work.mkdir(parents=True, exist_ok=True)
     checkpoint, log = options.work / "checkpoint.pt", options.work / "training_log.csv"
     torch.manual_seed(options.seed)
@@ -294,15 +299,15 @@ def train(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tu
     optimizers, run = build_optimizers(model, options.rate), identity(options, tokenizer)
     if options.resume and checkpoint.exists():
         progress = load_checkpoint(checkpoint, model, optimizers, rng, run)
-        if progress.seconds >= options.minutes * 60:
-            LOG.info("%s has been trained for so long; delete %s to begin again", options.work, checkpoint)
+        if progress.tokens >= options.tokens:
+            LOG.info("%s has been trained on so many; delete %s to begin again", options.work, checkpoint)
     else:
         log.unlink(missing_ok=True)
-    start, limit, logged = time.process_time() - progress.seconds, options.minutes * 60, progress.seconds
-    with tqdm(total=round(limit), initial=round(progress.seconds), unit="s", disable=options.quiet) as bar:
-        while progress.seconds < limit:
-            # A short warm-up, a plateau, and a linear end over the last 30 % of the time.
-            scale = min(1.0, (progress.step + 1) / 50, max(0.03, (1 - progress.seconds / limit) / 0.3))
+    start, limit, logged = time.process_time() - progress.seconds, int(options.tokens), progress.tokens
+    with tqdm(total=limit, initial=progress.tokens, unit="token", unit_scale=True, disable=options.quiet) as bar:
+        while progress.tokens < limit:
+            # A short warm-up, a plateau, and a linear end over the last 30 % of the tokens.
+            scale = min(1.0, (progress.step + 1) / 50, max(0.03, (1 - progress.tokens / limit) / 0.3))
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = options.rate * scale
             take_step(model, tokenizer, progress, rng)
@@ -312,12 +317,12 @@ def train(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tu
             progress.seconds = time.process_time() - start
             if (due := due_lesson(progress, limit)) > progress.lesson:
                 begin_lesson(progress, due)
-            if progress.seconds - logged > 10:
-                logged = progress.seconds
+            if progress.tokens - logged >= LOG_EVERY:
+                logged = progress.tokens
                 log_row(log, progress)
                 save_checkpoint(checkpoint, model, optimizers, progress, rng, run)
                 bar.set_postfix_str(f"{LESSONS[progress.lesson].name} answers {progress.answer:.2f}")
-                bar.update(round(progress.seconds) - bar.n)
+                bar.update(progress.tokens - bar.n)
     if not log.exists():  # A run shorter than the time between two rows.
         log_row(log, progress)
     save_checkpoint(checkpoint, model, optimizers, progress, rng, run)
@@ -328,8 +333,8 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder for the finished checkpoint")
     parser.add_argument("--work", type=Path, default=Path("runs/demo-model"), help="folder for checkpoints and the log")
-    parser.add_argument("--minutes", type=float, default=45.0, help="processor time to train for (default 45)")
-    parser.add_argument("--threads", type=int, default=1, help="threads; processor time counts all of them")
+    parser.add_argument("--tokens", type=float, default=12.5e6, help="tokens to train on (default 12.5e6: an hour)")
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--rate", type=float, default=3e-3, help="peak learning rate")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --work")

@@ -83,18 +83,22 @@ def test_late_documents_are_asked_about_as_much_more_often_as_the_lesson_says():
 
 def test_a_run_writes_a_checkpoint_and_goes_on_from_it(tmp_path, monkeypatch):
     common = ["--out", str(tmp_path / "model"), "--work", str(tmp_path / "work"), "--quiet"]
-    training.main([*common, "--minutes", "0.02"])
+    training.main([*common, "--tokens", "2000"])
     first = json.loads((tmp_path / "model" / "making.json").read_text())
     assert {"seed", "steps", "tokens", "versions"} <= first.keys()
-    # On a slow machine the first step alone may take longer than was asked for.
-    training.main([*common, "--minutes", str(first["minutes"] + 0.02), "--resume"])
+    training.main([*common, "--tokens", str(first["tokens"] + 2000), "--resume"])
     second = json.loads((tmp_path / "model" / "making.json").read_text())
     assert second["steps"] > first["steps"] > 0
+    # What is resumed is what was never interrupted, but for the learning rate, whose end is another.
+    straight = ["--out", str(tmp_path / "straight"), "--work", str(tmp_path / "other"), "--quiet"]
+    training.main([*straight, "--tokens", "2000"])
+    again = json.loads((tmp_path / "straight" / "making.json").read_text())
+    assert (again["steps"], again["tokens"]) == (first["steps"], first["tokens"])
     with pytest.raises(SystemExit, match="is of another run"):
-        training.main([*common, "--minutes", "1", "--resume", "--seed", "7"])
+        training.main([*common, "--tokens", "9e6", "--resume", "--seed", "7"])
     monkeypatch.setattr(training, "LESSONS", training.LESSONS[1:])
     with pytest.raises(SystemExit, match="is of another run"):
-        training.main([*common, "--minutes", "1", "--resume"])
+        training.main([*common, "--tokens", "9e6", "--resume"])
     assert (tmp_path / "model" / "training_log.png").stat().st_size > 1000
     card.write_card(tmp_path / "model", second, figures())
     text = " ".join((tmp_path / "model" / "README.md").read_text().split())
@@ -108,11 +112,11 @@ def test_a_run_writes_a_checkpoint_and_goes_on_from_it(tmp_path, monkeypatch):
 
 
 def test_a_lesson_that_has_its_hour_begins_then_whatever_was_learned():
-    limit, last = 100.0, len(training.LESSONS) - 1
+    limit, last = 100, len(training.LESSONS) - 1
     assert training.LESSONS[last].after == 0.85
-    assert training.due_lesson(training.Progress(lesson=2, seconds=84.0), limit) == 2
-    assert training.due_lesson(training.Progress(lesson=2, seconds=86.0), limit) == last
-    assert training.due_lesson(training.Progress(lesson=last, seconds=99.0), limit) == last
+    assert training.due_lesson(training.Progress(lesson=2, tokens=84), limit) == 2
+    assert training.due_lesson(training.Progress(lesson=2, tokens=86), limit) == last
+    assert training.due_lesson(training.Progress(lesson=last, tokens=99), limit) == last
 
 
 @pytest.mark.parametrize(
