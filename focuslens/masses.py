@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
-from einops import einsum, reduce
+from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from focuslens.batch import PromptBatch
-from focuslens.hooks import Hook, hook_name
+from focuslens.batch import EncodedPrompt, PromptBatch
+from focuslens.hooks import Hook, Intervention, hook_name
 
 if TYPE_CHECKING:
     from focuslens.backends import ModelShape
+    from focuslens.model import FocusModel
 
-__all__ = ["KINDS", "SINK", "ResponseMasses", "attention_to_parts"]
+__all__ = ["SINK", "Parts", "ResponseMasses", "attention_to_parts", "response_masses", "sink_and_documents"]
 
 SINK = 2
 """Tokens counted as the attention sink: the first two, as the paper's authors do."""
-
-KINDS = ("relevant", "irrelevant", "irrelevant_max", "sink")
-"""What attention is summed over: the relevant document, all others, the one other that gets most, and the sink."""
 
 
 def attention_to_parts(
@@ -32,8 +30,12 @@ def attention_to_parts(
     return einsum(pattern, parts, "batch head row key, batch key part -> batch head row part")
 
 
-def _membership(batch: PromptBatch) -> Float[Tensor, "batch key part"]:
-    """Membership of the prompts' columns in: the sink, the relevant document, and each irrelevant document."""
+Parts: TypeAlias = "Callable[[PromptBatch], Float[Tensor, 'batch key part']]"
+"""Says which columns of a batch of prompts belong to which part: 1 where a key belongs to it, else 0."""
+
+
+def sink_and_documents(batch: PromptBatch) -> Float[Tensor, "batch key part"]:
+    """The sink, the relevant document, and each irrelevant document."""
     most = max(len(prompt.spans.get("irrelevant", ())) for prompt in batch.prompts)
     parts = torch.zeros(len(batch), batch.width, 2 + most)
     for row, prompt, padding in zip(parts, batch.prompts, batch.padding, strict=True):
@@ -51,12 +53,13 @@ class ResponseMasses:
     Args:
         shape: Sizes of the model.
         batch: The prompts.
+        parts: Their parts.
     """
 
-    def __init__(self, shape: ModelShape, batch: PromptBatch) -> None:
-        self._parts = _membership(batch)
+    def __init__(self, shape: ModelShape, batch: PromptBatch, parts: Parts) -> None:
+        self._parts = parts(batch)
         self._rows: list[list[Tensor]] = [[] for _ in range(shape.n_layers)]
-        self._empty = torch.full((len(batch), shape.n_layers, shape.n_heads), torch.nan)
+        self._empty = torch.full((len(batch), shape.n_layers, shape.n_heads, self._parts.shape[2]), torch.nan)
 
     def hooks(self) -> list[Hook]:
         """Observers for the passes that run the responses' tokens, in order, and nothing before them."""
@@ -74,18 +77,43 @@ class ResponseMasses:
 
         return observe
 
-    def scores(self, lengths: Sequence[int]) -> dict[str, Float[Tensor, "batch layer head"]]:
-        """Scores of each kind, averaged over the first ``lengths`` rows of each response; NaN for an empty one."""
+    def means(self, lengths: Sequence[int]) -> Float[Tensor, "batch layer head part"]:
+        """Attention to each part, averaged over the first ``lengths`` rows of each response; NaN for an empty one."""
         if not self._rows[0]:
-            return {kind: self._empty.clone() for kind in KINDS}
+            return self._empty.clone()
         by_layer = torch.stack([torch.cat(rows, dim=2) for rows in self._rows], dim=1).cpu()
         n = torch.tensor(lengths)
         # Rows behind a short response may have been run too, and weigh nothing.
         weight = (torch.arange(by_layer.shape[3]) < n[:, None]) / n[:, None].clamp(min=1)
         by_part = einsum(by_layer, weight, "batch layer head row part, batch row -> batch layer head part")
-        others = by_part[..., 2:]
-        irrelevant = reduce(others, "batch layer head part -> batch layer head", "sum")
-        largest = reduce(others, "batch layer head part -> batch layer head", "max") if others.shape[-1] else irrelevant
-        scores = {"relevant": by_part[..., 1], "irrelevant": irrelevant, "irrelevant_max": largest}
-        scores["sink"] = by_part[..., 0]
-        return {kind: torch.where((n > 0)[:, None, None], scores[kind], torch.nan) for kind in KINDS}
+        return torch.where((n > 0)[:, None, None, None], by_part, torch.nan)
+
+
+def response_masses(
+    model: FocusModel,
+    prompts: Sequence[EncodedPrompt],
+    parts: Parts,
+    responses: Sequence[str] | None,
+    interventions: Sequence[Intervention],
+    max_new_tokens: int,
+) -> tuple[Float[Tensor, "batch layer head part"], list[str]]:
+    """What a batch's responses attend to, and the responses: given ones, or those that the model generates.
+
+    Generated responses are looked at in the rows that generation runs anyway, given ones in one pass.
+    """
+    prefix = model.prefill(prompts, interventions, hold_last=True)
+    masses = ResponseMasses(model.shape, prefix.batch, parts)
+    if responses is None:
+        made = model.decode(prefix, interventions, max_new_tokens=max_new_tokens, observers=masses.hooks())
+        return masses.means([len(one.tokens) for one in made]), [one.text for one in made]
+    nothing = torch.zeros(0, dtype=torch.long)
+    tokens = [
+        model.encoder.encode_response(prompt, response) if response.strip() else nothing
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    lengths = torch.tensor([len(ids) for ids in tokens])
+    if lengths.any():
+        padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
+        inside = torch.arange(padded.shape[1]) < lengths[:, None]
+        model.extend(prefix, padded, interventions, masses.hooks(), mask=inside.long())
+    return masses.means(lengths.tolist()), list(responses)

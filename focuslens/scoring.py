@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
@@ -15,7 +16,7 @@ from focuslens.batch import EncodedPrompt
 from focuslens.batching import BATCH_TOKENS, in_batches
 from focuslens.heads import Head, Sparsity, heads_by_layer, random_heads, rank_heads, sparsity
 from focuslens.hooks import Hook, Intervention, hook_name, row_wise
-from focuslens.masses import KINDS, ResponseMasses
+from focuslens.masses import response_masses, sink_and_documents
 from focuslens.metrics import require_comparable_answers, sub_exact_match
 from focuslens.prompts import Case, MultiDocSample
 
@@ -25,12 +26,17 @@ if TYPE_CHECKING:
     from focuslens.model import FocusModel
 
 __all__ = [
+    "KINDS",
     "ContextualScores",
     "ScoredCase",
     "attention_pattern",
     "contextual_scores",
     "contextual_scores_by_case",
 ]
+
+KINDS = ("relevant", "irrelevant", "irrelevant_max", "sink")
+"""What attention is summed over: the relevant document, all others, the one other that gets most, and the sink."""
+
 
 ScoredCase: TypeAlias = Literal["long", "gold", "negative", "correct", "wrong"]
 """A prompt's case, or the long prompts of questions answered right with the gold document alone, split by whether the
@@ -144,11 +150,10 @@ def _score_case(
     encoded = [model.encode(sample.prompt(case)) for sample in samples]
 
     def run(indices: list[int], budget: int) -> tuple[dict[str, Tensor], list[str]]:
+        given = None if responses is None else [responses[i] for i in indices]
         prompts = [encoded[i] for i in indices]
-        if responses is None:
-            return _score_generated(model, prompts, interventions, max_new_tokens)
-        said = [responses[i] for i in indices]
-        return _score_given(model, prompts, said, interventions), said
+        masses, said = response_masses(model, prompts, sink_and_documents, given, interventions, max_new_tokens)
+        return _scores_of(masses), said
 
     collected = {
         kind: torch.full((len(samples), model.shape.n_layers, model.shape.n_heads), torch.nan) for kind in KINDS
@@ -172,33 +177,15 @@ def _score_case(
     )
 
 
-def _score_generated(
-    model: FocusModel, prompts: Sequence[EncodedPrompt], interventions: Sequence[Intervention], max_new_tokens: int
-) -> tuple[dict[str, Float[Tensor, "batch layer head"]], list[str]]:
-    """Scores of the rows that generation runs anyway, and the responses."""
-    prefix = model.prefill(prompts, interventions, hold_last=True)
-    masses = ResponseMasses(model.shape, prefix.batch)
-    made = model.decode(prefix, interventions, max_new_tokens=max_new_tokens, observers=masses.hooks())
-    return masses.scores([len(one.tokens) for one in made]), [one.text for one in made]
-
-
-def _score_given(
-    model: FocusModel, prompts: Sequence[EncodedPrompt], responses: Sequence[str], interventions: Sequence[Intervention]
-) -> dict[str, Float[Tensor, "batch layer head"]]:
-    """Scores of given responses, run after their prompts in one pass."""
-    nothing = torch.zeros(0, dtype=torch.long)
-    tokens = [
-        model.encoder.encode_response(prompt, response) if response.strip() else nothing
-        for prompt, response in zip(prompts, responses, strict=True)
-    ]
-    lengths = torch.tensor([len(ids) for ids in tokens])
-    prefix = model.prefill(prompts, interventions, hold_last=True)
-    masses = ResponseMasses(model.shape, prefix.batch)
-    if lengths.any():
-        padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
-        inside = torch.arange(padded.shape[1]) < lengths[:, None]
-        model.extend(prefix, padded, interventions, masses.hooks(), mask=inside.long())
-    return masses.scores(lengths.tolist())
+def _scores_of(by_part: Float[Tensor, "batch layer head part"]) -> dict[str, Float[Tensor, "batch layer head"]]:
+    """Scores of every kind from the attention to the sink, the relevant document, and each of the others."""
+    others = by_part[..., 2:]
+    irrelevant = reduce(others, "batch layer head part -> batch layer head", "sum")
+    largest = reduce(others, "batch layer head part -> batch layer head", "max") if others.shape[-1] else irrelevant
+    sink, relevant = by_part[..., 0], by_part[..., 1]
+    # A sum over no documents is zero, also of a response that says nothing and has no scores.
+    irrelevant, largest = (torch.where(sink.isnan(), sink, one) for one in (irrelevant, largest))
+    return {"relevant": relevant, "irrelevant": irrelevant, "irrelevant_max": largest, "sink": sink}
 
 
 def contextual_scores(

@@ -1,5 +1,12 @@
 """Is an answer right, how sure can one be, and what happens over a grid of settings."""
 
+from focuslens.evaluation.attribution import (
+    AttentionBudget,
+    Attribution,
+    DocumentScores,
+    attention_budget,
+    document_scores,
+)
 from focuslens.evaluation.records import OtherResultsError
 from focuslens.evaluation.runner import Evaluation, Setting, Sweep, evaluate, run_sweep
 from focuslens.evaluation.settings import BASELINES, split_softmax_settings, steering_settings
@@ -7,13 +14,18 @@ from focuslens.evaluation.statistics import Interval, McNemar, bootstrap_mean, m
 
 __all__ = [
     "BASELINES",
+    "AttentionBudget",
+    "Attribution",
+    "DocumentScores",
     "Evaluation",
     "Interval",
     "McNemar",
     "OtherResultsError",
     "Setting",
     "Sweep",
+    "attention_budget",
     "bootstrap_mean",
+    "document_scores",
     "evaluate",
     "mcnemar_exact",
     "run_sweep",
