@@ -7,14 +7,15 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from typing import TypeVar
 
-import torch
-
-__all__ = ["BATCH_TOKENS", "in_batches"]
+__all__ = ["BATCH_TOKENS", "in_batches", "is_out_of_memory"]
 
 BATCH_TOKENS = 2**14
 """Prompt tokens that are run together by default; a longer prompt is run alone."""
 
 _T = TypeVar("_T")
+
+_OUT_OF_MEMORY = ("can't allocate memory", "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What the CPU's allocator, Apple's GPUs and cuBLAS say in a plain ``RuntimeError``."""
 
 
 def in_batches(
@@ -44,7 +45,7 @@ def in_batches(
         try:
             made = run(batch, budget)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             if len(batch) == 1 and (budget == 1 or not divisible):
                 raise MemoryError(f"memory ran out on a single prompt of {held:,} tokens ({error})") from error
@@ -55,6 +56,8 @@ def in_batches(
             continue
         # Outside the handler, which keeps the failed pass and all its tensors alive.
         gc.collect()
+        import torch  # not at the top, so that the command's help does without it
+
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         warnings.warn(
@@ -64,6 +67,9 @@ def in_batches(
         )
 
 
-def _is_out_of_memory(error: Exception) -> bool:
-    """CUDA has an error of its own; the CPU's allocator raises a plain ``RuntimeError``."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether an error says that memory ran out: CUDA has an error of its own, others raise a ``RuntimeError``."""
+    import torch
+
+    said = isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    return said or isinstance(error, MemoryError | torch.OutOfMemoryError)

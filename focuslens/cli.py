@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
-from focuslens.batching import BATCH_TOKENS
+from focuslens.batching import BATCH_TOKENS, is_out_of_memory
 
 __all__ = ["main"]
 
@@ -38,19 +38,20 @@ def _pair(text: str) -> tuple[str, str]:
 def _common(demo: bool = False) -> argparse.ArgumentParser:
     """Options of every command; the demo has those that mean something for the embedded model and corpus."""
     parser = argparse.ArgumentParser(add_help=False)
-    model = parser.add_argument_group("model")
-    model.add_argument("--model", default="demo", help="hub name, directory, or 'demo' (the embedded model; default)")
+    model, data, run = (parser.add_argument_group(name) for name in ("model", "data", "run"))
+    if not demo:
+        model.add_argument("--model", default="demo", help="hub name, directory, or 'demo', the embedded one (default)")
     model.add_argument("--backend", choices=("hooked", "bridge"), help="TransformerLens model; default: what fits")
     model.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
     model.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16, float16")
-    data = parser.add_argument_group("data")
-    data.add_argument("--data", default="synthetic", help="a lost-in-the-middle file, or 'synthetic' (default)")
-    run = parser.add_argument_group("run")
     run.add_argument("--seed", type=int, default=42, help="of every random choice (default 42)")
     run.add_argument("--out", help="directory for results; default: print only, except where said")
     if demo:
         parser.set_defaults(
-            n_ctx=None, revision=None, chat=None, chat_template_arg=[], gold_positions=None, max_new_tokens=None
+            **dict.fromkeys(("n_ctx", "revision", "chat", "gold_positions", "max_new_tokens")),
+            model="demo",
+            data="synthetic",
+            chat_template_arg=[],
         )
         return parser
     model.add_argument("--n-ctx", type=int, help="context length in tokens; default: what the checkpoint declares")
@@ -66,6 +67,7 @@ def _common(demo: bool = False) -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="argument of the chat template, e.g. date_string='26 Jul 2024' (Llama 3 puts today's date in otherwise)",
     )
+    data.add_argument("--data", default="synthetic", help="a lost-in-the-middle file, or 'synthetic' (default)")
     data.add_argument("--documents", type=int, help="documents a prompt; default: 20, or as many as fit the context")
     data.add_argument("--gold-positions", type=_integers, help="from 0; default: five, 0,4,9,14,19 of 20 documents")
     data.add_argument("--samples", type=int, default=100, help="questions to use, one sample each (default 100)")
@@ -79,7 +81,7 @@ def _common(demo: bool = False) -> argparse.ArgumentParser:
 
 def _heads_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--case", choices=("long", "gold", "negative", "correct", "wrong"), default="long")
-    parser.add_argument("--top", type=int, default=20, help="heads to print (default 20)")
+    parser.add_argument("--top", type=int, help="heads to print, best first; default: 20, or all where there are fewer")
 
 
 def _split_softmax_options(parser: argparse.ArgumentParser) -> None:
@@ -93,9 +95,12 @@ def _train_options(parser: argparse.ArgumentParser) -> None:
         "--site", choices=("rotary", "projection"), default="rotary", help="default rotary, as the paper"
     )
     parser.add_argument("--prompts", choices=("long", "gold"), default="long", help="long (the authors' code) or gold")
-    parser.add_argument("--top-k", type=int, help="train the best k heads; default: all")
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--top-k", type=int, help="train the best k heads; default: all (of --heads, if it is given)")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the samples (default 10)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of AdamW (default 0.001)")
+    parser.add_argument(
+        "--memory-gb", type=float, default=4.0, help="activations kept between epochs, in gigabytes (default 4)"
+    )
 
 
 def _steer_options(parser: argparse.ArgumentParser) -> None:
@@ -114,8 +119,8 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--case", choices=("long", "gold", "negative"), default="long", help="prompt of the sample")
     parser.add_argument("--tau", type=float, help="split-softmax to the relevant document")
     parser.add_argument("--directions", help="as in focuslens steer")
-    parser.add_argument("--alpha", type=float, default=0.2, help="strength of the directions (default 0.2)")
-    parser.add_argument("--top-k", type=int, default=20, help="heads to change (default 20)")
+    parser.add_argument("--alpha", type=float, help="strength of the directions (default 0.2)")
+    parser.add_argument("--top-k", type=int, help="heads to change; default: 20, or all where there are fewer")
 
 
 _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None] | None]] = {
@@ -151,7 +156,8 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None] |
     ),
     "generate": (
         "one response, with and without an intervention",
-        "Answer a prompt, or a sample of the data, without and with split-softmax (--tau) or\nsteering (--directions).",
+        "Answer a prompt, or a sample of the data, without and with split-softmax (--tau) or\n"
+        "steering (--directions). With --out, generate.json holds the responses and what made them.",
         _generate_options,
     ),
 }
@@ -228,6 +234,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, KeyError, OSError, ImportError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"focuslens {args.command}: {message}", file=sys.stderr)
+        return 1
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        said = " ".join(str(error).split()) or "memory ran out"
+        print(f"focuslens {args.command}: {said}; shorter prompts and --dtype bfloat16 need less", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(

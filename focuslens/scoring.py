@@ -30,6 +30,7 @@ __all__ = [
     "ContextualScores",
     "ScoredCase",
     "attention_pattern",
+    "by_outcome",
     "contextual_scores",
     "contextual_scores_by_case",
 ]
@@ -237,7 +238,7 @@ def contextual_scores(
         return _score_case(model, chosen, case, responses, **settings)  # pyright: ignore[reportArgumentType]
     long = _score_case(model, chosen, "long", responses, **settings)
     gold = _score_case(model, chosen, "gold", None, **settings)
-    return _by_outcome(long, gold)[case]
+    return by_outcome(long, gold)[case]
 
 
 def contextual_scores_by_case(
@@ -259,10 +260,11 @@ def contextual_scores_by_case(
     }
     long = contextual_scores(model, chosen, "long", **settings)
     gold = contextual_scores(model, chosen, "gold", **settings)
-    return {"long": long, "gold": gold, **_by_outcome(long, gold)}
+    return {"long": long, "gold": gold, **by_outcome(long, gold)}
 
 
-def _by_outcome(long: ContextualScores, gold: ContextualScores) -> dict[str, ContextualScores]:
+def by_outcome(long: ContextualScores, gold: ContextualScores) -> dict[str, ContextualScores]:
+    """The ``correct`` and ``wrong`` cases: long prompts of the samples that are right with the gold document alone."""
     outcomes = list(zip(gold.correct, long.correct, strict=True))
     return {
         "correct": long.where([with_gold and with_all for with_gold, with_all in outcomes], "correct"),

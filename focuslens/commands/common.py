@@ -17,7 +17,7 @@ from focuslens.directions import FocusDirections
 from focuslens.files import versions
 from focuslens.heads import Head, load_ranking
 from focuslens.model import FocusModel
-from focuslens.prompts import MultiDocSample
+from focuslens.prompts import MultiDocSample, prompts_digest
 from focuslens.scoring import ContextualScores, contextual_scores
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Samples",
+    "count_heads",
     "get_ranking",
     "open_directions",
     "open_model",
@@ -46,6 +47,10 @@ class Samples:
 
     samples: Sequence[MultiDocSample]
     description: dict[str, Any]
+
+    def identify(self) -> dict[str, Any]:
+        """The description, with how many samples there are and a digest of their prompts."""
+        return {**self.description, "samples": len(self.samples), "prompts_sha256": prompts_digest(self.samples)}
 
 
 def require_figures(args: argparse.Namespace) -> None:
@@ -75,7 +80,7 @@ def open_model(args: argparse.Namespace) -> FocusModel:
 def open_samples(args: argparse.Namespace, model: FocusModel, side: Side, n: int | None = None) -> Samples:
     """Samples of different questions from one side of the split that the options name.
 
-    Where the number of documents is left open, it is 20, or as many as the model's context has room for.
+    Where ``--documents`` is left open it is settled here, for all samples that are opened with these options.
 
     Args:
         args: The options.
@@ -84,37 +89,62 @@ def open_samples(args: argparse.Namespace, model: FocusModel, side: Side, n: int
         n: Overrides ``--samples``.
 
     Raises:
-        ValueError: If not even one document fits.
+        ValueError: If not even one document fits, or the data have no such side.
     """
-    side, n = args.split or side, int(args.samples if n is None else n)
-    if args.documents is not None:
-        return _samples_of(args, side, n, args.documents)
+    n = int(args.samples if n is None else n)
+    if args.documents is None:
+        args.documents = _fitting_documents(args, model, max(n, args.samples))
+    return _sides_of(args, [args.split or side], n, args.documents)[0]
+
+
+def _fitting_documents(args: argparse.Namespace, model: FocusModel, n: int) -> int:
+    """20, or as many documents as the model's context has room for in every half that the command may read.
+
+    One number for all: heads that are ranked on short prompts are not trained and evaluated on long ones.
+    """
     room = model.shape.n_ctx - args.max_new_tokens
     longest = 0
     for documents in _DOCUMENT_COUNTS:
-        data = _samples_of(args, side, n, documents)
-        longest = max(len(model.encode(sample.prompt("long")).tokens) for sample in data.samples)
+        halves = _sides_of(args, _sides_read(args), n, documents)
+        prompts = (sample.prompt("long") for half in halves for sample in half.samples)
+        longest = max(len(model.encode(prompt).tokens) for prompt in prompts)
         if longest <= room:
             if documents < _DOCUMENT_COUNTS[0]:
                 print(
                     f"{documents} documents a prompt: more do not fit the model's context of {model.shape.n_ctx} tokens"
                 )
-            return data
+            return documents
     raise ValueError(
         f"prompts of one document have up to {longest} tokens, and with {args.max_new_tokens} new ones do not fit the "
         f"model's context of {model.shape.n_ctx}; lower --max-new-tokens, or raise --n-ctx"
     )
 
 
-def _samples_of(args: argparse.Namespace, side: Side, n: int, documents: int) -> Samples:
+def _sides_read(args: argparse.Namespace) -> list[Side]:
+    """What a command may read: both halves, or with ``--split all`` everything and what heads are ranked on."""
+    if args.split != "all":
+        return ["train", "test"]
+    return ["all", "train"] if args.command == "train" and not args.heads else ["all"]
+
+
+def _sides_of(args: argparse.Namespace, sides: Sequence[Side], n: int, documents: int) -> list[Samples]:
+    """Samples of each side; a file is read once for all."""
     if args.data == "synthetic":
-        return synthetic_samples(args, "test" if side == "all" else side, n, documents)
+        return [synthetic_samples(args, _synthetic_split(side), n, documents) for side in sides]
     positions = args.gold_positions or spread_positions(documents)
     data = load_multidoc(args.data, num_documents=documents, gold_positions=positions, seed=args.seed)
-    if side != "all":
-        data = data.split(seed=args.seed)[side == "test"]
-    chosen = data.sample(min(n, data.questions), args.seed)
-    return Samples(chosen, cast("dict[str, Any]", chosen.description))
+    halves = [data if side == "all" else data.split(seed=args.seed)[side == "test"] for side in sides]
+    chosen = [half.sample(min(n, half.questions), args.seed) for half in halves]
+    return [Samples(half, cast("dict[str, Any]", half.description)) for half in chosen]
+
+
+def _synthetic_split(side: Side) -> Split:
+    if side == "all":
+        raise ValueError(
+            "--split all is for data files; the synthetic corpus has train, validation and test, which share no "
+            "names and values: choose --split train or --split test"
+        )
+    return side
 
 
 def synthetic_samples(args: argparse.Namespace, split: Split, n: int, documents: int = 20) -> Samples:
@@ -159,7 +189,22 @@ def get_ranking(
         )
     # Whatever --split says of the samples to evaluate, heads are ranked on the training half.
     train = open_samples(argparse.Namespace(**{**vars(args), "split": None}), model, "train")
-    return score_samples(args, model, train).ranking(), {"scored_on": train.description}
+    return score_samples(args, model, train).ranking(), {"scored_on": train.identify()}
+
+
+def count_heads(option: str, given: int | None, n: int, default: int = 20) -> int:
+    """How many heads an option asks for, out of ``n``; the default, or all where there are fewer, if it is not given.
+
+    Raises:
+        ValueError: If there are not so many, or none is asked for.
+    """
+    if n < 1:
+        raise ValueError("there are no heads to choose from: the ranking is empty, or no head of it has a direction")
+    if given is None:
+        return min(default, n)
+    if not 1 <= given <= n:
+        raise ValueError(f"{option} {given}: there are {n} heads to choose from; give a number from 1 to {n}")
+    return given
 
 
 def open_directions(source: str) -> FocusDirections:
@@ -182,12 +227,12 @@ def sweep_table(sweep: Sweep) -> pd.DataFrame:
     return sweep.to_frame().drop(columns=["case"])
 
 
-def run_description(args: argparse.Namespace, model: FocusModel, data: dict[str, Any]) -> dict[str, Any]:
-    """What made a result."""
+def run_description(args: argparse.Namespace, model: FocusModel, data: Samples | None) -> dict[str, Any]:
+    """What made a result; ``data`` is ``None`` where it is not of samples."""
     return {
         "command": args.command,
         "model": model.description,
-        "data": data,
+        "data": None if data is None else data.identify(),
         "seed": args.seed,
         "max_new_tokens": args.max_new_tokens,
         "versions": versions(),

@@ -28,7 +28,7 @@ __all__ = ["DemoSettings", "run"]
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demo runs: minutes on two cores, and enough samples for the intervals to mean something."""
+    """What the demo runs: about a minute, and enough samples for the intervals to mean something."""
 
     scored: int = 40
     trained: int = 30
@@ -47,8 +47,6 @@ class DemoSettings:
 
 def run(args: argparse.Namespace, settings: DemoSettings | None = None) -> None:
     """Run everything and write ``results.json``, figures and ``report.html`` to ``--out`` (default ``runs/demo``)."""
-    if args.model != "demo" or args.data != "synthetic":
-        raise ValueError("the demo runs the embedded model on its own corpus; for another model use the other commands")
     settings, out = settings or DemoSettings(), Path(args.out or "runs/demo")
     args.max_new_tokens, args.batch_tokens = settings.max_new_tokens, BATCH_TOKENS
     args.random_tau, args.exclude_top = 0.3, max(settings.ks)
@@ -66,17 +64,12 @@ def run(args: argparse.Namespace, settings: DemoSettings | None = None) -> None:
     directions = _train(args, model, ranking[: settings.trained_heads], settings, out)
     print("\n4/4  steering: alpha and k chosen on validation questions, then measured on held-out ones")
     grid = steering_settings(directions, ranking, settings.alphas, settings.steered)
-    validation = synthetic_samples(args, "validation", settings.chosen)
-    steered = [Setting("baseline"), *grid]
-    chosen_on = _fresh_sweep(args, model, validation, steered, out / "steering_validation.jsonl")
-    steer = _fresh_sweep(args, model, test, steered, out / "steering.jsonl")
+    chosen_on, steer, best = _steer(args, model, grid, test, settings, out)
     print_table(sweep_table(steer))
-    # Of equals the gentlest.
-    best = max(grid, key=lambda one: (chosen_on[one.name].em.mean, -abs(one.parameters["alpha"]))).name
     print(f"\nbest on validation: {best}; on held-out questions {steer[best].em}, baseline {steer['baseline'].em}")
     figures = _figures(cases["long"], split, steer, directions, out)
     results = {
-        **run_description(args, model, test.description),
+        **run_description(args, model, test),
         "demo": asdict(settings),
         "heads": [list(head) for head in ranking],
         "scores": {name: scores.to_frame().to_dict(orient="records") for name, scores in cases.items() if len(scores)},
@@ -146,6 +139,24 @@ def _train(
     )
     directions.save(out / "directions")
     return directions
+
+
+def _steer(
+    args: argparse.Namespace,
+    model: FocusModel,
+    grid: Sequence[Setting],
+    test: Samples,
+    settings: DemoSettings,
+    out: Path,
+) -> tuple[Sweep, Sweep, str]:
+    """The grid on validation questions and on held-out ones, and the setting that does best on validation."""
+    validation = synthetic_samples(args, "validation", settings.chosen)
+    steered = [Setting("baseline"), *grid]
+    chosen_on = _fresh_sweep(args, model, validation, steered, out / "steering_validation.jsonl")
+    steer = _fresh_sweep(args, model, test, steered, out / "steering.jsonl")
+    # Of equals the gentlest.
+    best = max(grid, key=lambda one: (chosen_on[one.name].em.mean, -abs(one.parameters["alpha"])))
+    return chosen_on, steer, best.name
 
 
 def _figures(

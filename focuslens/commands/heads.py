@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from focuslens.commands.common import (
+    count_heads,
     open_model,
     open_samples,
     print_table,
@@ -22,12 +23,13 @@ def run(args: argparse.Namespace) -> None:
     """Score, print and, with ``--out``, write ``heads.json`` and ``head_map.png``."""
     require_figures(args)
     model = open_model(args)
+    top = count_heads("--top", args.top, model.shape.n_layers * model.shape.n_heads)
     data = open_samples(args, model, "train")
     scores = score_samples(args, model, data, args.case)
     frame = scores.to_frame()
     print(f"{model.name}: {len(scores)} {args.case} prompts, {sum(scores.correct)} answered correctly")
-    print(f"\nTop {min(args.top, len(frame))} heads by relevant contextual score")
-    print_table(frame, most=args.top)
+    print(f"\nTop {top} heads by relevant contextual score")
+    print_table(frame, most=top)
     print("\nHeads with a relevant contextual score")
     for row in scores.sparsity():
         print(f"  {row}")
@@ -35,7 +37,7 @@ def run(args: argparse.Namespace) -> None:
         return
     out = Path(args.out)
     result = {
-        **run_description(args, model, data.description),
+        **run_description(args, model, data),
         "case": args.case,
         "samples": list(scores.sample_ids),
         "correct": sum(scores.correct),
@@ -46,5 +48,5 @@ def run(args: argparse.Namespace) -> None:
     write_json(out / "heads.json", result)
     from focuslens.viz import head_map, save_figure
 
-    save_figure(head_map(scores.mean().numpy(), heads=scores.top_heads(min(args.top, 10))), out / "head_map.png")
+    save_figure(head_map(scores.mean().numpy(), heads=scores.top_heads(min(top, 10))), out / "head_map.png")
     print(f"\nwrote {out / 'heads.json'} and {out / 'head_map.png'}")

@@ -40,8 +40,8 @@ def run_split_softmax(args: argparse.Namespace) -> None:
     """Sweep ``tau`` and ``k`` on contextual heads, and ``k`` on as many random others."""
     require_figures(args)
     model = open_model(args)
+    data = open_samples(args, model, "test")  # before the ranking, which then has as many documents a prompt
     ranking, source = get_ranking(args, model)
-    data = open_samples(args, model, "test")
     ks = _possible(args.k, len(ranking))
     settings = [*BASELINES, *split_softmax_settings(ranking, args.tau, ks), *controls(model, ranking, args, ks)]
     sweep = sweep_to(args, model, data, settings, _records(args, "split_softmax"))
@@ -77,10 +77,10 @@ def run_steer(args: argparse.Namespace) -> None:
     require_figures(args)
     model = open_model(args)
     directions = open_directions(args.directions)
+    data = open_samples(args, model, "test")  # before the ranking, as above
     ranking, source = get_ranking(args, model)
     steerable = set(directions.heads)
     heads = [head for head in ranking if head in steerable]
-    data = open_samples(args, model, "test")
     ks = _possible(args.k, len(heads))
     settings = [Setting("baseline"), *steering_settings(directions, heads, args.alpha, ks, positions=args.positions)]
     sweep = sweep_to(args, model, data, settings, _records(args, "steering"))
@@ -169,9 +169,7 @@ def _finish(
     if args.out is None:
         return
     out = Path(args.out)
-    write_json(
-        out / f"{name}.json", {**run_description(args, model, data.description), **entries, "settings": sweep.rows()}
-    )
+    write_json(out / f"{name}.json", {**run_description(args, model, data), **entries, "settings": sweep.rows()})
     from focuslens.viz import save_figure
 
     save_figure(draw(), out / f"{name}.png")

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
-from focuslens.commands.common import get_ranking, open_model, open_samples, require_figures
+from focuslens.commands.common import count_heads, get_ranking, open_model, open_samples, require_figures
+from focuslens.directions import FocusDirections
+from focuslens.heads import Head
+from focuslens.model import FocusModel
 from focuslens.training import train_focus_directions
 
 __all__ = ["run"]
+
+_PRINTED = 20
 
 
 def run(args: argparse.Namespace) -> None:
@@ -17,10 +23,9 @@ def run(args: argparse.Namespace) -> None:
     args.out = str(out)
     require_figures(args)
     model = open_model(args)
-    ranking, _ = get_ranking(args, model, evaluated=False)
-    heads = ranking if args.top_k is None else ranking[: args.top_k]
-    data = open_samples(args, model, "train")
-    directions = train_focus_directions(
+    data = open_samples(args, model, "train")  # before the ranking, which then has as many documents a prompt
+    heads, source = _chosen_heads(args, model)
+    trained = train_focus_directions(
         model,
         data.samples,
         heads,
@@ -31,19 +36,38 @@ def run(args: argparse.Namespace) -> None:
         max_new_tokens=args.max_new_tokens,
         seed=args.seed,
         checkpoint=out / "checkpoint.pt",
+        memory_gb=args.memory_gb,
         batch_tokens=args.batch_tokens,
         data=data.description,
         progress=True,
     )
+    provenance = {**trained.provenance, "ranking": source}
+    directions = FocusDirections(trained.heads, trained.query, trained.key, trained.site, provenance)
     directions.save(out)
     (out / "checkpoint.pt").unlink(missing_ok=True)
-    losses = directions.losses
-    if losses is not None:
-        from focuslens.viz import loss_curves, save_figure
-
-        save_figure(loss_curves(losses.numpy(), [str(head) for head in directions.heads]), out / "losses.png")
-        first, last = -losses[0], -losses[-1]
-        print("relevant contextual score of each head in the first and last epoch of training")
-        for head, before, after in zip(directions.heads[:20], first[:20], last[:20], strict=True):
-            print(f"  {head!s:8} {before:.3f} -> {after:.3f}")
+    _show_losses(directions, out)
     print(f"\nwrote {len(directions)} directions at the {directions.site} site to {out}")
+
+
+def _chosen_heads(args: argparse.Namespace, model: FocusModel) -> tuple[list[Head], dict[str, Any]]:
+    """The heads to train, and what chose them; without a ranking and a number all heads, for which none is scored."""
+    everything = [Head(layer, head) for layer in range(model.shape.n_layers) for head in range(model.shape.n_heads)]
+    if args.top_k is None and not args.heads:
+        return everything, {"all_heads": len(everything)}
+    count_heads("--top-k", args.top_k, len(everything))  # before any is scored
+    ranking, source = get_ranking(args, model, evaluated=False)
+    return ranking[: count_heads("--top-k", args.top_k, len(ranking), default=len(ranking))], source
+
+
+def _show_losses(directions: FocusDirections, out: Path) -> None:
+    """Draw every head's loss, and print the scores of the heads that ended best."""
+    losses = directions.losses
+    if losses is None:
+        return
+    from focuslens.viz import loss_curves, save_figure
+
+    save_figure(loss_curves(losses.numpy(), [str(head) for head in directions.heads]), out / "losses.png")
+    best = losses[-1].argsort(stable=True)[:_PRINTED].tolist()
+    print(f"relevant contextual score in the first and last epoch of training: the {len(best)} heads best in the last")
+    for i in best:
+        print(f"  {directions.heads[i]!s:8} {-losses[0, i]:.3f} -> {-losses[-1, i]:.3f}")

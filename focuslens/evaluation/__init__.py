@@ -1,6 +1,7 @@
 """Is an answer right, how sure can one be, and what happens over a grid of settings."""
 
 from focuslens.evaluation.attribution import (
+    BUDGET_PARTS,
     AttentionBudget,
     Attribution,
     DocumentScores,
@@ -14,6 +15,7 @@ from focuslens.evaluation.statistics import Interval, McNemar, bootstrap_mean, m
 
 __all__ = [
     "BASELINES",
+    "BUDGET_PARTS",
     "AttentionBudget",
     "Attribution",
     "DocumentScores",

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import focuslens as fl
-from focuslens.batching import in_batches
+from focuslens.batching import in_batches, is_out_of_memory
 
 
 def batches(lengths, budget):
@@ -35,6 +35,8 @@ OUT_OF_MEMORY = [
     MemoryError("no room"),
     torch.OutOfMemoryError("CUDA out of memory"),
     RuntimeError("[enforce fail at alloc_cpu.cpp:130] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    RuntimeError("MPS backend out of memory (MPS allocated: 9.00 GB, other allocations: 1.00 GB)"),
+    RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
 ]
 
 
@@ -84,6 +86,12 @@ def test_an_item_too_large_alone_and_other_errors_are_errors():
 
     with pytest.raises(RuntimeError, match="shapes do not match"):
         list(in_batches([1, 1], 10, fail))
+
+
+def test_only_what_ran_out_of_memory_says_so():
+    assert all(map(is_out_of_memory, OUT_OF_MEMORY))
+    assert not is_out_of_memory(RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED"))
+    assert not is_out_of_memory(ValueError("can't allocate memory"))
 
 
 @pytest.mark.filterwarnings("ignore:memory ran out")

@@ -2,13 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import subprocess
+import sys
+from pathlib import Path
 
+import matplotlib.pyplot as plt
 import pytest
+import torch
 
+import focuslens as fl
+from focuslens import cli
 from focuslens.cli import main
+from focuslens.prompts import prompts_digest
 
 COMMANDS = ("demo", "heads", "split-softmax", "train", "steer", "generate")
+
+
+@pytest.fixture(autouse=True)
+def _closed_figures():
+    """Pyplot keeps every figure that a command drew."""
+    yield
+    plt.close("all")
 
 
 @pytest.fixture
@@ -44,7 +60,8 @@ def test_every_command_explains_itself_with_an_example(command, capsys):
         main([command, "--help"])
     text = capsys.readouterr().out
     assert stop.value.code == 0
-    for option in ("--model", "--data", "--device", "--dtype", "--seed", "--out", f"example: focuslens {command}"):
+    of_others = () if command == "demo" else ("--model", "--data")
+    for option in (*of_others, "--device", "--dtype", "--seed", "--out", f"example: focuslens {command}"):
         assert option in text
 
 
@@ -66,6 +83,11 @@ def test_heads_prints_four_scores_and_sparsity_and_writes_them(small, tmp_path, 
     assert result["scores"][0]["relevant"] == max(row["relevant"] for row in result["scores"])
     assert result["data"]["num_documents"] == 3
     assert {"model", "data", "seed", "versions"} <= result.keys()
+    train, test = fl.load_multidoc(small[3], num_documents=3, gold_positions=[0, 2]).split(seed=42)
+    chosen = train.sample(2, 42)
+    assert result["samples"] == [sample.id for sample in chosen]
+    assert not set(result["samples"]) & {sample.id for sample in test}
+    assert result["data"]["prompts_sha256"] == prompts_digest(chosen)
     assert (tmp_path / "head_map.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -92,11 +114,17 @@ def test_train_then_steer_then_generate(small, tmp_path, capsys):
     out = tmp_path / "steer"
     steer = ["steer", *small, "--directions", str(directions), "--alpha=-20,20", "--k", "1,3", "--out", str(out)]
     assert main(steer) == 0
-    rows = json.loads((out / "steering.json").read_text())["settings"]
-    assert [row["name"] for row in rows] == [
+    result = json.loads((out / "steering.json").read_text())
+    assert [row["name"] for row in result["settings"]] == [
         "baseline",
         *(f"steering alpha={alpha} k={k}" for alpha in (-20, 20) for k in (1, 3)),
     ]
+    header, *records = [json.loads(line) for line in (out / "steering.jsonl").read_text().splitlines()]
+    assert result["data"] == header["header"]["data"]
+    scored_on = result["ranking"]["scored_on"]
+    train, test = fl.load_multidoc(small[3], num_documents=3, gold_positions=[0, 2]).split(seed=42)
+    assert {record["id"] for record in records} == {sample.id for sample in test.sample(2, 42)}
+    assert scored_on["prompts_sha256"] == prompts_digest(train.sample(2, 42)) != result["data"]["prompts_sha256"]
     before = (out / "steering.jsonl").read_bytes()
     assert main(steer) == 0  # resumes with nothing to do
     assert (out / "steering.jsonl").read_bytes() == before
@@ -136,14 +164,168 @@ def test_generate_answers_a_prompt_from_a_file(tiny_checkpoint, tmp_path, capsys
     [
         (["heads", "--model", "no/such/directory"], "no/such/directory"),
         (["heads", "--data", "missing.jsonl"], "missing.jsonl"),
-        (["demo", "--data", "other.jsonl"], "the demo runs the embedded model"),
         (["steer", "--directions", "no/such"], "no/such"),
         (["heads", "--dtype", "float99"], "float99"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line_with_status_1(options, message, tiny_checkpoint, capsys):
-    model = [] if "--model" in options or options[0] == "demo" else ["--model", str(tiny_checkpoint)]
+    model = [] if "--model" in options else ["--model", str(tiny_checkpoint)]
     assert main([*options, *model]) == 1
     error = capsys.readouterr().err
     assert message in error
     assert "Traceback" not in error
+
+
+@pytest.fixture
+def directions(tmp_path):
+    """A directory of random directions for two heads of the tiny checkpoint."""
+    return str(fl.FocusDirections([(1, 0), (2, 1)], torch.randn(2, 16)).save(tmp_path / "random-directions"))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError("memory ran out on a single prompt of 7,000 tokens (no room)"),
+        torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate 2.00 GiB"),
+        RuntimeError("MPS backend out of memory"),
+        MemoryError(),
+    ],
+)
+def test_memory_that_runs_out_is_said_in_one_line_with_status_1(error, monkeypatch, capsys):
+    def run(args):
+        raise error
+
+    monkeypatch.setattr(cli, "_run", run)
+    assert main(["heads"]) == 1
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert said.startswith("focuslens heads: " + (" ".join(str(error).split()) or "memory ran out"))
+    assert "; shorter prompts and --dtype bfloat16 need less" in said
+
+
+def test_a_defect_is_not_taken_for_memory_that_ran_out(monkeypatch):
+    def run(args):
+        raise RuntimeError("shapes do not match")
+
+    monkeypatch.setattr(cli, "_run", run)
+    with pytest.raises(RuntimeError, match="shapes do not match"):
+        main(["heads"])
+
+
+def test_help_and_version_need_no_torch():
+    """The package's own ``__init__`` is left out: what it imports is not the command's."""
+    code = (
+        "import sys, types\n"
+        "package = types.ModuleType('focuslens')\n"
+        f"package.__path__ = [{str(Path(cli.__file__).parent)!r}]\n"
+        "sys.modules['focuslens'] = package\n"
+        "from focuslens.cli import main\n"
+        "main(['--version']), main([])\n"
+        "sys.exit('torch was imported' if 'torch' in sys.modules else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_options_of_train_reach_the_training(small, tmp_path):
+    (tmp_path / "heads.json").write_text("[[2, 1], [0, 3], [1, 0]]")
+    options = ["--heads", str(tmp_path / "heads.json"), "--top-k", "2", "--out", str(tmp_path)]
+    options += ["--epochs", "3", "--learning-rate", "0.02", "--site", "projection", "--prompts", "gold", "--seed", "7"]
+    assert main(["train", *small, *options]) == 0
+    written = json.loads((tmp_path / "directions.json").read_text())
+    expected = {"epochs": 3, "learning_rate": 0.02, "site": "projection", "prompts": "gold", "seed": 7}
+    assert expected.items() <= written["provenance"]["settings"].items()
+    assert len(written["provenance"]["losses"]) == 3
+    assert written["site"] == "projection"
+    assert written["heads"] == [[2, 1], [0, 3]]
+
+
+def test_the_memory_for_activations_reaches_the_training(small, tmp_path, monkeypatch):
+    asked = []
+
+    def stop(*args, memory_gb, **settings):
+        asked.append(memory_gb)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("focuslens.commands.train.train_focus_directions", stop)
+    train = ["train", *small, "--out", str(tmp_path)]
+    assert main([*train, "--memory-gb", "0.5"]) == main(train) == 130
+    assert asked == [0.5, 4.0]
+
+
+def test_directions_say_what_chose_their_heads(small, tmp_path):
+    ranking = tmp_path / "heads.json"
+    ranking.write_text("[[2, 1], [0, 3], [1, 0]]")
+    written = []
+    for options in (["--heads", str(ranking)], ["--top-k", "1"]):
+        assert main(["train", *small, *options, "--epochs", "1", "--out", str(tmp_path)]) == 0
+        written.append(json.loads((tmp_path / "directions.json").read_text()))
+    from_file, scored = (one["provenance"]["ranking"] for one in written)
+    assert from_file == {"file": "heads.json", "sha256": hashlib.sha256(ranking.read_bytes()).hexdigest()}
+    assert written[0]["heads"] == [[2, 1], [0, 3], [1, 0]]
+    assert scored["scored_on"]["prompts_sha256"] == written[1]["provenance"]["data"]["prompts_sha256"]
+
+
+def test_where_all_heads_are_trained_none_is_scored_and_the_best_are_printed(small, tmp_path, monkeypatch, capsys):
+    def score(*args):
+        raise AssertionError("heads were scored")
+
+    monkeypatch.setattr("focuslens.commands.common.score_samples", score)
+    monkeypatch.setattr("focuslens.commands.train._PRINTED", 4)
+    assert main(["train", *small, "--epochs", "2", "--out", str(tmp_path)]) == 0
+    written = json.loads((tmp_path / "directions.json").read_text())
+    assert written["heads"] == [[layer, head] for layer in range(3) for head in range(4)]
+    assert written["provenance"]["ranking"] == {"all_heads": 12}
+    last = {f"L{layer}H{head}": -loss for (layer, head), loss in zip(*losses_of(written), strict=True)}
+    printed = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("  L")]
+    assert [line[0] for line in printed] == sorted(last, key=lambda head: -last[head])[:4]
+    assert [line[-1] for line in printed] == [f"{last[line[0]]:.3f}" for line in printed]
+
+
+def losses_of(written):
+    return written["heads"], written["provenance"]["losses"][-1]
+
+
+def test_the_positions_that_are_steered_are_those_asked_for(small, directions, tmp_path):
+    options = ["--directions", directions, "--alpha", "1", "--k", "1", "--out", str(tmp_path)]
+    for positions, given in (("response", ["--positions", "response"]), ("all", [])):
+        assert main(["steer", *small, *options, *given]) == 0
+        header = json.loads((tmp_path / "steering.jsonl").read_text().splitlines()[0])["header"]
+        assert header["settings"][1]["interventions"][0]["positions"] == positions
+        (tmp_path / "steering.jsonl").unlink()
+
+
+def test_generate_writes_its_responses_and_what_made_them(small, directions, tmp_path, capsys):
+    options = ["--sample", "1", "--directions", directions, "--tau", "0.3", "--out", str(tmp_path)]
+    assert main(["generate", *small, *options, "--alpha", "20", "--top-k", "2"]) == 0
+    written = json.loads((tmp_path / "generate.json").read_text())
+    sample = fl.load_multidoc(small[3], num_documents=3, gold_positions=[0, 2]).split(seed=42)[1].sample(2, 42)[1]
+    assert (written["sample"], written["case"], written["answers"]) == (sample.id, "long", list(sample.answers))
+    assert {"command", "model", "data", "seed", "versions"} <= written.keys()
+    names = ["baseline", "split-softmax tau=0.3 k=2", "steering alpha=20 k=2"]
+    assert [one["name"] for one in written["responses"]] == names
+    printed = capsys.readouterr().out
+    for one in written["responses"]:
+        assert one["correct"] == fl.sub_exact_match(one["response"], sample.answers)
+        assert f"{one['name']} [{'right' if one['correct'] else 'wrong'}]: {one['response']}" in printed
+    baseline, split, steered = written["responses"]
+    assert (baseline["interventions"], baseline["ranking"]) == ([], None)
+    assert split["interventions"][0]["tau"] == 0.3
+    assert steered["interventions"][0]["alpha"] == 20
+    assert "scored_on" in split["ranking"]
+
+
+def test_generate_steers_by_a_fifth_and_all_heads_that_there_are_unless_it_is_told(small, directions, tmp_path):
+    assert main(["generate", *small, "--sample", "0", "--directions", directions, "--out", str(tmp_path)]) == 0
+    steered = json.loads((tmp_path / "generate.json").read_text())["responses"][1]
+    assert steered["name"] == "steering alpha=0.2 k=2"
+    assert steered["interventions"][0]["alpha"] == 0.2
+    assert sorted(steered["interventions"][0]["heads"]) == [[1, 0], [2, 1]]
+
+
+def test_generate_writes_the_prompt_where_there_is_no_sample(tiny_checkpoint, tmp_path):
+    options = ["--model", str(tiny_checkpoint), "--max-new-tokens", "3", "--prompt", "Who is it?"]
+    assert main(["generate", *options, "--out", str(tmp_path)]) == 0
+    written = json.loads((tmp_path / "generate.json").read_text())
+    assert (written["prompt"], written["data"]) == ("Who is it?", None)
+    assert [(one["name"], one["correct"]) for one in written["responses"]] == [("baseline", None)]

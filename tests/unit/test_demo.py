@@ -8,6 +8,9 @@ import re
 import pytest
 
 from focuslens.cli import _parser
+from focuslens.commands import demo as demo_command
+from focuslens.data.synthetic import load_synthetic
+from focuslens.evaluation import Evaluation, Setting, Sweep, bootstrap_mean
 
 FILES = ("results.json", "report.html", "head_map.png", "split_softmax.png", "steering.png", "losses.png")
 
@@ -41,7 +44,48 @@ def test_results_name_what_made_them_and_agree_with_the_records(demo):
         correct = [line["results"][row["name"]]["correct"] for line in lines]
         assert row["em"] == pytest.approx(sum(correct) / len(correct))
         assert row["em_low"] <= row["em"] <= row["em_high"]
-    assert results["chosen_on_validation"] in {row["name"] for row in results["steering"]}
+    assert results["data"]["samples"] == 3
+    assert len(results["data"]["prompts_sha256"]) == 64
+
+
+def test_the_direction_shown_is_the_one_that_was_best_on_validation(demo):
+    results = json.loads((demo / "results.json").read_text())
+    tried = [row for row in results["steering_validation"] if row["name"] != "baseline"]
+    best = max(row["em"] for row in tried)
+    gentlest = min((row for row in tried if row["em"] == best), key=lambda row: abs(row["alpha"]))
+    assert results["chosen_on_validation"] == gentlest["name"]
+
+
+def made_up(settings, right):
+    """A sweep over ten questions, of which each setting gets as many right as is said."""
+    ids = tuple(map(str, range(10)))
+    evaluations = {}
+    for setting in settings:
+        correct = tuple(i < right[setting.name] for i in range(10))
+        evaluations[setting.name] = Evaluation(ids, ids, ids, correct, bootstrap_mean([float(one) for one in correct]))
+    return Sweep(tuple(settings), evaluations, {})
+
+
+def test_the_choice_is_made_on_validation_questions_whatever_the_test_would_say(load_model, tmp_path, monkeypatch):
+    grid = [Setting(name, parameters={"alpha": alpha}) for name, alpha in (("a", 1.0), ("b", -4.0), ("c", 2.0))]
+    right = {
+        "steering_validation.jsonl": {"baseline": 9, "a": 1, "b": 5, "c": 5},
+        "steering.jsonl": {"baseline": 1, "a": 9, "b": 2, "c": 1},
+    }
+    seen = {}
+
+    def sweep(args, model, data, settings, path):
+        seen[path.name] = {sample.question_id.split("-")[1] for sample in data.samples}
+        return made_up(settings, right[path.name])
+
+    monkeypatch.setattr(demo_command, "_fresh_sweep", sweep)
+    args = _parser().parse_args(["demo"])
+    test = demo_command.Samples(load_synthetic(2, split="test"), {})
+    settings = demo_command.DemoSettings(chosen=2)
+    chosen_on, steer, best = demo_command._steer(args, load_model("llama"), grid, test, settings, tmp_path)
+    assert seen == {"steering_validation.jsonl": {"validation"}, "steering.jsonl": {"test"}}
+    assert best == "c"  # b and c are equally good, and c is the gentler
+    assert (chosen_on["a"].em.mean, steer["a"].em.mean) == (0.1, 0.9)
 
 
 def test_the_report_loads_nothing_from_the_network_and_holds_a_circuitsvis_view(demo):

@@ -40,6 +40,22 @@ def test_few_heads_read_the_relevant_document_and_none_in_the_first_layer(model)
     assert all(head.layer > 0 for head in above)
 
 
+def test_it_is_distracted_and_more_attention_to_the_relevant_document_repairs_it(model):
+    samples = [s for i, s in enumerate(fl.load_synthetic(200, split="validation")) if i % 5 == i // 5 % 5]
+    heads = fl.contextual_scores(model, samples[:20], max_new_tokens=24).top_heads(6)
+    settings = [fl.Setting("baseline"), *fl.split_softmax_settings(heads, (0.1, 1000.0), (6,))]
+    em = {
+        name: result.em.mean
+        for name, result in fl.run_sweep(model, samples, settings, max_new_tokens=24).evaluations.items()
+    }
+    baseline, up, down = em.values()
+    # Forty questions: two standard errors of a share around the card's figures are 0.15.
+    assert 0.35 <= baseline <= 0.95
+    assert up >= 0.85
+    assert up > baseline
+    assert down <= 0.15
+
+
 def test_the_card_was_measured_on_these_weights(model):
     with resources.as_file(resources.files("focuslens") / "assets" / "demo") as directory:
         measured = json.loads((directory / "measured.json").read_text())

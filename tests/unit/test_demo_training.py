@@ -189,6 +189,12 @@ def test_a_model_with_every_property_is_said_to_have_them():
     assert len(card.findings(figures())) == 10
 
 
+def test_the_embedded_model_has_them_all():
+    measured = Path(__file__).parents[2] / "focuslens" / "assets" / "demo" / "measured.json"
+    found = card.findings(json.loads(measured.read_text()))
+    assert [one.name for one in found if not one.holds] == []
+
+
 @pytest.mark.parametrize(
     ("place", "spoil"),
     [
