@@ -38,8 +38,8 @@ demo-model: $(VENV)/.installed ## train the embedded model again and measure it 
 	$(VENV)/bin/python experiments/train_demo_model.py --resume --out focuslens/assets/demo
 	$(VENV)/bin/python experiments/measure_demo_model.py --model focuslens/assets/demo
 
-bench: $(VENV)/.installed ## FocusLens beside the plain model, the paper's procedure and TransformerLens, into runs/bench
-	$(VENV)/bin/python experiments/bench.py --out runs/bench
+bench: $(VENV)/.installed ## FocusLens beside the plain model, the paper's procedure and TransformerLens, into runs/bench and docs
+	$(VENV)/bin/python experiments/bench.py --out runs/bench --docs docs
 
 clean: ## remove environments, builds and caches; runs/ stays
 	rm -rf $(VENV) $(VENV_TL4) build dist .coverage .hypothesis .pytest_cache .ruff_cache

@@ -1,38 +1,64 @@
 """Times FocusLens beside the plain model, the paper's procedure and plain TransformerLens, and prints ratios.
 
-    python experiments/bench.py --out runs/bench
+    python experiments/bench.py --out runs/bench --docs docs
 
-Contestants run in turn, so that a noisy machine is noisy to all; medians of the rounds are compared. Peak memory is the
-operating system's, of a process of its own for each contestant, above what the process had with the model loaded.
+Contestants run in turn, in another order each round, so that a noisy machine is noisy to all and nobody always follows
+the heaviest; medians of the rounds are compared. Peak memory is the operating system's, of processes of its own for
+each contestant, above what the process had with the model loaded.
 """
 
 from __future__ import annotations
 
 import argparse
+import ctypes
+import gc
 import json
 import math
+import os
+import platform
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
-from bench_contestants import CONTESTANTS, EPOCHS, HEADS, N_SETTINGS, SAMPLES, Bench, Contestant, PaperTraining
+from bench_contestants import CONTESTANTS, SHORTEST, WORK, Bench, Contestant, PaperTraining, focus_training
 from tqdm.auto import tqdm
 
+from focuslens import directions, training
 from focuslens.files import versions, write_atomically, write_json
 
 TITLES = {
-    "score": "Generate 16 tokens and score all heads",
-    "sweep": f"{N_SETTINGS} split-softmax settings on one sample",
-    "train": f"Train {HEADS} heads, {SAMPLES} samples, {EPOCHS} epochs",
-    "steer": "Generate 16 tokens steered at the rotary site",
+    "score": f"Generate {WORK['new_tokens']} tokens and score all heads",
+    "sweep": f"{WORK['sweep_settings']} split-softmax settings on one sample",
+    "train": f"Train {WORK['heads']} heads, {WORK['samples']} samples, {WORK['epochs']} epochs",
+    "steer": f"Generate {WORK['new_tokens']} tokens steered at the rotary site, HookedTransformer",
+    "steer_bridge": f"Generate {WORK['new_tokens']} tokens steered at the rotary site, TransformerBridge",
 }
 LENGTHS = (1024, 4096, 16384, 32768)
+MEMORY_BAR, DEMO_BAR = 24 * 2**30, 90
+"""Bytes that every length has to fit in, and seconds that the demo may take."""
+DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
+FORMULA = "samples * (caching + heads * epochs * step)"
+
+
+# --- time ---
+
+
+def in_order(names: Sequence[str], number: int) -> list[str]:
+    """Names in the order of one round: each stands in each place, and follows each other, about as often (Williams)."""
+    n = len(names)
+    places = [(i + 1) // 2 if i % 2 else -(i // 2) for i in range(n)]  # 0, 1, -1, 2, -2, ...
+    if number // n % 2:
+        places.reverse()
+    return [names[(place + number) % n] for place in places]
 
 
 def seconds_of(run: Callable[[], Any], device: str) -> float:
@@ -44,34 +70,71 @@ def seconds_of(run: Callable[[], Any], device: str) -> float:
     return time.perf_counter() - start
 
 
-def timed_work(contestant: Contestant, run: Any, device: str) -> float:
-    """Seconds for the whole work; the paper's training is put together from its parts."""
+def extrapolated(caching: float, step: float) -> float:
+    """Seconds of the paper's whole training: :data:`FORMULA`."""
+    return WORK["samples"] * (caching + WORK["heads"] * WORK["epochs"] * step)
+
+
+def timed_work(contestant: Contestant, run: Any, device: str) -> dict[str, float]:
+    """Seconds for the ``whole`` work; the paper's training is put together from its parts, which are there too."""
     if not isinstance(run, PaperTraining):
-        return seconds_of(run, device) * contestant.times
-    caching, step = seconds_of(run.cache_activations, device), seconds_of(run.step, device)
-    return SAMPLES * (caching + HEADS * EPOCHS * step)
+        return {"whole": seconds_of(run, device) * contestant.times}
+    caching = seconds_of(run.cache_activations, device)
+    run.load()
+    step = seconds_of(run.step, device)
+    return {"whole": extrapolated(caching, step), "caching": caching, "step": step}
 
 
 def time_work(bench: Bench, work: str, rounds: int) -> dict[str, dict[str, Any]]:
     """Medians of interleaved rounds; one round before them warms up."""
     contestants = CONTESTANTS[work]
     runs = {name: one.prepare(bench) for name, one in contestants.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
     for number in tqdm(range(rounds + 1), desc=work, unit="round"):
-        for name, run in runs.items():
-            taken = timed_work(contestants[name], run, bench.device)
+        for name in in_order(list(runs), number):
+            seconds = timed_work(contestants[name], runs[name], bench.device)
             if number:
-                seconds[name].append(taken)
-    floor = statistics.median(seconds[next(iter(contestants))])
+                taken[name].append(seconds)
+    first = statistics.median(one["whole"] for one in taken[next(iter(contestants))])
+    return {name: timing(contestants[name], all_, first) for name, all_ in taken.items()}
+
+
+def timing(contestant: Contestant, taken: Sequence[Mapping[str, float]], first: float) -> dict[str, Any]:
+    """What the results say of a contestant's time, ``ratio`` being over the first contestant's seconds."""
+    seconds = [one["whole"] for one in taken]
+    parts = {name: [one[name] for one in taken] for name in taken[0] if name != "whole"}
     return {
-        name: {
-            "seconds": statistics.median(all_),
-            "spread": [min(all_), max(all_)],
-            "ratio": statistics.median(all_) / floor,
-            "measured": contestants[name].part or "all of it",
-        }
-        for name, all_ in seconds.items()
+        "seconds": statistics.median(seconds),
+        "ratio": statistics.median(seconds) / first,
+        "rounds": seconds,
+        "measured": contestant.part or "all of it",
+        "times": contestant.times,
+        **({"parts": parts, "formula": FORMULA} if parts else {}),
     }
+
+
+def demo_seconds() -> float:
+    """Wall time of ``make demo`` after installation: in a process of its own, with no module compiled yet."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "focuslens.cli", "demo", "--out", str(Path(folder) / "demo")]
+        start = time.perf_counter()
+        output_of(command, PYTHONPYCACHEPREFIX=str(Path(folder) / "modules"))
+        return time.perf_counter() - start
+
+
+def output_of(command: Sequence[str], **environment: str) -> str:
+    """What a command prints.
+
+    Raises:
+        RuntimeError: If it fails.
+    """
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)} failed with status {done.returncode}:\n{done.stderr[-2000:]}")
+    return done.stdout
+
+
+# --- memory and disk ---
 
 
 def _status(field: str) -> int:
@@ -82,140 +145,265 @@ def _status(field: str) -> int:
     raise OSError(f"/proc/self/status has no {field}")
 
 
-def peak_here(bench: Bench, work: str, name: str) -> int:
-    """Bytes that one run takes at its peak, above what there was before it."""
+def _give_back_memory() -> None:
+    """Give the operating system what is freed but still held, so that it does not count as the model's."""
+    gc.collect()
+    with suppress(OSError, AttributeError):  # only glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def peak_here(bench: Bench, work: str, name: str) -> dict[str, int]:
+    """Bytes that one run takes at its peak, above what there was before it and (``total_bytes``) with it."""
     run = CONTESTANTS[work][name].prepare(bench)
+    _give_back_memory()
     if bench.device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         run()
-        return torch.cuda.max_memory_allocated() - before
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
-    before = _status("VmRSS")
-    run()
-    return _status("VmHWM") - before
+        total = torch.cuda.max_memory_allocated()
+    else:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+        before = _status("VmRSS")
+        run()
+        total = _status("VmHWM")
+    return {"bytes": total - before, "total_bytes": total}
 
 
-def peak(options: argparse.Namespace, bench: Bench, work: str, name: str) -> dict[str, float]:
-    """The same in a process of its own, and its wall time."""
+def peak(options: argparse.Namespace, bench: Bench, work: str, name: str, processes: int) -> dict[str, Any]:
+    """The same as the median of some processes, each with nothing else in it, and what each of them gave."""
     command = [sys.executable, __file__, "--peak", work, name, "--checkpoint", str(bench.directory)]
     command += ["--length", str(bench.length), "--device", bench.device, "--dtype", bench.dtype]
     command += ["--threads", str(options.threads)]
-    start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{name} failed at {bench.length} tokens:\n{done.stderr[-2000:]}")
-    return {"bytes": json.loads(done.stdout.splitlines()[-1]), "process_seconds": time.perf_counter() - start}
+    found: list[dict[str, float]] = []
+    for _ in range(processes):
+        start = time.perf_counter()
+        measured = json.loads(output_of(command).splitlines()[-1])
+        found.append({**measured, "process_seconds": time.perf_counter() - start})
+    medians = {key: statistics.median(one[key] for one in found) for key in ("bytes", "total_bytes")}
+    return {**medians, "processes": found}
 
 
-def slope(points: dict[int, float]) -> float:
+def slope(points: Mapping[int, float]) -> float:
     """Least-squares slope of the logarithm of memory over that of length."""
     xs, ys = [math.log(length) for length in points], [math.log(size) for size in points.values()]
     x, y = statistics.mean(xs), statistics.mean(ys)
     return sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / sum((a - x) ** 2 for a in xs)
 
 
-def written_bytes(bench: Bench) -> dict[str, float]:
-    """Bytes that training 100 samples writes to disk."""
-    trained = CONTESTANTS["train"]["FocusLens, HookedTransformer"].prepare(bench)()
-    with tempfile.TemporaryDirectory() as folder:
-        trained.save(Path(folder) / "directions")
-        ours = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-    return {"FocusLens": ours, "the paper's procedure": SAMPLES * PaperTraining(bench).cache_activations()}
+def by_length(options: argparse.Namespace, bench: Bench, name: str) -> dict[str, Any]:
+    """Peak memory of scoring at all lengths, one process each."""
+    found: dict[int, dict[str, Any]] = {}
+    for length in tqdm(options.lengths, desc=f"lengths, {name}", unit="process"):
+        long = Bench(bench.directory, length, bench.device, bench.dtype)
+        found[length] = peak(options, long, "score", name, 1)
+    return {"slope": slope({length: one["bytes"] for length, one in found.items()}), "lengths": found}
 
 
-def run_all(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
-    """Everything that is measured."""
-    results: dict[str, Any] = {"time": {}, "memory": {}, "length": {}}
-    for work in TITLES:
-        results["time"][work] = time_work(bench, work, options.rounds)
-    for name in tqdm(CONTESTANTS["score"], desc="memory", unit="process"):
-        results["memory"][name] = peak(options, bench, "score", name)
-    for name in ("FocusLens, HookedTransformer", "FocusLens, TransformerBridge"):
-        sizes: dict[int, float] = {}
-        for length in tqdm(options.lengths, desc=f"lengths, {name}", unit="process"):
-            long = Bench(bench.directory, length, bench.device, bench.dtype)
-            results["length"].setdefault(name, {})[length] = found = peak(options, long, "score", name)
-            sizes[length] = found["bytes"]
-        results["length"][name]["slope"] = slope(sizes)
-    results["written"] = written_bytes(bench)
-    return results
+@contextmanager
+def counted_writes() -> Generator[dict[str, list[int]]]:
+    """File names to the sizes of all writes of them by training and by saving directions, overwritten ones too."""
+    sizes: dict[str, list[int]] = defaultdict(list)
+
+    def counted(path: str | Path, content: bytes) -> None:
+        sizes[Path(path).name].append(len(content))
+        write_atomically(path, content)
+
+    with patch.object(training, "write_atomically", counted), patch.object(directions, "write_atomically", counted):
+        yield sizes
 
 
-def table(results: dict[str, Any], length: int, device: str) -> str:
-    """Markdown of what was measured."""
-    lines = [f"Prompts of {length:,} tokens, {device}; medians of interleaved rounds.", ""]
-    for work, rows in results["time"].items():
-        floor = next(iter(rows))
-        lines += [f"**{TITLES[work]}**", "", f"| | seconds | over {floor} |", "|---|---|---|"]
-        lines += [f"| {name} | {row['seconds']:.2f} | {row['ratio']:.2f} |" for name, row in rows.items()]
-        lines.append("")
-    least = next(iter(results["memory"].values()))["bytes"]
-    lines += ["**Peak memory of the first, above the loaded model**", "", "| | MiB | over the first |", "|---|---|---|"]
-    lines += [
-        f"| {name} | {row['bytes'] / 2**20:.0f} | {row['bytes'] / least:.2f} |"
-        for name, row in results["memory"].items()
+def written_bytes(bench: Bench) -> dict[str, Any]:
+    """Bytes that the whole training writes to disk, as ``focuslens train`` does it and as the paper does.
+
+    Ours are the same for any number of samples up to 500: a checkpoint holds no activations, and is written once an
+    epoch.
+    """
+    with tempfile.TemporaryDirectory() as folder, counted_writes() as writes:
+        focus_training("hooked", checkpoint=Path(folder) / "checkpoint.pt")(bench)().save(folder)
+    return {
+        "FocusLens": sum(sum(sizes) for sizes in writes.values()),
+        "the paper's procedure": WORK["samples"] * PaperTraining(bench).cache_activations(),
+        "writes of FocusLens": dict(writes),
+    }
+
+
+def measure(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
+    """Everything that is measured on one device."""
+    times = {work: time_work(bench, work, options.rounds) for work in TITLES}
+    memory = {
+        name: peak(options, bench, "score", name, options.processes)
+        for name in tqdm(CONTESTANTS["score"], desc="memory", unit="contestant")
+    }
+    ours = ("FocusLens, HookedTransformer", "FocusLens, TransformerBridge")
+    lengths = {name: by_length(options, bench, name) for name in ours}
+    return {"time": times, "memory": memory, "length": lengths, "written": written_bytes(bench)}
+
+
+# --- what is written ---
+
+
+def processor() -> str:
+    """The processor's name."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> dict[str, Any] | None:
+    """The commit that is measured and whether the files are those of it; nothing outside a repository."""
+
+    def git(*arguments: str) -> str:
+        return output_of(["git", "-C", str(Path(__file__).parent), *arguments])
+
+    try:
+        return {"id": git("rev-parse", "HEAD").strip(), "clean": not git("status", "--porcelain").strip()}
+    except (OSError, RuntimeError):
+        return None
+
+
+def description(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
+    """What the results say of what was measured, with what and where."""
+    left_out = ("out", "docs", "checkpoint", "peak", "device", "dtype")
+    settings = {name: value for name, value in vars(options).items() if name not in left_out}
+    return {
+        "settings": {**settings, **WORK},
+        "model": json.loads((directory / "config.json").read_text()),
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "versions": versions(),
+        "commit": commit(),
+    }
+
+
+def rows_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """A table in Markdown."""
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def device_tables(found: Mapping[str, Any]) -> list[str]:
+    """Markdown of what was measured on one device."""
+    lines: list[str] = []
+    for work, rows in found["time"].items():
+        header = ["", "seconds", f"over {next(iter(rows))}", "timed"]
+        body = [[name, f"{row['seconds']:.2f}", f"{row['ratio']:.2f}", row["measured"]] for name, row in rows.items()]
+        lines += [f"**{TITLES[work]}**", "", *rows_of(header, body), ""]
+    memory = found["memory"]
+    least = next(iter(memory.values()))["bytes"]
+    body = [[name, f"{row['bytes'] / 2**20:.0f}", f"{row['bytes'] / least:.2f}"] for name, row in memory.items()]
+    header = ["", "MiB", f"over {next(iter(memory))}"]
+    lines += ["**Peak memory of the first, above the loaded model**", "", *rows_of(header, body), ""]
+    lengths = list(next(iter(found["length"].values()))["lengths"])
+    header = ["", *(f"{length:,}" for length in lengths)]
+    above = [
+        [name, *(f"{row['lengths'][n]['bytes'] / 2**20:.0f}" for n in lengths), f"{row['slope']:.2f}"]
+        for name, row in found["length"].items()
     ]
-    lengths = [length for length in next(iter(results["length"].values())) if length != "slope"]
-    lines += ["", "**Peak memory by length, MiB**", "", f"| | {' | '.join(f'{n:,}' for n in lengths)} | slope |"]
-    lines.append("|---" * (len(lengths) + 2) + "|")
-    for name, row in results["length"].items():
-        sizes = " | ".join(f"{row[n]['bytes'] / 2**20:.0f}" for n in lengths)
-        lines.append(f"| {name} | {sizes} | {row['slope']:.2f} |")
-    ours, theirs = results["written"].values()
-    lines += ["", f"Training writes {ours / 2**20:.2f} MiB; the paper's procedure {theirs / 2**20:,.0f} MiB."]
+    lines += ["**The same by length, MiB**", "", *rows_of([*header, "slope"], above), ""]
+    total = [
+        [name, *(f"{row['lengths'][n]['total_bytes'] / 2**30:.2f}" for n in lengths)]
+        for name, row in found["length"].items()
+    ]
+    lines += [f"**With the model, GiB (bar: {MEMORY_BAR / 2**30:.0f})**", "", *rows_of(header, total), ""]
+    ours, theirs = (found["written"][name] / 2**20 for name in ("FocusLens", "the paper's procedure"))
+    return [*lines, f"Training writes {ours:.2f} MiB; the paper's procedure {theirs:,.0f} MiB."]
+
+
+def table(results: Mapping[str, Any]) -> str:
+    """Markdown of everything that was measured."""
+    settings = results["settings"]
+    lines = [
+        f"Prompts of {settings['length']:,} tokens; time: medians of {settings['rounds']} interleaved rounds, "
+        f"memory: of {settings['processes']} processes (by length: of one). {results['processor']}, "
+        f"{settings['threads']} threads.",
+    ]
+    for device, found in results["results"].items():
+        lines += ["", f"### {device}", "", *device_tables(found)]
+    lines += ["", f"`make demo` after installation: {results['demo']['seconds']:.0f} s (bar: {DEMO_BAR})."]
     return "\n".join(lines) + "\n"
 
 
-def draw(results: dict[str, Any], path: Path) -> None:
-    """Ratios of every work as bars, on a logarithmic axis."""
+def draw(results: Mapping[str, Any], path: Path) -> None:
+    """Ratios of every work as bars, on a logarithmic axis; a column for each device."""
     import matplotlib.pyplot as plt
 
     from focuslens.viz import save_figure
 
-    figure, all_axes = plt.subplots(len(TITLES), 1, figsize=(8, 8), layout="constrained")
-    for axes, (work, rows) in zip(all_axes, results["time"].items(), strict=True):
-        names, ratios = list(rows), [row["ratio"] for row in rows.values()]
-        bars = axes.barh(names[::-1], ratios[::-1], color="#0072B2")
-        axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-        # From one half on whatever the ratios are: limits drawn tight would make 1.02 look like a multiple of 1.
-        limits = (0.5, max(4.0, 3 * max(ratios)))
-        axes.set(xscale="log", xlim=limits, title=TITLES[work], xlabel=f"time over that of {names[0]}")
-    save_figure(all_axes[0], path)
+    devices = results["results"]
+    size = (8 * len(devices), 2 * len(TITLES))
+    figure, all_axes = plt.subplots(len(TITLES), len(devices), figsize=size, layout="constrained", squeeze=False)
+    for column, (device, found) in enumerate(devices.items()):
+        for axes, (work, rows) in zip(all_axes[:, column], found["time"].items(), strict=True):
+            names, ratios = list(rows), [row["ratio"] for row in rows.values()]
+            bars = axes.barh(names[::-1], ratios[::-1], color="#0072B2")
+            axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
+            # From one half on whatever the ratios are: limits drawn tight would make 1.02 look like a multiple of 1.
+            limits = (0.5, max(4.0, 3 * max(ratios)))
+            title = f"{TITLES[work]} ({device})"
+            axes.set(xscale="log", xlim=limits, title=title, xlabel=f"time over that of {names[0]}")
+    save_figure(figure, path)
     plt.close(figure)
+
+
+def write(results: Mapping[str, Any], folder: Path) -> None:
+    """``bench.json``, ``bench.md`` and ``bench.png``."""
+    write_json(folder / "bench.json", results)
+    write_atomically(folder / "bench.md", table(results).encode())
+    draw(results, folder / "bench.png")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder for bench.json, .md and .png")
+    parser.add_argument("--docs", type=Path, help="a second folder for the same files, e.g. docs")
     parser.add_argument("--rounds", type=int, default=5, help="timed rounds (default 5)")
+    parser.add_argument("--processes", type=int, default=3, help="processes that memory is the median of (default 3)")
     parser.add_argument("--length", type=int, default=3072, help="prompt tokens (default 3072)")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="lengths that memory is taken at")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--dtype", default="bfloat16" if torch.cuda.is_available() else "float32")
+    parser.add_argument("--device", choices=DTYPES, help="one alone; default: cpu, and cuda too where there is one")
+    parser.add_argument("--dtype", help="of the weights; default: float32 on cpu, bfloat16 on cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--checkpoint", type=Path, help="folder of the random checkpoint; a temporary one by default")
+    parser.add_argument("--checkpoint", type=Path, help="new or empty folder for the random model; else a temporary")
     parser.add_argument("--peak", nargs=2, metavar=("WORK", "NAME"), help=argparse.SUPPRESS)
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if min(options.length, *options.lengths) < SHORTEST or len(set(options.lengths)) < 2:
+        parser.error(f"--length and --lengths are {SHORTEST} tokens or more, and --lengths at least two different ones")
+    if min(options.rounds, options.processes) < 1:
+        parser.error("--rounds and --processes are 1 or more")
+    return options
+
+
+def run_all(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
+    """Everything on every device, with a random model in a new folder."""
+    Bench(directory).make_checkpoint()
+    results = description(options, directory)
+    results["demo"] = {"seconds": demo_seconds(), "bar": DEMO_BAR}
+    results["results"] = {}
+    chosen = [options.device] if options.device else ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+    for device in chosen:
+        dtype = options.dtype or DTYPES[device]
+        results["results"][f"{device}, {dtype}"] = measure(options, Bench(directory, options.length, device, dtype))
+    return results
 
 
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     torch.set_num_threads(options.threads)
     if options.peak:
-        bench = Bench(options.checkpoint, options.length, options.device, options.dtype)
-        print(peak_here(bench, *options.peak))
+        dtype = options.dtype or DTYPES[options.device]
+        print(json.dumps(peak_here(Bench(options.checkpoint, options.length, options.device, dtype), *options.peak)))
         return
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(options.checkpoint or Path(folder), options.length, options.device, options.dtype)
-        bench.make_checkpoint()
-        results = run_all(options, bench)
-    settings = {name: value for name, value in vars(options).items() if name not in ("out", "checkpoint", "peak")}
-    written = table(results, options.length, options.device)
-    write_json(options.out / "bench.json", {"settings": settings, "versions": versions(), **results})
-    write_atomically(options.out / "bench.md", written.encode())
-    draw(results, options.out / "bench.png")
-    print(written)
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            results = run_all(options, options.checkpoint or Path(folder))
+    except FileExistsError as error:
+        raise SystemExit(f"bench.py: {error}") from None
+    for folder in (options.out, options.docs):
+        if folder is not None:
+            write(results, folder)
+    print(table(results))
 
 
 if __name__ == "__main__":

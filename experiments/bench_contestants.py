@@ -17,18 +17,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
+from transformers.masking_utils import eager_mask
+from transformers.models.llama.modeling_llama import eager_attention_forward
 
 import focuslens as fl
 from focuslens.data.synthetic import build_tokenizer
 
-__all__ = ["CONTESTANTS", "EPOCHS", "HEADS", "N_SETTINGS", "SAMPLES", "Bench", "Contestant", "PaperTraining"]
+__all__ = ["CONTESTANTS", "SHORTEST", "WORK", "Bench", "Contestant", "PaperTraining", "focus_training"]
 
+SEED = 0
 NEW_TOKENS = 16
 HEADS = 20
 TAUS = (0.1, 0.3, 0.6, 1.5, 1000.0)
 KS = (1, 2, 3, 5, 8, 12, 16, 20, 25, 30, 40, 50, 60)
 SAMPLES, TRAINED_SAMPLES, EPOCHS = 100, 5, 10
+DOCUMENTS, SHORTEST = 20, 90
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,18 @@ class Bench:
     dtype: str = "float32"
 
     def make_checkpoint(self) -> None:
-        """Write the random model, the same every time."""
+        """Write the random model, the same every time.
+
+        Raises:
+            FileExistsError: If there is anything where it would lie: that may be somebody's own model.
+        """
+        if self.directory.exists() and (not self.directory.is_dir() or any(self.directory.iterdir())):
+            raise FileExistsError(
+                f"{self.directory} is no empty folder; the random model is written to a new or an empty one, so name "
+                "another, or none for a temporary one"
+            )
         tokenizer = build_tokenizer()
-        torch.manual_seed(0)
+        torch.manual_seed(SEED)
         config = LlamaConfig(
             vocab_size=len(tokenizer),
             hidden_size=256,
@@ -69,17 +82,22 @@ class Bench:
 
     @cached_property
     def sample(self) -> fl.MultiDocSample:
-        """Twenty documents of random words that are one token each, the gold document in the middle."""
-        tokenizer, rng = build_tokenizer(), random.Random(0)
+        """Documents of random words that are one token each, the gold document in the middle.
+
+        There are 20 of them, or fewer where their titles would leave no room for words.
+        """
+        tokenizer, rng, documents = build_tokenizer(), random.Random(SEED), min(DOCUMENTS, self.length // 30)
         vocabulary = (token.removeprefix("Ġ") for token in tokenizer.get_vocab() if token.startswith("Ġ"))
         plain = sorted(word for word in vocabulary if word.isalpha() and len(tokenizer.tokenize(f"a {word}")) == 2)
         words = [rng.choice(plain) for _ in range(self.length)]
 
         def made(n: int) -> fl.MultiDocSample:
-            cuts = [i * n // 20 for i in range(21)]
-            documents = tuple(fl.Document("The", " ".join(words[a:b])) for a, b in pairwise(cuts))
-            return fl.MultiDocSample("What was it?", ("nothing at all",), documents, 10, "bench")
+            cuts = [i * n // documents for i in range(documents + 1)]
+            texts = tuple(fl.Document("The", " ".join(words[a:b])) for a, b in pairwise(cuts))
+            return fl.MultiDocSample("What was it?", ("nothing at all",), texts, documents // 2, "bench")
 
+        if self.length < SHORTEST:
+            raise ValueError(f"length is {self.length}; a prompt with some documents has at least {SHORTEST} tokens")
         n = self.length
         while (excess := len(tokenizer(str(made(n).prompt())).input_ids) - self.length) > 0:
             n -= excess
@@ -90,20 +108,27 @@ class Bench:
         model: Any = LlamaForCausalLM.from_pretrained(
             self.directory, attn_implementation=attention, dtype=getattr(torch, self.dtype)
         )
-        return model.eval().to(self.device)
+        return _in_memory(model.eval().to(self.device))
 
     def focus(self, backend: Any) -> fl.FocusModel:
         """The FocusModel; its responses have no end, so that all are of one length."""
         model = fl.FocusModel.from_pretrained(
             str(self.directory), device=self.device, dtype=self.dtype, backend=backend
         )
-        return fl.FocusModel(model.hooked, model.tokenizer, stop_tokens=(), name="bench")
+        return fl.FocusModel(_in_memory(model.hooked), model.tokenizer, stop_tokens=(), name="bench")
 
     def encoded(self) -> fl.EncodedPrompt:
         """The prompt's tokens and parts, without a model."""
         from focuslens.tokens import PromptEncoder
 
         return PromptEncoder(build_tokenizer(), False, {}).encode(self.sample.prompt())
+
+
+def _in_memory(model: Any) -> Any:
+    """A model with all weights read once: those of a mapped file come with the first run, and would count as its."""
+    for weights in model.parameters():
+        weights.sum()
+    return model
 
 
 @dataclass(frozen=True)
@@ -145,24 +170,33 @@ def _focus_scores(backend: str) -> Callable[[Bench], Callable[[], Any]]:
     return prepare
 
 
-def _span_means(patterns: Sequence[Tensor], prompt: fl.EncodedPrompt) -> list[float]:
+@dataclass(frozen=True)
+class _Scored:
+    """A response's tokens and the contextual scores of all heads, layer by layer."""
+
+    response: list[int]
+    scores: list[float]
+
+
+def _scored(whole: Tensor, patterns: Sequence[Tensor], prompt: fl.EncodedPrompt) -> _Scored:
     """Contextual scores, head by head, from every layer's ``[batch head row key]``."""
     ((start, end),), first = prompt.spans["relevant"], len(prompt.tokens)
-    return [
+    scores = [
         float(pattern[0, head, first:, start:end].sum(dim=-1).mean())
         for pattern in patterns
         for head in range(pattern.shape[1])
     ]
+    return _Scored(whole[0, first:].tolist(), scores)
 
 
 def _paper_scores(bench: Bench) -> Callable[[], Any]:
     model, prompt = bench.hugging_face("eager"), bench.encoded()
     tokens = prompt.tokens[None].to(bench.device)
 
-    def run() -> list[float]:
+    def run() -> _Scored:
         whole = _generate(model, tokens)
         with torch.no_grad():
-            return _span_means(model(whole, output_attentions=True).attentions, prompt)
+            return _scored(whole, model(whole, output_attentions=True).attentions, prompt)
 
     return run
 
@@ -172,13 +206,13 @@ def _lens_scores(bench: Bench) -> Callable[[], Any]:
     tokens = prompt.tokens[None].to(bench.device)
     names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(hooked.cfg.n_layers)]
 
-    def run() -> list[float]:
+    def run() -> _Scored:
         with torch.no_grad():
             whole = hooked.generate(
                 tokens, max_new_tokens=NEW_TOKENS, do_sample=False, stop_at_eos=False, verbose=False
             )
             _, cache = hooked.run_with_cache(whole, names_filter=names)
-        return _span_means(list(cache.values()), prompt)
+        return _scored(whole, list(cache.values()), prompt)
 
     return run
 
@@ -222,75 +256,134 @@ def _lens_run(bench: Bench) -> Callable[[], Any]:
 # --- training ---
 
 
-def _focus_training(backend: str) -> Callable[[Bench], Callable[[], Any]]:
-    def prepare(bench: Bench) -> Callable[[], Any]:
+def _heads(model: fl.FocusModel) -> list[fl.Head]:
+    """The heads that are trained and steered, from all layers."""
+    return [fl.Head(layer, head) for layer in range(model.shape.n_layers) for head in range(3)][:HEADS]
+
+
+def focus_training(backend: str, **more: Any) -> Callable[[Bench], Callable[[], fl.FocusDirections]]:
+    """Training with FocusLens; ``more`` are further arguments of :func:`focuslens.train_focus_directions`."""
+
+    def prepare(bench: Bench) -> Callable[[], fl.FocusDirections]:
         model = bench.focus(backend)
-        samples = [bench.sample] * TRAINED_SAMPLES
-        heads = [fl.Head(layer, head) for layer in range(model.shape.n_layers) for head in range(3)][:HEADS]
-        settings: dict[str, Any] = {"epochs": EPOCHS, "max_new_tokens": NEW_TOKENS}
+        samples, heads = [bench.sample] * TRAINED_SAMPLES, _heads(model)
+        settings: dict[str, Any] = {"epochs": EPOCHS, "max_new_tokens": NEW_TOKENS, **more}
         return lambda: fl.train_focus_directions(model, samples, heads, **settings)
 
     return prepare
 
 
+_KEEPING = "eager-keeping"
+"""Name under which Hugging Face knows :func:`_keeping_attention`."""
+
+
+def _keeping_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    kept: dict[int, tuple[Tensor, Tensor]],
+    **settings: Any,
+) -> tuple[Tensor, Tensor]:
+    """Eager attention that keeps a layer's rotated queries and keys, each ``[batch head pos d_head]``."""
+    kept[module.layer_idx] = (query, key)
+    return eager_attention_forward(module, query, key, value, mask, **settings)
+
+
+AttentionInterface.register(_KEEPING, _keeping_attention)
+AttentionMaskInterface.register(_KEEPING, eager_mask)  # without which attention would not be causal
+
+
 class PaperTraining:
-    """The paper's training in the two parts that it is made of: full patterns, one head at a time."""
+    """The paper's training in the two parts that it is made of: activations cached, then full patterns of a head.
+
+    It is timed at its best: no logits are computed, queries alone get a direction, and when a step is taken the head's
+    activations are in memory and mask and optimizer are made.
+    """
 
     def __init__(self, bench: Bench) -> None:
-        self._hooked, prompt = bench.focus("hooked").hooked, bench.encoded()
-        self._tokens = torch.cat((prompt.tokens, prompt.tokens[:NEW_TOKENS]))[None].to(bench.device)
-        self._device, self._first = bench.device, len(prompt.tokens)
+        self._model, prompt = bench.hugging_face(_KEEPING), bench.encoded()
+        self.tokens = torch.cat((prompt.tokens, prompt.tokens[:NEW_TOKENS]))[None].to(bench.device)
+        self._device, self._first, n = bench.device, len(prompt.tokens), self.tokens.shape[1]
         ((self._start, self._end),) = prompt.spans["relevant"]
         self._folder = tempfile.TemporaryDirectory(prefix="bench-")  # gone with this object
+        self._hidden = torch.ones(n, n, dtype=torch.bool, device=self._device).triu(1)
+        self.direction = torch.zeros(self._model.config.head_dim, device=self._device, requires_grad=True)
+        self._optimizer = torch.optim.AdamW([self.direction], lr=1e-3)
 
     def cache_activations(self) -> int:
         """Write one sample's queries and keys of every layer to disk; how many bytes that is."""
-        names = [f"blocks.{layer}.attn.hook_rot_{x}" for layer in range(self._hooked.cfg.n_layers) for x in "qk"]
+        kept: dict[int, tuple[Tensor, Tensor]] = {}
         with torch.no_grad():
-            _, cache = self._hooked.run_with_cache(self._tokens, names_filter=names)
-        for name in names:
-            torch.save(cache[name][0].cpu(), self._path(name))
-        return sum(self._path(name).stat().st_size for name in names)
+            self._model.model(self.tokens, use_cache=False, kept=kept)
+        paths: list[Path] = []
+        for layer, pair in kept.items():
+            for x, activations in zip("qk", pair, strict=True):
+                paths.append(self.path(layer, x))
+                torch.save(activations[0].cpu(), paths[-1])
+        return sum(path.stat().st_size for path in paths)
 
-    def step(self) -> None:
-        """One step of one head on that sample."""
-        loaded = [torch.load(self._path(f"blocks.0.attn.hook_rot_{x}"))[:, 0].to(self._device) for x in "qk"]
-        q, k = loaded
-        direction = torch.zeros(q.shape[1], device=self._device, requires_grad=True)
-        optimizer = torch.optim.AdamW([direction], lr=1e-3)
-        scores = (q + direction) @ k.T / q.shape[1] ** 0.5
-        pattern = scores.masked_fill(torch.ones_like(scores, dtype=torch.bool).triu(1), -torch.inf).softmax(dim=-1)
+    def load(self, layer: int = 0, head: int = 0) -> None:
+        """Read one head's activations from disk; in float32, as its softmax and its direction are."""
+        q, k = (torch.load(self.path(layer, x))[head].to(self._device).float() for x in "qk")
+        self._loaded = q, k
+
+    def step(self) -> Tensor:
+        """One step of the head that is loaded; its loss before it."""
+        q, k = self._loaded
+        self._optimizer.zero_grad()
+        scores = (q + self.direction) @ k.T / q.shape[1] ** 0.5
+        pattern = scores.masked_fill(self._hidden, -torch.inf).softmax(dim=-1)
         loss = -pattern[self._first :, self._start : self._end].sum(dim=-1).mean()
         loss.backward()
-        optimizer.step()
+        self._optimizer.step()
+        return loss.detach()
 
     def __call__(self) -> None:
-        """Both parts, once."""
+        """Everything, once."""
         self.cache_activations()
+        self.load()
         self.step()
 
-    def _path(self, name: str) -> Path:
-        return Path(self._folder.name) / f"{name}.pt"
+    def path(self, layer: int, x: str) -> Path:
+        """The file of a layer's queries (``q``) or keys (``k``), ``[head pos d_head]``."""
+        return Path(self._folder.name) / f"{layer}-{x}.pt"
 
 
 # --- steering ---
 
 
-def _focus_generation(steered: bool) -> Callable[[Bench], Callable[[], Any]]:
+def _focus_generation(backend: str, steered: bool) -> Callable[[Bench], Callable[[], Any]]:
     def prepare(bench: Bench) -> Callable[[], Any]:
-        model, prompt = bench.focus("hooked"), bench.encoded()
-        heads = [fl.Head(layer, head) for layer in range(model.shape.n_layers) for head in range(3)][:HEADS]
+        model, prompt = bench.focus(backend), bench.encoded()
+        heads = _heads(model)
         vectors = torch.randn(len(heads), model.shape.d_head, generator=torch.Generator().manual_seed(0))
-        directions = fl.FocusDirections(heads=heads, query=vectors, key=None, site="rotary")
-        acting = [fl.FocusSteering(directions, 0.3)] if steered else []
+        drawn = fl.FocusDirections(heads=heads, query=vectors, key=None, site="rotary")
+        acting = [fl.FocusSteering(drawn, 0.3)] if steered else []
         return lambda: model.generate(prompt, acting, max_new_tokens=NEW_TOKENS)
 
     return prepare
 
 
 N_SETTINGS = len(TAUS) * len(KS) + len(KS)
+WORK: dict[str, Any] = {
+    "new_tokens": NEW_TOKENS,
+    "documents": DOCUMENTS,
+    "taus": TAUS,
+    "ks": KS,
+    "sweep_settings": N_SETTINGS,
+    "heads": HEADS,
+    "samples": SAMPLES,
+    "samples_timed": TRAINED_SAMPLES,
+    "epochs": EPOCHS,
+    "seed": SEED,
+}
+"""What the work consists of."""
 FLOOR = "Hugging Face, fused"
-PART = f"{TRAINED_SAMPLES} of {SAMPLES} samples"
+PART = f"{TRAINED_SAMPLES} samples, all copies of one, times {SAMPLES // TRAINED_SAMPLES}"
+PAPER_PART = f"caching a sample + {HEADS * EPOCHS} x a head's step, times {SAMPLES}"
 CONTESTANTS: dict[str, dict[str, Contestant]] = {
     "score": {
         FLOOR: Contestant(_floor),
@@ -307,13 +400,17 @@ CONTESTANTS: dict[str, dict[str, Contestant]] = {
         "TransformerLens, run_with_hooks": Contestant(_lens_run, N_SETTINGS, "one setting, times the settings"),
     },
     "train": {
-        "FocusLens, HookedTransformer": Contestant(_focus_training("hooked"), SAMPLES / TRAINED_SAMPLES, PART),
-        "FocusLens, TransformerBridge": Contestant(_focus_training("bridge"), SAMPLES / TRAINED_SAMPLES, PART),
-        "the paper's procedure": Contestant(PaperTraining, 1, "a sample's activations, and a step of a head"),
+        "FocusLens, HookedTransformer": Contestant(focus_training("hooked"), SAMPLES / TRAINED_SAMPLES, PART),
+        "FocusLens, TransformerBridge": Contestant(focus_training("bridge"), SAMPLES / TRAINED_SAMPLES, PART),
+        "the paper's procedure": Contestant(PaperTraining, 1, PAPER_PART),
     },
     "steer": {
-        "FocusLens, unsteered": Contestant(_focus_generation(False)),
-        "FocusLens, steered": Contestant(_focus_generation(True)),
+        "HookedTransformer, unsteered": Contestant(_focus_generation("hooked", False)),
+        "HookedTransformer, steered": Contestant(_focus_generation("hooked", True)),
+    },
+    "steer_bridge": {
+        "TransformerBridge, unsteered": Contestant(_focus_generation("bridge", False)),
+        "TransformerBridge, steered": Contestant(_focus_generation("bridge", True)),
     },
 }
 """Work to contestants; the first of each is what the others are compared with."""
