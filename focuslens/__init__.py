@@ -1,15 +1,39 @@
 """Contextual heads, split-softmax and focus directions: where a language model looks, and how to change it."""
 
+from focuslens.anatomy import (
+    Decomposition,
+    HeadKeys,
+    collect_keys,
+    decompose,
+    decompose_heads,
+    frequency_energy,
+    logit_bias,
+    position_bias,
+    token_preferences,
+)
 from focuslens.batch import EncodedPrompt, Generation, Prefix, PromptBatch
 from focuslens.data.multidoc import MultiDocData, load_multidoc
+from focuslens.data.needles import (
+    Needle,
+    NeedleSample,
+    load_haystack,
+    load_needles,
+    needle_samples,
+    synthetic_needles,
+)
 from focuslens.data.synthetic import load_synthetic
 from focuslens.directions import FocusDirections
 from focuslens.evaluation import (
+    AttentionBudget,
+    Attribution,
+    DocumentScores,
     Evaluation,
     Interval,
     McNemar,
     Setting,
     Sweep,
+    attention_budget,
+    document_scores,
     evaluate,
     run_sweep,
     split_softmax_settings,
@@ -21,15 +45,21 @@ from focuslens.interventions import FocusSteering, HeadAblation, SplitSoftmax, m
 from focuslens.metrics import normalize_answer, sub_exact_match
 from focuslens.model import FocusModel
 from focuslens.prompts import Document, MultiDocSample, Prompt
+from focuslens.published import PublishedModel, load_published, load_published_ranking
+from focuslens.retrieval_heads import RetrievalScores, retrieval_scores
 from focuslens.scoring import ContextualScores, contextual_scores, contextual_scores_by_case
 from focuslens.training import TrainingConfig, train_focus_directions
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "AttentionBudget",
+    "Attribution",
     "ContextualScores",
     "Cursor",
+    "Decomposition",
     "Document",
+    "DocumentScores",
     "EncodedPrompt",
     "Evaluation",
     "FocusDirections",
@@ -38,34 +68,55 @@ __all__ = [
     "Generation",
     "Head",
     "HeadAblation",
+    "HeadKeys",
     "Interval",
     "Intervention",
     "McNemar",
     "MultiDocData",
     "MultiDocSample",
+    "Needle",
+    "NeedleSample",
     "Prefix",
     "Prompt",
     "PromptBatch",
+    "PublishedModel",
+    "RetrievalScores",
     "Setting",
     "Sparsity",
     "SplitSoftmax",
     "Sweep",
     "TrainingConfig",
+    "attention_budget",
+    "collect_keys",
     "contextual_scores",
     "contextual_scores_by_case",
+    "decompose",
+    "decompose_heads",
+    "document_scores",
     "evaluate",
+    "frequency_energy",
+    "load_haystack",
     "load_multidoc",
+    "load_needles",
+    "load_published",
+    "load_published_ranking",
     "load_ranking",
     "load_synthetic",
+    "logit_bias",
     "mean_head_outputs",
+    "needle_samples",
     "normalize_answer",
+    "position_bias",
     "random_heads",
     "rank_heads",
+    "retrieval_scores",
     "run_sweep",
     "sparsity",
     "split_softmax",
     "split_softmax_settings",
     "steering_settings",
     "sub_exact_match",
+    "synthetic_needles",
+    "token_preferences",
     "train_focus_directions",
 ]

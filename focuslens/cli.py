@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from focuslens.batching import BATCH_TOKENS, is_out_of_memory
+from focuslens.commands import paper
 
 __all__ = ["main"]
 
@@ -16,6 +17,8 @@ _EXAMPLES = {
     "split-softmax": "focuslens split-softmax --tau 0.1,0.3,1000 --k 1,4,8 --heads runs/heads/heads.json",
     "train": "focuslens train --site rotary --top-k 20 --samples 200 --out runs/directions",
     "steer": "focuslens steer --directions runs/directions --alpha=-0.2,0.2,0.5 --k 5,20",
+    "paper": "focuslens paper --model demo --out runs/paper/demo",
+    "published": "focuslens published focus_direction --out runs/published",
     "generate": "focuslens generate --sample 3 --tau 0.3 --top-k 4",
 }
 
@@ -123,6 +126,12 @@ def _generate_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--top-k", type=int, help="heads to change; default: 20, or all where there are fewer")
 
 
+def _published_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("directory", metavar="DIR", help="holds head_features and contextual_heads_scores_full_seq")
+    parser.add_argument("--out", help="directory for tables, figures and index.html; default: print only")
+    parser.add_argument("--top", type=int, default=20, help="heads that count as contextual (default %(default)s)")
+
+
 _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None] | None]] = {
     "demo": (
         "everything, on the embedded model and corpus",
@@ -160,8 +169,22 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None] |
         "steering (--directions). With --out, generate.json holds the responses and what made them.",
         _generate_options,
     ),
+    "paper": (
+        "every table and figure of the paper, for one model",
+        "Figures 2 to 9 and Tables 1 and 3 of arXiv 2503.23306 and what they leave open, from one YAML file a model,\n"
+        "with index.html over all of them. A killed run goes on; what is finished is not done again.",
+        paper.add_options,
+    ),
+    "published": (
+        "look into the directions that the paper's authors publish",
+        "Norms, rotary frequencies and head rankings of the authors' files, model by model; needs no model's weights.",
+        _published_options,
+    ),
 }
 """What each command is for, in a line and in full, and what adds the options of its own."""
+
+_ON_THEIR_OWN = ("paper", "published")
+"""Commands that have none of the options of models, data and runs."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -175,7 +198,7 @@ def _parser() -> argparse.ArgumentParser:
     for name, (text, description, add_options) in _COMMANDS.items():
         commands[name] = subparsers.add_parser(
             name,
-            parents=[_common(demo=name == "demo")],
+            parents=[] if name in _ON_THEIR_OWN else [_common(demo=name == "demo")],
             help=text,
             description=description,
             epilog=f"example: {_EXAMPLES[name]}",
@@ -210,6 +233,10 @@ def _run(args: argparse.Namespace) -> None:
         from focuslens.commands.train import run
     elif args.command == "generate":
         from focuslens.commands.generate import run
+    elif args.command == "paper":
+        from focuslens.commands.paper import run
+    elif args.command == "published":
+        from focuslens.commands.published import run
     elif args.command == "steer":
         from focuslens.commands.sweeps import run_steer as run
     else:

@@ -13,6 +13,13 @@ except ImportError as error:
         f"focuslens.viz needs circuitsvis and matplotlib, and {error.name!r} is missing: pip install 'focuslens[viz]'"
     ) from error
 
+from focuslens.viz.anatomy import (
+    depth_profiles,
+    frequency_profiles,
+    norms_by_rank,
+    position_biases,
+    variance_parts,
+)
 from focuslens.viz.attention import AttentionView, attention_view, document_view, pool_attention
 from focuslens.viz.figures import (
     Curve,
@@ -35,14 +42,19 @@ __all__ = [
     "IntervalLike",
     "Table",
     "attention_view",
+    "depth_profiles",
     "direction_curves",
     "document_view",
+    "frequency_profiles",
     "head_map",
     "loss_curves",
+    "norms_by_rank",
     "pool_attention",
+    "position_biases",
     "save_figure",
     "split_softmax_curves",
     "style",
     "sweep_curves",
+    "variance_parts",
     "write_report",
 ]

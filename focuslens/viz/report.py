@@ -13,13 +13,13 @@ from focuslens.files import write_atomically
 from focuslens.viz.attention import AttentionView
 from focuslens.viz.page import inner_page, page
 
-__all__ = ["Cell", "Table", "write_report"]
+__all__ = ["CSS", "Cell", "Table", "figure_html", "table_html", "write_report"]
 
 Cell: TypeAlias = str | int | float
 """What a table holds. Numbers are set right-aligned, floats with three decimals; for others give the text."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
-_CSS = """
+CSS = """
 :root { color-scheme: light dark;
         --ink: #16202a; --soft: #56626e; --paper: #fbfbf9; --card: #fff; --line: #dfe3e7; --key: #0b5fa5 }
 @media (prefers-color-scheme: dark) {
@@ -109,12 +109,12 @@ def write_report(
     sections = [
         f"<h1>{escape(title)}</h1>",
         _section("Findings", [f'<ul class="findings">{items}</ul>'] if findings else []),
-        _section("Figures", [_figure(caption, Path(file)) for caption, file in figures]),
-        _section("Numbers", [_table(table) for table in tables]),
+        _section("Figures", [figure_html(caption, Path(file)) for caption, file in figures]),
+        _section("Numbers", [table_html(table) for table in tables]),
         _section("Attention", [_view(caption, view) for caption, view in views]),
         _section("How it was made", [_facts(facts)] if facts else []),
     ]
-    write_atomically(path, page(title, "\n".join(filter(None, sections)), css=_CSS).encode())
+    write_atomically(path, page(title, "\n".join(filter(None, sections)), css=CSS).encode())
     return path
 
 
@@ -127,7 +127,8 @@ def _facts(facts: Mapping[str, str]) -> str:
     return f'<div class="card"><dl>{lines}</dl></div>'
 
 
-def _table(table: Table) -> str:
+def table_html(table: Table) -> str:
+    """A table, which scrolls sideways where the page is too narrow for it."""
     numeric = [all(not isinstance(row[place], str) for row in table.rows) for place in range(len(table.columns))]
     head = _line("th", table.columns, numeric)
     body = "\n".join(_line("td", row, [not isinstance(cell, str) for cell in row]) for row in table.rows)
@@ -141,7 +142,13 @@ def _line(tag: str, cells: Sequence[Cell], numeric: Sequence[bool]) -> str:
     return "<tr>" + "".join(f"<{tag}{c}>{text}</{tag}>" for c, text in zip(classes, texts, strict=True)) + "</tr>"
 
 
-def _figure(caption: str, file: Path) -> str:
+def figure_html(caption: str, file: Path) -> str:
+    """A PNG with its caption, the picture within the page itself.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        ValueError: If it is not a PNG.
+    """
     content = file.read_bytes()
     if not content.startswith(_PNG):
         raise ValueError(f"figure {file} is not a PNG; write it with save_figure")

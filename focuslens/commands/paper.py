@@ -1,0 +1,41 @@
+"""``focuslens paper``: every table and figure of the paper, for one model."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+__all__ = ["add_options", "artefact_main", "run"]
+
+
+def add_options(parser: argparse.ArgumentParser, *, only: bool = True) -> None:
+    """The options of the command; those of a script that makes one artefact lack ``--only``."""
+    parser.add_argument(
+        "--model", default="demo", help="settings: 'demo' (default), another name in experiments/, or a YAML file"
+    )
+    parser.add_argument("--data", type=Path, help="the lost-in-the-middle file, where it is not at the settings' name")
+    parser.add_argument("--haystack", type=Path, help="directory of essays and needles.jsonl, for retrieval heads")
+    parser.add_argument("--out", type=Path, help="directory for results (default runs/paper/NAME); goes on from there")
+    if only:
+        parser.add_argument("--only", action="append", default=[], metavar="ARTEFACT", help="one artefact; repeatable")
+    parser.add_argument("--quiet", action="store_true", help="no progress bars")
+
+
+def run(args: argparse.Namespace) -> None:
+    """Make the artefacts that are not there yet, and ``index.html``."""
+    from focuslens.paper.run import reproduce, results_folder
+    from focuslens.paper.settings import find_settings, load_settings
+    from focuslens.paper.study import Study
+
+    settings = load_settings(find_settings(args.model))
+    out = args.out or results_folder(settings.name)
+    study = Study(settings, out, args.data, args.haystack, progress=not args.quiet)
+    shown = reproduce(study, args.only, say=print)
+    print(f"\n{len(shown)} artefacts: {out / 'index.html'}")
+
+
+def artefact_main(key: str, about: str | None, arguments: list[str] | None = None) -> None:
+    """What the scripts in ``experiments/`` run: one artefact, under the options of ``focuslens paper``."""
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, only=False)
+    run(argparse.Namespace(**{**vars(parser.parse_args(arguments)), "only": [key]}))

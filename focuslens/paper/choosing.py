@@ -1,0 +1,98 @@
+"""Settings chosen on validation questions and reported once on test, beside the best of the test questions."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+
+from focuslens.evaluation import Setting, Sweep
+from focuslens.heads import Head
+from focuslens.paper.artefact import Verdict
+from focuslens.viz import Table
+
+__all__ = ["best", "chosen_table", "possible", "random_order", "sweep_table", "verdict_of"]
+
+
+def possible(ks: Sequence[int], n: int) -> list[int]:
+    """The numbers of heads that there are; all of them where every one is more."""
+    return [k for k in ks if k <= n] or [n]
+
+
+def random_order(heads: Sequence[Head], exclude: int, seed: int) -> list[Head]:
+    """The heads of a ranking in random order, but the first ``exclude`` of it at the end.
+
+    Fewer random heads than there are others have no contextual head among them.
+    """
+    first, rest = list(heads[:exclude]), list(heads[exclude:])
+    generator = random.Random(seed)
+    generator.shuffle(rest)
+    generator.shuffle(first)
+    return [*rest, *first]
+
+
+def best(sweep: Sweep, settings: Sequence[Setting]) -> Setting:
+    """The setting with the highest exact match; of equals the gentlest, then the one with the fewest heads."""
+
+    def key(one: Setting) -> tuple[float, float, int]:
+        parameters = one.parameters
+        strength = abs(parameters["alpha"]) if "alpha" in parameters else abs(math.log(parameters["tau"]))
+        return sweep[one.name].em.mean, -strength, -parameters["k"]
+
+    return max(settings, key=key)
+
+
+def sweep_table(caption: str, sweep: Sweep) -> Table:
+    """Every setting's exact match with its interval, and the exact McNemar test against the baseline."""
+    rows = tuple(
+        (
+            row["name"],
+            float(row["em"]),
+            float(row["em_low"]),
+            float(row["em_high"]),
+            row["gained"],
+            row["lost"],
+            f"{row['mcnemar_p']:.2g}",
+        )
+        for row in sweep.rows()
+    )
+    return Table(
+        f"{caption}: exact match, 95 % interval, samples gained and lost against the baseline, McNemar's exact p",
+        ("setting", "exact match", "low", "high", "gained", "lost", "p"),
+        rows,
+    )
+
+
+def chosen_table(validation: Sweep, test: Sweep, settings: Sequence[Setting]) -> tuple[Table, Setting]:
+    """The setting chosen on validation and the best on test, both on test; and the former."""
+    honest, papers = best(validation, settings), best(test, settings)
+    baseline = test["baseline"]
+    rows = [
+        ("no intervention", "baseline", baseline),
+        ("chosen on validation", honest.name, test[honest.name]),
+        ("chosen on these test questions, as the paper does", papers.name, test[papers.name]),
+    ]
+    return (
+        Table(
+            "Held-out exact match of the chosen settings, and the exact McNemar test against no intervention",
+            ("how", "setting", "exact match", "low", "high", "gained", "lost", "p"),
+            tuple(
+                (how, name, result.em.mean, result.em.low, result.em.high, *_tested(test, name))
+                for how, name, result in rows
+            ),
+        ),
+        honest,
+    )
+
+
+def _tested(sweep: Sweep, name: str) -> tuple[int, int, str]:
+    found = sweep[name].compare(sweep["baseline"])
+    return found.only_first, found.only_second, f"{found.p_value:.2g}"
+
+
+def verdict_of(sweep: Sweep, name: str, *, higher: bool, level: float = 0.05) -> Verdict:
+    """Whether a setting is above (or below) the baseline, by the exact McNemar test."""
+    result, baseline = sweep[name], sweep["baseline"]
+    if result.compare(baseline).p_value >= level:
+        return "cannot be told"
+    return "holds" if (result.em.mean > baseline.em.mean) == higher else "does not hold"

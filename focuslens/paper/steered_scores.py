@@ -1,0 +1,106 @@
+"""Table 3: how contextual scores change under focus directions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from focuslens.evaluation import Interval, bootstrap_mean
+from focuslens.heads import Head
+from focuslens.interventions import FocusSteering
+from focuslens.paper import reported
+from focuslens.paper.artefact import Artefact, Finding
+from focuslens.paper.steering import steerable
+from focuslens.paper.study import Study
+from focuslens.scoring import ContextualScores
+from focuslens.viz.report import Cell, Table
+
+__all__ = ["KEY", "SECTIONS", "run"]
+
+KEY = "steered_scores"
+SECTIONS = ("scores", "directions", "steered_scores")
+_COLUMNS = (("R", "long", "relevant"), ("IR", "long", "irrelevant"), ("IR max", "long", "irrelevant_max"),
+            ("sink", "long", "sink"), ("R gold", "gold", "relevant"), ("sink gold", "gold", "sink"))  # fmt: skip
+
+_Cases = Mapping[str, ContextualScores]
+
+
+def run(study: Study) -> Artefact:
+    """Scores of the top heads on test questions, with few and with many heads steered."""
+    wanted, heads = study.settings.steered_scores, steerable(study)
+    top = heads[: study.settings.scores.top]
+    plain = {case: study.scores("test", case) for case in ("long", "gold")}
+    tables: list[Table] = []
+    changes: dict[float, _Cases] = {}
+    for k, alphas in ((wanted.few, wanted.few_alphas), (wanted.many, wanted.many_alphas)):
+        steered = min(k, len(heads))
+        rows: list[tuple[Cell, ...]] = []
+        for alpha in alphas:
+            focus = [FocusSteering(study.directions, alpha, heads[:steered])]
+            cases = {case: study.scores("test", case, focus) for case in ("long", "gold")}
+            changes.setdefault(alpha, cases)
+            rows += _rows(cases, plain, top, alpha)
+        names = tuple(name for name, _, _ in _COLUMNS)
+        caption = (
+            f"Contextual scores on test questions with the top {steered} heads steered, and their change against no "
+            "steering; measured with the responses that the steered model gives"
+        )
+        tables.append(Table(caption, ("head", "alpha", *names), tuple(rows)))
+    return Artefact(
+        KEY,
+        "What focus directions do to attention",
+        "Table 3",
+        tuple(_findings(changes, plain, top, study.settings.seed)),
+        (),
+        tuple(tables),
+        (reported.TABLE_3_FEW, reported.TABLE_3_MANY),
+    )
+
+
+def _rows(cases: _Cases, plain: _Cases, heads: Sequence[Head], alpha: float) -> list[tuple[Cell, ...]]:
+    rows: list[tuple[Cell, ...]] = []
+    for head in heads:
+        cells: list[Cell] = [str(head), f"{alpha:g}"]
+        for _, case, kind in _COLUMNS:
+            value = float(cases[case].mean(kind)[head])
+            cells.append(f"{value:.3f} ({value - float(plain[case].mean(kind)[head]):+.3f})")
+        rows.append(tuple(cells))
+    return rows
+
+
+def _change(after: _Cases, before: _Cases, kind: str, heads: Sequence[Head], seed: int) -> Interval:
+    """Change of one kind of score, averaged over heads, with its interval over the samples that have both."""
+    changes = [
+        getattr(after["long"], kind)[:, head.layer, head.head] - getattr(before["long"], kind)[:, head.layer, head.head]
+        for head in heads
+    ]
+    mean = torch.stack(changes).mean(dim=0)
+    return bootstrap_mean(mean[~mean.isnan()].tolist(), seed=seed)
+
+
+def _findings(changes: Mapping[float, _Cases], plain: _Cases, heads: Sequence[Head], seed: int) -> list[Finding]:
+    positive = [alpha for alpha in changes if alpha > 0]
+    if not positive:
+        return []
+    alpha = min(positive)
+    gained, sink, others = (
+        _change(changes[alpha], plain, kind, heads, seed) for kind in ("relevant", "sink", "irrelevant")
+    )
+    more = "holds" if gained.low > 0 else "does not hold" if gained.high < 0 else "cannot be told"
+    from_sink = gained.low > 0 and sink.high < 0 and abs(sink) > max(0.0, -others.mean)
+    return [
+        Finding(
+            f"A direction turns attention to the relevant document: at alpha = {alpha:g} the top {len(heads)} heads "
+            f"give it {_signed(gained)}.",
+            more,
+        ),
+        Finding(
+            f"They take it from the sink: it changes by {_signed(sink)}, irrelevant documents by {_signed(others)}.",
+            "holds" if from_sink else "does not hold" if more != "cannot be told" else more,
+        ),
+    ]
+
+
+def _signed(change: Interval) -> str:
+    return f"{change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"

@@ -1,0 +1,73 @@
+"""Figures 4, 7 and 8: accuracy under focus directions of different strengths on different numbers of heads."""
+
+from __future__ import annotations
+
+from focuslens.commands.sweeps import curves
+from focuslens.evaluation import Setting, Sweep, steering_settings
+from focuslens.heads import Head
+from focuslens.paper import reported
+from focuslens.paper.artefact import Artefact, Finding
+from focuslens.paper.choosing import chosen_table, possible, sweep_table, verdict_of
+from focuslens.paper.study import Study
+from focuslens.viz import direction_curves, loss_curves, save_figure
+
+__all__ = ["KEY", "SECTIONS", "run", "steerable"]
+
+KEY = "steering"
+SECTIONS = ("directions", "steering")
+
+
+def steerable(study: Study) -> list[Head]:
+    """Heads of the ranking that have a direction, best first."""
+    have = set(study.directions.heads)
+    return [head for head in study.ranking if head in have]
+
+
+def run(study: Study) -> Artefact:
+    """Sweep strengths and numbers of heads on test questions; choose on validation questions."""
+    wanted, heads = study.settings.steering, steerable(study)
+    ks = possible(wanted.ks, len(heads))
+    grid = steering_settings(study.directions, heads, wanted.alphas, ks)
+    settings = [Setting("baseline"), *grid]
+    validation, test = study.sweep(KEY, "validation", settings), study.sweep(KEY, "test", settings)
+    level = {"all documents": test["baseline"].em}
+    save_figure(direction_curves(curves(test, "alpha"), level), study.folder(KEY) / "steering.png")
+    chosen, honest = chosen_table(validation, test, grid)
+    figures = [
+        (
+            "Exact match over the number of heads for each alpha, with 95 % bootstrap intervals.",
+            "steering.png",
+        )
+    ]
+    losses = study.directions.losses
+    if losses is not None:
+        names = [str(head) for head in study.directions.heads]
+        save_figure(loss_curves(losses.numpy(), names), study.folder(KEY) / "losses.png")
+        figures.append(("Training loss of each head's direction: minus its contextual score.", "losses.png"))
+    return Artefact(
+        KEY,
+        "Focus directions",
+        "Figures 4, 7 and 8",
+        tuple(_findings(test, honest, grid)),
+        tuple(figures),
+        (chosen, sweep_table("Focus directions on test questions", test)),
+        (reported.FIGURE_4,),
+    )
+
+
+def _findings(test: Sweep, honest: Setting, grid: list[Setting]) -> list[Finding]:
+    at_k = [one for one in grid if one.parameters["k"] == honest.parameters["k"]]
+    found = [
+        Finding(
+            f"A focus direction mitigates distraction: {honest.name}, chosen on validation questions, gives "
+            f"{test[honest.name].em} on test questions against {test['baseline'].em} without.",
+            verdict_of(test, honest.name, higher=True) if honest.parameters["alpha"] > 0 else "does not hold",
+        )
+    ]
+    for one, text in (
+        (min(at_k, key=lambda one: one.parameters["alpha"]), "The opposite direction leads to more distraction"),
+        (max(at_k, key=lambda one: one.parameters["alpha"]), "Too strong a direction distracts as well"),
+    ):
+        verdict = verdict_of(test, one.name, higher=False)
+        found.append(Finding(f"{text}: {one.name} gives {test[one.name].em}.", verdict))
+    return found

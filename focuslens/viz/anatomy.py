@@ -1,0 +1,220 @@
+"""Figures of directions themselves: their norms, frequencies and depths, and what they make of content and position.
+
+Drawn in the style of :mod:`focuslens.viz.figures`: on the axes given, or on new ones, which are returned.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+from focuslens.viz.figures import style
+
+__all__ = ["depth_profiles", "frequency_profiles", "norms_by_rank", "position_biases", "variance_parts"]
+
+# Okabe and Ito's colours, as in the other figures; dashes tell lines apart where colours cannot.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (6, 2, 1, 2, 1, 2)))
+_HATCHES = ("", "//", "..")
+
+
+def norms_by_rank(
+    query: Float[np.ndarray, "rank"],
+    key: Float[np.ndarray, "rank"],
+    *,
+    noise: float | None = None,
+    top: int | None = None,
+    title: str = "Norms of the directions",
+    ax: Axes | None = None,
+) -> Axes:
+    """Norms of ``d_Q`` and ``d_K`` of every head, best contextual head first, on logarithmic scales.
+
+    Args:
+        query: Norm of each head's ``d_Q``.
+        key: Norm of its ``d_K``.
+        noise: The norm that training started from, drawn as a level line.
+        top: The last rank that counts as a contextual head, drawn as an upright line.
+        title: The figure's title.
+        ax: Axes to draw on; new ones if ``None``.
+
+    Raises:
+        ValueError: If there are no heads, not as many of one as of the other, or a norm is not positive.
+    """
+    if not len(query) or len(query) != len(key):
+        raise ValueError(f"there are {len(query)} norms of d_Q and {len(key)} of d_K; give one of each for every head")
+    if min(query.min(), key.min()) <= 0:
+        raise ValueError("a norm is not positive, so it has no place on a logarithmic scale")
+    ranks = np.arange(1, len(query) + 1)
+    with style():
+        ax = ax or _new_axes()
+        for norms, label, colour, marker in ((query, "$d_Q$", _COLOURS[0], "o"), (key, "$d_K$", _COLOURS[1], "^")):
+            ax.plot(ranks, norms, color=colour, marker=marker, ls="none", ms=3.2, alpha=0.7, label=label)
+        if noise is not None:
+            ax.axhline(noise, color="#000000", ls="--", lw=1.3, label=f"initial noise ({noise:.2f})")
+        if top is not None:
+            ax.axvline(top + 0.5, color="#5A5A5A", ls=":", lw=1.3, label=f"top {top}")
+        ax.set(xscale="log", yscale="log", title=title, xlabel="rank of the head (1: highest score)", ylabel="norm")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        _legend(ax)
+    return ax
+
+
+def frequency_profiles(
+    shares: Mapping[str, Float[np.ndarray, "_pair"]],
+    *,
+    title: str = "Energy by rotary frequency",
+    ax: Axes | None = None,
+) -> Axes:
+    """How a vector's energy is spread over rotary frequencies, fastest first; a line each, 1 being an even spread.
+
+    Args:
+        shares: By name, the share of the energy in each pair; dimensions that are not rotated must not be among them.
+        title: The figure's title.
+        ax: Axes to draw on; new ones if ``None``.
+
+    Raises:
+        ValueError: If there is nothing to draw.
+    """
+    with style():
+        ax = _profiles(shares, ax)
+        ax.axhline(1, color="#000000", lw=1, ls=":")
+        for quarter in (0.25, 0.5, 0.75):
+            ax.axvline(quarter, color="#8A8A8A", lw=0.8)
+        ax.set(
+            title=title, xlabel="rotary pairs, fastest first (share of all pairs)", ylabel="energy (even spread = 1)"
+        )
+    return ax
+
+
+def depth_profiles(
+    shares: Mapping[str, Float[np.ndarray, "_bin"]], *, title: str = "Depth of the best heads", ax: Axes | None = None
+) -> Axes:
+    """Where in depth heads lie, in equal bins from the first layer to the last; a line each, 1 being an even spread.
+
+    Args:
+        shares: By name, the share of heads in each bin.
+        title: The figure's title.
+        ax: Axes to draw on; new ones if ``None``.
+
+    Raises:
+        ValueError: If there is nothing to draw.
+    """
+    with style():
+        ax = _profiles(shares, ax)
+        ax.axhline(1, color="#000000", lw=1, ls=":")
+        ax.set(title=title, xlabel="depth (layer / number of layers)", ylabel="heads (even spread = 1)")
+    return ax
+
+
+def position_biases(
+    positions: Int[np.ndarray, "pos"],
+    biases: Mapping[str, Float[np.ndarray, "pos"]],
+    *,
+    title: str = "Bias by position at fixed content",
+    ax: Axes | None = None,
+) -> Axes:
+    """What directions add to a key's logit by where it stands, at one content; each line is centred at 0.
+
+    Softmax ignores a line's level: only its shape counts.
+
+    Args:
+        positions: Absolute positions, ascending.
+        biases: By name, the bias at each, in logits.
+        title: The figure's title.
+        ax: Axes to draw on; new ones if ``None``.
+
+    Raises:
+        ValueError: If there is nothing to draw, or a line has not one value for each position.
+    """
+    _require_lines(biases)
+    for name, bias in biases.items():
+        if len(bias) != len(positions):
+            raise ValueError(f"{name!r} has {len(bias)} values for {len(positions)} positions; give one for each")
+    with style():
+        ax = ax or _new_axes()
+        for index, (name, bias) in enumerate(biases.items()):
+            ax.plot(positions, bias - bias.mean(), label=name, **_look(index))
+        ax.set(
+            title=title, xlabel="position of the key (tokens)", ylabel="bias less its mean (logits at $\\alpha$ = 1)"
+        )
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        _legend(ax)
+    return ax
+
+
+def variance_parts(
+    labels: Sequence[str],
+    content: Float[np.ndarray, "n"],
+    position: Float[np.ndarray, "n"],
+    interaction: Float[np.ndarray, "n"],
+    *,
+    title: str = "What the bias depends on",
+    ax: Axes | None = None,
+) -> Axes:
+    """Shares of content, position and their interaction in the variance of each direction's bias, a bar a head.
+
+    Args:
+        labels: The heads' names, drawn from the top.
+        content: Variance that is content's.
+        position: Variance that is position's.
+        interaction: The rest.
+        title: The figure's title.
+        ax: Axes to draw on; new ones if ``None``.
+
+    Raises:
+        ValueError: If there are no heads, or not one number of each kind for every head.
+    """
+    parts = {"content": content, "position": position, "interaction": interaction}
+    lengths = {"labels": len(labels), **{name: len(values) for name, values in parts.items()}}
+    if not labels or len(set(lengths.values())) > 1:
+        raise ValueError(f"lengths are {lengths}; they must be the same, and not 0")
+    places, left = np.arange(len(labels)), np.zeros(len(labels))
+    whole = content + position + interaction
+    with style():
+        ax = ax or _new_axes(height=min(9.0, 1.6 + 0.28 * len(labels)))
+        for (name, values), colour, hatch in zip(parts.items(), _COLOURS, _HATCHES, strict=False):
+            share = np.divide(values, whole, out=np.zeros(len(labels)), where=whole > 0)
+            ax.barh(places, share, left=left, color=colour, hatch=hatch, ec="white", lw=0.5, label=name)
+            left += share
+        ax.set_yticks(places, labels)
+        ax.invert_yaxis()
+        ax.grid(visible=False, axis="y")
+        ax.set(xlim=(0, 1), title=title, xlabel="share of the variance of the bias")
+        _legend(ax)
+    return ax
+
+
+def _profiles(shares: Mapping[str, Float[np.ndarray, "_cell"]], ax: Axes | None) -> Axes:
+    """Densities over [0, 1] as steps."""
+    _require_lines(shares)
+    ax = ax or _new_axes()
+    for index, (name, share) in enumerate(shares.items()):
+        ax.stairs(share * len(share), np.linspace(0, 1, len(share) + 1), label=name, **_look(index))
+    ax.set(xlim=(0, 1), ylim=(0, None))
+    _legend(ax)
+    return ax
+
+
+def _require_lines(lines: Mapping[str, Any]) -> None:
+    if not lines:
+        raise ValueError("there is nothing to draw; give at least one line")
+
+
+def _look(index: int) -> dict[str, Any]:
+    """Colour and dash of the n-th line: no two of the first thirty share both."""
+    return {"color": _COLOURS[index % len(_COLOURS)], "ls": _DASHES[index % len(_DASHES)], "lw": 1.8}
+
+
+def _legend(ax: Axes) -> None:
+    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+
+
+def _new_axes(width: float = 6.4, height: float = 4.0) -> Axes:
+    return plt.subplots(figsize=(width, height), layout="constrained")[1]
