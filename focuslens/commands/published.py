@@ -22,17 +22,10 @@ from focuslens.published import (
     summarize_published,
 )
 
-__all__ = ["add_options", "run"]
+__all__ = ["run"]
 
 _SEED = 0
 _BINS = 10
-
-
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options; none of those that models and data need."""
-    parser.add_argument("directory", metavar="DIR", help="holds head_features and contextual_heads_scores_full_seq")
-    parser.add_argument("--out", help="directory for tables, figures and index.html; default: print only")
-    parser.add_argument("--top", type=int, default=20, help="heads that count as contextual (default %(default)s)")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -18,10 +18,10 @@ from focuslens.anatomy import (
 from focuslens.evaluation import BUDGET_PARTS, Setting, Sweep, attention_budget
 from focuslens.heads import Head
 from focuslens.interventions import FocusSteering
-from focuslens.paper.artefact import Artefact, Finding
+from focuslens.paper.artefact import Artefact, Finding, keep_figure
 from focuslens.paper.steering import steerable
 from focuslens.paper.study import Study
-from focuslens.viz import Curve, Table, save_figure, sweep_curves
+from focuslens.viz import Curve, Table, sweep_curves
 from focuslens.viz.anatomy import frequency_profiles, position_biases, variance_parts
 from focuslens.viz.report import Cell
 
@@ -78,10 +78,10 @@ def _drawn(study: Study, keys: Mapping[Head, HeadKeys]) -> list[tuple[str, str]]
         energy = frequency_energy(vector[None], adjacent_pairs=rotary.adjacent_pairs, rotary_dim=2 * _pairs(rotary.cos))
         pairs[str(head)] = energy[0, : _pairs(rotary.cos)].numpy()
     frame = decompose_heads(study.model, study.directions, dict(keys), positions)
-    save_figure(frequency_profiles(pairs), folder / "frequencies.png")
-    save_figure(position_biases(positions.numpy(), biases), folder / "positions.png")
+    keep_figure(frequency_profiles(pairs), folder / "frequencies.png")
+    keep_figure(position_biases(positions.numpy(), biases), folder / "positions.png")
     shares = (frame[name].to_numpy() for name in ("content", "position", "interaction"))
-    save_figure(variance_parts([str(head) for head in keys], *shares), folder / "variance.png")
+    keep_figure(variance_parts([str(head) for head in keys], *shares), folder / "variance.png")
     return [
         ("Where a direction's energy lies among the rotary frequencies, fastest first; 1 is an even spread.",
          "frequencies.png"),
@@ -174,7 +174,7 @@ def _budget(study: Study, heads: Sequence[Head]) -> tuple[Table, tuple[str, str]
         y_label="share of attention",
         title=f"Attention of the top {len(steered)} heads",
     )
-    save_figure(axes, study.folder(KEY) / "budget.png")
+    keep_figure(axes, study.folder(KEY) / "budget.png")
     table = Table(
         f"Where the attention of response tokens goes, mean of the {len(steered)} steered heads on {len(samples)} "
         "validation prompts; each line sums to 1",

@@ -10,10 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+import matplotlib.pyplot as plt
+from matplotlib.axes import Axes
+
 from focuslens.files import write_atomically, write_json
+from focuslens.viz import save_figure
 from focuslens.viz.report import Cell, Table
 
-__all__ = ["Artefact", "Finding", "Verdict", "load_artefact", "save_artefact", "write_csv"]
+__all__ = ["Artefact", "Finding", "Verdict", "keep_figure", "load_artefact", "save_artefact", "write_csv"]
 
 Verdict: TypeAlias = Literal["holds", "does not hold", "cannot be told", ""]
 """Whether a finding of the paper is seen here; empty where the sentence is no such finding."""
@@ -48,6 +52,12 @@ class Artefact:
     figures: tuple[tuple[str, str], ...] = ()
     tables: tuple[Table, ...] = ()
     reported: tuple[Table, ...] = field(default=())
+
+
+def keep_figure(axes: Axes, path: Path) -> None:
+    """Write a figure, and let it go: a reproduction draws dozens."""
+    save_figure(axes, path)
+    plt.close(axes.get_figure(root=True))
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Path:

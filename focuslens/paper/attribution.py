@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from focuslens.evaluation import Attribution, DocumentScores, document_scores
 from focuslens.heads import Head
-from focuslens.paper.artefact import Artefact, Finding
+from focuslens.paper.artefact import Artefact, Finding, keep_figure
 from focuslens.paper.choosing import possible, random_order
 from focuslens.paper.study import Study
-from focuslens.viz import Curve, save_figure, sweep_curves
+from focuslens.viz import Curve, sweep_curves
 from focuslens.viz.report import Cell, Table
 
 __all__ = ["KEY", "SECTIONS", "run"]
@@ -65,7 +65,7 @@ def _draw(study: Study, found: dict[tuple[str, int], Attribution], ks: Sequence[
         y_label="gold document ranked first (share of samples)",
         title=f"Attribution (chance: {chance:.2f})",
     )
-    save_figure(axes, study.folder(KEY) / "attribution.png")
+    keep_figure(axes, study.folder(KEY) / "attribution.png")
 
 
 def _table(study: Study, scores: DocumentScores, sets: Sequence[tuple[str, int, Sequence[Head]]]) -> Table:

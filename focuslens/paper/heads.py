@@ -9,10 +9,10 @@ import torch
 from focuslens.evaluation import Interval, bootstrap_mean
 from focuslens.heads import Head
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding
+from focuslens.paper.artefact import Artefact, Finding, keep_figure
 from focuslens.paper.study import Study
 from focuslens.scoring import ContextualScores
-from focuslens.viz import Table, head_map, save_figure
+from focuslens.viz import Table, head_map
 
 __all__ = ["KEY", "SECTIONS", "run"]
 
@@ -28,7 +28,7 @@ def run(study: Study) -> Artefact:
     cases = study.scores_by_case("test")
     top = ranking[: settings.top]
     figure = head_map(ranked_on.mean().numpy(), heads=ranking[: min(20, len(ranking))])
-    save_figure(figure, study.folder(KEY) / "head_map.png")
+    keep_figure(figure, study.folder(KEY) / "head_map.png")
     sparsity = ranked_on.sparsity(settings.thresholds)
     counts = Table(
         "Heads whose relevant contextual score (share of attention, training questions) exceeds a threshold",

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from focuslens.data.needles import NeedleSample, load_haystack, load_needles, needle_samples, synthetic_needles
 from focuslens.heads import Head
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding
+from focuslens.paper.artefact import Artefact, Finding, keep_figure
 from focuslens.paper.study import Study
 from focuslens.retrieval_heads import NoRunCountsError, RetrievalScores, retrieval_scores
-from focuslens.viz import Table, head_map, save_figure
+from focuslens.viz import Table, head_map
 
 __all__ = ["KEY", "SECTIONS", "run"]
 
@@ -39,7 +39,7 @@ def run(study: Study) -> Artefact:
         return Artefact(KEY, _TITLE, "Figure 9", (finding,), reported=(reported.FIGURE_9,))
     k = min(wanted.top, len(ranking) // 4)
     retrieving, contextual = scores.top_heads(k), ranking[:k]
-    save_figure(
+    keep_figure(
         head_map(
             scores.scores.numpy(),
             heads=retrieving,
@@ -48,7 +48,7 @@ def run(study: Study) -> Artefact:
         ),
         study.folder(KEY) / "retrieval_heads.png",
     )
-    save_figure(_both(study, contextual, retrieving), study.folder(KEY) / "overlap.png")
+    keep_figure(_both(study, contextual, retrieving), study.folder(KEY) / "overlap.png")
     return Artefact(
         KEY,
         _TITLE,

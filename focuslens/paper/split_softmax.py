@@ -5,10 +5,10 @@ from __future__ import annotations
 from focuslens.commands.sweeps import curves
 from focuslens.evaluation import BASELINES, Setting, Sweep, split_softmax_settings
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding
+from focuslens.paper.artefact import Artefact, Finding, keep_figure
 from focuslens.paper.choosing import chosen_table, possible, random_order, sweep_table, verdict_of
 from focuslens.paper.study import Study
-from focuslens.viz import save_figure, split_softmax_curves
+from focuslens.viz import split_softmax_curves
 
 __all__ = ["KEY", "SECTIONS", "run"]
 
@@ -31,7 +31,7 @@ def run(study: Study) -> Artefact:
         "relevant document only": test["gold"].em,
         "no relevant document": test["negative"].em,
     }
-    save_figure(split_softmax_curves(lines, levels), study.folder(KEY) / "split_softmax.png")
+    keep_figure(split_softmax_curves(lines, levels), study.folder(KEY) / "split_softmax.png")
     chosen, honest = chosen_table(validation, test, contextual)
     return Artefact(
         KEY,

@@ -6,10 +6,10 @@ from focuslens.commands.sweeps import curves
 from focuslens.evaluation import Setting, Sweep, steering_settings
 from focuslens.heads import Head
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding
+from focuslens.paper.artefact import Artefact, Finding, keep_figure
 from focuslens.paper.choosing import chosen_table, possible, sweep_table, verdict_of
 from focuslens.paper.study import Study
-from focuslens.viz import direction_curves, loss_curves, save_figure
+from focuslens.viz import direction_curves, loss_curves
 
 __all__ = ["KEY", "SECTIONS", "run", "steerable"]
 
@@ -31,7 +31,7 @@ def run(study: Study) -> Artefact:
     settings = [Setting("baseline"), *grid]
     validation, test = study.sweep(KEY, "validation", settings), study.sweep(KEY, "test", settings)
     level = {"all documents": test["baseline"].em}
-    save_figure(direction_curves(curves(test, "alpha"), level), study.folder(KEY) / "steering.png")
+    keep_figure(direction_curves(curves(test, "alpha"), level), study.folder(KEY) / "steering.png")
     chosen, honest = chosen_table(validation, test, grid)
     figures = [
         (
@@ -42,7 +42,7 @@ def run(study: Study) -> Artefact:
     losses = study.directions.losses
     if losses is not None:
         names = [str(head) for head in study.directions.heads]
-        save_figure(loss_curves(losses.numpy(), names), study.folder(KEY) / "losses.png")
+        keep_figure(loss_curves(losses.numpy(), names), study.folder(KEY) / "losses.png")
         figures.append(("Training loss of each head's direction: minus its contextual score.", "losses.png"))
     return Artefact(
         KEY,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import json
@@ -19,7 +18,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from focuslens.commands.published import add_options, run
+from focuslens.cli import _parser
+from focuslens.commands.published import run
 from focuslens.files import versions
 from focuslens.published import (
     compare_published,
@@ -257,9 +257,7 @@ def test_depth_is_compared_with_random_heads(tmp_path: Path):
 
 
 def run_published(*arguments: str) -> None:
-    parser = argparse.ArgumentParser()
-    add_options(parser)
-    run(parser.parse_args(arguments))
+    run(_parser().parse_args(["published", *arguments]))
 
 
 def test_the_command_prints_each_model_and_each_pair(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
