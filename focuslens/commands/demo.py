@@ -13,7 +13,7 @@ import torch
 from focuslens.batching import BATCH_TOKENS
 from focuslens.commands.common import Samples, open_model, print_table, run_description, sweep_table, synthetic_samples
 from focuslens.commands.demo_report import write_demo_report
-from focuslens.commands.sweeps import controls, curves, sweep_to
+from focuslens.commands.sweeps import controls, sweep_to
 from focuslens.directions import FocusDirections
 from focuslens.evaluation import BASELINES, OtherResultsError, Setting, Sweep, split_softmax_settings, steering_settings
 from focuslens.files import write_json
@@ -21,7 +21,7 @@ from focuslens.heads import Head
 from focuslens.model import FocusModel
 from focuslens.scoring import ContextualScores, contextual_scores_by_case
 from focuslens.training import train_focus_directions
-from focuslens.viz import direction_curves, head_map, loss_curves, save_figure, split_softmax_curves
+from focuslens.viz import curves, direction_curves, head_map, loss_curves, save_figure, split_softmax_curves
 
 __all__ = ["DemoSettings", "run"]
 

@@ -26,9 +26,12 @@ def run(args: argparse.Namespace) -> None:
     from focuslens.paper.run import reproduce, results_folder
     from focuslens.paper.settings import find_settings, load_settings
     from focuslens.paper.study import Study
+    from focuslens.rouge import rouge_1_recall
 
     settings = load_settings(find_settings(args.model))
     out = args.out or results_folder(settings.name)
+    if not args.only or "retrieval" in args.only:
+        rouge_1_recall("a", "a")  # what it lacks is better known now than after the work
     study = Study(settings, out, args.data, args.haystack, progress=not args.quiet)
     shown = reproduce(study, args.only, say=print)
     print(f"\n{len(shown)} artefacts: {out / 'index.html'}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from focuslens.commands.common import (
     Samples,
@@ -30,10 +30,7 @@ from focuslens.files import write_json
 from focuslens.heads import Head, random_heads
 from focuslens.model import FocusModel
 
-if TYPE_CHECKING:
-    from focuslens.viz import Curve
-
-__all__ = ["controls", "curves", "run_split_softmax", "run_steer", "sweep_to"]
+__all__ = ["controls", "run_split_softmax", "run_steer", "sweep_to"]
 
 
 def run_split_softmax(args: argparse.Namespace) -> None:
@@ -47,7 +44,7 @@ def run_split_softmax(args: argparse.Namespace) -> None:
     sweep = sweep_to(args, model, data, settings, _records(args, "split_softmax"))
 
     def draw() -> Any:
-        from focuslens.viz import split_softmax_curves
+        from focuslens.viz import curves, split_softmax_curves
 
         lines = curves(sweep, "tau", heads="contextual") + curves(sweep, "tau", heads="random")
         return split_softmax_curves(lines, {name: sweep[name].em for name in ("baseline", "gold", "negative")})
@@ -86,7 +83,7 @@ def run_steer(args: argparse.Namespace) -> None:
     sweep = sweep_to(args, model, data, settings, _records(args, "steering"))
 
     def draw() -> Any:
-        from focuslens.viz import direction_curves
+        from focuslens.viz import curves, direction_curves
 
         return direction_curves(curves(sweep, "alpha"), {"baseline": sweep["baseline"].em})
 
@@ -99,20 +96,6 @@ def run_steer(args: argparse.Namespace) -> None:
         draw,
         {"heads": _listed(heads, ks), "ranking": source, "directions": directions.digest},
     )
-
-
-def curves(sweep: Sweep, varied: str, **fixed: Any) -> list[Curve]:
-    """A sweep's accuracy over ``k``: one curve for each value of ``varied`` among the settings with the fixed ones."""
-    from focuslens.viz import Curve
-
-    wanted = {**fixed, varied: None}
-    lines: dict[float, dict[float, Any]] = {}
-    for setting in sweep.settings:
-        parameters = setting.parameters
-        if wanted.keys() <= parameters.keys() and all(parameters[name] == value for name, value in fixed.items()):
-            lines.setdefault(parameters[varied], {})[parameters["k"]] = sweep[setting.name].em
-    prefix = "random heads, " if fixed.get("heads") == "random" else ""
-    return [Curve.from_intervals(f"{prefix}{varied} = {value:g}", points.items()) for value, points in lines.items()]
 
 
 def _possible(ks: Sequence[int], n: int) -> list[int]:

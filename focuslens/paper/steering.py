@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from focuslens.commands.sweeps import curves
 from focuslens.evaluation import Setting, Sweep, steering_settings
 from focuslens.heads import Head
 from focuslens.paper import reported
 from focuslens.paper.artefact import Artefact, Finding, keep_figure
 from focuslens.paper.choosing import chosen_table, possible, sweep_table, verdict_of
 from focuslens.paper.study import Study
-from focuslens.viz import direction_curves, loss_curves
+from focuslens.viz import curves, direction_curves, loss_curves
 
 __all__ = ["KEY", "SECTIONS", "run", "steerable"]
 

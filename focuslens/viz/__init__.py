@@ -33,6 +33,7 @@ from focuslens.viz.figures import (
     sweep_curves,
 )
 from focuslens.viz.report import Table, write_report
+from focuslens.viz.sweeps import curves
 
 del _circuitsvis, _matplotlib
 
@@ -42,6 +43,7 @@ __all__ = [
     "IntervalLike",
     "Table",
     "attention_view",
+    "curves",
     "depth_profiles",
     "direction_curves",
     "document_view",
