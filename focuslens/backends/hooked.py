@@ -7,6 +7,7 @@ their rotation and rotates all of them again for every new token. The engine giv
 from __future__ import annotations
 
 import dataclasses
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
@@ -37,10 +38,14 @@ __all__ = ["HookedBackend"]
 
 
 class HookedBackend:
-    """A ``HookedTransformer`` (TransformerLens 3.x)."""
+    """A ``HookedTransformer`` (TransformerLens 3.x).
+
+    Its weights keep their values and shapes, and get the strides in which TransformerLens multiplies by them.
+    """
 
     def __init__(self, hooked: Any) -> None:
         self.hooked = hooked
+        _lay_out(hooked)
         self.shape = shape_of(hooked.cfg)
 
     @property
@@ -175,6 +180,40 @@ class HookedBackend:
         return self.hooked.cfg.window_size if self._attention(layer).attn_type == "local" else None
 
 
+_LAYOUTS = {
+    **dict.fromkeys(("W_Q", "W_K", "W_V", "_W_K", "_W_V"), "head d_model d_head -> head d_head d_model"),
+    "W_O": "head d_head d_model -> d_model head d_head",
+    **dict.fromkeys(("W_gate", "W_in", "W_out", "W_U"), "inner outer -> outer inner"),
+}
+"""How weights have to lie in memory for ``F.linear`` to read them as they are."""
+
+
+def _lay_out(hooked: Any) -> None:
+    """Give weights the strides in which they are used.
+
+    TransformerLens holds the transpose of what ``F.linear`` takes, and copies it in every pass: for one new token that
+    takes longer than the products. The transpose of what lies in memory transposed is no copy, and the same bits.
+    """
+    attentions, mlps = [block.attn for block in hooked.blocks], [getattr(block, "mlp", None) for block in hooked.blocks]
+    weights = [
+        (weight, _LAYOUTS[name])
+        for module in (*attentions, *mlps, hooked.unembed)
+        if module is not None
+        for name, weight in module.named_parameters(recurse=False)
+        if name in _LAYOUTS
+    ]
+    owners = Counter(weight.untyped_storage().data_ptr() for weight in hooked.parameters())
+    for weight, used in weights:
+        # What shares its memory, as tied embeddings may, or is packed, as quantized weights are, stays as it is.
+        plain = (
+            weight.is_floating_point() and weight.is_contiguous() and weight.ndim == len(used.split(" -> ")[0].split())
+        )
+        if plain and owners[weight.untyped_storage().data_ptr()] == 1:
+            held, lies = used.split(" -> ")
+            laid_out = rearrange(weight.data, used).contiguous()
+            weight.data = rearrange(laid_out, f"{lies} -> {held}")
+
+
 def _copies(tensor: Tensor, copies: int) -> Tensor:
     return tensor if copies == 1 else tensor.repeat_interleave(copies, dim=0)
 
@@ -239,9 +278,9 @@ def _forward(
     cache = LayerCache() if past_kv_cache_entry is None else past_kv_cache_entry.layer
     rows.require(query_input, cache)
     q, k, v = layer.calculate_qkv_matrices(query_input, key_input, value_input)
-    start = cache.columns
-    q = layer.hook_rot_q(layer.apply_rotary(q, start, attention_mask))
-    cache.append(layer.apply_rotary(k, start, attention_mask), v)
+    start, padding = cache.columns, attention_mask if rows.padded else None
+    q = layer.hook_rot_q(layer.apply_rotary(q, start, padding))
+    cache.append(layer.apply_rotary(k, start, padding), v)
     segments = cache.segments
     if is_hooked(layer.hook_rot_k):
         segments = (under_hook(layer.hook_rot_k, segments),)
