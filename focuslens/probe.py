@@ -28,8 +28,11 @@ def _point(name: str) -> str:
 
 def attention_points(backend: Backend, point: str) -> list[str]:
     """Full names of one attention hook point in every layer that has it."""
-    names = (f"blocks.{layer}.attn.{point}" for layer in range(backend.shape.n_layers))
-    return [name for name in names if name in backend.hooked.hook_dict]
+    names, present = (
+        (f"blocks.{layer}.attn.{point}" for layer in range(backend.shape.n_layers)),
+        backend.hooked.hook_dict,
+    )
+    return [name for name in names if name in present]
 
 
 class HookPoints:
@@ -38,6 +41,7 @@ class HookPoints:
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         # Only what was found good is remembered: whoever repairs a model is not refused for what it was.
+        self._present: set[str] = set()
         self._firing: set[str] = set()
         self._acting: set[str] = set()
 
@@ -49,7 +53,10 @@ class HookPoints:
         """
         self._backend.require_supported()
         wanted = sorted(set(names))
-        missing = [name for name in wanted if name not in self._backend.hooked.hook_dict]
+        # A bridge puts its dictionary together anew each time, which takes longer than a layer.
+        if not self._present.issuperset(wanted):
+            self._present.update(self._backend.hooked.hook_dict)
+        missing = [name for name in wanted if name not in self._present]
         if missing:
             raise ValueError(f"{self._kind} has no hook point {missing[0]!r}; hooks on it would be ignored")
         points = {_point(name) for name in wanted if _point(name) in _POINTS and name not in self._firing}

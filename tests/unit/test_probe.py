@@ -146,3 +146,21 @@ def test_what_acts_later_is_not_refused_for_what_it_was(load_model, backend, mon
         with pytest.raises(ValueError, match="ignores what a hook returns"):
             model.points.require_acting(names)
     model.points.require_acting(names)
+
+
+def test_what_a_model_has_is_asked_once(checkpoint, backend, monkeypatch):
+    model = fl.FocusModel.from_pretrained(str(checkpoint("llama")), backend=backend, device="cpu")
+    names = [f"blocks.{layer}.attn.hook_z" for layer in range(model.shape.n_layers)]
+    asked, real = [], getattr(type(model.hooked), "hook_dict", None)
+    if not isinstance(real, property):
+        pytest.skip("only a bridge makes its dictionary anew")
+    monkeypatch.setattr(
+        type(model.hooked), "hook_dict", property(lambda self: (asked.append(1), real.__get__(self))[1])
+    )
+    model.points.require_firing(names)
+    assert asked
+    asked.clear()
+    model.points.require_firing(names)
+    assert not asked
+    with pytest.raises(ValueError, match=r"has no hook point 'blocks\.0\.attn\.hook_nothing'"):
+        model.points.require_firing([*names, "blocks.0.attn.hook_nothing"])
