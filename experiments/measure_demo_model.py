@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from demo_model_card import write_card
 import focuslens as fl
 from focuslens.commands.common import synthetic_samples
 from focuslens.data.synthetic_words import UNKNOWN
-from focuslens.evaluation import BASELINES, Evaluation, Setting, Sweep, bootstrap_mean
+from focuslens.evaluation import BASELINES, Evaluation, Setting, Sweep, best_setting, bootstrap_mean
 from focuslens.files import versions, write_json
 from focuslens.prompts import MultiDocSample
 
@@ -132,16 +131,6 @@ def head_scores(run: Run, heads: Sequence[fl.Head], samples: Sequence[MultiDocSa
     }
 
 
-def best(sweep: Sweep, settings: Sequence[Setting]) -> Setting:
-    """The setting with the highest exact match; of equals the gentlest, then the one with the fewest heads."""
-
-    def key(one: Setting) -> tuple[float, float, int]:
-        strength = abs(one.parameters["alpha"]) if "alpha" in one.parameters else abs(math.log(one.parameters["tau"]))
-        return sweep[one.name].em.mean, -strength, -one.parameters["k"]
-
-    return max(settings, key=key)
-
-
 def rows(sweep: Sweep, settings: Sequence[Setting]) -> list[dict[str, Any]]:
     """Rows of some of a sweep's settings."""
     names = {setting.name for setting in settings}
@@ -174,7 +163,7 @@ def measure(run: Run, sizes: argparse.Namespace) -> dict[str, Any]:
     )
     steering = fl.steering_settings(directions, heads, ALPHAS, STEERED)
     chosen_on = run.sweep("validation", validation, [Setting("baseline"), *split, *steering])
-    chosen, steered = best(chosen_on, split), best(chosen_on, steering)
+    chosen, steered = best_setting(chosen_on, split), best_setting(chosen_on, steering)
     same = heads[: chosen.parameters["k"]]
     off = fl.split_softmax_settings(same, [1000.0], [len(same)])
     drawn = [random_others(model, heads, max(contextual, len(same)), draw) for draw in range(DRAWS)]

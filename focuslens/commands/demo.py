@@ -15,7 +15,15 @@ from focuslens.commands.common import Samples, open_model, print_table, run_desc
 from focuslens.commands.demo_report import write_demo_report
 from focuslens.commands.sweeps import controls, sweep_to
 from focuslens.directions import FocusDirections
-from focuslens.evaluation import BASELINES, OtherResultsError, Setting, Sweep, split_softmax_settings, steering_settings
+from focuslens.evaluation import (
+    BASELINES,
+    OtherResultsError,
+    Setting,
+    Sweep,
+    best_setting,
+    split_softmax_settings,
+    steering_settings,
+)
 from focuslens.files import write_json
 from focuslens.heads import Head
 from focuslens.model import FocusModel
@@ -154,9 +162,7 @@ def _steer(
     steered = [Setting("baseline"), *grid]
     chosen_on = _fresh_sweep(args, model, validation, steered, out / "steering_validation.jsonl")
     steer = _fresh_sweep(args, model, test, steered, out / "steering.jsonl")
-    # Of equals the gentlest.
-    best = max(grid, key=lambda one: (chosen_on[one.name].em.mean, -abs(one.parameters["alpha"])))
-    return chosen_on, steer, best.name
+    return chosen_on, steer, best_setting(chosen_on, grid).name
 
 
 def _figures(

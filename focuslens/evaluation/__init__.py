@@ -10,7 +10,7 @@ from focuslens.evaluation.attribution import (
 )
 from focuslens.evaluation.records import OtherResultsError
 from focuslens.evaluation.runner import Evaluation, Setting, Sweep, evaluate, run_sweep
-from focuslens.evaluation.settings import BASELINES, split_softmax_settings, steering_settings
+from focuslens.evaluation.settings import BASELINES, best_setting, split_softmax_settings, steering_settings
 from focuslens.evaluation.statistics import Interval, McNemar, bootstrap_mean, mcnemar_exact
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "Setting",
     "Sweep",
     "attention_budget",
+    "best_setting",
     "bootstrap_mean",
     "document_scores",
     "evaluate",

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from focuslens.directions import FocusDirections
-from focuslens.evaluation.runner import Setting
+from focuslens.evaluation.runner import Setting, Sweep
 from focuslens.interventions import FocusSteering, SplitSoftmax
 from focuslens.interventions.common import Positions
 
-__all__ = ["BASELINES", "split_softmax_settings", "steering_settings"]
+__all__ = ["BASELINES", "best_setting", "split_softmax_settings", "steering_settings"]
 
 BASELINES = (Setting("baseline"), Setting("gold", case="gold"), Setting("negative", case="negative"))
 """The three lines of figure 3: all documents, the relevant one only, and all but the relevant one."""
@@ -56,6 +57,30 @@ def steering_settings(
         for alpha in alphas
         for k in ks
     ]
+
+
+def best_setting(sweep: Sweep, settings: Sequence[Setting] | None = None) -> Setting:
+    """The setting with the highest exact match; of equals the gentlest, then the one with the fewest heads.
+
+    Gentle is an ``alpha`` near 0 and a ``tau`` near 1. Choose on other questions than those that are reported.
+
+    Args:
+        sweep: Their evaluations.
+        settings: What to choose among; all of the sweep that have an ``alpha`` or a ``tau`` when not given.
+
+    Raises:
+        ValueError: If there is nothing to choose among.
+    """
+    among = [one for one in sweep.settings if {"alpha", "tau"} & set(one.parameters)] if settings is None else settings
+    if not among:
+        raise ValueError("no setting to choose among has an alpha or a tau; sweep over split-softmax or steering")
+
+    def key(one: Setting) -> tuple[float, float, int]:
+        parameters = one.parameters
+        strength = abs(parameters["alpha"]) if "alpha" in parameters else abs(math.log(parameters["tau"]))
+        return sweep[one.name].em.mean, -strength, -parameters.get("k", 0)
+
+    return max(among, key=key)
 
 
 def _first(heads: Sequence[tuple[int, int]], k: int) -> Sequence[tuple[int, int]]:

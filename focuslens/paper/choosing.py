@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 
-from focuslens.evaluation import Setting, Sweep
+from focuslens.evaluation import Setting, Sweep, best_setting
 from focuslens.heads import Head
 from focuslens.paper.artefact import Verdict
 from focuslens.viz import Table
 
-__all__ = ["best", "chosen_table", "possible", "random_order", "sweep_table", "verdict_of"]
+__all__ = ["chosen_table", "possible", "random_order", "sweep_table", "verdict_of"]
 
 
 def possible(ks: Sequence[int], n: int) -> list[int]:
@@ -29,17 +28,6 @@ def random_order(heads: Sequence[Head], exclude: int, seed: int) -> list[Head]:
     generator.shuffle(rest)
     generator.shuffle(first)
     return [*rest, *first]
-
-
-def best(sweep: Sweep, settings: Sequence[Setting]) -> Setting:
-    """The setting with the highest exact match; of equals the gentlest, then the one with the fewest heads."""
-
-    def key(one: Setting) -> tuple[float, float, int]:
-        parameters = one.parameters
-        strength = abs(parameters["alpha"]) if "alpha" in parameters else abs(math.log(parameters["tau"]))
-        return sweep[one.name].em.mean, -strength, -parameters["k"]
-
-    return max(settings, key=key)
 
 
 def sweep_table(caption: str, sweep: Sweep) -> Table:
@@ -65,7 +53,7 @@ def sweep_table(caption: str, sweep: Sweep) -> Table:
 
 def chosen_table(validation: Sweep, test: Sweep, settings: Sequence[Setting]) -> tuple[Table, Setting]:
     """The setting chosen on validation and the best on test, both on test; and the former."""
-    honest, papers = best(validation, settings), best(test, settings)
+    honest, papers = best_setting(validation, settings), best_setting(test, settings)
     baseline = test["baseline"]
     rows = [
         ("no intervention", "baseline", baseline),

@@ -24,7 +24,7 @@ def pair(request, load_model, backend):
     return load_model(request.param, backend), load_model(request.param, backend, device="cuda")
 
 
-def directions(model: fl.FocusModel, site: str = "rotary") -> fl.FocusDirections:
+def directions(model: fl.FocusModel, site: Any = "rotary") -> fl.FocusDirections:
     noise = torch.randn(len(HEADS), model.shape.d_head, generator=torch.Generator().manual_seed(3))
     return fl.FocusDirections(heads=HEADS, query=noise, key=None if site == "rotary" else noise.flip(0), site=site)
 

@@ -119,20 +119,6 @@ def test_a_lesson_that_has_its_hour_begins_then_whatever_was_learned():
     assert training.due_lesson(training.Progress(lesson=last, tokens=99), limit) == last
 
 
-@pytest.mark.parametrize(
-    ("varied", "ems", "expected"),
-    [
-        ([{"tau": 0.03, "k": 4}, {"tau": 0.1, "k": 8}, {"tau": 0.1, "k": 6}], [0.9, 0.9, 0.9], {"tau": 0.1, "k": 6}),
-        ([{"tau": 0.03, "k": 4}, {"tau": 0.1, "k": 8}], [0.91, 0.9], {"tau": 0.03, "k": 4}),
-        ([{"alpha": 3.0, "k": 4}, {"alpha": -1.0, "k": 8}, {"alpha": 1.5, "k": 4}], [0.8] * 3, {"alpha": -1.0, "k": 8}),
-    ],
-)
-def test_of_equal_settings_the_gentlest_is_chosen(varied, ems, expected):
-    settings = [measuring.Setting(str(one), parameters=one) for one in varied]
-    sweep: Any = {one.name: SimpleNamespace(em=SimpleNamespace(mean=em)) for one, em in zip(settings, ems, strict=True)}
-    assert measuring.best(sweep, settings).parameters == expected
-
-
 def test_wrong_answers_are_told_apart_by_where_their_value_stands():
     def sample(gold):
         texts = (

@@ -1,0 +1,46 @@
+"""Which setting of a sweep is chosen."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from focuslens import Evaluation, Setting, Sweep, best_setting
+from focuslens.evaluation import bootstrap_mean
+
+
+def sweep_of(varied: list[dict[str, Any]], right: list[int]) -> Sweep:
+    """A made-up sweep over 20 questions of which each setting gets the first so many right."""
+    names = tuple(str(i) for i in range(20))
+    settings = tuple(Setting(str(one), parameters=one) for one in varied)
+    evaluations: dict[str, Evaluation] = {}
+    for setting, n in zip(settings, right, strict=True):
+        correct = tuple(i < n for i in range(20))
+        evaluations[setting.name] = Evaluation(names, names, names, correct, bootstrap_mean([*map(float, correct)]))
+    return Sweep(settings, evaluations, {})
+
+
+@pytest.mark.parametrize(
+    ("varied", "right", "expected"),
+    [
+        ([{"tau": 0.03, "k": 4}, {"tau": 0.1, "k": 8}, {"tau": 0.1, "k": 6}], [18] * 3, {"tau": 0.1, "k": 6}),
+        ([{"tau": 0.2, "k": 4}, {"tau": 4.0, "k": 8}], [18] * 2, {"tau": 4.0, "k": 8}),
+        ([{"tau": 0.03, "k": 4}, {"tau": 0.1, "k": 8}], [19, 18], {"tau": 0.03, "k": 4}),
+        ([{"alpha": 3.0, "k": 4}, {"alpha": -1.0, "k": 8}, {"alpha": 1.5, "k": 4}], [16] * 3, {"alpha": -1.0, "k": 8}),
+        ([{}, {"alpha": 3.0}, {"alpha": 2.0}], [20, 15, 15], {"alpha": 2.0}),
+    ],
+)
+def test_of_equal_settings_the_gentlest_is_chosen(varied, right, expected):
+    assert best_setting(sweep_of(varied, right)).parameters == expected
+
+
+def test_only_what_is_given_is_chosen_among():
+    sweep = sweep_of([{"alpha": 1.0, "k": 1}, {"alpha": 2.0, "k": 2}], [20, 10])
+    assert best_setting(sweep, sweep.settings[1:]).parameters == {"alpha": 2.0, "k": 2}
+
+
+@pytest.mark.parametrize("settings", [None, ()])
+def test_nothing_to_choose_among_is_refused(settings):
+    with pytest.raises(ValueError, match="no setting to choose among"):
+        best_setting(sweep_of([{}], [3]), settings)
