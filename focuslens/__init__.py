@@ -49,6 +49,7 @@ from focuslens.prompts import Document, MultiDocSample, Prompt
 from focuslens.published import PublishedModel, load_published, load_published_ranking
 from focuslens.retrieval_heads import RetrievalScores, retrieval_scores
 from focuslens.scoring import ContextualScores, contextual_scores, contextual_scores_by_case
+from focuslens.serving import FoldedCheckpoint, fold
 from focuslens.training import TrainingConfig, train_focus_directions
 
 __version__ = "0.1.0"
@@ -66,6 +67,7 @@ __all__ = [
     "FocusDirections",
     "FocusModel",
     "FocusSteering",
+    "FoldedCheckpoint",
     "Generation",
     "Head",
     "HeadAblation",
@@ -96,6 +98,7 @@ __all__ = [
     "decompose_heads",
     "document_scores",
     "evaluate",
+    "fold",
     "frequency_energy",
     "load_haystack",
     "load_multidoc",

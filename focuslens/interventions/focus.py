@@ -19,6 +19,7 @@ from focuslens.hooks import Cursor, Hook, PromptLike, hook_name
 from focuslens.interventions.common import Positions, check_positions, first_query_row, require_prompt
 
 if TYPE_CHECKING:
+    from focuslens.backends import ModelShape
     from focuslens.model import FocusModel
 
 __all__ = ["FocusSteering"]
@@ -87,20 +88,20 @@ class FocusSteering:
         Raises:
             ValueError: If the directions do not fit the model, or the prompt is needed and missing.
         """
-        additions = self.additions(model)
+        additions = self.additions(model.shape)
         batch = require_prompt(model, prompt, 'positions="response"') if self.positions == "response" else None
         hooks = [(name, self._add(heads, vectors, batch, cursor)) for name, heads, vectors in additions]
         model.points.require_acting(name for name, _ in hooks)
         return hooks
 
-    def additions(self, model: FocusModel) -> list[tuple[str, list[int], Float[Tensor, "n d_head"]]]:
+    def additions(self, shape: ModelShape) -> list[tuple[str, list[int], Float[Tensor, "n d_head"]]]:
         """Hook points, and what is added there to which query or key-value heads: the vectors times ``alpha``.
 
         Raises:
             ValueError: If the directions do not fit the model.
         """
-        check_heads(self.heads, model.shape.n_layers, model.shape.n_heads)
-        self.directions.require_shape(model.shape)
+        check_heads(self.heads, shape.n_layers, shape.n_heads)
+        self.directions.require_shape(shape)
         at_rotary = self.directions.site == "rotary"
         added = [
             (hook_name(layer, "hook_rot_q" if at_rotary else "hook_q"), chosen, self.alpha * vectors)
@@ -109,7 +110,7 @@ class FocusSteering:
         if not at_rotary and self.directions.key is not None:
             added += [
                 (hook_name(layer, "hook_k"), chosen, self.alpha * vectors)
-                for layer, chosen, vectors in self._key_vectors(model)
+                for layer, chosen, vectors in self._key_vectors(shape)
             ]
         return added
 
@@ -120,13 +121,13 @@ class FocusSteering:
             for layer, chosen in heads_by_layer(self.heads).items()
         ]
 
-    def _key_vectors(self, model: FocusModel) -> list[tuple[int, list[int], Float[Tensor, "n d_head"]]]:
+    def _key_vectors(self, shape: ModelShape) -> list[tuple[int, list[int], Float[Tensor, "n d_head"]]]:
         vectors_by_head = self.directions.key
         if vectors_by_head is None:
             return []
         shared: defaultdict[tuple[int, int], list[Tensor]] = defaultdict(list)
         for (layer, head), vector in zip(self.heads, vectors_by_head, strict=True):
-            shared[layer, model.shape.key_value_head(head)].append(vector)
+            shared[layer, shape.key_value_head(head)].append(vector)
         means = {place: torch.stack(vectors).mean(dim=0) for place, vectors in shared.items()}
         return [
             (layer, chosen, torch.stack([means[layer, head] for head in chosen]))

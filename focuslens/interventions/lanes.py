@@ -190,7 +190,7 @@ def _steering_hooks(
     """Steering of all lanes in one addition a layer, hook point and kind of positions."""
     added: dict[tuple[str, Positions], Tensor] = {}
     for lane, one in lanes.items():
-        for name, heads, vectors in one.additions(model):
+        for name, heads, vectors in one.additions(model.shape):
             n_heads = model.shape.n_key_value_heads if name.endswith("hook_k") else model.shape.n_heads
             nothing = torch.zeros(copies, n_heads, model.shape.d_head)
             added.setdefault((name, one.positions), nothing)[lane, heads] = vectors

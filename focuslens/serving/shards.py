@@ -1,0 +1,126 @@
+"""Rewriting safetensors files without reading their tensors: the bytes are copied, whatever their number.
+
+The format is eight bytes that say how long the header is, a header in JSON, and the tensors' bytes without holes
+(https://github.com/huggingface/safetensors#format).
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+__all__ = ["Shard", "dtype_of", "open_shard", "rewrite"]
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+_MAX_HEADER = 100_000_000  # what the library itself reads at most
+
+
+class Shard(NamedTuple):
+    """A safetensors file by its header."""
+
+    path: Path
+    tensors: Mapping[str, Mapping[str, Any]]
+    metadata: Mapping[str, str]
+    data_start: int
+
+    @property
+    def data_size(self) -> int:
+        """Bytes of all tensors."""
+        return max((entry["data_offsets"][1] for entry in self.tensors.values()), default=0)
+
+
+def open_shard(path: Path) -> Shard:
+    """Read a file's header.
+
+    Raises:
+        ValueError: If it is no safetensors file, or one that was cut off.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 2 <= length <= min(size - 8, _MAX_HEADER):
+            raise ValueError(f"{path} is no safetensors file")
+        header: dict[str, Any] = json.loads(file.read(length))
+    shard = Shard(
+        path, {k: v for k, v in header.items() if k != "__metadata__"}, header.get("__metadata__", {}), 8 + length
+    )
+    if size != shard.data_start + shard.data_size:
+        raise ValueError(
+            f"{path} has {size:,} bytes, and by its header {shard.data_start + shard.data_size:,}; it was cut off"
+        )
+    return shard
+
+
+def dtype_of(shard: Shard, name: str) -> torch.dtype:
+    """The dtype of a tensor.
+
+    Raises:
+        ValueError: If it is none that can be added to.
+    """
+    dtype = str(shard.tensors[name]["dtype"])
+    if dtype not in _DTYPES:
+        raise ValueError(f"{name} in {shard.path.name} is of the dtype {dtype}, and can be one of {', '.join(_DTYPES)}")
+    return _DTYPES[dtype]
+
+
+def read(shard: Shard, name: str) -> Tensor:
+    """One tensor, read by itself."""
+    entry = shard.tensors[name]
+    start, end = entry["data_offsets"]
+    with shard.path.open("rb") as file:
+        file.seek(shard.data_start + start)
+        content = bytearray(file.read(end - start))
+    return torch.frombuffer(content, dtype=dtype_of(shard, name)).reshape(entry["shape"])
+
+
+def rewrite(shard: Shard, target: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write a file that holds a shard's tensors and some more, or some in another's place.
+
+    Args:
+        shard: What is copied.
+        target: The new file.
+        tensors: Replace those of the same name, whose shape and dtype they have, and are added otherwise.
+
+    Raises:
+        ValueError: If a tensor does not fit the one that it replaces.
+    """
+    header, places = dict[str, Mapping[str, Any]](shard.tensors), dict[int, bytes]()
+    end = shard.data_size
+    for name, tensor in tensors.items():
+        content = _bytes(tensor)
+        entry: Mapping[str, Any] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [end, end + len(content)],
+        }
+        if name in header:
+            old = header[name]
+            if (old["dtype"], list(old["shape"])) != (entry["dtype"], entry["shape"]):
+                raise ValueError(
+                    f"{name} is {old['dtype']} {old['shape']}; what replaces it is {entry['dtype']} {entry['shape']}"
+                )
+            entry = old
+        else:
+            end += len(content)
+        header[name] = entry
+        places[entry["data_offsets"][0]] = content
+    text = json.dumps({**({"__metadata__": shard.metadata} if shard.metadata else {}), **header}).encode()
+    text += b" " * (-len(text) % 8)
+    with shard.path.open("rb") as source, target.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        source.seek(shard.data_start)
+        shutil.copyfileobj(source, file, 2**22)
+        for offset, content in places.items():
+            file.seek(8 + len(text) + offset)
+            file.write(content)
+
+
+def _bytes(tensor: Tensor) -> bytes:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()

@@ -1,0 +1,197 @@
+"""A folded checkpoint, run by Hugging Face alone, is the model that hooks steer."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+import focuslens as fl
+from focuslens.serving import fold
+
+FAMILIES = ("llama", "llama_bias", "llama_rope", "llama_tied", "llama_mha", "qwen2", "qwen2_window", "qwen3", "mistral")
+HEADS = (fl.Head(0, 2), fl.Head(1, 1), fl.Head(2, 0), fl.Head(2, 1))
+
+
+def steering(
+    model: fl.FocusModel, alpha: float = 1.5, *, keys: bool = True, heads: Any = HEADS, site: Any = "projection"
+):
+    noise = torch.randn(2, len(heads), model.shape.d_head, generator=torch.Generator().manual_seed(3))
+    return fl.FocusSteering(fl.FocusDirections(heads, noise[0], noise[1] if keys else None, site), alpha)
+
+
+def opened(directory: Path, attention: str = "sdpa", dtype: torch.dtype = torch.float32) -> Any:
+    loading: Any = AutoModelForCausalLM
+    model, info = loading.from_pretrained(
+        directory, attn_implementation=attention, dtype=dtype, output_loading_info=True
+    )
+    assert not any(info.values()), info  # nothing was missing and made up, nothing left over
+    return model.eval()
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_logits_are_those_of_the_hooks(name, attention, load_model, checkpoint, samples, tmp_path):
+    model = load_model(name)
+    chosen = steering(model)
+    done = fold(checkpoint(name), chosen, tmp_path / "out")
+    assert done.directory == tmp_path / "out"
+    prompt = model.encode(samples[0].prompt())
+    with torch.no_grad():
+        folded = opened(tmp_path / "out", attention)(prompt.tokens[None]).logits[0]
+    torch.testing.assert_close(folded, model.logits(prompt, [chosen]), atol=1e-4, rtol=0)
+    assert (folded - model.logits(prompt)).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "mistral"])
+def test_in_half_precision_within_its_rounding(name, load_model, checkpoint, samples, tmp_path):
+    exact, half = load_model(name), load_model(name, dtype="bfloat16")
+    plain: Any = AutoModelForCausalLM.from_pretrained(checkpoint(name), dtype=torch.bfloat16)
+    plain.save_pretrained(tmp_path / "half")
+    chosen = steering(half)
+    fold(tmp_path / "half", chosen, tmp_path / "out")
+    prompt = half.encode(samples[0].prompt())
+    with torch.no_grad():
+        folded = opened(tmp_path / "out", dtype=torch.bfloat16)(prompt.tokens[None]).logits[0].float()
+    reference = exact.logits(prompt, [chosen])
+    rounding = (half.logits(prompt, [chosen]).float() - reference).abs().mean()
+    assert (folded - reference).abs().mean() < 1.5 * rounding
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen3"])
+def test_greedy_texts_are_those_of_the_hooks(name, load_model, checkpoint, samples, tmp_path):
+    model = load_model(name)
+    chosen = steering(model)
+    fold(checkpoint(name), chosen, tmp_path / "out")
+    folded = fl.FocusModel.from_pretrained(str(tmp_path / "out"), device="cpu")
+    for sample in samples:
+        expected = model.generate(sample.prompt(), [chosen], max_new_tokens=8).tokens
+        assert torch.equal(folded.generate(sample.prompt(), max_new_tokens=8).tokens, expected)
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_shards_keep_every_weight_and_get_their_own_biases(name, load_model, checkpoint, samples, tmp_path):
+    model = load_model(name)
+    AutoModelForCausalLM.from_pretrained(checkpoint(name)).save_pretrained(tmp_path / "sharded", max_shard_size="60KB")
+    names = sorted(path.name for path in (tmp_path / "sharded").glob("*.safetensors"))
+    assert len(names) > 3
+    chosen = steering(model)
+    fold(tmp_path / "sharded", chosen, tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.safetensors")) == names
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    old = {name: load_file(tmp_path / "sharded" / name) for name in names}
+    new = {name: load_file(tmp_path / "out" / name) for name in names}
+    held = {tensor: shard for shard, tensors in new.items() for tensor in tensors}
+    assert index["weight_map"] == held
+    assert index["metadata"]["total_size"] == sum(t.nbytes for tensors in new.values() for t in tensors.values())
+    for shard, tensors in old.items():
+        for tensor, value in tensors.items():
+            changed = tensor.endswith(("q_proj.bias", "k_proj.bias"))
+            assert changed or torch.equal(new[shard][tensor], value)
+        assert (
+            safe_open(tmp_path / "out" / shard, "pt").metadata()
+            == safe_open(tmp_path / "sharded" / shard, "pt").metadata()
+        )
+    prompt = model.encode(samples[0].prompt())
+    with torch.no_grad():
+        folded = opened(tmp_path / "out")(prompt.tokens[None]).logits[0]
+    torch.testing.assert_close(folded, model.logits(prompt, [chosen]), atol=1e-4, rtol=0)
+
+
+def test_it_says_whose_keys_are_shared_with_heads_not_chosen(load_model, checkpoint, tmp_path):
+    model = load_model("llama")
+    done = fold(checkpoint("llama"), steering(model), tmp_path / "a")
+    assert [str(one) for one in done.shared] == [
+        "the key vector of L0H2 is also read by L0H3",
+        "the key vector of L1H1 is also read by L1H0",
+    ]
+    assert "also read by L0H3" in (tmp_path / "a" / "README.md").read_text()
+    assert fold(checkpoint("llama"), steering(model, keys=False), tmp_path / "b").shared == ()
+    assert fold(checkpoint("llama_mha"), steering(load_model("llama_mha")), tmp_path / "c").shared == ()
+
+
+def test_the_card_keeps_that_of_the_base_and_other_weights_stay_behind(load_model, checkpoint, tmp_path):
+    base = shutil.copytree(checkpoint("llama"), tmp_path / "base")
+    (base / "README.md").write_text("---\nlicense: mit\n---\n\n# The base\n\nIts text.\n")
+    (base / "pytorch_model.bin").write_bytes(b"other weights")
+    (base / "consolidated.safetensors").write_bytes(b"other weights")
+    (base / "merges.txt").write_text("a b\n")
+    chosen = steering(load_model("llama"))
+    done = fold(base, chosen, tmp_path / "out")
+    assert done.left_out == ("consolidated.safetensors", "pytorch_model.bin")
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert card.startswith("---\nlicense: mit\n---\n\n# With focus directions folded in\n")
+    assert card.endswith("# The base\n\nIts text.\n")
+    assert "strength 1.5" in card
+    assert "L0H2, L1H1, L2H0, L2H1" in card
+    assert (tmp_path / "out" / "merges.txt").read_text() == "a b\n"
+    record = json.loads((tmp_path / "out" / "focuslens.json").read_text())
+    assert record["steering"] == json.loads(json.dumps(chosen.describe()))
+
+
+def changed(config: dict[str, Any], directory: Path, checkpoint: Path) -> Path:
+    shutil.copytree(checkpoint, directory)
+    whole = json.loads((directory / "config.json").read_text()) | config
+    (directory / "config.json").write_text(json.dumps(whole))
+    return directory
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"model_type": "gemma2"}, "of the type 'gemma2'; qwen2, qwen3, llama, mistral can be folded"),
+        ({"quantization_config": {"bits": 4}}, "are quantized"),
+        ({"auto_map": {"AutoModelForCausalLM": "x.y"}}, "brings code of its own"),
+        ({"model_type": "mistral", "sliding_window": 24}, "a sliding window of 24 tokens"),
+        ({"num_hidden_layers": 2}, r"head \(2, 0\) does not exist"),
+        ({"head_dim": 32}, "directions have d_head = 16, the model has 32"),
+    ],
+)
+def test_what_cannot_be_folded_is_refused_by_name(config, message, load_model, checkpoint, tmp_path):
+    base = changed(config, tmp_path / "base", checkpoint("llama"))
+    with pytest.raises(ValueError, match=message):
+        fold(base, steering(load_model("llama")), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
+
+
+def test_steering_that_is_no_bias_is_refused(load_model, checkpoint, tmp_path):
+    model = load_model("llama")
+    with pytest.raises(ValueError, match="act at the rotary site"):
+        fold(checkpoint("llama"), steering(model, site="rotary"), tmp_path / "out")
+    chosen = steering(model)
+    with pytest.raises(ValueError, match="a bias acts at all positions"):
+        fold(checkpoint("llama"), fl.FocusSteering(chosen.directions, 1.0, positions="response"), tmp_path / "out")
+
+
+def test_what_is_not_there_or_not_whole_is_refused(load_model, checkpoint, tmp_path):
+    chosen, base = steering(load_model("llama")), shutil.copytree(checkpoint("llama"), tmp_path / "base")
+    with pytest.raises(FileNotFoundError, match="neither a directory nor a model on the hub"):
+        fold(tmp_path / "nowhere", chosen, tmp_path / "out")
+    full = tmp_path / "full"
+    full.mkdir()
+    (full / "mine").write_text("kept")
+    with pytest.raises(FileExistsError, match="is no empty directory"):
+        fold(base, chosen, full)
+    assert (full / "mine").read_text() == "kept"
+    weights = (base / "model.safetensors").read_bytes()
+    (base / "model.safetensors").write_bytes(weights[:-10])
+    with pytest.raises(ValueError, match="it was cut off"):
+        fold(base, chosen, tmp_path / "out")
+    (base / "model.safetensors").write_bytes(b"0123456789")
+    with pytest.raises(ValueError, match="is no safetensors file"):
+        fold(base, chosen, tmp_path / "out")
+    (base / "model.safetensors").unlink()
+    with pytest.raises(FileNotFoundError, match="holds neither"):
+        fold(base, chosen, tmp_path / "out")
+    (base / "config.json").unlink()
+    with pytest.raises(FileNotFoundError, match="is it a Hugging Face checkpoint"):
+        fold(base, chosen, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
