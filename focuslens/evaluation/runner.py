@@ -80,14 +80,14 @@ class Evaluation:
         return len(self.sample_ids)
 
     def compare(self, other: Evaluation) -> McNemar:
-        """Exact McNemar test against another evaluation of the same samples.
+        """Exact McNemar test against another evaluation of the same samples; samples of a question count together.
 
         Raises:
             ValueError: If the samples are not the same.
         """
         if self.sample_ids != other.sample_ids:
             raise ValueError("the evaluations are of different samples (or in another order), so they are not paired")
-        return mcnemar_exact(list(self.correct), list(other.correct))
+        return mcnemar_exact(list(self.correct), list(other.correct), groups=self.question_ids)
 
 
 @dataclass(frozen=True)

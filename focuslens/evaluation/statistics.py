@@ -163,15 +163,20 @@ def _resampled(
         yield sums[drawn].sum(axis=1) / sizes
 
 
-def mcnemar_exact(first: npt.ArrayLike, second: npt.ArrayLike) -> McNemar:
+def mcnemar_exact(first: npt.ArrayLike, second: npt.ArrayLike, *, groups: Iterable[Hashable] | None = None) -> McNemar:
     """McNemar's test with its exact binomial distribution (McNemar, 1947): are two settings equally often right?
 
     Only the samples on which they disagree count; were the settings equal, each of those would fall to either side
     with probability 1/2. The p-value is twice the smaller tail, at most 1, and 1 where they never disagree.
 
+    Samples of one question fall to a side together. With ``groups`` it is whole groups that do: each one's net gain
+    has either sign with probability 1/2, and the p-value is the exact chance of a sum as far from zero (the sign-flip
+    permutation test; Fisher, 1935). With groups of one sample each it is McNemar's.
+
     Args:
         first: Whether the first setting is right, one boolean (or 0 and 1) a sample.
         second: The same for the second, in the same order of samples.
+        groups: The group of every sample, such as its ``question_id``. ``None``: every sample is its own.
 
     Raises:
         ValueError: If the lengths differ, or a value is neither true nor false.
@@ -180,7 +185,9 @@ def mcnemar_exact(first: npt.ArrayLike, second: npt.ArrayLike) -> McNemar:
     if right.size != other.size:
         raise ValueError(f"first has {right.size} samples, second {other.size}; they must be the same samples")
     only_first, only_second = int((right & ~other).sum()), int((other & ~right).sum())
-    return McNemar(only_first, only_second, _two_sided(only_first, only_second))
+    gains, sizes = _grouped(right.astype(np.float64) - other, groups)
+    alone = bool((sizes == 1).all())
+    return McNemar(only_first, only_second, _two_sided(only_first, only_second) if alone else _sign_flips(gains))
 
 
 def _booleans(values: npt.ArrayLike, name: str) -> npt.NDArray[np.bool_]:
@@ -191,6 +198,20 @@ def _booleans(values: npt.ArrayLike, name: str) -> npt.NDArray[np.bool_]:
     if wrong.any():
         raise ValueError(f"{name} contains {array[wrong].tolist()[0]!r}; it must hold true and false, or 1 and 0, only")
     return array.astype(np.bool_)
+
+
+def _sign_flips(gains: npt.NDArray[np.float64]) -> float:
+    """The chance that whole numbers with random signs add up to something as far from zero as they do."""
+    steps = np.abs(gains).astype(np.intp)
+    steps = steps[steps > 0]
+    chances = np.ones(1)  # of each sum from -reach to reach
+    for step in steps:
+        wider = np.zeros(chances.size + 2 * step)
+        wider[: chances.size] += chances / 2
+        wider[2 * step :] += chances / 2
+        chances = wider
+    sums = np.arange(chances.size) - int(steps.sum())
+    return min(1.0, float(chances[np.abs(sums) >= abs(int(gains.sum()))].sum()))
 
 
 def _two_sided(successes: int, failures: int) -> float:

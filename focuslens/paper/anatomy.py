@@ -18,9 +18,11 @@ from focuslens.anatomy import (
 from focuslens.evaluation import BUDGET_PARTS, Setting, Sweep, attention_budget
 from focuslens.heads import Head
 from focuslens.interventions import FocusSteering
-from focuslens.paper.artefact import Artefact, Finding, keep_figure
+from focuslens.paper.artefact import Artefact, Finding, keep_figure, write_csv
+from focuslens.paper.scored import head_mean
 from focuslens.paper.steering import steerable
 from focuslens.paper.study import Study
+from focuslens.scoring import KINDS, ContextualScores
 from focuslens.viz import Curve, Table, sweep_curves
 from focuslens.viz.anatomy import frequency_profiles, position_biases, variance_parts
 from focuslens.viz.report import Cell
@@ -78,6 +80,10 @@ def _drawn(study: Study, keys: Mapping[Head, HeadKeys]) -> list[tuple[str, str]]
         energy = frequency_energy(vector[None], adjacent_pairs=rotary.adjacent_pairs, rotary_dim=2 * _pairs(rotary.cos))
         pairs[str(head)] = energy[0, : _pairs(rotary.cos)].numpy()
     frame = decompose_heads(study.model, study.directions, dict(keys), positions)
+    energies = [(head, pair, float(share)) for head, own in pairs.items() for pair, share in enumerate(own)]
+    write_csv(folder / "frequencies.csv", ("head", "rotary pair, fastest first", "share of energy"), energies)
+    lines = [(int(position), *(float(own[i]) for own in biases.values())) for i, position in enumerate(positions)]
+    write_csv(folder / "positions.csv", ("position", *biases), lines)
     keep_figure(frequency_profiles(pairs), folder / "frequencies.png")
     keep_figure(position_biases(positions.numpy(), biases), folder / "positions.png")
     shares = (frame[name].to_numpy() for name in ("content", "position", "interaction"))
@@ -119,9 +125,18 @@ def _parts(study: Study, keys: Mapping[Head, HeadKeys]) -> tuple[Table, Finding]
 
 
 def _tokens(study: Study, keys: Mapping[Head, HeadKeys]) -> Table:
-    """The tokens that the first head's direction favours most and least."""
-    head, n = next(iter(keys)), study.settings.anatomy.tokens
-    own, positions = keys[head], _positions(keys)
+    """The tokens that each head's direction favours most and least."""
+    columns = ("head", "favoured", "count", "bias", "disfavoured", "count ", "bias ")
+    rows = tuple((str(head), *row) for head in keys for row in _tokens_of(study, keys, head))
+    return Table(
+        "Tokens whose keys directions favour and disfavour most, in logits at alpha = 1, positions averaged out",
+        columns,
+        rows,
+    )
+
+
+def _tokens_of(study: Study, keys: Mapping[Head, HeadKeys], head: Head) -> list[tuple[Cell, ...]]:
+    own, positions, n = keys[head], _positions(keys), study.settings.anatomy.tokens
     rotary = study.model.backend.rotary(head.layer, len(positions))
     frame = token_preferences(
         study.directions.select([head]).query[0],
@@ -133,17 +148,10 @@ def _tokens(study: Study, keys: Mapping[Head, HeadKeys]) -> Table:
         tokenizer=study.model.tokenizer,
     )
     records = frame.to_dict("records")
-    rows = [
+    return [
         tuple(cell for one in pair for cell in (repr(one["text"]), int(one["count"]), float(one["mean_bias"])))
         for pair in zip(records[:n], records[::-1][:n], strict=True)
     ]
-    columns = ("favoured", "count", "bias", "disfavoured", "count ", "bias ")
-    return Table(
-        f"Tokens whose keys the direction of {head} favours and disfavours most, in logits at alpha = 1, positions "
-        "averaged out",
-        columns,
-        tuple(rows),
-    )
 
 
 def _budget(study: Study, heads: Sequence[Head]) -> tuple[Table, tuple[str, str], Finding]:
@@ -215,14 +223,23 @@ def _sites(study: Study, heads: Sequence[Head]) -> tuple[Table, list[Finding]]:
             ]
     sweep = study.sweep(KEY, "validation", settings)
     rows: list[tuple[Cell, ...]] = []
-    for row in sweep.rows():
-        rows.append((row["name"], row["em"], row["em_low"], row["em_high"], f"{row['mcnemar_p']:.2g}"))
+    for setting, row in zip(sweep.settings, sweep.rows(), strict=True):
+        measured = study.scores("validation", "long", setting.interventions)
+        means = [_mean_of_heads(measured, kind, heads[:k]) for kind in KINDS]
+        rows.append((row["name"], row["em"], row["em_low"], row["em_high"], f"{row['mcnemar_p']:.2g}", *means))
     table = Table(
-        "Exact match on validation questions by site, rows and strength, with 95 % intervals and McNemar's exact p",
-        ("setting", "exact match", "low", "high", "p"),
+        "Exact match on validation questions by site, rows and strength, with 95 % intervals and exact p, and mean "
+        f"contextual scores of the {k} steered heads",
+        ("setting", "exact match", "low", "high", "p", "R", "IR", "IR max", "sink"),
         tuple(rows),
     )
     return table, [_best_of(sweep, settings, name, value) for name, value in _kinds(sites)]
+
+
+def _mean_of_heads(scores: ContextualScores, kind: str, heads: Sequence[Head]) -> float | str:
+    means = [head_mean(scores, kind, head) for head in heads]
+    known = [one for one in means if one is not None]
+    return sum(known) / len(known) if known else "-"
 
 
 def _kinds(sites: Sequence[str]) -> list[tuple[str, str]]:

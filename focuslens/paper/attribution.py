@@ -29,7 +29,7 @@ def run(study: Study) -> Artefact:
         batch_tokens=settings.batch_tokens,
         progress=study.progress,
     )
-    ks = [k for k in possible(settings.split_softmax.ks, len(ranking)) if k <= _MOST]
+    ks = [k for k in possible(settings.split_softmax.ks, len(ranking)) if k <= _MOST] or [min(_MOST, len(ranking))]
     others = random_order(ranking, min(settings.split_softmax.exclude, len(ranking) // 2), settings.seed)
     sets: list[tuple[str, int, Sequence[Head]]] = [("contextual", k, ranking[:k]) for k in ks]
     sets += [("random", k, others[:k]) for k in ks]
@@ -68,18 +68,35 @@ def _draw(study: Study, found: dict[tuple[str, int], Attribution], ks: Sequence[
     keep_figure(axes, study.folder(KEY) / "attribution.png")
 
 
+def _attribution(scores: DocumentScores, heads: Sequence[Head], correct: bool | None, seed: int) -> Attribution | None:
+    """Of all answers, right ones or wrong ones; ``None`` where there are none with anything said."""
+    try:
+        return scores.attribution(heads, correct=correct, seed=seed)
+    except ValueError:
+        return None
+
+
 def _table(study: Study, scores: DocumentScores, sets: Sequence[tuple[str, int, Sequence[Head]]]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for name, k, heads in sets:
         for of, correct in (("all", None), ("right", True), ("wrong", False)):
-            if correct is not None and correct not in scores.correct:
+            one = _attribution(scores, heads, correct, study.settings.seed)
+            if one is None:
                 continue
-            one = scores.attribution(heads, correct=correct, seed=study.settings.seed)
-            rows.append((name, k, of, len(one.rank), str(one.accuracy), str(one.mrr), str(one.ndcg)))
+            measures = (
+                part for of_all in (one.accuracy, one.mrr, one.ndcg) for part in (of_all.mean, of_all.low, of_all.high)
+            )
+            rows.append((name, k, of, len(one.rank), *measures))
     return Table(
         "Rank of the gold document by contextual score, held-out questions: share that stands first, mean reciprocal "
         "rank, NDCG, each with its 95 % interval",
-        ("heads", "k", "answers", "samples", "first", "MRR", "NDCG"),
+        (
+            "heads",
+            "k",
+            "answers",
+            "samples",
+            *(f"{name}{end}" for name in ("first", "MRR", "NDCG") for end in ("", " low", " high")),
+        ),
         tuple(rows),
     )
 
@@ -96,9 +113,8 @@ def _findings(
             "k is chosen on these questions."
         )
     ]
-    if len(set(scores.correct)) == 2:
-        heads = study.ranking[:k]
-        right, wrong = (scores.attribution(heads, correct=one, seed=study.settings.seed) for one in (True, False))
+    right, wrong = (_attribution(scores, study.ranking[:k], one, study.settings.seed) for one in (True, False))
+    if right is not None and wrong is not None:
         sentences.append(
             Finding(
                 f"Where the answer is right it stands first in {right.accuracy}, where it is wrong in {wrong.accuracy}."

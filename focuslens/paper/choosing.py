@@ -5,12 +5,12 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
-from focuslens.evaluation import Setting, Sweep, best_setting
+from focuslens.evaluation import Interval, Setting, Sweep, best_setting, bootstrap_mean
 from focuslens.heads import Head
 from focuslens.paper.artefact import Verdict
 from focuslens.viz import Table
 
-__all__ = ["chosen_table", "possible", "random_order", "sweep_table", "verdict_of"]
+__all__ = ["chosen_table", "difference", "possible", "random_order", "sweep_table", "verdict_of"]
 
 
 def possible(ks: Sequence[int], n: int) -> list[int]:
@@ -31,7 +31,7 @@ def random_order(heads: Sequence[Head], exclude: int, seed: int) -> list[Head]:
 
 
 def sweep_table(caption: str, sweep: Sweep) -> Table:
-    """Every setting's exact match with its interval, and the exact McNemar test against the baseline."""
+    """Every setting's exact match with its interval, and the exact test against the baseline."""
     rows = tuple(
         (
             row["name"],
@@ -45,7 +45,8 @@ def sweep_table(caption: str, sweep: Sweep) -> Table:
         for row in sweep.rows()
     )
     return Table(
-        f"{caption}: exact match, 95 % interval, samples gained and lost against the baseline, McNemar's exact p",
+        f"{caption}: exact match, 95 % interval, samples gained and lost against the baseline, exact p "
+        "(McNemar's; samples of one question count together)",
         ("setting", "exact match", "low", "high", "gained", "lost", "p"),
         rows,
     )
@@ -62,7 +63,8 @@ def chosen_table(validation: Sweep, test: Sweep, settings: Sequence[Setting]) ->
     ]
     return (
         Table(
-            "Held-out exact match of the chosen settings, and the exact McNemar test against no intervention",
+            "Held-out exact match of the chosen settings, and the exact test against no intervention (McNemar's; "
+            "samples of one question count together)",
             ("how", "setting", "exact match", "low", "high", "gained", "lost", "p"),
             tuple(
                 (how, name, result.em.mean, result.em.low, result.em.high, *_tested(test, name))
@@ -79,8 +81,15 @@ def _tested(sweep: Sweep, name: str) -> tuple[int, int, str]:
 
 
 def verdict_of(sweep: Sweep, name: str, *, higher: bool, level: float = 0.05) -> Verdict:
-    """Whether a setting is above (or below) the baseline, by the exact McNemar test."""
+    """Whether a setting is above (or below) the baseline, by the exact test."""
     result, baseline = sweep[name], sweep["baseline"]
     if result.compare(baseline).p_value >= level:
         return "cannot be told"
     return "holds" if (result.em.mean > baseline.em.mean) == higher else "does not hold"
+
+
+def difference(sweep: Sweep, name: str) -> Interval:
+    """How much more often a setting is right than the baseline, with its interval over questions."""
+    result, baseline = sweep[name], sweep["baseline"]
+    gains = [int(ours) - int(theirs) for ours, theirs in zip(result.correct, baseline.correct, strict=True)]
+    return bootstrap_mean(gains, groups=result.question_ids)

@@ -76,8 +76,10 @@ def _map_table(scores: ContextualScores) -> Table:
     )
 
 
-def _margin(scores: ContextualScores, heads: Sequence[Head], seed: int) -> Interval | None:
-    """Relevant score less the largest irrelevant one, averaged over heads, with its interval over samples."""
+def _margin(
+    scores: ContextualScores, heads: Sequence[Head], questions: Mapping[str, str], seed: int
+) -> Interval | None:
+    """Relevant score less the largest irrelevant one, averaged over heads, with its interval over questions."""
     kept = ~scores.relevant[:, 0, 0].isnan()
     if not bool(kept.any()):
         return None
@@ -87,12 +89,14 @@ def _margin(scores: ContextualScores, heads: Sequence[Head], seed: int) -> Inter
             for head in heads
         ]
     ).mean(dim=0)
-    return bootstrap_mean(gaps.tolist(), seed=seed)
+    ids = [one for one, keep in zip(scores.sample_ids, kept.tolist(), strict=True) if keep]
+    return bootstrap_mean(gaps.tolist(), groups=[questions[one] for one in ids], seed=seed)
 
 
 def _findings(
     study: Study, ranked_on: ContextualScores, cases: Mapping[str, ContextualScores], top: Sequence[Head]
 ) -> list[Finding]:
+    questions = study.questions("test")
     seed, above = study.settings.seed, ranked_on.sparsity((0.1,))[0]
     where = "" if above.layers is None else f", in layers {above.layers[0]} to {above.layers[1]}"
     found = [
@@ -103,7 +107,7 @@ def _findings(
         )
     ]
     for case, sign in (("correct", 1), ("wrong", -1)):
-        margin = _margin(cases[case], top, seed) if len(cases[case]) else None
+        margin = _margin(cases[case], top, questions, seed) if len(cases[case]) else None
         text = (
             f"Where the answer is {case}, the top {len(top)} heads attend {'more' if sign > 0 else 'less'} to the "
             "relevant document than to any other"
@@ -114,4 +118,25 @@ def _findings(
         low, high = sorted((sign * margin.low, sign * margin.high))
         verdict = "holds" if low > 0 else "does not hold" if high < 0 else "cannot be told"
         found.append(Finding(f"{text}: the difference is {margin}.", verdict))
-    return found
+    return [*found, *_sink_finding(cases, top, questions, seed)]
+
+
+def _sink_finding(
+    cases: Mapping[str, ContextualScores], heads: Sequence[Head], questions: Mapping[str, str], seed: int
+) -> list[Finding]:
+    """Whether the sink gets more where the relevant document stands alone, sample by sample."""
+    more = torch.stack([(cases["gold"].sink - cases["long"].sink)[:, head.layer, head.head] for head in heads]).mean(
+        dim=0
+    )
+    kept = ~more.isnan()
+    if not bool(kept.any()):
+        return []
+    ids = [one for one, keep in zip(cases["long"].sample_ids, kept.tolist(), strict=True) if keep]
+    change = bootstrap_mean(more[kept].tolist(), groups=[questions[one] for one in ids], seed=seed)
+    return [
+        Finding(
+            "Where the relevant document stands alone, the sink gets more of these heads' attention: the difference is "
+            f"{change}.",
+            "holds" if change.low > 0 else "does not hold" if change.high < 0 else "cannot be told",
+        )
+    ]

@@ -63,14 +63,21 @@ def _verdict(verdict: str) -> str:
     return f'<span class="verdict {_CLASSES[verdict]}">{escape(verdict)}</span>' if verdict else ""
 
 
+def _link(name: str) -> str:
+    return f'<p><a href="{escape(name)}">{escape(name)}</a></p>'
+
+
 def _section(folder: Path, artefact: Artefact) -> str:
     heading = f'{escape(artefact.title)} <span class="paper">({escape(artefact.paper)})</span>'
     parts = [f'<section id="{escape(artefact.key)}"><h2>{heading}</h2>', _findings(artefact)]
-    parts += [figure_html(caption, folder / artefact.key / name) for caption, name in artefact.figures]
+    for caption, name in artefact.figures:
+        parts.append(figure_html(caption, folder / artefact.key / name))
+        numbers = Path(artefact.key) / f"{Path(name).stem}.csv"
+        if (folder / numbers).is_file():  # Where there is none, the section's tables are the picture's numbers.
+            parts.append(_link(str(numbers)))
     for place, table in enumerate(artefact.tables, start=1):
         whole = table_html(table)
         parts.append(f'<div class="long">{whole}</div>' if len(table.rows) > _LONG else whole)
-        name = f"{artefact.key}/table_{place}.csv"
-        parts.append(f'<p><a href="{escape(name)}">{escape(name)}</a></p>')
+        parts.append(_link(f"{artefact.key}/table_{place}.csv"))
     parts += [f'<div class="reported">{table_html(table)}</div>' for table in artefact.reported]
     return "\n".join([*parts, "</section>"])

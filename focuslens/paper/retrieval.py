@@ -11,12 +11,12 @@ from matplotlib.axes import Axes
 from focuslens.data.needles import NeedleSample, load_haystack, load_needles, needle_samples, synthetic_needles
 from focuslens.heads import Head
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding, keep_figure
+from focuslens.paper.artefact import Artefact, Finding, keep_figure, write_csv
 from focuslens.paper.study import Study
 from focuslens.retrieval_heads import NoRunCountsError, RetrievalScores, retrieval_scores
 from focuslens.viz import Table, head_map
 
-__all__ = ["KEY", "SECTIONS", "run"]
+__all__ = ["KEY", "SECTIONS", "check", "run"]
 
 KEY = "retrieval"
 SECTIONS = ("retrieval",)
@@ -49,6 +49,7 @@ def run(study: Study) -> Artefact:
         study.folder(KEY) / "retrieval_heads.png",
     )
     keep_figure(_both(study, contextual, retrieving), study.folder(KEY) / "overlap.png")
+    _write_heads(study, scores, contextual, retrieving)
     return Artefact(
         KEY,
         _TITLE,
@@ -64,6 +65,34 @@ def run(study: Study) -> Artefact:
         (_heads_table(study, scores, contextual, retrieving),),
         (reported.FIGURE_9,),
     )
+
+
+def _write_heads(study: Study, scores: RetrievalScores, contextual: Sequence[Head], retrieving: Sequence[Head]) -> None:
+    """The numbers of both pictures, a line a head."""
+    every = [
+        Head(layer, head) for layer in range(study.model.shape.n_layers) for head in range(study.model.shape.n_heads)
+    ]
+    copies = [(head.layer, head.head, float(scores.scores[head])) for head in every]
+    kinds = [(*head, int(head in contextual), int(head in retrieving)) for head in every]
+    write_csv(study.folder(KEY) / "retrieval_heads.csv", ("layer", "head", "copy score"), copies)
+    write_csv(study.folder(KEY) / "overlap.csv", ("layer", "head", "contextual", "retrieval"), kinds)
+
+
+def check(study: Study) -> None:
+    """Say now, not after hours of other work, that there are no essays.
+
+    Raises:
+        FileNotFoundError: If there are none, or no needles.
+    """
+    wanted = study.settings.retrieval.haystack
+    if wanted == "synthetic":
+        return
+    folder = study.haystack or Path(wanted)
+    try:
+        load_needles(folder / "needles.jsonl")
+        load_haystack(folder)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; name the folder of essays and needles with --haystack") from None
 
 
 def _samples(study: Study) -> list[NeedleSample]:

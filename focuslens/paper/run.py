@@ -36,8 +36,20 @@ def reproduce(
     unknown = [key for key in keys if key not in ARTEFACTS]
     if unknown:
         raise ValueError(f"there is no artefact {unknown[0]!r}; there are {', '.join(ARTEFACTS)}")
-    for key in keys or list(ARTEFACTS):
+    wanted = list(keys) or list(ARTEFACTS)
+    if retrieval.KEY in wanted:
+        retrieval.check(study)
+    if study.settings.directions.source != "train" and any("directions" in ARTEFACTS[key].SECTIONS for key in wanted):
+        _ = study.directions  # what cannot be read is better known now than after the work
+    shown: list[Artefact] = []
+    for key in wanted:
         make(study, key, say)
+        shown = show(study)
+    return shown
+
+
+def show(study: Study) -> list[Artefact]:
+    """Write the page of the artefacts that are there, and give them."""
     finished = [load_artefact(study.folder(key), study.header(key, *one.SECTIONS)) for key, one in ARTEFACTS.items()]
     shown = [one for one in finished if one is not None]
     write_index(study.out / "index.html", f"Focus Directions, on {study.settings.name}", _facts(study), shown)
@@ -53,6 +65,8 @@ def make(study: Study, key: str, say: Callable[[str], None]) -> Artefact:
         say(f"{key}: already there")
         return found
     say(f"{key} ...")
+    # Pictures and tables are about to change: what was finished under other settings is so no more.
+    (study.folder(key) / "artefact.json").unlink(missing_ok=True)
     made: Artefact = module.run(study)
     save_artefact(study.folder(key), made, header)
     for one in made.findings:

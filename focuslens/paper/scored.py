@@ -12,12 +12,13 @@ from safetensors.torch import load, save
 from tqdm.auto import tqdm
 
 from focuslens.files import write_atomically
+from focuslens.heads import Head
 from focuslens.hooks import Intervention
 from focuslens.model import FocusModel
 from focuslens.prompts import Case, MultiDocSample
 from focuslens.scoring import KINDS, ContextualScores, contextual_scores
 
-__all__ = ["CHUNK", "score_in_chunks"]
+__all__ = ["CHUNK", "head_mean", "score_in_chunks"]
 
 CHUNK = 64
 """Samples that are scored between two writes."""
@@ -62,6 +63,12 @@ def score_in_chunks(
         responses=tuple(one for part in parts for one in part.responses),
         correct=tuple(one for part in parts for one in part.correct),
     )
+
+
+def head_mean(scores: ContextualScores, kind: str, head: Head) -> float | None:
+    """One head's mean score; ``None`` where no sample has one."""
+    values = getattr(scores, kind)[:, head.layer, head.head]
+    return None if bool(values.isnan().all()) else float(values.nanmean())
 
 
 def _packed(scores: ContextualScores) -> bytes:

@@ -11,6 +11,7 @@ from focuslens.heads import Head
 from focuslens.interventions import FocusSteering
 from focuslens.paper import reported
 from focuslens.paper.artefact import Artefact, Finding
+from focuslens.paper.scored import head_mean
 from focuslens.paper.steering import steerable
 from focuslens.paper.study import Study
 from focuslens.scoring import ContextualScores
@@ -46,12 +47,16 @@ def run(study: Study) -> Artefact:
             f"Contextual scores on test questions with the top {steered} heads steered, and their change against no "
             "steering; measured with the responses that the steered model gives"
         )
-        tables.append(Table(caption, ("head", "alpha", *names), tuple(rows)))
+        tables.append(
+            Table(
+                caption, ("head", "alpha", *(part for name in names for part in (name, f"{name} change"))), tuple(rows)
+            )
+        )
     return Artefact(
         KEY,
         "What focus directions do to attention",
         "Table 3",
-        tuple(_findings(changes, plain, top, study.settings.seed)),
+        tuple(_findings(study, changes, plain, top[: wanted.few])),
         (),
         tuple(tables),
         (reported.TABLE_3_FEW, reported.TABLE_3_MANY),
@@ -63,30 +68,36 @@ def _rows(cases: _Cases, plain: _Cases, heads: Sequence[Head], alpha: float) -> 
     for head in heads:
         cells: list[Cell] = [str(head), f"{alpha:g}"]
         for _, case, kind in _COLUMNS:
-            value = float(cases[case].mean(kind)[head])
-            cells.append(f"{value:.3f} ({value - float(plain[case].mean(kind)[head]):+.3f})")
+            value, before = (head_mean(one[case], kind, head) for one in (cases, plain))
+            cells += ["-", "-"] if value is None or before is None else [value, value - before]
         rows.append(tuple(cells))
     return rows
 
 
-def _change(after: _Cases, before: _Cases, kind: str, heads: Sequence[Head], seed: int) -> Interval:
-    """Change of one kind of score, averaged over heads, with its interval over the samples that have both."""
+def _change(study: Study, after: _Cases, before: _Cases, kind: str, heads: Sequence[Head]) -> Interval | None:
+    """Change of one kind of score, averaged over heads, with its interval over the questions that have both."""
     changes = [
         getattr(after["long"], kind)[:, head.layer, head.head] - getattr(before["long"], kind)[:, head.layer, head.head]
         for head in heads
     ]
     mean = torch.stack(changes).mean(dim=0)
-    return bootstrap_mean(mean[~mean.isnan()].tolist(), seed=seed)
+    kept, questions = ~mean.isnan(), study.questions("test")
+    if not bool(kept.any()):
+        return None
+    groups = [questions[one] for one, keep in zip(after["long"].sample_ids, kept.tolist(), strict=True) if keep]
+    return bootstrap_mean(mean[kept].tolist(), groups=groups, seed=study.settings.seed)
 
 
-def _findings(changes: Mapping[float, _Cases], plain: _Cases, heads: Sequence[Head], seed: int) -> list[Finding]:
+def _findings(study: Study, changes: Mapping[float, _Cases], plain: _Cases, heads: Sequence[Head]) -> list[Finding]:
+    """What the gentlest direction does to the heads that are steered in both tables."""
     positive = [alpha for alpha in changes if alpha > 0]
     if not positive:
         return []
     alpha = min(positive)
-    gained, sink, others = (
-        _change(changes[alpha], plain, kind, heads, seed) for kind in ("relevant", "sink", "irrelevant")
-    )
+    found = [_change(study, changes[alpha], plain, kind, heads) for kind in ("relevant", "sink", "irrelevant")]
+    gained, sink, others = found
+    if gained is None or sink is None or others is None:
+        return [Finding(f"Nothing is said of alpha = {alpha:g}: no response to score.", "cannot be told")]
     more = "holds" if gained.low > 0 else "does not hold" if gained.high < 0 else "cannot be told"
     from_sink = gained.low > 0 and sink.high < 0 and abs(sink) > max(0.0, -others.mean)
     return [

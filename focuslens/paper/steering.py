@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from focuslens.evaluation import Setting, Sweep, steering_settings
+from focuslens.evaluation import Setting, Sweep, best_setting, steering_settings
 from focuslens.heads import Head
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding, keep_figure
+from focuslens.paper.artefact import Artefact, Finding, keep_figure, write_csv
 from focuslens.paper.choosing import chosen_table, possible, sweep_table, verdict_of
 from focuslens.paper.study import Study
 from focuslens.viz import curves, direction_curves, loss_curves
@@ -31,7 +31,7 @@ def run(study: Study) -> Artefact:
     validation, test = study.sweep(KEY, "validation", settings), study.sweep(KEY, "test", settings)
     level = {"all documents": test["baseline"].em}
     keep_figure(direction_curves(curves(test, "alpha"), level), study.folder(KEY) / "steering.png")
-    chosen, honest = chosen_table(validation, test, grid)
+    table, _ = chosen_table(validation, test, grid)
     figures = [
         (
             "Exact match over the number of heads for each alpha, with 95 % bootstrap intervals.",
@@ -42,31 +42,39 @@ def run(study: Study) -> Artefact:
     if losses is not None:
         names = [str(head) for head in study.directions.heads]
         keep_figure(loss_curves(losses.numpy(), names), study.folder(KEY) / "losses.png")
+        rows = [(epoch, *line) for epoch, line in enumerate(losses.tolist(), start=1)]
+        write_csv(study.folder(KEY) / "losses.csv", ("epoch", *names), rows)
         figures.append(("Training loss of each head's direction: minus its contextual score.", "losses.png"))
     return Artefact(
         KEY,
         "Focus directions",
         "Figures 4, 7 and 8",
-        tuple(_findings(test, honest, grid)),
+        tuple(_findings(validation, test, grid)),
         tuple(figures),
-        (chosen, sweep_table("Focus directions on test questions", test)),
+        (table, sweep_table("Focus directions on test questions", test)),
         (reported.FIGURE_4,),
     )
 
 
-def _findings(test: Sweep, honest: Setting, grid: list[Setting]) -> list[Finding]:
-    at_k = [one for one in grid if one.parameters["k"] == honest.parameters["k"]]
+def _findings(validation: Sweep, test: Sweep, grid: list[Setting]) -> list[Finding]:
+    """What the paper says of directions: the strength that is chosen among those above 0, and the ends of the line."""
+    towards = [one for one in grid if one.parameters["alpha"] > 0]
+    if not towards:
+        return []
+    chosen = best_setting(validation, towards)
+    at_k = [one for one in grid if one.parameters["k"] == chosen.parameters["k"]]
+    least, most = (end(at_k, key=lambda one: one.parameters["alpha"]) for end in (min, max))
     found = [
         Finding(
-            f"A focus direction mitigates distraction: {honest.name}, chosen on validation questions, gives "
-            f"{test[honest.name].em} on test questions against {test['baseline'].em} without.",
-            verdict_of(test, honest.name, higher=True) if honest.parameters["alpha"] > 0 else "does not hold",
+            f"A focus direction mitigates distraction: {chosen.name}, chosen on validation questions, gives "
+            f"{test[chosen.name].em} on test questions against {test['baseline'].em} without.",
+            verdict_of(test, chosen.name, higher=True),
         )
     ]
-    for one, text in (
-        (min(at_k, key=lambda one: one.parameters["alpha"]), "The opposite direction leads to more distraction"),
-        (max(at_k, key=lambda one: one.parameters["alpha"]), "Too strong a direction distracts as well"),
-    ):
+    ends = [(least, "The opposite direction leads to more distraction")] if least.parameters["alpha"] < 0 else []
+    if most is not chosen:
+        ends.append((most, "Too strong a direction distracts as well"))
+    for one, text in ends:
         verdict = verdict_of(test, one.name, higher=False)
         found.append(Finding(f"{text}: {one.name} gives {test[one.name].em}.", verdict))
     return found

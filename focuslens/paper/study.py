@@ -77,6 +77,10 @@ class Study:
         """The samples of one part."""
         return self._samples[part]
 
+    def questions(self, part: Part) -> dict[str, str]:
+        """The question of each sample of one part, by the sample's id: samples of one question are not independent."""
+        return {sample.id: sample.question_id for sample in self.samples(part)}
+
     @cached_property
     def _samples(self) -> dict[Part, list[MultiDocSample]]:
         parts: tuple[Part, ...] = ("train", "validation", "test")
@@ -112,13 +116,31 @@ class Study:
         """
         shared = ("name", "model", "model_options", "data", "max_new_tokens", "seed")
         everything = asdict(self.settings)
+        inputs: dict[str, str] = {}
+        if "directions" in sections and self.settings.directions.source != "train":
+            inputs["directions_sha256"] = self.directions.digest
+        if "retrieval" in sections and self.settings.retrieval.haystack != "synthetic":
+            inputs["haystack_sha256"] = self._haystack_digest
         return {
             "artefact": key,
             "model": self.model.description,
             "settings": {name: everything[name] for name in (*shared, *sections)},
-            "prompts_sha256": {part: prompts_digest(samples) for part, samples in self._samples.items()},
+            "prompts_sha256": self._prompts,
+            **inputs,
             "versions": versions(),
         }
+
+    @cached_property
+    def _prompts(self) -> dict[str, str]:
+        return {part: prompts_digest(samples) for part, samples in self._samples.items()}
+
+    @cached_property
+    def _haystack_digest(self) -> str:
+        """Tells the essays and needles from others."""
+        digest, folder = hashlib.sha256(), self.haystack or Path(self.settings.retrieval.haystack)
+        for path in sorted(one for one in folder.iterdir() if one.is_file()):
+            digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+        return digest.hexdigest()
 
     def folder(self, key: str) -> Path:
         """Where an artefact's files go."""
@@ -212,6 +234,9 @@ class Study:
             data={"part": "train", **asdict(self.settings.data)},
             progress=self.progress,
         )
+        (folder / "made_of.json").unlink(
+            missing_ok=True
+        )  # it must never stand beside vectors that it does not describe
         made.save(folder)
         write_json(folder / "made_of.json", made_of)
         (folder / f"checkpoint-{_short(made_of)}.pt").unlink(missing_ok=True)

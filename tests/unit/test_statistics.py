@@ -7,6 +7,7 @@ import json
 import math
 import pickle
 from fractions import Fraction
+from itertools import product
 from statistics import NormalDist
 
 import numpy as np
@@ -241,3 +242,41 @@ def test_mcnemar_prints_and_serialises() -> None:
 def test_mcnemar_refuses(first: list[object], second: list[object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         mcnemar_exact(first, second)  # type: ignore[arg-type]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(0, 4)), min_size=1, max_size=14))
+def test_groups_fall_to_a_side_together(drawn: list[tuple[bool, bool, int]]) -> None:
+    first, second, groups = ([one[i] for one in drawn] for i in range(3))
+    gains = [sum(a - b for a, b, of in drawn if of == group) for group in set(groups)]
+    sums = [
+        abs(sum(sign * gain for sign, gain in zip(signs, gains, strict=True)))
+        for signs in product((1, -1), repeat=len(gains))
+    ]
+    expected = sum(one >= abs(sum(gains)) for one in sums) / len(sums)
+    result = mcnemar_exact(first, second, groups=groups)
+    assert result.p_value == pytest.approx(expected, rel=1e-12)
+    assert (result.only_first, result.only_second) == (
+        sum(a and not b for a, b, _ in drawn),
+        sum(b and not a for a, b, _ in drawn),
+    )
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=20))
+def test_groups_of_one_are_mcnemars(drawn: list[tuple[bool, bool]]) -> None:
+    first, second = [a for a, _ in drawn], [b for _, b in drawn]
+    assert mcnemar_exact(first, second, groups=range(len(drawn))) == mcnemar_exact(first, second)
+
+
+def test_copies_of_a_question_are_no_further_evidence() -> None:
+    first, second = answers(3, 1, 8, 2)
+    alone = mcnemar_exact(first, second)
+    copied = mcnemar_exact(np.repeat(first, 5), np.repeat(second, 5), groups=np.repeat(range(len(first)), 5).tolist())
+    assert copied.only_second == 40
+    assert copied.p_value == pytest.approx(alone.p_value, rel=1e-12)
+    assert mcnemar_exact(np.repeat(first, 5), np.repeat(second, 5)).p_value < 1e-4
+
+
+def test_many_groups_are_quick_and_keep_their_digits() -> None:
+    gains = [True] * 1300 + [False] * 1300
+    p = mcnemar_exact(gains, [not one for one in gains], groups=[i // 2 for i in range(2600)]).p_value
+    assert p == pytest.approx(1.0)
