@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from focuslens.batching import BATCH_TOKENS, is_out_of_memory
-from focuslens.commands import paper
+from focuslens.commands import fold, paper
 
 __all__ = ["main"]
 
@@ -17,6 +17,7 @@ _EXAMPLES = {
     "split-softmax": "focuslens split-softmax --tau 0.1,0.3,1000 --k 1,4,8 --heads runs/heads/heads.json",
     "train": "focuslens train --site rotary --top-k 20 --samples 200 --out runs/directions",
     "steer": "focuslens steer --directions runs/directions --alpha=-0.2,0.2,0.5 --k 5,20",
+    "fold": "focuslens fold --model Qwen/Qwen2.5-7B-Instruct --directions runs/projection --alpha 0.3 --out steered",
     "paper": "focuslens paper --model demo --out runs/paper/demo",
     "published": "focuslens published focus_direction --out runs/published",
     "generate": "focuslens generate --sample 3 --tau 0.3 --top-k 4",
@@ -169,6 +170,12 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None] |
         "steering (--directions). With --out, generate.json holds the responses and what made them.",
         _generate_options,
     ),
+    "fold": (
+        "a checkpoint that is steered without any hook",
+        "Write a Hugging Face checkpoint with directions of the projection site as biases of its projections\n"
+        "(Llama, Qwen2, Qwen3, Mistral without a window). Weights are copied file by file, never loaded.",
+        fold.add_options,
+    ),
     "paper": (
         "every table and figure of the paper, for one model",
         "Figures 2 to 9 and Tables 1 and 3 of arXiv 2503.23306 and what they leave open, from one YAML file a model,\n"
@@ -183,7 +190,7 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None] |
 }
 """What each command is for, in a line and in full, and what adds the options of its own."""
 
-_ON_THEIR_OWN = ("paper", "published")
+_ON_THEIR_OWN = ("fold", "paper", "published")
 """Commands that have none of the options of models, data and runs."""
 
 
@@ -233,6 +240,8 @@ def _run(args: argparse.Namespace) -> None:
         from focuslens.commands.train import run
     elif args.command == "generate":
         from focuslens.commands.generate import run
+    elif args.command == "fold":
+        from focuslens.commands.fold import run
     elif args.command == "paper":
         from focuslens.commands.paper import run
     elif args.command == "published":

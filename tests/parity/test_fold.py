@@ -195,3 +195,25 @@ def test_what_is_not_there_or_not_whole_is_refused(load_model, checkpoint, tmp_p
     with pytest.raises(FileNotFoundError, match="is it a Hugging Face checkpoint"):
         fold(base, chosen, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_the_command_folds_the_best_heads_of_a_ranking(load_model, checkpoint, samples, tmp_path, capsys):
+    from focuslens.cli import main
+
+    model = load_model("llama")
+    directions = steering(model).directions
+    directions.save(tmp_path / "directions")
+    ranking = [HEADS[2], fl.Head(1, 3), HEADS[0], HEADS[1]]  # the second has no direction
+    (tmp_path / "heads.json").write_text(json.dumps({"heads": [list(head) for head in ranking]}))
+    named = ["fold", "--model", str(checkpoint("llama")), "--directions", str(tmp_path / "directions"), "--alpha=-0.5"]
+    assert main([*named, "--top-k", "2", "--heads", str(tmp_path / "heads.json"), "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "layer 0: the key vector of L0H2 is also read by L0H3" in said
+    assert f"folded 2 heads at alpha = -0.5; wrote {tmp_path / 'out'}" in said
+    prompt = model.encode(samples[0].prompt())
+    with torch.no_grad():
+        folded = opened(tmp_path / "out")(prompt.tokens[None]).logits[0]
+    chosen = fl.FocusSteering(directions, -0.5, [HEADS[2], HEADS[0]])
+    torch.testing.assert_close(folded, model.logits(prompt, [chosen]), atol=1e-4, rtol=0)
+    assert main([*named, "--out", str(tmp_path / "out")]) == 1
+    assert "is no empty directory" in capsys.readouterr().err

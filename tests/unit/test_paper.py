@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from multidoc_files import oracle_record, write
+from paper_runs import opened
 
 import focuslens as fl
 from focuslens.evaluation import Setting, Sweep, bootstrap_mean
@@ -18,41 +17,13 @@ from focuslens.paper import choosing, run, scored, study
 from focuslens.paper.settings import load_settings
 from focuslens.viz import Table
 
-SETTINGS = """
-name: tiny
-model: {model}
-data: {{file: {file}, documents: 3, gold_positions: [1, 3], every_position: false, train: 3, validation: 2, test: 4}}
-max_new_tokens: 3
-split_softmax: {{taus: [0.1, 1000], ks: [1, 3, 500], exclude: 4}}
-directions: {{heads: 3, epochs: 1}}
-steering: {{alphas: [-1, 2], ks: [1, 3, 20]}}
-steered_scores: {{few: 2, few_alphas: [1], many: 20, many_alphas: [1]}}
-retrieval: {{haystack: {haystack}, lengths: [60], depths: [0.0, 1.0], max_new_tokens: 4, top: 3}}
-anatomy: {{heads: 2, samples: 2, alphas: [1], k: 2, tokens: 2}}
-"""
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Questions in a file, and a haystack."""
-    folder = tmp_path_factory.mktemp("files")
-    write(folder / "oracle.jsonl", [oracle_record(i) for i in range(24)])
-    (folder / "essay.txt").write_text("The river runs to the harbour. A lantern hangs there. " * 40)
-    needle = {"question": "where?", "needle": "The queen sleeps in the tower.", "real_needle": "in the tower"}
-    (folder / "needles.jsonl").write_text(json.dumps(needle) + "\n")
-    return folder
-
-
-def opened(folder: Path, files: Path, model: Any, out: str = "out") -> study.Study:
-    file = folder / "tiny.yaml"
-    file.write_text(SETTINGS.format(model=model, file=files / "oracle.jsonl", haystack=files))
-    return study.Study(load_settings(file), folder / out, progress=False)
-
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "mistral_window"])
-def test_everything_runs_on_another_family_and_real_files(name: str, checkpoint: Any, files: Path, tmp_path: Path):
+def test_everything_runs_on_another_family_and_real_files(
+    name: str, checkpoint: Any, paper_files: Path, tmp_path: Path
+):
     said: list[str] = []
-    shown = run.reproduce(opened(tmp_path, files, checkpoint(name)), say=said.append)
+    shown = run.reproduce(opened(tmp_path, paper_files, checkpoint(name)), say=said.append)
     assert [one.key for one in shown] == list(run.ARTEFACTS)
     page = (tmp_path / "out" / "index.html").read_text()
     for one in shown:
@@ -72,23 +43,27 @@ def test_everything_runs_on_another_family_and_real_files(name: str, checkpoint:
 
 
 @pytest.fixture
-def finished(checkpoint: Any, files: Path, tmp_path: Path) -> study.Study:
-    made = opened(tmp_path, files, checkpoint("llama"))
+def finished(checkpoint: Any, paper_files: Path, tmp_path: Path) -> study.Study:
+    made = opened(tmp_path, paper_files, checkpoint("llama"))
     run.reproduce(made, ["heads", "split_softmax"])
     return made
 
 
-def test_what_is_finished_is_read_and_shown(finished: study.Study, checkpoint: Any, files: Path, tmp_path: Path):
+def test_what_is_finished_is_read_and_shown(finished: study.Study, checkpoint: Any, paper_files: Path, tmp_path: Path):
     before = (tmp_path / "out" / "index.html").read_bytes()
     said: list[str] = []
-    shown = run.reproduce(opened(tmp_path, files, checkpoint("llama")), ["heads", "split_softmax"], say=said.append)
+    shown = run.reproduce(
+        opened(tmp_path, paper_files, checkpoint("llama")), ["heads", "split_softmax"], say=said.append
+    )
     assert said == ["heads: already there", "split_softmax: already there"]
     assert [one.key for one in shown] == ["heads", "split_softmax"]
     assert (tmp_path / "out" / "index.html").read_bytes() == before
 
 
-def test_what_was_made_otherwise_is_made_again(finished: study.Study, checkpoint: Any, files: Path, tmp_path: Path):
-    other = opened(tmp_path, files, checkpoint("mistral"))
+def test_what_was_made_otherwise_is_made_again(
+    finished: study.Study, checkpoint: Any, paper_files: Path, tmp_path: Path
+):
+    other = opened(tmp_path, paper_files, checkpoint("mistral"))
     said: list[str] = []
     shown = run.reproduce(other, ["heads"], say=said.append)
     assert said[0] == "heads ..."
@@ -104,19 +79,19 @@ def test_what_was_made_otherwise_is_made_again(finished: study.Study, checkpoint
         assert word in said[0]
 
 
-def test_an_unknown_artefact_is_refused(checkpoint: Any, files: Path, tmp_path: Path):
+def test_an_unknown_artefact_is_refused(checkpoint: Any, paper_files: Path, tmp_path: Path):
     with pytest.raises(ValueError, match="no artefact 'figure_1'; there are heads, split_softmax"):
-        run.reproduce(opened(tmp_path, files, checkpoint("llama")), ["figure_1"])
+        run.reproduce(opened(tmp_path, paper_files, checkpoint("llama")), ["figure_1"])
 
 
-def test_parts_are_disjoint_and_as_large_as_asked_for(checkpoint: Any, files: Path, tmp_path: Path):
-    made = opened(tmp_path, files, checkpoint("llama"))
+def test_parts_are_disjoint_and_as_large_as_asked_for(checkpoint: Any, paper_files: Path, tmp_path: Path):
+    made = opened(tmp_path, paper_files, checkpoint("llama"))
     parts = {part: made.samples(part) for part in ("train", "validation", "test")}
     assert {part: len(samples) for part, samples in parts.items()} == {"train": 3, "validation": 2, "test": 4}
     ids = [sample.question_id for samples in parts.values() for sample in samples]
     assert len(set(ids)) == len(ids)
     # Test questions are those of the paper's test half.
-    half = fl.load_multidoc(files / "oracle.jsonl", num_documents=3, gold_positions=(0, 2)).split()[1]
+    half = fl.load_multidoc(paper_files / "oracle.jsonl", num_documents=3, gold_positions=(0, 2)).split()[1]
     assert {sample.question_id for sample in parts["test"]} <= {sample.question_id for sample in half}
 
 
