@@ -194,11 +194,12 @@ def _lay_out(hooked: Any) -> None:
     TransformerLens holds the transpose of what ``F.linear`` takes, and copies it in every pass: for one new token that
     takes longer than the products. The transpose of what lies in memory transposed is no copy, and the same bits.
     """
-    attentions, mlps = [block.attn for block in hooked.blocks], [getattr(block, "mlp", None) for block in hooked.blocks]
+    attentions = [block.attn for block in hooked.blocks]
+    # Only gated ones go through F.linear; others multiply by their weights as they are.
+    mlps = [block.mlp for block in hooked.blocks if hasattr(getattr(block, "mlp", None), "W_gate")]
     weights = [
         (weight, _LAYOUTS[name])
         for module in (*attentions, *mlps, hooked.unembed)
-        if module is not None
         for name, weight in module.named_parameters(recurse=False)
         if name in _LAYOUTS
     ]

@@ -85,3 +85,17 @@ def test_a_second_model_of_the_same_weights_leaves_them_alone(load_model):
     lies = {name: (weight.data_ptr(), weight.stride()) for name, weight in hooked.named_parameters()}
     HookedBackend(hooked)
     assert {name: (weight.data_ptr(), weight.stride()) for name, weight in hooked.named_parameters()} == lies
+
+
+def test_an_mlp_that_has_no_gate_keeps_its_weights_as_they_are():
+    from transformer_lens import HookedTransformerConfig
+
+    torch.manual_seed(0)
+    cfg = HookedTransformerConfig(
+        n_layers=1, d_model=16, n_ctx=32, d_head=8, n_heads=2, d_mlp=24, d_vocab=50, act_fn="gelu", device="cpu"
+    )
+    hooked, tokens = HookedTransformer(cfg).eval(), torch.arange(5, 25)[None]
+    before = hooked(tokens)
+    HookedBackend(hooked)
+    assert hooked.blocks[0].mlp.W_in.is_contiguous()
+    assert torch.equal(hooked(tokens), before)
