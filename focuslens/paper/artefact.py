@@ -13,14 +13,29 @@ from typing import Any, Literal, TypeAlias
 import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
+from focuslens.evaluation import Interval
 from focuslens.files import write_atomically, write_json
 from focuslens.viz import save_figure
 from focuslens.viz.report import Cell, Table
 
-__all__ = ["Artefact", "Finding", "Verdict", "keep_figure", "load_artefact", "save_artefact", "write_csv"]
+__all__ = [
+    "Artefact",
+    "Finding",
+    "Verdict",
+    "keep_figure",
+    "load_artefact",
+    "save_artefact",
+    "verdict_by",
+    "write_csv",
+]
 
 Verdict: TypeAlias = Literal["holds", "does not hold", "cannot be told", ""]
 """Whether a finding of the paper is seen here; empty where the sentence is no such finding."""
+
+
+def verdict_by(change: Interval) -> Verdict:
+    """Whether something that should be above zero is, by its interval."""
+    return "holds" if change.low > 0 else "does not hold" if change.high < 0 else "cannot be told"
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from focuslens.evaluation import Interval, bootstrap_mean
 from focuslens.heads import Head
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding, keep_figure
+from focuslens.paper.artefact import Artefact, Finding, keep_figure, verdict_by
 from focuslens.paper.study import Study
 from focuslens.scoring import ContextualScores
 from focuslens.viz import Table, head_map
@@ -76,28 +77,15 @@ def _map_table(scores: ContextualScores) -> Table:
     )
 
 
-def _margin(
-    scores: ContextualScores, heads: Sequence[Head], questions: Mapping[str, str], seed: int
-) -> Interval | None:
-    """Relevant score less the largest irrelevant one, averaged over heads, with its interval over questions."""
-    kept = ~scores.relevant[:, 0, 0].isnan()
-    if not bool(kept.any()):
-        return None
-    gaps = torch.stack(
-        [
-            scores.relevant[kept, head.layer, head.head] - scores.irrelevant_max[kept, head.layer, head.head]
-            for head in heads
-        ]
-    ).mean(dim=0)
-    ids = [one for one, keep in zip(scores.sample_ids, kept.tolist(), strict=True) if keep]
-    return bootstrap_mean(gaps.tolist(), groups=[questions[one] for one in ids], seed=seed)
+def _over_heads(values: Tensor, heads: Sequence[Head]) -> Float[Tensor, "sample"]:
+    """One value a sample: the mean of some heads."""
+    return torch.stack([values[:, head.layer, head.head] for head in heads]).mean(dim=0)
 
 
 def _findings(
     study: Study, ranked_on: ContextualScores, cases: Mapping[str, ContextualScores], top: Sequence[Head]
 ) -> list[Finding]:
-    questions = study.questions("test")
-    seed, above = study.settings.seed, ranked_on.sparsity((0.1,))[0]
+    above = ranked_on.sparsity((0.1,))[0]
     where = "" if above.layers is None else f", in layers {above.layers[0]} to {above.layers[1]}"
     found = [
         Finding(
@@ -107,7 +95,9 @@ def _findings(
         )
     ]
     for case, sign in (("correct", 1), ("wrong", -1)):
-        margin = _margin(cases[case], top, questions, seed) if len(cases[case]) else None
+        scores = cases[case]
+        gaps = sign * _over_heads(scores.relevant - scores.irrelevant_max, top)
+        margin = study.interval("test", gaps, scores.sample_ids)
         text = (
             f"Where the answer is {case}, the top {len(top)} heads attend {'more' if sign > 0 else 'less'} to the "
             "relevant document than to any other"
@@ -115,28 +105,9 @@ def _findings(
         if margin is None:
             found.append(Finding(f"{text}: there is no such question.", "cannot be told"))
             continue
-        low, high = sorted((sign * margin.low, sign * margin.high))
-        verdict = "holds" if low > 0 else "does not hold" if high < 0 else "cannot be told"
-        found.append(Finding(f"{text}: the difference is {margin}.", verdict))
-    return [*found, *_sink_finding(cases, top, questions, seed)]
-
-
-def _sink_finding(
-    cases: Mapping[str, ContextualScores], heads: Sequence[Head], questions: Mapping[str, str], seed: int
-) -> list[Finding]:
-    """Whether the sink gets more where the relevant document stands alone, sample by sample."""
-    more = torch.stack([(cases["gold"].sink - cases["long"].sink)[:, head.layer, head.head] for head in heads]).mean(
-        dim=0
-    )
-    kept = ~more.isnan()
-    if not bool(kept.any()):
-        return []
-    ids = [one for one, keep in zip(cases["long"].sample_ids, kept.tolist(), strict=True) if keep]
-    change = bootstrap_mean(more[kept].tolist(), groups=[questions[one] for one in ids], seed=seed)
-    return [
-        Finding(
-            "Where the relevant document stands alone, the sink gets more of these heads' attention: the difference is "
-            f"{change}.",
-            "holds" if change.low > 0 else "does not hold" if change.high < 0 else "cannot be told",
-        )
-    ]
+        found.append(Finding(f"{text}: by {margin}.", verdict_by(margin)))
+    more = study.interval("test", _over_heads(cases["gold"].sink - cases["long"].sink, top), cases["long"].sample_ids)
+    if more is not None:
+        text = "Where the relevant document stands alone, the sink gets more of these heads' attention: by"
+        found.append(Finding(f"{text} {more}.", verdict_by(more)))
+    return found

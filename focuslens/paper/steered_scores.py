@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from focuslens.evaluation import Interval, bootstrap_mean
+from focuslens.evaluation import Interval
 from focuslens.heads import Head
 from focuslens.interventions import FocusSteering
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding
+from focuslens.paper.artefact import Artefact, Finding, verdict_by
 from focuslens.paper.scored import head_mean
 from focuslens.paper.steering import steerable
 from focuslens.paper.study import Study
@@ -80,12 +80,7 @@ def _change(study: Study, after: _Cases, before: _Cases, kind: str, heads: Seque
         getattr(after["long"], kind)[:, head.layer, head.head] - getattr(before["long"], kind)[:, head.layer, head.head]
         for head in heads
     ]
-    mean = torch.stack(changes).mean(dim=0)
-    kept, questions = ~mean.isnan(), study.questions("test")
-    if not bool(kept.any()):
-        return None
-    groups = [questions[one] for one, keep in zip(after["long"].sample_ids, kept.tolist(), strict=True) if keep]
-    return bootstrap_mean(mean[kept].tolist(), groups=groups, seed=study.settings.seed)
+    return study.interval("test", torch.stack(changes).mean(dim=0), after["long"].sample_ids)
 
 
 def _findings(study: Study, changes: Mapping[float, _Cases], plain: _Cases, heads: Sequence[Head]) -> list[Finding]:
@@ -98,7 +93,7 @@ def _findings(study: Study, changes: Mapping[float, _Cases], plain: _Cases, head
     gained, sink, others = found
     if gained is None or sink is None or others is None:
         return [Finding(f"Nothing is said of alpha = {alpha:g}: no response to score.", "cannot be told")]
-    more = "holds" if gained.low > 0 else "does not hold" if gained.high < 0 else "cannot be told"
+    more = verdict_by(gained)
     from_sink = gained.low > 0 and sink.high < 0 and abs(sink) > max(0.0, -others.mean)
     return [
         Finding(

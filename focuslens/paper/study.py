@@ -13,10 +13,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+from torch import Tensor
+
 from focuslens.data.multidoc import MultiDocData, load_multidoc
 from focuslens.data.synthetic import load_synthetic
 from focuslens.directions import FocusDirections
-from focuslens.evaluation import Setting, Sweep, run_sweep
+from focuslens.evaluation import Interval, Setting, Sweep, bootstrap_mean, run_sweep
 from focuslens.files import versions, write_json
 from focuslens.heads import Head
 from focuslens.hooks import Intervention
@@ -77,9 +79,16 @@ class Study:
         """The samples of one part."""
         return self._samples[part]
 
-    def questions(self, part: Part) -> dict[str, str]:
-        """The question of each sample of one part, by the sample's id: samples of one question are not independent."""
-        return {sample.id: sample.question_id for sample in self.samples(part)}
+    def interval(self, part: Part, values: Tensor, sample_ids: Sequence[str]) -> Interval | None:
+        """The mean of one value a sample with its interval over questions, without those that are NaN.
+
+        Samples of one question are not independent. ``None`` where no value is left.
+        """
+        questions, kept = {sample.id: sample.question_id for sample in self.samples(part)}, ~values.isnan()
+        if not bool(kept.any()):
+            return None
+        groups = [questions[one] for one, keep in zip(sample_ids, kept.tolist(), strict=True) if keep]
+        return bootstrap_mean(values[kept].tolist(), groups=groups, seed=self.settings.seed)
 
     @cached_property
     def _samples(self) -> dict[Part, list[MultiDocSample]]:

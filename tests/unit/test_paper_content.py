@@ -233,12 +233,11 @@ def test_other_directions_in_the_same_folder_make_other_results(made: study.Stud
     assert json.loads(json.dumps(before))["directions_sha256"] == given.digest
 
 
-def test_intervals_are_over_questions(made: study.Study):
-    samples = made.samples("test")
-    assert made.questions("test") == {one.id: one.question_id for one in samples}
-    scores = fl.contextual_scores(made.model, samples, max_new_tokens=3)
-    copies = [f"q{i // 2}" for i in range(len(scores))]
-    grouped = heads._margin(scores, [fl.Head(0, 0)], dict(zip(scores.sample_ids, copies, strict=True)), 0)
-    gaps = (scores.relevant - scores.irrelevant_max)[:, 0, 0].tolist()
-    assert grouped == bootstrap_mean(gaps, groups=copies, seed=0)
-    assert grouped != bootstrap_mean(gaps, seed=0)
+def test_intervals_are_over_questions_and_leave_out_what_is_missing(made: study.Study, monkeypatch: Any):
+    copies = [replace(one, question_id=f"q{i // 2}") for i, one in enumerate(made.samples("test"))]
+    monkeypatch.setattr(study.Study, "samples", lambda self, part: copies)
+    values = torch.tensor([0.1, 0.2, float("nan"), 0.9])
+    found = made.interval("test", values, [one.id for one in copies])
+    assert found == bootstrap_mean(values[[0, 1, 3]].tolist(), groups=["q0", "q0", "q1"], seed=made.settings.seed)
+    assert found != bootstrap_mean(values[[0, 1, 3]].tolist(), seed=made.settings.seed)
+    assert made.interval("test", values[[2]], [copies[2].id]) is None

@@ -1,4 +1,4 @@
-"""Which setting of a sweep is chosen."""
+"""Which setting of a sweep is chosen, and how two are compared."""
 
 from __future__ import annotations
 
@@ -44,3 +44,14 @@ def test_only_what_is_given_is_chosen_among():
 def test_nothing_to_choose_among_is_refused(settings):
     with pytest.raises(ValueError, match="no setting to choose among"):
         best_setting(sweep_of([{}], [3]), settings)
+
+
+def test_samples_of_one_question_are_compared_together():
+    def evaluation(right: int) -> Evaluation:
+        ids, questions = tuple(str(i) for i in range(20)), tuple(str(i // 5) for i in range(20))
+        correct = tuple(i < right for i in range(20))
+        return Evaluation(ids, questions, ids, correct, bootstrap_mean([*map(float, correct)], groups=questions))
+
+    found = evaluation(20).compare(evaluation(5))
+    assert (found.only_first, found.only_second) == (15, 0)
+    assert found.p_value == pytest.approx(2 / 2**3)  # three questions, not fifteen samples
