@@ -49,7 +49,7 @@ from focuslens.prompts import Document, MultiDocSample, Prompt
 from focuslens.published import PublishedModel, load_published, load_published_ranking
 from focuslens.retrieval_heads import RetrievalScores, retrieval_scores
 from focuslens.scoring import ContextualScores, contextual_scores, contextual_scores_by_case
-from focuslens.serving import FoldedCheckpoint, fold
+from focuslens.serving import ExportedCheckpoint, FoldedCheckpoint, export, fold
 from focuslens.training import TrainingConfig, train_focus_directions
 
 __version__ = "0.1.0"
@@ -64,6 +64,7 @@ __all__ = [
     "DocumentScores",
     "EncodedPrompt",
     "Evaluation",
+    "ExportedCheckpoint",
     "FocusDirections",
     "FocusModel",
     "FocusSteering",
@@ -98,6 +99,7 @@ __all__ = [
     "decompose_heads",
     "document_scores",
     "evaluate",
+    "export",
     "fold",
     "frequency_energy",
     "load_haystack",

@@ -18,6 +18,7 @@ _EXAMPLES = {
     "train": "focuslens train --site rotary --top-k 20 --samples 200 --out runs/directions",
     "steer": "focuslens steer --directions runs/directions --alpha=-0.2,0.2,0.5 --k 5,20",
     "fold": "focuslens fold --model Qwen/Qwen2.5-7B-Instruct --directions runs/projection --alpha 0.3 --out steered",
+    "export": "focuslens export --site rotary --model PATH --directions runs/directions --alpha 0.3 --out steered",
     "paper": "focuslens paper --model demo --out runs/paper/demo",
     "published": "focuslens published focus_direction --out runs/published",
     "generate": "focuslens generate --sample 3 --tau 0.3 --top-k 4",
@@ -176,6 +177,12 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None] |
         "(Llama, Qwen2, Qwen3, Mistral without a window). Weights are copied file by file, never loaded.",
         fold.add_options,
     ),
+    "export": (
+        "a checkpoint that is steered by a few lines of code that it brings",
+        "A Hugging Face checkpoint with directions of the rotary site (Llama, Mistral, Qwen2, Qwen3), to be loaded\n"
+        "with trust_remote_code=True; it is steered under every attention implementation.",
+        fold.add_export_options,
+    ),
     "paper": (
         "every table and figure of the paper, for one model",
         "Figures 2 to 9 and Tables 1 and 3 of arXiv 2503.23306 and what they leave open, from one YAML file a model,\n"
@@ -190,7 +197,7 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None] |
 }
 """What each command is for, in a line and in full, and what adds the options of its own."""
 
-_ON_THEIR_OWN = ("fold", "paper", "published")
+_ON_THEIR_OWN = ("fold", "export", "paper", "published")
 """Commands that have none of the options of models, data and runs."""
 
 
@@ -242,6 +249,8 @@ def _run(args: argparse.Namespace) -> None:
         from focuslens.commands.generate import run
     elif args.command == "fold":
         from focuslens.commands.fold import run
+    elif args.command == "export":
+        from focuslens.commands.fold import run_export as run
     elif args.command == "paper":
         from focuslens.commands.paper import run
     elif args.command == "published":

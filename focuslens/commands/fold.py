@@ -1,18 +1,22 @@
-"""``focuslens fold``: a checkpoint that is steered without any hook."""
+"""``focuslens fold`` and ``focuslens export``: checkpoints that are steered without any hook."""
 
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
-__all__ = ["add_options", "run"]
+if TYPE_CHECKING:
+    from focuslens.interventions import FocusSteering
+
+__all__ = ["add_export_options", "add_options", "run", "run_export"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
+    """The options that both commands have."""
     parser.add_argument("--model", required=True, help="directory or hub name of a checkpoint in safetensors")
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     parser.add_argument(
-        "--directions", required=True, help="directory of focuslens train --site projection, or the hub"
+        "--directions", required=True, help="directory of focuslens train, the authors' files, or the hub"
     )
     parser.add_argument("--alpha", type=float, required=True, help="strength; write --alpha=-0.2 for one below 0")
     parser.add_argument(
@@ -24,20 +28,56 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--out", required=True, help="directory of the new checkpoint; new or empty")
 
 
+def add_export_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``focuslens export``."""
+    parser.add_argument(
+        "--site",
+        choices=("rotary", "projection"),
+        default="rotary",
+        help="where the directions act (default rotary); projection is focuslens fold",
+    )
+    add_options(parser)
+
+
 def run(args: argparse.Namespace) -> None:
     """Write the checkpoint, and say what else its key vectors act on and what was left behind."""
+    from focuslens.serving import fold
+
+    steering = _steering(args)
+    done = fold(args.model, steering, args.out, revision=args.revision)
+    for one in done.shared:
+        print(f"layer {one.layer}: {one}")
+    _say_left_out(done.left_out)
+    print(f"folded {len(steering.heads)} heads at alpha = {args.alpha:g}; wrote {done.directory}")
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """Write the checkpoint with the code that it needs, and say how it is loaded."""
+    if args.site == "projection":
+        run(args)
+        return
+    from focuslens.serving import export
+
+    steering = _steering(args)
+    done = export(args.model, steering, args.out, revision=args.revision)
+    _say_left_out(done.left_out)
+    print(
+        f"exported {len(steering.heads)} heads at alpha = {args.alpha:g}; wrote {done.directory}, "
+        "to be loaded with trust_remote_code=True"
+    )
+
+
+def _steering(args: argparse.Namespace) -> FocusSteering:
     from focuslens.commands.common import count_heads, open_directions
     from focuslens.heads import load_ranking
     from focuslens.interventions import FocusSteering
-    from focuslens.serving import fold
 
     directions = open_directions(args.directions)
     ranked = load_ranking(args.heads) if args.heads else list(directions.heads)
     heads = [head for head in ranked if head in set(directions.heads)]
-    k = count_heads("--top-k", args.top_k, len(heads))
-    done = fold(args.model, FocusSteering(directions, args.alpha, heads[:k]), args.out, revision=args.revision)
-    for one in done.shared:
-        print(f"layer {one.layer}: {one}")
-    if done.left_out:
-        print(f"left behind, being other copies of the weights: {', '.join(done.left_out)}")
-    print(f"folded {k} heads at alpha = {args.alpha:g}; wrote {done.directory}")
+    return FocusSteering(directions, args.alpha, heads[: count_heads("--top-k", args.top_k, len(heads))])
+
+
+def _say_left_out(names: tuple[str, ...]) -> None:
+    if names:
+        print(f"left behind, being other copies of the weights: {', '.join(names)}")

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import tempfile
 from collections import defaultdict
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,18 +13,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.backends import ModelShape
-from focuslens.files import versions, write_json
 from focuslens.heads import Head
 from focuslens.interventions import FocusSteering
-from focuslens.serving.shards import Shard, dtype_of, open_shard, read, rewrite
+from focuslens.serving.checkpoints import Checkpoint, open_checkpoint, write_index, write_steered
+from focuslens.serving.shards import dtype_of, read, rewrite
 
 __all__ = ["FoldedCheckpoint", "SharedKeys", "fold"]
 
-_INDEX, _SINGLE, _CONFIG, _CARD = "model.safetensors.index.json", "model.safetensors", "config.json", "README.md"
-_RECORD = "focuslens.json"
 _FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
-"""Other copies of the weights, which would not be steered, stay behind."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +66,8 @@ def fold(
 
     At the projection site ``(W x + alpha d)`` is the projection ``W x`` with a bias. Qwen2 and Qwen3 keep their class;
     Llama gets ``attention_bias``, with zeros where nothing is added; Mistral without a sliding window is the same
-    computation as Llama, and becomes one. Weights are copied file by file, never loaded; dtypes stay as they are.
+    computation as Llama, and becomes one. Weights are copied file by file, as they are, and never loaded; the biases
+    that steer are in float32, whatever the weights are.
 
     Args:
         source: Directory or hub name of the checkpoint, in safetensors.
@@ -88,23 +81,15 @@ def fold(
         ValueError: If the steering or the architecture cannot be folded, or the directions are of another model.
     """
     _require_foldable(steering)
-    directory, out = _local(source, revision), Path(out)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is no empty directory; name a new one")
-    config: dict[str, Any] = json.loads((directory / _CONFIG).read_text())
-    new_config, shape = _folded_config(config, str(source)), _shape(config)
-    added, shared = _biases(steering, shape), _shared_keys(steering, shape)
-    shards = _shards(directory)
-    with _whole(out) as partial:
-        index = _write_shards(shards, added, _every_bias(config, shape), partial)
-        if index is not None:
-            write_json(partial / _INDEX, index)
-        write_json(partial / _CONFIG, new_config)
-        left_out = _copy_rest(directory, partial)
-        record = {"base": str(source), "revision": revision, "steering": steering.describe(), "versions": versions()}
-        write_json(partial / _RECORD, record)
-        (partial / _CARD).write_text(_card(directory, str(source), steering, shared))
-    return FoldedCheckpoint(out, shared, left_out)
+    base = open_checkpoint(source, revision, _FAMILIES, "folded")
+    config, shared = _folded_config(base), _shared_keys(steering, base.shape)
+    changes = _changes(base, _biases(steering, base.shape))
+    with write_steered(base, steering, Path(out), config, _chapter(base, steering, shared)) as (partial, left_out):
+        for shard in base.shards:
+            rewrite(shard, partial / shard.path.name, changes[shard.path])
+        if not base.is_single:
+            write_index(partial, [shard.path.name for shard in base.shards])
+    return FoldedCheckpoint(Path(out), shared, tuple(left_out))
 
 
 def _require_foldable(steering: FocusSteering) -> None:
@@ -117,60 +102,27 @@ def _require_foldable(steering: FocusSteering) -> None:
         raise ValueError(f"positions is {steering.positions!r}; a bias acts at all positions: use positions='all'")
 
 
-def _local(source: str | Path, revision: str | None) -> Path:
-    if Path(source).is_dir():
-        directory = Path(source)
-    else:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError
-
-        try:
-            directory = Path(snapshot_download(str(source), revision=revision))
-        except (HFValidationError, OSError) as error:
-            raise FileNotFoundError(f"{source} is neither a directory nor a model on the hub: {error}") from error
-    if not (directory / _CONFIG).is_file():
-        raise FileNotFoundError(f"{directory} holds no {_CONFIG}; is it a Hugging Face checkpoint?")
-    return directory
-
-
-def _folded_config(config: Mapping[str, Any], name: str) -> dict[str, Any]:
+def _folded_config(base: Checkpoint) -> dict[str, Any]:
     """The configuration of the folded checkpoint.
 
     Raises:
-        ValueError: If the architecture is none of which a direction is a bias.
+        ValueError: If the weights or the window of the base allow no bias.
     """
-    family = config.get("model_type")
-    if family not in _FAMILIES:
-        raise ValueError(f"{name} is of the type {family!r}; {', '.join(_FAMILIES)} can be folded")
+    config = base.config
     if config.get("quantization_config"):
-        raise ValueError(f"the weights of {name} are quantized; fold the checkpoint they were made from")
-    if config.get("auto_map"):
-        raise ValueError(f"{name} brings code of its own (auto_map), which may compute attention otherwise")
-    new = dict(config)
-    if family == "mistral":
+        raise ValueError(f"the weights of {base.name} are quantized; fold the checkpoint they were made from")
+    new = base.config_with_dtype()
+    if config["model_type"] == "mistral":
         if config.get("sliding_window") is not None:
             raise ValueError(
-                f"{name} is a mistral with a sliding window of {config['sliding_window']} tokens; Mistral has no "
+                f"{base.name} is a mistral with a sliding window of {config['sliding_window']} tokens; Mistral has no "
                 "biases, and Llama, which could stand in, no window"
             )
-        new = {key: value for key, value in config.items() if key != "sliding_window"}
+        new.pop("sliding_window", None)
         new |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "mlp_bias": False}
-    if family != "qwen2":  # whose queries, keys and values have biases always
+    if config["model_type"] != "qwen2":  # whose queries, keys and values have biases always
         new["attention_bias"] = True
     return new
-
-
-def _shape(config: Mapping[str, Any]) -> ModelShape:
-    n_heads = int(config["num_attention_heads"])
-    return ModelShape(
-        n_layers=int(config["num_hidden_layers"]),
-        n_heads=n_heads,
-        n_key_value_heads=int(config.get("num_key_value_heads") or n_heads),
-        d_head=int(config.get("head_dim") or config["hidden_size"] // n_heads),
-        d_model=int(config["hidden_size"]),
-        d_vocab=int(config["vocab_size"]),
-        n_ctx=int(config["max_position_embeddings"]),
-    )
 
 
 def _biases(steering: FocusSteering, shape: ModelShape) -> dict[str, Float[Tensor, "out"]]:
@@ -213,30 +165,15 @@ def _shared_keys(steering: FocusSteering, shape: ModelShape) -> tuple[SharedKeys
     return tuple(found)
 
 
-def _shards(directory: Path) -> list[Shard]:
-    """The files of the checkpoint."""
-    if (directory / _INDEX).is_file():
-        index = json.loads((directory / _INDEX).read_text())
-        names = sorted(set(index["weight_map"].values()))
-    elif (directory / _SINGLE).is_file():
-        names = [_SINGLE]
-    else:
-        raise FileNotFoundError(
-            f"{directory} holds neither {_SINGLE} nor {_INDEX}; save the model with save_pretrained to get safetensors"
-        )
-    missing = [name for name in names if not (directory / name).is_file()]
-    if missing:
-        raise FileNotFoundError(f"{directory} holds no {missing[0]}, which its {_INDEX} names")
-    return [open_shard(directory / name) for name in names]
+def _changes(base: Checkpoint, added: Mapping[str, Tensor]) -> dict[Path, dict[str, Tensor]]:
+    """For every file the biases that it gets, each beside its projection's weight.
 
-
-def _write_shards(
-    shards: list[Shard], added: Mapping[str, Tensor], every: Mapping[str, int], out: Path
-) -> dict[str, Any] | None:
-    """Copy the shards, each with the biases of its projections; gives the index where there is more than one."""
-    homes = {name: shard for shard in shards for name in shard.tensors}
-    changes: dict[Path, dict[str, Tensor]] = {shard.path: {} for shard in shards}
-    for name, size in every.items():
+    Raises:
+        ValueError: If the checkpoint lacks a projection.
+    """
+    homes = {name: shard for shard in base.shards for name in shard.tensors}
+    changes: dict[Path, dict[str, Tensor]] = {shard.path: {} for shard in base.shards}
+    for name, size in _every_bias(base.config, base.shape).items():
         weight = name.replace(".bias", ".weight")
         if weight not in homes:
             raise ValueError(f"the checkpoint has no {weight}; its tensors are not named as those of its type")
@@ -244,65 +181,21 @@ def _write_shards(
             continue
         home = homes.get(name, homes[weight])
         bias = read(home, name).float() if name in homes else torch.zeros(size)
-        if name in added:
-            bias = bias + added[name]
-        changes[home.path][name] = bias.to(dtype_of(home, name if name in homes else weight))
-    weight_map, total = dict[str, str](), 0
-    for shard in shards:
-        rewrite(shard, out / shard.path.name, changes[shard.path])
-        written = open_shard(out / shard.path.name)
-        weight_map |= dict.fromkeys(written.tensors, shard.path.name)
-        total += written.data_size
-    single = len(shards) == 1 and shards[0].path.name == _SINGLE
-    return None if single else {"metadata": {"total_size": total}, "weight_map": dict(sorted(weight_map.items()))}
+        # In float32 where something was added: whoever loads the model in half precision rounds the sum once.
+        changes[home.path][name] = bias + added[name] if name in added else bias.to(dtype_of(home, weight))
+    return changes
 
 
-def _copy_rest(directory: Path, out: Path) -> tuple[str, ...]:
-    """Copy everything beside the weights; gives the names of what was left out."""
-    left_out: list[str] = []
-    for path in sorted(directory.iterdir()):
-        if path.name in (_INDEX, _CONFIG, _CARD, _RECORD) or (out / path.name).exists() or path.name.startswith("."):
-            continue
-        if path.is_dir() or path.suffix in _WEIGHTS or path.name.endswith(".index.json"):
-            left_out.append(path.name)
-        else:
-            shutil.copyfile(path, out / path.name)
-    return tuple(left_out)
-
-
-def _card(directory: Path, base: str, steering: FocusSteering, shared: tuple[SharedKeys, ...]) -> str:
-    """The model card of the base, with a chapter on what was folded in front of its text."""
-    card = directory / _CARD
-    text = card.read_text() if card.is_file() else ""
-    front, _, body = text[4:].partition("\n---\n") if text.startswith("---\n") else ("", "", text)
-    lines = [
-        *(["---", front, "---", ""] if front else []),
+def _chapter(base: Checkpoint, steering: FocusSteering, shared: tuple[SharedKeys, ...]) -> list[str]:
+    """What the model card says."""
+    return [
         "# With focus directions folded in",
         "",
-        f"This is `{base}` with focus directions of strength {steering.alpha:g} added to the queries"
+        f"This is `{base.name}` with focus directions of strength {steering.alpha:g} added to the queries"
         f"{'' if steering.directions.key is None else ' and keys'} of {len(steering.heads)} attention heads, as "
         "biases of `q_proj` and `k_proj`. All other weights are those of the base. Written by focuslens; "
         "`focuslens.json` has the heads, the digest of the directions, and the versions.",
         "",
         f"Heads: {', '.join(map(str, steering.heads))}.",
         *(["", *(f"- Layer {one.layer}: {one}." for one in shared)] if shared else []),
-        "",
-        body.strip(),
     ]
-    return "\n".join(lines).rstrip() + "\n"
-
-
-@contextmanager
-def _whole(out: Path) -> Generator[Path]:
-    """A directory beside ``out`` that takes its place when the block ends, and is gone if it fails."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        yield partial
-        partial.chmod(0o755)
-        if out.exists():
-            out.rmdir()  # an empty one, as was checked
-        partial.replace(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise

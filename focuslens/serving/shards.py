@@ -7,19 +7,20 @@ The format is eight bytes that say how long the header is, a header in JSON, and
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
 
-__all__ = ["Shard", "dtype_of", "open_shard", "rewrite"]
+__all__ = ["Shard", "dtype_of", "open_shard", "read", "rewrite"]
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 _MAX_HEADER = 100_000_000  # what the library itself reads at most
+_PART = 2**22  # bytes copied at once
 
 
 class Shard(NamedTuple):
@@ -86,40 +87,51 @@ def rewrite(shard: Shard, target: Path, tensors: Mapping[str, Tensor]) -> None:
     Args:
         shard: What is copied.
         target: The new file.
-        tensors: Replace those of the same name, whose shape and dtype they have, and are added otherwise.
+        tensors: Replace those of the same name, whose shape they have, and are added otherwise.
 
     Raises:
-        ValueError: If a tensor does not fit the one that it replaces.
+        ValueError: If a tensor has not the shape of the one that it replaces.
     """
-    header, places = dict[str, Mapping[str, Any]](shard.tensors), dict[int, bytes]()
-    end = shard.data_size
+    entries: dict[str, Mapping[str, Any]] = dict(shard.tensors)
     for name, tensor in tensors.items():
-        content = _bytes(tensor)
-        entry: Mapping[str, Any] = {
-            "dtype": _NAMES[tensor.dtype],
-            "shape": list(tensor.shape),
-            "data_offsets": [end, end + len(content)],
-        }
-        if name in header:
-            old = header[name]
-            if (old["dtype"], list(old["shape"])) != (entry["dtype"], entry["shape"]):
-                raise ValueError(
-                    f"{name} is {old['dtype']} {old['shape']}; what replaces it is {entry['dtype']} {entry['shape']}"
-                )
-            entry = old
-        else:
-            end += len(content)
-        header[name] = entry
-        places[entry["data_offsets"][0]] = content
+        if name in entries and list(entries[name]["shape"]) != list(tensor.shape):
+            raise ValueError(f"{name} is {entries[name]['shape']}; what replaces it is {list(tensor.shape)}")
+        entries[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "bytes": _bytes(tensor)}
+    # Widest types first, as the library writes them: so every tensor begins at a multiple of its type's size.
+    names = sorted(entries, key=lambda name: -_width(entries[name]))
+    header, end = dict[str, Mapping[str, Any]](), 0
+    for name in names:
+        start, end = end, end + _size(entries[name])
+        header[name] = {key: entries[name][key] for key in ("dtype", "shape")} | {"data_offsets": [start, end]}
     text = json.dumps({**({"__metadata__": shard.metadata} if shard.metadata else {}), **header}).encode()
     text += b" " * (-len(text) % 8)
     with shard.path.open("rb") as source, target.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        source.seek(shard.data_start)
-        shutil.copyfileobj(source, file, 2**22)
-        for offset, content in places.items():
-            file.seek(8 + len(text) + offset)
-            file.write(content)
+        for name in names:
+            if name in tensors:
+                file.write(entries[name]["bytes"])
+            else:
+                source.seek(shard.data_start + entries[name]["data_offsets"][0])
+                _copy(source, file, _size(entries[name]))
+
+
+def _size(entry: Mapping[str, Any]) -> int:
+    if "bytes" in entry:
+        return len(entry["bytes"])
+    start, end = entry["data_offsets"]
+    return end - start
+
+
+def _width(entry: Mapping[str, Any]) -> int:
+    """Bytes of a number; types of less than one count as none, and come last."""
+    return _size(entry) // max(prod(entry["shape"]), 1)
+
+
+def _copy(source: BinaryIO, target: BinaryIO, size: int) -> None:
+    while size:
+        part = source.read(min(size, _PART))
+        target.write(part)
+        size -= len(part)
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -65,6 +65,24 @@ def test_in_half_precision_within_its_rounding(name, load_model, checkpoint, sam
     assert (folded - reference).abs().mean() < 1.5 * rounding
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2"])
+def test_vectors_are_not_rounded_to_the_dtype_of_the_weights(name, load_model, checkpoint, samples, tmp_path):
+    plain: Any = AutoModelForCausalLM.from_pretrained(checkpoint(name), dtype=torch.bfloat16)
+    plain.save_pretrained(tmp_path / "half")
+    shutil.copyfile(checkpoint(name) / "tokenizer.json", tmp_path / "half" / "tokenizer.json")
+    config = json.loads((tmp_path / "half" / "config.json").read_text())
+    (tmp_path / "half" / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "dtype"}))
+    model = fl.FocusModel.from_pretrained(str(tmp_path / "half"), device="cpu", dtype="float32")
+    chosen = steering(model)
+    fold(tmp_path / "half", chosen, tmp_path / "out")
+    tokens = load_model(name).encode(samples[0].prompt()).tokens
+    with torch.no_grad():
+        folded = opened(tmp_path / "out")(tokens[None]).logits[0]
+    torch.testing.assert_close(folded, model.logits(tokens, [chosen]), atol=1e-4, rtol=0)
+    own: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert own.dtype == torch.bfloat16  # the weights' own, as before
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_greedy_texts_are_those_of_the_hooks(name, load_model, checkpoint, samples, tmp_path):
     model = load_model(name)

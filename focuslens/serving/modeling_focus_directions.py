@@ -1,0 +1,128 @@
+"""Models with focus directions: vectors added to the queries of chosen heads, between rotary embedding and attention.
+
+Equation 5 of arXiv 2503.23306, ``softmax((Q + alpha d_Q) K^T / sqrt(d_head))``, for every attention implementation of
+transformers. Each steered attention layer holds a buffer ``focus_query``, ``alpha d_Q`` of all its heads (zero for
+those that are not steered), and looks up its attention function under a name of its own; that function adds the vectors
+and calls the one that the layer would have called. ``focus_layers`` of the configuration says which layers those are.
+
+This file travels with a checkpoint that focuslens wrote, and needs nothing but transformers. Load the checkpoint with
+``trust_remote_code=True``.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from typing import Any
+
+import torch
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+PREFIX = "focus_directions|"
+
+
+class _Renamed:
+    """The configuration as a steered layer sees it: the model's own, with another name for the attention function."""
+
+    def __init__(self, config: Any) -> None:
+        self.config = config
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "config":  # not there yet while a copy is being made
+            raise AttributeError(name)
+        return getattr(self.config, name)
+
+    @property
+    def _attn_implementation(self) -> str:
+        name = PREFIX + str(self.config._attn_implementation)
+        if name not in ALL_ATTENTION_FUNCTIONS:
+            ALL_ATTENTION_FUNCTIONS.register(name, _attend)
+        return name
+
+
+def _attend(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """Attention from steered queries [batch, head, row, d_head], by whatever function the model is set to."""
+    (plain,) = module.unsteered
+    name = str(plain.config._attn_implementation)
+    if name not in ALL_ATTENTION_FUNCTIONS:
+        name = name.removeprefix("paged|")
+    if name in ALL_ATTENTION_FUNCTIONS:
+        attend = ALL_ATTENTION_FUNCTIONS[name]
+    else:  # eager attention is a function of each architecture's own module
+        attend = sys.modules[type(plain).__module__].eager_attention_forward  # type: ignore[attr-defined]
+    return attend(plain, query + module.focus_query.to(query.dtype), key, value, *args, **kwargs)
+
+
+def _steer(attention: Any, n_heads: int) -> None:
+    # A view of the layer, with the same weights, under the model's own configuration: some attention functions read it.
+    # In a tuple, because a module in an attribute would become a part of the layer.
+    attention.unsteered = (copy.copy(attention),)
+    attention.register_buffer("focus_query", torch.zeros(n_heads, 1, attention.head_dim))
+    attention.config = _Renamed(attention.config)
+
+
+class _Steered:
+    """In front of a causal language model of transformers: its steered layers get their vectors."""
+
+    def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        for layer in config.focus_layers:
+            _steer(self.model.layers[layer].self_attn, config.num_attention_heads)  # type: ignore[attr-defined]
+
+
+class SteeredLlamaConfig(LlamaConfig):
+    """Llama, with the layers that are steered."""
+
+    model_type = "steered_llama"
+
+
+class SteeredLlamaForCausalLM(_Steered, LlamaForCausalLM):
+    """Llama, steered."""
+
+    config_class = SteeredLlamaConfig
+
+
+class SteeredMistralConfig(MistralConfig):
+    """Mistral, with the layers that are steered."""
+
+    model_type = "steered_mistral"
+
+
+class SteeredMistralForCausalLM(_Steered, MistralForCausalLM):
+    """Mistral, steered."""
+
+    config_class = SteeredMistralConfig
+
+
+class SteeredQwen2Config(Qwen2Config):
+    """Qwen2, with the layers that are steered."""
+
+    model_type = "steered_qwen2"
+
+
+class SteeredQwen2ForCausalLM(_Steered, Qwen2ForCausalLM):
+    """Qwen2, steered."""
+
+    config_class = SteeredQwen2Config
+
+
+class SteeredQwen3Config(Qwen3Config):
+    """Qwen3, with the layers that are steered."""
+
+    model_type = "steered_qwen3"
+
+
+class SteeredQwen3ForCausalLM(_Steered, Qwen3ForCausalLM):
+    """Qwen3, steered."""
+
+    config_class = SteeredQwen3Config
