@@ -49,7 +49,7 @@ from focuslens.prompts import Document, MultiDocSample, Prompt
 from focuslens.published import PublishedModel, load_published, load_published_ranking
 from focuslens.retrieval_heads import RetrievalScores, retrieval_scores
 from focuslens.scoring import ContextualScores, contextual_scores, contextual_scores_by_case
-from focuslens.serving import ExportedCheckpoint, FoldedCheckpoint, export, fold
+from focuslens.serving import ExportedCheckpoint, FoldedCheckpoint, export, fold, write_harness_task
 from focuslens.training import TrainingConfig, train_focus_directions
 
 __version__ = "0.1.0"
@@ -126,4 +126,5 @@ __all__ = [
     "synthetic_needles",
     "token_preferences",
     "train_focus_directions",
+    "write_harness_task",
 ]

@@ -19,6 +19,7 @@ _EXAMPLES = {
     "steer": "focuslens steer --directions runs/directions --alpha=-0.2,0.2,0.5 --k 5,20",
     "fold": "focuslens fold --model Qwen/Qwen2.5-7B-Instruct --directions runs/projection --alpha 0.3 --out steered",
     "export": "focuslens export --site rotary --model PATH --directions runs/directions --alpha 0.3 --out steered",
+    "harness": "focuslens harness --data nq-open-oracle.jsonl.gz --out runs/task",
     "paper": "focuslens paper --model demo --out runs/paper/demo",
     "published": "focuslens published focus_direction --out runs/published",
     "generate": "focuslens generate --sample 3 --tau 0.3 --top-k 4",
@@ -72,16 +73,22 @@ def _common(demo: bool = False) -> argparse.ArgumentParser:
         metavar="NAME=VALUE",
         help="argument of the chat template, e.g. date_string='26 Jul 2024' (Llama 3 puts today's date in otherwise)",
     )
-    data.add_argument("--data", default="synthetic", help="a lost-in-the-middle file, or 'synthetic' (default)")
+    _data_options(data)
     data.add_argument("--documents", type=int, help="documents a prompt; default: 20, or as many as fit the context")
-    data.add_argument("--gold-positions", type=_integers, help="from 0; default: five, 0,4,9,14,19 of 20 documents")
-    data.add_argument("--samples", type=int, default=100, help="questions to use, one sample each (default 100)")
-    data.add_argument("--split", choices=("train", "test", "all"), help="half to use; default: what the command is for")
     run.add_argument("--max-new-tokens", type=int, default=100, help="of a response (default 100)")
     run.add_argument(
         "--batch-tokens", type=int, default=BATCH_TOKENS, help="prompt tokens run together (default %(default)s)"
     )
     return parser
+
+
+def _data_options(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[reportPrivateUsage]
+    group.add_argument("--data", default="synthetic", help="a lost-in-the-middle file, or 'synthetic' (default)")
+    group.add_argument("--gold-positions", type=_integers, help="from 0; default: five, 0,4,9,14,19 of 20 documents")
+    group.add_argument("--samples", type=int, default=100, help="questions to use, one sample each (default 100)")
+    group.add_argument(
+        "--split", choices=("train", "test", "all"), help="half to use; default: what the command is for"
+    )
 
 
 def _heads_options(parser: argparse.ArgumentParser) -> None:
@@ -115,6 +122,17 @@ def _steer_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--alpha", type=_numbers, default=[-0.2, 0.2, 0.4], help="default -0.2,0.2,0.4; write --alpha=-0.2,..."
     )
+
+
+def _harness_options(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("data")
+    _data_options(data)
+    data.add_argument("--documents", type=int, default=20, help="documents a prompt (default 20)")
+    data.add_argument("--case", choices=("long", "gold", "negative"), default="long")
+    parser.add_argument("--name", default="focuslens_multidoc", help="of the task (default %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=100, help="of a response (default 100)")
+    parser.add_argument("--seed", type=int, default=42, help="of the choice of samples (default 42)")
+    parser.add_argument("--out", required=True, help="directory for the task's files")
 
 
 def _generate_options(parser: argparse.ArgumentParser) -> None:
@@ -183,6 +201,12 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None] |
         "with trust_remote_code=True; it is steered under every attention implementation.",
         fold.add_export_options,
     ),
+    "harness": (
+        "samples as a task of lm-evaluation-harness",
+        "A task of prompts, greedy responses and exact match, which lm-eval runs on any model, a steered checkpoint\n"
+        "or what a server answers; the samples are those of focuslens steer with the same options.",
+        _harness_options,
+    ),
     "paper": (
         "every table and figure of the paper, for one model",
         "Figures 2 to 9 and Tables 1 and 3 of arXiv 2503.23306 and what they leave open, from one YAML file a model,\n"
@@ -197,7 +221,7 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None] |
 }
 """What each command is for, in a line and in full, and what adds the options of its own."""
 
-_ON_THEIR_OWN = ("fold", "export", "paper", "published")
+_ON_THEIR_OWN = ("fold", "export", "harness", "paper", "published")
 """Commands that have none of the options of models, data and runs."""
 
 
@@ -251,6 +275,8 @@ def _run(args: argparse.Namespace) -> None:
         from focuslens.commands.fold import run
     elif args.command == "export":
         from focuslens.commands.fold import run_export as run
+    elif args.command == "harness":
+        from focuslens.commands.harness import run
     elif args.command == "paper":
         from focuslens.commands.paper import run
     elif args.command == "published":

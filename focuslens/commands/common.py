@@ -33,6 +33,7 @@ __all__ = [
     "print_table",
     "require_figures",
     "run_description",
+    "samples_of",
     "synthetic_samples",
 ]
 
@@ -94,7 +95,12 @@ def open_samples(args: argparse.Namespace, model: FocusModel, side: Side, n: int
     n = int(args.samples if n is None else n)
     if args.documents is None:
         args.documents = _fitting_documents(args, model, max(n, args.samples))
-    return _sides_of(args, [args.split or side], n, args.documents)[0]
+    return samples_of(args, side, n)
+
+
+def samples_of(args: argparse.Namespace, side: Side, n: int | None = None) -> Samples:
+    """Samples of different questions, of as many documents as ``--documents`` says."""
+    return _sides_of(args, [args.split or side], int(args.samples if n is None else n), args.documents)[0]
 
 
 def _fitting_documents(args: argparse.Namespace, model: FocusModel, n: int) -> int:

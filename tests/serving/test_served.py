@@ -1,0 +1,155 @@
+"""The embedded model, steered and served by the tools that people use: the same greedy answers everywhere."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import focuslens as fl
+
+pytestmark = pytest.mark.slow
+
+EMBEDDED = Path(fl.__file__).parent / "assets" / "demo"
+HEADS = [fl.Head(1, head) for head in range(8)]
+TOKENS = 24
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@pytest.fixture(scope="module")
+def model():
+    return fl.FocusModel.demo(device="cpu")
+
+
+@pytest.fixture(scope="module")
+def questions():
+    return fl.load_synthetic(100, split="test")
+
+
+def steering(model: fl.FocusModel, site: Any) -> fl.FocusSteering:
+    vectors = torch.randn(2, len(HEADS), model.shape.d_head, generator=torch.Generator().manual_seed(0))
+    return fl.FocusSteering(fl.FocusDirections(HEADS, vectors[0], vectors[1], site), 1.0)
+
+
+@pytest.fixture(scope="module", params=["projection", "rotary"])
+def served(request, model, questions, tmp_path_factory):
+    """A checkpoint, and the answers that hooks give."""
+    site, directory = request.param, tmp_path_factory.mktemp("served") / request.param
+    chosen = steering(model, site)
+    (fl.fold if site == "projection" else fl.export)(EMBEDDED, chosen, directory)
+    steered = fl.evaluate(model, questions, [chosen], max_new_tokens=TOKENS)
+    plain = fl.evaluate(model, questions, max_new_tokens=TOKENS)
+    changed = sum(a != b for a, b in zip(steered.responses, plain.responses, strict=True))
+    assert changed >= 5  # so that a server which forgets the directions is seen
+    return site, directory, steered
+
+
+def test_plain_transformers(served, questions):
+    _, directory, steered = served
+    trust = {"trust_remote_code": True}
+    loading: Any = AutoModelForCausalLM
+    plain = loading.from_pretrained(directory, dtype=torch.float32, **trust).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(directory, **trust)
+    for sample, expected in zip(questions, steered.responses, strict=True):
+        prompt = tokenizer(str(sample.prompt()), return_tensors="pt")
+        done = plain.generate(**prompt, max_new_tokens=TOKENS, do_sample=False)
+        text = tokenizer.decode(done[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
+        assert text.strip() == expected
+
+
+@contextmanager
+def server(directory: Path, log: Path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [Path(sys.executable).with_name("transformers"), "serve", directory, "--device", "cpu"]
+    options = ["--dtype", "float32", "--trust-remote-code", "--host", "127.0.0.1", "--port", str(port)]
+    with log.open("w") as output:
+        process = subprocess.Popen([*command, *options], stdout=output, stderr=output, env=ENVIRONMENT)
+        try:
+            address = f"http://127.0.0.1:{port}"
+            wait_for(f"{address}/health", process, log)
+            yield f"{address}/v1"
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+def wait_for(address: str, process: Any, log: Path, seconds: float = 180) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        assert process.poll() is None, log.read_text()
+        try:
+            urllib.request.urlopen(address, timeout=5)
+        except OSError:
+            time.sleep(0.3)
+        else:
+            return
+    pytest.fail(f"no answer from the server in {seconds} s:\n{log.read_text()}")
+
+
+def test_a_server_that_speaks_the_openai_protocol(served, questions, tmp_path):
+    openai = pytest.importorskip("openai")
+    pytest.importorskip("uvicorn")
+    _, directory, steered = served
+    with server(directory, tmp_path / "log") as address:
+        client = openai.OpenAI(base_url=address, api_key="none")
+        for sample, expected in zip(questions, steered.responses, strict=True):
+            done = client.completions.create(
+                model=str(directory), prompt=str(sample.prompt()), max_tokens=TOKENS, temperature=0
+            )
+            assert done.choices[0].text.strip() == expected
+
+
+def test_lm_evaluation_harness(served, questions, tmp_path):
+    pytest.importorskip("lm_eval")
+    site, directory, steered = served
+    fl.write_harness_task(questions, tmp_path / "task", "reading", max_new_tokens=TOKENS)
+    trust = ",trust_remote_code=True" if site == "rotary" else ""
+    command = [sys.executable, "-m", "lm_eval", "run", "--model", "hf", "--device", "cpu", "--batch_size", "1"]
+    options = ["--model_args", f"pretrained={directory},dtype=float32{trust}", "--include_path", tmp_path / "task"]
+    written = ["--tasks", "reading", "--log_samples", "--output_path", tmp_path / "out"]
+    done = subprocess.run([*command, *options, *written], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (results,) = (tmp_path / "out").rglob("results_*.json")
+    assert json.loads(results.read_text())["results"]["reading"]["em,none"] == pytest.approx(steered.em.mean)
+    (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
+    said = {entry["doc"]["id"]: entry["resps"][0][0] for entry in map(json.loads, samples.read_text().splitlines())}
+    assert [said[key].strip() for key in steered.sample_ids] == list(steered.responses)
+
+
+def test_the_command_writes_the_samples_of_steer(model, tmp_path, capsys):
+    from focuslens.cli import main
+
+    options = ["--samples", "3", "--seed", "7", "--documents", "4", "--max-new-tokens", "5"]
+    assert main(["harness", *options, "--out", str(tmp_path / "task"), "--name", "mine"]) == 0
+    assert "--include_path" in capsys.readouterr().out
+    lines = [json.loads(line) for line in (tmp_path / "task" / "mine.jsonl").read_text().splitlines()]
+    steering(model, "rotary").directions.save(tmp_path / "directions")
+    steer = ["steer", "--directions", str(tmp_path / "directions"), "--alpha", "1", "--k", "1", "--heads"]
+    (tmp_path / "heads.json").write_text(json.dumps({"heads": [list(head) for head in HEADS]}))
+    assert main([*steer, str(tmp_path / "heads.json"), *options, "--out", str(tmp_path / "steer")]) == 0
+    rows = (tmp_path / "steer" / "sweep.jsonl").read_text().splitlines()
+    ids = {json.loads(row).get("sample_id") for row in rows} - {None}
+    assert {line["id"] for line in lines} == ids
+    assert "max_gen_toks: 5" in (tmp_path / "task" / "mine.yaml").read_text()
+    assert json.loads((tmp_path / "task" / "mine.json").read_text())["data"]["samples"] == 3
+
+
+def test_a_task_that_cannot_be_is_refused(questions, tmp_path):
+    with pytest.raises(ValueError, match="no samples"):
+        fl.write_harness_task([], tmp_path)
+    with pytest.raises(ValueError, match="'a-b' is no name of a task"):
+        fl.write_harness_task(questions, tmp_path, "a-b")
+    assert not list(tmp_path.iterdir())
