@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from focuslens.batch import EncodedPrompt
 from focuslens.batching import BATCH_TOKENS, in_batches
 from focuslens.data.needles import NeedleSample
-from focuslens.heads import Head, rank_heads
+from focuslens.heads import Head, rank_heads, top_heads
 from focuslens.hooks import Hook, hook_name
 from focuslens.rouge import rouge_1_recall
 
@@ -98,10 +98,7 @@ class RetrievalScores:
         Raises:
             ValueError: If the model does not have ``k`` heads.
         """
-        ranking = self.ranking()
-        if not 0 <= k <= len(ranking):
-            raise ValueError(f"k is {k}; the model has {len(ranking)} heads")
-        return ranking[:k]
+        return top_heads(self.scores, k)
 
     def to_frame(self) -> pd.DataFrame:
         """Retrieval scores as a table, one row a head (``layer``, ``head``, ``score``), highest first."""

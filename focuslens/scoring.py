@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from focuslens.batch import EncodedPrompt
 from focuslens.batching import BATCH_TOKENS, in_batches
-from focuslens.heads import Head, Sparsity, heads_by_layer, random_heads, rank_heads, sparsity
+from focuslens.heads import Head, Sparsity, heads_by_layer, random_heads, rank_heads, sparsity, top_heads
 from focuslens.hooks import Hook, Intervention, hook_name, row_wise
 from focuslens.masses import response_masses, sink_and_documents
 from focuslens.metrics import require_comparable_answers, sub_exact_match
@@ -99,10 +99,7 @@ class ContextualScores:
         Raises:
             ValueError: If the model does not have ``k`` heads.
         """
-        ranking = self.ranking()
-        if not 0 <= k <= len(ranking):
-            raise ValueError(f"k is {k}; the model has {len(ranking)} heads")
-        return ranking[:k]
+        return top_heads(self.mean("relevant"), k)
 
     def random_heads(self, k: int, *, exclude: Iterable[tuple[int, int]] = (), seed: int = 0) -> list[Head]:
         """``k`` random heads other than those excluded: the control for ``k`` contextual heads."""
