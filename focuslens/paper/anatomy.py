@@ -226,7 +226,7 @@ def _sites(study: Study, heads: Sequence[Head]) -> tuple[Table, list[Finding]]:
     for setting, row in zip(sweep.settings, sweep.rows(), strict=True):
         measured = study.scores("validation", "long", setting.interventions)
         means = [_mean_of_heads(measured, kind, heads[:k]) for kind in KINDS]
-        rows.append((row["name"], row["em"], row["em_low"], row["em_high"], f"{row['mcnemar_p']:.2g}", *means))
+        rows.append((row["name"], row["em"], row["em_low"], row["em_high"], row["mcnemar_p"], *means))
     table = Table(
         "Exact match on validation questions by site, rows and strength, with 95 % intervals and exact p, and mean "
         f"contextual scores of the {k} steered heads",

@@ -10,7 +10,7 @@ from focuslens.heads import Head
 from focuslens.paper.artefact import Verdict
 from focuslens.viz import Table
 
-__all__ = ["chosen_table", "difference", "possible", "random_order", "sweep_table", "verdict_of"]
+__all__ = ["chosen_table", "difference", "possible", "random_order", "verdict_of"]
 
 
 def possible(ks: Sequence[int], n: int) -> list[int]:
@@ -28,28 +28,6 @@ def random_order(heads: Sequence[Head], exclude: int, seed: int) -> list[Head]:
     generator.shuffle(rest)
     generator.shuffle(first)
     return [*rest, *first]
-
-
-def sweep_table(caption: str, sweep: Sweep) -> Table:
-    """Every setting's exact match with its interval, and the exact test against the baseline."""
-    rows = tuple(
-        (
-            row["name"],
-            float(row["em"]),
-            float(row["em_low"]),
-            float(row["em_high"]),
-            row["gained"],
-            row["lost"],
-            f"{row['mcnemar_p']:.2g}",
-        )
-        for row in sweep.rows()
-    )
-    return Table(
-        f"{caption}: exact match, 95 % interval, samples gained and lost against the baseline, exact p "
-        "(McNemar's; samples of one question count together)",
-        ("setting", "exact match", "low", "high", "gained", "lost", "p"),
-        rows,
-    )
 
 
 def chosen_table(validation: Sweep, test: Sweep, settings: Sequence[Setting]) -> tuple[Table, Setting]:
@@ -75,9 +53,9 @@ def chosen_table(validation: Sweep, test: Sweep, settings: Sequence[Setting]) ->
     )
 
 
-def _tested(sweep: Sweep, name: str) -> tuple[int, int, str]:
+def _tested(sweep: Sweep, name: str) -> tuple[int, int, float]:
     found = sweep[name].compare(sweep["baseline"])
-    return found.only_first, found.only_second, f"{found.p_value:.2g}"
+    return found.only_first, found.only_second, found.p_value
 
 
 def verdict_of(sweep: Sweep, name: str, *, higher: bool, level: float = 0.05) -> Verdict:

@@ -14,6 +14,7 @@ from focuslens.paper.artefact import Artefact, Finding, keep_figure, verdict_by
 from focuslens.paper.study import Study
 from focuslens.scoring import ContextualScores
 from focuslens.viz import Table, head_map
+from focuslens.viz.report import Cell
 
 __all__ = ["KEY", "SECTIONS", "run"]
 
@@ -34,9 +35,7 @@ def run(study: Study) -> Artefact:
     counts = Table(
         "Heads whose relevant contextual score (share of attention, training questions) exceeds a threshold",
         ("threshold", "heads", "share of heads", "first layer", "last layer"),
-        tuple(
-            (one.threshold, one.count, f"{100 * one.fraction:.1f} %", *(one.layers or ("-", "-"))) for one in sparsity
-        ),
+        tuple((one.threshold, one.count, one.fraction, *(one.layers or ("-", "-"))) for one in sparsity),
     )
     caption = f"Contextual scores of the top {settings.top} heads on held-out questions ({_sizes(cases)})"
     return Artefact(
@@ -52,7 +51,8 @@ def run(study: Study) -> Artefact:
 
 def scores_table(caption: str, cases: Mapping[str, ContextualScores], heads: Sequence[Head]) -> Table:
     """Mean scores of some heads in every case that has samples, in the layout of Table 1."""
-    columns, rows = ["head"], [[str(head)] for head in heads]
+    columns: list[str] = ["head"]
+    rows: list[list[Cell]] = [[str(head)] for head in heads]
     for case, scores in cases.items():
         kinds = ("R", "sink") if case == "gold" else tuple(_KINDS)
         columns += [f"{kind} {case}" for kind in kinds]
@@ -60,7 +60,7 @@ def scores_table(caption: str, cases: Mapping[str, ContextualScores], heads: Seq
             nothing = not len(scores) or bool(getattr(scores, _KINDS[kind]).isnan().all())
             means = None if nothing else scores.mean(_KINDS[kind])
             for row, head in zip(rows, heads, strict=True):
-                row.append("-" if means is None else f"{float(means[head]):.3f}")
+                row.append("-" if means is None else float(means[head]))
     return Table(caption, tuple(columns), tuple(tuple(row) for row in rows))
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from focuslens.evaluation import BASELINES, Setting, Sweep, split_softmax_settings
 from focuslens.paper import reported
 from focuslens.paper.artefact import Artefact, Finding, keep_figure
-from focuslens.paper.choosing import chosen_table, difference, possible, random_order, sweep_table, verdict_of
+from focuslens.paper.choosing import chosen_table, difference, possible, random_order, verdict_of
 from focuslens.paper.study import Study
-from focuslens.viz import curves, split_softmax_curves
+from focuslens.viz import curves, split_softmax_curves, sweep_table
 
 __all__ = ["KEY", "SECTIONS", "run"]
 

@@ -6,9 +6,9 @@ from focuslens.evaluation import Setting, Sweep, best_setting, steering_settings
 from focuslens.heads import Head
 from focuslens.paper import reported
 from focuslens.paper.artefact import Artefact, Finding, keep_figure, write_csv
-from focuslens.paper.choosing import chosen_table, possible, sweep_table, verdict_of
+from focuslens.paper.choosing import chosen_table, possible, verdict_of
 from focuslens.paper.study import Study
-from focuslens.viz import curves, direction_curves, loss_curves
+from focuslens.viz import curves, direction_curves, loss_curves, sweep_table
 
 __all__ = ["KEY", "SECTIONS", "run", "steerable"]
 

@@ -33,7 +33,7 @@ from focuslens.viz.figures import (
     sweep_curves,
 )
 from focuslens.viz.report import Table, write_report
-from focuslens.viz.sweeps import curves
+from focuslens.viz.sweeps import curves, sweep_table
 
 del _circuitsvis, _matplotlib
 
@@ -57,6 +57,7 @@ __all__ = [
     "split_softmax_curves",
     "style",
     "sweep_curves",
+    "sweep_table",
     "variance_parts",
     "write_report",
 ]

@@ -15,7 +15,7 @@ from focuslens.evaluation import Setting, Sweep, bootstrap_mean
 from focuslens.paper import artefact as kept
 from focuslens.paper import choosing, run, scored, study
 from focuslens.paper.settings import load_settings
-from focuslens.viz import Table
+from focuslens.viz import Table, sweep_table
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "mistral_window"])
@@ -143,6 +143,14 @@ def test_the_setting_is_chosen_on_validation_and_reported_on_test():
     assert honest.name == "c"  # as good as b with fewer heads
     assert [(row[1], row[2]) for row in table.rows] == [("baseline", 0.3), ("c", 0.5), ("a", 0.75)]
     assert table.rows[1][5:7] == (8, 0)
+
+
+def test_a_sweeps_table_has_all_digits():
+    sweep, _ = made_up({"baseline": 12, "a": 25}, GRID)
+    rows = {row[0]: row[1:] for row in sweep_table("c", sweep).rows}
+    assert rows["a"][:3] == (25 / 40, sweep["a"].em.low, sweep["a"].em.high)
+    assert rows["a"][3:] == (13, 0, pytest.approx(2 * 0.5**13, rel=1e-12))
+    assert rows["baseline"][3:] == (0, 0, 1.0)
 
 
 @pytest.mark.parametrize(
