@@ -21,6 +21,7 @@ from focuslens.viz.report import Cell, Table
 __all__ = [
     "Artefact",
     "Finding",
+    "Piece",
     "Verdict",
     "keep_figure",
     "load_artefact",
@@ -67,6 +68,15 @@ class Artefact:
     figures: tuple[tuple[str, str], ...] = ()
     tables: tuple[Table, ...] = ()
     reported: tuple[Table, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one subject of an artefact adds to it; see :class:`Artefact`."""
+
+    findings: tuple[Finding, ...]
+    figures: tuple[tuple[str, str], ...]
+    tables: tuple[Table, ...]
 
 
 def keep_figure(axes: Axes, path: Path) -> None:
