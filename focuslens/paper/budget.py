@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from focuslens.evaluation import BUDGET_PARTS, attention_budget
+from focuslens.evaluation import BUDGET_PARTS
 from focuslens.heads import Head
 from focuslens.interventions import FocusSteering
 from focuslens.paper.artefact import Finding, Piece, keep_figure
+from focuslens.paper.scored import budget_in_chunks
 from focuslens.paper.study import Study
 from focuslens.viz import Curve, Table, sweep_curves
 
@@ -41,19 +42,14 @@ def piece(study: Study, heads: Sequence[Head], folder: Path) -> Piece:
 
 
 def _shares(study: Study, steered: Sequence[Head]) -> _Shares:
-    wanted, settings = study.settings.anatomy, study.settings
+    wanted = study.settings.anatomy
     samples = study.samples("validation")[: wanted.samples]
     shares: dict[float, dict[str, float]] = {}
     for alpha in sorted({0.0, *wanted.alphas}):
-        found = attention_budget(
-            study.model,
-            samples,
-            interventions=[FocusSteering(study.directions, alpha, steered)] if alpha else [],
-            max_new_tokens=settings.max_new_tokens,
-            batch_tokens=settings.batch_tokens,
-            progress=study.progress,
-        )
-        shares[alpha] = found.mean(steered)
+        focus = [FocusSteering(study.directions, alpha, steered)] if alpha else []
+        described = [one.describe() for one in focus]
+        folder = study.kept("validation-budget", samples=len(samples), interventions=described)
+        shares[alpha] = budget_in_chunks(study.model, samples, folder, study.how(), focus).mean(steered)
     return shares
 
 

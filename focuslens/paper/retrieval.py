@@ -12,8 +12,9 @@ from focuslens.data.needles import NeedleSample, load_haystack, load_needles, ne
 from focuslens.heads import Head
 from focuslens.paper import reported
 from focuslens.paper.artefact import Artefact, Finding, keep_figure, write_csv
+from focuslens.paper.scored import retrieval_in_chunks
 from focuslens.paper.study import Study
-from focuslens.retrieval_heads import NoRunCountsError, RetrievalScores, retrieval_scores
+from focuslens.retrieval_heads import NoRunCountsError, RetrievalScores
 from focuslens.viz import Table, head_map
 
 __all__ = ["KEY", "SECTIONS", "check", "run"]
@@ -27,12 +28,8 @@ def run(study: Study) -> Artefact:
     """Copy scores on needle-in-a-haystack prompts, and the overlap of the best with the best contextual heads."""
     wanted, ranking = study.settings.retrieval, study.ranking
     try:
-        scores = retrieval_scores(
-            study.model,
-            _samples(study),
-            max_new_tokens=wanted.max_new_tokens,
-            batch_tokens=study.settings.batch_tokens,
-            progress=study.progress,
+        scores = retrieval_in_chunks(
+            study.model, _samples(study), study.kept("needles", "retrieval"), study.how(wanted.max_new_tokens)
         )
     except NoRunCountsError as error:
         finding = Finding(f"The model finds no needle, so its retrieval heads are not known: {error}", "cannot be told")

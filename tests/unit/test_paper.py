@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from paper_runs import opened
 
 import focuslens as fl
 from focuslens.evaluation import Setting, Sweep, bootstrap_mean
 from focuslens.paper import artefact as kept
-from focuslens.paper import choosing, run, scored, study
+from focuslens.paper import choosing, run, study
 from focuslens.paper.settings import load_settings
 from focuslens.viz import Table, sweep_table
 
@@ -93,29 +92,6 @@ def test_parts_are_disjoint_and_as_large_as_asked_for(checkpoint: Any, paper_fil
     # Test questions are those of the paper's test half.
     half = fl.load_multidoc(paper_files / "oracle.jsonl", num_documents=3, gold_positions=(0, 2)).split()[1]
     assert {sample.question_id for sample in parts["test"]} <= {sample.question_id for sample in half}
-
-
-def test_scores_go_on_where_they_were_killed(load_model: Any, samples: Any, tmp_path: Path, monkeypatch: Any):
-    model, calls = load_model("llama"), []
-    whole = fl.contextual_scores(model, samples, max_new_tokens=3)
-    monkeypatch.setattr(scored, "CHUNK", 1)
-    original = scored.contextual_scores
-
-    def killed(*arguments: Any, **settings: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return original(*arguments, **settings)
-
-    monkeypatch.setattr(scored, "contextual_scores", killed)
-    with pytest.raises(KeyboardInterrupt):
-        scored.score_in_chunks(model, samples, "long", tmp_path / "scores", max_new_tokens=3)
-    again = scored.score_in_chunks(model, samples, "long", tmp_path / "scores", max_new_tokens=3)
-    assert len(calls) == 3 + 2
-    assert again.sample_ids == whole.sample_ids
-    assert (again.responses, again.correct) == (whole.responses, whole.correct)
-    for kind in ("relevant", "irrelevant", "irrelevant_max", "sink"):
-        torch.testing.assert_close(getattr(again, kind), getattr(whole, kind), atol=1e-5, rtol=0)
 
 
 # --- choosing ---
