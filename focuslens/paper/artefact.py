@@ -23,9 +23,12 @@ __all__ = [
     "Finding",
     "Piece",
     "Verdict",
+    "all_of",
     "keep_figure",
     "load_artefact",
     "save_artefact",
+    "signed",
+    "verdict_below",
     "verdict_by",
     "write_csv",
 ]
@@ -34,9 +37,27 @@ Verdict: TypeAlias = Literal["holds", "does not hold", "cannot be told", ""]
 """Whether a finding of the paper is seen here; empty where the sentence is no such finding."""
 
 
-def verdict_by(change: Interval) -> Verdict:
-    """Whether something that should be above zero is, by its interval."""
-    return "holds" if change.low > 0 else "does not hold" if change.high < 0 else "cannot be told"
+def verdict_by(value: Interval, above: float = 0.0) -> Verdict:
+    """Whether something that should be above a limit is, by its interval."""
+    return "holds" if value.low > above else "does not hold" if value.high < above else "cannot be told"
+
+
+def verdict_below(value: Interval, limit: float) -> Verdict:
+    """Whether something that should be below a limit is, by its interval."""
+    return "holds" if value.high < limit else "does not hold" if value.low > limit else "cannot be told"
+
+
+def all_of(*verdicts: Verdict) -> Verdict:
+    """Of a finding that says several things: it holds if all of them do, and not if one does not."""
+    if "does not hold" in verdicts:
+        return "does not hold"
+    return "cannot be told" if "cannot be told" in verdicts else "holds"
+
+
+def signed(change: Interval, digits: int = 3) -> str:
+    """A change with its interval, each with its sign."""
+    mean, low, high = (f"{number:+.{digits}f}" for number in (change.mean, change.low, change.high))
+    return f"{mean} [{low}, {high}]"
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 
+import numpy as np
+
 from focuslens.evaluation import Interval, Setting, Sweep, best_setting, bootstrap_mean
 from focuslens.heads import Head
-from focuslens.paper.artefact import Verdict
+from focuslens.paper.artefact import Finding, Verdict, signed, verdict_below
 from focuslens.viz import Table
 
-__all__ = ["chosen_table", "difference", "possible", "random_order", "verdict_of"]
+__all__ = ["chosen_table", "difference", "gain_of_more", "possible", "random_order", "verdict_of"]
 
 
 def possible(ks: Sequence[int], n: int) -> list[int]:
@@ -71,3 +73,36 @@ def difference(sweep: Sweep, name: str) -> Interval:
     result, baseline = sweep[name], sweep["baseline"]
     gains = [int(ours) - int(theirs) for ours, theirs in zip(result.correct, baseline.correct, strict=True)]
     return bootstrap_mean(gains, groups=result.question_ids)
+
+
+def gain_of_more(sweep: Sweep, settings: Sequence[Setting], most: int, what: str) -> Finding:
+    """Whether more heads than the contextual ones do worse than these, at the same strengths: the paper's finding.
+
+    Every sample's change is averaged over the settings with more heads, each beside the one of its own ``tau`` or
+    ``alpha`` with as many heads as there are contextual ones; the interval is over questions.
+
+    Args:
+        sweep: Evaluations.
+        settings: Those to compare, which differ in strength and number of heads.
+        most: How many contextual heads there are, at most; the largest number of heads up to it stands for them.
+        what: What is done to heads, as the beginning of a sentence.
+    """
+    few = max((one.parameters["k"] for one in settings if one.parameters["k"] <= most), default=0)
+    more = [one for one in settings if one.parameters["k"] > most]
+    text = f"{what} more than {few or most} heads is worse than {few or most}"
+    if not few or not more:
+        return Finding(f"{text}: there is no setting of each kind to compare.", "cannot be told")
+
+    def strength(one: Setting) -> float:
+        return one.parameters.get("tau", one.parameters.get("alpha"))
+
+    beside = {strength(one): np.array(sweep[one.name].correct, float) for one in settings if one.parameters["k"] == few}
+    changes = np.mean([np.array(sweep[one.name].correct, float) - beside[strength(one)] for one in more], axis=0)
+    gain = bootstrap_mean(changes, groups=sweep[more[0].name].question_ids)
+    ks = ", ".join(str(k) for k in sorted({one.parameters["k"] for one in more}))
+    strengths = ", ".join(f"{one:g}" for one in sorted(set(map(strength, more))))
+    name = "tau" if "tau" in more[0].parameters else "alpha"
+    return Finding(
+        f"{text}: with {ks} exact match changes by {signed(gain)}, on average over {name} = {strengths}.",
+        verdict_below(gain, 0.0),
+    )

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from focuslens.evaluation import percentile_interval
 from focuslens.heads import Head
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding, keep_figure, verdict_by
+from focuslens.paper.artefact import Artefact, Finding, all_of, keep_figure, verdict_below, verdict_by
 from focuslens.paper.study import Study
 from focuslens.scoring import ContextualScores
 from focuslens.viz import Table, head_map
@@ -20,6 +22,10 @@ __all__ = ["KEY", "SECTIONS", "run"]
 
 KEY = "heads"
 SECTIONS = ("scores",)
+_READS = 0.1
+"""The relevant score above which a head counts as one that reads the relevant document."""
+_FEW = 0.25
+"""The share of heads below which they are few."""
 _KINDS = {"R": "relevant", "IR": "irrelevant", "IR max": "irrelevant_max", "sink": "sink"}
 
 
@@ -82,18 +88,38 @@ def _over_heads(values: Tensor, heads: Sequence[Head]) -> Float[Tensor, "sample"
     return torch.stack([values[:, head.layer, head.head] for head in heads]).mean(dim=0)
 
 
+def _where_they_are(study: Study, ranked_on: ContextualScores) -> list[Finding]:
+    """How many heads read the relevant document, and in which layers; resampled over training questions."""
+    (above,), n = ranked_on.sparsity((_READS,)), study.model.shape.n_layers
+    reads = study.resampled("train", ranked_on.relevant, ranked_on.sample_ids) > _READS
+    share = percentile_interval(above.fraction, reads.mean(axis=1))
+    sparse = Finding(
+        f"Contextual heads are sparse: {above.count} of {reads.shape[1]} heads, a share of {share}, have a relevant "
+        f"score above {_READS:g}; sparse is less than {_FEW:g}.",
+        all_of(verdict_by(share), verdict_below(share, _FEW)),
+    )
+    if above.layers is None:
+        return [sparse]
+    # The depth of a layer is that of its middle; every layer has as many heads.
+    late = np.repeat([(layer + 0.5) / n > 1 / 3 for layer in range(n)], study.model.shape.n_heads)
+    drawn = reads[reads.any(axis=1)]
+    estimate = float((ranked_on.mean().flatten().numpy() > _READS)[late].sum() / above.count)
+    lying = percentile_interval(estimate, drawn[:, late].sum(axis=1) / drawn.sum(axis=1))
+    return [
+        sparse,
+        Finding(
+            f"They lie mostly in middle and late layers: {lying} of them lie behind the first third of the layers, "
+            f"where {late.mean():.3f} of all heads do; they are in layers {above.layers[0]} to {above.layers[1]} of "
+            f"{n}, counted from 0.",
+            verdict_by(lying, above=float(late.mean())),
+        ),
+    ]
+
+
 def _findings(
     study: Study, ranked_on: ContextualScores, cases: Mapping[str, ContextualScores], top: Sequence[Head]
 ) -> list[Finding]:
-    above = ranked_on.sparsity((0.1,))[0]
-    where = "" if above.layers is None else f", in layers {above.layers[0]} to {above.layers[1]}"
-    found = [
-        Finding(
-            f"Contextual heads are sparse: {above.count} of {ranked_on.relevant[0].numel()} heads have a relevant "
-            f"score above 0.1{where} of {study.model.shape.n_layers}, counted from 0.",
-            "holds" if 0 < above.fraction < 0.25 else "does not hold",
-        )
-    ]
+    found = _where_they_are(study, ranked_on)
     for case, sign in (("correct", 1), ("wrong", -1)):
         scores = cases[case]
         gaps = sign * _over_heads(scores.relevant - scores.irrelevant_max, top)

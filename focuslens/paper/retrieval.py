@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Bool, Float, Int
 from matplotlib.axes import Axes
 
 from focuslens.data.needles import NeedleSample, load_haystack, load_needles, needle_samples, synthetic_needles
+from focuslens.evaluation import percentile_interval, resampled_means
 from focuslens.heads import Head
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding, keep_figure, write_csv
+from focuslens.paper.artefact import Artefact, Finding, keep_figure, signed, verdict_below, verdict_by, write_csv
 from focuslens.paper.scored import retrieval_in_chunks
 from focuslens.paper.study import Study
 from focuslens.retrieval_heads import NoRunCountsError, RetrievalScores
@@ -22,14 +26,15 @@ __all__ = ["KEY", "SECTIONS", "check", "run"]
 KEY = "retrieval"
 SECTIONS = ("retrieval",)
 _TITLE = "Contextual heads and retrieval heads"
+_ALONE = "All needles that were found answer the same question, so how much that depends on it is not known."
 
 
 def run(study: Study) -> Artefact:
     """Copy scores on needle-in-a-haystack prompts, and the overlap of the best with the best contextual heads."""
-    wanted, ranking = study.settings.retrieval, study.ranking
+    wanted, ranking, samples = study.settings.retrieval, study.ranking, _samples(study)
     try:
         scores = retrieval_in_chunks(
-            study.model, _samples(study), study.kept("needles", "retrieval"), study.how(wanted.max_new_tokens)
+            study.model, samples, study.kept("needles", "retrieval"), study.how(wanted.max_new_tokens)
         )
     except NoRunCountsError as error:
         finding = Finding(f"The model finds no needle, so its retrieval heads are not known: {error}", "cannot be told")
@@ -51,7 +56,7 @@ def run(study: Study) -> Artefact:
         KEY,
         _TITLE,
         "Figure 9",
-        tuple(_findings(study, scores, contextual, retrieving)),
+        tuple(_findings(study, samples, scores, contextual, retrieving)),
         (
             (f"Copy score of every head; the best {k} are outlined.", "retrieval_heads.png"),
             (
@@ -137,24 +142,55 @@ def _heads_table(
     )
 
 
+def _best(means: Float[np.ndarray, "resample head"], k: int) -> Bool[np.ndarray, "resample head"]:
+    """Which heads are the ``k`` best of each resample; ties go to the first, as in :func:`focuslens.rank_heads`."""
+    best = np.zeros(means.shape, dtype=np.bool_)
+    np.put_along_axis(best, np.argsort(-means, axis=1, kind="stable")[:, :k], True, axis=1)
+    return best
+
+
+def _held(best: Bool[np.ndarray, "resample head"], n_layers: int) -> Int[np.ndarray, "resample"]:
+    """How many layers hold a head that is among the best."""
+    return reduce(best, "resample (layer head) -> resample layer", "max", layer=n_layers).sum(axis=1)
+
+
 def _layers(heads: Sequence[Head]) -> str:
     layers = sorted(head.layer for head in heads)
     return f"layers {layers[0]} to {layers[-1]} (median {layers[len(layers) // 2]})"
 
 
 def _findings(
-    study: Study, scores: RetrievalScores, contextual: Sequence[Head], retrieving: Sequence[Head]
+    study: Study,
+    samples: Sequence[NeedleSample],
+    scores: RetrievalScores,
+    contextual: Sequence[Head],
+    retrieving: Sequence[Head],
 ) -> list[Finding]:
-    k, n = len(contextual), len(study.ranking)
-    shared = len(set(contextual) & set(retrieving))
+    """Overlap and places of both kinds, with training questions and the needles' questions drawn again."""
+    k, n, n_layers = len(contextual), len(study.ranking), study.model.shape.n_layers
+    ranked_on, counted = study.scores("train", "long"), torch.tensor(scores.counted)
+    asked = [sample.prompt.part("question") for sample, counts in zip(samples, scores.counted, strict=True) if counts]
+    copies = rearrange(scores.by_sample[counted], "sample layer head -> sample (layer head)").numpy()
+    # Another seed: these are other questions.
+    by_copies = _best(resampled_means(copies, groups=asked, seed=study.settings.seed + 1), k)
+    by_scores = _best(study.resampled("train", ranked_on.relevant, ranked_on.sample_ids), k)
+    shared = percentile_interval(len(set(contextual) & set(retrieving)), (by_copies & by_scores).sum(axis=1))
+    more = percentile_interval(
+        len({head.layer for head in retrieving}) - len({head.layer for head in contextual}),
+        _held(by_copies, n_layers) - _held(by_scores, n_layers),
+    )
+    alone = len(set(asked)) < 2
     return [
         Finding(
-            f"{shared} of the top {k} contextual heads are among the top {k} retrieval heads; {k * k / n:.1f} would be "
-            "by chance. The paper finds them different (5 of 20).",
-            "holds" if shared <= k / 2 else "does not hold",
+            f"Contextual heads are not the retrieval heads: {shared.mean:g} [{shared.low:g}, {shared.high:g}] of the "
+            f"top {k} are among the top {k} of both, where {k * k / n:.1f} would be by chance and 5 of 20 are in the "
+            f"paper; different is at most half.{' ' + _ALONE if alone else ''}",
+            "cannot be told" if alone else verdict_below(shared, k // 2 + 0.5),
         ),
         Finding(
-            f"Contextual heads lie in {_layers(contextual)}, retrieval heads in {_layers(retrieving)}, of "
-            f"{study.model.shape.n_layers} layers counted from 0."
+            f"Retrieval heads are spread over more layers: contextual heads lie in {_layers(contextual)}, retrieval "
+            f"heads in {_layers(retrieving)}, of {n_layers} layers counted from 0; they hold {signed(more, 0)} layers "
+            "more.",
+            "cannot be told" if alone else verdict_by(more),
         ),
     ]

@@ -13,12 +13,15 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.data.multidoc import MultiDocData, load_multidoc
 from focuslens.data.synthetic import load_synthetic
 from focuslens.directions import FocusDirections
-from focuslens.evaluation import Interval, Setting, Sweep, bootstrap_mean, run_sweep
+from focuslens.evaluation import Interval, Setting, Sweep, bootstrap_mean, resampled_means, run_sweep
 from focuslens.files import versions, write_json
 from focuslens.heads import Head
 from focuslens.hooks import Intervention
@@ -84,11 +87,25 @@ class Study:
 
         Samples of one question are not independent. ``None`` where no value is left.
         """
-        questions, kept = {sample.id: sample.question_id for sample in self.samples(part)}, ~values.isnan()
-        if not bool(kept.any()):
+        known, questions = self._known(part, rearrange(values, "sample -> sample 1"), sample_ids)
+        if not questions:
             return None
-        groups = [questions[one] for one, keep in zip(sample_ids, kept.tolist(), strict=True) if keep]
-        return bootstrap_mean(values[kept].tolist(), groups=groups, seed=self.settings.seed)
+        return bootstrap_mean(known[:, 0].tolist(), groups=questions, seed=self.settings.seed)
+
+    def resampled(
+        self, part: Part, values: Float[Tensor, "sample layer head"], sample_ids: Sequence[str]
+    ) -> Float[np.ndarray, "resample column"]:
+        """Means of all heads, layer by layer, on resamples of a part's questions; see :func:`resampled_means`."""
+        by_head = rearrange(values, "sample layer head -> sample (layer head)")
+        known, questions = self._known(part, by_head, sample_ids)
+        return resampled_means(known.numpy(), groups=questions, seed=self.settings.seed)
+
+    def _known(
+        self, part: Part, values: Float[Tensor, "sample column"], sample_ids: Sequence[str]
+    ) -> tuple[Float[Tensor, "known column"], list[str]]:
+        """The values of samples that are not NaN, and their questions."""
+        questions, keep = {sample.id: sample.question_id for sample in self.samples(part)}, ~values.isnan().any(dim=1)
+        return values[keep], [questions[one] for one, kept in zip(sample_ids, keep.tolist(), strict=True) if kept]
 
     @cached_property
     def _samples(self) -> dict[Part, list[MultiDocSample]]:
