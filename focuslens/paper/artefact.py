@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Shaped
 from matplotlib.axes import Axes
 
 from focuslens.evaluation import Interval
 from focuslens.files import write_atomically, write_json
-from focuslens.viz import save_figure
+from focuslens.viz import Curve, save_figure
 from focuslens.viz.report import Cell, Table
 
 __all__ = [
@@ -24,7 +26,9 @@ __all__ = [
     "Piece",
     "Verdict",
     "all_of",
+    "keep_curves",
     "keep_figure",
+    "keep_heads",
     "load_artefact",
     "save_artefact",
     "signed",
@@ -104,6 +108,24 @@ def keep_figure(axes: Axes, path: Path) -> None:
     """Write a figure, and let it go: a reproduction draws dozens."""
     save_figure(axes, path)
     plt.close(axes.get_figure(root=True))
+
+
+def keep_curves(axes: Axes, path: Path, lines: Sequence[Curve], levels: Mapping[str, Interval] | None = None) -> None:
+    """Write a figure of lines, and beside it a CSV file of the numbers, under the names of its axes."""
+    columns = ("line", axes.get_xlabel(), axes.get_ylabel(), "low", "high")
+    rows: list[tuple[Cell, ...]] = [(name, "", one.mean, one.low, one.high) for name, one in (levels or {}).items()]
+    for line in lines:
+        rows += [(line.label, *point) for point in zip(line.x, line.estimate, line.low, line.high, strict=True)]
+    keep_figure(axes, path)
+    write_csv(path.with_suffix(".csv"), columns, rows)
+
+
+def keep_heads(axes: Axes, path: Path, columns: Mapping[str, Shaped[np.ndarray, "layer head"]]) -> None:
+    """Write a map of all heads, and beside it a CSV file of the numbers, a line a head."""
+    keep_figure(axes, path)
+    places = np.ndindex(next(iter(columns.values())).shape)
+    rows = [(*place, *(one[place].item() for one in columns.values())) for place in places]
+    write_csv(path.with_suffix(".csv"), ("layer", "head", *columns), rows)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Path:

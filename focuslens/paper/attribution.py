@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from focuslens.evaluation import Attribution, DocumentScores
 from focuslens.heads import Head
-from focuslens.paper.artefact import Artefact, Finding, keep_figure
+from focuslens.paper.artefact import Artefact, Finding, keep_curves
 from focuslens.paper.choosing import possible, random_order
 from focuslens.paper.scored import documents_in_chunks
 from focuslens.paper.study import Study
@@ -55,14 +55,15 @@ def _draw(study: Study, found: dict[tuple[str, int], Attribution], ks: Sequence[
         for name in ("contextual", "random")
     ]
     chance = 1 / study.settings.data.documents
+    levels = {"all heads": found["all", len(study.ranking)].accuracy}
     axes = sweep_curves(
         lines,
-        {"all heads": found["all", len(study.ranking)].accuracy},
+        levels,
         x_label="heads (top k)",
         y_label="gold document ranked first (share of samples)",
         title=f"Attribution (chance: {chance:.2f})",
     )
-    keep_figure(axes, study.folder(KEY) / "attribution.png")
+    keep_curves(axes, study.folder(KEY) / "attribution.png", lines, levels)
 
 
 def _attribution(scores: DocumentScores, heads: Sequence[Head], correct: bool | None, seed: int) -> Attribution | None:

@@ -43,8 +43,8 @@ def chosen_table(validation: Sweep, test: Sweep, settings: Sequence[Setting]) ->
     ]
     return (
         Table(
-            "Held-out exact match of the chosen settings, and the exact test against no intervention (McNemar's; "
-            "samples of one question count together)",
+            "Held-out exact match (share of samples) of the chosen settings, its 95 % interval, and the exact test "
+            "against no intervention (McNemar's; samples of one question count together)",
             ("how", "setting", "exact match", "low", "high", "gained", "lost", "p"),
             tuple(
                 (how, name, result.em.mean, result.em.low, result.em.high, *_tested(test, name))

@@ -26,6 +26,7 @@ from focuslens.viz.report import Cell
 
 __all__ = ["piece"]
 
+_SHOWN = (" token", ": seen", ": added (logits)")
 _SHARES = ("content", "position", "interaction")
 
 
@@ -108,7 +109,7 @@ def _tokens(study: Study, keys: Mapping[Head, HeadKeys]) -> Table:
     return Table(
         "Tokens whose keys directions favour and disfavour most, how many of them were seen, and what is added to "
         "their logits at alpha = 1, positions averaged out",
-        ("head", "favoured", "seen", "added (logits)", "disfavoured", "seen ", "added (logits) "),
+        ("head", *(f"{which}{what}" for which in ("favoured", "disfavoured") for what in _SHOWN)),
         tuple((str(head), *row) for head in keys for row in _tokens_of(study, keys, head)),
     )
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from focuslens.evaluation import percentile_interval
 from focuslens.heads import Head
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding, all_of, keep_figure, verdict_below, verdict_by
+from focuslens.paper.artefact import Artefact, Finding, all_of, keep_heads, verdict_below, verdict_by
 from focuslens.paper.study import Study
 from focuslens.scoring import ContextualScores
 from focuslens.viz import Table, head_map
@@ -22,6 +22,8 @@ __all__ = ["KEY", "SECTIONS", "run"]
 
 KEY = "heads"
 SECTIONS = ("scores",)
+_OUTLINED = 20
+"""Heads that are outlined, where they are no more than a quarter of all."""
 _READS = 0.1
 """The relevant score above which a head counts as one that reads the relevant document."""
 _FEW = 0.25
@@ -35,21 +37,29 @@ def run(study: Study) -> Artefact:
     ranked_on = study.scores("train", "long")
     cases = study.scores_by_case("test")
     top = ranking[: settings.top]
-    figure = head_map(ranked_on.mean().numpy(), heads=ranking[: min(20, len(ranking))])
-    keep_figure(figure, study.folder(KEY) / "head_map.png")
+    means, best = ranked_on.mean().numpy(), ranking[: min(_OUTLINED, len(ranking) // 4)]
+    keep_heads(head_map(means, heads=best), study.folder(KEY) / "head_map.png", {"relevant": means})
     sparsity = ranked_on.sparsity(settings.thresholds)
     counts = Table(
         "Heads whose relevant contextual score (share of attention, training questions) exceeds a threshold",
         ("threshold", "heads", "share of heads", "first layer", "last layer"),
         tuple((one.threshold, one.count, one.fraction, *(one.layers or ("-", "-"))) for one in sparsity),
     )
-    caption = f"Contextual scores of the top {settings.top} heads on held-out questions ({_sizes(cases)})"
+    caption = (
+        f"Contextual scores (share of attention) of the top {settings.top} heads on held-out questions; samples: "
+        f"{_sizes(cases)}"
+    )
     return Artefact(
         KEY,
         "Contextual heads",
         "Figures 2, 5 and 6, Table 1",
         tuple(_findings(study, ranked_on, cases, top)),
-        (("Relevant contextual score of every head on training questions; the best are outlined.", "head_map.png"),),
+        (
+            (
+                f"Relevant contextual score of every head on training questions; the best {len(best)} are outlined.",
+                "head_map.png",
+            ),
+        ),
         (counts, scores_table(caption, cases, top), _map_table(ranked_on)),
         (reported.FIGURE_2, reported.TABLE_1),
     )
@@ -77,7 +87,7 @@ def _sizes(cases: Mapping[str, ContextualScores]) -> str:
 def _map_table(scores: ContextualScores) -> Table:
     frame = scores.to_frame()
     return Table(
-        "Scores of every head on training questions, best first",
+        "Contextual scores (share of attention) of every head on training questions, best first",
         tuple(frame.columns),
         tuple(tuple(int(x) if i < 2 else float(x) for i, x in enumerate(row)) for row in frame.itertuples(index=False)),
     )

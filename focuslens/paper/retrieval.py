@@ -9,17 +9,16 @@ import numpy as np
 import torch
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
-from matplotlib.axes import Axes
 
 from focuslens.data.needles import NeedleSample, load_haystack, load_needles, needle_samples, synthetic_needles
 from focuslens.evaluation import percentile_interval, resampled_means
 from focuslens.heads import Head
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding, keep_figure, signed, verdict_below, verdict_by, write_csv
+from focuslens.paper.artefact import Artefact, Finding, keep_heads, signed, verdict_below, verdict_by
 from focuslens.paper.scored import retrieval_in_chunks
 from focuslens.paper.study import Study
 from focuslens.retrieval_heads import NoRunCountsError, RetrievalScores
-from focuslens.viz import Table, head_map
+from focuslens.viz import Table, head_groups, head_map
 
 __all__ = ["KEY", "SECTIONS", "check", "run"]
 
@@ -41,17 +40,7 @@ def run(study: Study) -> Artefact:
         return Artefact(KEY, _TITLE, "Figure 9", (finding,), reported=(reported.FIGURE_9,))
     k = min(wanted.top, len(ranking) // 4)
     retrieving, contextual = scores.top_heads(k), ranking[:k]
-    keep_figure(
-        head_map(
-            scores.scores.numpy(),
-            heads=retrieving,
-            title="Retrieval heads",
-            label="copy score (share of the needle)",
-        ),
-        study.folder(KEY) / "retrieval_heads.png",
-    )
-    keep_figure(_both(study, contextual, retrieving), study.folder(KEY) / "overlap.png")
-    _write_heads(study, scores, contextual, retrieving)
+    _draw(study, scores, contextual, retrieving)
     return Artefact(
         KEY,
         _TITLE,
@@ -59,25 +48,11 @@ def run(study: Study) -> Artefact:
         tuple(_findings(study, samples, scores, contextual, retrieving)),
         (
             (f"Copy score of every head; the best {k} are outlined.", "retrieval_heads.png"),
-            (
-                f"The top {k} contextual heads (1), retrieval heads (2) and heads that are both (3); all others 0.",
-                "overlap.png",
-            ),
+            (f"The top {k} contextual heads, the top {k} retrieval heads, and those that are both.", "overlap.png"),
         ),
         (_heads_table(study, scores, contextual, retrieving),),
         (reported.FIGURE_9,),
     )
-
-
-def _write_heads(study: Study, scores: RetrievalScores, contextual: Sequence[Head], retrieving: Sequence[Head]) -> None:
-    """The numbers of both pictures, a line a head."""
-    every = [
-        Head(layer, head) for layer in range(study.model.shape.n_layers) for head in range(study.model.shape.n_heads)
-    ]
-    copies = [(head.layer, head.head, float(scores.scores[head])) for head in every]
-    kinds = [(*head, int(head in contextual), int(head in retrieving)) for head in every]
-    write_csv(study.folder(KEY) / "retrieval_heads.csv", ("layer", "head", "copy score"), copies)
-    write_csv(study.folder(KEY) / "overlap.csv", ("layer", "head", "contextual", "retrieval"), kinds)
 
 
 def check(study: Study) -> None:
@@ -112,17 +87,20 @@ def _samples(study: Study) -> list[NeedleSample]:
     return needle_samples(study.model, load_haystack(folder), needles, wanted.lengths, wanted.depths)
 
 
-def _both(study: Study, contextual: Sequence[Head], retrieving: Sequence[Head]) -> Axes:
-    kinds = np.zeros((study.model.shape.n_layers, study.model.shape.n_heads))
-    for value, heads in ((1, contextual), (2, retrieving)):
+def _draw(study: Study, scores: RetrievalScores, contextual: Sequence[Head], retrieving: Sequence[Head]) -> None:
+    """The map of copy scores, and that of both kinds of heads."""
+    copies, folder = scores.scores.numpy(), study.folder(KEY)
+    label = "copy score (share of the needle)"
+    axes = head_map(copies, heads=retrieving, title="Retrieval heads", label=label)
+    keep_heads(axes, folder / "retrieval_heads.png", {"copy score": copies})
+    kinds = {"contextual": contextual, "retrieval": retrieving}
+    marks = {name: np.zeros(copies.shape, dtype=np.int64) for name in kinds}
+    for name, heads in kinds.items():
         for head in heads:
-            kinds[head] += value
-    return head_map(
-        kinds,
-        heads=sorted(set(contextual) & set(retrieving)),
-        title="Contextual and retrieval heads",
-        label="1 contextual, 2 retrieval, 3 both",
-    )
+            marks[name][head] = 1
+    groups, names = marks["contextual"] + 2 * marks["retrieval"], ("neither", "contextual", "retrieval", "both")
+    axes = head_groups(groups, names, title="Contextual and retrieval heads")
+    keep_heads(axes, folder / "overlap.png", marks)
 
 
 def _heads_table(
@@ -137,7 +115,13 @@ def _heads_table(
     return Table(
         f"Best heads of both kinds ({counted} of {len(scores)} needle runs count: ROUGE-1 recall above "
         f"{scores.min_recall:g})",
-        ("place", "contextual head", "retrieval head", "its copy score", "its place among contextual heads"),
+        (
+            "place",
+            "contextual head",
+            "retrieval head",
+            "its copy score (share of the needle)",
+            "its place among contextual heads",
+        ),
         rows,
     )
 

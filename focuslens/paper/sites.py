@@ -59,8 +59,8 @@ def _table(study: Study, sweep: Sweep, heads: Sequence[Head]) -> Table:
         means = (_mean_of_heads(measured, kind, heads) for kind in KINDS)
         rows.append((row["name"], row["em"], row["em_low"], row["em_high"], row["mcnemar_p"], *means))
     return Table(
-        "Exact match on validation questions by site, rows and strength, with 95 % intervals and exact p, and mean "
-        f"contextual scores of the {len(heads)} steered heads",
+        "Exact match (share of samples) on validation questions by site, rows and strength, its 95 % interval and the "
+        f"exact p-value, and mean contextual scores (share of attention) of the {len(heads)} steered heads",
         ("setting", "exact match", "low", "high", "p", "R", "IR", "IR max", "sink"),
         tuple(rows),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from focuslens.evaluation import BASELINES, Setting, Sweep, split_softmax_settings
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding, keep_figure, signed
+from focuslens.paper.artefact import Artefact, Finding, keep_curves, signed
 from focuslens.paper.choosing import chosen_table, difference, gain_of_more, possible, random_order, verdict_of
 from focuslens.paper.study import Study
 from focuslens.viz import curves, split_softmax_curves, sweep_table
@@ -32,7 +32,7 @@ def run(study: Study) -> Artefact:
         "relevant document only": test["gold"].em,
         "no relevant document": test["negative"].em,
     }
-    keep_figure(split_softmax_curves(lines, levels), study.folder(KEY) / "split_softmax.png")
+    keep_curves(split_softmax_curves(lines, levels), study.folder(KEY) / "split_softmax.png", lines, levels)
     chosen, honest = chosen_table(validation, test, contextual)
     return Artefact(
         KEY,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from focuslens.evaluation import Setting, Sweep, best_setting, steering_settings
 from focuslens.heads import Head
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding, keep_figure, write_csv
+from focuslens.paper.artefact import Artefact, Finding, keep_curves, keep_figure, write_csv
 from focuslens.paper.choosing import chosen_table, gain_of_more, possible, verdict_of
 from focuslens.paper.study import Study
 from focuslens.viz import curves, direction_curves, loss_curves, sweep_table
@@ -29,8 +29,8 @@ def run(study: Study) -> Artefact:
     grid = steering_settings(study.directions, heads, wanted.alphas, ks)
     settings = [Setting("baseline"), *grid]
     validation, test = study.sweep(KEY, "validation", settings), study.sweep(KEY, "test", settings)
-    level = {"all documents": test["baseline"].em}
-    keep_figure(direction_curves(curves(test, "alpha"), level), study.folder(KEY) / "steering.png")
+    lines, level = curves(test, "alpha"), {"all documents": test["baseline"].em}
+    keep_curves(direction_curves(lines, level), study.folder(KEY) / "steering.png", lines, level)
     table, _ = chosen_table(validation, test, grid)
     figures = [
         (

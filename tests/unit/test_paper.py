@@ -36,6 +36,9 @@ def test_everything_runs_on_another_family_and_real_files(
             assert [tuple(row) for row in rows] == [tuple(str(cell) for cell in row) for row in table.rows]
         for _, picture in one.figures:
             assert (tmp_path / "out" / one.key / picture).stat().st_size > 1000
+            with (tmp_path / "out" / one.key / picture).with_suffix(".csv").open(newline="") as file:
+                assert len({len(row) for row in csv.reader(file)}) == 1
+            assert f'href="{one.key}/{Path(picture).stem}.csv"' in page
     assert page.count('class="reported"') == 7
     assert page.count("<img") == sum(len(one.figures) for one in shown)
     assert not [line for line in said if "already" in line]

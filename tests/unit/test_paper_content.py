@@ -14,7 +14,18 @@ from paper_runs import opened
 
 import focuslens as fl
 from focuslens.evaluation import Sweep, bootstrap_mean
-from focuslens.paper import anatomy, attribution, heads, retrieval, run, split_softmax, steered_scores, steering, study
+from focuslens.paper import (
+    anatomy,
+    attribution,
+    budget,
+    heads,
+    retrieval,
+    run,
+    split_softmax,
+    steered_scores,
+    steering,
+    study,
+)
 from focuslens.retrieval_heads import RetrievalScores
 
 
@@ -134,6 +145,28 @@ def test_figure_9_compares_the_best_of_both_kinds(made: study.Study, monkeypatch
     with (made.folder("retrieval") / "overlap.csv").open(newline="") as file:
         both = [row for row in csv.DictReader(file) if row["contextual"] == row["retrieval"] == "1"]
     assert [(int(row["layer"]), int(row["head"])) for row in both] == [ranking[0]]
+
+
+def test_the_budget_is_that_of_the_steered_heads_on_validation_prompts(made: study.Study):
+    folder, steered = made.folder("anatomy"), steering.steerable(made)[:2]
+    piece = budget.piece(made, steering.steerable(made), folder)
+    (table,) = piece.tables
+    assert [row[0] for row in table.rows] == ["0", "1"]
+    moved: dict[str, float] = {}
+    for row, alpha in zip(table.rows, (0.0, 1.0), strict=True):
+        focus = [fl.FocusSteering(made.directions, alpha, steered)] if alpha else []
+        samples = made.samples("validation")[:2]
+        means = fl.attention_budget(made.model, samples, interventions=focus, max_new_tokens=3).mean(steered)
+        shares = dict(zip(table.columns[1:], row[1:], strict=True))
+        assert shares == pytest.approx(means, abs=1e-5)
+        assert sum(map(float, row[1:])) == pytest.approx(1, abs=1e-5)
+        moved = {part: share - moved.get(part, 0.0) for part, share in means.items()}
+    best = max(moved, key=lambda part: moved[part])
+    assert f"to {best} ({moved[best]:+.3f} [" in piece.findings[0].text
+    with (folder / "budget.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["line"] == "relevant"]
+    assert [float(row["strength alpha"]) for row in rows] == [0.0, 1.0]
+    assert all(float(row["low"]) <= float(row["share of attention"]) <= float(row["high"]) for row in rows)
 
 
 def test_sites_and_rows_are_compared_on_scores_too(made: study.Study):

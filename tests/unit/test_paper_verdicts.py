@@ -43,8 +43,9 @@ def asked(monkeypatch: Any, made: study.Study, n: int, samples_of_one: int = 1) 
 def scored(ids: tuple[str, ...], case: Any = "long", **by_kind: torch.Tensor) -> ContextualScores:
     """Scores of all samples, ``[sample layer head]`` or what broadcasts to it; zero where none are given."""
     shape = (len(ids), N_LAYERS, N_HEADS)
-    values = [by_kind.get(kind, torch.zeros(1)).expand(shape).clone() for kind in KINDS]
-    return ContextualScores(*values, case, ids, ("x",) * len(ids), (True,) * len(ids))
+    values = {kind: by_kind.get(kind, torch.zeros(1)).expand(shape).clone() for kind in KINDS}
+    said, right = ("x",) * len(ids), (True,) * len(ids)
+    return ContextualScores(**values, case=case, sample_ids=ids, responses=said, correct=right)
 
 
 def test_intervals_decide():
