@@ -24,6 +24,7 @@ __all__ = [
     "random_heads",
     "rank_heads",
     "sparsity",
+    "top_heads",
 ]
 
 
@@ -56,6 +57,18 @@ def rank_heads(scores: Float[Tensor, "layer head"]) -> list[Head]:
         raise ValueError("scores hold NaN: at least one head was never scored, so there is no ranking")
     order = scores.flatten().argsort(descending=True, stable=True).tolist()
     return [Head(*divmod(index, scores.shape[1])) for index in order]
+
+
+def top_heads(scores: Float[Tensor, "layer head"], k: int) -> list[Head]:
+    """The ``k`` heads with the highest score, best first, in the order of :func:`rank_heads`.
+
+    Raises:
+        ValueError: If the model does not have ``k`` heads, or a score is NaN.
+    """
+    ranking = rank_heads(scores)
+    if not 0 <= k <= len(ranking):
+        raise ValueError(f"k is {k}; the model has {len(ranking)} heads")
+    return ranking[:k]
 
 
 def random_heads(

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from focuslens.batch import EncodedPrompt, PromptBatch
+from focuslens.batching import in_batches
 from focuslens.hooks import Hook, Intervention, hook_name
 
 if TYPE_CHECKING:
     from focuslens.backends import ModelShape
     from focuslens.model import FocusModel
 
-__all__ = ["SINK", "Parts", "ResponseMasses", "attention_to_parts", "response_masses", "sink_and_documents"]
+__all__ = [
+    "SINK",
+    "Parts",
+    "ResponseMasses",
+    "attention_to_parts",
+    "masses_in_batches",
+    "response_masses",
+    "sink_and_documents",
+]
 
 SINK = 2
 """Tokens counted as the attention sink: the first two, as the paper's authors do."""
@@ -117,3 +127,40 @@ def response_masses(
         inside = torch.arange(padded.shape[1]) < lengths[:, None]
         model.extend(prefix, padded, interventions, masses.hooks(), mask=inside.long())
     return masses.means(lengths.tolist()), list(responses)
+
+
+@torch.no_grad()
+def masses_in_batches(
+    model: FocusModel,
+    prompts: Sequence[EncodedPrompt],
+    parts: Parts,
+    responses: Sequence[str] | None,
+    interventions: Sequence[Intervention],
+    max_new_tokens: int,
+    batch_tokens: int,
+    label: str | None,
+) -> Generator[tuple[list[int], Float[Tensor, "batch layer head part"], list[str]]]:
+    """:func:`response_masses` of any number of prompts, in batches of similar length, shortest first.
+
+    Args:
+        model: The model.
+        prompts: Any number of them.
+        parts: Their parts.
+        responses: One a prompt, or ``None``.
+        interventions: Applied in order.
+        max_new_tokens: Of a generated response.
+        batch_tokens: Prompt tokens that are run together; halved when memory runs out.
+        label: Of the progress bar; none is shown without.
+
+    Yields:
+        The batch's place among the prompts, its masses, and its responses.
+    """
+
+    def run(indices: list[int], budget: int) -> tuple[Tensor, list[str]]:
+        given = None if responses is None else [responses[i] for i in indices]
+        return response_masses(model, [prompts[i] for i in indices], parts, given, interventions, max_new_tokens)
+
+    with tqdm(total=len(prompts), desc=label, unit="sample", disable=label is None) as bar:
+        for indices, (masses, said) in in_batches([len(one.tokens) for one in prompts], batch_tokens, run):
+            yield indices, masses, said
+            bar.update(len(indices))

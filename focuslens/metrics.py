@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from focuslens.prompts import MultiDocSample
 
-__all__ = ["normalize_answer", "require_comparable_answers", "sub_exact_match"]
+__all__ = ["answered_right", "normalize_answer", "require_comparable_answers", "require_samples", "sub_exact_match"]
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
@@ -48,6 +48,24 @@ def sub_exact_match(prediction: str, answers: Sequence[str]) -> bool:
     normalised = _normalised(answers)
     spoken = normalize_answer(prediction)
     return any(answer in spoken for answer in normalised)
+
+
+def answered_right(responses: Sequence[str], samples: Sequence[MultiDocSample]) -> tuple[bool, ...]:
+    """Whether each response holds an accepted answer of its sample: :func:`sub_exact_match`."""
+    return tuple(sub_exact_match(text, one.answers) for text, one in zip(responses, samples, strict=True))
+
+
+def require_samples(samples: Iterable[MultiDocSample]) -> list[MultiDocSample]:
+    """The samples as a list, if there are any and predictions can be compared with the answers of all.
+
+    Raises:
+        ValueError: If there are no samples, or an answer normalises to nothing.
+    """
+    chosen = list(samples)
+    if not chosen:
+        raise ValueError("there are no samples to score")
+    require_comparable_answers(chosen)
+    return chosen
 
 
 def require_comparable_answers(samples: Iterable[MultiDocSample]) -> None:

@@ -20,7 +20,7 @@ from tqdm.auto import tqdm
 from focuslens.batch import EncodedPrompt
 from focuslens.batching import BATCH_TOKENS, in_batches
 from focuslens.data.needles import NeedleSample
-from focuslens.heads import Head, rank_heads
+from focuslens.heads import Head, rank_heads, top_heads
 from focuslens.hooks import Hook, hook_name
 from focuslens.rouge import rouge_1_recall
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from focuslens.backends import ModelShape
     from focuslens.model import FocusModel
 
-__all__ = ["NoRunCountsError", "RetrievalScores", "copy_scores", "retrieval_scores"]
+__all__ = ["NoRunCountsError", "RetrievalScores", "copy_runs", "copy_scores", "retrieval_scores"]
 
 _NO_TOKEN = -1
 _COPIED = "copied"
@@ -75,6 +75,19 @@ class RetrievalScores:
             "or lower min_recall"
         )
 
+    @classmethod
+    def of_runs(
+        cls,
+        samples: Sequence[NeedleSample],
+        by_sample: Float[Tensor, "sample layer head"],
+        responses: Sequence[str],
+        min_recall: float = 0.5,
+    ) -> RetrievalScores:
+        """Scores of runs that are done (see :func:`copy_runs`), with the recall of their responses."""
+        recall = [rouge_1_recall(text, one.reference) for text, one in zip(responses, samples, strict=True)]
+        ids = tuple(sample.id for sample in samples)
+        return cls(by_sample, tuple(recall), min_recall, tuple(responses), ids)
+
     def __len__(self) -> int:
         return len(self.sample_ids)
 
@@ -98,10 +111,7 @@ class RetrievalScores:
         Raises:
             ValueError: If the model does not have ``k`` heads.
         """
-        ranking = self.ranking()
-        if not 0 <= k <= len(ranking):
-            raise ValueError(f"k is {k}; the model has {len(ranking)} heads")
-        return ranking[:k]
+        return top_heads(self.scores, k)
 
     def to_frame(self) -> pd.DataFrame:
         """Retrieval scores as a table, one row a head (``layer``, ``head``, ``score``), highest first."""
@@ -192,6 +202,37 @@ def _run(
 
 
 @torch.no_grad()
+def copy_runs(
+    model: FocusModel,
+    samples: Sequence[NeedleSample],
+    *,
+    span: str | None = None,
+    max_new_tokens: int = 50,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: bool = False,
+) -> tuple[Float[Tensor, "sample layer head"], list[str]]:
+    """Copy scores of every head in every run, and the responses, whether or not they find the needle.
+
+    Arguments and errors are those of :func:`retrieval_scores`.
+    """
+    for sample in samples:
+        rouge_1_recall("", sample.reference)  # what is wrong with it is better known before hours of running
+    encoded = [_encode(model, sample, span) for sample in samples]
+    by_sample = torch.zeros(len(samples), model.shape.n_layers, model.shape.n_heads)
+    responses = [""] * len(samples)
+    with tqdm(total=len(samples), desc="retrieval scores", unit="sample", disable=not progress) as bar:
+        for indices, (scores, texts) in in_batches(
+            [len(one.tokens) for one in encoded],
+            batch_tokens,
+            lambda indices, _: _run(model, [encoded[i] for i in indices], max_new_tokens),
+        ):
+            by_sample[indices] = scores
+            for i, text in zip(indices, texts, strict=True):
+                responses[i] = text
+            bar.update(len(indices))
+    return by_sample, responses
+
+
 def retrieval_scores(
     model: FocusModel,
     samples: Iterable[NeedleSample],
@@ -232,25 +273,7 @@ def retrieval_scores(
         raise ValueError("there are no samples to score")
     if not 0 <= min_recall < 1:
         raise ValueError(f"min_recall is {min_recall:g}; recall must exceed it, so it is from 0 to below 1")
-    for sample in chosen:
-        rouge_1_recall("", sample.reference)  # what is wrong with it is better known before hours of running
-    encoded = [_encode(model, sample, span) for sample in chosen]
-    by_sample = torch.zeros(len(chosen), model.shape.n_layers, model.shape.n_heads)
-    responses = [""] * len(chosen)
-    with tqdm(total=len(chosen), desc="retrieval scores", unit="sample", disable=not progress) as bar:
-        for indices, (scores, texts) in in_batches(
-            [len(one.tokens) for one in encoded],
-            batch_tokens,
-            lambda indices, _: _run(model, [encoded[i] for i in indices], max_new_tokens),
-        ):
-            by_sample[indices] = scores
-            for i, text in zip(indices, texts, strict=True):
-                responses[i] = text
-            bar.update(len(indices))
-    return RetrievalScores(
-        by_sample,
-        tuple(rouge_1_recall(text, sample.reference) for text, sample in zip(responses, chosen, strict=True)),
-        min_recall,
-        tuple(responses),
-        tuple(sample.id for sample in chosen),
+    by_sample, responses = copy_runs(
+        model, chosen, span=span, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, progress=progress
     )
+    return RetrievalScores.of_runs(chosen, by_sample, responses, min_recall)

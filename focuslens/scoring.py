@@ -10,14 +10,13 @@ import torch
 from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from focuslens.batch import EncodedPrompt
-from focuslens.batching import BATCH_TOKENS, in_batches
-from focuslens.heads import Head, Sparsity, heads_by_layer, random_heads, rank_heads, sparsity
+from focuslens.batching import BATCH_TOKENS
+from focuslens.heads import Head, Sparsity, heads_by_layer, random_heads, rank_heads, sparsity, top_heads
 from focuslens.hooks import Hook, Intervention, hook_name, row_wise
-from focuslens.masses import response_masses, sink_and_documents
-from focuslens.metrics import require_comparable_answers, sub_exact_match
+from focuslens.masses import masses_in_batches, sink_and_documents
+from focuslens.metrics import answered_right, require_samples
 from focuslens.prompts import Case, MultiDocSample
 
 if TYPE_CHECKING:
@@ -99,10 +98,7 @@ class ContextualScores:
         Raises:
             ValueError: If the model does not have ``k`` heads.
         """
-        ranking = self.ranking()
-        if not 0 <= k <= len(ranking):
-            raise ValueError(f"k is {k}; the model has {len(ranking)} heads")
-        return ranking[:k]
+        return top_heads(self.mean("relevant"), k)
 
     def random_heads(self, k: int, *, exclude: Iterable[tuple[int, int]] = (), seed: int = 0) -> list[Head]:
         """``k`` random heads other than those excluded: the control for ``k`` contextual heads."""
@@ -137,7 +133,6 @@ class ContextualScores:
         )
 
 
-@torch.no_grad()
 def _score_case(
     model: FocusModel,
     samples: Sequence[MultiDocSample],
@@ -148,25 +143,19 @@ def _score_case(
     batch_tokens: int,
     progress: bool,
 ) -> ContextualScores:
-    encoded = [model.encode(sample.prompt(case)) for sample in samples]
-
-    def run(indices: list[int], budget: int) -> tuple[dict[str, Tensor], list[str]]:
-        given = None if responses is None else [responses[i] for i in indices]
-        prompts = [encoded[i] for i in indices]
-        masses, said = response_masses(model, prompts, sink_and_documents, given, interventions, max_new_tokens)
-        return _scores_of(masses), said
-
+    prompts = [model.encode(sample.prompt(case)) for sample in samples]
     collected = {
         kind: torch.full((len(samples), model.shape.n_layers, model.shape.n_heads), torch.nan) for kind in KINDS
     }
     texts = [""] * len(samples)
-    with tqdm(total=len(samples), desc=f"contextual scores ({case})", unit="sample", disable=not progress) as bar:
-        for indices, (rows, said) in in_batches([len(one.tokens) for one in encoded], batch_tokens, run):
-            for kind, scores in rows.items():
-                collected[kind][indices] = scores
-            for i, text in zip(indices, said, strict=True):
-                texts[i] = text
-            bar.update(len(indices))
+    label = f"contextual scores ({case})" if progress else None
+    for indices, masses, said in masses_in_batches(
+        model, prompts, sink_and_documents, responses, interventions, max_new_tokens, batch_tokens, label
+    ):
+        for kind, scores in _scores_of(masses).items():
+            collected[kind][indices] = scores
+        for i, text in zip(indices, said, strict=True):
+            texts[i] = text
     # Where no document is relevant there is no attention to it, not attention of zero.
     collected["relevant"][[i for i, sample in enumerate(samples) if sample.gold_index is None]] = torch.nan
     return ContextualScores(
@@ -174,7 +163,7 @@ def _score_case(
         case=case,
         sample_ids=tuple(sample.id for sample in samples),
         responses=tuple(texts),
-        correct=tuple(sub_exact_match(text, sample.answers) for text, sample in zip(texts, samples, strict=True)),
+        correct=answered_right(texts, samples),
     )
 
 
@@ -222,10 +211,7 @@ def contextual_scores(
     """
     if case not in get_args(ScoredCase):
         raise ValueError(f"case is {case!r}; it must be one of {', '.join(get_args(ScoredCase))}")
-    chosen = list(samples)
-    if not chosen:
-        raise ValueError("there are no samples to score")
-    require_comparable_answers(chosen)
+    chosen = require_samples(samples)
     if responses is not None and len(responses) != len(chosen):
         raise ValueError(f"there are {len(responses)} responses for {len(chosen)} samples; give one a sample")
     settings: dict[str, Any] = {

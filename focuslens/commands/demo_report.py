@@ -15,7 +15,7 @@ from focuslens.hooks import Intervention
 from focuslens.model import FocusModel
 from focuslens.prompts import MultiDocSample
 from focuslens.scoring import ContextualScores, attention_pattern
-from focuslens.viz import AttentionView, Table, attention_view, document_view, write_report
+from focuslens.viz import AttentionView, Table, attention_view, document_view, sweep_table, write_report
 
 __all__ = ["write_demo_report"]
 
@@ -87,28 +87,9 @@ def _tables(cases: Mapping[str, ContextualScores], split: Sweep, steer: Sweep, r
     )
     return [
         scores,
-        _sweep_table("Split-softmax on held-out questions", split),
-        _sweep_table("Focus directions on held-out questions", steer),
+        sweep_table("Split-softmax on held-out questions", split),
+        sweep_table("Focus directions on held-out questions", steer),
     ]
-
-
-def _sweep_table(caption: str, sweep: Sweep) -> Table:
-    rows = tuple(
-        (
-            row["name"],
-            round(row["em"], 3),
-            f"[{row['em_low']:.3f}, {row['em_high']:.3f}]",
-            row["gained"],
-            row["lost"],
-            f"{row['mcnemar_p']:.2g}",
-        )
-        for row in sweep.rows()
-    )
-    return Table(
-        f"{caption}: exact match, 95 % interval, questions gained and lost against the baseline, McNemar's exact p",
-        ("setting", "exact match", "interval", "gained", "lost", "p"),
-        rows,
-    )
 
 
 def _views(

@@ -11,7 +11,14 @@ from focuslens.evaluation.attribution import (
 from focuslens.evaluation.records import OtherResultsError
 from focuslens.evaluation.runner import Evaluation, Setting, Sweep, evaluate, run_sweep
 from focuslens.evaluation.settings import BASELINES, best_setting, split_softmax_settings, steering_settings
-from focuslens.evaluation.statistics import Interval, McNemar, bootstrap_mean, mcnemar_exact
+from focuslens.evaluation.statistics import (
+    Interval,
+    McNemar,
+    bootstrap_mean,
+    mcnemar_exact,
+    percentile_interval,
+    resampled_means,
+)
 
 __all__ = [
     "BASELINES",
@@ -31,6 +38,8 @@ __all__ = [
     "document_scores",
     "evaluate",
     "mcnemar_exact",
+    "percentile_interval",
+    "resampled_means",
     "run_sweep",
     "split_softmax_settings",
     "steering_settings",

@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from focuslens.batch import PromptBatch
-from focuslens.batching import BATCH_TOKENS, in_batches
+from focuslens.batching import BATCH_TOKENS
 from focuslens.evaluation.statistics import Interval, bootstrap_mean
 from focuslens.heads import as_heads, check_heads
 from focuslens.hooks import Intervention
-from focuslens.masses import SINK, Parts, response_masses
-from focuslens.metrics import require_comparable_answers, sub_exact_match
+from focuslens.masses import SINK, Parts, masses_in_batches
+from focuslens.metrics import answered_right, require_samples
 from focuslens.prompts import Case, MultiDocSample
 
 if TYPE_CHECKING:
@@ -173,7 +172,7 @@ def document_scores(
     Raises:
         ValueError: If there are no samples, or an answer normalises to nothing.
     """
-    chosen = _require_samples(samples)
+    chosen = require_samples(samples)
     scores, responses = [torch.empty(0)] * len(chosen), [""] * len(chosen)
     for place, masses, said in _run(
         model, chosen, "long", _documents, interventions, max_new_tokens, batch_tokens, progress
@@ -185,7 +184,7 @@ def document_scores(
         tuple(sample.id for sample in chosen),
         tuple(sample.question_id for sample in chosen),
         tuple(responses),
-        _correct(responses, chosen),
+        answered_right(responses, chosen),
     )
 
 
@@ -204,7 +203,7 @@ def attention_budget(
     A token that belongs to two parts counts to the one that :data:`BUDGET_PARTS` names first. Arguments are those of
     :func:`document_scores`; ``case`` says which prompt.
     """
-    chosen = _require_samples(samples)
+    chosen = require_samples(samples)
     shape = (len(chosen), model.shape.n_layers, model.shape.n_heads, len(BUDGET_PARTS))
     shares, responses = torch.full(shape, torch.nan), [""] * len(chosen)
     for place, masses, said in _run(
@@ -213,22 +212,11 @@ def attention_budget(
         # Rows sum to one: what is not on the prompt is on the response itself.
         shares[place] = torch.cat((masses, 1 - masses.sum(dim=-1, keepdim=True)), dim=-1)
         responses[place] = said
-    return AttentionBudget(shares, tuple(sample.id for sample in chosen), tuple(responses), _correct(responses, chosen))
+    return AttentionBudget(
+        shares, tuple(sample.id for sample in chosen), tuple(responses), answered_right(responses, chosen)
+    )
 
 
-def _require_samples(samples: Iterable[MultiDocSample]) -> list[MultiDocSample]:
-    chosen = list(samples)
-    if not chosen:
-        raise ValueError("there are no samples to look at")
-    require_comparable_answers(chosen)
-    return chosen
-
-
-def _correct(responses: Sequence[str], samples: Sequence[MultiDocSample]) -> tuple[bool, ...]:
-    return tuple(sub_exact_match(text, one.answers) for text, one in zip(responses, samples, strict=True))
-
-
-@torch.no_grad()
 def _run(
     model: FocusModel,
     samples: Sequence[MultiDocSample],
@@ -240,16 +228,10 @@ def _run(
     progress: bool,
 ) -> Iterator[tuple[int, Float[Tensor, "layer head part"], str]]:
     """Index, attention by part and response of every sample, in batches of similar length."""
-    encoded = [model.encode(sample.prompt(case)) for sample in samples]
-
-    def run(indices: list[int], budget: int) -> tuple[Tensor, list[str]]:
-        prompts = [encoded[i] for i in indices]
-        return response_masses(model, prompts, parts, None, interventions, max_new_tokens)
-
-    with tqdm(total=len(samples), desc="attention by part", unit="sample", disable=not progress) as bar:
-        for indices, (masses, said) in in_batches([len(one.tokens) for one in encoded], batch_tokens, run):
-            yield from zip(indices, masses, said, strict=True)
-            bar.update(len(indices))
+    prompts = [model.encode(sample.prompt(case)) for sample in samples]
+    label = "attention by part" if progress else None
+    for batch in masses_in_batches(model, prompts, parts, None, interventions, max_new_tokens, batch_tokens, label):
+        yield from zip(*batch, strict=True)
 
 
 def _documents(batch: PromptBatch) -> Float[Tensor, "batch key part"]:

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Interval", "McNemar", "bootstrap_mean", "mcnemar_exact"]
+__all__ = ["Interval", "McNemar", "bootstrap_mean", "mcnemar_exact", "percentile_interval", "resampled_means"]
 
 # Draws held at once: 8 bytes each for the index and for what it picks.
 _CHUNK = 500_000
@@ -112,10 +112,8 @@ def bootstrap_mean(
         ValueError: If there are no values, one is not finite, or an argument is out of range or of the wrong length.
     """
     numbers = _checked(values)
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95")
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples}; it must be at least 1, and 10,000 is usual")
+    _require_confidence(confidence)
+    _require_resamples(resamples)
     sums, counts = _grouped(numbers, groups)
     mean = float(numbers.mean())
     if numbers.min() == numbers.max():  # said exactly: sums of equal numbers differ by rounding
@@ -124,6 +122,75 @@ def bootstrap_mean(
     means = np.concatenate(list(_resampled(sums, counts, resamples, np.random.default_rng(seed))))
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(mean, float(low), float(high), confidence)
+
+
+def resampled_means(
+    values: npt.ArrayLike, *, groups: Iterable[Hashable] | None = None, resamples: int = 10_000, seed: int = 0
+) -> npt.NDArray[np.float64]:
+    """Bootstrap means of several quantities at once, for the interval of what is made of all of them.
+
+    How many heads have a mean score above a threshold, or which are the best, is no mean itself; its spread is seen by
+    working it out on every resample: ``percentile_interval(f(values.mean(axis=0)), [f(row) for row in means])``.
+
+    Args:
+        values: ``[sample column]``, such as one score a head.
+        groups: As for :func:`bootstrap_mean`: whole groups are drawn.
+        resamples: How many times.
+        seed: The same seed draws the same samples for every column.
+
+    Returns:
+        ``[resample column]``.
+
+    Raises:
+        ValueError: If there are no values, one is not finite, or an argument is out of range or of the wrong length.
+    """
+    numbers = np.asarray(values, dtype=np.float64)
+    if numbers.ndim != 2 or not numbers.size:
+        raise ValueError(f"values have the shape {numbers.shape}; they must be [sample column], with at least one each")
+    if not np.isfinite(numbers).all():
+        row, column = np.argwhere(~np.isfinite(numbers))[0].tolist()
+        raise ValueError(f"value {column} of sample {row} is {numbers[row, column]}; all must be finite")
+    _require_resamples(resamples)
+    codes = _codes(groups, len(numbers))
+    sizes = np.bincount(codes).astype(np.float64)
+    sums = np.zeros((sizes.size, numbers.shape[1]))
+    np.add.at(sums, codes, numbers)
+    means: list[npt.NDArray[np.float64]] = []
+    for drawn in _draws(sizes.size, resamples, np.random.default_rng(seed)):
+        rows = np.arange(len(drawn))[:, None] * sizes.size
+        times = np.bincount((drawn + rows).ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
+        means.append(times @ sums / (times @ sizes)[:, None])
+    return np.concatenate(means)
+
+
+def percentile_interval(estimate: float, drawn: npt.ArrayLike, *, confidence: float = 0.95) -> Interval:
+    """An estimate with the percentile interval of what resamples give in its place (Efron, 1979).
+
+    Counts above a threshold and ranks lean to one side when samples are drawn again; the interval then reaches to the
+    estimate, so that it is never left out.
+
+    Args:
+        estimate: From all samples.
+        drawn: From each resample.
+        confidence: Between 0 and 1.
+
+    Raises:
+        ValueError: If nothing was drawn, a number is not finite, or ``confidence`` is out of range.
+    """
+    _require_confidence(confidence)
+    low, high = np.quantile(_checked(drawn), [(1 - confidence) / 2, (1 + confidence) / 2])
+    (estimate,) = _checked([estimate])
+    return Interval(float(estimate), min(float(low), float(estimate)), max(float(high), float(estimate)), confidence)
+
+
+def _require_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95")
+
+
+def _require_resamples(resamples: int) -> None:
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}; it must be at least 1, and 10,000 is usual")
 
 
 def _checked(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -144,21 +211,34 @@ def _grouped(
     """The sum and the number of the values of every group."""
     if groups is None:
         return numbers, np.ones_like(numbers)
-    numbered: dict[Hashable, int] = {}
-    codes = np.array([numbered.setdefault(group, len(numbered)) for group in groups], dtype=np.intp)
-    if codes.size != numbers.size:
-        raise ValueError(f"there are {codes.size} groups for {numbers.size} values; give every value its group")
+    codes = _codes(groups, numbers.size)
     sums = np.bincount(codes, weights=numbers).astype(np.float64)
     return sums, np.bincount(codes).astype(np.float64)
+
+
+def _codes(groups: Iterable[Hashable] | None, n: int) -> npt.NDArray[np.intp]:
+    """The number of each value's group, in the order in which groups appear."""
+    if groups is None:
+        return np.arange(n)
+    numbered: dict[Hashable, int] = {}
+    codes = np.array([numbered.setdefault(group, len(numbered)) for group in groups], dtype=np.intp)
+    if codes.size != n:
+        raise ValueError(f"there are {codes.size} groups for {n} values; give every value its group")
+    return codes
+
+
+def _draws(n: int, resamples: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
+    """``n`` of ``n`` groups with replacement, as many times as there are resamples, a chunk at a time."""
+    rows = max(1, _CHUNK // n)
+    for start in range(0, resamples, rows):
+        yield rng.integers(n, size=(min(rows, resamples - start), n))
 
 
 def _resampled(
     sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], resamples: int, rng: np.random.Generator
 ) -> Iterator[npt.NDArray[np.float64]]:
-    rows = max(1, _CHUNK // sums.size)
     equal_sizes = bool((counts == counts[0]).all())
-    for start in range(0, resamples, rows):
-        drawn = rng.integers(sums.size, size=(min(rows, resamples - start), sums.size))
+    for drawn in _draws(sums.size, resamples, rng):
         sizes = counts[0] * sums.size if equal_sizes else counts[drawn].sum(axis=1)
         yield sums[drawn].sum(axis=1) / sizes
 

@@ -11,20 +11,28 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Shaped
 from matplotlib.axes import Axes
 
 from focuslens.evaluation import Interval
 from focuslens.files import write_atomically, write_json
-from focuslens.viz import save_figure
+from focuslens.viz import Curve, save_figure
 from focuslens.viz.report import Cell, Table
 
 __all__ = [
     "Artefact",
     "Finding",
+    "Piece",
     "Verdict",
+    "all_of",
+    "keep_curves",
     "keep_figure",
+    "keep_heads",
     "load_artefact",
     "save_artefact",
+    "signed",
+    "verdict_below",
     "verdict_by",
     "write_csv",
 ]
@@ -33,9 +41,27 @@ Verdict: TypeAlias = Literal["holds", "does not hold", "cannot be told", ""]
 """Whether a finding of the paper is seen here; empty where the sentence is no such finding."""
 
 
-def verdict_by(change: Interval) -> Verdict:
-    """Whether something that should be above zero is, by its interval."""
-    return "holds" if change.low > 0 else "does not hold" if change.high < 0 else "cannot be told"
+def verdict_by(value: Interval, above: float = 0.0) -> Verdict:
+    """Whether something that should be above a limit is, by its interval."""
+    return "holds" if value.low > above else "does not hold" if value.high < above else "cannot be told"
+
+
+def verdict_below(value: Interval, limit: float) -> Verdict:
+    """Whether something that should be below a limit is, by its interval."""
+    return "holds" if value.high < limit else "does not hold" if value.low > limit else "cannot be told"
+
+
+def all_of(*verdicts: Verdict) -> Verdict:
+    """Of a finding that says several things: it holds if all of them do, and not if one does not."""
+    if "does not hold" in verdicts:
+        return "does not hold"
+    return "cannot be told" if "cannot be told" in verdicts else "holds"
+
+
+def signed(change: Interval, digits: int = 3) -> str:
+    """A change with its interval, each with its sign."""
+    mean, low, high = (f"{number:+.{digits}f}" for number in (change.mean, change.low, change.high))
+    return f"{mean} [{low}, {high}]"
 
 
 @dataclass(frozen=True)
@@ -69,10 +95,37 @@ class Artefact:
     reported: tuple[Table, ...] = field(default=())
 
 
+@dataclass(frozen=True)
+class Piece:
+    """What one subject of an artefact adds to it; see :class:`Artefact`."""
+
+    findings: tuple[Finding, ...]
+    figures: tuple[tuple[str, str], ...]
+    tables: tuple[Table, ...]
+
+
 def keep_figure(axes: Axes, path: Path) -> None:
     """Write a figure, and let it go: a reproduction draws dozens."""
     save_figure(axes, path)
     plt.close(axes.get_figure(root=True))
+
+
+def keep_curves(axes: Axes, path: Path, lines: Sequence[Curve], levels: Mapping[str, Interval] | None = None) -> None:
+    """Write a figure of lines, and beside it a CSV file of the numbers, under the names of its axes."""
+    columns = ("line", axes.get_xlabel(), axes.get_ylabel(), "low", "high")
+    rows: list[tuple[Cell, ...]] = [(name, "", one.mean, one.low, one.high) for name, one in (levels or {}).items()]
+    for line in lines:
+        rows += [(line.label, *point) for point in zip(line.x, line.estimate, line.low, line.high, strict=True)]
+    keep_figure(axes, path)
+    write_csv(path.with_suffix(".csv"), columns, rows)
+
+
+def keep_heads(axes: Axes, path: Path, columns: Mapping[str, Shaped[np.ndarray, "layer head"]]) -> None:
+    """Write a map of all heads, and beside it a CSV file of the numbers, a line a head."""
+    keep_figure(axes, path)
+    places = np.ndindex(next(iter(columns.values())).shape)
+    rows = [(*place, *(one[place].item() for one in columns.values())) for place in places]
+    write_csv(path.with_suffix(".csv"), ("layer", "head", *columns), rows)
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Path:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from focuslens.evaluation import Attribution, DocumentScores, document_scores
+from focuslens.evaluation import Attribution, DocumentScores
 from focuslens.heads import Head
-from focuslens.paper.artefact import Artefact, Finding, keep_figure
+from focuslens.paper.artefact import Artefact, Finding, keep_curves
 from focuslens.paper.choosing import possible, random_order
+from focuslens.paper.scored import documents_in_chunks
 from focuslens.paper.study import Study
 from focuslens.viz import Curve, sweep_curves
 from focuslens.viz.report import Cell, Table
@@ -22,12 +23,8 @@ _MOST = 20
 def run(study: Study) -> Artefact:
     """Ranks documents of test questions by the scores of contextual heads, of random ones and of all heads."""
     ranking, settings = study.ranking, study.settings
-    scores = document_scores(
-        study.model,
-        study.samples("test"),
-        max_new_tokens=settings.max_new_tokens,
-        batch_tokens=settings.batch_tokens,
-        progress=study.progress,
+    scores = documents_in_chunks(
+        study.model, study.samples("test"), study.kept("test-documents", part="test"), study.how()
     )
     ks = [k for k in possible(settings.split_softmax.ks, len(ranking)) if k <= _MOST] or [min(_MOST, len(ranking))]
     others = random_order(ranking, min(settings.split_softmax.exclude, len(ranking) // 2), settings.seed)
@@ -58,14 +55,15 @@ def _draw(study: Study, found: dict[tuple[str, int], Attribution], ks: Sequence[
         for name in ("contextual", "random")
     ]
     chance = 1 / study.settings.data.documents
+    levels = {"all heads": found["all", len(study.ranking)].accuracy}
     axes = sweep_curves(
         lines,
-        {"all heads": found["all", len(study.ranking)].accuracy},
+        levels,
         x_label="heads (top k)",
         y_label="gold document ranked first (share of samples)",
         title=f"Attribution (chance: {chance:.2f})",
     )
-    keep_figure(axes, study.folder(KEY) / "attribution.png")
+    keep_curves(axes, study.folder(KEY) / "attribution.png", lines, levels)
 
 
 def _attribution(scores: DocumentScores, heads: Sequence[Head], correct: bool | None, seed: int) -> Attribution | None:

@@ -4,21 +4,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from focuslens.evaluation import percentile_interval
 from focuslens.heads import Head
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding, keep_figure, verdict_by
+from focuslens.paper.artefact import Artefact, Finding, all_of, keep_heads, verdict_below, verdict_by
 from focuslens.paper.study import Study
 from focuslens.scoring import ContextualScores
 from focuslens.viz import Table, head_map
+from focuslens.viz.report import Cell
 
 __all__ = ["KEY", "SECTIONS", "run"]
 
 KEY = "heads"
 SECTIONS = ("scores",)
+_OUTLINED = 20
+"""Heads that are outlined, where they are no more than a quarter of all."""
+_READS = 0.1
+"""The relevant score above which a head counts as one that reads the relevant document."""
+_FEW = 0.25
+"""The share of heads below which they are few."""
 _KINDS = {"R": "relevant", "IR": "irrelevant", "IR max": "irrelevant_max", "sink": "sink"}
 
 
@@ -28,23 +37,29 @@ def run(study: Study) -> Artefact:
     ranked_on = study.scores("train", "long")
     cases = study.scores_by_case("test")
     top = ranking[: settings.top]
-    figure = head_map(ranked_on.mean().numpy(), heads=ranking[: min(20, len(ranking))])
-    keep_figure(figure, study.folder(KEY) / "head_map.png")
+    means, best = ranked_on.mean().numpy(), ranking[: min(_OUTLINED, len(ranking) // 4)]
+    keep_heads(head_map(means, heads=best), study.folder(KEY) / "head_map.png", {"relevant": means})
     sparsity = ranked_on.sparsity(settings.thresholds)
     counts = Table(
         "Heads whose relevant contextual score (share of attention, training questions) exceeds a threshold",
         ("threshold", "heads", "share of heads", "first layer", "last layer"),
-        tuple(
-            (one.threshold, one.count, f"{100 * one.fraction:.1f} %", *(one.layers or ("-", "-"))) for one in sparsity
-        ),
+        tuple((one.threshold, one.count, one.fraction, *(one.layers or ("-", "-"))) for one in sparsity),
     )
-    caption = f"Contextual scores of the top {settings.top} heads on held-out questions ({_sizes(cases)})"
+    caption = (
+        f"Contextual scores (share of attention) of the top {settings.top} heads on held-out questions; samples: "
+        f"{_sizes(cases)}"
+    )
     return Artefact(
         KEY,
         "Contextual heads",
         "Figures 2, 5 and 6, Table 1",
         tuple(_findings(study, ranked_on, cases, top)),
-        (("Relevant contextual score of every head on training questions; the best are outlined.", "head_map.png"),),
+        (
+            (
+                f"Relevant contextual score of every head on training questions; the best {len(best)} are outlined.",
+                "head_map.png",
+            ),
+        ),
         (counts, scores_table(caption, cases, top), _map_table(ranked_on)),
         (reported.FIGURE_2, reported.TABLE_1),
     )
@@ -52,7 +67,8 @@ def run(study: Study) -> Artefact:
 
 def scores_table(caption: str, cases: Mapping[str, ContextualScores], heads: Sequence[Head]) -> Table:
     """Mean scores of some heads in every case that has samples, in the layout of Table 1."""
-    columns, rows = ["head"], [[str(head)] for head in heads]
+    columns: list[str] = ["head"]
+    rows: list[list[Cell]] = [[str(head)] for head in heads]
     for case, scores in cases.items():
         kinds = ("R", "sink") if case == "gold" else tuple(_KINDS)
         columns += [f"{kind} {case}" for kind in kinds]
@@ -60,7 +76,7 @@ def scores_table(caption: str, cases: Mapping[str, ContextualScores], heads: Seq
             nothing = not len(scores) or bool(getattr(scores, _KINDS[kind]).isnan().all())
             means = None if nothing else scores.mean(_KINDS[kind])
             for row, head in zip(rows, heads, strict=True):
-                row.append("-" if means is None else f"{float(means[head]):.3f}")
+                row.append("-" if means is None else float(means[head]))
     return Table(caption, tuple(columns), tuple(tuple(row) for row in rows))
 
 
@@ -71,7 +87,7 @@ def _sizes(cases: Mapping[str, ContextualScores]) -> str:
 def _map_table(scores: ContextualScores) -> Table:
     frame = scores.to_frame()
     return Table(
-        "Scores of every head on training questions, best first",
+        "Contextual scores (share of attention) of every head on training questions, best first",
         tuple(frame.columns),
         tuple(tuple(int(x) if i < 2 else float(x) for i, x in enumerate(row)) for row in frame.itertuples(index=False)),
     )
@@ -82,18 +98,38 @@ def _over_heads(values: Tensor, heads: Sequence[Head]) -> Float[Tensor, "sample"
     return torch.stack([values[:, head.layer, head.head] for head in heads]).mean(dim=0)
 
 
+def _where_they_are(study: Study, ranked_on: ContextualScores) -> list[Finding]:
+    """How many heads read the relevant document, and in which layers; resampled over training questions."""
+    (above,), n = ranked_on.sparsity((_READS,)), study.model.shape.n_layers
+    reads = study.resampled("train", ranked_on.relevant, ranked_on.sample_ids) > _READS
+    share = percentile_interval(above.fraction, reads.mean(axis=1))
+    sparse = Finding(
+        f"Contextual heads are sparse: {above.count} of {reads.shape[1]} heads, a share of {share}, have a relevant "
+        f"score above {_READS:g}; sparse is less than {_FEW:g}.",
+        all_of(verdict_by(share), verdict_below(share, _FEW)),
+    )
+    if above.layers is None:
+        return [sparse]
+    # The depth of a layer is that of its middle; every layer has as many heads.
+    late = np.repeat([(layer + 0.5) / n > 1 / 3 for layer in range(n)], study.model.shape.n_heads)
+    drawn = reads[reads.any(axis=1)]
+    estimate = float((ranked_on.mean().flatten().numpy() > _READS)[late].sum() / above.count)
+    lying = percentile_interval(estimate, drawn[:, late].sum(axis=1) / drawn.sum(axis=1))
+    return [
+        sparse,
+        Finding(
+            f"They lie mostly in middle and late layers: {lying} of them lie behind the first third of the layers, "
+            f"where {late.mean():.3f} of all heads do; they are in layers {above.layers[0]} to {above.layers[1]} of "
+            f"{n}, counted from 0.",
+            verdict_by(lying, above=float(late.mean())),
+        ),
+    ]
+
+
 def _findings(
     study: Study, ranked_on: ContextualScores, cases: Mapping[str, ContextualScores], top: Sequence[Head]
 ) -> list[Finding]:
-    above = ranked_on.sparsity((0.1,))[0]
-    where = "" if above.layers is None else f", in layers {above.layers[0]} to {above.layers[1]}"
-    found = [
-        Finding(
-            f"Contextual heads are sparse: {above.count} of {ranked_on.relevant[0].numel()} heads have a relevant "
-            f"score above 0.1{where} of {study.model.shape.n_layers}, counted from 0.",
-            "holds" if 0 < above.fraction < 0.25 else "does not hold",
-        )
-    ]
+    found = _where_they_are(study, ranked_on)
     for case, sign in (("correct", 1), ("wrong", -1)):
         scores = cases[case]
         gaps = sign * _over_heads(scores.relevant - scores.irrelevant_max, top)

@@ -7,7 +7,7 @@ from html import escape
 from pathlib import Path
 
 from focuslens.files import write_atomically
-from focuslens.paper.artefact import Artefact
+from focuslens.paper.artefact import Artefact, Finding
 from focuslens.viz.page import page
 from focuslens.viz.report import CSS, figure_html, table_html
 
@@ -20,10 +20,15 @@ a { color: var(--key) }
            border: 1px solid var(--line); white-space: nowrap }
 .holds { background: #0b7a4b22 } .not { background: #b0002022 } .unknown { background: #8882 }
 .reported { border-left: 4px solid var(--line); padding-left: .8rem; color: var(--soft) }
-.long { max-height: 28rem; overflow: auto }
+.long { max-height: 28rem; overflow: auto; margin: 0 0 1.4rem }
+.long .scroll { overflow: visible; margin: 0 }
+.long th { position: sticky; top: 0; background: var(--paper) }
+.file { margin: -.9rem 0 1.6rem; font-size: .85rem }
+h3 { font-size: 1rem; margin: 1.2rem 0 .3rem }
 .paper { color: var(--soft); font-weight: 400 }
 """
 _CLASSES = {"holds": "holds", "does not hold": "not", "cannot be told": "unknown"}
+_COUNTED = {"holds": "hold", "does not hold": "do not hold", "cannot be told": "cannot be told"}
 _LONG = 40
 """Rows from which on a table scrolls within its place."""
 
@@ -45,17 +50,28 @@ def write_index(path: Path, title: str, facts: Mapping[str, str], artefacts: Seq
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<nav>{links}</nav>",
-        "<section><h2>What was found</h2>",
-        *(_findings(one) for one in artefacts),
-        "</section>",
+        _summary(artefacts),
         *(_section(path.parent, one) for one in artefacts),
         f'<section><h2>How it was made</h2><div class="card"><dl>{lines}</dl></div></section>',
     ]
     write_atomically(path, page(title, "\n".join(body), css=CSS + _CSS).encode())
 
 
-def _findings(artefact: Artefact) -> str:
-    items = [f"<li>{_verdict(one.verdict)} {escape(one.text)}</li>" for one in artefact.findings]
+def _summary(artefacts: Sequence[Artefact]) -> str:
+    """The paper's findings, how many of them hold, and which; what is no finding of the paper stands further down."""
+    verdicts = [one.verdict for artefact in artefacts for one in artefact.findings]
+    counts = ", ".join(f"{verdicts.count(verdict)} {escape(text)}" for verdict, text in _COUNTED.items())
+    parts = ["<section><h2>What the paper finds, and what is found here</h2>", f"<p>Of its findings {counts}.</p>"]
+    for artefact in artefacts:
+        judged = [one for one in artefact.findings if one.verdict]
+        if judged:
+            link = f'<a href="#{escape(artefact.key)}">{escape(artefact.title)}</a>'
+            parts += [f'<h3>{link} <span class="paper">({escape(artefact.paper)})</span></h3>', _findings(judged)]
+    return "\n".join([*parts, "</section>"])
+
+
+def _findings(findings: Sequence[Finding]) -> str:
+    items = [f"<li>{_verdict(one.verdict)} {escape(one.text)}</li>" for one in findings]
     return f'<ul class="findings">{"".join(items)}</ul>' if items else ""
 
 
@@ -64,17 +80,15 @@ def _verdict(verdict: str) -> str:
 
 
 def _link(name: str) -> str:
-    return f'<p><a href="{escape(name)}">{escape(name)}</a></p>'
+    return f'<p class="file"><a href="{escape(name)}">{escape(name)}</a></p>'
 
 
 def _section(folder: Path, artefact: Artefact) -> str:
     heading = f'{escape(artefact.title)} <span class="paper">({escape(artefact.paper)})</span>'
-    parts = [f'<section id="{escape(artefact.key)}"><h2>{heading}</h2>', _findings(artefact)]
+    parts = [f'<section id="{escape(artefact.key)}"><h2>{heading}</h2>', _findings(artefact.findings)]
     for caption, name in artefact.figures:
         parts.append(figure_html(caption, folder / artefact.key / name))
-        numbers = Path(artefact.key) / f"{Path(name).stem}.csv"
-        if (folder / numbers).is_file():  # Where there is none, the section's tables are the picture's numbers.
-            parts.append(_link(str(numbers)))
+        parts.append(_link(f"{artefact.key}/{Path(name).stem}.csv"))
     for place, table in enumerate(artefact.tables, start=1):
         whole = table_html(table)
         parts.append(f'<div class="long">{whole}</div>' if len(table.rows) > _LONG else whole)

@@ -12,7 +12,7 @@ FIGURE_2 = Table(
     f"{_WHOSE} (section 2.2): heads whose relevant score exceeds a threshold, of 672; those above 0.1 lie mostly in "
     "layers 8 to 18",
     ("threshold", "heads", "share of heads"),
-    ((0.2, 2, "0.3 %"), (0.1, 37, "5.5 %"), (0.05, 113, "16.8 %")),
+    ((0.2, 2, 0.003), (0.1, 37, 0.055), (0.05, 113, 0.168)),
 )
 
 TABLE_1 = Table(

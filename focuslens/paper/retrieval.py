@@ -6,76 +6,53 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from matplotlib.axes import Axes
+import torch
+from einops import rearrange, reduce
+from jaxtyping import Bool, Float, Int
 
 from focuslens.data.needles import NeedleSample, load_haystack, load_needles, needle_samples, synthetic_needles
+from focuslens.evaluation import percentile_interval, resampled_means
 from focuslens.heads import Head
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding, keep_figure, write_csv
+from focuslens.paper.artefact import Artefact, Finding, keep_heads, signed, verdict_below, verdict_by
+from focuslens.paper.scored import retrieval_in_chunks
 from focuslens.paper.study import Study
-from focuslens.retrieval_heads import NoRunCountsError, RetrievalScores, retrieval_scores
-from focuslens.viz import Table, head_map
+from focuslens.retrieval_heads import NoRunCountsError, RetrievalScores
+from focuslens.viz import Table, head_groups, head_map
 
 __all__ = ["KEY", "SECTIONS", "check", "run"]
 
 KEY = "retrieval"
 SECTIONS = ("retrieval",)
 _TITLE = "Contextual heads and retrieval heads"
+_ALONE = "All needles that were found answer the same question, so how much that depends on it is not known."
 
 
 def run(study: Study) -> Artefact:
     """Copy scores on needle-in-a-haystack prompts, and the overlap of the best with the best contextual heads."""
-    wanted, ranking = study.settings.retrieval, study.ranking
+    wanted, ranking, samples = study.settings.retrieval, study.ranking, _samples(study)
     try:
-        scores = retrieval_scores(
-            study.model,
-            _samples(study),
-            max_new_tokens=wanted.max_new_tokens,
-            batch_tokens=study.settings.batch_tokens,
-            progress=study.progress,
+        scores = retrieval_in_chunks(
+            study.model, samples, study.kept("needles", "retrieval"), study.how(wanted.max_new_tokens)
         )
     except NoRunCountsError as error:
         finding = Finding(f"The model finds no needle, so its retrieval heads are not known: {error}", "cannot be told")
         return Artefact(KEY, _TITLE, "Figure 9", (finding,), reported=(reported.FIGURE_9,))
     k = min(wanted.top, len(ranking) // 4)
     retrieving, contextual = scores.top_heads(k), ranking[:k]
-    keep_figure(
-        head_map(
-            scores.scores.numpy(),
-            heads=retrieving,
-            title="Retrieval heads",
-            label="copy score (share of the needle)",
-        ),
-        study.folder(KEY) / "retrieval_heads.png",
-    )
-    keep_figure(_both(study, contextual, retrieving), study.folder(KEY) / "overlap.png")
-    _write_heads(study, scores, contextual, retrieving)
+    _draw(study, scores, contextual, retrieving)
     return Artefact(
         KEY,
         _TITLE,
         "Figure 9",
-        tuple(_findings(study, scores, contextual, retrieving)),
+        tuple(_findings(study, samples, scores, contextual, retrieving)),
         (
             (f"Copy score of every head; the best {k} are outlined.", "retrieval_heads.png"),
-            (
-                f"The top {k} contextual heads (1), retrieval heads (2) and heads that are both (3); all others 0.",
-                "overlap.png",
-            ),
+            (f"The top {k} contextual heads, the top {k} retrieval heads, and those that are both.", "overlap.png"),
         ),
         (_heads_table(study, scores, contextual, retrieving),),
         (reported.FIGURE_9,),
     )
-
-
-def _write_heads(study: Study, scores: RetrievalScores, contextual: Sequence[Head], retrieving: Sequence[Head]) -> None:
-    """The numbers of both pictures, a line a head."""
-    every = [
-        Head(layer, head) for layer in range(study.model.shape.n_layers) for head in range(study.model.shape.n_heads)
-    ]
-    copies = [(head.layer, head.head, float(scores.scores[head])) for head in every]
-    kinds = [(*head, int(head in contextual), int(head in retrieving)) for head in every]
-    write_csv(study.folder(KEY) / "retrieval_heads.csv", ("layer", "head", "copy score"), copies)
-    write_csv(study.folder(KEY) / "overlap.csv", ("layer", "head", "contextual", "retrieval"), kinds)
 
 
 def check(study: Study) -> None:
@@ -110,17 +87,20 @@ def _samples(study: Study) -> list[NeedleSample]:
     return needle_samples(study.model, load_haystack(folder), needles, wanted.lengths, wanted.depths)
 
 
-def _both(study: Study, contextual: Sequence[Head], retrieving: Sequence[Head]) -> Axes:
-    kinds = np.zeros((study.model.shape.n_layers, study.model.shape.n_heads))
-    for value, heads in ((1, contextual), (2, retrieving)):
+def _draw(study: Study, scores: RetrievalScores, contextual: Sequence[Head], retrieving: Sequence[Head]) -> None:
+    """The map of copy scores, and that of both kinds of heads."""
+    copies, folder = scores.scores.numpy(), study.folder(KEY)
+    label = "copy score (share of the needle)"
+    axes = head_map(copies, heads=retrieving, title="Retrieval heads", label=label)
+    keep_heads(axes, folder / "retrieval_heads.png", {"copy score": copies})
+    kinds = {"contextual": contextual, "retrieval": retrieving}
+    marks = {name: np.zeros(copies.shape, dtype=np.int64) for name in kinds}
+    for name, heads in kinds.items():
         for head in heads:
-            kinds[head] += value
-    return head_map(
-        kinds,
-        heads=sorted(set(contextual) & set(retrieving)),
-        title="Contextual and retrieval heads",
-        label="1 contextual, 2 retrieval, 3 both",
-    )
+            marks[name][head] = 1
+    groups, names = marks["contextual"] + 2 * marks["retrieval"], ("neither", "contextual", "retrieval", "both")
+    axes = head_groups(groups, names, title="Contextual and retrieval heads")
+    keep_heads(axes, folder / "overlap.png", marks)
 
 
 def _heads_table(
@@ -135,9 +115,27 @@ def _heads_table(
     return Table(
         f"Best heads of both kinds ({counted} of {len(scores)} needle runs count: ROUGE-1 recall above "
         f"{scores.min_recall:g})",
-        ("place", "contextual head", "retrieval head", "its copy score", "its place among contextual heads"),
+        (
+            "place",
+            "contextual head",
+            "retrieval head",
+            "its copy score (share of the needle)",
+            "its place among contextual heads",
+        ),
         rows,
     )
+
+
+def _best(means: Float[np.ndarray, "resample head"], k: int) -> Bool[np.ndarray, "resample head"]:
+    """Which heads are the ``k`` best of each resample; ties go to the first, as in :func:`focuslens.rank_heads`."""
+    best = np.zeros(means.shape, dtype=np.bool_)
+    np.put_along_axis(best, np.argsort(-means, axis=1, kind="stable")[:, :k], True, axis=1)
+    return best
+
+
+def _held(best: Bool[np.ndarray, "resample head"], n_layers: int) -> Int[np.ndarray, "resample"]:
+    """How many layers hold a head that is among the best."""
+    return reduce(best, "resample (layer head) -> resample layer", "max", layer=n_layers).sum(axis=1)
 
 
 def _layers(heads: Sequence[Head]) -> str:
@@ -146,18 +144,37 @@ def _layers(heads: Sequence[Head]) -> str:
 
 
 def _findings(
-    study: Study, scores: RetrievalScores, contextual: Sequence[Head], retrieving: Sequence[Head]
+    study: Study,
+    samples: Sequence[NeedleSample],
+    scores: RetrievalScores,
+    contextual: Sequence[Head],
+    retrieving: Sequence[Head],
 ) -> list[Finding]:
-    k, n = len(contextual), len(study.ranking)
-    shared = len(set(contextual) & set(retrieving))
+    """Overlap and places of both kinds, with training questions and the needles' questions drawn again."""
+    k, n, n_layers = len(contextual), len(study.ranking), study.model.shape.n_layers
+    ranked_on, counted = study.scores("train", "long"), torch.tensor(scores.counted)
+    asked = [sample.prompt.part("question") for sample, counts in zip(samples, scores.counted, strict=True) if counts]
+    copies = rearrange(scores.by_sample[counted], "sample layer head -> sample (layer head)").numpy()
+    # Another seed: these are other questions.
+    by_copies = _best(resampled_means(copies, groups=asked, seed=study.settings.seed + 1), k)
+    by_scores = _best(study.resampled("train", ranked_on.relevant, ranked_on.sample_ids), k)
+    shared = percentile_interval(len(set(contextual) & set(retrieving)), (by_copies & by_scores).sum(axis=1))
+    more = percentile_interval(
+        len({head.layer for head in retrieving}) - len({head.layer for head in contextual}),
+        _held(by_copies, n_layers) - _held(by_scores, n_layers),
+    )
+    alone = len(set(asked)) < 2
     return [
         Finding(
-            f"{shared} of the top {k} contextual heads are among the top {k} retrieval heads; {k * k / n:.1f} would be "
-            "by chance. The paper finds them different (5 of 20).",
-            "holds" if shared <= k / 2 else "does not hold",
+            f"Contextual heads are not the retrieval heads: {shared.mean:g} [{shared.low:g}, {shared.high:g}] of the "
+            f"top {k} are among the top {k} of both, where {k * k / n:.1f} would be by chance and 5 of 20 are in the "
+            f"paper; different is at most half.{' ' + _ALONE if alone else ''}",
+            "cannot be told" if alone else verdict_below(shared, k // 2 + 0.5),
         ),
         Finding(
-            f"Contextual heads lie in {_layers(contextual)}, retrieval heads in {_layers(retrieving)}, of "
-            f"{study.model.shape.n_layers} layers counted from 0."
+            f"Retrieval heads are spread over more layers: contextual heads lie in {_layers(contextual)}, retrieval "
+            f"heads in {_layers(retrieving)}, of {n_layers} layers counted from 0; they hold {signed(more, 0)} layers "
+            "more.",
+            "cannot be told" if alone else verdict_by(more),
         ),
     ]

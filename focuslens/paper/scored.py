@@ -1,27 +1,40 @@
-"""Contextual scores of many samples, in chunks that are on disk before the next one is begun."""
+"""Scores of many samples in every form that the artefacts need, kept chunk by chunk so that a killed run goes on."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 import torch
-from safetensors.torch import load, save
-from tqdm.auto import tqdm
+from einops import rearrange
 
-from focuslens.files import write_atomically
+from focuslens.data.needles import NeedleSample
+from focuslens.evaluation import AttentionBudget, DocumentScores, attention_budget, document_scores
 from focuslens.heads import Head
 from focuslens.hooks import Intervention
 from focuslens.model import FocusModel
+from focuslens.paper.chunks import Measured, measure_in_chunks
 from focuslens.prompts import Case, MultiDocSample
+from focuslens.retrieval_heads import RetrievalScores, copy_runs
 from focuslens.scoring import KINDS, ContextualScores, contextual_scores
 
-__all__ = ["CHUNK", "head_mean", "score_in_chunks"]
+__all__ = [
+    "How",
+    "budget_in_chunks",
+    "documents_in_chunks",
+    "head_mean",
+    "retrieval_in_chunks",
+    "score_in_chunks",
+]
 
-CHUNK = 64
-"""Samples that are scored between two writes."""
+
+class How(TypedDict):
+    """How a model is run: tokens of a response, prompt tokens at a time, and whether a progress bar is shown."""
+
+    max_new_tokens: int
+    batch_tokens: int
+    progress: bool
 
 
 def score_in_chunks(
@@ -29,40 +42,75 @@ def score_in_chunks(
     samples: Sequence[MultiDocSample],
     case: Case,
     folder: Path,
-    *,
+    how: How,
     interventions: Sequence[Intervention] = (),
-    max_new_tokens: int = 100,
-    batch_tokens: int = 2**14,
-    progress: bool = False,
 ) -> ContextualScores:
-    """Contextual scores, taken from ``folder`` as far as they are there; see :func:`contextual_scores`.
+    """:func:`contextual_scores`, taken from ``folder`` as far as they are there."""
 
-    The folder's name must tell the model, the samples and the settings from others.
-    """
-    parts: list[ContextualScores] = []
-    starts = range(0, len(samples), CHUNK)
-    with tqdm(total=len(samples), desc=f"scores ({case})", unit="sample", disable=not progress) as bar:
-        for start in starts:
-            chunk, path = samples[start : start + CHUNK], folder / f"{start:06d}.safetensors"
-            if not path.exists():
-                scores = contextual_scores(
-                    model,
-                    chunk,
-                    case,
-                    interventions=interventions,
-                    max_new_tokens=max_new_tokens,
-                    batch_tokens=batch_tokens,
-                )
-                write_atomically(path, _packed(scores))
-            parts.append(_unpacked(path.read_bytes(), case))
-            bar.update(len(chunk))
+    def measure(chunk: Sequence[MultiDocSample]) -> Measured:
+        scores = contextual_scores(model, chunk, case, interventions=interventions, **_quiet(how))
+        about = {name: getattr(scores, name) for name in ("sample_ids", "responses", "correct")}
+        return Measured({kind: getattr(scores, kind) for kind in KINDS}, about)
+
+    found = measure_in_chunks(samples, folder, measure, label=f"scores ({case})", progress=how["progress"])
     return ContextualScores(
-        *(torch.cat([getattr(part, kind) for part in parts]) for kind in KINDS),
+        *(found.tensors[kind] for kind in KINDS),
         case=case,
-        sample_ids=tuple(one for part in parts for one in part.sample_ids),
-        responses=tuple(one for part in parts for one in part.responses),
-        correct=tuple(one for part in parts for one in part.correct),
+        **{name: tuple(values) for name, values in found.about.items()},
     )
+
+
+def documents_in_chunks(model: FocusModel, samples: Sequence[MultiDocSample], folder: Path, how: How) -> DocumentScores:
+    """:func:`document_scores`, taken from ``folder`` as far as they are there."""
+
+    def measure(chunk: Sequence[MultiDocSample]) -> Measured:
+        scores = document_scores(model, chunk, **_quiet(how))
+        # Prompts may differ in how many documents they have, so these are what is joined.
+        documents = [rearrange(one, "layer head document -> document layer head") for one in scores.scores]
+        about = {name: getattr(scores, name) for name in ("sample_ids", "responses", "correct")}
+        return Measured({"scores": torch.cat(documents)}, about)
+
+    found = measure_in_chunks(samples, folder, measure, label="scores (documents)", progress=how["progress"])
+    by_sample = found.tensors["scores"].split([len(sample.documents) for sample in samples])
+    return DocumentScores(
+        tuple(rearrange(one, "document layer head -> layer head document") for one in by_sample),
+        tuple(sample.gold_index for sample in samples),
+        question_ids=tuple(sample.question_id for sample in samples),
+        **{name: tuple(values) for name, values in found.about.items()},
+    )
+
+
+def budget_in_chunks(
+    model: FocusModel,
+    samples: Sequence[MultiDocSample],
+    folder: Path,
+    how: How,
+    interventions: Sequence[Intervention] = (),
+) -> AttentionBudget:
+    """:func:`attention_budget` of the long prompts, taken from ``folder`` as far as it is there."""
+
+    def measure(chunk: Sequence[MultiDocSample]) -> Measured:
+        budget = attention_budget(model, chunk, interventions=interventions, **_quiet(how))
+        about = {name: getattr(budget, name) for name in ("sample_ids", "responses", "correct")}
+        return Measured({"shares": budget.shares}, about)
+
+    found = measure_in_chunks(samples, folder, measure, label="attention budget", progress=how["progress"])
+    return AttentionBudget(found.tensors["shares"], **{name: tuple(values) for name, values in found.about.items()})
+
+
+def retrieval_in_chunks(model: FocusModel, samples: Sequence[NeedleSample], folder: Path, how: How) -> RetrievalScores:
+    """:func:`focuslens.retrieval_scores`, taken from ``folder`` as far as they are there.
+
+    Raises:
+        NoRunCountsError: If no response finds its needle.
+    """
+
+    def measure(chunk: Sequence[NeedleSample]) -> Measured:
+        copies, responses = copy_runs(model, chunk, **_quiet(how))
+        return Measured({"copies": copies}, {"sample_ids": [one.id for one in chunk], "responses": responses})
+
+    found = measure_in_chunks(samples, folder, measure, label="retrieval scores", progress=how["progress"])
+    return RetrievalScores.of_runs(samples, found.tensors["copies"], found.about["responses"])
 
 
 def head_mean(scores: ContextualScores, kind: str, head: Head) -> float | None:
@@ -71,18 +119,6 @@ def head_mean(scores: ContextualScores, kind: str, head: Head) -> float | None:
     return None if bool(values.isnan().all()) else float(values.nanmean())
 
 
-def _packed(scores: ContextualScores) -> bytes:
-    """Tensors, and what goes with them as metadata: one file, whole or not there."""
-    about = {name: json.dumps(list(getattr(scores, name))) for name in ("sample_ids", "responses", "correct")}
-    return save({kind: getattr(scores, kind).contiguous() for kind in KINDS}, metadata=about)
-
-
-def _unpacked(content: bytes, case: Case) -> ContextualScores:
-    length = int.from_bytes(content[:8], "little")
-    about: dict[str, Any] = json.loads(content[8 : 8 + length])["__metadata__"]
-    tensors = load(content)
-    return ContextualScores(
-        *(tensors[kind] for kind in KINDS),
-        case=case,
-        **{name: tuple(json.loads(about[name])) for name in ("sample_ids", "responses", "correct")},
-    )
+def _quiet(how: How) -> How:
+    """The same without a progress bar of a chunk's own."""
+    return {**how, "progress": False}

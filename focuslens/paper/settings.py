@@ -93,10 +93,11 @@ class DirectionSettings:
 
 @dataclass(frozen=True)
 class SteeringSettings:
-    """Figure 4: strengths and numbers of heads."""
+    """Figure 4: strengths, numbers of heads, and how many heads are contextual; more of them are said to hurt."""
 
     alphas: tuple[float, ...] = (-0.5, -0.2, -0.1, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
     ks: tuple[int, ...] = (1, 5, 10, 20, 30, 50, 100, 150, 200, 300, 400, 500, 600)
+    contextual: int = 20
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from focuslens.evaluation import BASELINES, Setting, Sweep, split_softmax_settings
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding, keep_figure
-from focuslens.paper.choosing import chosen_table, difference, possible, random_order, sweep_table, verdict_of
+from focuslens.paper.artefact import Artefact, Finding, keep_curves, signed
+from focuslens.paper.choosing import chosen_table, difference, gain_of_more, possible, random_order, verdict_of
 from focuslens.paper.study import Study
-from focuslens.viz import curves, split_softmax_curves
+from focuslens.viz import curves, split_softmax_curves, sweep_table
 
 __all__ = ["KEY", "SECTIONS", "run"]
 
@@ -32,7 +32,7 @@ def run(study: Study) -> Artefact:
         "relevant document only": test["gold"].em,
         "no relevant document": test["negative"].em,
     }
-    keep_figure(split_softmax_curves(lines, levels), study.folder(KEY) / "split_softmax.png")
+    keep_curves(split_softmax_curves(lines, levels), study.folder(KEY) / "split_softmax.png", lines, levels)
     chosen, honest = chosen_table(validation, test, contextual)
     return Artefact(
         KEY,
@@ -74,6 +74,8 @@ def _findings(
                 verdict_of(test, least.name, higher=False),
             )
         )
+    raised = [one for one in contextual if one.parameters["tau"] < 1]
+    found.append(gain_of_more(test, raised, study.settings.split_softmax.exclude, "Turning up"))
     excluded = min(study.settings.split_softmax.exclude, len(study.ranking) // 2)
     apart = [one for one in random if one.parameters["k"] <= min(k, len(study.ranking) - excluded)]
     if apart:
@@ -82,8 +84,8 @@ def _findings(
         inside, outside = max(-gap.low, gap.high) <= _LITTLE, gap.low > _LITTLE or gap.high < -_LITTLE
         found.append(
             Finding(
-                f"Random other heads matter little: {most.name} gives {test[most.name].em}, {gap.mean:+.3f} "
-                f"[{gap.low:+.3f}, {gap.high:+.3f}] against the baseline; little is {_LITTLE:g} either way.",
+                f"Random other heads matter little: {most.name} gives {test[most.name].em}, {signed(gap)} against the "
+                f"baseline; little is {_LITTLE:g} either way.",
                 "holds" if inside else "does not hold" if outside else "cannot be told",
             )
         )

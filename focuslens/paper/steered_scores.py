@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from focuslens.evaluation import Interval
 from focuslens.heads import Head
 from focuslens.interventions import FocusSteering
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding, verdict_by
+from focuslens.paper.artefact import Artefact, Finding, Verdict, all_of, signed, verdict_below, verdict_by
 from focuslens.paper.scored import head_mean
 from focuslens.paper.steering import steerable
 from focuslens.paper.study import Study
@@ -32,34 +34,43 @@ def run(study: Study) -> Artefact:
     wanted, heads = study.settings.steered_scores, steerable(study)
     top = heads[: study.settings.scores.top]
     plain = {case: study.scores("test", case) for case in ("long", "gold")}
-    tables: list[Table] = []
-    changes: dict[float, _Cases] = {}
-    for k, alphas in ((wanted.few, wanted.few_alphas), (wanted.many, wanted.many_alphas)):
-        steered = min(k, len(heads))
-        rows: list[tuple[Cell, ...]] = []
-        for alpha in alphas:
-            focus = [FocusSteering(study.directions, alpha, heads[:steered])]
-            cases = {case: study.scores("test", case, focus) for case in ("long", "gold")}
-            changes.setdefault(alpha, cases)
-            rows += _rows(cases, plain, top, alpha)
-        names = tuple(name for name, _, _ in _COLUMNS)
-        caption = (
-            f"Contextual scores on test questions with the top {steered} heads steered, and their change against no "
-            "steering; measured with the responses that the steered model gives"
-        )
-        tables.append(
-            Table(
-                caption, ("head", "alpha", *(part for name in names for part in (name, f"{name} change"))), tuple(rows)
-            )
-        )
+    few, many = (
+        _steered(study, heads[:k], alphas)
+        for k, alphas in ((wanted.few, wanted.few_alphas), (wanted.many, wanted.many_alphas))
+    )
+    gentle = _Changes(study, few, plain, top[: wanted.few])
+    tables = (_table(few, plain, top, heads[: wanted.few]), _table(many, plain, top, heads[: wanted.many]))
     return Artefact(
         KEY,
         "What focus directions do to attention",
         "Table 3",
-        tuple(_findings(study, changes, plain, top[: wanted.few])),
+        (
+            *_towards(gentle),
+            *_by_strength(gentle),
+            _too_far(_Changes(study, many, plain, top[: wanted.many])),
+        ),
         (),
-        tuple(tables),
+        tables,
         (reported.TABLE_3_FEW, reported.TABLE_3_MANY),
+    )
+
+
+def _steered(study: Study, heads: Sequence[Head], alphas: Sequence[float]) -> dict[float, _Cases]:
+    """Scores with some heads steered, by strength."""
+    found: dict[float, _Cases] = {}
+    for alpha in alphas:
+        focus = [FocusSteering(study.directions, alpha, heads)]
+        found[alpha] = {case: study.scores("test", case, focus) for case in ("long", "gold")}
+    return found
+
+
+def _table(found: Mapping[float, _Cases], plain: _Cases, top: Sequence[Head], steered: Sequence[Head]) -> Table:
+    columns = ("head", "alpha", *(part for name, _, _ in _COLUMNS for part in (name, f"{name} change")))
+    return Table(
+        f"Contextual scores (share of attention) on test questions with the top {len(steered)} heads steered, and "
+        "their change against no steering; measured with the responses that the steered model gives",
+        columns,
+        tuple(row for alpha, cases in found.items() for row in _rows(cases, plain, top, alpha)),
     )
 
 
@@ -74,39 +85,91 @@ def _rows(cases: _Cases, plain: _Cases, heads: Sequence[Head], alpha: float) -> 
     return rows
 
 
-def _change(study: Study, after: _Cases, before: _Cases, kind: str, heads: Sequence[Head]) -> Interval | None:
-    """Change of one kind of score, averaged over heads, with its interval over the questions that have both."""
-    changes = [
-        getattr(after["long"], kind)[:, head.layer, head.head] - getattr(before["long"], kind)[:, head.layer, head.head]
-        for head in heads
-    ]
-    return study.interval("test", torch.stack(changes).mean(dim=0), after["long"].sample_ids)
+@dataclass(frozen=True)
+class _Changes:
+    """What steering changes in the scores of the long prompts, averaged over heads, one number a test sample."""
+
+    study: Study
+    found: Mapping[float, _Cases]
+    plain: _Cases
+    heads: Sequence[Head]
+
+    @property
+    def ahead(self) -> list[float]:
+        """Strengths above zero, the gentlest first."""
+        return sorted(alpha for alpha in self.found if alpha > 0)
+
+    def at(self, alpha: float, kind: str) -> Float[Tensor, "sample"]:
+        """Of one kind of score, against no steering."""
+        after, before = (getattr(cases["long"], kind) for cases in (self.found[alpha], self.plain))
+        return torch.stack([(after - before)[:, head.layer, head.head] for head in self.heads]).mean(dim=0)
+
+    def told(self, text: str, *changes: tuple[Float[Tensor, "sample"], int]) -> Finding:
+        """A finding on changes, whose intervals stand in the text's places.
+
+        Each comes with what is claimed of it: 1 (above zero), -1 (below zero), or 0, where nothing is.
+        """
+        ids = self.plain["long"].sample_ids
+        intervals = [(self.study.interval("test", change, ids), sign) for change, sign in changes]
+        known = [(one, sign) for one, sign in intervals if one is not None]
+        if len(known) < len(intervals):  # no sample has a response with and without steering
+            return Finding(text.format(*("(nothing said)" for _ in intervals)), "cannot be told")
+        verdicts: list[Verdict] = [
+            verdict_by(one) if sign > 0 else verdict_below(one, 0.0) for one, sign in known if sign
+        ]
+        return Finding(text.format(*(signed(one, 4) for one, _ in known)), all_of(*verdicts))
 
 
-def _findings(study: Study, changes: Mapping[float, _Cases], plain: _Cases, heads: Sequence[Head]) -> list[Finding]:
-    """What the gentlest direction does to the heads that are steered in both tables."""
-    positive = [alpha for alpha in changes if alpha > 0]
-    if not positive:
+def _towards(changes: _Changes) -> list[Finding]:
+    """What the gentlest direction does."""
+    if not changes.ahead:
         return []
-    alpha = min(positive)
-    found = [_change(study, changes[alpha], plain, kind, heads) for kind in ("relevant", "sink", "irrelevant")]
-    gained, sink, others = found
-    if gained is None or sink is None or others is None:
-        return [Finding(f"Nothing is said of alpha = {alpha:g}: no response to score.", "cannot be told")]
-    more = verdict_by(gained)
-    from_sink = gained.low > 0 and sink.high < 0 and abs(sink) > max(0.0, -others.mean)
+    alpha = changes.ahead[0]
+    relevant, irrelevant, sink = (changes.at(alpha, kind) for kind in ("relevant", "irrelevant", "sink"))
     return [
-        Finding(
-            f"A direction turns attention to the relevant document: at alpha = {alpha:g} the top {len(heads)} heads "
-            f"give it {_signed(gained)}.",
-            more,
+        changes.told(
+            f"A direction turns attention to the relevant document: at alpha = {alpha:g} the top {len(changes.heads)} "
+            "heads give it {}.",
+            (relevant, 1),
         ),
-        Finding(
-            f"They take it from the sink: it changes by {_signed(sink)}, irrelevant documents by {_signed(others)}.",
-            "holds" if from_sink else "does not hold" if more != "cannot be told" else more,
+        changes.told(
+            "They take most of that from the sink: it changes by {}, irrelevant documents by {}; what the sink loses, "
+            "less half of what the relevant document gets, is {}.",
+            (sink, -1),
+            (irrelevant, 0),
+            (-sink - relevant / 2, 1),
         ),
     ]
 
 
-def _signed(change: Interval) -> str:
-    return f"{change.mean:+.4f} [{change.low:+.4f}, {change.high:+.4f}]"
+def _by_strength(changes: _Changes) -> list[Finding]:
+    """The strongest direction beside the gentlest, and the opposite one."""
+    findings: list[Finding] = []
+    if len(changes.ahead) > 1:
+        gentlest, strongest = changes.ahead[0], changes.ahead[-1]
+        more = changes.at(strongest, "relevant") - changes.at(gentlest, "relevant")
+        text = f"A stronger one turns more: from alpha = {gentlest:g} to {strongest:g} the relevant document gets {{}}."
+        findings.append(changes.told(text, (more, 1)))
+    back = min(changes.found)
+    if back < 0:
+        text = f"The opposite direction turns it away: at alpha = {back:g} the relevant document gets {{}}."
+        findings.append(changes.told(text, (changes.at(back, "relevant"), -1)))
+    return findings
+
+
+def _too_far(changes: _Changes) -> Finding:
+    """What the strongest direction does beside the gentlest one, many heads steered."""
+    what = "Too strong a direction turns attention to an irrelevant document"
+    if len(changes.ahead) < 2:
+        return Finding(f"{what}: fewer than two strengths were tried.", "cannot be told")
+    gentlest, strongest = changes.ahead[0], changes.ahead[-1]
+    relevant, largest = (
+        changes.at(strongest, kind) - changes.at(gentlest, kind) for kind in ("relevant", "irrelevant_max")
+    )
+    return changes.told(
+        f"{what}: from alpha = {gentlest:g} to {strongest:g}, more heads steered, the one that gets most gets {{}} and "
+        "the relevant one {}, a difference of {}.",
+        (largest, 1),
+        (relevant, 0),
+        (largest - relevant, 1),
+    )

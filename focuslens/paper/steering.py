@@ -5,10 +5,10 @@ from __future__ import annotations
 from focuslens.evaluation import Setting, Sweep, best_setting, steering_settings
 from focuslens.heads import Head
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding, keep_figure, write_csv
-from focuslens.paper.choosing import chosen_table, possible, sweep_table, verdict_of
+from focuslens.paper.artefact import Artefact, Finding, keep_curves, keep_figure, write_csv
+from focuslens.paper.choosing import chosen_table, gain_of_more, possible, verdict_of
 from focuslens.paper.study import Study
-from focuslens.viz import curves, direction_curves, loss_curves
+from focuslens.viz import curves, direction_curves, loss_curves, sweep_table
 
 __all__ = ["KEY", "SECTIONS", "run", "steerable"]
 
@@ -29,8 +29,8 @@ def run(study: Study) -> Artefact:
     grid = steering_settings(study.directions, heads, wanted.alphas, ks)
     settings = [Setting("baseline"), *grid]
     validation, test = study.sweep(KEY, "validation", settings), study.sweep(KEY, "test", settings)
-    level = {"all documents": test["baseline"].em}
-    keep_figure(direction_curves(curves(test, "alpha"), level), study.folder(KEY) / "steering.png")
+    lines, level = curves(test, "alpha"), {"all documents": test["baseline"].em}
+    keep_curves(direction_curves(lines, level), study.folder(KEY) / "steering.png", lines, level)
     table, _ = chosen_table(validation, test, grid)
     figures = [
         (
@@ -49,15 +49,15 @@ def run(study: Study) -> Artefact:
         KEY,
         "Focus directions",
         "Figures 4, 7 and 8",
-        tuple(_findings(validation, test, grid)),
+        tuple(_findings(validation, test, grid, wanted.contextual)),
         tuple(figures),
         (table, sweep_table("Focus directions on test questions", test)),
         (reported.FIGURE_4,),
     )
 
 
-def _findings(validation: Sweep, test: Sweep, grid: list[Setting]) -> list[Finding]:
-    """What the paper says of directions: the strength that is chosen among those above 0, and the ends of the line."""
+def _findings(validation: Sweep, test: Sweep, grid: list[Setting], contextual: int) -> list[Finding]:
+    """What the paper says of directions: the best strength above 0, the ends of the line, and too many heads."""
     towards = [one for one in grid if one.parameters["alpha"] > 0]
     if not towards:
         return []
@@ -77,4 +77,4 @@ def _findings(validation: Sweep, test: Sweep, grid: list[Setting]) -> list[Findi
     for one, text in ends:
         verdict = verdict_of(test, one.name, higher=False)
         found.append(Finding(f"{text}: {one.name} gives {test[one.name].em}.", verdict))
-    return found
+    return [*found, gain_of_more(test, towards, contextual, "Steering")]

@@ -13,17 +13,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from einops import rearrange
+from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.data.multidoc import MultiDocData, load_multidoc
 from focuslens.data.synthetic import load_synthetic
 from focuslens.directions import FocusDirections
-from focuslens.evaluation import Interval, Setting, Sweep, bootstrap_mean, run_sweep
+from focuslens.evaluation import Interval, Setting, Sweep, bootstrap_mean, resampled_means, run_sweep
 from focuslens.files import versions, write_json
 from focuslens.heads import Head
 from focuslens.hooks import Intervention
 from focuslens.model import FocusModel
-from focuslens.paper.scored import score_in_chunks
+from focuslens.paper.scored import How, score_in_chunks
 from focuslens.paper.settings import PaperSettings
 from focuslens.prompts import MultiDocSample, prompts_digest
 from focuslens.scoring import ContextualScores, by_outcome
@@ -84,11 +87,25 @@ class Study:
 
         Samples of one question are not independent. ``None`` where no value is left.
         """
-        questions, kept = {sample.id: sample.question_id for sample in self.samples(part)}, ~values.isnan()
-        if not bool(kept.any()):
+        known, questions = self._known(part, rearrange(values, "sample -> sample 1"), sample_ids)
+        if not questions:
             return None
-        groups = [questions[one] for one, keep in zip(sample_ids, kept.tolist(), strict=True) if keep]
-        return bootstrap_mean(values[kept].tolist(), groups=groups, seed=self.settings.seed)
+        return bootstrap_mean(known[:, 0].tolist(), groups=questions, seed=self.settings.seed)
+
+    def resampled(
+        self, part: Part, values: Float[Tensor, "sample layer head"], sample_ids: Sequence[str]
+    ) -> Float[np.ndarray, "resample column"]:
+        """Means of all heads, layer by layer, on resamples of a part's questions; see :func:`resampled_means`."""
+        by_head = rearrange(values, "sample layer head -> sample (layer head)")
+        known, questions = self._known(part, by_head, sample_ids)
+        return resampled_means(known.numpy(), groups=questions, seed=self.settings.seed)
+
+    def _known(
+        self, part: Part, values: Float[Tensor, "sample column"], sample_ids: Sequence[str]
+    ) -> tuple[Float[Tensor, "known column"], list[str]]:
+        """The values of samples that are not NaN, and their questions."""
+        questions, keep = {sample.id: sample.question_id for sample in self.samples(part)}, ~values.isnan().any(dim=1)
+        return values[keep], [questions[one] for one, kept in zip(sample_ids, keep.tolist(), strict=True) if kept]
 
     @cached_property
     def _samples(self) -> dict[Part, list[MultiDocSample]]:
@@ -160,18 +177,26 @@ class Study:
     ) -> ContextualScores:
         """Contextual scores of one part's prompts, made in chunks that are kept."""
         described = [one.describe() for one in interventions]
-        what = {**self.header("scores"), "part": part, "case": case, "interventions": described}
-        digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:16]
-        return score_in_chunks(
-            self.model,
-            self.samples(part),
-            case,
-            self.out / "scores" / f"{part}-{case}-{digest}",
-            interventions=interventions,
-            max_new_tokens=self.settings.max_new_tokens,
-            batch_tokens=self.settings.batch_tokens,
-            progress=self.progress,
-        )
+        folder = self.kept(f"{part}-{case}", part=part, case=case, interventions=described)
+        return score_in_chunks(self.model, self.samples(part), case, folder, self.how(), interventions)
+
+    def how(self, max_new_tokens: int | None = None) -> How:
+        """How the model is run, with responses of the settings' length where no other is given."""
+        return {
+            "max_new_tokens": self.settings.max_new_tokens if max_new_tokens is None else max_new_tokens,
+            "batch_tokens": self.settings.batch_tokens,
+            "progress": self.progress,
+        }
+
+    def kept(self, name: str, *sections: str, **made_of: Any) -> Path:
+        """The folder of measurements, whose name tells what they are made of from anything else.
+
+        Args:
+            name: What they are.
+            sections: Of the settings, those that they depend on.
+            made_of: What else they depend on, as JSON.
+        """
+        return self.out / "measured" / f"{name}-{_short({**self.header('scores', *sections), **made_of}, 16)}"
 
     def scores_by_case(self, part: Part, interventions: Sequence[Intervention] = ()) -> dict[str, ContextualScores]:
         """Scores of the cases ``long``, ``gold``, ``correct`` and ``wrong`` of Table 1."""
@@ -201,8 +226,7 @@ class Study:
 
     def _digest(self, settings: Sequence[Setting]) -> str:
         """Tells these settings from others, whose records stay where they are."""
-        what = [self.header("sweep"), [setting.describe() for setting in settings]]
-        return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()[:12]
+        return _short([self.header("sweep"), [setting.describe() for setting in settings]])
 
     @cached_property
     def directions(self) -> FocusDirections:
@@ -252,8 +276,9 @@ class Study:
         return made
 
 
-def _short(content: Any) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+def _short(content: Any, digits: int = 12) -> str:
+    """A digest that tells some JSON from other."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:digits]
 
 
 def _kept_directions(folder: Path, made_of: Mapping[str, Any]) -> FocusDirections | None:

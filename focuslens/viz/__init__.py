@@ -25,6 +25,7 @@ from focuslens.viz.figures import (
     Curve,
     IntervalLike,
     direction_curves,
+    head_groups,
     head_map,
     loss_curves,
     save_figure,
@@ -33,7 +34,7 @@ from focuslens.viz.figures import (
     sweep_curves,
 )
 from focuslens.viz.report import Table, write_report
-from focuslens.viz.sweeps import curves
+from focuslens.viz.sweeps import curves, sweep_table
 
 del _circuitsvis, _matplotlib
 
@@ -48,6 +49,7 @@ __all__ = [
     "direction_curves",
     "document_view",
     "frequency_profiles",
+    "head_groups",
     "head_map",
     "loss_curves",
     "norms_by_rank",
@@ -57,6 +59,7 @@ __all__ = [
     "split_softmax_curves",
     "style",
     "sweep_curves",
+    "sweep_table",
     "variance_parts",
     "write_report",
 ]

@@ -15,10 +15,11 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import matplotlib.pyplot as plt
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
@@ -28,6 +29,7 @@ __all__ = [
     "Curve",
     "IntervalLike",
     "direction_curves",
+    "head_groups",
     "head_map",
     "loss_curves",
     "save_figure",
@@ -41,6 +43,8 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 _DASHES = ("-", "--", "-.", (0, (1, 1)))
 _BASELINES = (("#000000", "--"), ("#5A5A5A", ":"), ("#8A8A8A", "-."), ("#5A5A5A", (0, (6, 2, 1, 2, 1, 2))))
+# As different in grey as in colour.
+_GROUPS = ("#EDEDED", "#E69F00", "#0072B2", "#000000")
 _MOST_NAMED_LINES = 8
 
 _STYLE: Any = {
@@ -158,7 +162,7 @@ def head_map(
                 f"head ({layer}, {head}) is not in scores of {n_layers} layers with {n_heads} heads, counted from 0"
             )
     with style():
-        ax = ax or _new_axes(width=min(9.0, 2.6 + 0.22 * n_heads), height=min(9.0, 1.6 + 0.22 * n_layers))
+        ax = ax or _head_axes(n_layers, n_heads)
         cmap = plt.get_cmap("cividis").with_extremes(bad="#BBBBBB")
         image = ax.imshow(scores, cmap=cmap, aspect="auto", interpolation="nearest", vmin=min(0.0, _smallest(scores)))
         for layer, head in heads:
@@ -166,13 +170,57 @@ def head_map(
             # Dark within white, so that an outline shows on both ends of the colour map.
             box.set_path_effects([withStroke(linewidth=3.4, foreground="white")])
             ax.add_patch(box)
-        ax.grid(visible=False)
-        for axis in (ax.xaxis, ax.yaxis):
-            axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         outlined = f" ({len(heads)} outlined)" if heads else ""
-        ax.set(xlabel="head", ylabel="layer", title=title + outlined)
-        ax.figure.colorbar(image, ax=ax, label=label)
+        _name_heads(ax, title + outlined)
+        # Its unit goes below it: the map of a small model is not as high as the whole is long.
+        ax.figure.colorbar(image, ax=ax, label=label.replace(" (", "\n("))
     return ax
+
+
+def head_groups(
+    groups: Int[np.ndarray, "layer head"],
+    names: Sequence[str],
+    *,
+    title: str = "Heads",
+    ax: Axes | None = None,
+) -> Axes:
+    """Which of a few kinds every head of a model is of, layers downward (figure 9 of "Focus Directions").
+
+    Args:
+        groups: The kind of each head, from 0; the kind 0 is drawn as background.
+        names: Of the kinds; the legend says how many heads are of each.
+        title: The figure's title.
+        ax: Axes to draw on; new ones if ``None``.
+
+    Raises:
+        ValueError: If there are more names than colours, or a kind has no name.
+    """
+    if len(names) > len(_GROUPS):
+        raise ValueError(f"there are {len(names)} kinds of heads and {len(_GROUPS)} colours for them")
+    if groups.size and not 0 <= groups.min() <= groups.max() < len(names):
+        raise ValueError(f"kinds go from {groups.min()} to {groups.max()}, and there are {len(names)} names")
+    with style():
+        ax = ax or _head_axes(*groups.shape)
+        cmap = ListedColormap(_GROUPS[: len(names)])
+        ax.imshow(groups, cmap=cmap, aspect="auto", interpolation="nearest", vmin=0, vmax=len(names) - 1)
+        _name_heads(ax, title)
+        patches = [
+            Patch(facecolor=colour, edgecolor="#8A8A8A", label=f"{name} ({int((groups == kind).sum())})")
+            for kind, (name, colour) in enumerate(zip(names, _GROUPS, strict=False))
+        ]
+        ax.legend(handles=patches, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
+    return ax
+
+
+def _head_axes(n_layers: int, n_heads: int) -> Axes:
+    return _new_axes(width=min(9.0, 2.6 + 0.22 * n_heads), height=min(9.0, 1.6 + 0.22 * n_layers))
+
+
+def _name_heads(ax: Axes, title: str) -> None:
+    ax.grid(visible=False)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.set(xlabel="head", ylabel="layer", title=title)
 
 
 def split_softmax_curves(

@@ -16,7 +16,8 @@ from focuslens.viz.page import inner_page, page
 __all__ = ["CSS", "Cell", "Table", "figure_html", "table_html", "write_report"]
 
 Cell: TypeAlias = str | int | float
-"""What a table holds. Numbers are set right-aligned, floats with three decimals; for others give the text."""
+"""What a table holds. Numbers are set right-aligned, floats with three decimals, or with two digits where those would
+all be zero; for others give the text."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 CSS = """
@@ -137,9 +138,14 @@ def table_html(table: Table) -> str:
 
 
 def _line(tag: str, cells: Sequence[Cell], numeric: Sequence[bool]) -> str:
-    texts = [f"{cell:.3f}" if isinstance(cell, float) else escape(str(cell)) for cell in cells]
+    texts = [_shown(cell) if isinstance(cell, float) else escape(str(cell)) for cell in cells]
     classes = [' class="number"' if right else "" for right in numeric]
     return "<tr>" + "".join(f"<{tag}{c}>{text}</{tag}>" for c, text in zip(classes, texts, strict=True)) + "</tr>"
+
+
+def _shown(number: float) -> str:
+    """Three decimals; a p-value of 0.000 would say nothing."""
+    return f"{number:.2g}" if 0 < abs(number) < 0.0005 else f"{number:.3f}"
 
 
 def figure_html(caption: str, file: Path) -> str:

@@ -1,4 +1,4 @@
-"""The accuracies of a sweep, as lines that can be drawn."""
+"""A sweep's accuracies, as lines that can be drawn and as a table."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from typing import Any
 
 from focuslens.evaluation import Sweep
 from focuslens.viz.figures import Curve
+from focuslens.viz.report import Table
 
-__all__ = ["curves"]
+__all__ = ["curves", "sweep_table"]
 
 
 def curves(sweep: Sweep, varied: str, **fixed: Any) -> list[Curve]:
@@ -20,3 +21,14 @@ def curves(sweep: Sweep, varied: str, **fixed: Any) -> list[Curve]:
             lines.setdefault(parameters[varied], {})[parameters["k"]] = sweep[setting.name].em
     prefix = "random heads, " if fixed.get("heads") == "random" else ""
     return [Curve.from_intervals(f"{prefix}{varied} = {value:g}", points.items()) for value, points in lines.items()]
+
+
+def sweep_table(caption: str, sweep: Sweep) -> Table:
+    """Every setting's exact match with its interval, and the exact test against the baseline."""
+    names = ("name", "em", "em_low", "em_high", "gained", "lost", "mcnemar_p")
+    return Table(
+        f"{caption}: exact match (share of samples), its 95 % interval, samples gained and lost against the baseline, "
+        "and the exact p-value (McNemar's; samples of one question count together)",
+        ("setting", "exact match", "low", "high", "gained", "lost", "p"),
+        tuple(tuple(row[name] for name in names) for row in sweep.rows()),
+    )

@@ -107,7 +107,7 @@ def test_what_cannot_be_attributed_is_refused(load_model, samples):
     with pytest.raises(ValueError, match=r"head \(1, 0\) does not exist"):
         scores.of([(1, 0)])
     for call in (fl.document_scores, fl.attention_budget):
-        with pytest.raises(ValueError, match="there are no samples to look at"):
+        with pytest.raises(ValueError, match="there are no samples to score"):
             call(load_model("llama"), [])
     with pytest.raises(ValueError, match="there are no heads to average over"):
         AttentionBudget(torch.zeros(1, 1, 1, 6), ("a",), ("b",), (True,)).mean([])

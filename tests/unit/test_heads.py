@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from focuslens import Head, load_ranking, random_heads, rank_heads, sparsity
-from focuslens.heads import check_heads, heads_by_layer
+from focuslens.heads import check_heads, heads_by_layer, top_heads
 
 SCORES = torch.tensor([[0.05, 0.3, 0.1], [0.2, 0.0, 0.3]])
 
@@ -26,6 +26,15 @@ def test_a_head_is_its_tuple_and_prints_by_name() -> None:
 def test_rank_heads_sorts_by_score_and_breaks_ties_by_layer_then_head() -> None:
     assert rank_heads(SCORES) == [(0, 1), (1, 2), (1, 0), (0, 2), (0, 0), (1, 1)]
     assert rank_heads(torch.zeros(2, 2)) == [(0, 0), (0, 1), (1, 0), (1, 1)]
+
+
+def test_top_heads_are_the_first_of_the_ranking() -> None:
+    assert top_heads(SCORES, 2) == [(0, 1), (1, 2)]
+    assert top_heads(SCORES, 0) == []
+    assert len(top_heads(SCORES, 6)) == 6
+    for k in (-1, 7):
+        with pytest.raises(ValueError, match=f"k is {k}; the model has 6 heads"):
+            top_heads(SCORES, k)
 
 
 def test_rank_heads_refuses_scores_of_nothing() -> None:

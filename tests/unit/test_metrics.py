@@ -8,7 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from focuslens.metrics import normalize_answer, sub_exact_match
+from focuslens.metrics import answered_right, normalize_answer, require_samples, sub_exact_match
+from focuslens.prompts import Document, MultiDocSample
 
 
 @pytest.mark.parametrize(
@@ -90,3 +91,13 @@ def test_one_string_for_answers_is_refused() -> None:
 def test_no_answers_are_refused() -> None:
     with pytest.raises(ValueError, match="at least one"):
         sub_exact_match("Paris", [])
+
+
+def test_samples_are_checked_before_anything_is_run() -> None:
+    samples = [MultiDocSample(f"{one}?", (one,), (Document("t", f"It is {one}."),), 0) for one in ("red", "blue")]
+    assert require_samples(iter(samples)) == samples
+    assert answered_right(["It is red.", "It is red."], samples) == (True, False)
+    with pytest.raises(ValueError, match="there are no samples to score"):
+        require_samples(iter([]))
+    with pytest.raises(ValueError, match="the answer 'The' normalises to nothing"):
+        require_samples([*samples, MultiDocSample("?", ("The",), (Document("t", "x"),), 0)])

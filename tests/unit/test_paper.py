@@ -7,15 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from paper_runs import opened
 
 import focuslens as fl
 from focuslens.evaluation import Setting, Sweep, bootstrap_mean
 from focuslens.paper import artefact as kept
-from focuslens.paper import choosing, run, scored, study
+from focuslens.paper import choosing, run, study
 from focuslens.paper.settings import load_settings
-from focuslens.viz import Table
+from focuslens.viz import Table, sweep_table
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "mistral_window"])
@@ -37,6 +36,9 @@ def test_everything_runs_on_another_family_and_real_files(
             assert [tuple(row) for row in rows] == [tuple(str(cell) for cell in row) for row in table.rows]
         for _, picture in one.figures:
             assert (tmp_path / "out" / one.key / picture).stat().st_size > 1000
+            with (tmp_path / "out" / one.key / picture).with_suffix(".csv").open(newline="") as file:
+                assert len({len(row) for row in csv.reader(file)}) == 1
+            assert f'href="{one.key}/{Path(picture).stem}.csv"' in page
     assert page.count('class="reported"') == 7
     assert page.count("<img") == sum(len(one.figures) for one in shown)
     assert not [line for line in said if "already" in line]
@@ -95,29 +97,6 @@ def test_parts_are_disjoint_and_as_large_as_asked_for(checkpoint: Any, paper_fil
     assert {sample.question_id for sample in parts["test"]} <= {sample.question_id for sample in half}
 
 
-def test_scores_go_on_where_they_were_killed(load_model: Any, samples: Any, tmp_path: Path, monkeypatch: Any):
-    model, calls = load_model("llama"), []
-    whole = fl.contextual_scores(model, samples, max_new_tokens=3)
-    monkeypatch.setattr(scored, "CHUNK", 1)
-    original = scored.contextual_scores
-
-    def killed(*arguments: Any, **settings: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return original(*arguments, **settings)
-
-    monkeypatch.setattr(scored, "contextual_scores", killed)
-    with pytest.raises(KeyboardInterrupt):
-        scored.score_in_chunks(model, samples, "long", tmp_path / "scores", max_new_tokens=3)
-    again = scored.score_in_chunks(model, samples, "long", tmp_path / "scores", max_new_tokens=3)
-    assert len(calls) == 3 + 2
-    assert again.sample_ids == whole.sample_ids
-    assert (again.responses, again.correct) == (whole.responses, whole.correct)
-    for kind in ("relevant", "irrelevant", "irrelevant_max", "sink"):
-        torch.testing.assert_close(getattr(again, kind), getattr(whole, kind), atol=1e-5, rtol=0)
-
-
 # --- choosing ---
 
 
@@ -143,6 +122,14 @@ def test_the_setting_is_chosen_on_validation_and_reported_on_test():
     assert honest.name == "c"  # as good as b with fewer heads
     assert [(row[1], row[2]) for row in table.rows] == [("baseline", 0.3), ("c", 0.5), ("a", 0.75)]
     assert table.rows[1][5:7] == (8, 0)
+
+
+def test_a_sweeps_table_has_all_digits():
+    sweep, _ = made_up({"baseline": 12, "a": 25}, GRID)
+    rows = {row[0]: row[1:] for row in sweep_table("c", sweep).rows}
+    assert rows["a"][:3] == (25 / 40, sweep["a"].em.low, sweep["a"].em.high)
+    assert rows["a"][3:] == (13, 0, pytest.approx(2 * 0.5**13, rel=1e-12))
+    assert rows["baseline"][3:] == (0, 0, 1.0)
 
 
 @pytest.mark.parametrize(

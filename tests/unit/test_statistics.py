@@ -15,7 +15,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from focuslens.evaluation.statistics import Interval, McNemar, _resampled, bootstrap_mean, mcnemar_exact
+from focuslens.evaluation.statistics import (
+    Interval,
+    McNemar,
+    _resampled,
+    bootstrap_mean,
+    mcnemar_exact,
+    percentile_interval,
+    resampled_means,
+)
 
 Z95 = NormalDist().inv_cdf(0.975)
 
@@ -171,6 +179,73 @@ def test_the_interval_lies_within_the_values(values: list[float], confidence: fl
 def test_bootstrap_refuses(arguments: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         bootstrap_mean(**arguments)  # type: ignore[arg-type]
+
+
+# --- bootstrap of several means ---------------------------------------------------------------------------------------
+
+
+def test_resamples_are_every_draw_of_whole_groups_equally_often() -> None:
+    values, groups = [[1.0, 10.0], [2.0, 0.0], [6.0, 4.0], [0.0, 7.0]], ["a", "b", "b", "c"]
+    members = {"a": [0], "b": [1, 2], "c": [3]}
+    expected: dict[tuple[float, float], int] = {}
+    for drawn in product("abc", repeat=3):
+        rows = [values[i] for group in drawn for i in members[group]]
+        mean = (round(sum(row[0] for row in rows) / len(rows), 9), round(sum(row[1] for row in rows) / len(rows), 9))
+        expected[mean] = expected.get(mean, 0) + 1
+    means = resampled_means(values, groups=groups, resamples=54_000)
+    found, times = np.unique(means.round(9), axis=0, return_counts=True)
+    assert {(row[0], row[1]) for row in found.tolist()} == set(expected)
+    for row, n in zip(found.tolist(), times.tolist(), strict=True):
+        assert n == pytest.approx(2_000 * expected[row[0], row[1]], rel=0.1)
+
+
+def test_each_column_has_the_interval_of_its_mean() -> None:
+    values, groups = np.random.default_rng(9).random((60, 3)), [i // 4 for i in range(60)]
+    means = resampled_means(values, groups=groups, seed=3)
+    for column, drawn in zip(values.T, means.T, strict=True):
+        alone = bootstrap_mean(column, groups=groups, seed=3)
+        made = percentile_interval(float(column.mean()), drawn)
+        assert (made.mean, made.low, made.high) == pytest.approx((alone.mean, alone.low, alone.high))
+
+
+def test_the_interval_of_a_count_by_hand() -> None:
+    # One of two columns is above 0.5 in every resample, the other where at least two of three draws are of the first.
+    means = resampled_means([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0]], resamples=20_000)
+    counts = (means > 0.5).sum(axis=1)
+    assert counts.mean() == pytest.approx(1 + 3 * (1 / 9) * (2 / 3) + 1 / 27, abs=0.01)
+    found = percentile_interval(1, counts)
+    assert (found.mean, found.low, found.high, found.confidence) == (1.0, 1.0, 2.0, 0.95)
+
+
+def test_an_interval_of_resamples_reaches_to_its_estimate() -> None:
+    drawn = np.arange(101.0)
+    inside = percentile_interval(50.0, drawn, confidence=0.9)
+    assert (inside.mean, inside.low, inside.high, inside.confidence) == pytest.approx((50.0, 5.0, 95.0, 0.9))
+    assert (percentile_interval(99.0, drawn).high, percentile_interval(-3.0, drawn).low) == (99.0, -3.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"values": [0.0, 1.0]}, r"the shape \(2,\); they must be \[sample column\]"),
+        ({"values": [[]]}, r"the shape \(1, 0\)"),
+        ({"values": [[0.0, 1.0], [0.0, float("nan")]]}, "value 1 of sample 1 is nan"),
+        ({"values": [[0.0]], "resamples": 0}, "resamples is 0"),
+        ({"values": [[0.0], [1.0]], "groups": ["q"]}, "1 groups for 2 values"),
+    ],
+)
+def test_resampling_refuses(arguments: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        resampled_means(**arguments)  # type: ignore[arg-type]
+
+
+def test_a_percentile_interval_refuses() -> None:
+    with pytest.raises(ValueError, match="confidence is 2"):
+        percentile_interval(0.0, [0.0], confidence=2)
+    with pytest.raises(ValueError, match="no values"):
+        percentile_interval(0.0, [])
+    with pytest.raises(ValueError, match="value 0 is nan"):
+        percentile_interval(float("nan"), [0.0])
 
 
 # --- McNemar ----------------------------------------------------------------------------------------------------------

@@ -324,6 +324,14 @@ def test_numbers_and_their_headings_are_on_the_right(tmp_path: Path):
     assert '<tr><td>b</td><td class="number">2.000</td></tr>' in html
 
 
+def test_a_small_number_is_not_shown_as_nothing(tmp_path: Path):
+    values = (0.0, 0.0005, 0.0004, -0.000123, 2.8e-14, 1 / 3)
+    table = viz.Table("c", ("value",), tuple((value,) for value in values))
+    html = viz.write_report(tmp_path / "r.html", title="t", facts={}, findings=[], tables=[table]).read_text()
+    shown = re.findall(r'<td class="number">(.*?)</td>', html)
+    assert shown == ["0.000", "0.001", "0.0004", "-0.00012", "2.8e-14", "0.333"]
+
+
 def test_a_report_that_fails_leaves_the_old_one(tmp_path: Path):
     path = tmp_path / "report.html"
     path.write_text("old")

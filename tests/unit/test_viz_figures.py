@@ -34,7 +34,7 @@ def test_head_map_puts_layers_down_and_heads_across():
     np.testing.assert_array_equal(ax.images[0].get_array().filled(np.nan), scores)
     assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title(loc="left")) == ("head", "layer", "Scores (2 outlined)")
     assert [box.get_xy() for box in ax.patches] == [(3.5, 1.5), (0.5, -0.5)]
-    assert ax.images[0].colorbar.ax.get_ylabel() == "contextual score (share of attention)"
+    assert ax.images[0].colorbar.ax.get_ylabel() == "contextual score\n(share of attention)"
     assert ax.images[0].norm.vmin == 0
 
 
@@ -138,3 +138,33 @@ def test_save_figure_writes_the_same_png_twice(tmp_path: Path):
     assert sorted(file.name for file in first.parent.iterdir()) == ["a.png", "b.png"]
     with pytest.raises(ValueError, match=r"'a.pdf' does not end in \.png"):
         viz.save_figure(ax, tmp_path / "a.pdf")
+
+
+def test_groups_of_heads_are_told_apart_and_counted():
+    groups = np.array([[0, 1, 1], [3, 2, 0]])
+    ax = viz.head_groups(groups, ("none", "a", "b", "both"), title="Which")
+    (image,) = ax.get_images()
+    drawn = image.cmap(image.norm(groups))[..., :3]
+    # No two kinds have the same colour, nor the same grey.
+    for kinds in (drawn.reshape(-1, 3), drawn.reshape(-1, 3) @ [[0.299], [0.587], [0.114]]):
+        of_kind = {int(kind): tuple(colour) for kind, colour in zip(groups.ravel(), kinds.round(2), strict=True)}
+        assert len(set(of_kind.values())) == 4
+    legend = ax.get_legend()
+    assert legend is not None
+    assert [text.get_text() for text in legend.get_texts()] == ["none (2)", "a (2)", "b (1)", "both (1)"]
+    for patch, kind in zip(legend.get_patches(), range(4), strict=True):
+        assert patch.get_facecolor() == image.cmap(image.norm(kind))
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title(loc="left")) == ("head", "layer", "Which")
+
+
+@pytest.mark.parametrize(
+    ("groups", "names", "message"),
+    [
+        ([[0, 2]], ("a", "b"), "kinds go from 0 to 2, and there are 2 names"),
+        ([[-1, 0]], ("a", "b"), "kinds go from -1 to 0"),
+        ([[0]], tuple("abcde"), "there are 5 kinds of heads and 4 colours"),
+    ],
+)
+def test_groups_without_a_name_or_colour_are_refused(groups: list[list[int]], names: tuple[str, ...], message: str):
+    with pytest.raises(ValueError, match=message):
+        viz.head_groups(np.array(groups), names)
