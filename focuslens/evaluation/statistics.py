@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Interval", "McNemar", "bootstrap_mean", "mcnemar_exact"]
+__all__ = ["Interval", "McNemar", "bootstrap_mean", "interval_of", "mcnemar_exact", "resampled_means"]
 
 # Draws held at once: 8 bytes each for the index and for what it picks.
 _CHUNK = 500_000
@@ -112,18 +112,48 @@ def bootstrap_mean(
         ValueError: If there are no values, one is not finite, or an argument is out of range or of the wrong length.
     """
     numbers = _checked(values)
-    if not 0 < confidence < 1:
-        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95")
-    if resamples < 1:
-        raise ValueError(f"resamples is {resamples}; it must be at least 1, and 10,000 is usual")
-    sums, counts = _grouped(numbers, groups)
-    mean = float(numbers.mean())
+    _require_confidence(confidence)
+    sums, counts = _groups_of(numbers, groups, resamples)
     if numbers.min() == numbers.max():  # said exactly: sums of equal numbers differ by rounding
         mean = float(numbers[0])
         return Interval(mean, mean, mean, confidence)
     means = np.concatenate(list(_resampled(sums, counts, resamples, np.random.default_rng(seed))))
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    return interval_of(float(numbers.mean()), means, confidence=confidence)
+
+
+def resampled_means(
+    values: npt.ArrayLike,
+    *,
+    groups: Iterable[Hashable] | None = None,
+    resamples: int = 10_000,
+    seed: int | Sequence[int] = 0,
+) -> npt.NDArray[np.float64]:
+    """The means that :func:`bootstrap_mean` takes its interval from: for intervals of what is computed from means.
+
+    An average over tasks, say, is averaged draw by draw, each task with a ``seed`` of its own (such as ``(seed, 3)``):
+    with the same one, tasks of equal size would be resampled alike.
+
+    Raises:
+        ValueError: As in :func:`bootstrap_mean`.
+    """
+    sums, counts = _groups_of(_checked(values), groups, resamples)
+    return np.concatenate(list(_resampled(sums, counts, resamples, np.random.default_rng(seed))))
+
+
+def interval_of(mean: float, draws: npt.NDArray[np.float64], *, confidence: float = 0.95) -> Interval:
+    """A figure with the percentile interval of its draws.
+
+    Raises:
+        ValueError: If ``confidence`` is out of range.
+    """
+    _require_confidence(confidence)
+    low, high = np.quantile(draws, [(1 - confidence) / 2, (1 + confidence) / 2])
     return Interval(mean, float(low), float(high), confidence)
+
+
+def _require_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95")
 
 
 def _checked(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
@@ -136,6 +166,14 @@ def _checked(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
         place = int(np.flatnonzero(~np.isfinite(numbers))[0])
         raise ValueError(f"value {place} is {numbers[place]}; all must be finite")
     return numbers
+
+
+def _groups_of(
+    numbers: npt.NDArray[np.float64], groups: Iterable[Hashable] | None, resamples: int
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}; it must be at least 1, and 10,000 is usual")
+    return _grouped(numbers, groups)
 
 
 def _grouped(
