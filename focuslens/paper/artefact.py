@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -14,9 +12,9 @@ import matplotlib.pyplot as plt
 from matplotlib.axes import Axes
 
 from focuslens.evaluation import Interval
-from focuslens.files import write_atomically, write_json
+from focuslens.files import write_csv, write_json
 from focuslens.viz import save_figure
-from focuslens.viz.report import Cell, Table
+from focuslens.viz.report import Table
 
 __all__ = [
     "Artefact",
@@ -73,16 +71,6 @@ def keep_figure(axes: Axes, path: Path) -> None:
     """Write a figure, and let it go: a reproduction draws dozens."""
     save_figure(axes, path)
     plt.close(axes.get_figure(root=True))
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Path:
-    """Write a table as CSV, whole or not at all; numbers with all their digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
-    return path
 
 
 def save_artefact(folder: Path, artefact: Artefact, header: Mapping[str, Any]) -> None:
