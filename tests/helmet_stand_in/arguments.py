@@ -16,7 +16,15 @@ def _truth(text: str) -> bool:
 
 def parse_arguments() -> Any:
     parser = argparse.ArgumentParser()
-    for name in ("config", "model_name_or_path", "datasets", "test_files", "demo_files", "output_dir", "system_message"):
+    for name in (
+        "config",
+        "model_name_or_path",
+        "datasets",
+        "test_files",
+        "demo_files",
+        "output_dir",
+        "system_message",
+    ):
         parser.add_argument(f"--{name}")
     for name in ("use_chat_template", "stop_newline", "do_sample"):
         parser.add_argument(f"--{name}", type=_truth, default=False)
