@@ -19,7 +19,7 @@ _WORDS = ["river", "stone", "lantern", "harbour", "copper", "meadow", "winter", 
 DATASETS: dict[str, tuple[str, str, int, int]] = {
     "kilt_nq": ("data/kilt/nq.jsonl", "data/kilt/nq_demos.jsonl", 1200, 12),
     "kilt_triviaqa": ("data/kilt/nq.jsonl", "data/kilt/nq_demos.jsonl", 1200, 12),
-    "kilt_hotpotqa": ("data/kilt/nq.jsonl", "data/kilt/nq_demos.jsonl", 700, 12),
+    "kilt_hotpotqa": ("data/kilt/nq.jsonl", "data/kilt/nq_demos.jsonl", 400, 12),
     "kilt_popqa_3": ("data/kilt/popqa.jsonl", "data/kilt/popqa_demos.jsonl", 1200, 12),
     "msmarco_rerank_psg": ("data/msmarco/test.jsonl", "data/msmarco/demos.jsonl", 3000, 20),
     "icl_trec_coarse_12shot_balance": ("", "", 1000, 8),
