@@ -31,7 +31,8 @@ def main(checkout: str, tokens: str, options: list[str]) -> None:
     from transformers import GenerationMixin
 
     sys.modules["pkg_resources"] = stand_in_for_pkg_resources()
-    generate: Any = GenerationMixin.generate
+    mixin: Any = GenerationMixin
+    generate = mixin.generate
 
     def watched(self: Any, *args: Any, **kwargs: Any) -> Any:
         made = generate(self, *args, **kwargs)
@@ -39,7 +40,7 @@ def main(checkout: str, tokens: str, options: list[str]) -> None:
             file.write(json.dumps(made["sequences"][0, kwargs["input_ids"].shape[1] :].tolist()) + "\n")
         return made
 
-    GenerationMixin.generate = watched  # type: ignore[method-assign]
+    mixin.generate = watched
     sys.path.insert(0, checkout)
     sys.dont_write_bytecode = True
     sys.argv = ["eval.py", *options]

@@ -14,6 +14,7 @@ from focuslens.prompts import MultiDocSample
 __all__ = ["make_demo"]
 
 _NEW_TOKENS = 26
+_FEWEST = 2
 _RESERVE = 220
 """Tokens that HELMET's wording, of which the corpus has few words, and the question take."""
 
@@ -49,13 +50,18 @@ def make_demo(
 def _fitting(tokenizer: Any, length: int, samples: int, split: Split, seed: int) -> Rows:
     """The samples with as many documents as fit the length."""
     room = length - _NEW_TOKENS - _RESERVE
-    most = 0
-    for documents in range(60, 0, -2):
-        rows = [_row(index, one) for index, one in enumerate(_questions(samples, documents, split, seed))]
-        most = max(len(tokenizer(row["context"])["input_ids"]) for row in rows)
-        if most <= room:
-            return rows
-    raise ValueError(f"length {length} has room for {room} tokens of documents, and one pair of them has {most}")
+
+    def rows_of(documents: int, n: int) -> tuple[Rows, int]:
+        rows = [_row(index, one) for index, one in enumerate(_questions(n, documents, split, seed))]
+        return rows, max(len(tokenizer(row["context"])["input_ids"]) for row in rows)
+
+    taken = rows_of(_FEWEST, 5)[1] / _FEWEST  # of one document, about
+    for documents in range(min(60, max(_FEWEST, int(1.2 * room / taken))), _FEWEST - 1, -1):
+        if rows_of(documents, 5)[1] <= room:
+            rows, most = rows_of(documents, samples)
+            if most <= room:
+                return rows
+    raise ValueError(f"length {length} has room for {room} tokens of documents, and {_FEWEST} of them have more")
 
 
 def _questions(samples: int, documents: int, split: Split, seed: int) -> list[MultiDocSample]:

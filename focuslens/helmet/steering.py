@@ -77,13 +77,15 @@ def require_named(directions: FocusDirections, model: FocusModel, named: str | N
         origin = str(recorded["name"])  # pyright: ignore[reportUnknownArgumentType]
     else:
         return
-    # Of published ones no weights are known, so a model is taken for theirs by its name.
-    weights = None if published else recorded.get("weights")  # pyright: ignore[reportOptionalMemberAccess, reportUnknownMemberType]
-    same = _last(origin) == _last(model.name) if published else weights == model.description["weights"]
-    if same or (named is not None and _last(origin) == _last(named)):
+    # The same weights have another digest in another dtype or kind of TransformerLens model, so a name does as well.
+    # The authors' folders are called after models whose owner or folder may be another here.
+    same = _last(origin) == _last(model.name) if published else origin == model.name
+    if same or (not published and recorded.get("weights") == model.description["weights"]):  # pyright: ignore[reportOptionalMemberAccess, reportUnknownMemberType]
+        return
+    if named is not None and _last(origin) == _last(named):
         return
     asked = f"--directions-of names {named!r}" if named else f"to let them act on it, name it: --directions-of {origin}"
-    raise ValueError(f"the directions are of {origin}, and the model is {model.name}, which has other weights; {asked}")
+    raise ValueError(f"the directions are of {origin}, and the model is {model.name}, which is another; {asked}")
 
 
 def _last(name: str) -> str:

@@ -30,7 +30,7 @@ def load_data(args: Any, dataset: str, path: str = "", demo_path: str = "") -> d
 
     def post_process(output: dict[str, Any], row: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         said = output["output"]
-        name = "substring_exact_match" if dataset == "json_kv" else "ruler_recall"
+        name = "ruler_recall" if "niah" in dataset else "substring_exact_match"
         return {name: holds(said, row["answer"]), "letters": len(said)}, {"parsed_output": said.strip()}
 
     asked = "Given:\n{context}\nThe key is {question}."

@@ -142,7 +142,7 @@ def test_own_wording_and_own_haystack(tokenizer, tmp_path):
     ],
 )
 def test_what_cannot_be_made_is_refused(change, message, tokenizer, tmp_path):
-    settings = {"lengths": [1500], "samples": 1, **change}
+    settings: dict[str, Any] = {"lengths": [1500], "samples": 1, **change}
     with pytest.raises(ValueError, match=message):
         make_recall(tokenizer, tmp_path, settings.pop("lengths"), **settings)
     assert not list(tmp_path.iterdir())
