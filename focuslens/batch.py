@@ -138,11 +138,13 @@ class Generation:
         text: The response, special tokens and surrounding white space removed.
         tokens: Its token ids, without the token that ended it.
         finished: Whether a stop token ended it; ``False`` where the limit of new tokens or the context length did.
+        stop: The token that ended it; ``None`` where none did.
     """
 
     text: str
     tokens: Int[Tensor, "response"]
     finished: bool
+    stop: int | None = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Callable, Sequence
 
 from focuslens.batching import BATCH_TOKENS, is_out_of_memory
-from focuslens.commands import fold, paper
+from focuslens.commands import fold, helmet, paper
+from focuslens.commands.options import integers, numbers, pair
 
 __all__ = ["main"]
 
@@ -21,24 +23,10 @@ _EXAMPLES = {
     "export": "focuslens export --site rotary --model PATH --directions runs/directions --alpha 0.3 --out steered",
     "harness": "focuslens harness --data nq-open-oracle.jsonl.gz --out runs/task",
     "paper": "focuslens paper --model demo --out runs/paper/demo",
+    "helmet": "focuslens helmet --helmet HELMET --config demo",
     "published": "focuslens published focus_direction --out runs/published",
     "generate": "focuslens generate --sample 3 --tau 0.3 --top-k 4",
 }
-
-
-def _numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
-
-
-def _integers(text: str) -> list[int]:
-    return [int(part) for part in text.split(",")]
-
-
-def _pair(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
-    return name, value
 
 
 def _common(demo: bool = False) -> argparse.ArgumentParser:
@@ -67,7 +55,7 @@ def _common(demo: bool = False) -> argparse.ArgumentParser:
     )
     model.add_argument(
         "--chat-template-arg",
-        type=_pair,
+        type=pair,
         action="append",
         default=[],
         metavar="NAME=VALUE",
@@ -84,7 +72,7 @@ def _common(demo: bool = False) -> argparse.ArgumentParser:
 
 def _data_options(group: argparse._ArgumentGroup) -> None:  # pyright: ignore[reportPrivateUsage]
     group.add_argument("--data", default="synthetic", help="a lost-in-the-middle file, or 'synthetic' (default)")
-    group.add_argument("--gold-positions", type=_integers, help="from 0; default: five, 0,4,9,14,19 of 20 documents")
+    group.add_argument("--gold-positions", type=integers, help="from 0; default: five, 0,4,9,14,19 of 20 documents")
     group.add_argument("--samples", type=int, default=100, help="questions to use, one sample each (default 100)")
     group.add_argument(
         "--split", choices=("train", "test", "all"), help="half to use; default: what the command is for"
@@ -97,7 +85,7 @@ def _heads_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _split_softmax_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--tau", type=_numbers, default=[0.1, 0.3, 0.6, 1.5, 1000], help="default 0.1,0.3,0.6,1.5,1000")
+    parser.add_argument("--tau", type=numbers, default=[0.1, 0.3, 0.6, 1.5, 1000], help="default 0.1,0.3,0.6,1.5,1000")
     parser.add_argument("--random-tau", type=float, default=0.3, help="tau of the random heads (default 0.3)")
     parser.add_argument("--exclude-top", type=int, default=20, help="contextual heads not drawn as random (default 20)")
 
@@ -120,7 +108,7 @@ def _steer_options(parser: argparse.ArgumentParser) -> None:
         "--directions", required=True, help="directory of focuslens train, the authors' files, or the hub"
     )
     parser.add_argument(
-        "--alpha", type=_numbers, default=[-0.2, 0.2, 0.4], help="default -0.2,0.2,0.4; write --alpha=-0.2,..."
+        "--alpha", type=numbers, default=[-0.2, 0.2, 0.4], help="default -0.2,0.2,0.4; write --alpha=-0.2,..."
     )
 
 
@@ -213,6 +201,13 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None] |
         "with index.html over all of them. A killed run goes on; what is finished is not done again.",
         paper.add_options,
     ),
+    "helmet": (
+        "HELMET's tasks under the paper's settings, by HELMET's own code",
+        "Tables 2 and 4 to 13 of arXiv 2503.23306: sixteen tasks of HELMET, without directions and with each strength\n"
+        "on each number of heads. HELMET, a checkout, makes prompts and metrics. Its own result files are written,\n"
+        "and tables with the paper's beside them. A killed run goes on.",
+        helmet.add_options,
+    ),
     "published": (
         "look into the directions that the paper's authors publish",
         "Norms, rotary frequencies and head rankings of the authors' files, model by model; needs no model's weights.",
@@ -221,7 +216,7 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None] |
 }
 """What each command is for, in a line and in full, and what adds the options of its own."""
 
-_ON_THEIR_OWN = ("fold", "export", "harness", "paper", "published")
+_ON_THEIR_OWN = ("fold", "export", "harness", "helmet", "paper", "published")
 """Commands that have none of the options of models, data and runs."""
 
 
@@ -246,7 +241,7 @@ def _parser() -> argparse.ArgumentParser:
             add_options(commands[name])
     for name in ("split-softmax", "steer"):
         commands[name].add_argument(
-            "--k", type=_integers, default=[1, 5, 10, 20], help="heads to change (default 1,5,10,20)"
+            "--k", type=integers, default=[1, 5, 10, 20], help="heads to change (default 1,5,10,20)"
         )
     for name in ("steer", "generate"):
         commands[name].add_argument(
@@ -277,6 +272,8 @@ def _run(args: argparse.Namespace) -> None:
         from focuslens.commands.fold import run_export as run
     elif args.command == "harness":
         from focuslens.commands.harness import run
+    elif args.command == "helmet":
+        from focuslens.commands.helmet import run
     elif args.command == "paper":
         from focuslens.commands.paper import run
     elif args.command == "published":
@@ -288,10 +285,21 @@ def _run(args: argparse.Namespace) -> None:
     run(args)
 
 
+def _joined(argv: Sequence[str]) -> list[str]:
+    """``--alpha -0.2,0.2`` as ``--alpha=-0.2,0.2``: argparse takes what begins with a dash for an option."""
+    joined: list[str] = []
+    for text in argv:
+        if re.fullmatch(r"-[0-9.][-0-9.e,]*", text) and joined and re.fullmatch(r"--[a-z-]+", joined[-1]):
+            joined[-1] += f"={text}"
+        else:
+            joined.append(text)
+    return joined
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, 1 for a request that cannot be met, 2 for wrong usage."""
     parser = _parser()
-    args = parser.parse_args(argv)
+    args = parser.parse_args(_joined(sys.argv[1:] if argv is None else argv))
     if args.version:
         from importlib.metadata import version
 

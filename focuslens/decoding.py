@@ -123,4 +123,4 @@ def response_of(model: FocusModel, ids: list[int]) -> Generation:
     end = next((i for i, token in enumerate(ids) if token in model.stop_tokens), None)
     text = cast("str", model.tokenizer.decode(ids[:end], skip_special_tokens=True))
     tokens: Int[Tensor, "response"] = torch.tensor(ids[:end], dtype=torch.long)
-    return Generation(text.strip(), tokens, end is not None)
+    return Generation(text.strip(), tokens, end is not None, None if end is None else ids[end])

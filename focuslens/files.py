@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import csv
 import glob
+import io
 import json
 import os
 import platform
 import tempfile
 import time
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["versions", "write_atomically", "write_json"]
+__all__ = ["versions", "write_atomically", "write_csv", "write_json"]
 
 _ABANDONED = 3600.0
 """Seconds after which nobody is writing a temporary file any more."""
@@ -55,6 +58,16 @@ def _umask() -> int:
 def write_json(path: str | Path, content: Any) -> None:
     """Write JSON, indented, whole or not at all."""
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
+
+
+def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str | int | float]]) -> Path:
+    """Write a table as CSV, whole or not at all; numbers with all their digits."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue().encode())
+    return path
 
 
 def versions() -> dict[str, str]:

@@ -12,12 +12,11 @@ from tqdm.auto import tqdm
 from focuslens.batch import Generation
 from focuslens.batching import BATCH_TOKENS, in_batches
 from focuslens.evaluation.records import RecordFile
+from focuslens.evaluation.responding import respond
 from focuslens.evaluation.statistics import Interval, McNemar, bootstrap_mean, mcnemar_exact
 from focuslens.files import versions
 from focuslens.hooks import Intervention
-from focuslens.interventions.lanes import Lanes
 from focuslens.metrics import require_comparable_answers, sub_exact_match
-from focuslens.prefilling import first_layer
 from focuslens.prompts import Case, MultiDocSample, prompts_digest
 
 if TYPE_CHECKING:
@@ -26,9 +25,6 @@ if TYPE_CHECKING:
     from focuslens.model import FocusModel
 
 __all__ = ["Evaluation", "Setting", "Sweep", "evaluate", "run_sweep"]
-
-SCORES = 1024
-"""Attention scores a layer that may be held at a time for each token of a batch's budget."""
 
 
 @dataclass(frozen=True)
@@ -268,39 +264,14 @@ def _run_batch(
 def _responses(
     model: FocusModel, samples: Sequence[MultiDocSample], settings: Sequence[Setting], max_new_tokens: int, budget: int
 ) -> Generator[tuple[Setting, Sequence[Generation]]]:
-    """Every setting's responses; settings that leave the prompt as it is decode together over one run of it."""
+    """Every setting's responses."""
     cases: list[Case] = list(dict.fromkeys(setting.case for setting in settings))
     for case in cases:
         encoded = model.batch([sample.prompt(case) for sample in samples])
-        groups: dict[int | None, list[Setting]] = {}
-        for setting in (one for one in settings if one.case == case):
-            changes = any(one.changes_prompt for one in setting.interventions)
-            layer = first_layer(model, setting.interventions, encoded) if changes else None
-            groups.setdefault(layer, []).append(setting)
-        # Layers that would be run again for each setting, were they not run once for all.
-        spared = sum(max(layer, 0) * len(group) for layer, group in groups.items() if layer is not None)
-        shared = None
-        if None in groups or spared > model.shape.n_layers:
-            # What changes the embedding shares no layer, and what acts on no heads changes none.
-            keep = [layer for layer in groups if layer is not None and 0 <= layer < model.shape.n_layers]
-            shared = model.prefill(encoded, hold_last=True, keep=keep)
-        for layer, group in groups.items():
-            # Of settings that share the prompt's keys and values only the response rows' scores take memory.
-            sharing = layer is None and shared is not None and shared.is_shared
-            taken = model.shape.n_heads / SCORES if sharing else 1
-            for lanes in _pieces(group, int(budget / (len(samples) * encoded.width * taken))):
-                n, together = len(lanes), [Lanes([setting.interventions for setting in lanes])]
-                if shared is None:
-                    prefix = model.prefill(encoded.repeated(n), together, hold_last=True)
-                else:
-                    prefix = model.copies(shared, n) if layer is None else model.rerun(shared, together, copies=n)
-                responses = model.decode(prefix, together, max_new_tokens=max_new_tokens)
-                yield from ((setting, responses[lane::n]) for lane, setting in enumerate(lanes))
-
-
-def _pieces(settings: Sequence[Setting], size: int) -> list[Sequence[Setting]]:
-    size = max(1, size)
-    return [settings[start : start + size] for start in range(0, len(settings), size)]
+        of_case = [setting for setting in settings if setting.case == case]
+        interventions = [setting.interventions for setting in of_case]
+        for answered in respond(model, encoded, interventions, max_new_tokens=max_new_tokens, budget=budget):
+            yield of_case[answered.setting], answered.responses
 
 
 def _evaluation(

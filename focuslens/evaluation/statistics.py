@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -125,38 +125,46 @@ def bootstrap_mean(
 
 
 def resampled_means(
-    values: npt.ArrayLike, *, groups: Iterable[Hashable] | None = None, resamples: int = 10_000, seed: int = 0
+    values: npt.ArrayLike,
+    *,
+    groups: Iterable[Hashable] | None = None,
+    resamples: int = 10_000,
+    seed: int | Sequence[int] = 0,
 ) -> npt.NDArray[np.float64]:
-    """Bootstrap means of several quantities at once, for the interval of what is made of all of them.
+    """Bootstrap means, of several quantities at once, for the interval of what is made of them.
 
     How many heads have a mean score above a threshold, or which are the best, is no mean itself; its spread is seen by
-    working it out on every resample: ``percentile_interval(f(values.mean(axis=0)), [f(row) for row in means])``.
+    working it out on every resample: ``percentile_interval(f(values.mean(axis=0)), [f(row) for row in means])``. An
+    average over tasks is averaged draw by draw, each task with a ``seed`` of its own (such as ``(seed, 3)``): with the
+    same one, tasks of equal size would be resampled alike.
 
     Args:
-        values: ``[sample column]``, such as one score a head.
+        values: ``[sample column]``, such as one score a head; or ``[sample]``.
         groups: As for :func:`bootstrap_mean`: whole groups are drawn.
         resamples: How many times.
         seed: The same seed draws the same samples for every column.
 
     Returns:
-        ``[resample column]``.
+        ``[resample column]``, or ``[resample]``.
 
     Raises:
         ValueError: If there are no values, one is not finite, or an argument is out of range or of the wrong length.
     """
-    numbers = np.asarray(values, dtype=np.float64)
+    _require_resamples(resamples)
+    numbers, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
+    if numbers.ndim == 1:
+        return np.concatenate(list(_resampled(*_grouped(_checked(numbers), groups), resamples, rng)))
     if numbers.ndim != 2 or not numbers.size:
         raise ValueError(f"values have the shape {numbers.shape}; they must be [sample column], with at least one each")
     if not np.isfinite(numbers).all():
         row, column = np.argwhere(~np.isfinite(numbers))[0].tolist()
         raise ValueError(f"value {column} of sample {row} is {numbers[row, column]}; all must be finite")
-    _require_resamples(resamples)
     codes = _codes(groups, len(numbers))
     sizes = np.bincount(codes).astype(np.float64)
     sums = np.zeros((sizes.size, numbers.shape[1]))
     np.add.at(sums, codes, numbers)
     means: list[npt.NDArray[np.float64]] = []
-    for drawn in _draws(sizes.size, resamples, np.random.default_rng(seed)):
+    for drawn in _draws(sizes.size, resamples, rng):
         rows = np.arange(len(drawn))[:, None] * sizes.size
         times = np.bincount((drawn + rows).ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
         means.append(times @ sums / (times @ sizes)[:, None])

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -16,7 +14,7 @@ from jaxtyping import Shaped
 from matplotlib.axes import Axes
 
 from focuslens.evaluation import Interval
-from focuslens.files import write_atomically, write_json
+from focuslens.files import write_csv, write_json
 from focuslens.viz import Curve, save_figure
 from focuslens.viz.report import Cell, Table
 
@@ -34,7 +32,6 @@ __all__ = [
     "signed",
     "verdict_below",
     "verdict_by",
-    "write_csv",
 ]
 
 Verdict: TypeAlias = Literal["holds", "does not hold", "cannot be told", ""]
@@ -126,16 +123,6 @@ def keep_heads(axes: Axes, path: Path, columns: Mapping[str, Shaped[np.ndarray, 
     places = np.ndindex(next(iter(columns.values())).shape)
     rows = [(*place, *(one[place].item() for one in columns.values())) for place in places]
     write_csv(path.with_suffix(".csv"), ("layer", "head", *columns), rows)
-
-
-def write_csv(path: Path, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> Path:
-    """Write a table as CSV, whole or not at all; numbers with all their digits."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue().encode())
-    return path
 
 
 def save_artefact(folder: Path, artefact: Artefact, header: Mapping[str, Any]) -> None:

@@ -17,8 +17,9 @@ from focuslens.anatomy import (
     position_bias,
     token_preferences,
 )
+from focuslens.files import write_csv
 from focuslens.heads import Head
-from focuslens.paper.artefact import Finding, Piece, keep_figure, write_csv
+from focuslens.paper.artefact import Finding, Piece, keep_figure
 from focuslens.paper.study import Study
 from focuslens.viz import Table
 from focuslens.viz.anatomy import frequency_profiles, position_biases, variance_parts

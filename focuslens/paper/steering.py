@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from focuslens.evaluation import Setting, Sweep, best_setting, steering_settings
+from focuslens.files import write_csv
 from focuslens.heads import Head
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding, keep_curves, keep_figure, write_csv
+from focuslens.paper.artefact import Artefact, Finding, keep_curves, keep_figure
 from focuslens.paper.choosing import chosen_table, gain_of_more, possible, verdict_of
 from focuslens.paper.study import Study
 from focuslens.viz import curves, direction_curves, loss_curves, sweep_table

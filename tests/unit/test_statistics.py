@@ -227,7 +227,7 @@ def test_an_interval_of_resamples_reaches_to_its_estimate() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"values": [0.0, 1.0]}, r"the shape \(2,\); they must be \[sample column\]"),
+        ({"values": [[[0.0]]]}, r"the shape \(1, 1, 1\); they must be \[sample column\]"),
         ({"values": [[]]}, r"the shape \(1, 0\)"),
         ({"values": [[0.0, 1.0], [0.0, float("nan")]]}, "value 1 of sample 1 is nan"),
         ({"values": [[0.0]], "resamples": 0}, "resamples is 0"),

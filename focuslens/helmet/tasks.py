@@ -1,0 +1,72 @@
+"""The paper's sixteen tasks of HELMET: what they are called, which category they are of, and the figure that counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["CATEGORIES", "NEEDLE_QA", "TASKS", "Task", "task_of"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """One column of the paper's tables.
+
+    Attributes:
+        name: As the tables have it.
+        dataset: HELMET's name, or what its name begins with (``icl_nlu`` of ``icl_nlu_510shot_balance``).
+        category: Of the tables of averages.
+        metric: The figure, of those that HELMET computes, that its own tables and the paper's show.
+    """
+
+    name: str
+    dataset: str
+    category: str
+    metric: str
+
+
+TASKS = (
+    Task("MK Needle", "ruler_niah_mk_2", "Recall", "ruler_recall"),
+    Task("MK UUID", "ruler_niah_mk_3", "Recall", "ruler_recall"),
+    Task("MV", "ruler_niah_mv", "Recall", "ruler_recall"),
+    Task("JSON KV", "json_kv", "Recall", "substring_exact_match"),
+    Task("NQ", "kilt_nq", "RAG", "substring_exact_match"),
+    Task("TriviaQA", "kilt_triviaqa", "RAG", "substring_exact_match"),
+    Task("HotpotQA", "kilt_hotpotqa", "RAG", "substring_exact_match"),
+    Task("PopQA", "kilt_popqa_3", "RAG", "substring_exact_match"),
+    Task("MS MARCO", "msmarco_rerank_psg", "Re-ranking", "NDCG@10"),
+    Task("TREC Coarse", "icl_trec_coarse", "ICL", "exact_match"),
+    Task("TREC Fine", "icl_trec_fine", "ICL", "exact_match"),
+    Task("BANKING77", "icl_banking77", "ICL", "exact_match"),
+    Task("CLINC150", "icl_clinic150", "ICL", "exact_match"),
+    Task("NLU", "icl_nlu", "ICL", "exact_match"),
+    Task("Infbench QA", "infbench_qa_eng", "Long QA", "rougeL_f1"),
+    Task("Infbench MC", "infbench_choice_eng", "Long QA", "exact_match"),
+)
+"""In the order of the paper's tables."""
+
+NEEDLE_QA = Task("Needle QA", "ruler_qa_1", "Facts", "substring_exact_match")
+"""Not of the paper: a question about facts among documents, in RULER's form; what the embedded model can do."""
+
+CATEGORIES = tuple(dict.fromkeys(task.category for task in (*TASKS, NEEDLE_QA)))
+"""In the order of the paper's tables."""
+
+_OTHERS = ("alce_", "infbench_sum", "multi_lexsum", "narrativeqa", "ruler_")
+"""What else HELMET has: judged by another model, or not in the paper."""
+
+
+def task_of(dataset: str) -> Task | None:
+    """The task that a data set of HELMET is; ``None`` for one of HELMET's that the paper does not use.
+
+    Raises:
+        ValueError: If HELMET has no such data set.
+    """
+    for task in (*TASKS, NEEDLE_QA):
+        if dataset == task.dataset or dataset.startswith(f"{task.dataset}_"):
+            return task
+    if dataset.startswith(_OTHERS):
+        return None
+    known = ", ".join(task.dataset for task in (*TASKS, NEEDLE_QA))
+    raise ValueError(
+        f"there is no task {dataset!r}; the paper's tasks begin with {known} (in-context learning and InfiniteBench go "
+        "on with a size, as in HELMET's configs/: icl_nlu_510shot_balance)"
+    )
