@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from focuslens.batch import EncodedPrompt
-from focuslens.batching import BATCH_TOKENS, in_batches
+from focuslens.batching import BATCH_TOKENS, map_batches
 from focuslens.data.needles import NeedleSample
+from focuslens.execution import Executor, executor_for
 from focuslens.heads import Head, rank_heads
 from focuslens.hooks import Hook, hook_name
 from focuslens.rouge import rouge_1_recall
@@ -159,9 +161,9 @@ class _MostAttended:
         return torch.stack([torch.stack(steps, dim=-1) for steps in self._steps], dim=1).cpu()
 
 
-def _encode(model: FocusModel, sample: NeedleSample, span: str | None) -> EncodedPrompt:
+def _encode(executor: Executor, sample: NeedleSample, span: str | None) -> EncodedPrompt:
     """The sample's prompt, with the part that is to be copied as its only part."""
-    encoded = model.encode(sample.prompt)
+    encoded = executor.encode(sample.prompt)
     name = span or ("answer" if encoded.spans.get("answer") else "needle")
     if not encoded.spans.get(name):
         raise ValueError(
@@ -171,8 +173,9 @@ def _encode(model: FocusModel, sample: NeedleSample, span: str | None) -> Encode
     return EncodedPrompt(encoded.tokens, {_COPIED: encoded.spans[name]}, encoded.text)
 
 
+@torch.no_grad()
 def _run(
-    model: FocusModel, prompts: Sequence[EncodedPrompt], max_new_tokens: int
+    model: FocusModel, prompts: Sequence[EncodedPrompt], budget: int, max_new_tokens: int
 ) -> tuple[Float[Tensor, "batch layer head"], list[str]]:
     """Copy scores of one batch, and the responses."""
     # Held back, a prompt's last token is run under the observers: its row generates the first token.
@@ -191,9 +194,8 @@ def _run(
     return copy_scores(attended, keys, batch.columns(_COPIED, n_keys), generated), [one.text for one in made]
 
 
-@torch.no_grad()
 def retrieval_scores(
-    model: FocusModel,
+    model: FocusModel | Executor,
     samples: Iterable[NeedleSample],
     *,
     span: str | None = None,
@@ -212,7 +214,7 @@ def retrieval_scores(
     of Llama 2.)
 
     Args:
-        model: The model.
+        model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
         samples: Needle-in-a-haystack prompts, of several lengths and depths.
         span: Which part of the prompts is to be copied. By default ``answer`` where a prompt has it (the part of the
             needle that answers, which the released code takes for the needle), else ``needle``. ``"needle"`` always
@@ -227,22 +229,20 @@ def retrieval_scores(
             reference no word to recall, or no run counts: the message says the best recall.
         ImportError: If rouge-score is not installed.
     """
-    chosen = list(samples)
+    executor, chosen = executor_for(model), list(samples)
     if not chosen:
         raise ValueError("there are no samples to score")
     if not 0 <= min_recall < 1:
         raise ValueError(f"min_recall is {min_recall:g}; recall must exceed it, so it is from 0 to below 1")
     for sample in chosen:
         rouge_1_recall("", sample.reference)  # what is wrong with it is better known before hours of running
-    encoded = [_encode(model, sample, span) for sample in chosen]
-    by_sample = torch.zeros(len(chosen), model.shape.n_layers, model.shape.n_heads)
+    encoded = [_encode(executor, sample, span) for sample in chosen]
+    lengths, names = [len(one.tokens) for one in encoded], [sample.id for sample in chosen]
+    run = partial(_run, max_new_tokens=max_new_tokens)
+    by_sample = torch.zeros(len(chosen), executor.shape.n_layers, executor.shape.n_heads)
     responses = [""] * len(chosen)
     with tqdm(total=len(chosen), desc="retrieval scores", unit="sample", disable=not progress) as bar:
-        for indices, (scores, texts) in in_batches(
-            [len(one.tokens) for one in encoded],
-            batch_tokens,
-            lambda indices, _: _run(model, [encoded[i] for i in indices], max_new_tokens),
-        ):
+        for indices, (scores, texts) in map_batches(executor, run, encoded, names, lengths, batch_tokens):
             by_sample[indices] = scores
             for i, text in zip(indices, texts, strict=True):
                 responses[i] = text

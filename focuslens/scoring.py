@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from focuslens.batch import EncodedPrompt
-from focuslens.batching import BATCH_TOKENS, in_batches
+from focuslens.batching import BATCH_TOKENS, map_batches
+from focuslens.execution import Executor, executor_for
 from focuslens.heads import Head, Sparsity, heads_by_layer, random_heads, rank_heads, sparsity
 from focuslens.hooks import Hook, Intervention, hook_name, row_wise
 from focuslens.masses import response_masses, sink_and_documents
@@ -137,9 +139,8 @@ class ContextualScores:
         )
 
 
-@torch.no_grad()
 def _score_case(
-    model: FocusModel,
+    executor: Executor,
     samples: Sequence[MultiDocSample],
     case: Case,
     responses: Sequence[str] | None,
@@ -148,21 +149,15 @@ def _score_case(
     batch_tokens: int,
     progress: bool,
 ) -> ContextualScores:
-    encoded = [model.encode(sample.prompt(case)) for sample in samples]
-
-    def run(indices: list[int], budget: int) -> tuple[dict[str, Tensor], list[str]]:
-        given = None if responses is None else [responses[i] for i in indices]
-        prompts = [encoded[i] for i in indices]
-        masses, said = response_masses(model, prompts, sink_and_documents, given, interventions, max_new_tokens)
-        return _scores_of(masses), said
-
-    collected = {
-        kind: torch.full((len(samples), model.shape.n_layers, model.shape.n_heads), torch.nan) for kind in KINDS
-    }
+    encoded = [executor.encode(sample.prompt(case)) for sample in samples]
+    run = partial(_score_batch, interventions=tuple(interventions), max_new_tokens=max_new_tokens)
+    items = list(zip(encoded, [None] * len(samples) if responses is None else responses, strict=True))
+    lengths, names, shape = [len(one.tokens) for one in encoded], [sample.id for sample in samples], executor.shape
+    collected = {kind: torch.full((len(samples), shape.n_layers, shape.n_heads), torch.nan) for kind in KINDS}
     texts = [""] * len(samples)
     with tqdm(total=len(samples), desc=f"contextual scores ({case})", unit="sample", disable=not progress) as bar:
-        for indices, (rows, said) in in_batches([len(one.tokens) for one in encoded], batch_tokens, run):
-            for kind, scores in rows.items():
+        for indices, (masses, said) in map_batches(executor, run, items, names, lengths, batch_tokens):
+            for kind, scores in _scores_of(masses).items():
                 collected[kind][indices] = scores
             for i, text in zip(indices, said, strict=True):
                 texts[i] = text
@@ -178,6 +173,20 @@ def _score_case(
     )
 
 
+@torch.no_grad()
+def _score_batch(
+    model: FocusModel,
+    items: Sequence[tuple[EncodedPrompt, str | None]],
+    budget: int,
+    interventions: Sequence[Intervention],
+    max_new_tokens: int,
+) -> tuple[Float[Tensor, "batch layer head part"], list[str]]:
+    """Attention to the sink and to every document, and the responses: the items' own, where they have them."""
+    given = [response for _, response in items if response is not None]
+    prompts = [prompt for prompt, _ in items]
+    return response_masses(model, prompts, sink_and_documents, given or None, interventions, max_new_tokens)
+
+
 def _scores_of(by_part: Float[Tensor, "batch layer head part"]) -> dict[str, Float[Tensor, "batch layer head"]]:
     """Scores of every kind from the attention to the sink, the relevant document, and each of the others."""
     others = by_part[..., 2:]
@@ -190,7 +199,7 @@ def _scores_of(by_part: Float[Tensor, "batch layer head part"]) -> dict[str, Flo
 
 
 def contextual_scores(
-    model: FocusModel,
+    model: FocusModel | Executor,
     samples: Iterable[MultiDocSample],
     case: ScoredCase = "long",
     *,
@@ -206,7 +215,7 @@ def contextual_scores(
     themselves. Rows are reduced as they are made; no pattern of the whole prompt is kept.
 
     Args:
-        model: The model.
+        model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
         samples: What to score.
         case: ``long``, ``gold`` or ``negative`` prompts; or the long prompts of the samples that were ``correct`` or
             ``wrong`` (see :data:`ScoredCase`), for which the model answers the gold prompts too.
@@ -222,7 +231,7 @@ def contextual_scores(
     """
     if case not in get_args(ScoredCase):
         raise ValueError(f"case is {case!r}; it must be one of {', '.join(get_args(ScoredCase))}")
-    chosen = list(samples)
+    executor, chosen = executor_for(model), list(samples)
     if not chosen:
         raise ValueError("there are no samples to score")
     require_comparable_answers(chosen)
@@ -235,14 +244,14 @@ def contextual_scores(
         "progress": progress,
     }
     if case in get_args(Case):
-        return _score_case(model, chosen, case, responses, **settings)  # pyright: ignore[reportArgumentType]
-    long = _score_case(model, chosen, "long", responses, **settings)
-    gold = _score_case(model, chosen, "gold", None, **settings)
+        return _score_case(executor, chosen, case, responses, **settings)  # pyright: ignore[reportArgumentType]
+    long = _score_case(executor, chosen, "long", responses, **settings)
+    gold = _score_case(executor, chosen, "gold", None, **settings)
     return by_outcome(long, gold)[case]
 
 
 def contextual_scores_by_case(
-    model: FocusModel,
+    model: FocusModel | Executor,
     samples: Iterable[MultiDocSample],
     *,
     interventions: Sequence[Intervention] = (),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from focuslens.batch import PromptBatch
-from focuslens.batching import BATCH_TOKENS, in_batches
+from focuslens.batch import EncodedPrompt, PromptBatch
+from focuslens.batching import BATCH_TOKENS, map_batches
 from focuslens.evaluation.statistics import Interval, bootstrap_mean
+from focuslens.execution import Executor, executor_for
 from focuslens.heads import as_heads, check_heads
 from focuslens.hooks import Intervention
 from focuslens.masses import SINK, Parts, response_masses
@@ -152,7 +154,7 @@ class AttentionBudget:
 
 
 def document_scores(
-    model: FocusModel,
+    model: FocusModel | Executor,
     samples: Iterable[MultiDocSample],
     *,
     interventions: Sequence[Intervention] = (),
@@ -163,7 +165,7 @@ def document_scores(
     """Contextual scores (equation 1) of every document of the long prompts, from the responses the model generates.
 
     Args:
-        model: The model.
+        model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
         samples: What to score.
         interventions: Applied while generating.
         max_new_tokens: Of a response.
@@ -173,10 +175,10 @@ def document_scores(
     Raises:
         ValueError: If there are no samples, or an answer normalises to nothing.
     """
-    chosen = _require_samples(samples)
+    executor, chosen = executor_for(model), _require_samples(samples)
     scores, responses = [torch.empty(0)] * len(chosen), [""] * len(chosen)
     for place, masses, said in _run(
-        model, chosen, "long", _documents, interventions, max_new_tokens, batch_tokens, progress
+        executor, chosen, "long", _documents, interventions, max_new_tokens, batch_tokens, progress
     ):
         scores[place], responses[place] = masses[..., : len(chosen[place].documents)], said
     return DocumentScores(
@@ -190,7 +192,7 @@ def document_scores(
 
 
 def attention_budget(
-    model: FocusModel,
+    model: FocusModel | Executor,
     samples: Iterable[MultiDocSample],
     case: Case = "long",
     *,
@@ -204,11 +206,11 @@ def attention_budget(
     A token that belongs to two parts counts to the one that :data:`BUDGET_PARTS` names first. Arguments are those of
     :func:`document_scores`; ``case`` says which prompt.
     """
-    chosen = _require_samples(samples)
-    shape = (len(chosen), model.shape.n_layers, model.shape.n_heads, len(BUDGET_PARTS))
+    executor, chosen = executor_for(model), _require_samples(samples)
+    shape = (len(chosen), executor.shape.n_layers, executor.shape.n_heads, len(BUDGET_PARTS))
     shares, responses = torch.full(shape, torch.nan), [""] * len(chosen)
     for place, masses, said in _run(
-        model, chosen, case, _prompt_parts, interventions, max_new_tokens, batch_tokens, progress
+        executor, chosen, case, _prompt_parts, interventions, max_new_tokens, batch_tokens, progress
     ):
         # Rows sum to one: what is not on the prompt is on the response itself.
         shares[place] = torch.cat((masses, 1 - masses.sum(dim=-1, keepdim=True)), dim=-1)
@@ -228,9 +230,8 @@ def _correct(responses: Sequence[str], samples: Sequence[MultiDocSample]) -> tup
     return tuple(sub_exact_match(text, one.answers) for text, one in zip(responses, samples, strict=True))
 
 
-@torch.no_grad()
 def _run(
-    model: FocusModel,
+    executor: Executor,
     samples: Sequence[MultiDocSample],
     case: Case,
     parts: Parts,
@@ -240,16 +241,25 @@ def _run(
     progress: bool,
 ) -> Iterator[tuple[int, Float[Tensor, "layer head part"], str]]:
     """Index, attention by part and response of every sample, in batches of similar length."""
-    encoded = [model.encode(sample.prompt(case)) for sample in samples]
-
-    def run(indices: list[int], budget: int) -> tuple[Tensor, list[str]]:
-        prompts = [encoded[i] for i in indices]
-        return response_masses(model, prompts, parts, None, interventions, max_new_tokens)
-
+    encoded = [executor.encode(sample.prompt(case)) for sample in samples]
+    run = partial(_run_batch, parts=parts, interventions=tuple(interventions), max_new_tokens=max_new_tokens)
+    lengths, names = [len(one.tokens) for one in encoded], [sample.id for sample in samples]
     with tqdm(total=len(samples), desc="attention by part", unit="sample", disable=not progress) as bar:
-        for indices, (masses, said) in in_batches([len(one.tokens) for one in encoded], batch_tokens, run):
+        for indices, (masses, said) in map_batches(executor, run, encoded, names, lengths, batch_tokens):
             yield from zip(indices, masses, said, strict=True)
             bar.update(len(indices))
+
+
+@torch.no_grad()
+def _run_batch(
+    model: FocusModel,
+    prompts: Sequence[EncodedPrompt],
+    budget: int,
+    parts: Parts,
+    interventions: Sequence[Intervention],
+    max_new_tokens: int,
+) -> tuple[Float[Tensor, "batch layer head part"], list[str]]:
+    return response_masses(model, prompts, parts, None, interventions, max_new_tokens)
 
 
 def _documents(batch: PromptBatch) -> Float[Tensor, "batch key part"]:
