@@ -151,7 +151,8 @@ def capture_rows(
 
     def keep(store: dict[int, Tensor], layer: int, heads: tuple[int, ...], first: int) -> Any:
         def observe(activation: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
-            store[layer] = activation[0, first:, list(heads)].clone()
+            # A copy, and on one device, also where the layers are on several.
+            store[layer] = activation[0, first:, list(heads)].clone().to(model.backend.device)
 
         return observe
 

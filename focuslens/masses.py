@@ -81,7 +81,8 @@ class ResponseMasses:
         """Attention to each part, averaged over the first ``lengths`` rows of each response; NaN for an empty one."""
         if not self._rows[0]:
             return self._empty.clone()
-        by_layer = torch.stack([torch.cat(rows, dim=2) for rows in self._rows], dim=1).cpu()
+        device = self._rows[0][0].device  # layers may be on several
+        by_layer = torch.stack([torch.cat(rows, dim=2).to(device) for rows in self._rows], dim=1).cpu()
         n = torch.tensor(lengths)
         # Rows behind a short response may have been run too, and weigh nothing.
         weight = (torch.arange(by_layer.shape[3]) < n[:, None]) / n[:, None].clamp(min=1)

@@ -158,7 +158,8 @@ class _MostAttended:
         """The columns of those keys: token position plus left padding."""
         if not self._steps[0]:
             return self._empty
-        return torch.stack([torch.stack(steps, dim=-1) for steps in self._steps], dim=1).cpu()
+        device = self._steps[0][0].device  # layers may be on several
+        return torch.stack([torch.stack(steps, dim=-1).to(device) for steps in self._steps], dim=1).cpu()
 
 
 def _encode(executor: Executor, sample: NeedleSample, span: str | None) -> EncodedPrompt:

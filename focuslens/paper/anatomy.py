@@ -163,7 +163,7 @@ def _budget(study: Study, heads: Sequence[Head]) -> tuple[Table, tuple[str, str]
     for alpha in sorted({0.0, *wanted.alphas}):
         focus = [FocusSteering(study.directions, alpha, steered)] if alpha else []
         found = attention_budget(
-            study.model,
+            study.executor,
             samples,
             interventions=focus,
             max_new_tokens=settings.max_new_tokens,

@@ -23,7 +23,7 @@ def run(study: Study) -> Artefact:
     """Ranks documents of test questions by the scores of contextual heads, of random ones and of all heads."""
     ranking, settings = study.ranking, study.settings
     scores = document_scores(
-        study.model,
+        study.executor,
         study.samples("test"),
         max_new_tokens=settings.max_new_tokens,
         batch_tokens=settings.batch_tokens,

@@ -90,7 +90,7 @@ def _findings(
     found = [
         Finding(
             f"Contextual heads are sparse: {above.count} of {ranked_on.relevant[0].numel()} heads have a relevant "
-            f"score above 0.1{where} of {study.model.shape.n_layers}, counted from 0.",
+            f"score above 0.1{where} of {study.executor.shape.n_layers}, counted from 0.",
             "holds" if 0 < above.fraction < 0.25 else "does not hold",
         )
     ]

@@ -28,7 +28,7 @@ def run(study: Study) -> Artefact:
     wanted, ranking = study.settings.retrieval, study.ranking
     try:
         scores = retrieval_scores(
-            study.model,
+            study.executor,
             _samples(study),
             max_new_tokens=wanted.max_new_tokens,
             batch_tokens=study.settings.batch_tokens,
@@ -69,9 +69,8 @@ def run(study: Study) -> Artefact:
 
 def _write_heads(study: Study, scores: RetrievalScores, contextual: Sequence[Head], retrieving: Sequence[Head]) -> None:
     """The numbers of both pictures, a line a head."""
-    every = [
-        Head(layer, head) for layer in range(study.model.shape.n_layers) for head in range(study.model.shape.n_heads)
-    ]
+    shape = study.executor.shape
+    every = [Head(layer, head) for layer in range(shape.n_layers) for head in range(shape.n_heads)]
     copies = [(head.layer, head.head, float(scores.scores[head])) for head in every]
     kinds = [(*head, int(head in contextual), int(head in retrieving)) for head in every]
     write_csv(study.folder(KEY) / "retrieval_heads.csv", ("layer", "head", "copy score"), copies)
@@ -107,11 +106,11 @@ def _samples(study: Study) -> list[NeedleSample]:
         return samples
     folder = study.haystack or Path(wanted.haystack)
     needles = load_needles(folder / "needles.jsonl")
-    return needle_samples(study.model, load_haystack(folder), needles, wanted.lengths, wanted.depths)
+    return needle_samples(study.executor, load_haystack(folder), needles, wanted.lengths, wanted.depths)
 
 
 def _both(study: Study, contextual: Sequence[Head], retrieving: Sequence[Head]) -> Axes:
-    kinds = np.zeros((study.model.shape.n_layers, study.model.shape.n_heads))
+    kinds = np.zeros((study.executor.shape.n_layers, study.executor.shape.n_heads))
     for value, heads in ((1, contextual), (2, retrieving)):
         for head in heads:
             kinds[head] += value
@@ -158,6 +157,6 @@ def _findings(
         ),
         Finding(
             f"Contextual heads lie in {_layers(contextual)}, retrieval heads in {_layers(retrieving)}, of "
-            f"{study.model.shape.n_layers} layers counted from 0."
+            f"{study.executor.shape.n_layers} layers counted from 0."
         ),
     ]

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load, save
 from tqdm.auto import tqdm
 
+from focuslens.execution import Executor
 from focuslens.files import write_atomically
 from focuslens.heads import Head
 from focuslens.hooks import Intervention
@@ -25,7 +26,7 @@ CHUNK = 64
 
 
 def score_in_chunks(
-    model: FocusModel,
+    model: FocusModel | Executor,
     samples: Sequence[MultiDocSample],
     case: Case,
     folder: Path,
