@@ -12,6 +12,8 @@ from focuslens.anatomy import (
     token_preferences,
 )
 from focuslens.batch import EncodedPrompt, Generation, Prefix, PromptBatch
+from focuslens.batching import WorkerLostError
+from focuslens.cluster import RayPool
 from focuslens.data.multidoc import MultiDocData, load_multidoc
 from focuslens.data.needles import (
     Needle,
@@ -40,6 +42,7 @@ from focuslens.evaluation import (
     split_softmax_settings,
     steering_settings,
 )
+from focuslens.execution import Executor, InProcess
 from focuslens.heads import Head, Sparsity, load_ranking, random_heads, rank_heads, sparsity
 from focuslens.hooks import Cursor, Intervention
 from focuslens.interventions import FocusSteering, HeadAblation, SplitSoftmax, mean_head_outputs, split_softmax
@@ -64,6 +67,7 @@ __all__ = [
     "DocumentScores",
     "EncodedPrompt",
     "Evaluation",
+    "Executor",
     "ExportedCheckpoint",
     "FocusDirections",
     "FocusModel",
@@ -73,6 +77,7 @@ __all__ = [
     "Head",
     "HeadAblation",
     "HeadKeys",
+    "InProcess",
     "Interval",
     "Intervention",
     "McNemar",
@@ -84,12 +89,14 @@ __all__ = [
     "Prompt",
     "PromptBatch",
     "PublishedModel",
+    "RayPool",
     "RetrievalScores",
     "Setting",
     "Sparsity",
     "SplitSoftmax",
     "Sweep",
     "TrainingConfig",
+    "WorkerLostError",
     "attention_budget",
     "best_setting",
     "collect_keys",

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,9 +21,18 @@ from focuslens.prompts import Case, MultiDocSample
 
 if TYPE_CHECKING:
     from focuslens.backends import ModelShape
+    from focuslens.execution import Executor
     from focuslens.model import FocusModel
 
-__all__ = ["ActivationStore", "LayerHeads", "RowActivations", "capture_rows", "measured_scores", "row_scores"]
+__all__ = [
+    "ActivationStore",
+    "LayerHeads",
+    "RowActivations",
+    "capture_rows",
+    "measured_scores",
+    "row_scores",
+    "sample_rows",
+]
 
 
 @dataclass(frozen=True)
@@ -141,7 +151,8 @@ def capture_rows(
 
     def keep(store: dict[int, Tensor], layer: int, heads: tuple[int, ...], first: int) -> Any:
         def observe(activation: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
-            store[layer] = activation[0, first:, list(heads)].clone()
+            # A copy, and on one device, also where the layers are on several.
+            store[layer] = activation[0, first:, list(heads)].clone().to(model.backend.device)
 
         return observe
 
@@ -160,12 +171,34 @@ def capture_rows(
     return RowActivations(queries, keys, relevant, torch.arange(len(prompt.tokens), n_keys, device=device))
 
 
+def sample_rows(
+    model: FocusModel,
+    sample: MultiDocSample,
+    response: Int[Tensor, "response"],
+    groups: Sequence[LayerHeads],
+    case: Case,
+    site: Site,
+) -> RowActivations:
+    """:func:`capture_rows` of a sample's prompt of one case."""
+    return capture_rows(model, model.encode(sample.prompt(case)), response, groups, site)
+
+
 class ActivationStore:
-    """Training data by sample, kept in memory up to a budget of bytes, otherwise made anew by another forward pass."""
+    """Training data by sample, kept in memory up to a budget of bytes, otherwise made anew by another forward pass.
+
+    Args:
+        executor: Runs the forward passes.
+        samples: The training samples.
+        responses: The tokens that follow each one's prompt.
+        groups: The heads.
+        case: Which prompt of a sample is run.
+        site: Where queries and keys are taken.
+        budget: Bytes that may be kept.
+    """
 
     def __init__(
         self,
-        model: FocusModel,
+        executor: Executor,
         samples: Sequence[MultiDocSample],
         responses: Sequence[Tensor],
         groups: Sequence[LayerHeads],
@@ -173,10 +206,8 @@ class ActivationStore:
         site: Site,
         budget: int,
     ) -> None:
-        self._model, self._samples, self._responses = model, samples, responses
-        self._groups, self._budget = groups, budget
-        self._case: Case = case
-        self._site: Site = site
+        self._executor, self._samples, self._responses, self._budget = executor, samples, responses, budget
+        self._make = partial(sample_rows, groups=groups, case=case, site=site)
         self._kept: dict[int, RowActivations] = {}
         self._bytes = 0
         self._full = False
@@ -184,11 +215,15 @@ class ActivationStore:
     def __len__(self) -> int:
         return len(self._samples)
 
-    def __getitem__(self, index: int) -> RowActivations:
-        if index in self._kept:
-            return self._kept[index]
-        prompt = self._model.encode(self._samples[index].prompt(self._case))
-        made = capture_rows(self._model, prompt, self._responses[index], self._groups, self._site)
+    def follow(self, order: Sequence[int]) -> Generator[RowActivations]:
+        """The data of samples in a given order; what is not kept is made as it is asked for, or ahead of it."""
+        missing = [index for index in order if index not in self._kept]
+        made = self._executor.map(self._make, ((self._samples[i], self._responses[i]) for i in missing))
+        for index in order:
+            yield self._kept[index] if index in self._kept else self.keep(index, next(made))
+
+    def keep(self, index: int, made: RowActivations) -> RowActivations:
+        """A sample's data, kept if there is room."""
         # What does not fit is not kept. Throwing out older samples would gain nothing: all are used equally often.
         if self._bytes + made.nbytes <= self._budget:
             self._kept[index] = made

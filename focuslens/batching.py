@@ -5,9 +5,12 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Generator, Sequence
-from typing import TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-__all__ = ["BATCH_TOKENS", "in_batches", "is_out_of_memory"]
+if TYPE_CHECKING:
+    from focuslens.execution import Executor
+
+__all__ = ["BATCH_TOKENS", "WorkerLostError", "in_batches", "is_out_of_memory", "map_batches", "release_memory"]
 
 BATCH_TOKENS = 2**14
 """Prompt tokens that are run together by default; a longer prompt is run alone."""
@@ -16,6 +19,10 @@ _T = TypeVar("_T")
 
 _OUT_OF_MEMORY = ("can't allocate memory", "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What the CPU's allocator, Apple's GPUs and cuBLAS say in a plain ``RuntimeError``."""
+
+
+class WorkerLostError(ChildProcessError):
+    """Whoever ran a piece of work was lost with it, time and again."""
 
 
 def in_batches(
@@ -36,35 +43,100 @@ def in_batches(
         ValueError: If the budget is not positive.
         MemoryError: If one item alone does not fit into memory.
     """
+    return _planned(lengths, budget, lambda plan, now: (run(batch, now) for batch in plan), divisible)
+
+
+def map_batches(
+    executor: Executor,
+    function: Callable[..., _T],
+    items: Sequence[Any],
+    names: Sequence[str],
+    lengths: Sequence[int],
+    budget: int,
+    *,
+    divisible: bool = False,
+) -> Generator[tuple[list[int], _T]]:
+    """Like :func:`in_batches`, run by an executor: the same batches in the same order, whoever runs them.
+
+    Args:
+        executor: Runs the batches, perhaps several at a time.
+        function: Gets the model, the items of a batch and the budget as it is by then, and gives the batch's result.
+        items: What is run.
+        names: What an error calls each.
+        lengths: Tokens of each.
+        budget: Most tokens of a batch, padding included.
+        divisible: Whether ``function`` does less at a time for a smaller budget even if it gets a single item.
+
+    Raises:
+        ValueError: If the budget is not positive.
+        MemoryError: If one item alone does not fit into memory.
+        WorkerLostError: If a batch was lost with whoever ran it, time and again.
+    """
+
+    def begin(plan: list[list[int]], now: int) -> Generator[_T]:
+        made = executor.map(function, (([items[i] for i in batch], now) for batch in plan))
+        for batch in plan:
+            try:
+                result = next(made)
+            except WorkerLostError as error:
+                raise WorkerLostError(f"while {', '.join(names[i] for i in batch)} was run: {error}") from error
+            yield result
+
+    return _planned(lengths, budget, begin, divisible)
+
+
+def _planned(
+    lengths: Sequence[int], budget: int, begin: Callable[[list[list[int]], int], Generator[_T]], divisible: bool
+) -> Generator[tuple[list[int], _T]]:
+    """Batches and their results; ``begin`` gives results of planned batches in order, until memory runs out."""
     if budget < 1:
         raise ValueError(f"batch_tokens is {budget}; it must be at least 1")
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
     while order:
-        size = max((n for n in range(1, len(order) + 1) if n * lengths[order[n - 1]] <= budget), default=1)
-        batch, held = order[:size], size * lengths[order[size - 1]]
-        try:
-            made = run(batch, budget)
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if len(batch) == 1 and (budget == 1 or not divisible):
-                raise MemoryError(f"memory ran out on a single prompt of {held:,} tokens ({error})") from error
-            budget = max(1, min(budget, held) // 2)
-        else:
-            order = order[size:]
-            yield batch, made
-            continue
-        # Outside the handler, which keeps the failed pass and all its tensors alive.
-        gc.collect()
-        import torch  # not at the top, so that the command's help does without it
+        plan = _batches(order, lengths, budget)
+        results = begin(plan, budget)
+        for batch in plan:
+            held = len(batch) * lengths[batch[-1]]
+            try:
+                made = next(results)
+            except (MemoryError, RuntimeError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if len(batch) == 1 and (budget == 1 or not divisible):
+                    raise MemoryError(f"memory ran out on a single prompt of {held:,} tokens ({error})") from error
+                budget = max(1, min(budget, held) // 2)
+            else:
+                order = order[len(batch) :]
+                yield batch, made
+                continue
+            # Outside the handler, which keeps the failed pass and all its tensors alive.
+            release_memory()
+            warnings.warn(
+                f"memory ran out on {len(batch)} prompts of {held:,} tokens; going on with {budget:,} tokens a batch "
+                f"(batch_tokens={budget} begins there)",
+                stacklevel=2,
+            )
+            break
 
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        warnings.warn(
-            f"memory ran out on {len(batch)} prompts of {held:,} tokens; going on with {budget:,} tokens a batch "
-            f"(batch_tokens={budget} begins there)",
-            stacklevel=2,
-        )
+
+def _batches(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
+    """Items, shortest first, cut into batches that are within the budget where they hold more than one."""
+    plan: list[list[int]] = []
+    for index in order:
+        if plan and (len(plan[-1]) + 1) * lengths[index] <= budget:
+            plan[-1].append(index)
+        else:
+            plan.append([index])
+    return plan
+
+
+def release_memory() -> None:
+    """Give back what a pass that failed has left."""
+    gc.collect()
+    import torch  # not at the top, so that the command's help does without it
+
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -8,8 +8,8 @@ import sys
 from collections.abc import Callable, Sequence
 
 from focuslens.batching import BATCH_TOKENS, is_out_of_memory
-from focuslens.commands import fold, helmet, paper
-from focuslens.commands.options import integers, numbers, pair
+from focuslens.commands import cluster, fold, helmet, paper
+from focuslens.commands.options import add_device_map, integers, numbers, pair
 
 __all__ = ["main"]
 
@@ -42,12 +42,13 @@ def _common(demo: bool = False) -> argparse.ArgumentParser:
     run.add_argument("--out", help="directory for results; default: print only, except where said")
     if demo:
         parser.set_defaults(
-            **dict.fromkeys(("n_ctx", "revision", "chat", "gold_positions", "max_new_tokens")),
+            **dict.fromkeys(("device_map", "n_ctx", "revision", "chat", "gold_positions", "max_new_tokens")),
             model="demo",
             data="synthetic",
             chat_template_arg=[],
         )
         return parser
+    add_device_map(model)
     model.add_argument("--n-ctx", type=int, help="context length in tokens; default: what the checkpoint declares")
     model.add_argument("--revision", help="branch, tag or commit on the hub")
     model.add_argument(
@@ -247,6 +248,8 @@ def _parser() -> argparse.ArgumentParser:
         commands[name].add_argument(
             "--positions", choices=("all", "response"), default="all", help="rows that are steered"
         )
+    for name in ("heads", "split-softmax", "train", "steer"):
+        cluster.add_options(commands[name])
     for name in ("split-softmax", "train", "steer", "generate"):
         commands[name].add_argument(
             "--heads", help="ranking to use: heads.json of focuslens heads; default: score training samples"

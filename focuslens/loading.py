@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import copy
 import re
+from collections.abc import Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import torch
 from einops import rearrange
@@ -19,6 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 
 __all__ = [
     "FAMILIES",
+    "DeviceMap",
     "checked_device",
     "hooked_config",
     "hooked_state_dict",
@@ -30,6 +33,9 @@ __all__ = [
     "resolved_revision",
     "stop_ids",
 ]
+
+DeviceMap: TypeAlias = str | Mapping[str, str | int]
+"""Which part of a model goes to which device: ``"auto"``, ``"balanced"``, ``"sequential"``, or device by module."""
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Architectures that can be opened as a ``HookedTransformer``."""
@@ -269,24 +275,39 @@ def load_hooked(
 
 
 def load_bridge(
-    name: str, tokenizer: Any, *, device: str, dtype: torch.dtype, n_ctx: int | None, revision: str | None = None
+    name: str,
+    tokenizer: Any,
+    *,
+    device: str | None,
+    dtype: torch.dtype,
+    n_ctx: int | None,
+    revision: str | None = None,
+    device_map: DeviceMap | None = None,
 ) -> Any:
     """A checkpoint as a ``TransformerBridge``: the Hugging Face model itself with hooks in it."""
     from transformer_lens.model_bridge import TransformerBridge
 
     boot: Any = TransformerBridge.boot_transformers
-    bridge = boot(name, device=device, dtype=dtype, tokenizer=copy.deepcopy(tokenizer), n_ctx=n_ctx, revision=revision)
+    place: dict[str, Any] = {"device": device}
+    if device_map is not None:
+        place = {"device_map": device_map if isinstance(device_map, str) else dict(device_map)}
+    bridge = boot(name, dtype=dtype, tokenizer=copy.deepcopy(tokenizer), n_ctx=n_ctx, revision=revision, **place)
     return bridge.eval()
 
 
-def loader(name: str, backend: str | None, revision: str | None) -> Any:
+def loader(name: str, backend: str | None, revision: str | None, device_map: DeviceMap | None = None) -> Any:
     """:func:`load_hooked` or :func:`load_bridge`, whichever was asked for or fits.
 
     Raises:
-        ValueError: If ``backend`` is unknown, or ``hooked`` and TransformerLens has no HookedTransformer.
+        ValueError: If ``backend`` is unknown, or ``hooked`` where there is a ``device_map`` or TransformerLens has no
+            HookedTransformer.
     """
     if backend not in ("hooked", "bridge", None):
         raise ValueError(f"backend is {backend!r}; it must be 'hooked', 'bridge' or None")
+    if device_map is not None:
+        if backend == "hooked":
+            raise ValueError("a HookedTransformer is on one device; with device_map use backend='bridge'")
+        return partial(load_bridge, device_map=device_map)
     has_hooked = int(version("transformer-lens").split(".")[0]) < 4
     if backend == "hooked" and not has_hooked:
         raise ValueError("this TransformerLens (4 or later) has no HookedTransformer; use backend='bridge'")

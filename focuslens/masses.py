@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
@@ -12,11 +13,12 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from focuslens.batch import EncodedPrompt, PromptBatch
-from focuslens.batching import in_batches
+from focuslens.batching import map_batches
 from focuslens.hooks import Hook, Intervention, hook_name
 
 if TYPE_CHECKING:
     from focuslens.backends import ModelShape
+    from focuslens.execution import Executor
     from focuslens.model import FocusModel
 
 __all__ = [
@@ -91,7 +93,8 @@ class ResponseMasses:
         """Attention to each part, averaged over the first ``lengths`` rows of each response; NaN for an empty one."""
         if not self._rows[0]:
             return self._empty.clone()
-        by_layer = torch.stack([torch.cat(rows, dim=2) for rows in self._rows], dim=1).cpu()
+        device = self._rows[0][0].device  # layers may be on several
+        by_layer = torch.stack([torch.cat(rows, dim=2).to(device) for rows in self._rows], dim=1).cpu()
         n = torch.tensor(lengths)
         # Rows behind a short response may have been run too, and weigh nothing.
         weight = (torch.arange(by_layer.shape[3]) < n[:, None]) / n[:, None].clamp(min=1)
@@ -129,10 +132,10 @@ def response_masses(
     return masses.means(lengths.tolist()), list(responses)
 
 
-@torch.no_grad()
 def masses_in_batches(
-    model: FocusModel,
+    executor: Executor,
     prompts: Sequence[EncodedPrompt],
+    names: Sequence[str],
     parts: Parts,
     responses: Sequence[str] | None,
     interventions: Sequence[Intervention],
@@ -143,9 +146,10 @@ def masses_in_batches(
     """:func:`response_masses` of any number of prompts, in batches of similar length, shortest first.
 
     Args:
-        model: The model.
+        executor: Runs the batches.
         prompts: Any number of them.
-        parts: Their parts.
+        names: What an error calls each.
+        parts: Their parts; an executor elsewhere than in this process needs a function that can be pickled.
         responses: One a prompt, or ``None``.
         interventions: Applied in order.
         max_new_tokens: Of a generated response.
@@ -155,12 +159,24 @@ def masses_in_batches(
     Yields:
         The batch's place among the prompts, its masses, and its responses.
     """
-
-    def run(indices: list[int], budget: int) -> tuple[Tensor, list[str]]:
-        given = None if responses is None else [responses[i] for i in indices]
-        return response_masses(model, [prompts[i] for i in indices], parts, given, interventions, max_new_tokens)
-
+    items = list(zip(prompts, [None] * len(prompts) if responses is None else responses, strict=True))
+    run = partial(_run_batch, parts=parts, interventions=tuple(interventions), max_new_tokens=max_new_tokens)
+    lengths = [len(one.tokens) for one in prompts]
     with tqdm(total=len(prompts), desc=label, unit="sample", disable=label is None) as bar:
-        for indices, (masses, said) in in_batches([len(one.tokens) for one in prompts], batch_tokens, run):
+        for indices, (masses, said) in map_batches(executor, run, items, names, lengths, batch_tokens):
             yield indices, masses, said
             bar.update(len(indices))
+
+
+@torch.no_grad()
+def _run_batch(
+    model: FocusModel,
+    items: Sequence[tuple[EncodedPrompt, str | None]],
+    budget: int,
+    parts: Parts,
+    interventions: Sequence[Intervention],
+    max_new_tokens: int,
+) -> tuple[Float[Tensor, "batch layer head part"], list[str]]:
+    """:func:`response_masses` of prompts with their responses, which all of them have or none."""
+    prompts, given = [prompt for prompt, _ in items], [response for _, response in items if response is not None]
+    return response_masses(model, prompts, parts, given or None, interventions, max_new_tokens)

@@ -80,6 +80,7 @@ class FocusModel:
         name: str,
         *,
         device: str | None = None,
+        device_map: loading.DeviceMap | None = None,
         dtype: str | torch.dtype = "float32",
         backend: Literal["hooked", "bridge"] | None = None,
         n_ctx: int | None = None,
@@ -92,6 +93,8 @@ class FocusModel:
         Args:
             name: Hub name or directory.
             device: ``cuda`` where there is one, else ``cpu``.
+            device_map: In place of ``device``, for a model that does not fit one: ``"auto"``, or Hugging Face's map of
+                modules to devices. The backend is then ``bridge``.
             dtype: Of the weights, e.g. ``"bfloat16"``.
             backend: ``hooked`` (a ``HookedTransformer``: Llama, Mistral, Qwen2 and Qwen3 families, TransformerLens 3)
                 or ``bridge`` (a ``TransformerBridge``: whatever it boots). By default ``hooked`` where it can be had.
@@ -108,11 +111,14 @@ class FocusModel:
             raise ValueError(
                 f"dtype is {dtype!r}; it must be the name of a torch dtype, such as 'float32' or 'bfloat16'"
             )
-        device = loading.checked_device(device)
+        if device_map is None:
+            device = loading.checked_device(device)
+        elif device is not None:
+            raise ValueError(f"device is {device!r} and device_map {device_map!r}; give one of them")
         # One directory has one name, wherever it is opened from.
         name = str(Path(name).resolve()) if Path(name).is_dir() else name
         tokenizer = loading.load_tokenizer(name, revision)
-        load = loading.loader(name, backend, revision)
+        load = loading.loader(name, backend, revision, device_map)
         hooked = load(name, tokenizer, device=device, dtype=resolved, n_ctx=n_ctx, revision=revision)
         return cls(
             hooked,

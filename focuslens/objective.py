@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -12,15 +13,83 @@ from torch import Tensor
 from focuslens.activations import LayerHeads, RowActivations, measured_scores, row_scores
 from focuslens.batch import EncodedPrompt
 from focuslens.directions import Site
+from focuslens.rotary import Rotary
 
 if TYPE_CHECKING:
     from focuslens.model import FocusModel
 
-__all__ = ["direction_losses", "require_same_attention"]
+__all__ = ["Attention", "RecordedAttention", "direction_losses", "record_attention", "require_same_attention"]
+
+
+@runtime_checkable
+class Attention(Protocol):
+    """What differentiating scores needs of a model's layers: what a backend says, or a record of it."""
+
+    def rotary(self, layer: int, length: int) -> Rotary:
+        """The step from ``hook_q``, ``hook_k`` to ``hook_rot_q``, ``hook_rot_k`` for positions below ``length``."""
+        ...
+
+    def scale(self, layer: int) -> float:
+        """What query-key products are multiplied by."""
+        ...
+
+    def window(self, layer: int) -> int | None:
+        """How many keys, its own included, a row sees at most; ``None`` for all."""
+        ...
+
+
+@dataclass(frozen=True)
+class RecordedAttention:
+    """An :class:`Attention` without its model.
+
+    Attributes:
+        scales: By layer.
+        windows: By layer.
+        rotaries: By layer; none for training at the rotary site.
+    """
+
+    scales: Mapping[int, float]
+    windows: Mapping[int, int | None]
+    rotaries: Mapping[int, Rotary]
+
+    def rotary(self, layer: int, length: int) -> Rotary:
+        """The layer's tables, which go at least so far."""
+        return self.rotaries[layer]
+
+    def scale(self, layer: int) -> float:
+        """The layer's scale."""
+        return self.scales[layer]
+
+    def window(self, layer: int) -> int | None:
+        """The layer's window."""
+        return self.windows[layer]
+
+
+@torch.no_grad()
+def record_attention(model: FocusModel, layers: Sequence[int], lengths: Sequence[int], site: Site) -> RecordedAttention:
+    """What training on these layers, and on sequences of these lengths, needs of a model.
+
+    Raises:
+        ValueError: If the tables of the shortest sequence are not the beginning of those of the longest: then there is
+            no one record for all.
+    """
+    backend = model.backend
+    rotaries = {layer: backend.rotary(layer, max(lengths)) for layer in layers} if site == "projection" else {}
+    for layer, whole in rotaries.items():
+        short = backend.rotary(layer, min(lengths))
+        n = len(short.cos)
+        if not torch.equal(short.cos, whole.cos[:n]) or not torch.equal(short.sin, whole.sin[:n]):
+            raise ValueError(
+                f"the rotary embedding of {model.name!r} depends on how long a sequence is, so directions at the "
+                "projection site cannot be trained away from the model; train with the model itself, or site='rotary'"
+            )
+    return RecordedAttention(
+        {layer: backend.scale(layer) for layer in layers}, {layer: backend.window(layer) for layer in layers}, rotaries
+    )
 
 
 def direction_losses(
-    model: FocusModel,
+    attention: Attention,
     query: Float[Tensor, "n d_head"],
     key: Float[Tensor, "m d_head"] | None,
     groups: Sequence[LayerHeads],
@@ -30,7 +99,7 @@ def direction_losses(
     """``-S_C`` of every chosen head on one sample.
 
     Args:
-        model: The model, whose rotation, scale and windows count.
+        attention: The model's rotation, scale and windows: its ``backend``, or a record of it.
         query: ``d_Q`` of each head.
         key: ``d_K`` of each key-value head that a chosen head reads, layer by layer; at the projection site alone.
         groups: The heads.
@@ -45,14 +114,14 @@ def direction_losses(
         if site == "projection" and key is not None:
             k = k + key[first_key : first_key + len(group.key_value_heads)]
             first_key += len(group.key_value_heads)
-            q, k = _to_rotary_site(model, group.layer, q, k, sample)
+            q, k = _to_rotary_site(attention, group.layer, q, k, sample)
         scores = row_scores(
             q,
             k[:, list(group.reads)],
             sample.rows,
             sample.relevant,
-            model.backend.scale(group.layer),
-            model.backend.window(group.layer),
+            attention.scale(group.layer),
+            attention.window(group.layer),
         )
         losses = losses.index_put((torch.tensor(group.places, device=losses.device),), -scores)
     return losses
@@ -90,7 +159,7 @@ def require_same_attention(
     zeros = torch.zeros(n, d_head, device=model.backend.device)
     n_keys = sum(len(group.key_value_heads) for group in groups)
     key = zeros.new_zeros(n_keys, d_head) if site == "projection" else None
-    ours = -direction_losses(model, zeros, key, groups, rows, site).cpu()
+    ours = -direction_losses(model.backend, zeros, key, groups, rows, site).cpu()
     measured = measured_scores(model, prompt, response, groups)
     for group in groups:
         gap = float((ours[list(group.places)] - measured[group.layer].cpu()).abs().max())
@@ -103,9 +172,9 @@ def require_same_attention(
 
 
 def _to_rotary_site(
-    model: FocusModel, layer: int, q: Tensor, k: Tensor, sample: RowActivations
+    attention: Attention, layer: int, q: Tensor, k: Tensor, sample: RowActivations
 ) -> tuple[Float[Tensor, "row head d_head"], Float[Tensor, "key kv_head d_head"]]:
     positions = torch.arange(len(k), device=k.device)
-    rotary = model.backend.rotary(layer, len(k))
+    rotary = attention.rotary(layer, len(k))
     # Hugging Face's query and key norms may give the model's own dtype back.
     return rotary.query(q, sample.rows).float(), rotary.key(k, positions).float()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,8 +19,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from focuslens.batch import EncodedPrompt
-from focuslens.batching import BATCH_TOKENS, in_batches
+from focuslens.batching import BATCH_TOKENS, map_batches
 from focuslens.data.needles import NeedleSample
+from focuslens.execution import Executor, executor_for
 from focuslens.heads import Head, rank_heads, top_heads
 from focuslens.hooks import Hook, hook_name
 from focuslens.rouge import rouge_1_recall
@@ -166,12 +168,13 @@ class _MostAttended:
         """The columns of those keys: token position plus left padding."""
         if not self._steps[0]:
             return self._empty
-        return torch.stack([torch.stack(steps, dim=-1) for steps in self._steps], dim=1).cpu()
+        device = self._steps[0][0].device  # layers may be on several
+        return torch.stack([torch.stack(steps, dim=-1).to(device) for steps in self._steps], dim=1).cpu()
 
 
-def _encode(model: FocusModel, sample: NeedleSample, span: str | None) -> EncodedPrompt:
+def _encode(executor: Executor, sample: NeedleSample, span: str | None) -> EncodedPrompt:
     """The sample's prompt, with the part that is to be copied as its only part."""
-    encoded = model.encode(sample.prompt)
+    encoded = executor.encode(sample.prompt)
     name = span or ("answer" if encoded.spans.get("answer") else "needle")
     if not encoded.spans.get(name):
         raise ValueError(
@@ -181,8 +184,9 @@ def _encode(model: FocusModel, sample: NeedleSample, span: str | None) -> Encode
     return EncodedPrompt(encoded.tokens, {_COPIED: encoded.spans[name]}, encoded.text)
 
 
+@torch.no_grad()
 def _run(
-    model: FocusModel, prompts: Sequence[EncodedPrompt], max_new_tokens: int
+    model: FocusModel, prompts: Sequence[EncodedPrompt], budget: int, max_new_tokens: int
 ) -> tuple[Float[Tensor, "batch layer head"], list[str]]:
     """Copy scores of one batch, and the responses."""
     # Held back, a prompt's last token is run under the observers: its row generates the first token.
@@ -201,9 +205,8 @@ def _run(
     return copy_scores(attended, keys, batch.columns(_COPIED, n_keys), generated), [one.text for one in made]
 
 
-@torch.no_grad()
 def copy_runs(
-    model: FocusModel,
+    model: FocusModel | Executor,
     samples: Sequence[NeedleSample],
     *,
     span: str | None = None,
@@ -217,15 +220,14 @@ def copy_runs(
     """
     for sample in samples:
         rouge_1_recall("", sample.reference)  # what is wrong with it is better known before hours of running
-    encoded = [_encode(model, sample, span) for sample in samples]
-    by_sample = torch.zeros(len(samples), model.shape.n_layers, model.shape.n_heads)
+    executor = executor_for(model)
+    encoded = [_encode(executor, sample, span) for sample in samples]
+    lengths, names = [len(one.tokens) for one in encoded], [sample.id for sample in samples]
+    run = partial(_run, max_new_tokens=max_new_tokens)
+    by_sample = torch.zeros(len(samples), executor.shape.n_layers, executor.shape.n_heads)
     responses = [""] * len(samples)
     with tqdm(total=len(samples), desc="retrieval scores", unit="sample", disable=not progress) as bar:
-        for indices, (scores, texts) in in_batches(
-            [len(one.tokens) for one in encoded],
-            batch_tokens,
-            lambda indices, _: _run(model, [encoded[i] for i in indices], max_new_tokens),
-        ):
+        for indices, (scores, texts) in map_batches(executor, run, encoded, names, lengths, batch_tokens):
             by_sample[indices] = scores
             for i, text in zip(indices, texts, strict=True):
                 responses[i] = text
@@ -234,7 +236,7 @@ def copy_runs(
 
 
 def retrieval_scores(
-    model: FocusModel,
+    model: FocusModel | Executor,
     samples: Iterable[NeedleSample],
     *,
     span: str | None = None,
@@ -253,7 +255,7 @@ def retrieval_scores(
     of Llama 2.)
 
     Args:
-        model: The model.
+        model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
         samples: Needle-in-a-haystack prompts, of several lengths and depths.
         span: Which part of the prompts is to be copied. By default ``answer`` where a prompt has it (the part of the
             needle that answers, which the released code takes for the needle), else ``needle``. ``"needle"`` always

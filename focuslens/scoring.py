@@ -13,6 +13,7 @@ from torch import Tensor
 
 from focuslens.batch import EncodedPrompt
 from focuslens.batching import BATCH_TOKENS
+from focuslens.execution import Executor, executor_for
 from focuslens.heads import Head, Sparsity, heads_by_layer, random_heads, rank_heads, sparsity, top_heads
 from focuslens.hooks import Hook, Intervention, hook_name, row_wise
 from focuslens.masses import masses_in_batches, sink_and_documents
@@ -134,7 +135,7 @@ class ContextualScores:
 
 
 def _score_case(
-    model: FocusModel,
+    executor: Executor,
     samples: Sequence[MultiDocSample],
     case: Case,
     responses: Sequence[str] | None,
@@ -143,14 +144,13 @@ def _score_case(
     batch_tokens: int,
     progress: bool,
 ) -> ContextualScores:
-    prompts = [model.encode(sample.prompt(case)) for sample in samples]
-    collected = {
-        kind: torch.full((len(samples), model.shape.n_layers, model.shape.n_heads), torch.nan) for kind in KINDS
-    }
+    prompts, names = [executor.encode(sample.prompt(case)) for sample in samples], [sample.id for sample in samples]
+    shape = (len(samples), executor.shape.n_layers, executor.shape.n_heads)
+    collected = {kind: torch.full(shape, torch.nan) for kind in KINDS}
     texts = [""] * len(samples)
     label = f"contextual scores ({case})" if progress else None
     for indices, masses, said in masses_in_batches(
-        model, prompts, sink_and_documents, responses, interventions, max_new_tokens, batch_tokens, label
+        executor, prompts, names, sink_and_documents, responses, interventions, max_new_tokens, batch_tokens, label
     ):
         for kind, scores in _scores_of(masses).items():
             collected[kind][indices] = scores
@@ -179,7 +179,7 @@ def _scores_of(by_part: Float[Tensor, "batch layer head part"]) -> dict[str, Flo
 
 
 def contextual_scores(
-    model: FocusModel,
+    model: FocusModel | Executor,
     samples: Iterable[MultiDocSample],
     case: ScoredCase = "long",
     *,
@@ -195,7 +195,7 @@ def contextual_scores(
     themselves. Rows are reduced as they are made; no pattern of the whole prompt is kept.
 
     Args:
-        model: The model.
+        model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
         samples: What to score.
         case: ``long``, ``gold`` or ``negative`` prompts; or the long prompts of the samples that were ``correct`` or
             ``wrong`` (see :data:`ScoredCase`), for which the model answers the gold prompts too.
@@ -211,7 +211,7 @@ def contextual_scores(
     """
     if case not in get_args(ScoredCase):
         raise ValueError(f"case is {case!r}; it must be one of {', '.join(get_args(ScoredCase))}")
-    chosen = require_samples(samples)
+    executor, chosen = executor_for(model), require_samples(samples)
     if responses is not None and len(responses) != len(chosen):
         raise ValueError(f"there are {len(responses)} responses for {len(chosen)} samples; give one a sample")
     settings: dict[str, Any] = {
@@ -221,14 +221,14 @@ def contextual_scores(
         "progress": progress,
     }
     if case in get_args(Case):
-        return _score_case(model, chosen, case, responses, **settings)  # pyright: ignore[reportArgumentType]
-    long = _score_case(model, chosen, "long", responses, **settings)
-    gold = _score_case(model, chosen, "gold", None, **settings)
+        return _score_case(executor, chosen, case, responses, **settings)  # pyright: ignore[reportArgumentType]
+    long = _score_case(executor, chosen, "long", responses, **settings)
+    gold = _score_case(executor, chosen, "gold", None, **settings)
     return by_outcome(long, gold)[case]
 
 
 def contextual_scores_by_case(
-    model: FocusModel,
+    model: FocusModel | Executor,
     samples: Iterable[MultiDocSample],
     *,
     interventions: Sequence[Intervention] = (),

@@ -17,6 +17,8 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
@@ -25,15 +27,18 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from focuslens.activations import ActivationStore, LayerHeads
-from focuslens.batching import BATCH_TOKENS, in_batches
+from focuslens.activations import ActivationStore, LayerHeads, RowActivations, sample_rows
+from focuslens.batch import EncodedPrompt
+from focuslens.batching import BATCH_TOKENS, map_batches
 from focuslens.directions import FocusDirections, Site
+from focuslens.execution import Executor, InProcess, executor_for
 from focuslens.files import versions, write_atomically
 from focuslens.heads import Head, check_heads
-from focuslens.objective import direction_losses, require_same_attention
-from focuslens.prompts import MultiDocSample, prompts_digest
+from focuslens.objective import Attention, direction_losses, record_attention, require_same_attention
+from focuslens.prompts import Case, MultiDocSample, prompts_digest
 
 if TYPE_CHECKING:
+    from focuslens.backends import ModelShape
     from focuslens.model import FocusModel
 
 __all__ = ["TrainingConfig", "train_focus_directions"]
@@ -135,7 +140,7 @@ class _Checkpoint:
 @torch.inference_mode(False)  # notebooks of TransformerLens turn gradients off for good
 @torch.enable_grad()
 def train_focus_directions(
-    model: FocusModel,
+    model: FocusModel | Executor,
     samples: Iterable[MultiDocSample],
     heads: Iterable[tuple[int, int]] | None = None,
     *,
@@ -153,7 +158,8 @@ def train_focus_directions(
     Losses of every epoch are in ``directions.losses``.
 
     Args:
-        model: The model, which is not changed.
+        model: The model, which is not changed, or an executor such as :class:`RayPool` that runs it elsewhere: the
+            forward passes; the steps, which are small, are taken in this process.
         samples: Training samples; those whose gold prompt gets an empty response are left out.
         heads: Heads to train, by default all.
         config: Settings; or give single ones by name, e.g. ``site="projection"``.
@@ -174,20 +180,22 @@ def train_focus_directions(
         raise TypeError(f"give either config or single settings, not both: {', '.join(settings)}")
     config = config or TrainingConfig(**settings)
     data = getattr(samples, "description", None) if data is None else data
-    named = _chosen_heads(model, heads)
-    usable, responses = _gold_responses(model, list(samples), config, batch_tokens, progress)
-    groups = LayerHeads.group(named, model.shape)
-    state = _start(model, named, groups, config)
-    provenance = _provenance(model, usable, config, data)
+    executor = executor_for(model)
+    named = _chosen_heads(executor.shape, heads)
+    usable, responses = _gold_responses(executor, list(samples), config, batch_tokens, progress)
+    groups = LayerHeads.group(named, executor.shape)
+    state = _start(executor, named, groups, config)
+    provenance = _provenance(executor, usable, config, data)
     fingerprint = hashlib.sha256(json.dumps([provenance, named, [r.tolist() for r in responses]]).encode()).hexdigest()
     kept = None if checkpoint is None else _Checkpoint(Path(checkpoint), fingerprint, checkpoint_every)
     if kept is not None and kept.path.exists():
         kept.load(state)
     memory = int(memory_gb * 2**30)
-    activations = ActivationStore(model, usable, responses, groups, config.prompts, config.site, memory)
-    prompt = model.encode(usable[0].prompt(config.prompts))
-    require_same_attention(model, prompt, responses[0], groups, activations[0], config.site)
-    _run_epochs(model, state, groups, activations, config, kept, progress)
+    activations = ActivationStore(executor, usable, responses, groups, config.prompts, config.site, memory)
+    check = partial(_checked_rows, groups=groups, case=config.prompts, site=config.site)
+    activations.keep(0, next(executor.map(check, [(usable[0], responses[0])])))
+    attention = _attention(executor, groups, usable, responses, config)
+    _run_epochs(attention, state, groups, activations, config, kept, progress)
     return FocusDirections(
         named,
         state.query,
@@ -197,9 +205,9 @@ def train_focus_directions(
     )
 
 
-def _chosen_heads(model: FocusModel, heads: Iterable[tuple[int, int]] | None) -> list[Head]:
+def _chosen_heads(shape: ModelShape, heads: Iterable[tuple[int, int]] | None) -> list[Head]:
     """The heads to train, by default all."""
-    n_layers, n_heads = model.shape.n_layers, model.shape.n_heads
+    n_layers, n_heads = shape.n_layers, shape.n_heads
     everything = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
     named = check_heads(everything if heads is None else heads, n_layers, n_heads)
     if not named:
@@ -207,8 +215,38 @@ def _chosen_heads(model: FocusModel, heads: Iterable[tuple[int, int]] | None) ->
     return list(named)
 
 
-def _run_epochs(
+def _checked_rows(
     model: FocusModel,
+    sample: MultiDocSample,
+    response: Tensor,
+    groups: Sequence[LayerHeads],
+    case: Case,
+    site: Site,
+) -> RowActivations:
+    """A sample's data, after making sure that the model attends to them as training assumes."""
+    rows = sample_rows(model, sample, response, groups, case, site)
+    require_same_attention(model, model.encode(sample.prompt(case)), response, groups, rows, site)
+    return rows
+
+
+def _attention(
+    executor: Executor,
+    groups: Sequence[LayerHeads],
+    samples: Sequence[MultiDocSample],
+    responses: Sequence[Tensor],
+    config: TrainingConfig,
+) -> Attention:
+    """The model's rotation, scales and windows, which the steps in this process need."""
+    if isinstance(executor, InProcess):
+        return executor.model.backend
+    prompts = [executor.encode(sample.prompt(config.prompts)) for sample in samples]
+    lengths = [len(one.tokens) + len(response) for one, response in zip(prompts, responses, strict=True)]
+    layers = [group.layer for group in groups]
+    return next(executor.map(record_attention, [(layers, [min(lengths), max(lengths)], config.site)]))
+
+
+def _run_epochs(
+    attention: Attention,
     state: _State,
     groups: Sequence[LayerHeads],
     activations: ActivationStore,
@@ -222,37 +260,35 @@ def _run_epochs(
     total = config.epochs * batches
     with tqdm(total=total, initial=state.step, desc="focus directions", unit="step", disable=not progress) as bar:
         while state.step < total:
-            epoch, place = divmod(state.step, batches)
+            epoch, first = divmod(state.step, batches)
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
-            order = torch.randperm(samples, generator=generator).tolist()
-            batch = order[place * size : (place + 1) * size]
-            losses = _step(model, state, groups, activations, batch, config.site)
-            state.running = losses if state.running is None else state.running + losses
-            state.step += 1
-            if place == batches - 1:
-                state.losses.append(state.running / samples)
-                state.running = None
-            if kept is not None and (state.step % kept.every == 0 or state.running is None):
-                kept.save(state)
-            bar.update()
+            order = torch.randperm(samples, generator=generator).tolist()[first * size :]
+            rows = activations.follow(order)
+            for start in range(0, len(order), size):
+                n = min(size, len(order) - start)
+                losses = _step(attention, state, groups, islice(rows, n), n, config.site)
+                state.running = losses if state.running is None else state.running + losses
+                state.step += 1
+                if state.step % batches == 0:
+                    state.losses.append(state.running / samples)
+                    state.running = None
+                if kept is not None and (state.step % kept.every == 0 or state.running is None):
+                    kept.save(state)
+                bar.update()
 
 
 def _gold_responses(
-    model: FocusModel, samples: list[MultiDocSample], config: TrainingConfig, batch_tokens: int, progress: bool
+    executor: Executor, samples: list[MultiDocSample], config: TrainingConfig, batch_tokens: int, progress: bool
 ) -> tuple[list[MultiDocSample], list[Tensor]]:
     """Samples with a response to their gold prompt, and that response's tokens, as far as the context has room."""
     answerable = [sample for sample in samples if sample.gold_index is not None]
-    limits = [_response_limit(model, sample, config) for sample in answerable]
-    prompts = [model.encode(sample.prompt("gold")) for sample in answerable]
-
-    def run(indices: list[int], budget: int) -> list[Tensor]:
-        longest = max(limits[i] for i in indices)
-        made = model.generate([prompts[i] for i in indices], max_new_tokens=longest)
-        return [one.tokens[: limits[i]] for i, one in zip(indices, made, strict=True)]
-
+    limits = [_response_limit(executor, sample, config) for sample in answerable]
+    prompts = [executor.encode(sample.prompt("gold")) for sample in answerable]
+    lengths, names = [len(one.tokens) for one in prompts], [sample.id for sample in answerable]
+    items = list(zip(prompts, limits, strict=True))
     responses = [torch.zeros(0, dtype=torch.long)] * len(answerable)
     with tqdm(total=len(answerable), desc="gold responses", unit="sample", disable=not progress) as bar:
-        for indices, made in in_batches([len(one.tokens) for one in prompts], batch_tokens, run):
+        for indices, made in map_batches(executor, _responses, items, names, lengths, batch_tokens):
             for i, response in zip(indices, made, strict=True):
                 responses[i] = response
             bar.update(len(indices))
@@ -262,19 +298,25 @@ def _gold_responses(
     return [answerable[i] for i in usable], [responses[i] for i in usable]
 
 
-def _response_limit(model: FocusModel, sample: MultiDocSample, config: TrainingConfig) -> int:
+def _responses(model: FocusModel, items: Sequence[tuple[EncodedPrompt, int]], budget: int) -> list[Tensor]:
+    """Tokens of the responses to a batch of prompts, each cut to its own limit."""
+    made = model.generate([prompt for prompt, _ in items], max_new_tokens=max(limit for _, limit in items))
+    return [one.tokens[:limit] for one, (_, limit) in zip(made, items, strict=True)]
+
+
+def _response_limit(executor: Executor, sample: MultiDocSample, config: TrainingConfig) -> int:
     """Tokens that a response may have so that the prompt to be trained on has room for it."""
-    room = model.shape.n_ctx - len(model.encode(sample.prompt(config.prompts)).tokens)
+    room = executor.shape.n_ctx - len(executor.encode(sample.prompt(config.prompts)).tokens)
     if room < 1:
         raise ValueError(
             f"the {config.prompts} prompt of sample {sample.id} leaves no room for a response in the model's "
-            f"context of {model.shape.n_ctx} tokens; leave it out, use fewer documents, or a larger n_ctx"
+            f"context of {executor.shape.n_ctx} tokens; leave it out, use fewer documents, or a larger n_ctx"
         )
     return min(config.max_new_tokens, room)
 
 
-def _start(model: FocusModel, heads: Sequence[Head], groups: Sequence[LayerHeads], config: TrainingConfig) -> _State:
-    d_head, device = model.shape.d_head, model.backend.device
+def _start(executor: Executor, heads: Sequence[Head], groups: Sequence[LayerHeads], config: TrainingConfig) -> _State:
+    d_head, device = executor.shape.d_head, executor.device
 
     def noise(places: Sequence[tuple[int, int]], of_keys: int) -> Tensor:
         """A head starts from the same numbers whichever other heads are trained beside it."""
@@ -294,24 +336,24 @@ def _start(model: FocusModel, heads: Sequence[Head], groups: Sequence[LayerHeads
 
 
 def _step(
-    model: FocusModel,
+    attention: Attention,
     state: _State,
     groups: Sequence[LayerHeads],
-    activations: ActivationStore,
-    batch: Sequence[int],
+    batch: Iterable[RowActivations],
+    size: int,
     site: Site,
 ) -> Float[Tensor, "n"]:
     """One AdamW step on some samples' mean loss; the losses of each head before it, summed over the samples."""
     total = torch.zeros(len(state.query))
     gradients = [torch.zeros_like(vector) for vector in state.vectors]
-    for index in batch:
-        losses = direction_losses(model, state.query, state.key, groups, activations[index], site)
+    for rows in batch:
+        losses = direction_losses(attention, state.query, state.key, groups, rows, site)
         # Gradients are asked for by name, so that none are left in the model's own parameters.
         for sum_, gradient in zip(gradients, torch.autograd.grad(losses.sum(), state.vectors), strict=True):
             sum_ += gradient
         total += losses.detach().cpu()
     for vector, gradient in zip(state.vectors, gradients, strict=True):
-        vector.grad = gradient / len(batch)
+        vector.grad = gradient / size
     state.optimizer.step()
     return total
 
@@ -332,11 +374,11 @@ def _key_by_head(
 
 
 def _provenance(
-    model: FocusModel, samples: Sequence[MultiDocSample], config: TrainingConfig, data: Mapping[str, Any] | None
+    executor: Executor, samples: Sequence[MultiDocSample], config: TrainingConfig, data: Mapping[str, Any] | None
 ) -> dict[str, Any]:
-    shape = {name: getattr(model.shape, name) for name in ("n_layers", "n_heads", "n_key_value_heads", "d_head")}
+    shape = {name: getattr(executor.shape, name) for name in ("n_layers", "n_heads", "n_key_value_heads", "d_head")}
     return {
-        "model": model.description,
+        "model": executor.description,
         "shape": shape,
         "data": {**(data or {}), "samples": len(samples), "prompts_sha256": prompts_digest(samples, config.prompts)},
         "settings": asdict(config),

@@ -98,7 +98,7 @@ class BridgeBackend:
         n_rows, base = residual.shape[1], self.hooked.original_model.base_model
         positions = self._positions(mask, n_rows)
         with self._fused(Pass(n_rows, mask.cpu()), cache.layers, last=self.shape.n_layers - 1), suppress(Filled):
-            embeddings = base.rotary_emb(residual, positions)
+            embeddings = base.rotary_emb(residual, positions.to(residual.device))
             for block in base.layers[layer:]:
                 residual = block(residual, position_ids=positions, position_embeddings=embeddings, use_cache=False)
 
@@ -150,7 +150,8 @@ class BridgeBackend:
         like = torch.zeros(1, dtype=self.hooked.cfg.dtype, device=self.device)
         with torch.no_grad():
             cos, sin = embedding(like, positions)
-        return Rotary(cos=cos[0], sin=sin[0], adjacent_pairs=False, query_norm=norms[0], key_norm=norms[1])
+        query_norm, key_norm = (_on(self.device, norm) for norm in norms)
+        return Rotary(cos=cos[0], sin=sin[0], adjacent_pairs=False, query_norm=query_norm, key_norm=key_norm)
 
     def scale(self, layer: int) -> float:
         return float(self._attention(layer).scaling)
@@ -163,6 +164,11 @@ class BridgeBackend:
         if getattr(config, "use_sliding_window", True) is False:
             return None
         return cast("int | None", getattr(config, "sliding_window", None))
+
+
+def _on(device: torch.device, norm: Any | None) -> Any | None:
+    """A norm, or a copy of it where a model is split over devices and the norm is on another."""
+    return norm if norm is None or norm.weight.device == device else copy.deepcopy(norm).to(device)
 
 
 _EARLY = (

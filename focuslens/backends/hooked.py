@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any
@@ -169,8 +168,8 @@ class HookedBackend:
             cos=cos.to(self.device),
             sin=sin.to(self.device),
             adjacent_pairs=cfg.rotary_adjacent_pairs,
-            query_norm=_rms_norm(attention.q_norm),
-            key_norm=_rms_norm(attention.k_norm),
+            query_norm=_RmsNorm.of(attention.q_norm),
+            key_norm=_RmsNorm.of(attention.k_norm),
         )
 
     def scale(self, layer: int) -> float:
@@ -219,15 +218,19 @@ def _copies(tensor: Tensor, copies: int) -> Tensor:
     return tensor if copies == 1 else tensor.repeat_interleave(copies, dim=0)
 
 
-def _rms_norm(norm: Any | None) -> Callable[[Tensor], Tensor] | None:
+@dataclasses.dataclass(frozen=True, eq=False)
+class _RmsNorm:
     """TransformerLens's ``RMSNorm``, but not rounded to the model's dtype, and without its hooks."""
-    if norm is None:
-        return None
 
-    def apply(x: Tensor) -> Tensor:
-        return x / (x.pow(2).mean(dim=-1, keepdim=True) + norm.eps).sqrt() * norm.w.to(x.dtype)
+    weight: Tensor
+    eps: float
 
-    return apply
+    @classmethod
+    def of(cls, norm: Any | None) -> _RmsNorm | None:
+        return None if norm is None else cls(norm.w, norm.eps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x / (x.pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt() * self.weight.to(x.dtype)
 
 
 _EARLY = (

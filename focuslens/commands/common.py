@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 import pandas as pd
 
+from focuslens.commands.cluster import open_pool
 from focuslens.data.multidoc import load_multidoc
 from focuslens.data.synthetic import Split, load_synthetic, spread_positions
 from focuslens.directions import FocusDirections
+from focuslens.execution import Executor, InProcess
 from focuslens.files import versions
 from focuslens.heads import Head, load_ranking
 from focuslens.model import FocusModel
@@ -28,6 +31,7 @@ __all__ = [
     "count_heads",
     "get_ranking",
     "open_directions",
+    "open_executor",
     "open_model",
     "open_samples",
     "print_table",
@@ -65,9 +69,15 @@ def require_figures(args: argparse.Namespace) -> None:
 
 
 def open_model(args: argparse.Namespace) -> FocusModel:
-    """The model that the options name."""
-    settings: dict[str, Any] = {
+    """The model that the options name, in this process."""
+    settings = _model_settings(args)
+    return FocusModel.demo(**settings) if args.model == "demo" else FocusModel.from_pretrained(args.model, **settings)
+
+
+def _model_settings(args: argparse.Namespace) -> dict[str, Any]:
+    return {
         "device": args.device,
+        "device_map": args.device_map,
         "dtype": args.dtype,
         "backend": args.backend,
         "n_ctx": args.n_ctx,
@@ -75,10 +85,16 @@ def open_model(args: argparse.Namespace) -> FocusModel:
         "chat": args.chat,
         "chat_template_kwargs": dict(args.chat_template_arg),
     }
-    return FocusModel.demo(**settings) if args.model == "demo" else FocusModel.from_pretrained(args.model, **settings)
 
 
-def open_samples(args: argparse.Namespace, model: FocusModel, side: Side, n: int | None = None) -> Samples:
+@contextmanager
+def open_executor(args: argparse.Namespace) -> Generator[Executor]:
+    """What runs the model that the options name: this process or, with ``--ray``, the workers of a cluster."""
+    with open_pool(args, args.model, _model_settings(args)) as pool:
+        yield InProcess(open_model(args)) if pool is None else pool
+
+
+def open_samples(args: argparse.Namespace, model: FocusModel | Executor, side: Side, n: int | None = None) -> Samples:
     """Samples of different questions from one side of the split that the options name.
 
     Where ``--documents`` is left open it is settled here, for all samples that are opened with these options.
@@ -103,7 +119,7 @@ def samples_of(args: argparse.Namespace, side: Side, n: int | None = None) -> Sa
     return _sides_of(args, [args.split or side], int(args.samples if n is None else n), args.documents)[0]
 
 
-def _fitting_documents(args: argparse.Namespace, model: FocusModel, n: int) -> int:
+def _fitting_documents(args: argparse.Namespace, model: FocusModel | Executor, n: int) -> int:
     """20, or as many documents as the model's context has room for in every half that the command may read.
 
     One number for all: heads that are ranked on short prompts are not trained and evaluated on long ones.
@@ -164,7 +180,9 @@ def synthetic_samples(args: argparse.Namespace, split: Split, n: int, documents:
     return Samples(samples, {**description, "seed": args.seed})
 
 
-def score_samples(args: argparse.Namespace, model: FocusModel, data: Samples, case: Any = "long") -> ContextualScores:
+def score_samples(
+    args: argparse.Namespace, model: FocusModel | Executor, data: Samples, case: Any = "long"
+) -> ContextualScores:
     """Contextual scores under the options."""
     return contextual_scores(
         model,
@@ -177,7 +195,7 @@ def score_samples(args: argparse.Namespace, model: FocusModel, data: Samples, ca
 
 
 def get_ranking(
-    args: argparse.Namespace, model: FocusModel, *, evaluated: bool = True
+    args: argparse.Namespace, model: FocusModel | Executor, *, evaluated: bool = True
 ) -> tuple[list[Head], dict[str, Any]]:
     """The ranking in ``--heads FILE``, or one made by scoring training samples; and, for results, where it is from.
 
@@ -233,7 +251,7 @@ def sweep_table(sweep: Sweep) -> pd.DataFrame:
     return sweep.to_frame().drop(columns=["case"])
 
 
-def run_description(args: argparse.Namespace, model: FocusModel, data: Samples | None) -> dict[str, Any]:
+def run_description(args: argparse.Namespace, model: FocusModel | Executor, data: Samples | None) -> dict[str, Any]:
     """What made a result; ``data`` is ``None`` where it is not of samples."""
     return {
         "command": args.command,

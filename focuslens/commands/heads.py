@@ -7,13 +7,14 @@ from pathlib import Path
 
 from focuslens.commands.common import (
     count_heads,
-    open_model,
+    open_executor,
     open_samples,
     print_table,
     require_figures,
     run_description,
     score_samples,
 )
+from focuslens.execution import Executor
 from focuslens.files import write_json
 
 __all__ = ["run"]
@@ -22,7 +23,11 @@ __all__ = ["run"]
 def run(args: argparse.Namespace) -> None:
     """Score, print and, with ``--out``, write ``heads.json`` and ``head_map.png``."""
     require_figures(args)
-    model = open_model(args)
+    with open_executor(args) as model:
+        _run(args, model)
+
+
+def _run(args: argparse.Namespace, model: Executor) -> None:
     top = count_heads("--top", args.top, model.shape.n_layers * model.shape.n_heads)
     data = open_samples(args, model, "train")
     scores = score_samples(args, model, data, args.case)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focuslens.batching import BATCH_TOKENS
-from focuslens.commands.options import integers, names, numbers, pair
+from focuslens.commands.options import add_device_map, integers, names, numbers, pair
 
 if TYPE_CHECKING:
     from focuslens.directions import FocusDirections
@@ -84,6 +84,7 @@ def _model_options(group: Any) -> None:
     group.add_argument("--model", default="demo", help="hub name, directory, or 'demo', the embedded one (default)")
     group.add_argument("--backend", choices=("hooked", "bridge"), help="TransformerLens model; default: what fits")
     group.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
+    add_device_map(group)
     group.add_argument(
         "--dtype", default="bfloat16", help="of the weights (default bfloat16, as HELMET; demo: float32)"
     )

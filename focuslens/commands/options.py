@@ -1,10 +1,11 @@
-"""Values of options: lists of numbers and of names, and ``NAME=VALUE``."""
+"""Values of options: lists of numbers and of names, and ``NAME=VALUE``; and an option that several commands have."""
 
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
-__all__ = ["integers", "names", "numbers", "pair"]
+__all__ = ["add_device_map", "integers", "names", "numbers", "pair"]
 
 
 def numbers(text: str) -> list[float]:
@@ -32,3 +33,10 @@ def pair(text: str) -> tuple[str, str]:
     if not equals:
         raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
     return name, value
+
+
+def add_device_map(group: Any) -> None:
+    """``--device-map``, to an argument group."""
+    group.add_argument(
+        "--device-map", help="in place of --device, for a model that does not fit one: auto, balanced, sequential"
+    )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from focuslens.commands import cluster
+
 __all__ = ["add_options", "artefact_main", "run"]
 
 
@@ -18,6 +20,7 @@ def add_options(parser: argparse.ArgumentParser, *, only: bool = True) -> None:
     parser.add_argument("--out", type=Path, help="directory for results (default runs/paper/NAME); goes on from there")
     if only:
         parser.add_argument("--only", action="append", default=[], metavar="ARTEFACT", help="one artefact; repeatable")
+    cluster.add_options(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
@@ -32,8 +35,9 @@ def run(args: argparse.Namespace) -> None:
     out = args.out or results_folder(settings.name)
     if not args.only or "retrieval" in args.only:
         rouge_1_recall("a", "a")  # what it lacks is better known now than after the work
-    study = Study(settings, out, args.data, args.haystack, progress=not args.quiet)
-    shown = reproduce(study, args.only, say=print)
+    with cluster.open_pool(args, settings.model, settings.model_options) as pool:
+        study = Study(settings, out, args.data, args.haystack, progress=not args.quiet, pool=pool)
+        shown = reproduce(study, args.only, say=print)
     print(f"\n{len(shown)} artefacts: {out / 'index.html'}")
 
 

@@ -11,13 +11,14 @@ from focuslens.commands.common import (
     Samples,
     get_ranking,
     open_directions,
-    open_model,
+    open_executor,
     open_samples,
     print_table,
     require_figures,
     run_description,
     sweep_table,
 )
+from focuslens.directions import FocusDirections
 from focuslens.evaluation import (
     BASELINES,
     Setting,
@@ -26,6 +27,7 @@ from focuslens.evaluation import (
     split_softmax_settings,
     steering_settings,
 )
+from focuslens.execution import Executor
 from focuslens.files import write_json
 from focuslens.heads import Head, random_heads
 from focuslens.model import FocusModel
@@ -36,7 +38,11 @@ __all__ = ["controls", "run_split_softmax", "run_steer", "sweep_to"]
 def run_split_softmax(args: argparse.Namespace) -> None:
     """Sweep ``tau`` and ``k`` on contextual heads, and ``k`` on as many random others."""
     require_figures(args)
-    model = open_model(args)
+    with open_executor(args) as model:
+        _split_softmax(args, model)
+
+
+def _split_softmax(args: argparse.Namespace, model: Executor) -> None:
     data = open_samples(args, model, "test")  # before the ranking, which then has as many documents a prompt
     ranking, source = get_ranking(args, model)
     ks = _possible(args.k, len(ranking))
@@ -52,7 +58,9 @@ def run_split_softmax(args: argparse.Namespace) -> None:
     _finish(args, model, data, sweep, "split_softmax", draw, {"heads": _listed(ranking, ks), "ranking": source})
 
 
-def controls(model: FocusModel, ranking: Sequence[Head], args: argparse.Namespace, ks: Sequence[int]) -> list[Setting]:
+def controls(
+    model: FocusModel | Executor, ranking: Sequence[Head], args: argparse.Namespace, ks: Sequence[int]
+) -> list[Setting]:
     """Split-softmax at ``--random-tau`` on random heads that are in no set of contextual heads of the sweep."""
     n = model.shape.n_layers * model.shape.n_heads
     contextual = ranking[: max(min(args.exclude_top, n // 2), *ks)]
@@ -72,8 +80,12 @@ def controls(model: FocusModel, ranking: Sequence[Head], args: argparse.Namespac
 def run_steer(args: argparse.Namespace) -> None:
     """Sweep ``alpha`` and ``k`` of focus directions."""
     require_figures(args)
-    model = open_model(args)
     directions = open_directions(args.directions)
+    with open_executor(args) as model:
+        _steer(args, model, directions)
+
+
+def _steer(args: argparse.Namespace, model: Executor, directions: FocusDirections) -> None:
     data = open_samples(args, model, "test")  # before the ranking, as above
     ranking, source = get_ranking(args, model)
     steerable = set(directions.heads)
@@ -119,7 +131,11 @@ def _listed(heads: Sequence[Head], ks: Sequence[int]) -> list[list[int]]:
 
 
 def sweep_to(
-    args: argparse.Namespace, model: FocusModel, data: Samples, settings: Sequence[Setting], out: Path | None
+    args: argparse.Namespace,
+    model: FocusModel | Executor,
+    data: Samples,
+    settings: Sequence[Setting],
+    out: Path | None,
 ) -> Sweep:
     """Run a sweep under the options, with its records in a file that a killed run continues."""
     return run_sweep(
@@ -141,7 +157,7 @@ def _records(args: argparse.Namespace, name: str) -> Path | None:
 
 def _finish(
     args: argparse.Namespace,
-    model: FocusModel,
+    model: Executor,
     data: Samples,
     sweep: Sweep,
     name: str,

@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from focuslens.commands.common import count_heads, get_ranking, open_model, open_samples, require_figures
+from focuslens.commands.common import count_heads, get_ranking, open_executor, open_samples, require_figures
 from focuslens.directions import FocusDirections
+from focuslens.execution import Executor
 from focuslens.heads import Head
-from focuslens.model import FocusModel
 from focuslens.training import train_focus_directions
 
 __all__ = ["run"]
@@ -22,7 +22,11 @@ def run(args: argparse.Namespace) -> None:
     out = Path(args.out or "runs/train")
     args.out = str(out)
     require_figures(args)
-    model = open_model(args)
+    with open_executor(args) as model:
+        _run(args, model, out)
+
+
+def _run(args: argparse.Namespace, model: Executor, out: Path) -> None:
     data = open_samples(args, model, "train")  # before the ranking, which then has as many documents a prompt
     heads, source = _chosen_heads(args, model)
     trained = train_focus_directions(
@@ -49,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
     print(f"\nwrote {len(directions)} directions at the {directions.site} site to {out}")
 
 
-def _chosen_heads(args: argparse.Namespace, model: FocusModel) -> tuple[list[Head], dict[str, Any]]:
+def _chosen_heads(args: argparse.Namespace, model: Executor) -> tuple[list[Head], dict[str, Any]]:
     """The heads to train, and what chose them; without a ranking and a number all heads, for which none is scored."""
     everything = [Head(layer, head) for layer in range(model.shape.n_layers) for head in range(model.shape.n_heads)]
     if args.top_k is None and not args.heads:

@@ -14,6 +14,7 @@ from torch import Tensor
 from focuslens.batch import PromptBatch
 from focuslens.batching import BATCH_TOKENS
 from focuslens.evaluation.statistics import Interval, bootstrap_mean
+from focuslens.execution import Executor, executor_for
 from focuslens.heads import as_heads, check_heads
 from focuslens.hooks import Intervention
 from focuslens.masses import SINK, Parts, masses_in_batches
@@ -151,7 +152,7 @@ class AttentionBudget:
 
 
 def document_scores(
-    model: FocusModel,
+    model: FocusModel | Executor,
     samples: Iterable[MultiDocSample],
     *,
     interventions: Sequence[Intervention] = (),
@@ -162,7 +163,7 @@ def document_scores(
     """Contextual scores (equation 1) of every document of the long prompts, from the responses the model generates.
 
     Args:
-        model: The model.
+        model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
         samples: What to score.
         interventions: Applied while generating.
         max_new_tokens: Of a response.
@@ -172,10 +173,10 @@ def document_scores(
     Raises:
         ValueError: If there are no samples, or an answer normalises to nothing.
     """
-    chosen = require_samples(samples)
+    executor, chosen = executor_for(model), require_samples(samples)
     scores, responses = [torch.empty(0)] * len(chosen), [""] * len(chosen)
     for place, masses, said in _run(
-        model, chosen, "long", _documents, interventions, max_new_tokens, batch_tokens, progress
+        executor, chosen, "long", _documents, interventions, max_new_tokens, batch_tokens, progress
     ):
         scores[place], responses[place] = masses[..., : len(chosen[place].documents)], said
     return DocumentScores(
@@ -189,7 +190,7 @@ def document_scores(
 
 
 def attention_budget(
-    model: FocusModel,
+    model: FocusModel | Executor,
     samples: Iterable[MultiDocSample],
     case: Case = "long",
     *,
@@ -203,11 +204,11 @@ def attention_budget(
     A token that belongs to two parts counts to the one that :data:`BUDGET_PARTS` names first. Arguments are those of
     :func:`document_scores`; ``case`` says which prompt.
     """
-    chosen = require_samples(samples)
-    shape = (len(chosen), model.shape.n_layers, model.shape.n_heads, len(BUDGET_PARTS))
+    executor, chosen = executor_for(model), require_samples(samples)
+    shape = (len(chosen), executor.shape.n_layers, executor.shape.n_heads, len(BUDGET_PARTS))
     shares, responses = torch.full(shape, torch.nan), [""] * len(chosen)
     for place, masses, said in _run(
-        model, chosen, case, _prompt_parts, interventions, max_new_tokens, batch_tokens, progress
+        executor, chosen, case, _prompt_parts, interventions, max_new_tokens, batch_tokens, progress
     ):
         # Rows sum to one: what is not on the prompt is on the response itself.
         shares[place] = torch.cat((masses, 1 - masses.sum(dim=-1, keepdim=True)), dim=-1)
@@ -218,7 +219,7 @@ def attention_budget(
 
 
 def _run(
-    model: FocusModel,
+    executor: Executor,
     samples: Sequence[MultiDocSample],
     case: Case,
     parts: Parts,
@@ -228,9 +229,11 @@ def _run(
     progress: bool,
 ) -> Iterator[tuple[int, Float[Tensor, "layer head part"], str]]:
     """Index, attention by part and response of every sample, in batches of similar length."""
-    prompts = [model.encode(sample.prompt(case)) for sample in samples]
+    prompts, names = [executor.encode(sample.prompt(case)) for sample in samples], [sample.id for sample in samples]
     label = "attention by part" if progress else None
-    for batch in masses_in_batches(model, prompts, parts, None, interventions, max_new_tokens, batch_tokens, label):
+    for batch in masses_in_batches(
+        executor, prompts, names, parts, None, interventions, max_new_tokens, batch_tokens, label
+    ):
         yield from zip(*batch, strict=True)
 
 

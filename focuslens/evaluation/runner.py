@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tqdm.auto import tqdm
 
 from focuslens.batch import Generation
-from focuslens.batching import BATCH_TOKENS, in_batches
+from focuslens.batching import BATCH_TOKENS, map_batches
 from focuslens.evaluation.records import RecordFile
 from focuslens.evaluation.responding import respond
 from focuslens.evaluation.statistics import Interval, McNemar, bootstrap_mean, mcnemar_exact
+from focuslens.execution import Executor, executor_for
 from focuslens.files import versions
 from focuslens.hooks import Intervention
 from focuslens.metrics import require_comparable_answers, sub_exact_match
@@ -126,7 +128,7 @@ class Sweep:
 
 
 def evaluate(
-    model: FocusModel,
+    model: FocusModel | Executor,
     samples: Iterable[MultiDocSample],
     interventions: Sequence[Intervention] = (),
     *,
@@ -141,7 +143,7 @@ def evaluate(
     """Sub-span exact match of greedy responses, with a 95 % bootstrap interval.
 
     Args:
-        model: The model.
+        model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
         samples: Any samples of different ``id``.
         interventions: Applied in order.
         case: Which prompt is answered.
@@ -171,7 +173,7 @@ def evaluate(
 
 
 def run_sweep(
-    model: FocusModel,
+    model: FocusModel | Executor,
     samples: Iterable[MultiDocSample],
     settings: Sequence[Setting],
     *,
@@ -189,24 +191,23 @@ def run_sweep(
     Raises:
         ValueError: If there are no samples or settings, a name or id occurs twice, or ``out`` holds other results.
     """
-    chosen = list(samples)
+    executor, chosen = executor_for(model), list(samples)
     _require_unique("setting", [setting.name for setting in settings])
     _require_unique("sample", [sample.id for sample in chosen])
     require_comparable_answers(chosen)
     # Data that come from a file say so themselves.
     data = getattr(samples, "description", None) if data is None else data
-    header = _header(model, chosen, settings, max_new_tokens, data, seed)
+    header = _header(executor, chosen, settings, max_new_tokens, data, seed)
     store = None if out is None else RecordFile(out, header)
     records: dict[str, dict[str, Any]] = {} if store is None else store.records
     todo = [sample for sample in chosen if sample.id not in records]
-    lengths = [len(model.encode(sample.prompt("long")).tokens) for sample in todo]
+    lengths = [len(executor.encode(sample.prompt("long")).tokens) for sample in todo]
     done = len(chosen) - len(todo)
-
-    def run(batch: list[int], budget: int) -> list[dict[str, Any]]:
-        return _run_batch(model, [todo[i] for i in batch], settings, max_new_tokens, budget)
+    run = partial(_run_batch, settings=tuple(settings), max_new_tokens=max_new_tokens)
+    names, divisible = [sample.id for sample in todo], len(settings) > 1
 
     with tqdm(total=len(chosen), initial=done, desc="evaluation", unit="sample", disable=not progress) as bar:
-        for batch, made in in_batches(lengths, batch_tokens, run, divisible=len(settings) > 1):
+        for batch, made in map_batches(executor, run, todo, names, lengths, batch_tokens, divisible=divisible):
             if store is None:
                 records.update((record["id"], record) for record in made)
             else:
@@ -227,7 +228,7 @@ def _require_unique(what: str, names: Sequence[str]) -> None:
 
 
 def _header(
-    model: FocusModel,
+    executor: Executor,
     samples: Sequence[MultiDocSample],
     settings: Sequence[Setting],
     max_new_tokens: int,
@@ -235,7 +236,7 @@ def _header(
     seed: int,
 ) -> dict[str, Any]:
     return {
-        "model": model.description,
+        "model": executor.description,
         "data": {**(data or {}), "samples": len(samples), "prompts_sha256": prompts_digest(samples)},
         "settings": [setting.describe() for setting in settings],
         "max_new_tokens": max_new_tokens,
@@ -245,7 +246,7 @@ def _header(
 
 
 def _run_batch(
-    model: FocusModel, samples: Sequence[MultiDocSample], settings: Sequence[Setting], max_new_tokens: int, budget: int
+    model: FocusModel, samples: Sequence[MultiDocSample], budget: int, settings: Sequence[Setting], max_new_tokens: int
 ) -> list[dict[str, Any]]:
     """Records of a batch of samples under every setting."""
     results: list[dict[str, Any]] = [{} for _ in samples]

@@ -100,7 +100,7 @@ def _over_heads(values: Tensor, heads: Sequence[Head]) -> Float[Tensor, "sample"
 
 def _where_they_are(study: Study, ranked_on: ContextualScores) -> list[Finding]:
     """How many heads read the relevant document, and in which layers; resampled over training questions."""
-    (above,), n = ranked_on.sparsity((_READS,)), study.model.shape.n_layers
+    (above,), n = ranked_on.sparsity((_READS,)), study.executor.shape.n_layers
     reads = study.resampled("train", ranked_on.relevant, ranked_on.sample_ids) > _READS
     share = percentile_interval(above.fraction, reads.mean(axis=1))
     sparse = Finding(
@@ -111,7 +111,7 @@ def _where_they_are(study: Study, ranked_on: ContextualScores) -> list[Finding]:
     if above.layers is None:
         return [sparse]
     # The depth of a layer is that of its middle; every layer has as many heads.
-    late = np.repeat([(layer + 0.5) / n > 1 / 3 for layer in range(n)], study.model.shape.n_heads)
+    late = np.repeat([(layer + 0.5) / n > 1 / 3 for layer in range(n)], study.executor.shape.n_heads)
     drawn = reads[reads.any(axis=1)]
     estimate = float((ranked_on.mean().flatten().numpy() > _READS)[late].sum() / above.count)
     lying = percentile_interval(estimate, drawn[:, late].sum(axis=1) / drawn.sum(axis=1))

@@ -33,7 +33,7 @@ def run(study: Study) -> Artefact:
     wanted, ranking, samples = study.settings.retrieval, study.ranking, _samples(study)
     try:
         scores = retrieval_in_chunks(
-            study.model, samples, study.kept("needles", "retrieval"), study.how(wanted.max_new_tokens)
+            study.executor, samples, study.kept("needles", "retrieval"), study.how(wanted.max_new_tokens)
         )
     except NoRunCountsError as error:
         finding = Finding(f"The model finds no needle, so its retrieval heads are not known: {error}", "cannot be told")
@@ -84,7 +84,7 @@ def _samples(study: Study) -> list[NeedleSample]:
         return samples
     folder = study.haystack or Path(wanted.haystack)
     needles = load_needles(folder / "needles.jsonl")
-    return needle_samples(study.model, load_haystack(folder), needles, wanted.lengths, wanted.depths)
+    return needle_samples(study.executor, load_haystack(folder), needles, wanted.lengths, wanted.depths)
 
 
 def _draw(study: Study, scores: RetrievalScores, contextual: Sequence[Head], retrieving: Sequence[Head]) -> None:
@@ -151,7 +151,7 @@ def _findings(
     retrieving: Sequence[Head],
 ) -> list[Finding]:
     """Overlap and places of both kinds, with training questions and the needles' questions drawn again."""
-    k, n, n_layers = len(contextual), len(study.ranking), study.model.shape.n_layers
+    k, n, n_layers = len(contextual), len(study.ranking), study.executor.shape.n_layers
     ranked_on, counted = study.scores("train", "long"), torch.tensor(scores.counted)
     asked = [sample.prompt.part("question") for sample, counts in zip(samples, scores.counted, strict=True) if counts]
     copies = rearrange(scores.by_sample[counted], "sample layer head -> sample (layer head)").numpy()

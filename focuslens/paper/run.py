@@ -75,8 +75,8 @@ def make(study: Study, key: str, say: Callable[[str], None]) -> Artefact:
 
 
 def _facts(study: Study) -> dict[str, str]:
-    settings, description = study.settings, study.model.description
-    shape = study.model.shape
+    settings, description = study.settings, study.executor.description
+    shape = study.executor.shape
     sizes = ", ".join(f"{len(study.samples(part))} {part}" for part in ("train", "validation", "test"))
     return {
         "model": f"{settings.model}: {shape.n_layers} layers of {shape.n_heads} heads, d_head {shape.d_head}; "

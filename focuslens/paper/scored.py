@@ -11,6 +11,7 @@ from einops import rearrange
 
 from focuslens.data.needles import NeedleSample
 from focuslens.evaluation import AttentionBudget, DocumentScores, attention_budget, document_scores
+from focuslens.execution import Executor
 from focuslens.heads import Head
 from focuslens.hooks import Intervention
 from focuslens.model import FocusModel
@@ -38,7 +39,7 @@ class How(TypedDict):
 
 
 def score_in_chunks(
-    model: FocusModel,
+    model: FocusModel | Executor,
     samples: Sequence[MultiDocSample],
     case: Case,
     folder: Path,
@@ -60,7 +61,9 @@ def score_in_chunks(
     )
 
 
-def documents_in_chunks(model: FocusModel, samples: Sequence[MultiDocSample], folder: Path, how: How) -> DocumentScores:
+def documents_in_chunks(
+    model: FocusModel | Executor, samples: Sequence[MultiDocSample], folder: Path, how: How
+) -> DocumentScores:
     """:func:`document_scores`, taken from ``folder`` as far as they are there."""
 
     def measure(chunk: Sequence[MultiDocSample]) -> Measured:
@@ -81,7 +84,7 @@ def documents_in_chunks(model: FocusModel, samples: Sequence[MultiDocSample], fo
 
 
 def budget_in_chunks(
-    model: FocusModel,
+    model: FocusModel | Executor,
     samples: Sequence[MultiDocSample],
     folder: Path,
     how: How,
@@ -98,7 +101,9 @@ def budget_in_chunks(
     return AttentionBudget(found.tensors["shares"], **{name: tuple(values) for name, values in found.about.items()})
 
 
-def retrieval_in_chunks(model: FocusModel, samples: Sequence[NeedleSample], folder: Path, how: How) -> RetrievalScores:
+def retrieval_in_chunks(
+    model: FocusModel | Executor, samples: Sequence[NeedleSample], folder: Path, how: How
+) -> RetrievalScores:
     """:func:`focuslens.retrieval_scores`, taken from ``folder`` as far as they are there.
 
     Raises:

@@ -22,6 +22,7 @@ from focuslens.data.multidoc import MultiDocData, load_multidoc
 from focuslens.data.synthetic import load_synthetic
 from focuslens.directions import FocusDirections
 from focuslens.evaluation import Interval, Setting, Sweep, bootstrap_mean, resampled_means, run_sweep
+from focuslens.execution import Executor, InProcess
 from focuslens.files import versions, write_json
 from focuslens.heads import Head
 from focuslens.hooks import Intervention
@@ -47,6 +48,8 @@ class Study:
         data_file: Where the questions lie, if not at the settings' own name.
         haystack: Where the essays lie, if not at the settings' own name.
         progress: Show progress bars.
+        pool: Runs sweeps, scores and training; by default the model does. What looks into single heads' keys opens the
+            model in this process too.
     """
 
     settings: PaperSettings
@@ -54,10 +57,16 @@ class Study:
     data_file: Path | None = None
     haystack: Path | None = None
     progress: bool = True
+    pool: Executor | None = None
+
+    @cached_property
+    def executor(self) -> Executor:
+        """What runs the model."""
+        return InProcess(self.model) if self.pool is None else self.pool
 
     @cached_property
     def model(self) -> FocusModel:
-        """The model."""
+        """The model, in this process."""
         options = dict(self.settings.model_options)
         name = self.settings.model
         return FocusModel.demo(**options) if name == "demo" else FocusModel.from_pretrained(name, **options)
@@ -149,7 +158,7 @@ class Study:
             inputs["haystack_sha256"] = self._haystack_digest
         return {
             "artefact": key,
-            "model": self.model.description,
+            "model": self.executor.description,
             "settings": {name: everything[name] for name in (*shared, *sections)},
             "prompts_sha256": self._prompts,
             **inputs,
@@ -178,7 +187,7 @@ class Study:
         """Contextual scores of one part's prompts, made in chunks that are kept."""
         described = [one.describe() for one in interventions]
         folder = self.kept(f"{part}-{case}", part=part, case=case, interventions=described)
-        return score_in_chunks(self.model, self.samples(part), case, folder, self.how(), interventions)
+        return score_in_chunks(self.executor, self.samples(part), case, folder, self.how(), interventions)
 
     def how(self, max_new_tokens: int | None = None) -> How:
         """How the model is run, with responses of the settings' length where no other is given."""
@@ -213,7 +222,7 @@ class Study:
     def sweep(self, key: str, part: Part, settings: Sequence[Setting]) -> Sweep:
         """Accuracy under every setting, with records that a killed run continues."""
         return run_sweep(
-            self.model,
+            self.executor,
             self.samples(part),
             settings,
             max_new_tokens=self.settings.max_new_tokens,
@@ -252,7 +261,7 @@ class Study:
         if kept is not None:
             return kept
         made = train_focus_directions(
-            self.model,
+            self.executor,
             self.samples("train"),
             heads,
             site=site,

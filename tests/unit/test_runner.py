@@ -242,9 +242,9 @@ def test_a_file_cut_at_any_line_is_continued_without_repeating_a_sample(
     ran: list[str] = []
     original = runner._run_batch
 
-    def run_batch(model: Any, batch: Any, *rest: Any) -> Any:
+    def run_batch(model: Any, batch: Any, budget: int, **rest: Any) -> Any:
         ran.extend(sample.id for sample in batch)
-        return original(model, batch, *rest)
+        return original(model, batch, budget, **rest)
 
     monkeypatch.setattr(runner, "_run_batch", run_batch)
     for kept in range(len(lines) + 1):

@@ -300,7 +300,7 @@ def test_a_step_on_several_samples_takes_their_mean_gradient(
     for sample in chosen:
         prompt, response = model.encode(sample.prompt("long")), model.generate(sample.prompt("gold"), max_new_tokens=3)
         rows = activation_rows.capture_rows(model, prompt, response.tokens, groups, "rotary")
-        losses.append(objective.direction_losses(model, query, None, groups, rows, "rotary"))
+        losses.append(objective.direction_losses(model.backend, query, None, groups, rows, "rotary"))
     mean = torch.stack(losses).mean(dim=0)
     (gradient,) = torch.autograd.grad(mean.sum(), query)
     assert trained.losses is not None
