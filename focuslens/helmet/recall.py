@@ -32,6 +32,7 @@ NEEDLE = "For {key} the special magic {kind} is {value}."
 _VALUES_A_KEY = 4
 _DEPTHS = 6
 _DEMOS = 2
+_COMMA = ",\n "
 _TEMPLATE = 64
 """Tokens left for a chat template."""
 
@@ -200,8 +201,9 @@ class _Maker:
             values = _uuids(rng) if kind == "uuid" else _numbers(rng)
             key, value = next(keys), next(values)
             asked = self._needle(key, kind, value)
-            room = self._room(length, new_tokens, 2 * _count(self.tokenizer, key)) - _count(self.tokenizer, asked)
-            others = self._filling((self._needle(next(keys), kind, next(values)) for _ in cycle("x")), "\n", room)
+            room = self._room(length, new_tokens, 2 * _count(self.tokenizer, key))
+            more = (self._needle(next(keys), kind, next(values)) for _ in cycle("x"))
+            others = self._filling(more, "\n", room, [asked])
             place = rng.randint(0, len(others))
             rows.append(_needle_row(index, "\n".join([*others[:place], asked, *others[place:]]), key, kind, [value]))
             rows[-1]["depth"] = round(place / max(1, len(others)), 3)
@@ -214,12 +216,12 @@ class _Maker:
             key, numbers = next(_words(rng)), _numbers(rng)
             values = [next(numbers) for _ in range(_VALUES_A_KEY)]
             told = [self._needle(key, "number", value) for value in values]
-            taken = _count(self.tokenizer, " " + " ".join(told)) + 2 * _count(self.tokenizer, key)
+            room = self._room(length, new_tokens, 2 * _count(self.tokenizer, key))
             start = rng.randrange(len(self.sentences))
             endless = cycle([*self.sentences[start:], *self.sentences[:start]])
             if self.sentences[0].startswith(FILLER_STARTS[0]):
                 endless = (rng.choice(self.sentences) for _ in cycle("x"))
-            text = self._filling(endless, " ", self._room(length, new_tokens, taken))
+            text = self._filling(endless, " ", room, told)
             for sentence in told:
                 text.insert(rng.randint(0, len(text)), sentence)
             rows.append(_needle_row(index, " ".join(text), key, "numbers", values))
@@ -232,7 +234,8 @@ class _Maker:
         one = _count(self.tokenizer, _json([(next(ids), next(ids))]))
         room = self._room(length, new_tokens, (_DEMOS + 1) * one)
         drawn = [[(next(ids), next(ids)) for _ in range(2 + room // 20)] for _ in range(self.samples)]
-        k = min(len(self._filling((_json_line(*pair) for pair in some), "\n", room)) for some in drawn)
+        # The braces take two tokens.
+        k = min(len(self._filling((_json_line(*pair) for pair in some), _COMMA, room - 2)) for some in drawn)
         if k <= _DEMOS:
             raise ValueError(f"length {length} has room for {k} JSON pairs; it must have room for {_DEMOS + 1}")
         return [self._pair_row(index, some[:k], rng) for index, some in enumerate(drawn)]
@@ -265,17 +268,22 @@ class _Maker:
             )
         return room
 
-    def _filling(self, pieces: Iterator[str], joint: str, room: int) -> list[str]:
-        """As many of the pieces, from the first on, as have room together."""
+    def _filling(self, pieces: Iterator[str], joint: str, room: int, told: Sequence[str] = ()) -> list[str]:
+        """As many of the pieces, from the first on, as have room together and beside what is told anyway."""
         found: list[str] = []
-        taken = 0
+        taken = sum(_count(self.tokenizer, joint + one) for one in told)
+        if taken > room:
+            raise ValueError(
+                f"what is asked for takes {taken} tokens of this tokenizer, and the length is too short: it leaves "
+                f"{room} for a context"
+            )
         for piece in pieces:
             taken += _count(self.tokenizer, joint + piece)
             if taken > room:
                 break
             found.append(piece)
         # Pieces may share tokens where they meet, or take one more.
-        while found and _count(self.tokenizer, joint.join(found)) > room:
+        while found and _count(self.tokenizer, joint.join([*told, *found])) > room:
             found.pop()
         return found
 
@@ -285,7 +293,7 @@ def _needle_row(index: int, context: str, key: str, kind: str, values: list[str]
 
 
 def _json(pairs: Sequence[tuple[str, str]]) -> str:
-    return "{" + ",\n ".join(_json_line(*pair) for pair in pairs) + "}"
+    return "{" + _COMMA.join(_json_line(*pair) for pair in pairs) + "}"
 
 
 def _json_line(key: str, value: str) -> str:

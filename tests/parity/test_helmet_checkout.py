@@ -197,6 +197,13 @@ def test_helmets_own_script_reads_the_files(checkout, world, folders, tmp_path, 
     assert asked.get_averaged_metric() == {"substring_exact_match": 100.0}
 
 
+def test_the_embedded_model_can_do_its_own_set_by_helmets_loader(tmp_path):
+    named = ["--helmet", HELMET, "--config", "demo", "--lengths", "700", "--max-test-samples", "12", "--quiet"]
+    assert main(["helmet", *named, "--device", "cpu", "--out", str(tmp_path)]) == 0
+    (score,) = (tmp_path / "output" / "demo-baseline").glob("*.score")
+    assert json.loads(score.read_text())["substring_exact_match"] > 60
+
+
 @pytest.mark.slow
 def test_evaluation_by_helmet_and_by_focuslens_gives_the_same_tokens(checkout, tmp_path, monkeypatch):
     """The four recall tasks at 8k on a random model of 4 layers: baseline, and a direction folded in for HELMET."""

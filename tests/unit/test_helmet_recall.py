@@ -105,6 +105,17 @@ def test_contexts_fill_what_a_length_leaves_and_no_more(made, tokenizer):
             assert room - 420 < taken < room, name
 
 
+def test_pieces_that_take_more_tokens_together_than_apart_are_left_away_until_the_rest_fits(tmp_path):
+    def growing(text: str, **_: Any) -> dict[str, Any]:
+        n = len(text) // 4
+        return {"input_ids": range(n + n // 40)}
+
+    made = make_recall(growing, tmp_path, [3000], samples=2, reserve=100)
+    for file, most in made.files.items():
+        new_tokens = 100 if "multikey_3" in file or "json_kv" in file else 50
+        assert 2400 < most <= 3000 - 100 - new_tokens
+
+
 def test_the_same_seed_makes_the_same_files_and_another_makes_others(tokenizer, tmp_path):
     first, again, other = (
         make_recall(tokenizer, tmp_path / name, [1500], samples=2, seed=seed)
@@ -138,7 +149,7 @@ def test_own_wording_and_own_haystack(tokenizer, tmp_path):
         ({"reserve": -1}, "reserve is -1"),
         ({"haystack": "  \n"}, "has no sentence"),
         ({"lengths": [300], "reserve": 10}, "length 300 is too short for this tokenizer"),
-        ({"lengths": [600]}, "length 600 is too short for this tokenizer"),
+        ({"lengths": [600]}, r"what is asked for takes \d+ tokens of this tokenizer, and the length is too short"),
     ],
 )
 def test_what_cannot_be_made_is_refused(change, message, tokenizer, tmp_path):

@@ -33,10 +33,13 @@ def model(load_model: Any) -> fl.FocusModel:
     return load_model("llama", chat=False)
 
 
-def settings() -> tuple[fl.Setting, ...]:
+def steered(alpha: float) -> fl.Setting:
     query = 4 * torch.randn(3, 16, generator=torch.Generator().manual_seed(3))
-    directions = fl.FocusDirections(HEADS, query)
-    return (fl.Setting("baseline"), fl.Setting("3_1", (fl.FocusSteering(directions, 1.0),)))
+    return fl.Setting(f"3_{alpha:g}", (fl.FocusSteering(fl.FocusDirections(HEADS, query), alpha),))
+
+
+def settings() -> tuple[fl.Setting, ...]:
+    return (fl.Setting("baseline"), steered(1))
 
 
 def test_prompts_are_the_templates_words_and_only_the_context_is_cut(root, model):
@@ -114,7 +117,8 @@ def test_new_lines_end_a_response_where_helmet_says_so(root, model):
 def test_responses_are_those_of_hugging_face_and_of_the_steered_model(root, model, checkpoint):
     checkout, (entry, _) = entries(root)
     theirs: Any = AutoModelForCausalLM.from_pretrained(checkpoint("llama"), attn_implementation="eager")
-    answering = Answering(settings(), entry.max_new_tokens, HEADS)
+    chosen = (*settings(), steered(-1))  # two that are run together
+    answering = Answering(chosen, entry.max_new_tokens, HEADS)
     for sample in read_samples(checkout, entry, load(checkout, entry), model.tokenizer)[:3]:
         record = answering(model, sample)
         ids = sample.tokens[None]
@@ -125,11 +129,10 @@ def test_responses_are_those_of_hugging_face_and_of_the_steered_model(root, mode
         assert record["results"]["baseline"]["output"] == model.tokenizer.decode(tokens, skip_special_tokens=True)
         assert record["input_len"] == len(sample.tokens)
         encoded = fl.EncodedPrompt(sample.tokens, {})
-        steered = model.generate(encoded, settings()[1].interventions, max_new_tokens=6)
-        assert record["results"]["3_1"]["tokens"][: len(steered.tokens)] == steered.tokens.tolist()
-        assert record["results"]["3_1"]["tokens"] != tokens
-        for setting in settings():
+        for setting in chosen:
+            alone = model.generate(encoded, setting.interventions, max_new_tokens=6)
             found = record["results"][setting.name]
+            assert found["tokens"][: len(alone.tokens)] == alone.tokens.tolist()
             response = torch.tensor([token for token in found["tokens"] if token not in model.stop_tokens])
             everything = range(len(sample.tokens) + len(response))
             patterns = attention_pattern(
@@ -137,6 +140,7 @@ def test_responses_are_those_of_hugging_face_and_of_the_steered_model(root, mode
             )
             rows = patterns[:, len(sample.tokens) :, :2].sum(dim=2).mean(dim=1)
             torch.testing.assert_close(torch.tensor(found["sink"]), rows, atol=1e-5, rtol=0)
+        assert len({tuple(found["tokens"]) for found in record["results"].values()}) == 3
 
 
 def test_the_token_that_ends_a_response_counts_and_an_empty_response_has_no_attention(root, model):

@@ -68,16 +68,25 @@ def test_what_is_no_difference_as_printed_is_not_marked():
     assert table.cells["10_0.2", "MV"].mark == "same"
 
 
-def test_an_percentile_interval_one_task_is_that_of_its_questions(given):
-    short, _ = length_tables(given, ["baseline", "10_0.2"])
-    found = short.cells["10_0.2", "NQ"].difference
-    wanted = bootstrap_mean([0, 0, 0, 0, -100, 0], groups=list("aabbcc"), seed=7)
+def test_an_interval_of_one_task_is_that_of_its_questions():
+    one = scores("NQ", 1, [0, 100, 100, 100, 0, 0], [0, 100, 0, 0, 0, 0], questions=list("aabbcc"), sinks={})
+    (table,) = length_tables([one], ["baseline", "10_0.2"])
+    found = table.cells["10_0.2", "NQ"].difference
     assert found is not None
-    assert (found.low, found.high) == pytest.approx((wanted.low, wanted.high), abs=1e-9)
-    assert (found.low, found.high) == (-50, 0)
+    # Question b loses both of its samples: of three questions drawn all are b with probability 1/27, none with 8/27.
+    assert (found.mean, found.low, found.high) == pytest.approx((-100 / 3, -100, 0))
 
 
-def test_an_percentile_interval_an_average_is_that_of_tasks_resampled_apart():
+def test_tasks_are_not_resampled_alike():
+    values = list(np.random.default_rng(1).random(50) * 100)
+    given = [scores(name, 1, values, values, sinks={}) for name in ("MK Needle", "MK UUID")]
+    (table,) = length_tables(given, ["baseline", "10_0.2"])
+    one, average = table.cells["baseline", "MK Needle"].score, table.cells["baseline", "Recall"].score
+    # Half the variance: a mean of two that have nothing to do with each other.
+    assert (average.high - average.low) / (one.high - one.low) == pytest.approx(2**-0.5, rel=0.05)
+
+
+def test_an_interval_of_an_average_is_that_of_tasks_resampled_apart():
     rng = np.random.default_rng(0)
     base = {name: rng.random(n) * 100 for name, n in (("MK Needle", 40), ("MK UUID", 40), ("NQ", 25))}
     steered = {name: values + rng.normal(3, 20, len(values)) for name, values in base.items()}
