@@ -75,7 +75,7 @@ class _Steered:
     """In front of a causal language model of transformers: its steered layers get their vectors."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
-        super().__init__(config, *args, **kwargs)
+        super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         for layer in config.focus_layers:
             _steer(self.model.layers[layer].self_attn, config.num_attention_heads)  # type: ignore[attr-defined]
 

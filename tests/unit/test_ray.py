@@ -155,7 +155,8 @@ def test_scores_are_the_same_to_the_bit(pool: fl.RayPool, model: fl.FocusModel, 
         ]
         assert same(*scores)
     # Batches decide the last bits, which is why a pool's are those of one process.
-    alone = fl.contextual_scores(model, many, **{**arguments, "batch_tokens": 1})
+    apart: dict[str, Any] = {**arguments, "batch_tokens": 1}
+    alone = fl.contextual_scores(model, many, **apart)
     together = fl.contextual_scores(model, many, **arguments)
     torch.testing.assert_close(alone.relevant, together.relevant, atol=1e-5, rtol=1e-4, equal_nan=True)
     assert same(*(fl.attention_budget(runs, many[:4], **arguments) for runs in (model, pool)))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -143,7 +143,7 @@ def test_save_figure_writes_the_same_png_twice(tmp_path: Path):
 def test_groups_of_heads_are_told_apart_and_counted():
     groups = np.array([[0, 1, 1], [3, 2, 0]])
     ax = viz.head_groups(groups, ("none", "a", "b", "both"), title="Which")
-    (image,) = ax.get_images()
+    (image,) = cast("Any", ax.get_images())
     drawn = image.cmap(image.norm(groups))[..., :3]
     # No two kinds have the same colour, nor the same grey.
     for kinds in (drawn.reshape(-1, 3), drawn.reshape(-1, 3) @ [[0.299], [0.587], [0.114]]):
