@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -42,19 +43,25 @@ class Checkpoint:
     config: Mapping[str, Any]
     shards: tuple[Shard, ...]
 
+    @cached_property
+    def resolved(self) -> Any:
+        """The configuration with what its class takes where ``config.json`` is silent, such as Mistral's window."""
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(**self.config)
+
     @property
     def shape(self) -> ModelShape:
         """The sizes that directions have to fit."""
-        config = self.config
-        n_heads = int(config["num_attention_heads"])
+        config, n_heads = self.resolved, int(self.resolved.num_attention_heads)
         return ModelShape(
-            n_layers=int(config["num_hidden_layers"]),
+            n_layers=int(config.num_hidden_layers),
             n_heads=n_heads,
-            n_key_value_heads=int(config.get("num_key_value_heads") or n_heads),
-            d_head=int(config.get("head_dim") or config["hidden_size"] // n_heads),
-            d_model=int(config["hidden_size"]),
-            d_vocab=int(config["vocab_size"]),
-            n_ctx=int(config["max_position_embeddings"]),
+            n_key_value_heads=int(config.num_key_value_heads or n_heads),
+            d_head=int(getattr(config, "head_dim", None) or config.hidden_size // n_heads),
+            d_model=int(config.hidden_size),
+            d_vocab=int(config.vocab_size),
+            n_ctx=int(config.max_position_embeddings),
         )
 
     def config_with_dtype(self) -> dict[str, Any]:
@@ -85,7 +92,7 @@ def open_checkpoint(source: str | Path, revision: str | None, families: Sequence
         ValueError: If it is of no accepted type, or brings code of its own.
     """
     directory = _local(source, revision)
-    config: dict[str, Any] = json.loads((directory / CONFIG).read_text())
+    config: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
     family = config.get("model_type")
     if family not in families:
         raise ValueError(f"{source} is of the type {family!r}; {', '.join(families)} can be {verb}")
@@ -111,11 +118,11 @@ def _local(source: str | Path, revision: str | None) -> Path:
 
 
 def _shards(directory: Path) -> list[Shard]:
-    if (directory / INDEX).is_file():
-        index = json.loads((directory / INDEX).read_text())
-        names = sorted(set(index["weight_map"].values()))
-    elif (directory / SINGLE).is_file():
+    if (directory / SINGLE).is_file():  # which Hugging Face takes before an index too
         names = [SINGLE]
+    elif (directory / INDEX).is_file():
+        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+        names = sorted(set(index["weight_map"].values()))
     else:
         raise FileNotFoundError(
             f"{directory} holds neither {SINGLE} nor {INDEX}; save the model with save_pretrained to get safetensors"
@@ -155,7 +162,7 @@ def write_steered(
         left_out += _copy_rest(base, partial)
         record = {"base": base.name, "revision": base.revision, "steering": steering.describe(), "versions": versions()}
         write_json(partial / _RECORD, record)
-        (partial / _CARD).write_text(_card(base.directory, chapter))
+        (partial / _CARD).write_text(_card(base.directory, chapter), encoding="utf-8")
         partial.chmod(0o755)
         if out.exists():
             out.rmdir()  # an empty one, as was checked
@@ -189,7 +196,7 @@ def _copy_rest(base: Checkpoint, out: Path) -> list[str]:
 def _card(directory: Path, chapter: Sequence[str]) -> str:
     """The model card of the base, with a chapter in front of its text."""
     card = directory / _CARD
-    text = card.read_text() if card.is_file() else ""
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
     front, _, body = text[4:].partition("\n---\n") if text.startswith("---\n") else ("", "", text)
     lines = [*(["---", front, "---", ""] if front else []), *chapter, "", body.strip()]
     return "\n".join(lines).rstrip() + "\n"

@@ -46,8 +46,8 @@ def export(
     ``AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)`` gives the base's own class with one addition:
     in steered layers ``alpha d_Q`` is added to the queries after the rotary embedding (equation 5; key vectors change
     nothing there). The vectors lie in ``focus_directions.safetensors`` beside the weights, which are copied as they
-    are. Without ``trust_remote_code`` nothing is loaded: the checkpoint is of a type of its own, so that it cannot be
-    run unsteered by mistake.
+    are. Without ``trust_remote_code`` nothing is loaded: the checkpoint is of a type of its own, so that the
+    Auto classes do not run it unsteered by mistake.
 
     Args:
         source: Directory or hub name of a Llama, Mistral, Qwen2 or Qwen3 checkpoint, in safetensors.

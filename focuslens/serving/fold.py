@@ -113,11 +113,13 @@ def _folded_config(base: Checkpoint) -> dict[str, Any]:
         raise ValueError(f"the weights of {base.name} are quantized; fold the checkpoint they were made from")
     new = base.config_with_dtype()
     if config["model_type"] == "mistral":
-        if config.get("sliding_window") is not None:
+        if (window := base.resolved.sliding_window) is not None:
             raise ValueError(
-                f"{base.name} is a mistral with a sliding window of {config['sliding_window']} tokens; Mistral has no "
+                f"{base.name} is a mistral with a sliding window of {window} tokens; Mistral has no "
                 "biases, and Llama, which could stand in, no window"
             )
+        # Written out in full: what the two classes take where a configuration is silent is not the same.
+        new = {**base.resolved.to_dict(), "dtype": new.get("dtype") or new["torch_dtype"]}
         new.pop("sliding_window", None)
         new |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "mlp_bias": False}
     if config["model_type"] != "qwen2":  # whose queries, keys and values have biases always

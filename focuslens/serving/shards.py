@@ -130,6 +130,8 @@ def _width(entry: Mapping[str, Any]) -> int:
 def _copy(source: BinaryIO, target: BinaryIO, size: int) -> None:
     while size:
         part = source.read(min(size, _PART))
+        if not part:
+            raise ValueError(f"{source.name} was cut off while it was copied")
         target.write(part)
         size -= len(part)
 

@@ -180,6 +180,35 @@ def test_what_cannot_be_folded_is_refused_by_name(config, message, load_model, c
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base"]
 
 
+def test_what_a_configuration_leaves_unsaid_is_what_its_class_takes(load_model, checkpoint, samples, tmp_path):
+    """Mistral has a window where none is named, and eight key-value heads; Llama has none, and as many as heads."""
+    base = shutil.copytree(checkpoint("mistral"), tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    silent = {key: value for key, value in config.items() if key not in ("sliding_window", "max_position_embeddings")}
+    (base / "config.json").write_text(json.dumps(silent))
+    model = load_model("mistral")
+    with pytest.raises(ValueError, match="a sliding window of 4096 tokens"):
+        fold(base, steering(model), tmp_path / "out")
+    (base / "config.json").write_text(json.dumps(silent | {"sliding_window": None}))
+    fold(base, steering(model), tmp_path / "out")
+    prompt = model.encode(samples[0].prompt())
+    with torch.no_grad():
+        folded = opened(tmp_path / "out")(prompt.tokens[None]).logits[0]
+    torch.testing.assert_close(folded, model.logits(prompt, [steering(model)]), atol=1e-4, rtol=0)
+
+
+def test_the_one_file_comes_before_an_index_as_in_hugging_face(load_model, checkpoint, tmp_path):
+    base = shutil.copytree(checkpoint("llama"), tmp_path / "base")
+    other: Any = AutoModelForCausalLM.from_pretrained(checkpoint("llama_tied"))
+    other.save_pretrained(tmp_path / "other", max_shard_size="60KB")
+    for path in (tmp_path / "other").glob("model*"):
+        shutil.copyfile(path, base / path.name)
+    fold(base, steering(load_model("llama")), tmp_path / "out")
+    new, old = load_file(tmp_path / "out" / "model.safetensors"), load_file(base / "model.safetensors")
+    assert all(torch.equal(new[name], tensor) for name, tensor in old.items())
+    assert not (tmp_path / "out" / "model.safetensors.index.json").exists()
+
+
 def test_steering_that_is_no_bias_is_refused(load_model, checkpoint, tmp_path):
     model = load_model("llama")
     with pytest.raises(ValueError, match="act at the rotary site"):
