@@ -56,8 +56,9 @@ def all_of(*verdicts: Verdict) -> Verdict:
 
 
 def signed(change: Interval, digits: int = 3) -> str:
-    """A change with its interval, each with its sign."""
-    mean, low, high = (f"{number:+.{digits}f}" for number in (change.mean, change.low, change.high))
+    """A change with its interval, each with its sign, or 0 where it has none in so many digits."""
+    texts = (f"{number:+.{digits}f}" for number in (change.mean, change.low, change.high))
+    mean, low, high = (text if float(text) else "0" for text in texts)
     return f"{mean} [{low}, {high}]"
 
 

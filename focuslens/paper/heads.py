@@ -12,7 +12,8 @@ from torch import Tensor
 from focuslens.evaluation import percentile_interval
 from focuslens.heads import Head
 from focuslens.paper import reported
-from focuslens.paper.artefact import Artefact, Finding, all_of, keep_heads, verdict_below, verdict_by
+from focuslens.paper.artefact import Artefact, Finding, all_of, keep_heads, signed, verdict_below, verdict_by
+from focuslens.paper.scored import KINDS_SAID
 from focuslens.paper.study import Study
 from focuslens.scoring import ContextualScores
 from focuslens.viz import Table, head_map
@@ -46,8 +47,8 @@ def run(study: Study) -> Artefact:
         tuple((one.threshold, one.count, one.fraction, *(one.layers or ("-", "-"))) for one in sparsity),
     )
     caption = (
-        f"Contextual scores (share of attention) of the top {settings.top} heads on held-out questions; samples: "
-        f"{_sizes(cases)}"
+        f"Contextual scores of the top {settings.top} heads on held-out questions. {KINDS_SAID}. Samples: "
+        f"{_sizes(cases)}; correct and wrong: right with the relevant document alone, and right or wrong with all"
     )
     return Artefact(
         KEY,
@@ -108,11 +109,11 @@ def _where_they_are(study: Study, ranked_on: ContextualScores) -> list[Finding]:
         f"score above {_READS:g}; sparse is less than {_FEW:g}.",
         all_of(verdict_by(share), verdict_below(share, _FEW)),
     )
-    if above.layers is None:
+    drawn = reads[reads.any(axis=1)]
+    if above.layers is None or not len(drawn):
         return [sparse]
     # The depth of a layer is that of its middle; every layer has as many heads.
     late = np.repeat([(layer + 0.5) / n > 1 / 3 for layer in range(n)], study.executor.shape.n_heads)
-    drawn = reads[reads.any(axis=1)]
     estimate = float((ranked_on.mean().flatten().numpy() > _READS)[late].sum() / above.count)
     lying = percentile_interval(estimate, drawn[:, late].sum(axis=1) / drawn.sum(axis=1))
     return [
@@ -141,9 +142,9 @@ def _findings(
         if margin is None:
             found.append(Finding(f"{text}: there is no such question.", "cannot be told"))
             continue
-        found.append(Finding(f"{text}: by {margin}.", verdict_by(margin)))
+        found.append(Finding(f"{text}: by {signed(margin, 4)}.", verdict_by(margin)))
     more = study.interval("test", _over_heads(cases["gold"].sink - cases["long"].sink, top), cases["long"].sample_ids)
     if more is not None:
         text = "Where the relevant document stands alone, the sink gets more of these heads' attention: by"
-        found.append(Finding(f"{text} {more}.", verdict_by(more)))
+        found.append(Finding(f"{text} {signed(more, 4)}.", verdict_by(more)))
     return found

@@ -28,7 +28,6 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .3rem }
 .paper { color: var(--soft); font-weight: 400 }
 """
 _CLASSES = {"holds": "holds", "does not hold": "not", "cannot be told": "unknown"}
-_COUNTED = {"holds": "hold", "does not hold": "do not hold", "cannot be told": "cannot be told"}
 _LONG = 40
 """Rows from which on a table scrolls within its place."""
 
@@ -60,8 +59,8 @@ def write_index(path: Path, title: str, facts: Mapping[str, str], artefacts: Seq
 def _summary(artefacts: Sequence[Artefact]) -> str:
     """The paper's findings, how many of them hold, and which; what is no finding of the paper stands further down."""
     verdicts = [one.verdict for artefact in artefacts for one in artefact.findings]
-    counts = ", ".join(f"{verdicts.count(verdict)} {escape(text)}" for verdict, text in _COUNTED.items())
-    parts = ["<section><h2>What the paper finds, and what is found here</h2>", f"<p>Of its findings {counts}.</p>"]
+    counts = ", ".join(f"{_verdict(verdict)}{verdicts.count(verdict)}" for verdict in _CLASSES)
+    parts = ["<section><h2>What the paper finds, and whether it is seen here</h2>", f"<p>{counts}</p>"]
     for artefact in artefacts:
         judged = [one for one in artefact.findings if one.verdict]
         if judged:
@@ -71,12 +70,12 @@ def _summary(artefacts: Sequence[Artefact]) -> str:
 
 
 def _findings(findings: Sequence[Finding]) -> str:
-    items = [f"<li>{_verdict(one.verdict)} {escape(one.text)}</li>" for one in findings]
+    items = [f"<li>{_verdict(one.verdict)}{escape(one.text)}</li>" for one in findings]
     return f'<ul class="findings">{"".join(items)}</ul>' if items else ""
 
 
 def _verdict(verdict: str) -> str:
-    return f'<span class="verdict {_CLASSES[verdict]}">{escape(verdict)}</span>' if verdict else ""
+    return f'<span class="verdict {_CLASSES[verdict]}">{escape(verdict)}</span> ' if verdict else ""
 
 
 def _link(name: str) -> str:

@@ -173,8 +173,8 @@ def _findings(
         ),
         Finding(
             f"Retrieval heads are spread over more layers: contextual heads lie in {_layers(contextual)}, retrieval "
-            f"heads in {_layers(retrieving)}, of {n_layers} layers counted from 0; they hold {signed(more, 0)} layers "
-            "more.",
+            f"heads in {_layers(retrieving)}, of {n_layers} layers counted from 0; the number of layers that hold one "
+            f"differs by {signed(more, 0)}.",
             "cannot be told" if alone else verdict_by(more),
         ),
     ]

@@ -21,6 +21,7 @@ from focuslens.retrieval_heads import RetrievalScores, copy_runs
 from focuslens.scoring import KINDS, ContextualScores, contextual_scores
 
 __all__ = [
+    "KINDS_SAID",
     "How",
     "budget_in_chunks",
     "documents_in_chunks",
@@ -28,6 +29,13 @@ __all__ = [
     "retrieval_in_chunks",
     "score_in_chunks",
 ]
+
+
+KINDS_SAID = (
+    "Shares of attention: R to the relevant document, IR to all others together, IR max to the one other that gets "
+    "most, sink to the first two tokens"
+)
+"""What the columns of a table of scores are."""
 
 
 class How(TypedDict):

@@ -9,7 +9,7 @@ from focuslens.evaluation import Setting, Sweep
 from focuslens.heads import Head
 from focuslens.interventions import FocusSteering
 from focuslens.paper.artefact import Finding, Piece
-from focuslens.paper.scored import head_mean
+from focuslens.paper.scored import KINDS_SAID, head_mean
 from focuslens.paper.study import Study
 from focuslens.scoring import KINDS, ContextualScores
 from focuslens.viz import Table
@@ -60,7 +60,7 @@ def _table(study: Study, sweep: Sweep, heads: Sequence[Head]) -> Table:
         rows.append((row["name"], row["em"], row["em_low"], row["em_high"], row["mcnemar_p"], *means))
     return Table(
         "Exact match (share of samples) on validation questions by site, rows and strength, its 95 % interval and the "
-        f"exact p-value, and mean contextual scores (share of attention) of the {len(heads)} steered heads",
+        f"exact p-value, and mean contextual scores of the {len(heads)} steered heads. {KINDS_SAID}",
         ("setting", "exact match", "low", "high", "p", "R", "IR", "IR max", "sink"),
         tuple(rows),
     )

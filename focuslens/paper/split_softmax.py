@@ -13,6 +13,9 @@ __all__ = ["KEY", "SECTIONS", "run"]
 
 KEY = "split_softmax"
 SECTIONS = ("split_softmax",)
+_CAPTION = (
+    "Split-softmax on test questions (baseline: all documents; gold: the relevant one alone; negative: all others)"
+)
 _LITTLE = 0.05
 """Exact match that counts as little."""
 
@@ -41,13 +44,13 @@ def run(study: Study) -> Artefact:
         tuple(_findings(study, test, honest, contextual, random)),
         (
             (
-                "Exact match over the number of heads for each tau, with 95 % bootstrap intervals; random heads are "
-                f"drawn outside the first {min(wanted.exclude, len(ranking) // 2)} of the ranking as long as there are "
-                "others.",
+                "Exact match over the number k of heads for each exponent tau (below 1 attention to the relevant "
+                "document is turned up, above 1 down), with 95 % bootstrap intervals; random heads are drawn outside "
+                f"the first {min(wanted.exclude, len(ranking) // 2)} of the ranking as long as there are others.",
                 "split_softmax.png",
             ),
         ),
-        (chosen, sweep_table("Split-softmax on test questions", test)),
+        (chosen, sweep_table(_CAPTION, test)),
         (reported.FIGURE_3,),
     )
 

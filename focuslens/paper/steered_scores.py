@@ -13,7 +13,7 @@ from focuslens.heads import Head
 from focuslens.interventions import FocusSteering
 from focuslens.paper import reported
 from focuslens.paper.artefact import Artefact, Finding, Verdict, all_of, signed, verdict_below, verdict_by
-from focuslens.paper.scored import head_mean
+from focuslens.paper.scored import KINDS_SAID, head_mean
 from focuslens.paper.steering import steerable
 from focuslens.paper.study import Study
 from focuslens.scoring import ContextualScores
@@ -67,8 +67,9 @@ def _steered(study: Study, heads: Sequence[Head], alphas: Sequence[float]) -> di
 def _table(found: Mapping[float, _Cases], plain: _Cases, top: Sequence[Head], steered: Sequence[Head]) -> Table:
     columns = ("head", "alpha", *(part for name, _, _ in _COLUMNS for part in (name, f"{name} change")))
     return Table(
-        f"Contextual scores (share of attention) on test questions with the top {len(steered)} heads steered, and "
-        "their change against no steering; measured with the responses that the steered model gives",
+        f"Contextual scores on test questions with the top {len(steered)} heads steered, and their change against no "
+        f"steering; measured with the responses that the steered model gives. {KINDS_SAID}; gold: with the relevant "
+        "document alone",
         columns,
         tuple(row for alpha, cases in found.items() for row in _rows(cases, plain, top, alpha)),
     )

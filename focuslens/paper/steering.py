@@ -35,7 +35,7 @@ def run(study: Study) -> Artefact:
     table, _ = chosen_table(validation, test, grid)
     figures = [
         (
-            "Exact match over the number of heads for each alpha, with 95 % bootstrap intervals.",
+            "Exact match over the number k of heads for each strength alpha, with 95 % bootstrap intervals.",
             "steering.png",
         )
     ]
@@ -52,7 +52,7 @@ def run(study: Study) -> Artefact:
         "Figures 4, 7 and 8",
         tuple(_findings(validation, test, grid, wanted.contextual)),
         tuple(figures),
-        (table, sweep_table("Focus directions on test questions", test)),
+        (table, sweep_table("Focus directions on test questions (baseline: no steering)", test)),
         (reported.FIGURE_4,),
     )
 

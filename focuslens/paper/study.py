@@ -208,9 +208,9 @@ class Study:
         return self.out / "measured" / f"{name}-{_short({**self.header('scores', *sections), **made_of}, 16)}"
 
     def scores_by_case(self, part: Part, interventions: Sequence[Intervention] = ()) -> dict[str, ContextualScores]:
-        """Scores of the cases ``long``, ``gold``, ``correct`` and ``wrong`` of Table 1."""
+        """Scores of the cases ``long``, ``correct``, ``wrong`` and ``gold``, in the order of Table 1."""
         long, gold = (self.scores(part, case, interventions) for case in ("long", "gold"))
-        return {"long": long, "gold": gold, **by_outcome(long, gold)}
+        return {"long": long, **by_outcome(long, gold), "gold": gold}
 
     @cached_property
     def ranking(self) -> list[Head]:

@@ -19,6 +19,7 @@ from focuslens.paper import (
     attribution,
     budget,
     heads,
+    reported,
     retrieval,
     run,
     split_softmax,
@@ -98,6 +99,7 @@ def test_table_1_holds_the_scores_of_held_out_questions(made: study.Study):
     )
     table = artefact.tables[1]
     assert [row[0] for row in table.rows] == [str(head) for head in ranked.ranking()[:5]]
+    assert table.columns == reported.TABLE_1.columns  # so that both can be read side by side
     for row, head in zip(table.rows, ranked.ranking(), strict=False):
         cells = dict(zip(table.columns, row, strict=True))
         assert cells["R long"] == pytest.approx(float(long.mean()[head]), abs=1e-7)
