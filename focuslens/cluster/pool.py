@@ -173,8 +173,17 @@ def _connect(ray: Any, address: str | None) -> bool:
         for name, value in _QUIET.items():
             os.environ.setdefault(name, value)
         ray.init(address="local", include_dashboard=False, **options)
-    else:
+        return True
+    try:
         ray.init(address=address, **options)
+    except ImportError:
+        raise
+    except Exception as error:  # of many kinds, some of them after a minute
+        said = " ".join(str(error).split()) or type(error).__name__
+        raise ConnectionError(
+            f"no Ray cluster can be joined at {address!r} ({said[:300]}); start one with 'ray start --head', set "
+            "RAY_AUTH_MODE=token for one that asks for a token, or leave the address away"
+        ) from error
     return True
 
 
