@@ -21,6 +21,7 @@ def read(path: Path) -> list[list[str]]:
 
 
 def test_a_figures_numbers_lie_beside_it(tmp_path: Path):
+    open_before = plt.get_fignums()
     lines = [Curve("a", (4.0, 1.0), (0.25, 1 / 3), (0.2, 0.3), (0.3, 0.4))]
     levels = {"none": Interval(0.5, 0.4, 0.6, 0.95)}
     axes = sweep_curves(lines, levels, x_label="heads", y_label="exact match")
@@ -41,7 +42,7 @@ def test_a_figures_numbers_lie_beside_it(tmp_path: Path):
         ["1", "1", "0.125", "0"],
     ]
     assert {path.name for path in tmp_path.iterdir()} == {"lines.png", "lines.csv", "map.png", "map.csv"}
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == open_before
 
 
 def test_the_page_begins_with_the_papers_findings(tmp_path: Path):
