@@ -147,9 +147,9 @@ def test_the_command_writes_the_samples_of_steer(model, tmp_path, capsys):
     steer = ["steer", "--directions", str(tmp_path / "directions"), "--alpha", "1", "--k", "1", "--heads"]
     (tmp_path / "heads.json").write_text(json.dumps({"heads": [list(head) for head in HEADS]}))
     assert main([*steer, str(tmp_path / "heads.json"), *options, "--out", str(tmp_path / "steer")]) == 0
-    rows = (tmp_path / "steer" / "sweep.jsonl").read_text().splitlines()
-    ids = {json.loads(row).get("sample_id") for row in rows} - {None}
-    assert {line["id"] for line in lines} == ids
+    _, *records = (tmp_path / "steer" / "steering.jsonl").read_text().splitlines()
+    assert {line["id"] for line in lines} == {json.loads(record)["id"] for record in records}
+    assert len(lines) == 3
     assert "max_gen_toks: 5" in (tmp_path / "task" / "mine.yaml").read_text()
     assert json.loads((tmp_path / "task" / "mine.json").read_text())["data"]["samples"] == 3
 
