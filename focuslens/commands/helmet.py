@@ -85,9 +85,7 @@ def _model_options(group: Any) -> None:
     group.add_argument("--backend", choices=("hooked", "bridge"), help="TransformerLens model; default: what fits")
     group.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
     add_device_map(group)
-    group.add_argument(
-        "--dtype", default="bfloat16", help="of the weights (default bfloat16, as HELMET; demo: float32)"
-    )
+    group.add_argument("--dtype", help="of the weights (default bfloat16, as HELMET's; float32 for the embedded model)")
     group.add_argument("--n-ctx", type=int, help="context length in tokens; default: what the checkpoint declares")
     group.add_argument("--revision", help="branch, tag or commit on the hub")
     group.add_argument(
@@ -159,7 +157,7 @@ def _run_tasks(args: argparse.Namespace) -> None:
         print(f"left out, since the paper does not use them: {', '.join(plan.left_out)}")
     directions, ranking = _directions(args)
     args.chat = False  # HELMET puts prompts into the chat template
-    args.dtype = "float32" if args.model == "demo" and args.dtype == "bfloat16" else args.dtype
+    args.dtype = args.dtype or ("float32" if args.model == "demo" else "bfloat16")
     model = open_model(args)
     settings, heads = _settings(args, model, directions, ranking)
     helmet = HelmetRun(
@@ -184,7 +182,7 @@ def _run_tasks(args: argparse.Namespace) -> None:
 
 def _plan(args: argparse.Namespace, out: Path) -> Any:
     from focuslens.helmet.checkout import open_checkout
-    from focuslens.helmet.demo import make_demo
+    from focuslens.helmet.demo import DEMO_LENGTHS, make_demo
     from focuslens.helmet.plan import read_plan
 
     checkout, configs = open_checkout(args.helmet), list(args.config)
@@ -193,7 +191,7 @@ def _plan(args: argparse.Namespace, out: Path) -> Any:
         if len(configs) > 1 or args.data is not None:
             raise ValueError("--config demo makes data of its own; run it alone, without --data")
         root = (out / "made").resolve()
-        configs = [str(make_demo(root, args.lengths or (1024, 2048), seed=args.seed).config)]
+        configs = [str(make_demo(root, args.lengths or DEMO_LENGTHS, seed=args.seed).config)]
     options = ["--model_name_or_path", args.model, "--output_dir", str(out / "output"), "--tag", args.tag]
     options += ["--seed", str(args.seed)]
     for name in ("max_test_samples", "use_chat_template"):

@@ -11,18 +11,21 @@ from focuslens.helmet.recall import Recall, Rows, write_sets
 from focuslens.helmet.tasks import NEEDLE_QA
 from focuslens.prompts import MultiDocSample
 
-__all__ = ["make_demo"]
+__all__ = ["DEMO_LENGTHS", "make_demo"]
+
+DEMO_LENGTHS = (768, 1400)
+"""Tokens of prompt and response: about ten documents, and the twenty that the model was trained on at most."""
 
 _NEW_TOKENS = 26
-_FEWEST = 2
+_FEWEST, _MOST = 2, 20
 _RESERVE = 220
 """Tokens that HELMET's wording, of which the corpus has few words, and the question take."""
 
 
 def make_demo(
-    out: str | Path, lengths: Sequence[int] = (1024, 2048), *, samples: int = 100, split: Split = "test", seed: int = 42
+    out: str | Path, lengths: Sequence[int] = DEMO_LENGTHS, *, samples: int = 100, split: Split = "test", seed: int = 42
 ) -> Recall:
-    """Write questions about facts among documents, as many documents as fit each length, and their configuration.
+    """Write questions about facts among documents, as many (at most 20) as fit each length, and their configuration.
 
     Each sample is a question of the synthetic corpus, the gold document at five depths in turn. HELMET's loader for
     RULER reads them (``ruler_qa_1``), writes its own instructions around them, and ends in the words after which the
@@ -36,7 +39,7 @@ def make_demo(
         seed: Of the corpus.
 
     Raises:
-        ValueError: If not even one document fits a length.
+        ValueError: If not even two documents fit a length.
     """
     tokenizer = build_tokenizer()
     sets: list[tuple[str, str, int, int, Rows]] = []
@@ -56,7 +59,7 @@ def _fitting(tokenizer: Any, length: int, samples: int, split: Split, seed: int)
         return rows, max(len(tokenizer(row["context"])["input_ids"]) for row in rows)
 
     taken = rows_of(_FEWEST, 5)[1] / _FEWEST  # of one document, about
-    for documents in range(min(60, max(_FEWEST, int(1.2 * room / taken))), _FEWEST - 1, -1):
+    for documents in range(min(_MOST, max(_FEWEST, int(1.2 * room / taken))), _FEWEST - 1, -1):
         if rows_of(documents, 5)[1] <= room:
             rows, most = rows_of(documents, samples)
             if most <= room:

@@ -21,7 +21,8 @@ td.better { background: #0b7a4b22 } td.worse { background: #b0002022 }
 td.certain { font-weight: 700 }
 td small { display: block; color: var(--soft); font-weight: 400 }
 tr.reported td, tr.reported th { color: var(--soft); font-style: italic }
-tbody th { font-weight: 600; white-space: nowrap }
+tbody th { font-weight: 600; white-space: nowrap; border-bottom-width: 1px }
+th.number { white-space: normal }
 details { margin: 0 0 1.4rem }
 summary { cursor: pointer; color: var(--key) }
 """
@@ -184,7 +185,8 @@ def _paper_grids(reported: Sequence[ReportedRow], length: int) -> list[Grid]:
 
 
 def _table(grid: Grid) -> str:
-    head = "".join(f"<th>{escape(column)}</th>" for column in grid.columns)
+    first, *others = grid.columns
+    head = f"<th>{escape(first)}</th>" + "".join(f'<th class="number">{escape(column)}</th>' for column in others)
     rows = "\n".join(_row(label, cells, reported) for label, cells, reported in grid.rows)
     caption = f"<caption>{escape(grid.caption)}</caption>"
     return f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
