@@ -153,7 +153,8 @@ class Crew:
             self._collect(0)
             self._hand_out(work)
             if work.turn not in work.answers:
-                self._collect(None)
+                if not self._collect(None):
+                    raise RuntimeError("no worker runs what is waited for")
                 continue
             unit, answer = work.answers.pop(work.turn)
             if isinstance(answer, Failure):

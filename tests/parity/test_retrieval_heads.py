@@ -295,7 +295,7 @@ def test_scores_of_a_fake_pattern() -> None:
     # "a b c", padded by one, of which "b c" is to be copied; and "b a b c", of which the first "b" is.
     short = EncodedPrompt(torch.tensor([10, 11, 12]), {"copied": ((1, 3),)})
     long = EncodedPrompt(torch.tensor([11, 10, 11, 12]), {"copied": ((0, 1),)})
-    scores, texts = _run(cast("Any", FakeModel()), [short, long], 100, 5)
+    scores, texts = _run(cast("Any", FakeModel()), [short, long], 100, max_new_tokens=5)
     # Layer 0: head 0 looks at "b", then at "c"; head 1 at "c" both times. Layer 1: head 0 at column 1, then at the
     # response's "b"; head 1 at column 0, the padding of one and the needle of the other, then at "c".
     expected = torch.tensor([[[1.0, 0.5], [0.0, 0.5]], [[0.0, 0.0], [0.0, 1.0]]])

@@ -14,7 +14,7 @@ import torch
 import focuslens as fl
 from focuslens.batching import in_batches, map_batches
 from focuslens.cli import main
-from focuslens.cluster import crew
+from focuslens.cluster import crew, pool
 from focuslens.cluster.shares import Shares, share_out
 from focuslens.cluster.worker import Facts, Failure, Worker, unpack
 from focuslens.execution import InProcess, executor_for
@@ -94,6 +94,20 @@ def test_options_of_the_cluster_need_a_cluster(capsys: pytest.CaptureFixture[str
     for option in ("--ray-workers", "--ray-gpus-per-worker", "--ray-threads"):
         assert main(["heads", "--model", "no/such/directory", option, "2"]) == 1
         assert f"{option} 2 is an option of --ray" in capsys.readouterr().err
+
+
+def test_a_model_is_opened_from_wherever_a_worker_stands_and_on_no_gpu_that_it_was_not_given(
+    checkpoint: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    directory = checkpoint("llama")
+    monkeypatch.chdir(directory.parent)
+    on_cpu, on_gpu = Shares(1, 0, 1), Shares(1, 1, 1)
+    assert pool._loader(directory.name, on_cpu, {}).args == (str(directory), {"device": "cpu"})
+    assert pool._loader("user/name", on_gpu, {"dtype": "float16"}).args == ("user/name", {"dtype": "float16"})
+    for given in ({"device": "cuda"}, {"device_map": "auto"}):
+        assert pool._loader("user/name", on_cpu, given).args == ("user/name", given)
+    assert pool._loader("demo", on_cpu, {})().name == "demo"
+    assert pool._loader(fl.FocusModel.demo, on_cpu, {"device": "cpu"})().name == "demo"
 
 
 # --- work that is sent ---

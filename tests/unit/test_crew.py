@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import random
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 import focuslens as fl
 from focuslens.batching import map_batches
 from focuslens.cluster import crew, pool
+from focuslens.paper import retrieval
 
 pytest.importorskip("ray")  # whose pickles the workers use
 
@@ -286,6 +290,36 @@ def test_rows_that_are_lost_with_workers_are_made_again(
         found = fl.train_focus_directions(opened, samples, **arguments)
     assert ray.ran > 12
     assert (found.digest, found.provenance) == (expected.digest, expected.provenance)
+
+
+def content(path: Path) -> Any:
+    """A file's bytes; where names of metadata stand in any order, as they do in safetensors, what they say."""
+    written = path.read_bytes()
+    if path.suffix != ".safetensors":
+        return written
+    length = int.from_bytes(written[:8], "little")
+    return json.loads(written[8 : 8 + length]), written[8 + length :]
+
+
+def test_a_reproduction_of_the_paper_is_the_same_on_a_pool(
+    open_pool: Any, checkpoint: Any, paper_files: Path, tmp_path: Path
+) -> None:
+    from paper_runs import opened
+
+    here = opened(tmp_path, paper_files, checkpoint("llama"), "here")
+    with open_pool(FakeRay(), lambda: here.model) as workers:
+        there = dataclasses.replace(opened(tmp_path, paper_files, checkpoint("llama"), "there"), pool=workers)
+        settings = fl.split_softmax_settings(here.ranking, [0.1], [1, 3])
+        for study in (here, there):
+            study.sweep("grid", "test", settings)
+            study.scores("test", "gold")
+            assert study.directions_at("projection").heads == here.directions_at("projection").heads
+            retrieval.run(study)
+        assert "model" not in vars(there)
+    files = [path.relative_to(here.out) for path in sorted(here.out.rglob("*")) if path.is_file()]
+    assert len(files) > 6
+    for path in files:
+        assert content(here.out / path) == content(there.out / path), path
 
 
 def test_a_pool_without_its_model_is_closed(open_pool: Any) -> None:

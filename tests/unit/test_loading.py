@@ -10,6 +10,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from checkpoints import multidoc_samples
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -21,7 +22,16 @@ from transformers import (
     Qwen3Config,
 )
 
-from focuslens import FocusModel, loading
+from focuslens import (
+    FocusDirections,
+    FocusModel,
+    FocusSteering,
+    Setting,
+    contextual_scores,
+    loading,
+    run_sweep,
+    train_focus_directions,
+)
 from focuslens.loading import hooked_config, hooked_state_dict, load_tokenizer, loader, original_tokenizer, stop_ids
 
 needs_hooked = pytest.mark.skipif(
@@ -331,3 +341,53 @@ def test_the_loader_is_what_was_asked_for_or_fits(
     assert loader(name, None, None) is loading.load_bridge
     with pytest.raises(ValueError, match=r"\(4 or later\) has no HookedTransformer; use backend='bridge'"):
         loader(name, "hooked", None)
+
+
+# --- models over several devices ---
+
+
+def generated(model: FocusModel) -> Any:
+    """What a model answers, steered in its last layer, so that a part of it is run anew; and what it scores."""
+    samples, heads = multidoc_samples(), [(2, 1)]
+    steering = FocusSteering(FocusDirections(heads, torch.ones(1, model.shape.d_head)), 2.0)
+    settings = [Setting("baseline"), *(Setting(name, (steering,)) for name in "abcd")]
+    sweep = run_sweep(model, samples, settings, max_new_tokens=3)
+    scores = contextual_scores(model, samples, max_new_tokens=3)
+    trained = train_focus_directions(model, samples, heads, site="projection", epochs=1, max_new_tokens=3)
+    return sweep.evaluations, scores.relevant.numpy().tobytes(), trained.digest
+
+
+@pytest.mark.parametrize("device_map", ["auto", {"": "cpu"}])
+def test_a_device_map_changes_where_a_model_is_and_nothing_else(
+    checkpoint: Any, load_model: Any, device_map: Any
+) -> None:
+    mapped = FocusModel.from_pretrained(str(checkpoint("llama")), device_map=device_map)
+    assert type(mapped.hooked).__name__ == "TransformerBridge"
+    if mapped.description["device"] == "cpu":  # where there is a GPU, "auto" uses it
+        assert mapped.description == load_model("llama").description
+        assert generated(mapped) == generated(load_model("llama"))
+
+
+def test_a_model_that_accelerate_moves_piece_by_piece_gives_the_same(checkpoint: Any, load_model: Any) -> None:
+    """Every module's weights come to its device when it is run: what ``device_map`` does where several are there."""
+    from accelerate import dispatch_model
+    from transformer_lens.model_bridge import TransformerBridge
+
+    for name in ("llama", "qwen3"):
+        model, directory = load_model(name), str(checkpoint(name))
+        hf = cast("Any", AutoModelForCausalLM).from_pretrained(directory, attn_implementation="eager")
+        parts = ["model.embed_tokens", *(f"model.layers.{i}" for i in range(3))]
+        parts += ["model.norm", "model.rotary_emb", "lm_head"]
+        hf = cast("Any", dispatch_model)(hf, dict.fromkeys(parts, "cpu"), force_hooks=True)
+        assert hasattr(hf.model.layers[1].self_attn.q_proj, "_hf_hook")
+        boot: Any = TransformerBridge.boot_transformers
+        bridge = boot(directory, hf_model=hf, tokenizer=model.tokenizer)
+        settings: dict[str, Any] = {"stop_tokens": model.stop_tokens, "chat": model.encoder.chat, "name": model.name}
+        assert generated(FocusModel(bridge, model.tokenizer, **settings)) == generated(model)
+
+
+def test_a_device_map_is_for_bridges_and_in_place_of_a_device(checkpoint: Any) -> None:
+    with pytest.raises(ValueError, match="a HookedTransformer is on one device; with device_map use backend='bridge'"):
+        FocusModel.from_pretrained(str(checkpoint("llama")), device_map="auto", backend="hooked")
+    with pytest.raises(ValueError, match="device is 'cpu' and device_map 'auto'; give one of them"):
+        FocusModel.from_pretrained(str(checkpoint("llama")), device_map="auto", device="cpu")

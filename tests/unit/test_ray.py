@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import logging
 import os
 import re
@@ -19,9 +18,7 @@ import pytest
 import torch
 
 import focuslens as fl
-from focuslens.batching import map_batches
 from focuslens.cli import main
-from focuslens.evaluation import records
 
 ray: Any = pytest.importorskip("ray")
 
@@ -90,22 +87,6 @@ def same(one: Any, other: Any) -> bool:
     )
 
 
-def kill_after(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, victim: int, calls: int = 1) -> list[int]:
-    """Kill a process when a function of this process has been called so many times."""
-    original, seen = getattr(owner, name), list[int]()
-
-    @functools.wraps(original)
-    def call(*arguments: Any, **options: Any) -> Any:
-        result = original(*arguments, **options)
-        seen.append(1)
-        if len(seen) == calls:
-            os.kill(victim, signal.SIGKILL)
-        return result
-
-    monkeypatch.setattr(owner, name, call)
-    return seen
-
-
 # --- the same bytes ---
 
 
@@ -171,8 +152,7 @@ def test_copy_scores_are_the_same_to_the_bit(pool: fl.RayPool, model: fl.FocusMo
     assert same(*(fl.retrieval_scores(runs, samples, **arguments) for runs in (model, pool)))
 
 
-@pytest.mark.parametrize("site", ["rotary", "projection"])
-@pytest.mark.parametrize("memory_gb", [1.0, 0.0])
+@pytest.mark.parametrize(("site", "memory_gb"), [("rotary", 1.0), ("projection", 0.0)])
 def test_directions_are_the_same_to_the_bit(
     pool: fl.RayPool, model: fl.FocusModel, many: list[fl.MultiDocSample], site: Any, memory_gb: float, tmp_path: Path
 ) -> None:
@@ -190,44 +170,50 @@ def test_directions_are_the_same_to_the_bit(
 # --- workers that are lost ---
 
 
-def test_a_worker_killed_in_mid_run_changes_no_byte(
-    pool: fl.RayPool,
-    model: fl.FocusModel,
-    many: list[fl.MultiDocSample],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+@dataclasses.dataclass(frozen=True)
+class Deadly:
+    """An intervention that changes nothing, notes that it is asked, and once, in mid-run, kills whoever asks."""
+
+    folder: Path
+    heads = ()
+    changes_prompt = False
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "deadly"}
+
+    def hooks(self, model: Any, prompt: Any = None, *, cursor: Any = None) -> list[Any]:
+        with (self.folder / "asked").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+        if len(self.asked()) > 2 and not (self.folder / "killed").exists():
+            (self.folder / "killed").write_text(str(os.getpid()))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return []
+
+    def asked(self) -> list[str]:
+        return (self.folder / "asked").read_text().splitlines()
+
+
+def test_a_worker_killed_in_mid_run_costs_its_batch_and_changes_no_byte(
+    pool: fl.RayPool, model: fl.FocusModel, many: list[fl.MultiDocSample], tmp_path: Path
 ) -> None:
-    paths = [tmp_path / "one.jsonl", tmp_path / "killed.jsonl"]
-    arguments: dict[str, Any] = {"max_new_tokens": 3, "batch_tokens": 300}
-    one = fl.run_sweep(model, many, settings(), out=paths[0], **arguments)
-    (victim,) = pool.map(pid_of, [()])
-    written = kill_after(monkeypatch, records.RecordFile, "append", victim, calls=2)
-    killed = fl.run_sweep(pool, many, settings(), out=paths[1], **arguments)
-    assert len(written) >= 6
-    assert paths[0].read_bytes() == paths[1].read_bytes()
-    assert one.evaluations == killed.evaluations
-    assert victim not in set(pool.map(pid_of, [()] * 4))
-
-
-def logged(model: Any, number: int, log: Path, deadly: int = -1) -> int:
-    """Says in a file that it is run; one number kills the first worker that runs it."""
-    first = str(deadly) not in runs_of(log)
-    with log.open("a") as file:
-        file.write(f"{number}\n")
-    if number == deadly and first:
-        os.kill(os.getpid(), signal.SIGKILL)
-    time.sleep(0.05)
-    return number * number
-
-
-def runs_of(log: Path) -> list[str]:
-    return log.read_text().splitlines() if log.exists() else []
-
-
-def test_a_killed_worker_costs_what_it_was_running_and_no_more(pool: fl.RayPool, tmp_path: Path) -> None:
-    log = tmp_path / "log"
-    assert list(pool.map(logged, [(i, log, 7) for i in range(20)])) == [i * i for i in range(20)]
-    assert sorted(runs_of(log), key=int) == sorted([*map(str, range(20)), "7"], key=int)
+    written: list[bytes] = []
+    asked: list[list[str]] = []
+    for name, runs in (("one", model), ("pool", pool)):
+        folder = tmp_path / name
+        folder.mkdir()
+        if runs is model:
+            (folder / "killed").write_text("nobody")
+        deadly = Deadly(folder)
+        chosen = [*settings(), fl.Setting("deadly", (deadly,))]
+        fl.run_sweep(runs, many, chosen, max_new_tokens=3, batch_tokens=300, out=folder / "records.jsonl")
+        written.append((folder / "records.jsonl").read_bytes())
+        asked.append(deadly.asked())
+    assert written[0] == written[1]
+    victim = (tmp_path / "pool" / "killed").read_text()
+    # It is asked once a batch: one batch was run twice, the one that was lost, and no other.
+    assert len(asked[1]) == len(asked[0]) + 1 > 8
+    assert len(set(asked[1])) > 1
+    assert int(victim) not in set(pool.map(pid_of, [()] * 4))
 
 
 # --- errors, and work that is given up ---
@@ -249,20 +235,12 @@ def test_an_error_comes_when_its_turn_does_and_what_was_before_is_kept(
     assert len(paths[1].read_bytes().splitlines()) == 1 + len(many)
 
 
-def test_memory_that_runs_out_on_a_worker_makes_smaller_batches(
-    pool: fl.RayPool, model: fl.FocusModel, many: list[fl.MultiDocSample]
-) -> None:
-    def narrow(model: Any, items: list[int], budget: int) -> list[int]:
-        if len(items) > 2:
-            raise torch.OutOfMemoryError("CUDA out of memory")
-        return items
-
-    made: list[Any] = []
-    for runs in (fl.InProcess(model), pool):
-        with pytest.warns(UserWarning, match="memory ran out on 8 prompts of 80 tokens; going on with 40"):
-            made.append(list(map_batches(runs, narrow, list(range(9)), [""] * 9, [10] * 9, 80)))
-    assert made[0] == made[1]
-    assert [batch for batch, _ in made[0]][-1] == [8]
+def logged(model: Any, number: int, log: Path) -> int:
+    """Says in a file that it is run."""
+    with log.open("a") as file:
+        file.write(f"{number}\n")
+    time.sleep(0.05)
+    return number * number
 
 
 def test_maps_can_be_given_up_and_interleaved(pool: fl.RayPool, tmp_path: Path) -> None:
@@ -272,7 +250,7 @@ def test_maps_can_be_given_up_and_interleaved(pool: fl.RayPool, tmp_path: Path) 
     given_up.close()
     one, other = (pool.map(logged, [(i, log) for i in range(start, start + 4)]) for start in (0, 10))
     assert list(zip(one, other, strict=True)) == [(i * i, (i + 10) ** 2) for i in range(4)]
-    assert len(runs_of(log)) < 20  # of the first no more was begun than may be ahead
+    assert len(log.read_text().splitlines()) < 20  # of the first no more was begun than may be ahead
 
 
 # --- opening and closing ---
