@@ -47,10 +47,12 @@ from focuslens.metrics import normalize_answer, sub_exact_match
 from focuslens.model import FocusModel
 from focuslens.prompts import Document, MultiDocSample, Prompt
 from focuslens.published import PublishedModel, load_published, load_published_ranking
+from focuslens.response_attention import ResponseAttention, UnitAttention, response_attention
 from focuslens.retrieval_heads import RetrievalScores, retrieval_scores
 from focuslens.scoring import ContextualScores, contextual_scores, contextual_scores_by_case
 from focuslens.serving import FoldedCheckpoint, fold
 from focuslens.training import TrainingConfig, train_focus_directions
+from focuslens.windows import WindowAttention, window_attention
 
 __version__ = "0.1.0"
 
@@ -83,12 +85,15 @@ __all__ = [
     "Prompt",
     "PromptBatch",
     "PublishedModel",
+    "ResponseAttention",
     "RetrievalScores",
     "Setting",
     "Sparsity",
     "SplitSoftmax",
     "Sweep",
     "TrainingConfig",
+    "UnitAttention",
+    "WindowAttention",
     "attention_budget",
     "best_setting",
     "collect_keys",
@@ -114,6 +119,7 @@ __all__ = [
     "position_bias",
     "random_heads",
     "rank_heads",
+    "response_attention",
     "retrieval_scores",
     "run_sweep",
     "sparsity",
@@ -124,4 +130,5 @@ __all__ = [
     "synthetic_needles",
     "token_preferences",
     "train_focus_directions",
+    "window_attention",
 ]
