@@ -14,6 +14,7 @@ from focuslens.heads import Head
 from focuslens.hooks import Intervention
 from focuslens.model import FocusModel
 from focuslens.prompts import MultiDocSample
+from focuslens.response_attention import response_attention
 from focuslens.scoring import ContextualScores, attention_pattern
 from focuslens.viz import AttentionView, Table, attention_view, document_view, write_report
 
@@ -133,24 +134,11 @@ def _repaired(before: Evaluation, after: Evaluation) -> int:
 def _documents(
     model: FocusModel, sample: MultiDocSample, heads: Sequence[Head], name: str, applied: Sequence[Intervention]
 ) -> tuple[str, AttentionView]:
-    prompt = sample.prompt("long")
-    encoded, response = model.encode(prompt), model.generate(prompt, applied, max_new_tokens=24)
-    n, total = len(encoded.tokens), len(encoded.tokens) + len(response.tokens)
-    everything = attention_pattern(model, encoded, response.tokens, heads, range(total), interventions=applied)
-    units = [("sink", (0, 2)), *((f"Document {i + 1}", span) for i, span in enumerate(encoded.spans["document"]))]
-    units += [("question", encoded.spans["question"][0]), ("response", (n, total))]
-    rows = everything[:, n:]
-    pooled = torch.stack([rows[..., start:end].sum(dim=-1) for _, (start, end) in units], dim=-1)
-    view = document_view(
-        [label for label, _ in units],
-        pooled,
-        [str(head) for head in heads],
-        response=[model.tokenizer.decode([token]) for token in response.tokens.tolist()],
-        marked=[1 + (sample.gold_index or 0)],
-        title=f"{name}: {response.text}",
+    looked = response_attention(
+        model, sample.prompt("long"), heads, interventions=applied, max_new_tokens=24, name=name
     )
-    caption = f"{name}. Question: {sample.question} Accepted: {', '.join(sample.answers)}. Response: {response.text}"
-    return caption, view
+    caption = f"{name}. Question: {sample.question} Accepted: {', '.join(sample.answers)}. Response: {looked.text}"
+    return caption, document_view(looked)
 
 
 def _tokens(model: FocusModel, sample: MultiDocSample, heads: Sequence[Head]) -> tuple[str, AttentionView]:

@@ -1,6 +1,7 @@
 """Something to look at: figures (matplotlib), attention views (circuitsvis) and a report that is one HTML file.
 
 Everything here takes arrays, names and numbers, so it needs no model, and nothing here loads anything from the network.
+What views show is read from a model by ``focuslens.response_attention`` and ``focuslens.window_attention``.
 """
 
 from __future__ import annotations
@@ -20,7 +21,8 @@ from focuslens.viz.anatomy import (
     position_biases,
     variance_parts,
 )
-from focuslens.viz.attention import AttentionView, attention_view, document_view, pool_attention
+from focuslens.viz.attention import attention_view, token_view
+from focuslens.viz.documents import document_view, pool_attention
 from focuslens.viz.figures import (
     Curve,
     IntervalLike,
@@ -34,6 +36,8 @@ from focuslens.viz.figures import (
 )
 from focuslens.viz.report import Table, write_report
 from focuslens.viz.sweeps import curves
+from focuslens.viz.text import compare_view, text_view
+from focuslens.viz.view import AttentionView
 
 del _circuitsvis, _matplotlib
 
@@ -43,6 +47,7 @@ __all__ = [
     "IntervalLike",
     "Table",
     "attention_view",
+    "compare_view",
     "curves",
     "depth_profiles",
     "direction_curves",
@@ -57,6 +62,8 @@ __all__ = [
     "split_softmax_curves",
     "style",
     "sweep_curves",
+    "text_view",
+    "token_view",
     "variance_parts",
     "write_report",
 ]

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TypeAlias
 
 from focuslens.files import write_atomically
-from focuslens.viz.attention import AttentionView
 from focuslens.viz.page import inner_page, page
+from focuslens.viz.view import AttentionView
 
 __all__ = ["CSS", "Cell", "Table", "figure_html", "table_html", "write_report"]
 
