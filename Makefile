@@ -6,7 +6,7 @@ OUT ?= runs/demo
 VENV := .venv
 VENV_TL4 := .venv-tl4
 TL4 := 4.3.0
-EXTRAS := viz,test
+EXTRAS := viz,test,browser
 
 # Threads that spin while they wait for each other cost small models on busy machines several times the work itself.
 export OMP_WAIT_POLICY ?= PASSIVE
