@@ -14,25 +14,25 @@ except ImportError as error:
         f"focuslens.viz needs circuitsvis and matplotlib, and {error.name!r} is missing: pip install 'focuslens[viz]'"
     ) from error
 
-from focuslens.viz.anatomy import (
-    depth_profiles,
-    frequency_profiles,
-    norms_by_rank,
-    position_biases,
-    variance_parts,
-)
 from focuslens.viz.attention import attention_view, token_view
 from focuslens.viz.documents import document_view, pool_attention
 from focuslens.viz.figures import (
     Curve,
     IntervalLike,
+    budget_shares,
+    depth_profiles,
     direction_curves,
+    frequency_profiles,
     head_map,
     loss_curves,
+    norms_by_rank,
+    position_biases,
     save_figure,
     split_softmax_curves,
     style,
     sweep_curves,
+    table_heat_map,
+    variance_parts,
 )
 from focuslens.viz.report import Table, write_report
 from focuslens.viz.sweeps import curves
@@ -47,6 +47,7 @@ __all__ = [
     "IntervalLike",
     "Table",
     "attention_view",
+    "budget_shares",
     "compare_view",
     "curves",
     "depth_profiles",
@@ -62,6 +63,7 @@ __all__ = [
     "split_softmax_curves",
     "style",
     "sweep_curves",
+    "table_heat_map",
     "text_view",
     "token_view",
     "variance_parts",
