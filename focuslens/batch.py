@@ -144,6 +144,9 @@ class Generation:
     tokens: Int[Tensor, "response"]
     finished: bool
 
+    def __repr__(self) -> str:
+        return f"Generation({self.text!r}, {len(self.tokens)} tokens, finished={self.finished})"
+
 
 @dataclass(frozen=True, eq=False)
 class Prefix:

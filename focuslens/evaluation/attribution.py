@@ -79,6 +79,9 @@ class DocumentScores:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __repr__(self) -> str:
+        return f"DocumentScores({len(self)} samples, {sum(self.correct)} answered right)"
+
     def of(self, heads: Iterable[tuple[int, int]]) -> list[Float[Tensor, "_"]]:
         """Each sample's scores by document, averaged over some heads.
 
@@ -143,6 +146,10 @@ class AttentionBudget:
     responses: tuple[str, ...]
     correct: tuple[bool, ...]
     question_ids: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        n_layers, n_heads = self.shares.shape[1:3]
+        return f"AttentionBudget({len(self.sample_ids)} samples, {n_layers} layers x {n_heads} heads)"
 
     def mean(self, heads: Iterable[tuple[int, int]]) -> dict[str, float]:
         """Shares by part, averaged over samples and some heads."""

@@ -8,7 +8,6 @@ import json
 import re
 from collections.abc import Callable
 from html import unescape
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pages import Elements, data_of, loads, stands_alone
 
 from focuslens import ResponseAttention, UnitAttention, WindowAttention, viz
 from focuslens.viz.packing import pack_rows, unpack_rows
@@ -26,50 +26,10 @@ from focuslens.viz.page import page
 HOSTILE = "</script><script>alert(1)</script>"
 
 
-class Elements(HTMLParser):
-    """Every element with its attributes, and the text outside of scripts and styles."""
-
-    def __init__(self, html: str) -> None:
-        super().__init__()
-        self.elements: list[tuple[str, dict[str, str | None]]] = []
-        self.text = ""
-        self.feed(html)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.elements.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        if self.cdata_elem is None:
-            self.text += data
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.elements if name == tag]
-
-
 @pytest.fixture(autouse=True)
 def _close_figures():
     yield
     plt.close("all")
-
-
-def loads(html: str) -> list[str]:
-    """Whatever a page would fetch from elsewhere, pages inside it included."""
-    found = re.findall(r"""@import|url\(\s*['"]?(?!data:)[^)]+""", html)
-    # Static and dynamic imports of modules by address; the bundled library has neither.
-    found += re.findall(r"""(?:\bfrom|\bimport)\s*\(?\s*["'](?:https?:)?//[^"']+""", html)
-    for tag, attributes in Elements(html).elements:
-        for name in ("src", "href", "data", "poster", "action", "srcset"):
-            value = attributes.get(name)
-            if value and not value.startswith(("data:", "#")):
-                found.append(f"{tag} {name}={value}")
-        if attributes.get("srcdoc"):
-            found += loads(attributes["srcdoc"] or "")
-    return found
-
-
-def stands_alone(html: str) -> bool:
-    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', html)
-    return bool(policy) and policy.group(1).startswith("default-src 'none'") and not loads(html)
 
 
 def test_the_check_for_foreign_loads_finds_them():
@@ -79,10 +39,11 @@ def test_the_check_for_foreign_loads_finds_them():
         "<style>@import 'x'</style>",
         '<script type="module">import { render } from "https://a.b/c.js"</script>',
         '<iframe srcdoc="&lt;img src=&quot;x.png&quot;&gt;"></iframe>',
+        '<a href="https://a.b/c"></a>',
     ):
         assert loads(bad), bad
     assert not stands_alone("<p>no policy</p>")
-    assert stands_alone(page("t", "<p>x</p>"))
+    assert stands_alone(page("t", '<p>x</p><a href="#x"></a><a href="data/x.csv"></a>'))
 
 
 # Attention between tokens
@@ -247,13 +208,6 @@ def looked(n_prompt: int, n_heads: int, n_said: int, *, seed: int = 0, spread: f
     return ResponseAttention(torch.tensor(rows).float(), names, tokens, spans, "a response", "baseline")
 
 
-def data_of(view: viz.AttentionView) -> dict[str, Any]:
-    """What the page's script draws."""
-    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', view.html, flags=re.DOTALL)
-    assert found, "the page holds no data"
-    return json.loads(found.group(1))
-
-
 def drawn_rows(panel: dict[str, Any]) -> np.ndarray:
     """The panel's attention, decoded as the page's script does: steps from column to column, values in 65,535ths."""
     counts, steps, values = (
@@ -306,7 +260,7 @@ def test_documents_stay_light():
 @pytest.mark.parametrize("n_heads", [1, 3])
 def test_the_text_view_holds_the_attention_and_its_means(n_heads: int):
     attention = looked(300, n_heads, 4)
-    data = data_of(viz.text_view(attention))
+    data = data_of(viz.text_view(attention).html)
     (panel,) = data["panels"]
     rows = attention.rows.double().numpy()
     heads = [*(["mean of 3 heads"] if n_heads > 1 else []), *attention.head_names]
@@ -326,7 +280,7 @@ def test_the_text_view_holds_the_attention_and_its_means(n_heads: int):
 def test_what_is_left_out_of_a_text_is_the_smallest_and_is_said():
     attention = looked(3000, 20, 100, spread=0.2)
     view = viz.text_view(attention)
-    everything = drawn_rows(data_of(view)["panels"][0]).reshape(21, 101, 3100)
+    everything = drawn_rows(data_of(view.html)["panels"][0]).reshape(21, 101, 3100)
     found, rows = everything[1:, 1:], attention.rows.double().numpy()
     shown = found > 0
     np.testing.assert_allclose(found[shown], rows[shown], atol=1e-5)
@@ -341,7 +295,7 @@ def test_what_is_left_out_of_a_text_is_the_smallest_and_is_said():
 @pytest.mark.parametrize("name", ["text", "documents"])
 def test_parts_of_the_prompt_are_shown_with_what_they_get(name: str):
     attention = looked(300, 2, 3)
-    (panel,) = data_of(VIEWS[name](attention))["panels"]
+    (panel,) = data_of(VIEWS[name](attention).html)["panels"]
     rows = attention.rows.double().numpy()
     unit = panel["units"].index("Document [8]")
     assert panel["marked"] == [unit]
@@ -360,14 +314,14 @@ def test_text_cannot_end_the_data_that_holds_it():
         page, plain = Elements(draw(hostile).html), Elements(draw(attention).html)
         assert page.elements[-1] == plain.elements[-1], name
         assert [tag for tag, _ in page.elements] == [tag for tag, _ in plain.elements], name
-        assert data_of(draw(hostile))["heads"][1:] == ["<b>", "&amp;"]
-    assert data_of(viz.text_view(hostile))["panels"][0]["tokens"][:3] == [HOSTILE, "<!--<script>", "\u2028"]
+        assert data_of(draw(hostile).html)["heads"][1:] == ["<b>", "&amp;"]
+    assert data_of(viz.text_view(hostile).html)["panels"][0]["tokens"][:3] == [HOSTILE, "<!--<script>", "\u2028"]
 
 
 def test_a_view_can_begin_with_a_head_and_a_token():
-    data = data_of(viz.text_view(looked(200, 3, 2), head=1, said=0))
+    data = data_of(viz.text_view(looked(200, 3, 2), head=1, said=0).html)
     assert (data["head"], data["panels"][0]["said"]) == (2, 1)
-    single = data_of(viz.text_view(looked(200, 1, 2), head=0, said=1))
+    single = data_of(viz.text_view(looked(200, 1, 2), head=0, said=1).html)
     assert (single["heads"], single["head"], single["panels"][0]["said"]) == (["L0H0"], 0, 2)
     with pytest.raises(ValueError, match="no head 3: there are 3"):
         viz.text_view(looked(200, 3, 2), head=3)
@@ -378,10 +332,10 @@ def test_a_view_can_begin_with_a_head_and_a_token():
 def test_only_the_same_prompt_and_heads_stand_side_by_side():
     before = looked(200, 2, 2)
     longer = looked(200, 2, 3, seed=1)
-    data = data_of(viz.compare_view(before, longer))
+    data = data_of(viz.compare_view(before, longer).html)
     assert [len(panel["response"]) for panel in data["panels"]] == [3, 4]
     assert data["tops"] == [
-        max(pair) for pair in zip(*(data_of(viz.text_view(one))["tops"] for one in (before, longer)), strict=True)
+        max(pair) for pair in zip(*(data_of(viz.text_view(one).html)["tops"] for one in (before, longer)), strict=True)
     ]
     for what, other in (
         ("prompt", dataclasses.replace(before, tokens=("x", *before.tokens[1:]))),
@@ -458,7 +412,6 @@ def test_a_report_holds_everything_and_loads_nothing(tmp_path: Path):
     for text in ("A & B", HOSTILE, "5 <b> 6", "Scores <share>", "0.123", "40", "<i>", 'Heads "here"', "One head"):
         assert text in found.text, text
     assert "0.12345" not in found.text
-    assert not found.named("script")
     assert not found.named("i")
     (image,) = found.named("img")
     assert base64.b64decode((image["src"] or "").removeprefix("data:image/png;base64,")) == picture.read_bytes()
