@@ -142,9 +142,10 @@ class PromptEncoder:
         before = str(self.tokenizer.decode(last))
         for n in range(1, len(ids) + 1):
             text = str(self.tokenizer.decode([*last, *ids[:n]]))
-            # A character of several tokens is there with the last of them.
-            texts.append("" if text.endswith("\ufffd") else text[len(before) :])
-            before = before if text.endswith("\ufffd") else text
+            # A character of several tokens is there with the last of them; one that is never finished, in the end.
+            unfinished = text.endswith("\ufffd") and n < len(ids)
+            texts.append("" if unfinished else text[len(before) :])
+            before = before if unfinished else text
         return texts
 
     @property

@@ -80,6 +80,24 @@ class Browser:
         self.run("arguments[0].scrollIntoView({block: 'center'})", element)
         ActionChains(self.driver).move_to_element(element).perform()
 
+    def hover_inside(self, frame: Any, selector: str) -> None:
+        """Move the pointer onto an element of a page within the page, which is open for commands and stays so."""
+        from selenium.webdriver.common.actions.action_builder import ActionBuilder
+
+        place = """const node = document.querySelector(arguments[0]); node.scrollIntoView({block: "center"});
+            const box = node.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]"""
+        inner = self.run(place, selector)
+        # The driver is wrong about places in frames that have an origin of their own, so the outer page is asked.
+        self.driver.switch_to.default_content()
+        place = """scrollBy({top: arguments[0].getBoundingClientRect().y + arguments[1][1] - innerHeight / 2,
+            behavior: "instant"}); const box = arguments[0].getBoundingClientRect();
+            return [box.x + arguments[1][0], box.y + arguments[1][1]]"""
+        x, y = self.run(place, frame, inner)
+        action = ActionBuilder(self.driver)
+        action.pointer_action.move_to_location(int(x), int(y))
+        action.perform()
+        self.driver.switch_to.frame(frame)
+
     def press(self, *keys: str) -> None:
         """Press keys, by their names, wherever the focus is."""
         from selenium.webdriver import ActionChains, Keys

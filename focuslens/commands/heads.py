@@ -12,6 +12,7 @@ from focuslens.commands.common import (
     print_table,
     require_figures,
     run_description,
+    score_intervals,
     score_samples,
 )
 from focuslens.files import write_json
@@ -42,6 +43,7 @@ def run(args: argparse.Namespace) -> None:
         "samples": list(scores.sample_ids),
         "correct": sum(scores.correct),
         "heads": [list(head) for head in scores.ranking()],
+        "intervals": score_intervals(scores, data.samples, scores.ranking(), args.seed),
         "scores": frame.to_dict(orient="records"),
         "sparsity": [{"threshold": s.threshold, "count": s.count, "fraction": s.fraction} for s in scores.sparsity()],
     }

@@ -8,10 +8,11 @@ from focuslens.evaluation.attribution import (
     attention_budget,
     document_scores,
 )
-from focuslens.evaluation.records import OtherResultsError
+from focuslens.evaluation.records import OtherResultsError, read_records
 from focuslens.evaluation.runner import Evaluation, Setting, Sweep, evaluate, run_sweep
 from focuslens.evaluation.settings import BASELINES, best_setting, split_softmax_settings, steering_settings
 from focuslens.evaluation.statistics import Interval, McNemar, bootstrap_mean, mcnemar_exact
+from focuslens.evaluation.stored import load_sweep
 
 __all__ = [
     "BASELINES",
@@ -30,7 +31,9 @@ __all__ = [
     "bootstrap_mean",
     "document_scores",
     "evaluate",
+    "load_sweep",
     "mcnemar_exact",
+    "read_records",
     "run_sweep",
     "split_softmax_settings",
     "steering_settings",

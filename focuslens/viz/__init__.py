@@ -34,7 +34,7 @@ from focuslens.viz.figures import (
     table_heat_map,
     variance_parts,
 )
-from focuslens.viz.report import Table, write_report
+from focuslens.viz.report import Figure, Section, Table, write_report, write_sections
 from focuslens.viz.sweeps import curves
 from focuslens.viz.text import compare_view, text_view
 from focuslens.viz.view import AttentionView
@@ -44,7 +44,9 @@ del _circuitsvis, _matplotlib
 __all__ = [
     "AttentionView",
     "Curve",
+    "Figure",
     "IntervalLike",
+    "Section",
     "Table",
     "attention_view",
     "budget_shares",
@@ -68,4 +70,5 @@ __all__ = [
     "token_view",
     "variance_parts",
     "write_report",
+    "write_sections",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -43,7 +44,7 @@ def budget_shares(
         ax = ax or new_axes(height=1.6 + 0.2 * len(parts) * max(2, len(shares)))
         for index, (name, one) in enumerate(shares.items()):
             y = places + 0.6 * ((index + 0.5) / len(shares) - 0.5)
-            look = {**line_look(index), "ls": "none"}
+            look: dict[str, Any] = {**line_look(index), "ls": "none"}
             ax.plot([_mean(one[part]) for part in parts], y, label=name, **look)
             for height, part in zip(y, parts, strict=True):
                 value = one[part]

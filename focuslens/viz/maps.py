@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -107,11 +108,11 @@ def table_heat_map(
         cmap = plt.get_cmap("cividis" if center is None else "PuOr_r").with_extremes(bad=_MISSING)
         smallest, largest = limits or _limits(values, center)
         image = ax.imshow(values, cmap=cmap, aspect="auto", interpolation="nearest", vmin=smallest, vmax=largest)
-        for row, column in np.ndindex(*values.shape):
-            ends_here = None if ends is None else (ends[0][row, column], ends[1][row, column])
-            text = _cell(values[row, column], ends_here, digits)
-            ink = _ink(image.cmap(image.norm(values[row, column])) if np.isfinite(values[row, column]) else None)
-            ax.text(column, row, text, ha="center", va="center", size=8, color=ink)
+        for (row, column), value in np.ndenumerate(values):
+            here = None if ends is None else (float(ends[0][row, column]), float(ends[1][row, column]))
+            colour: Any = image.cmap(image.norm(value)) if np.isfinite(value) else None
+            text = _cell(float(value), here, digits)
+            ax.text(column, row, text, ha="center", va="center", size=8, color=_ink(colour))
         ax.set_xticks(range(values.shape[1]), [_name(one) for one in table.columns], rotation=30, ha="right")
         ax.set_yticks(range(values.shape[0]), [_name(one) for one in table.index])
         ax.grid(visible=False)

@@ -36,3 +36,11 @@ def browser() -> Iterator[Browser]:
 
     with chromium() as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def recorded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every command leaves behind on a tiny model; a test that changes it works on a copy."""
+    from recorded_runs import run_everything
+
+    return run_everything(tmp_path_factory.mktemp("run"))
