@@ -1,5 +1,10 @@
 """Contextual heads, split-softmax and focus directions: where a language model looks, and how to change it."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from focuslens.anatomy import (
     Decomposition,
     HeadKeys,
@@ -55,7 +60,18 @@ from focuslens.serving import FoldedCheckpoint, fold
 from focuslens.training import TrainingConfig, train_focus_directions
 from focuslens.windows import WindowAttention, window_attention
 
+if TYPE_CHECKING:
+    from focuslens import viz as viz
+
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """``fl.viz`` is there without an import of its own; what it draws with is imported when it is first asked for."""
+    if name == "viz":
+        return import_module("focuslens.viz")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "AttentionBudget",

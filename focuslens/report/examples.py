@@ -80,7 +80,9 @@ def examples_section(files: RunFiles, sources: Sources, say: Callable[[str], Non
         if samples is None or not sources.views:
             continue
         try:
-            views += _views(files, stored, changes, samples, sources, say)
+            found, silent = _views(files, stored, changes, samples, sources, say)
+            views += found
+            missing += silent
         except NotHere as error:
             missing.append(f"{stored.path.name}: no attention views, since {error}.")
     if not sources.views and tables:
@@ -149,9 +151,10 @@ def _views(
     samples: Sequence[MultiDocSample],
     sources: Sources,
     say: Callable[[str], None],
-) -> list[tuple[str, AttentionView]]:
+) -> tuple[list[tuple[str, AttentionView]], list[str]]:
+    """Views of the first changed samples, and of which there is none to show."""
     right, wrong = ([one for one in changes if one.became_right == kind][: sources.views] for kind in (True, False))
-    header, views = stored.sweep.header, list[tuple[str, AttentionView]]()
+    header, views, silent = stored.sweep.header, list[tuple[str, AttentionView]](), list[str]()
     say(f"attention of {len(right) + len(wrong)} samples of {stored.path.name} ...")
     description = header.get("model", {})
     model = reopen_model(description, name=sources.model_name, device=sources.device, given=sources.model)
@@ -160,13 +163,14 @@ def _views(
         sample, applied = samples[change.place], _interventions(files, stored, change.setting)
         pair = _look(model, sample, change.setting.name, applied, limit)
         if pair is None:
+            silent.append(f"{stored.path.name}: no attention view of {sample.id}, since one of its responses is empty.")
             continue
         before, after = pair
         told = f"Became {change.verdict} under {change.setting.name}. {_asked(sample)}"
         views.append((told, compare_view(before, after, title=sample.question)))
         if change is changes[0]:
             views.append(_tokens(model, sample, change.setting.name, applied, after))
-    return views
+    return views, silent
 
 
 def _interventions(files: RunFiles, stored: StoredSweep, setting: Setting) -> list[Intervention]:

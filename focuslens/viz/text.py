@@ -158,8 +158,8 @@ def _panel(attention: ResponseAttention) -> dict[str, Any]:
     }
 
 
-def _largest(attention: ResponseAttention) -> Float[np.ndarray, "choice"]:
-    """For each choice of head the largest attention of a row to a token of the prompt outside the sink.
+def _largest(attention: ResponseAttention) -> Float[np.ndarray, "choice 2"]:
+    """For each choice of head the largest attention to a token of the prompt outside the sink: of the mean, of a row.
 
     Sinks take most of many heads' attention, and would leave no colour for the rest.
     """
@@ -167,8 +167,9 @@ def _largest(attention: ResponseAttention) -> Float[np.ndarray, "choice"]:
     outside = np.setdiff1d(np.arange(attention.prompt_length), sink)
     values = with_means(attention.rows.float().numpy())
     values = values[:, :, outside] if len(outside) else values
-    largest = reduce(values, "choice said key -> choice", "max")
-    return np.where(largest > 0, largest, 1.0)
+    largest = reduce(values, "choice said key -> choice said", "max")
+    both = np.stack([largest[:, 0], reduce(largest[:, 1:], "choice said -> choice", "max")], axis=1)
+    return np.where(both > 0, both, 1.0)
 
 
 def _note(shown: Sequence[ResponseAttention], kept: float) -> str:

@@ -105,6 +105,27 @@ def test_views_fit_a_phone(show, name: str):
     assert browser.overflow() <= 0
 
 
+def test_a_long_prompt_with_many_heads_can_be_read(browser: Browser, tmp_path: Path):
+    """3,000 tokens, 20 heads, 12 response tokens: what the page was made small for."""
+    rows = np.random.default_rng(0).random((20, 12, 3012)) ** 40
+    rows /= rows.sum(-1, keepdims=True)
+    tokens = tuple(f" word{i}" for i in range(3012))
+    spans = {"document": tuple((10 + 140 * i, 140 + 140 * i) for i in range(20)), "relevant": ((1130, 1260),)}
+    names = tuple(f"L{i}H{i}" for i in range(20))
+    attention = ResponseAttention(torch.tensor(rows).float(), names, tokens, spans, "words", "baseline")
+    browser.open(viz.text_view(attention, head=7, said=3).save(tmp_path / "long.html"))
+    browser.until(lambda: len(browser.all("#head option")) == 21)
+    browser.run("arguments[0].focus()", browser.one(".text"))
+    browser.press("arrow_down")
+    hottest = int(rows[7, 3].argmax())
+    assert f"“ word{hottest}”, token {hottest}" in browser.text("#status")
+    assert f"gets {rows[7, 3, hottest]:.3f} of the attention of L7H7" in browser.text("#status")
+    bottom = token(browser, hottest).rect["y"] + token(browser, hottest).rect["height"]
+    assert bottom <= browser.run("return scrollY + document.getElementById('status').getBoundingClientRect().y")
+    assert blueness(browser.picture(token(browser, hottest))) > 0.5
+    assert browser.problems() == []
+
+
 # The text
 
 

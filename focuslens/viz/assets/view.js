@@ -15,6 +15,8 @@
   const quoted = (text) => `“${visible(text)}”`;
   const share = (value) => value.toFixed(3);
   const state = { head: data.head, said: data.panels.map((panel) => panel.said) };
+  // What full colour stands for: means are smaller than single tokens' shares, and have a scale of their own.
+  const top = () => Math.max(...state.said.map((said) => data.tops[state.head][said ? 1 : 0]));
   const unitShares = (panel, said) => panel.shares[state.head][said].map((x) => x / data.unit);
   // White on the heat's colour, or its opposite in the dark, from where it covers more than half.
   const colour = (node, a) => {
@@ -120,7 +122,8 @@
     });
     const draw = () => {
       row = read(state.head, state.said[index]);
-      nodes.forEach((node, i) => colour(node, Math.sqrt(Math.min(1, row[i] / data.tops[state.head]))));
+      const full = top();
+      nodes.forEach((node, i) => colour(node, Math.sqrt(Math.min(1, row[i] / full))));
       if (at >= 0) speak(at);
     };
     return { box, draw };
@@ -209,7 +212,7 @@
   } else {
     const bars = barTable();
     $("parts").append(bars.table);
-    drawers.push(bars.draw, () => { $("top").textContent = share(data.tops[state.head]); });
+    drawers.push(bars.draw, () => { $("top").textContent = share(top()); });
     data.panels.forEach((panel, index) => {
       const text = tokenBox(panel, index);
       const pick = radios(`Response token of ${panel.name || "the response"}`, panel.response, panel.said, (i) => {
