@@ -6,12 +6,12 @@ OUT ?= runs/demo
 VENV := .venv
 VENV_TL4 := .venv-tl4
 TL4 := 4.3.0
-EXTRAS := viz,test
+EXTRAS := viz,test,browser
 
 # Threads that spin while they wait for each other cost small models on busy machines several times the work itself.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test lint format test-tl4 demo-model bench clean
+.PHONY: help demo test lint format test-tl4 demo-model bench pictures clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +40,10 @@ demo-model: $(VENV)/.installed ## train the embedded model again and measure it 
 
 bench: $(VENV)/.installed ## FocusLens beside the plain model, the paper's procedure and TransformerLens, into runs/bench and docs
 	$(VENV)/bin/python experiments/bench.py --out runs/bench --docs docs
+
+pictures: $(VENV)/.installed ## the README's pictures, from the demo's run (needs chromium)
+	@test -f $(OUT)/report.html || $(VENV)/bin/focuslens demo --out $(OUT)
+	$(VENV)/bin/python experiments/readme_pictures.py --run $(OUT) --docs docs
 
 clean: ## remove environments, builds and caches; runs/ stays
 	rm -rf $(VENV) $(VENV_TL4) build dist .coverage .hypothesis .pytest_cache .ruff_cache

@@ -1,5 +1,10 @@
 """Contextual heads, split-softmax and focus directions: where a language model looks, and how to change it."""
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from focuslens.anatomy import (
     Decomposition,
     HeadKeys,
@@ -38,24 +43,38 @@ from focuslens.evaluation import (
     best_setting,
     document_scores,
     evaluate,
+    load_sweep,
     run_sweep,
     split_softmax_settings,
     steering_settings,
 )
 from focuslens.execution import Executor, InProcess
-from focuslens.heads import Head, Sparsity, load_ranking, random_heads, rank_heads, sparsity
+from focuslens.heads import Head, HeadList, Sparsity, load_ranking, random_heads, rank_heads, sparsity
 from focuslens.hooks import Cursor, Intervention
 from focuslens.interventions import FocusSteering, HeadAblation, SplitSoftmax, mean_head_outputs, split_softmax
 from focuslens.metrics import normalize_answer, sub_exact_match
 from focuslens.model import FocusModel
 from focuslens.prompts import Document, MultiDocSample, Prompt
 from focuslens.published import PublishedModel, load_published, load_published_ranking
+from focuslens.response_attention import ResponseAttention, UnitAttention, response_attention
 from focuslens.retrieval_heads import RetrievalScores, retrieval_scores
 from focuslens.scoring import ContextualScores, contextual_scores, contextual_scores_by_case
 from focuslens.serving import ExportedCheckpoint, FoldedCheckpoint, export, fold, write_harness_task
 from focuslens.training import TrainingConfig, train_focus_directions
+from focuslens.windows import WindowAttention, window_attention
+
+if TYPE_CHECKING:
+    from focuslens import viz as viz
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    """``fl.viz`` is there without an import of its own; what it draws with is imported when it is first asked for."""
+    if name == "viz":
+        return import_module("focuslens.viz")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "AttentionBudget",
@@ -77,6 +96,7 @@ __all__ = [
     "Head",
     "HeadAblation",
     "HeadKeys",
+    "HeadList",
     "InProcess",
     "Interval",
     "Intervention",
@@ -90,12 +110,15 @@ __all__ = [
     "PromptBatch",
     "PublishedModel",
     "RayPool",
+    "ResponseAttention",
     "RetrievalScores",
     "Setting",
     "Sparsity",
     "SplitSoftmax",
     "Sweep",
     "TrainingConfig",
+    "UnitAttention",
+    "WindowAttention",
     "WorkerLostError",
     "attention_budget",
     "best_setting",
@@ -115,6 +138,7 @@ __all__ = [
     "load_published",
     "load_published_ranking",
     "load_ranking",
+    "load_sweep",
     "load_synthetic",
     "logit_bias",
     "mean_head_outputs",
@@ -123,6 +147,7 @@ __all__ = [
     "position_bias",
     "random_heads",
     "rank_heads",
+    "response_attention",
     "retrieval_scores",
     "run_sweep",
     "sparsity",
@@ -133,5 +158,6 @@ __all__ = [
     "synthetic_needles",
     "token_preferences",
     "train_focus_directions",
+    "window_attention",
     "write_harness_task",
 ]

@@ -146,6 +146,9 @@ class Generation:
     finished: bool
     stop: int | None = None
 
+    def __repr__(self) -> str:
+        return f"Generation({self.text!r}, {len(self.tokens)} tokens, finished={self.finished})"
+
 
 @dataclass(frozen=True, eq=False)
 class Prefix:

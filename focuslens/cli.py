@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from focuslens.batching import BATCH_TOKENS, is_out_of_memory
-from focuslens.commands import cluster, fold, helmet, paper
+from focuslens.commands import cluster, fold, helmet, paper, report
 from focuslens.commands.options import add_device_map, integers, numbers, pair
 
 __all__ = ["main"]
@@ -25,6 +25,7 @@ _EXAMPLES = {
     "paper": "focuslens paper --model demo --out runs/paper/demo",
     "helmet": "focuslens helmet --helmet HELMET --config demo",
     "published": "focuslens published focus_direction --out runs/published",
+    "report": "focuslens report runs/demo",
     "generate": "focuslens generate --sample 3 --tau 0.3 --top-k 4",
 }
 
@@ -209,6 +210,13 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None] |
         "and tables with the paper's beside them. A killed run goes on.",
         helmet.add_options,
     ),
+    "report": (
+        "a run's results on one offline page",
+        "Gather what a command wrote into one HTML page that needs no network: what was run, findings with their\n"
+        "intervals, figures and their data, tables that sort, and attention before and after for samples that became\n"
+        "right or wrong. What the run's files lack is said on the page.",
+        report.add_options,
+    ),
     "published": (
         "look into the directions that the paper's authors publish",
         "Norms, rotary frequencies and head rankings of the authors' files, model by model; needs no model's weights.",
@@ -217,7 +225,7 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None] |
 }
 """What each command is for, in a line and in full, and what adds the options of its own."""
 
-_ON_THEIR_OWN = ("fold", "export", "harness", "helmet", "paper", "published")
+_ON_THEIR_OWN = ("fold", "export", "harness", "helmet", "paper", "published", "report")
 """Commands that have none of the options of models, data and runs."""
 
 
@@ -279,6 +287,8 @@ def _run(args: argparse.Namespace) -> None:
         from focuslens.commands.helmet import run
     elif args.command == "paper":
         from focuslens.commands.paper import run
+    elif args.command == "report":
+        from focuslens.commands.report import run
     elif args.command == "published":
         from focuslens.commands.published import run
     elif args.command == "steer":

@@ -16,7 +16,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from focuslens.files import write_atomically
-from focuslens.heads import Head, as_heads, check_heads
+from focuslens.heads import Head, HeadList, as_heads, check_heads
+from focuslens.markup import bar, card, details, shorten, table
 
 if TYPE_CHECKING:
     from focuslens.backends import ModelShape
@@ -28,6 +29,7 @@ Site: TypeAlias = Literal["rotary", "projection"]
 
 _VECTORS, _CONFIG = "directions.safetensors", "directions.json"
 _FORMAT = 1
+_SHOWN = 20
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,6 +86,39 @@ class FocusDirections:
 
     def __len__(self) -> int:
         return len(self.heads)
+
+    def __repr__(self) -> str:
+        norms = self.query.norm(dim=1)
+        key = "" if self.key is None else " with key vectors"
+        spread = f", norms of d_Q {float(norms.min()):.2f} to {float(norms.max()):.2f}" if len(self) else ""
+        return (
+            f"FocusDirections({len(self)} heads at the {self.site} site{key}, d_head {self.d_head}{spread}: "
+            f"{HeadList(self.heads)!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        losses, norms = self.losses, self.query.norm(dim=1).tolist()
+        key = None if self.key is None else self.key.norm(dim=1).tolist()
+        trained = losses is not None and len(losses) > 0
+        rows = [
+            (
+                str(head),
+                bar(norms[i], full=max(norms)),
+                *(() if key is None else (float(key[i]),)),
+                *((-float(losses[0, i]), -float(losses[-1, i])) if losses is not None and trained else ()),
+            )
+            for i, head in enumerate(self.heads[:_SHOWN])
+        ]
+        columns = ("head", "norm of d_Q", *(() if key is None else ("norm of d_K",)))
+        columns += ("score, first epoch", "score, last epoch") if trained else ()
+        left = f", the first {_SHOWN} shown" if len(self) > _SHOWN else ""
+        made = [
+            (name, shorten(json.dumps(value, default=str), 160))
+            for name, value in self.provenance.items()
+            if name != "losses"
+        ]
+        title = f"Focus directions of {len(self)} heads at the {self.site} site, d_head {self.d_head}{left}"
+        return card(title, table(columns, rows), details("How they were made", table(("", ""), made)))
 
     @property
     def d_head(self) -> int:

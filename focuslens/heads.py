@@ -9,13 +9,16 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, SupportsIndex, overload
 
 from jaxtyping import Float
 from torch import Tensor
 
+from focuslens.markup import Markup, card, details, table
+
 __all__ = [
     "Head",
+    "HeadList",
     "Sparsity",
     "as_heads",
     "check_heads",
@@ -38,6 +41,38 @@ class Head(NamedTuple):
         return f"L{self.layer}H{self.head}"
 
 
+class HeadList(list[Head]):
+    """Heads in an order, such as a ranking: an ordinary list that a person can read.
+
+    Slices and sums are of the same kind.
+    """
+
+    @overload
+    def __getitem__(self, index: SupportsIndex) -> Head: ...
+    @overload
+    def __getitem__(self, index: slice) -> HeadList: ...
+    def __getitem__(self, index: SupportsIndex | slice) -> Head | HeadList:
+        found = super().__getitem__(index)
+        return HeadList(found) if isinstance(found, list) else found
+
+    def __repr__(self) -> str:
+        shown = [str(head) for head in self[:_SHOWN]]
+        rest = f", ... {len(self)} heads" if len(self) > _SHOWN else ""
+        return f"[{', '.join(shown)}{rest}]"
+
+    def _repr_html_(self) -> str:
+        layers = heads_by_layer(self)
+        rows = [(layer, ", ".join(f"H{head}" for head in sorted(own))) for layer, own in layers.items()]
+        order = " ".join(f"{i}. {head}" for i, head in enumerate(self[:_SHOWN], start=1))
+        more = f" ... {len(self)}" if len(self) > _SHOWN else ""
+        plain = Markup(f"<div>{order}{more}</div>")
+        return card(f"{len(self)} heads", plain, details("By layer", table(("layer", "heads"), rows)))
+
+
+_SHOWN = 40
+"""Heads of a list that are written out."""
+
+
 def as_heads(pairs: Iterable[tuple[int, int]]) -> tuple[Head, ...]:
     """``(layer, head)`` pairs as heads; integers of any library (a row of an array or a table) become Python's own.
 
@@ -47,7 +82,7 @@ def as_heads(pairs: Iterable[tuple[int, int]]) -> tuple[Head, ...]:
     return tuple(Head(operator.index(layer), operator.index(head)) for layer, head in pairs)
 
 
-def rank_heads(scores: Float[Tensor, "layer head"]) -> list[Head]:
+def rank_heads(scores: Float[Tensor, "layer head"]) -> HeadList:
     """All heads, highest score first; ties are broken by layer, then head.
 
     Raises:
@@ -56,10 +91,10 @@ def rank_heads(scores: Float[Tensor, "layer head"]) -> list[Head]:
     if scores.isnan().any():
         raise ValueError("scores hold NaN: at least one head was never scored, so there is no ranking")
     order = scores.flatten().argsort(descending=True, stable=True).tolist()
-    return [Head(*divmod(index, scores.shape[1])) for index in order]
+    return HeadList(Head(*divmod(index, scores.shape[1])) for index in order)
 
 
-def top_heads(scores: Float[Tensor, "layer head"], k: int) -> list[Head]:
+def top_heads(scores: Float[Tensor, "layer head"], k: int) -> HeadList:
     """The ``k`` heads with the highest score, best first, in the order of :func:`rank_heads`.
 
     Raises:
@@ -73,7 +108,7 @@ def top_heads(scores: Float[Tensor, "layer head"], k: int) -> list[Head]:
 
 def random_heads(
     n_layers: int, n_heads: int, k: int, *, exclude: Iterable[tuple[int, int]] = (), seed: int = 0
-) -> list[Head]:
+) -> HeadList:
     """``k`` different heads drawn uniformly from those not excluded: the control for a set of contextual heads.
 
     A draw of fewer heads with the same seed and exclusions is a prefix of a draw of more.
@@ -87,7 +122,7 @@ def random_heads(
     if not 0 <= k <= len(pool):
         raise ValueError(f"cannot draw {k} random heads: {len(pool)} are left of {n_layers * n_heads}")
     random.Random(seed).shuffle(pool)
-    return pool[:k]
+    return HeadList(pool[:k])
 
 
 def heads_by_layer(heads: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
@@ -151,7 +186,7 @@ def sparsity(
     return tuple(rows)
 
 
-def load_ranking(path: str | Path) -> list[Head]:
+def load_ranking(path: str | Path) -> HeadList:
     """A ranking of heads, best first, from a JSON file.
 
     The file holds ``[[layer, head], ...]``, as the paper's authors publish it, or an object with such a list under
@@ -171,4 +206,4 @@ def load_ranking(path: str | Path) -> list[Head]:
         for entry in entries  # pyright: ignore[reportUnknownVariableType]
     ):
         raise ValueError(f"{path} is not a ranking of heads: expected JSON [[layer, head], ...], best first")
-    return [Head(layer, head) for layer, head in entries]  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return HeadList(Head(layer, head) for layer, head in entries)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]

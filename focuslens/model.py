@@ -141,6 +141,13 @@ class FocusModel:
         model.name = "demo"
         return model
 
+    def __repr__(self) -> str:
+        shape, cfg = self.shape, self.hooked.cfg
+        return (
+            f"FocusModel({self.name!r}: {type(self.hooked).__name__}, {shape.n_layers} layers x {shape.n_heads} heads, "
+            f"d_head {shape.d_head}, {str(cfg.dtype).removeprefix('torch.')} on {self.backend.device.type})"
+        )
+
     @property
     def hooked(self) -> Any:
         """The TransformerLens model."""

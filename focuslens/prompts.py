@@ -12,7 +12,10 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Literal, TypeAlias, get_args
+
+from focuslens.markup import Markup, card, details, shorten, table
 
 __all__ = ["Case", "Document", "MultiDocSample", "Prompt", "Span", "prompts_digest"]
 
@@ -128,6 +131,22 @@ class MultiDocSample:
                 f"gold_index is {self.gold_index}, but there are {len(self.documents)} documents: "
                 f"it must be 0 to {len(self.documents) - 1}, or None"
             )
+
+    def __repr__(self) -> str:
+        return (
+            f"MultiDocSample(question={self.question!r}, answers={self.answers!r}, {len(self.documents)} documents, "
+            f"gold_index={self.gold_index}, id={self.id!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (i + 1, "★" if i == self.gold_index else "", document.title, shorten(document.text, 240))
+            for i, document in enumerate(self.documents)
+        ]
+        where = "no relevant document" if self.gold_index is None else f"document {self.gold_index + 1} is relevant"
+        answers = f"<div>accepted: {escape('; '.join(self.answers))}</div>"
+        shown = table(("", "relevant", "title", "text"), rows)
+        return card(self.question, Markup(answers), details(f"{len(self.documents)} documents, {where}", shown))
 
     @property
     def id(self) -> str:

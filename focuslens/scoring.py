@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from html import escape
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
@@ -14,8 +15,9 @@ from torch import Tensor
 from focuslens.batch import EncodedPrompt
 from focuslens.batching import BATCH_TOKENS
 from focuslens.execution import Executor, executor_for
-from focuslens.heads import Head, Sparsity, heads_by_layer, random_heads, rank_heads, sparsity, top_heads
+from focuslens.heads import HeadList, Sparsity, heads_by_layer, random_heads, rank_heads, sparsity, top_heads
 from focuslens.hooks import Hook, Intervention, hook_name, row_wise
+from focuslens.markup import Markup, bar, card, map_image, table
 from focuslens.masses import masses_in_batches, sink_and_documents
 from focuslens.metrics import answered_right, require_samples
 from focuslens.prompts import Case, MultiDocSample
@@ -75,6 +77,43 @@ class ContextualScores:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
+    def __repr__(self) -> str:
+        _, n_layers, n_heads = self.relevant.shape
+        best = "" if self.relevant.isnan().all() else f"; best {self._best(3)}"
+        return (
+            f"ContextualScores({self.case}: {len(self)} samples, {sum(self.correct)} answered right, {n_layers} layers "
+            f"x {n_heads} heads{best})"
+        )
+
+    def _best(self, most: int) -> str:
+        means = self.mean()
+        return ", ".join(f"{head} {float(means[head]):.3f}" for head in self.top_heads(min(most, means.numel())))
+
+    def _repr_html_(self) -> str:
+        n_layers, n_heads = self.relevant.shape[1:]
+        title = f"Contextual scores, {self.case}: {len(self)} samples, {sum(self.correct)} answered right"
+        if self.relevant.isnan().all():
+            return card(title, Markup("<div>no sample has a response and a relevant document</div>"))
+        means = {kind: self.mean(kind) for kind in KINDS}
+        top = float(means["relevant"].max())
+        rows = [
+            (
+                str(head),
+                bar(float(means["relevant"][head]), full=top),
+                *(float(means[kind][head]) for kind in KINDS[1:]),
+            )
+            for head in self.top_heads(min(10, n_layers * n_heads))
+        ]
+        alt = f"Mean relevant score of {n_layers} layers (downward) of {n_heads} heads, light where it is high"
+        columns = ("head", *(kind.replace("_", " ") for kind in KINDS))
+        counts = "; ".join(map(str, self.sparsity()))
+        return card(
+            title,
+            map_image(means["relevant"].tolist(), alt),
+            table(columns, rows, "Mean share of the response's attention, best heads first"),
+            Markup(f"<div>heads with a relevant score {escape(counts)}</div>"),
+        )
+
     def mean(self, kind: str = "relevant") -> Float[Tensor, "layer head"]:
         """One kind of score averaged over the samples that have one.
 
@@ -89,11 +128,11 @@ class ContextualScores:
             raise ValueError(f"none of the {len(self)} samples of case {self.case!r} has a response{document} to score")
         return scores.nanmean(dim=0)
 
-    def ranking(self) -> list[Head]:
+    def ranking(self) -> HeadList:
         """All heads, highest mean relevant score first."""
         return rank_heads(self.mean("relevant"))
 
-    def top_heads(self, k: int) -> list[Head]:
+    def top_heads(self, k: int) -> HeadList:
         """The ``k`` heads with the highest mean relevant score, best first: the contextual heads.
 
         Raises:
@@ -101,7 +140,7 @@ class ContextualScores:
         """
         return top_heads(self.mean("relevant"), k)
 
-    def random_heads(self, k: int, *, exclude: Iterable[tuple[int, int]] = (), seed: int = 0) -> list[Head]:
+    def random_heads(self, k: int, *, exclude: Iterable[tuple[int, int]] = (), seed: int = 0) -> HeadList:
         """``k`` random heads other than those excluded: the control for ``k`` contextual heads."""
         _, n_layers, n_heads = self.relevant.shape
         return random_heads(n_layers, n_heads, k, exclude=exclude, seed=seed)

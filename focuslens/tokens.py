@@ -113,3 +113,41 @@ class PromptEncoder:
         if ids[:length] != prompt.tokens.tolist():
             ids = prompt.tokens.tolist() + self.tokenizer(continuation, add_special_tokens=False)["input_ids"]
         return torch.tensor(ids[length:], dtype=torch.long)
+
+    def texts(self, prompt: EncodedPrompt) -> list[str]:
+        """What each token of a prompt stands for: together the text, as far as tokens do not share characters.
+
+        A token that holds no character of its own (BOS, all but the first of several that make up one character) is
+        called by its name in the vocabulary, or is empty.
+        """
+        ids = prompt.tokens.tolist()
+        found, offsets = self._tokenize(prompt.text) if prompt.text else ([], [])
+        if found != ids:
+            return [str(self.tokenizer.decode([one])) for one in ids]
+        texts: list[str] = []
+        reached = 0
+        for one, (start, end) in zip(ids, offsets, strict=True):
+            if start == end == 0 or end <= start:
+                texts.append(str(self.tokenizer.convert_ids_to_tokens(one)) if one in self._special else "")
+                continue
+            # White space that a tokenizer leaves out belongs to the token behind it.
+            texts.append(prompt.text[reached:end])
+            reached = max(reached, end)
+        return texts
+
+    def response_texts(self, prompt: EncodedPrompt, tokens: Int[Tensor, "response"]) -> list[str]:
+        """What each token of a response that follows a prompt stands for, the space before it included."""
+        ids, last = tokens.tolist(), prompt.tokens.tolist()[-1:]
+        texts: list[str] = []
+        before = str(self.tokenizer.decode(last))
+        for n in range(1, len(ids) + 1):
+            text = str(self.tokenizer.decode([*last, *ids[:n]]))
+            # A character of several tokens is there with the last of them; one that is never finished, in the end.
+            unfinished = text.endswith("\ufffd") and n < len(ids)
+            texts.append("" if unfinished else text[len(before) :])
+            before = before if unfinished else text
+        return texts
+
+    @property
+    def _special(self) -> set[int]:
+        return set(self.tokenizer.all_special_ids)

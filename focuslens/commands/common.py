@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ __all__ = [
     "require_figures",
     "run_description",
     "samples_of",
+    "score_intervals",
     "synthetic_samples",
 ]
 
@@ -192,6 +194,23 @@ def score_samples(
         batch_tokens=args.batch_tokens,
         progress=True,
     )
+
+
+def score_intervals(
+    scores: ContextualScores, samples: Sequence[MultiDocSample], heads: Sequence[Head], seed: int, most: int = 20
+) -> dict[str, list[float]]:
+    """95 % bootstrap intervals, over questions, of the first heads' relevant score: ``layer/head`` to two ends."""
+    from focuslens.evaluation import bootstrap_mean
+
+    questions = {sample.id: sample.question_id for sample in samples}
+    intervals: dict[str, list[float]] = {}
+    for layer, head in heads[:most]:
+        values = scores.relevant[:, layer, head]
+        kept = [i for i, value in enumerate(values.tolist()) if not math.isnan(value)]
+        groups = [questions[scores.sample_ids[i]] for i in kept]
+        found = bootstrap_mean(values[kept].tolist(), groups=groups, seed=seed)
+        intervals[f"{layer}/{head}"] = [found.low, found.high]
+    return intervals
 
 
 def get_ranking(

@@ -8,11 +8,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-import torch
-
 from focuslens.batching import BATCH_TOKENS
-from focuslens.commands.common import Samples, open_model, print_table, run_description, sweep_table, synthetic_samples
-from focuslens.commands.demo_report import write_demo_report
+from focuslens.commands.common import (
+    Samples,
+    open_model,
+    print_table,
+    run_description,
+    score_intervals,
+    sweep_table,
+    synthetic_samples,
+)
 from focuslens.commands.sweeps import controls, sweep_to
 from focuslens.directions import FocusDirections
 from focuslens.evaluation import (
@@ -27,9 +32,9 @@ from focuslens.evaluation import (
 from focuslens.files import write_json
 from focuslens.heads import Head
 from focuslens.model import FocusModel
+from focuslens.report import Sources, write_run_report
 from focuslens.scoring import ContextualScores, contextual_scores_by_case
 from focuslens.training import train_focus_directions
-from focuslens.viz import curves, direction_curves, head_map, loss_curves, save_figure, split_softmax_curves
 
 __all__ = ["DemoSettings", "run"]
 
@@ -54,13 +59,14 @@ class DemoSettings:
 
 
 def run(args: argparse.Namespace, settings: DemoSettings | None = None) -> None:
-    """Run everything and write ``results.json``, figures and ``report.html`` to ``--out`` (default ``runs/demo``)."""
+    """Run everything and write ``results.json`` and ``report.html`` with its figures to ``--out`` (``runs/demo``)."""
     settings, out = settings or DemoSettings(), Path(args.out or "runs/demo")
     args.max_new_tokens, args.batch_tokens = settings.max_new_tokens, BATCH_TOKENS
     args.random_tau, args.exclude_top = 0.3, max(settings.ks)
     model = open_model(args)
     print("1/4  contextual heads")
-    cases = _score(model, synthetic_samples(args, "train", settings.scored), settings)
+    scored = synthetic_samples(args, "train", settings.scored)
+    cases = _score(model, scored, settings)
     ranking = cases["long"].ranking()
     _print_heads(cases)
     print("\n2/4  split-softmax on the relevant document, on held-out questions")
@@ -75,21 +81,24 @@ def run(args: argparse.Namespace, settings: DemoSettings | None = None) -> None:
     chosen_on, steer, best = _steer(args, model, grid, test, settings, out)
     print_table(sweep_table(steer))
     print(f"\nbest on validation: {best}; on held-out questions {steer[best].em}, baseline {steer['baseline'].em}")
-    figures = _figures(cases["long"], split, steer, directions, out)
     results = {
         **run_description(args, model, test),
         "demo": asdict(settings),
         "heads": [list(head) for head in ranking],
         "scores": {name: scores.to_frame().to_dict(orient="records") for name, scores in cases.items() if len(scores)},
         "case_sizes": {name: len(scores) for name, scores in cases.items()},
+        "intervals": score_intervals(cases["long"], scored.samples, ranking, args.seed),
         "split_softmax": split.rows(),
         "steering": steer.rows(),
         "steering_validation": chosen_on.rows(),
         "chosen_on_validation": best,
     }
     write_json(out / "results.json", results)
-    write_demo_report(out / "report.html", model, cases, split, steer, best, ranking, test.samples, figures)
-    print(f"\nwrote results.json, report.html and {len(figures)} figures to {out}")
+    page, _ = write_run_report(out, sources=Sources(model=model), title=_TITLE)
+    print(f"\nwrote results.json, directions, records and {page}")
+
+
+_TITLE = "FocusLens: where the embedded model looks, and what changes it"
 
 
 def _fresh_sweep(
@@ -163,35 +172,3 @@ def _steer(
     chosen_on = _fresh_sweep(args, model, validation, steered, out / "steering_validation.jsonl")
     steer = _fresh_sweep(args, model, test, steered, out / "steering.jsonl")
     return chosen_on, steer, best_setting(chosen_on, grid).name
-
-
-def _figures(
-    scores: ContextualScores, split: Sweep, steer: Sweep, directions: FocusDirections, out: Path
-) -> list[tuple[str, Path]]:
-    baselines = {name: split[name].em for name in ("baseline", "gold", "negative")}
-    losses = directions.losses if directions.losses is not None else torch.zeros(0, 0)
-    drawn = [
-        (
-            "Relevant contextual score of every head; the best eight are outlined.",
-            "head_map.png",
-            head_map(scores.mean().numpy(), heads=scores.top_heads(8)),
-        ),
-        (
-            "Exact match over the number of heads under split-softmax, with 95 % bootstrap intervals.",
-            "split_softmax.png",
-            split_softmax_curves(
-                curves(split, "tau", heads="contextual") + curves(split, "tau", heads="random"), baselines
-            ),
-        ),
-        (
-            "Exact match over the number of heads under focus directions, with 95 % bootstrap intervals.",
-            "steering.png",
-            direction_curves(curves(steer, "alpha"), {"baseline": steer["baseline"].em}),
-        ),
-        (
-            "Training loss of each head's direction: minus its relevant contextual score.",
-            "losses.png",
-            loss_curves(losses.numpy(), [str(head) for head in directions.heads]),
-        ),
-    ]
-    return [(caption, save_figure(axes, out / name)) for caption, name, axes in drawn]

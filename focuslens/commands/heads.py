@@ -12,6 +12,7 @@ from focuslens.commands.common import (
     print_table,
     require_figures,
     run_description,
+    score_intervals,
     score_samples,
 )
 from focuslens.execution import Executor
@@ -47,6 +48,7 @@ def _run(args: argparse.Namespace, model: Executor) -> None:
         "samples": list(scores.sample_ids),
         "correct": sum(scores.correct),
         "heads": [list(head) for head in scores.ranking()],
+        "intervals": score_intervals(scores, data.samples, scores.ranking(), args.seed),
         "scores": frame.to_dict(orient="records"),
         "sparsity": [{"threshold": s.threshold, "count": s.count, "fraction": s.fraction} for s in scores.sparsity()],
     }

@@ -18,6 +18,7 @@ from typing import overload
 from focuslens.data._distractors import draw_distractors
 from focuslens.data._lines import LineStore
 from focuslens.data._records import Kind, Record, detect_kind, parse_object, parse_record
+from focuslens.markup import card, table
 from focuslens.prompts import Document, MultiDocSample
 
 __all__ = ["MultiDocData", "load_multidoc"]
@@ -268,6 +269,19 @@ class MultiDocData(Sequence[MultiDocSample]):
             f"MultiDocData({self._source.store.path.name!r}: {len(self)} samples of {self.questions} questions, "
             f"{layout.num_documents} documents, gold {gold})"
         )
+
+    def _repr_html_(self) -> str:
+        first = [self[i] for i in range(min(3, len(self)))]
+        rows = [
+            (
+                sample.id,
+                sample.question,
+                "; ".join(sample.answers),
+                "-" if sample.gold_index is None else sample.gold_index,
+            )
+            for sample in first
+        ]
+        return card(repr(self), table(("id", "question", "accepted", "gold"), rows, "The first samples"))
 
     @property
     def questions(self) -> int:

@@ -8,7 +8,7 @@ from focuslens.evaluation.attribution import (
     attention_budget,
     document_scores,
 )
-from focuslens.evaluation.records import OtherResultsError
+from focuslens.evaluation.records import OtherResultsError, read_records
 from focuslens.evaluation.runner import Evaluation, Setting, Sweep, evaluate, run_sweep
 from focuslens.evaluation.settings import BASELINES, best_setting, split_softmax_settings, steering_settings
 from focuslens.evaluation.statistics import (
@@ -19,6 +19,7 @@ from focuslens.evaluation.statistics import (
     percentile_interval,
     resampled_means,
 )
+from focuslens.evaluation.stored import load_sweep
 
 __all__ = [
     "BASELINES",
@@ -37,8 +38,10 @@ __all__ = [
     "bootstrap_mean",
     "document_scores",
     "evaluate",
+    "load_sweep",
     "mcnemar_exact",
     "percentile_interval",
+    "read_records",
     "resampled_means",
     "run_sweep",
     "split_softmax_settings",

@@ -79,6 +79,9 @@ class DocumentScores:
     def __len__(self) -> int:
         return len(self.scores)
 
+    def __repr__(self) -> str:
+        return f"DocumentScores({len(self)} samples, {sum(self.correct)} answered right)"
+
     def of(self, heads: Iterable[tuple[int, int]]) -> list[Float[Tensor, "_"]]:
         """Each sample's scores by document, averaged over some heads.
 
@@ -135,20 +138,45 @@ class AttentionBudget:
         sample_ids: ``MultiDocSample.id`` of each.
         responses: What was looked at.
         correct: Whether each response holds an accepted answer.
+        question_ids: The question each belongs to; each sample is one of its own where there are none.
     """
 
     shares: Float[Tensor, "sample layer head part"]
     sample_ids: tuple[str, ...]
     responses: tuple[str, ...]
     correct: tuple[bool, ...]
+    question_ids: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        n_layers, n_heads = self.shares.shape[1:3]
+        return f"AttentionBudget({len(self.sample_ids)} samples, {n_layers} layers x {n_heads} heads)"
 
     def mean(self, heads: Iterable[tuple[int, int]]) -> dict[str, float]:
         """Shares by part, averaged over samples and some heads."""
+        return dict(zip(BUDGET_PARTS, self._of(heads).nanmean(dim=0).tolist(), strict=True))
+
+    def intervals(self, heads: Iterable[tuple[int, int]], *, seed: int = 0) -> dict[str, Interval]:
+        """Shares by part of some heads, with 95 % bootstrap intervals over questions.
+
+        Raises:
+            ValueError: If there are no heads, or no sample has a response.
+        """
+        shares = self._of(heads)
+        kept = [i for i, row in enumerate(shares) if not bool(row.isnan().any())]
+        if not kept:
+            raise ValueError(f"none of the {len(shares)} samples has a response, so nothing is spent on anything")
+        questions = [(self.question_ids or self.sample_ids)[i] for i in kept]
+        return {
+            part: bootstrap_mean(shares[kept, place].tolist(), groups=questions, seed=seed)
+            for place, part in enumerate(BUDGET_PARTS)
+        }
+
+    def _of(self, heads: Iterable[tuple[int, int]]) -> Float[Tensor, "sample part"]:
+        """Each sample's shares, averaged over some heads."""
         chosen = check_heads(heads, *self.shares.shape[1:3])
         if not chosen:
             raise ValueError("there are no heads to average over")
-        picked = torch.stack([self.shares[:, layer, head] for layer, head in chosen]).nanmean(dim=(0, 1))
-        return dict(zip(BUDGET_PARTS, picked.tolist(), strict=True))
+        return torch.stack([self.shares[:, layer, head] for layer, head in chosen]).mean(dim=0)
 
 
 def document_scores(
@@ -214,7 +242,11 @@ def attention_budget(
         shares[place] = torch.cat((masses, 1 - masses.sum(dim=-1, keepdim=True)), dim=-1)
         responses[place] = said
     return AttentionBudget(
-        shares, tuple(sample.id for sample in chosen), tuple(responses), answered_right(responses, chosen)
+        shares,
+        tuple(sample.id for sample in chosen),
+        tuple(responses),
+        answered_right(responses, chosen),
+        tuple(sample.question_id for sample in chosen),
     )
 
 

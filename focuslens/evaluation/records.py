@@ -8,11 +8,28 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-__all__ = ["OtherResultsError", "RecordFile"]
+__all__ = ["OtherResultsError", "RecordFile", "read_records"]
 
 
 class OtherResultsError(ValueError):
     """A result file holds records made by another model, on other data or under other settings."""
+
+
+def read_records(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The header and the whole records of a result file, whatever made them; the file stays as it is.
+
+    A last line that a killed run left unfinished is passed over.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is no result file.
+    """
+    path = Path(path)
+    content = path.read_bytes()
+    entries = _entries(path, content[: content.rfind(b"\n") + 1])
+    if not entries:
+        raise ValueError(f"{path} holds no whole line: this is no result file, or its run was stopped at once")
+    return entries[0]["header"], entries[1:]
 
 
 class RecordFile:
@@ -40,7 +57,7 @@ class RecordFile:
     def _read(self) -> None:
         content = self.path.read_bytes()
         whole = content[: content.rfind(b"\n") + 1]
-        entries = [self._entry(line, number) for number, line in enumerate(whole.splitlines(), start=1)]
+        entries = _entries(self.path, whole)
         if entries:
             self._require_same(entries[0]["header"])
             self.records = {record["id"]: record for record in entries[1:]}
@@ -49,16 +66,6 @@ class RecordFile:
             raise kind(f"{self.path} is no result file of these settings; name another file, or delete it")
         if len(whole) < len(content):
             os.truncate(self.path, len(whole))
-
-    def _entry(self, line: bytes, number: int) -> dict[str, Any]:
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{self.path}, line {number} is not JSON ({error}); name another file") from error
-        key, kind = ("header", dict) if number == 1 else ("id", str)
-        if not isinstance(entry, dict) or not isinstance(cast("dict[str, Any]", entry).get(key), kind):
-            raise ValueError(f"{self.path}, line {number} has no {key!r}: this is no result file; name another")
-        return cast("dict[str, Any]", entry)
 
     def _require_same(self, found: Mapping[str, Any]) -> None:
         differing = [key for key in {**found, **self.header} if found.get(key) != self.header.get(key)]
@@ -79,6 +86,21 @@ class RecordFile:
             file.flush()
             os.fsync(file.fileno())
         self.records.update((record["id"], record) for record in records)
+
+
+def _entries(path: Path, whole: bytes) -> list[dict[str, Any]]:
+    return [_entry(path, line, number) for number, line in enumerate(whole.splitlines(), start=1)]
+
+
+def _entry(path: Path, line: bytes, number: int) -> dict[str, Any]:
+    try:
+        entry = json.loads(line)
+    except ValueError as error:
+        raise ValueError(f"{path}, line {number} is not JSON ({error}); name another file") from error
+    key, kind = ("header", dict) if number == 1 else ("id", str)
+    if not isinstance(entry, dict) or not isinstance(cast("dict[str, Any]", entry).get(key), kind):
+        raise ValueError(f"{path}, line {number} has no {key!r}: this is no result file; name another")
+    return cast("dict[str, Any]", entry)
 
 
 def _line(entry: Mapping[str, Any]) -> bytes:

@@ -18,6 +18,7 @@ from focuslens.evaluation.statistics import Interval, McNemar, bootstrap_mean, m
 from focuslens.execution import Executor, executor_for
 from focuslens.files import versions
 from focuslens.hooks import Intervention
+from focuslens.markup import Cell, Markup, bar, card, details, shorten, table
 from focuslens.metrics import require_comparable_answers, sub_exact_match
 from focuslens.prompts import Case, MultiDocSample, prompts_digest
 
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
 
     from focuslens.model import FocusModel
 
-__all__ = ["Evaluation", "Setting", "Sweep", "evaluate", "run_sweep"]
+__all__ = ["Evaluation", "Setting", "Sweep", "evaluate", "evaluation_of", "run_sweep"]
+
+_SHOWN = 20
+"""Responses that a notebook shows."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,21 @@ class Evaluation:
     def __len__(self) -> int:
         return len(self.sample_ids)
 
+    def __repr__(self) -> str:
+        return (
+            f"Evaluation(exact match {self.em}: {sum(self.correct)} of {len(self)} samples right, "
+            f"{len(set(self.question_ids))} questions)"
+        )
+
+    def _repr_html_(self) -> str:
+        verdicts = ("wrong", "right")
+        lines = list(zip(self.sample_ids, self.correct, self.responses, strict=True))
+        rows = [(name, verdicts[right], shorten(text, 160)) for name, right, text in lines[:_SHOWN]]
+        title = f"{sum(self.correct)} of {len(self)} samples right, of {len(set(self.question_ids))} questions"
+        said = details("Responses", table(("sample", "answer", "response"), rows, f"The first {len(rows)}"))
+        em = Markup(f"<div>exact match {bar(self.em.mean, self.em.low, self.em.high)}</div>")
+        return card(title, em, said)
+
     def compare(self, other: Evaluation) -> McNemar:
         """Exact McNemar test against another evaluation of the same samples; samples of a question count together.
 
@@ -106,6 +125,21 @@ class Sweep:
         if name not in self.evaluations:
             raise KeyError(f"no setting {name!r}; there are {', '.join(self.evaluations)}")
         return self.evaluations[name]
+
+    def __repr__(self) -> str:
+        done = len(next(iter(self.evaluations.values()))) if self.evaluations else 0
+        shown = [f"{name} {one.em}" for name, one in list(self.evaluations.items())[:3]]
+        rest = ", ..." if len(self.evaluations) > 3 else ""
+        return f"Sweep({len(self.settings)} settings on {done} samples: {', '.join(shown)}{rest})"
+
+    def _repr_html_(self) -> str:
+        rows: list[tuple[Cell, ...]] = []
+        for row in self.rows():
+            tested = (row["gained"], row["lost"], f"{row['mcnemar_p']:.2g}") if "gained" in row else ("-", "-", "-")
+            rows.append((row["name"], bar(row["em"], row["em_low"], row["em_high"]), *tested))
+        columns = ("setting", "exact match", "gained", "lost", "p")
+        caption = "95 % intervals; samples gained and lost against the baseline, exact McNemar p"
+        return card(repr(self).partition(":")[0].removeprefix("Sweep("), table(columns, rows, caption))
 
     def rows(self, baseline: str | None = "baseline") -> list[dict[str, Any]]:
         """One row a setting: its parameters, EM with its interval, and the McNemar test against the baseline."""
@@ -213,7 +247,8 @@ def run_sweep(
             else:
                 store.append(made)
             bar.update(len(batch))
-    return Sweep(tuple(settings), {s.name: _evaluation(chosen, records, s.name, seed) for s in settings}, header)
+    ordered = [records[sample.id] for sample in chosen]
+    return Sweep(tuple(settings), {s.name: evaluation_of(ordered, s.name, seed) for s in settings}, header)
 
 
 def _require_unique(what: str, names: Sequence[str]) -> None:
@@ -275,16 +310,21 @@ def _responses(
             yield of_case[answered.setting], answered.responses
 
 
-def _evaluation(
-    samples: Sequence[MultiDocSample], records: Mapping[str, Mapping[str, Any]], name: str, seed: int
-) -> Evaluation:
-    results = [records[sample.id]["results"][name] for sample in samples]
+def evaluation_of(records: Sequence[Mapping[str, Any]], name: str, seed: int) -> Evaluation:
+    """One setting's evaluation, from the records of a sweep's samples.
+
+    Args:
+        records: In the order of the samples.
+        name: The setting's.
+        seed: Of the bootstrap.
+    """
+    results = [record["results"][name] for record in records]
     correct = tuple(bool(result["correct"]) for result in results)
-    questions = tuple(sample.question_id for sample in samples)
+    questions = tuple(str(record["question_id"]) for record in records)
     # Samples without a question id are each a question of their own.
     groups = [question or f"sample {i}" for i, question in enumerate(questions)]
     return Evaluation(
-        tuple(sample.id for sample in samples),
+        tuple(str(record["id"]) for record in records),
         questions,
         tuple(str(result["response"]) for result in results),
         correct,

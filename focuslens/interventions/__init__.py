@@ -1,8 +1,17 @@
 """What can be done to attention heads: every intervention is a frozen value that gives TransformerLens hooks."""
 
 from focuslens.interventions.ablation import HeadAblation, mean_head_outputs
+from focuslens.interventions.described import intervention_from
 from focuslens.interventions.focus import FocusSteering
 from focuslens.interventions.lanes import Lanes
 from focuslens.interventions.split_softmax import SplitSoftmax, split_softmax
 
-__all__ = ["FocusSteering", "HeadAblation", "Lanes", "SplitSoftmax", "mean_head_outputs", "split_softmax"]
+__all__ = [
+    "FocusSteering",
+    "HeadAblation",
+    "Lanes",
+    "SplitSoftmax",
+    "intervention_from",
+    "mean_head_outputs",
+    "split_softmax",
+]

@@ -1,6 +1,7 @@
 """Something to look at: figures (matplotlib), attention views (circuitsvis) and a report that is one HTML file.
 
 Everything here takes arrays, names and numbers, so it needs no model, and nothing here loads anything from the network.
+What views show is read from a model by ``focuslens.response_attention`` and ``focuslens.window_attention``.
 """
 
 from __future__ import annotations
@@ -13,37 +14,44 @@ except ImportError as error:
         f"focuslens.viz needs circuitsvis and matplotlib, and {error.name!r} is missing: pip install 'focuslens[viz]'"
     ) from error
 
-from focuslens.viz.anatomy import (
-    depth_profiles,
-    frequency_profiles,
-    norms_by_rank,
-    position_biases,
-    variance_parts,
-)
-from focuslens.viz.attention import AttentionView, attention_view, document_view, pool_attention
+from focuslens.viz.attention import attention_view, token_view
+from focuslens.viz.documents import document_view, pool_attention
 from focuslens.viz.figures import (
     Curve,
     IntervalLike,
+    budget_shares,
+    depth_profiles,
     direction_curves,
+    frequency_profiles,
     head_groups,
     head_map,
     loss_curves,
+    norms_by_rank,
+    position_biases,
     save_figure,
     split_softmax_curves,
     style,
     sweep_curves,
+    table_heat_map,
+    variance_parts,
 )
-from focuslens.viz.report import Table, write_report
+from focuslens.viz.report import Figure, Section, Table, write_report, write_sections
 from focuslens.viz.sweeps import curves, sweep_table
+from focuslens.viz.text import compare_view, text_view
+from focuslens.viz.view import AttentionView
 
 del _circuitsvis, _matplotlib
 
 __all__ = [
     "AttentionView",
     "Curve",
+    "Figure",
     "IntervalLike",
+    "Section",
     "Table",
     "attention_view",
+    "budget_shares",
+    "compare_view",
     "curves",
     "depth_profiles",
     "direction_curves",
@@ -60,6 +68,10 @@ __all__ = [
     "style",
     "sweep_curves",
     "sweep_table",
+    "table_heat_map",
+    "text_view",
+    "token_view",
     "variance_parts",
     "write_report",
+    "write_sections",
 ]

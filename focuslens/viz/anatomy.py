@@ -1,6 +1,6 @@
 """Figures of directions themselves: their norms, frequencies and depths, and what they make of content and position.
 
-Drawn in the style of :mod:`focuslens.viz.figures`: on the axes given, or on new ones, which are returned.
+Drawn in the style of :mod:`focuslens.viz.style`: on the axes given, or on new ones, which are returned.
 """
 
 from __future__ import annotations
@@ -8,20 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-from focuslens.viz.figures import style
+from focuslens.viz.style import COLOURS, DASHES, HATCHES, legend_beside, new_axes, style
 
 __all__ = ["depth_profiles", "frequency_profiles", "norms_by_rank", "position_biases", "variance_parts"]
-
-# Okabe and Ito's colours, as in the other figures; dashes tell lines apart where colours cannot.
-_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-_DASHES = ("-", "--", "-.", (0, (1, 1)), (0, (6, 2, 1, 2, 1, 2)))
-_HATCHES = ("", "//", "..")
 
 
 def norms_by_rank(
@@ -52,8 +46,8 @@ def norms_by_rank(
         raise ValueError("a norm is not positive, so it has no place on a logarithmic scale")
     ranks = np.arange(1, len(query) + 1)
     with style():
-        ax = ax or _new_axes()
-        for norms, label, colour, marker in ((query, "$d_Q$", _COLOURS[0], "o"), (key, "$d_K$", _COLOURS[1], "^")):
+        ax = ax or new_axes()
+        for norms, label, colour, marker in ((query, "$d_Q$", COLOURS[0], "o"), (key, "$d_K$", COLOURS[1], "^")):
             ax.plot(ranks, norms, color=colour, marker=marker, ls="none", ms=3.2, alpha=0.7, label=label)
         if noise is not None:
             ax.axhline(noise, color="#000000", ls="--", lw=1.3, label=f"initial noise ({noise:.2f})")
@@ -62,7 +56,7 @@ def norms_by_rank(
         ax.set(xscale="log", yscale="log", title=title, xlabel="rank of the head (1: highest score)", ylabel="norm")
         for axis in (ax.xaxis, ax.yaxis):
             axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        _legend(ax)
+        legend_beside(ax)
     return ax
 
 
@@ -138,14 +132,14 @@ def position_biases(
         if len(bias) != len(positions):
             raise ValueError(f"{name!r} has {len(bias)} values for {len(positions)} positions; give one for each")
     with style():
-        ax = ax or _new_axes()
+        ax = ax or new_axes()
         for index, (name, bias) in enumerate(biases.items()):
             ax.plot(positions, bias - bias.mean(), label=name, **_look(index))
         ax.set(
             title=title, xlabel="position of the key (tokens)", ylabel="bias less its mean (logits at $\\alpha$ = 1)"
         )
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        _legend(ax)
+        legend_beside(ax)
     return ax
 
 
@@ -178,8 +172,8 @@ def variance_parts(
     places, left = np.arange(len(labels)), np.zeros(len(labels))
     whole = content + position + interaction
     with style():
-        ax = ax or _new_axes(height=min(9.0, 1.6 + 0.28 * len(labels)))
-        for (name, values), colour, hatch in zip(parts.items(), _COLOURS, _HATCHES, strict=False):
+        ax = ax or new_axes(height=min(9.0, 1.6 + 0.28 * len(labels)))
+        for (name, values), colour, hatch in zip(parts.items(), COLOURS, HATCHES, strict=False):
             share = np.divide(values, whole, out=np.zeros(len(labels)), where=whole > 0)
             ax.barh(places, share, left=left, color=colour, hatch=hatch, ec="white", lw=0.5, label=name)
             left += share
@@ -187,18 +181,18 @@ def variance_parts(
         ax.invert_yaxis()
         ax.grid(visible=False, axis="y")
         ax.set(xlim=(0, 1), title=title, xlabel="share of the variance of the bias")
-        _legend(ax)
+        legend_beside(ax)
     return ax
 
 
 def _profiles(shares: Mapping[str, Float[np.ndarray, "_cell"]], ax: Axes | None) -> Axes:
     """Densities over [0, 1] as steps."""
     _require_lines(shares)
-    ax = ax or _new_axes()
+    ax = ax or new_axes()
     for index, (name, share) in enumerate(shares.items()):
         ax.stairs(share * len(share), np.linspace(0, 1, len(share) + 1), label=name, **_look(index))
     ax.set(xlim=(0, 1), ylim=(0, None))
-    _legend(ax)
+    legend_beside(ax)
     return ax
 
 
@@ -209,12 +203,4 @@ def _require_lines(lines: Mapping[str, Any]) -> None:
 
 def _look(index: int) -> dict[str, Any]:
     """Colour and dash of the n-th line: no two of the first thirty share both."""
-    return {"color": _COLOURS[index % len(_COLOURS)], "ls": _DASHES[index % len(_DASHES)], "lw": 1.8}
-
-
-def _legend(ax: Axes) -> None:
-    ax.legend(loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
-
-
-def _new_axes(width: float = 6.4, height: float = 4.0) -> Axes:
-    return plt.subplots(figsize=(width, height), layout="constrained")[1]
+    return {"color": COLOURS[index % len(COLOURS)], "ls": DASHES[index % len(DASHES)], "lw": 1.8}

@@ -2,59 +2,47 @@
 
 from __future__ import annotations
 
+import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TypeAlias
+from urllib.parse import quote
 
 from focuslens.files import write_atomically
-from focuslens.viz.attention import AttentionView
-from focuslens.viz.page import inner_page, page
+from focuslens.viz.page import asset, inner_page, page
+from focuslens.viz.view import AttentionView
 
-__all__ = ["CSS", "Cell", "Table", "figure_html", "table_html", "write_report"]
+__all__ = [
+    "CSS",
+    "Cell",
+    "Figure",
+    "Section",
+    "Table",
+    "figure_html",
+    "link_html",
+    "table_html",
+    "write_report",
+    "write_sections",
+]
 
 Cell: TypeAlias = str | int | float
 """What a table holds. Numbers are set right-aligned, floats with three decimals, or with two digits where those would
 all be zero; for others give the text."""
 
+CSS = asset("report.css")
+"""The style sheet of reports."""
+
 _PNG = b"\x89PNG\r\n\x1a\n"
-CSS = """
-:root { color-scheme: light dark;
-        --ink: #16202a; --soft: #56626e; --paper: #fbfbf9; --card: #fff; --line: #dfe3e7; --key: #0b5fa5 }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e8ec; --soft: #9ba7b3; --paper: #12161a; --card: #1a2026; --line: #333c45; --key: #7ab8f0 } }
-* { box-sizing: border-box }
-body { margin: 0 auto; max-width: 60rem; padding: 1.5rem 1rem 4rem; background: var(--paper); color: var(--ink);
-       font: 16px/1.55 system-ui, -apple-system, "Segoe UI", sans-serif; overflow-wrap: anywhere }
-h1 { font-size: 1.7rem; line-height: 1.2; margin: 0 0 1rem; text-wrap: balance }
-h2 { font-size: 1.15rem; margin: 2.4rem 0 .7rem; padding-top: .5rem; border-top: 3px solid var(--key) }
-.findings { margin: 0; padding-left: 1.2rem; font-size: 1.05rem }
-.findings li { margin: .35rem 0 }
-.card { background: var(--card); border: 1px solid var(--line); border-radius: 8px;
-        padding: .8rem; margin: 0 0 1.2rem }
-dl { display: grid; grid-template-columns: minmax(7rem, max-content) 1fr; gap: .25rem 1rem;
-     margin: 0; font-size: .92rem }
-dt { color: var(--soft) }
-dd { margin: 0 }
-figure { margin: 0 0 1.6rem }
-figure img { display: block; max-width: 100%; height: auto; background: #fff;
-             border: 1px solid var(--line); border-radius: 8px }
-figcaption, caption { color: var(--soft); font-size: .92rem; text-align: left; padding: .4rem 0 }
-.scroll { overflow-x: auto; margin: 0 0 1.4rem }
-table { border-collapse: collapse; width: 100%; font-size: .92rem;
-        font-variant-numeric: tabular-nums; overflow-wrap: normal }
-th, td { padding: .3rem .6rem; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top }
-th { color: var(--soft); font-weight: 600; border-bottom-width: 2px }
-.number { text-align: right; white-space: nowrap }
-@media (max-width: 34rem) { dl { grid-template-columns: 1fr } dd { margin-bottom: .4rem } }
-"""
+_LONG = 24
+"""Rows from which on a table scrolls within its place."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a report.
+    """A table of a report; on the page its columns sort.
 
     Args:
         caption: What it shows, with the units.
@@ -78,6 +66,50 @@ class Table:
                 )
 
 
+@dataclass(frozen=True)
+class Figure:
+    """A picture of a report.
+
+    Args:
+        caption: What it shows.
+        file: A PNG, which is copied into the report.
+        data: The file that holds its numbers, as the report is to link to it: relative to where the report lies.
+    """
+
+    caption: str
+    file: Path
+    data: str = ""
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a report.
+
+    Args:
+        key: Its name in addresses; letters, digits and hyphens.
+        title: Its heading.
+        findings: What came out, a sentence each; all sections' findings stand first in the report.
+        figures: The pictures.
+        tables: The numbers.
+        views: Caption and view of each interactive picture.
+        missing: What could not be shown, and why, a sentence each.
+        links: Text and address of files that belong to it.
+    """
+
+    key: str
+    title: str
+    findings: tuple[str, ...] = ()
+    figures: tuple[Figure, ...] = ()
+    tables: tuple[Table, ...] = ()
+    views: tuple[tuple[str, AttentionView], ...] = ()
+    missing: tuple[str, ...] = ()
+    links: tuple[tuple[str, str], ...] = ()
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[A-Za-z0-9-]+", self.key):
+            raise ValueError(f"the key of a section is {self.key!r}; it must be of letters, digits and hyphens")
+
+
 def write_report(
     path: str | Path,
     *,
@@ -88,7 +120,7 @@ def write_report(
     figures: Sequence[tuple[str, str | Path]] = (),
     views: Sequence[tuple[str, AttentionView]] = (),
 ) -> Path:
-    """Write a report with everything in it, whole or not at all, and return its path.
+    """Write a short report with everything in it, whole or not at all, and return its path.
 
     All text is taken as plain text.
 
@@ -105,27 +137,81 @@ def write_report(
         FileNotFoundError: If a figure's file does not exist.
         ValueError: If it is not a PNG.
     """
-    path = Path(path)
-    items = "".join(f"<li>{escape(text)}</li>" for text in findings)
-    sections = [
+    parts = [
         f"<h1>{escape(title)}</h1>",
-        _section("Findings", [f'<ul class="findings">{items}</ul>'] if findings else []),
+        _section("Findings", [_findings(findings)] if findings else []),
         _section("Figures", [figure_html(caption, Path(file)) for caption, file in figures]),
         _section("Numbers", [table_html(table) for table in tables]),
         _section("Attention", [_view(caption, view) for caption, view in views]),
         _section("How it was made", [_facts(facts)] if facts else []),
     ]
-    write_atomically(path, page(title, "\n".join(filter(None, sections)), css=CSS).encode())
+    return _write(Path(path), title, parts)
+
+
+def write_sections(path: str | Path, *, title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> Path:
+    """Write a report of several parts, whole or not at all, and return its path.
+
+    The findings of all parts stand first; then each part with its figures, tables and views; then how it was made.
+
+    Args:
+        path: The file to write.
+        title: What was run.
+        facts: Model, data, settings, seed, versions.
+        sections: The parts, of different keys.
+
+    Raises:
+        FileNotFoundError: If a figure's file does not exist.
+        ValueError: If it is not a PNG.
+    """
+    links = "".join(f'<a href="#{one.key}">{escape(one.title)}</a>' for one in sections)
+    found = [text for one in sections for text in one.findings]
+    parts = [
+        f"<h1>{escape(title)}</h1>",
+        f'<nav aria-label="Parts of the report">{links}</nav>' if len(sections) > 1 else "",
+        _section("What was found", [_findings(found)] if found else []),
+        *(_section(one.title, _content(one), one.key) for one in sections),
+        _section("How it was made", [_facts(facts)] if facts else []),
+    ]
+    return _write(Path(path), title, parts)
+
+
+def _write(path: Path, title: str, parts: Sequence[str]) -> Path:
+    html = page(title, "\n".join(filter(None, parts)), css=CSS, scripts=(asset("report.js"),))
+    write_atomically(path, html.encode())
     return path
 
 
-def _section(heading: str, parts: Sequence[str]) -> str:
-    return f"<section>\n<h2>{heading}</h2>\n" + "\n".join(parts) + "\n</section>" if parts else ""
+def _content(section: Section) -> list[str]:
+    missing = "".join(f"<p>{escape(text)}</p>" for text in section.missing)
+    parts = [f'<div class="missing" role="note">{missing}</div>'] if missing else []
+    for one in section.figures:
+        parts.append(figure_html(one.caption, one.file))
+        parts += [link_html(f"The numbers of this figure: {one.data}", one.data)] if one.data else []
+    for table in section.tables:
+        whole = table_html(table)
+        parts.append(f'<div class="long">{whole}</div>' if len(table.rows) > _LONG else whole)
+    parts += [_view(caption, view) for caption, view in section.views]
+    return parts + [link_html(text, address) for text, address in section.links]
+
+
+def _section(heading: str, parts: Sequence[str], key: str = "") -> str:
+    name = f' id="{key}"' if key else ""
+    return f"<section{name}>\n<h2>{escape(heading)}</h2>\n" + "\n".join(parts) + "\n</section>" if parts else ""
+
+
+def _findings(findings: Sequence[str]) -> str:
+    items = "".join(f"<li>{escape(text)}</li>" for text in findings)
+    return f'<ul class="findings">{items}</ul>'
 
 
 def _facts(facts: Mapping[str, str]) -> str:
     lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     return f'<div class="card"><dl>{lines}</dl></div>'
+
+
+def link_html(text: str, address: str) -> str:
+    """A link to a file beside the report, in a paragraph of its own."""
+    return f'<p class="data"><a href="{escape(quote(address))}">{escape(text)}</a></p>'
 
 
 def table_html(table: Table) -> str:
@@ -165,4 +251,4 @@ def figure_html(caption: str, file: Path) -> str:
 
 def _view(caption: str, view: AttentionView) -> str:
     frame = inner_page(view.html, title=view.title, height=view.height)
-    return f'<figure><div class="card">{frame}</div><figcaption>{escape(caption)}</figcaption></figure>'
+    return f'<figure><figcaption>{escape(caption)}</figcaption><div class="card">{frame}</div></figure>'

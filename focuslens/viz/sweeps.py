@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from focuslens.evaluation import Sweep
-from focuslens.viz.figures import Curve
+from focuslens.viz.lines import Curve
 from focuslens.viz.report import Table
 
 __all__ = ["curves", "sweep_table"]

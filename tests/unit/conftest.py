@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import jaxtyping
 import pytest
+
+if TYPE_CHECKING:
+    from browser import Browser
 
 
 @pytest.fixture
@@ -23,3 +27,20 @@ def paper_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from paper_runs import write_files
 
     return write_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium without a network; where there is none, tests that need it are skipped."""
+    from browser import chromium
+
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def recorded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every command leaves behind on a tiny model; a test that changes it works on a copy."""
+    from recorded_runs import run_everything
+
+    return run_everything(tmp_path_factory.mktemp("run"))

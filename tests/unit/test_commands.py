@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import pytest
+import torch
 from multidoc_files import oracle_record, placed_record, write
 
+from focuslens import ContextualScores, Document, MultiDocSample
 from focuslens.cli import _parser, main
 from focuslens.commands import sweeps
-from focuslens.commands.common import count_heads, open_samples
+from focuslens.commands.common import count_heads, open_samples, score_intervals
 from focuslens.data.multidoc import load_multidoc
 from focuslens.data.synthetic import spread_positions
 from focuslens.heads import Head
@@ -72,6 +76,20 @@ def test_without_figures_a_command_needs_nothing_to_draw_with(monkeypatch, capsy
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert main(["split-softmax", *MODEL, "--k", "1", "--tau", "0.1"]) == 0
     assert "split-softmax random tau=0.3 k=1" in capsys.readouterr().out
+
+
+def test_intervals_of_scores_draw_questions_and_leave_out_what_has_no_response():
+    relevant = torch.tensor([0.0, 0.2, 1.0, math.nan]).reshape(4, 1, 1).repeat(1, 1, 2)
+    asked = [
+        MultiDocSample(q, ("a",), (Document("t", "x"),), i, q) for i, q in ((0, "p"), (0, "q"), (0, "r"), (0, "s"))
+    ]
+    asked[1] = replace(asked[1], question_id="p", name="other")
+    ids = tuple(one.id for one in asked)
+    scores = ContextualScores(relevant, relevant, relevant, relevant, "long", ids, ("x",) * 4, (True,) * 4)
+    found = score_intervals(scores, asked, [Head(0, 1), Head(0, 0)], seed=0, most=1)
+    # Two questions: p with 0 and 0.2, r with 1. Both p: 0.1; both r: 1; one of each: 0.4.
+    assert list(found) == ["0/1"]
+    assert found["0/1"] == pytest.approx([0.1, 1.0])
 
 
 def test_the_demo_offers_only_what_it_uses(capsys):

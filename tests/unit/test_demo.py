@@ -12,7 +12,8 @@ from focuslens.commands import demo as demo_command
 from focuslens.data.synthetic import load_synthetic
 from focuslens.evaluation import Evaluation, Setting, Sweep, bootstrap_mean
 
-FILES = ("results.json", "report.html", "head_map.png", "split_softmax.png", "steering.png", "losses.png")
+FIGURES = ("results-map", "split-softmax", "steering", "directions-losses")
+FILES = ("results.json", "report.html", *(f"report_files/{name}.png" for name in FIGURES))
 
 
 @pytest.fixture(scope="module")

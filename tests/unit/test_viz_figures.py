@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 
 from focuslens import viz
@@ -107,8 +108,105 @@ def test_loss_curves_name_few_heads_and_summarise_many():
     assert (list(few.lines[1].get_xdata()), list(few.lines[1].get_ydata())) == ([1, 2], [-0.2, -0.4])
     losses = np.random.default_rng(0).random((3, 9))
     many: Any = viz.loss_curves(losses, [str(i) for i in range(9)])
-    assert [text.get_text() for text in many.get_legend().get_texts()] == ["median of 9 heads"]
+    assert [text.get_text() for text in many.get_legend().get_texts()] == ["middle half of them", "median of 9 heads"]
     np.testing.assert_array_equal(many.lines[-1].get_ydata(), np.median(losses, axis=1))
+    corners = many.collections[0].get_paths()[0].vertices
+    ordered = np.sort(losses[1])  # of nine values the third and the seventh
+    assert {tuple(corner) for corner in corners} >= {(2.0, ordered[2]), (2.0, ordered[6])}
+
+
+def frame() -> pd.DataFrame:
+    return pd.DataFrame(
+        [[0.25, np.nan], [0.75, 1.0]],
+        index=pd.Index(["8k", "16k"], name="length"),
+        columns=pd.Index(["RAG", "Recall"], name="task"),
+    )
+
+
+def test_a_table_is_drawn_with_its_numbers_and_intervals():
+    table = frame()
+    ax: Any = viz.table_heat_map(table, low=table - 0.05, high=table + 0.05, label="exact match", title="HELMET")
+    np.testing.assert_array_equal(ax.images[0].get_array().filled(np.nan), table.to_numpy())
+    assert [text.get_text() for text in ax.texts] == [
+        "0.25\n[0.20, 0.30]", "-", "0.75\n[0.70, 0.80]", "1.00\n[0.95, 1.05]",
+    ]  # fmt: skip
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_title(loc="left")) == ("task", "length", "HELMET")
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["RAG", "Recall"]
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["8k", "16k"]
+    assert ax.images[0].colorbar.ax.get_ylabel() == "exact match"
+    assert (ax.images[0].norm.vmin, ax.images[0].norm.vmax) == (0.25, 1.0)
+    # Ink that can be read: white on the dark end, black on the light one and on what is missing.
+    assert [text.get_color() for text in ax.texts] == ["white", "black", "black", "black"]
+
+
+def test_a_table_of_changes_parts_where_nothing_changed():
+    table = pd.DataFrame([[-0.1, 0.3]], columns=pd.MultiIndex.from_tuples([("a", 1), ("b", 2)]))
+    ax: Any = viz.table_heat_map(table, center=0, digits=1, y_label="model")
+    assert (ax.images[0].norm.vmin, ax.images[0].norm.vmax) == (-0.3, 0.3)
+    assert [text.get_text() for text in ax.texts] == ["-0.1", "0.3"]
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["a / 1", "b / 2"]
+    assert ax.get_ylabel() == "model"
+    whole: Any = viz.table_heat_map(pd.DataFrame([[1, 1]]), limits=(0, 2))
+    assert (whole.images[0].norm.vmin, whole.images[0].norm.vmax) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"table": pd.DataFrame()}, r"shape \(0, 0\); there is nothing to draw"),
+        ({"table": pd.DataFrame([["x"]])}, "holds something else than numbers"),
+        ({"table": frame(), "low": frame()}, "both ends of the intervals"),
+        ({"table": frame(), "low": frame(), "high": frame().iloc[:1]}, r"high \(1, 2\); the table has \(2, 2\)"),
+    ],
+)
+def test_tables_that_cannot_be_drawn_are_refused(arguments: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        viz.table_heat_map(**arguments)
+
+
+def test_a_budget_is_drawn_with_its_intervals():
+    before = {"sink": Interval(0.5, 0.4, 0.6), "relevant": Interval(0.1, 0.05, 0.15)}
+    ax: Any = viz.budget_shares({"baseline": before, "steered": {"relevant": 0.3, "sink": 0.4}}, title="Budget")
+    first, *whiskers, second = ax.lines
+    assert list(first.get_xdata()) == [0.5, 0.1]
+    assert list(second.get_xdata()) == [0.4, 0.3]
+    assert [list(line.get_xdata()) for line in whiskers] == [[0.4, 0.6], [0.05, 0.15]]
+    assert [list(line.get_ydata()) for line in whiskers] == [[y, y] for y in first.get_ydata()]
+    assert all(a < b for a, b in zip(first.get_ydata(), second.get_ydata(), strict=True))
+    assert [tick.get_text() for tick in ax.get_yticklabels()] == ["sink", "relevant"]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == ["baseline", "steered"]
+    assert (first.get_marker(), first.get_color()) != (second.get_marker(), second.get_color())
+    assert "share" in ax.get_xlabel()
+    with pytest.raises(ValueError, match="no shares to draw"):
+        viz.budget_shares({})
+    with pytest.raises(ValueError, match=r"'b' has the parts \['x'\]"):
+        viz.budget_shares({"a": {"sink": 1.0}, "b": {"x": 1.0}})
+
+
+def test_every_figure_is_at_hand_in_one_place():
+    from focuslens.viz import figures
+
+    curves = ("split_softmax_curves", "direction_curves", "loss_curves")
+    anatomy = ("variance_parts", "norms_by_rank", "position_biases", "frequency_profiles", "depth_profiles")
+    asked_for = ("head_map", *curves, "budget_shares", *anatomy, "table_heat_map")
+    for name in asked_for:
+        assert getattr(figures, name) is getattr(viz, name)
+        assert name in figures.__all__
+
+
+def luminance(colour: Any) -> float:
+    from matplotlib.colors import to_rgb
+
+    return float(np.dot(to_rgb(colour), (0.299, 0.587, 0.114)))
+
+
+def test_lines_can_be_told_apart_in_grey():
+    curves = [viz.Curve(str(i), (1.0, 2.0), (0.5, 0.5), (0.4, 0.4), (0.6, 0.6)) for i in range(6)]
+    ax: Any = viz.sweep_curves(curves, x_label="k")
+    assert len({line.get_marker() for line in ax.lines}) == 6
+    maps = viz.head_map(np.eye(2)).images[0].cmap
+    greys = [luminance(maps(x)) for x in np.linspace(0, 1, 32)]
+    assert greys == sorted(greys)
 
 
 @pytest.mark.parametrize(("shape", "n_labels"), [((2, 3), 2), ((0, 3), 3), ((2, 0), 0)])
@@ -119,11 +217,13 @@ def test_loss_curves_refuse_what_does_not_fit(shape: tuple[int, int], n_labels: 
 
 def test_figures_draw_on_given_axes_and_leave_the_settings_alone():
     before = dict(plt.rcParams)
-    _, axes = plt.subplots(1, 4)
+    _, axes = plt.subplots(1, 6)
     assert viz.head_map(np.zeros((2, 2)), ax=axes[0]) is axes[0]
     assert viz.split_softmax_curves(CURVES, ax=axes[1]) is axes[1]
     assert viz.direction_curves(CURVES, ax=axes[2]) is axes[2]
     assert viz.loss_curves(np.zeros((2, 1)), ["x"], ax=axes[3]) is axes[3]
+    assert viz.table_heat_map(frame(), ax=axes[4]) is axes[4]
+    assert viz.budget_shares({"a": {"sink": 1.0}}, ax=axes[5]) is axes[5]
     assert len(plt.get_fignums()) == 1
     assert dict(plt.rcParams) == before
 

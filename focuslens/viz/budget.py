@@ -1,0 +1,61 @@
+"""Where attention goes: shares of the parts of a prompt, with their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+
+from focuslens.viz.lines import IntervalLike
+from focuslens.viz.style import legend_beside, line_look, new_axes, style
+
+__all__ = ["budget_shares"]
+
+
+def budget_shares(
+    shares: Mapping[str, Mapping[str, IntervalLike | float]],
+    *,
+    title: str = "Attention budget",
+    x_label: str = "share of the response's attention",
+    ax: Axes | None = None,
+) -> Axes:
+    """What the response's tokens attend to: a line a part, a mark a setting, with its interval where it has one.
+
+    Args:
+        shares: By setting, then by part, such as :meth:`focuslens.AttentionBudget.intervals` gives; the parts of the
+            first setting, in their order.
+        title: The figure's title.
+        x_label: What a share is of.
+        ax: Axes to draw on; new ones if ``None``.
+
+    Raises:
+        ValueError: If there is nothing to draw, or settings differ in their parts.
+    """
+    if not shares or not all(shares.values()):
+        raise ValueError("there are no shares to draw; give at least one setting with at least one part")
+    parts = list(next(iter(shares.values())))
+    for name, one in shares.items():
+        if set(one) != set(parts):
+            raise ValueError(f"{name!r} has the parts {sorted(one)}, the first setting {sorted(parts)}; give the same")
+    places = np.arange(len(parts), dtype=float)
+    with style():
+        ax = ax or new_axes(height=1.6 + 0.2 * len(parts) * max(2, len(shares)))
+        for index, (name, one) in enumerate(shares.items()):
+            y = places + 0.6 * ((index + 0.5) / len(shares) - 0.5)
+            look: dict[str, Any] = {**line_look(index), "ls": "none"}
+            ax.plot([_mean(one[part]) for part in parts], y, label=name, **look)
+            for height, part in zip(y, parts, strict=True):
+                value = one[part]
+                if isinstance(value, IntervalLike):
+                    ax.plot([value.low, value.high], [height, height], color=look["color"], lw=1.6, marker="|", ms=5)
+        ax.set_yticks(places, parts)
+        ax.invert_yaxis()
+        ax.set(xlim=(0, None), title=title, xlabel=x_label)
+        legend_beside(ax)
+    return ax
+
+
+def _mean(value: IntervalLike | float) -> float:
+    return float(value.mean) if isinstance(value, IntervalLike) else float(value)

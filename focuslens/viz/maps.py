@@ -1,0 +1,228 @@
+"""Figures of colours: a score for every head of a model, and any table as a heat map."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from jaxtyping import Float, Int
+from matplotlib.axes import Axes
+from matplotlib.colors import ListedColormap
+from matplotlib.patches import Patch, Rectangle
+from matplotlib.patheffects import withStroke
+from matplotlib.ticker import MaxNLocator
+
+from focuslens.viz.style import legend_beside, new_axes, style
+
+__all__ = ["head_groups", "head_map", "table_heat_map"]
+
+_MISSING = "#BBBBBB"
+# As different in grey as in colour.
+_GROUPS = ("#EDEDED", "#E69F00", "#0072B2", "#000000")
+
+
+def head_map(
+    scores: Float[np.ndarray, "layer head"],
+    *,
+    heads: Sequence[tuple[int, int]] = (),
+    title: str = "Contextual heads",
+    label: str = "contextual score (share of attention)",
+    ax: Axes | None = None,
+) -> Axes:
+    """A score for every head of a model, layers downward (figure 2 of "Focus Directions").
+
+    Args:
+        scores: Score of each head; NaN where there is none, drawn as grey.
+        heads: Heads to outline, as (layer, head).
+        title: The figure's title.
+        label: What a score is, with its unit.
+        ax: Axes to draw on; new ones if ``None``.
+
+    Raises:
+        ValueError: If a head to outline is not in ``scores``.
+    """
+    n_layers, n_heads = scores.shape
+    for layer, head in heads:
+        if not (0 <= layer < n_layers and 0 <= head < n_heads):
+            raise ValueError(
+                f"head ({layer}, {head}) is not in scores of {n_layers} layers with {n_heads} heads, counted from 0"
+            )
+    with style():
+        ax = ax or _head_axes(n_layers, n_heads)
+        cmap = plt.get_cmap("cividis").with_extremes(bad=_MISSING)
+        image = ax.imshow(scores, cmap=cmap, aspect="auto", interpolation="nearest", vmin=min(0.0, _smallest(scores)))
+        for layer, head in heads:
+            box = Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, ec="#B00020", lw=1.6, clip_on=False, zorder=3)
+            # Dark within white, so that an outline shows on both ends of the colour map.
+            box.set_path_effects([withStroke(linewidth=3.4, foreground="white")])
+            ax.add_patch(box)
+        outlined = f" ({len(heads)} outlined)" if heads else ""
+        _name_heads(ax, title + outlined)
+        # Its unit goes below it: the map of a small model is not as high as the whole is long.
+        ax.figure.colorbar(image, ax=ax, label=label.replace(" (", "\n("))
+    return ax
+
+
+def head_groups(
+    groups: Int[np.ndarray, "layer head"],
+    names: Sequence[str],
+    *,
+    title: str = "Heads",
+    ax: Axes | None = None,
+) -> Axes:
+    """Which of a few kinds every head of a model is of, layers downward (figure 9 of "Focus Directions").
+
+    Args:
+        groups: The kind of each head, from 0; the kind 0 is drawn as background.
+        names: Of the kinds; the legend says how many heads are of each.
+        title: The figure's title.
+        ax: Axes to draw on; new ones if ``None``.
+
+    Raises:
+        ValueError: If there are more names than colours, or a kind has no name.
+    """
+    if len(names) > len(_GROUPS):
+        raise ValueError(f"there are {len(names)} kinds of heads and {len(_GROUPS)} colours for them")
+    if groups.size and not 0 <= groups.min() <= groups.max() < len(names):
+        raise ValueError(f"kinds go from {groups.min()} to {groups.max()}, and there are {len(names)} names")
+    with style():
+        ax = ax or _head_axes(*groups.shape)
+        cmap = ListedColormap(_GROUPS[: len(names)])
+        ax.imshow(groups, cmap=cmap, aspect="auto", interpolation="nearest", vmin=0, vmax=len(names) - 1)
+        _name_heads(ax, title)
+        patches = [
+            Patch(facecolor=colour, edgecolor="#8A8A8A", label=f"{name} ({int((groups == kind).sum())})")
+            for kind, (name, colour) in enumerate(zip(names, _GROUPS, strict=False))
+        ]
+        legend_beside(ax, patches)
+    return ax
+
+
+def _head_axes(n_layers: int, n_heads: int) -> Axes:
+    return new_axes(width=min(9.0, 2.6 + 0.22 * n_heads), height=min(9.0, 1.6 + 0.22 * n_layers))
+
+
+def _name_heads(ax: Axes, title: str) -> None:
+    ax.grid(visible=False)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    ax.set(xlabel="head", ylabel="layer", title=title)
+
+
+def table_heat_map(
+    table: pd.DataFrame,
+    *,
+    low: pd.DataFrame | None = None,
+    high: pd.DataFrame | None = None,
+    label: str = "",
+    title: str = "",
+    x_label: str | None = None,
+    y_label: str | None = None,
+    digits: int = 2,
+    limits: tuple[float, float] | None = None,
+    center: float | None = None,
+    ax: Axes | None = None,
+) -> Axes:
+    """A table of numbers as a heat map, each cell with its number and, below it, its interval.
+
+    Args:
+        table: Rows downward, columns across; a cell that is NaN is grey and holds a dash.
+        low: Lower ends of the intervals, of the same shape.
+        high: Their upper ends.
+        label: What the numbers are, with their unit.
+        title: The figure's title.
+        x_label: What the columns are; by default their name in the table.
+        y_label: What the rows are; by default the index's name.
+        digits: Decimals of the numbers.
+        limits: Numbers at the ends of the colours; by default the table's smallest and largest.
+        center: A number that means nothing happened: colours then part there, equally far to both sides.
+        ax: Axes to draw on; new ones if ``None``.
+
+    Raises:
+        ValueError: If the table is empty or holds something else than numbers, one end of the intervals is given
+            without the other, or they have another shape.
+    """
+    values = _numbers(table, "table")
+    if not values.size:
+        raise ValueError(f"the table has the shape {values.shape}; there is nothing to draw")
+    ends = _ends(table, low, high)
+    with style():
+        width, height = 1.6 + (0.75 if ends is None else 1.0) * values.shape[1], 1.4 + 0.42 * values.shape[0]
+        ax = ax or new_axes(width=min(14.0, 2.0 + width), height=min(14.0, height))
+        cmap = plt.get_cmap("cividis" if center is None else "PuOr_r").with_extremes(bad=_MISSING)
+        smallest, largest = limits or _limits(values, center)
+        image = ax.imshow(values, cmap=cmap, aspect="auto", interpolation="nearest", vmin=smallest, vmax=largest)
+        for (row, column), value in np.ndenumerate(values):
+            here = None if ends is None else (float(ends[0][row, column]), float(ends[1][row, column]))
+            colour: Any = image.cmap(image.norm(value)) if np.isfinite(value) else None
+            text = _cell(float(value), here, digits)
+            ax.text(column, row, text, ha="center", va="center", size=8, color=_ink(colour))
+        ax.set_xticks(range(values.shape[1]), [_name(one) for one in table.columns], rotation=30, ha="right")
+        ax.set_yticks(range(values.shape[0]), [_name(one) for one in table.index])
+        ax.grid(visible=False)
+        ax.tick_params(length=0)
+        across = _names(table.columns) if x_label is None else x_label
+        ax.set(title=title, xlabel=across, ylabel=_names(table.index) if y_label is None else y_label)
+        ax.figure.colorbar(image, ax=ax, label=label)
+    return ax
+
+
+def _numbers(table: pd.DataFrame, what: str) -> Float[np.ndarray, "row column"]:
+    try:
+        return table.to_numpy(dtype=float, na_value=np.nan)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the {what} holds something else than numbers ({error}); leave other columns away") from error
+
+
+def _ends(
+    table: pd.DataFrame, low: pd.DataFrame | None, high: pd.DataFrame | None
+) -> tuple[np.ndarray, np.ndarray] | None:
+    if (low is None) != (high is None):
+        raise ValueError("give both ends of the intervals, low and high, or none")
+    if low is None or high is None:
+        return None
+    if not low.shape == high.shape == table.shape:
+        raise ValueError(f"low has the shape {low.shape} and high {high.shape}; the table has {table.shape}")
+    return _numbers(low, "lower end"), _numbers(high, "upper end")
+
+
+def _limits(values: Float[np.ndarray, "row column"], center: float | None) -> tuple[float, float]:
+    finite = values[np.isfinite(values)]
+    if not finite.size:
+        return 0.0, 1.0
+    if center is not None:
+        reach = float(np.abs(finite - center).max()) or 1.0
+        return center - reach, center + reach
+    smallest, largest = float(finite.min()), float(finite.max())
+    return smallest, largest if largest > smallest else smallest + 1.0
+
+
+def _cell(value: float, ends: tuple[float, float] | None, digits: int) -> str:
+    if not np.isfinite(value):
+        return "-"
+    interval = "" if ends is None else f"\n[{ends[0]:.{digits}f}, {ends[1]:.{digits}f}]"
+    return f"{value:.{digits}f}{interval}"
+
+
+def _ink(colour: tuple[float, float, float, float] | None) -> str:
+    """Black or white, whichever is read on a colour; black on that of missing cells."""
+    if colour is None:
+        return "black"
+    red, green, blue, _ = colour
+    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black"
+
+
+def _names(axis: pd.Index) -> str:
+    return " / ".join(str(one) for one in axis.names if one is not None)
+
+
+def _name(label: object) -> str:
+    return " / ".join(map(str, label)) if isinstance(label, tuple) else str(label)
+
+
+def _smallest(scores: Float[np.ndarray, "layer head"]) -> float:
+    finite = scores[np.isfinite(scores)]
+    return float(finite.min()) if finite.size else 0.0

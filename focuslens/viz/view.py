@@ -1,0 +1,49 @@
+"""A picture of attention that is one HTML page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from focuslens.files import write_atomically
+from focuslens.viz.page import inner_page
+
+__all__ = ["AttentionView", "visible"]
+
+_LONGEST_TOKEN = 24
+_SIGNS = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "␍"})
+
+
+@dataclass(frozen=True)
+class AttentionView:
+    """A picture of attention that is one HTML page and loads nothing from the network.
+
+    Leave it as the last value of a notebook's cell to see it there, or :meth:`save` it and open the file.
+
+    Args:
+        html: The complete page.
+        title: What it shows, as plain text.
+        height: The height, in CSS pixels, at which it is shown inside another page.
+    """
+
+    html: str
+    title: str = "Attention"
+    height: int = 900
+
+    def __repr__(self) -> str:
+        return f"AttentionView({self.title!r}, {len(self.html):,} characters of HTML)"
+
+    def _repr_html_(self) -> str:
+        return inner_page(self.html, title=self.title, height=self.height)
+
+    def save(self, path: str | Path) -> Path:
+        """Write the page to a file, whole or not at all, and return its path."""
+        path = Path(path)
+        write_atomically(path, self.html.encode())
+        return path
+
+
+def visible(token: str) -> str:
+    """A token as one short line: line breaks as signs, the end of a long one cut off."""
+    text = token.translate(_SIGNS)
+    return text if len(text) <= _LONGEST_TOKEN else text[: _LONGEST_TOKEN - 1] + "…"

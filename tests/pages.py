@@ -1,0 +1,58 @@
+"""Looking into HTML pages without a browser: their elements, what they would load, the data they draw."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from typing import Any
+
+__all__ = ["Elements", "data_of", "loads", "stands_alone"]
+
+
+class Elements(HTMLParser):
+    """Every element with its attributes, and the text outside of scripts and styles."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.cdata_elem is None:
+            self.text += data
+
+    def named(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def loads(html: str) -> list[str]:
+    """Whatever a page would fetch from elsewhere, pages inside it included."""
+    found = re.findall(r"""@import|url\(\s*['"]?(?!data:)[^)]+""", html)
+    # Static and dynamic imports of modules by address; the bundled library has neither.
+    found += re.findall(r"""(?:\bfrom|\bimport)\s*\(?\s*["'](?:https?:)?//[^"']+""", html)
+    for tag, attributes in Elements(html).elements:
+        for name in ("src", "href", "data", "poster", "action", "srcset"):
+            value = attributes.get(name)
+            beside = tag == "a" and value and "//" not in value  # a link to a file of the run is no load
+            if value and not beside and not value.startswith(("data:", "#")):
+                found.append(f"{tag} {name}={value}")
+        if attributes.get("srcdoc"):
+            found += loads(attributes["srcdoc"] or "")
+    return found
+
+
+def stands_alone(html: str) -> bool:
+    policy = re.search(r'http-equiv="Content-Security-Policy" content="([^"]+)"', html)
+    return bool(policy) and policy.group(1).startswith("default-src 'none'") and not loads(html)
+
+
+def data_of(html: str) -> dict[str, Any]:
+    """What the page's script draws."""
+    found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, flags=re.DOTALL)
+    assert found, "the page holds no data"
+    return json.loads(found.group(1))
