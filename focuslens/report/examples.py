@@ -100,7 +100,6 @@ def _sweeps(files: RunFiles) -> list[StoredSweep]:
     for varied in ("alpha", "tau"):
         those = [one for one in able if any(varied in setting.parameters for setting in one.sweep.settings)]
         those.sort(key=lambda one: one.part == "validation")
-        # Records that a paper's artefact keeps of older settings come after those whose settings it was chosen among.
         shown += those[:1]
     return shown
 
@@ -161,11 +160,11 @@ def _views(
     limit = int(header.get("max_new_tokens", 100))
     for change in (*right, *wrong):
         sample, applied = samples[change.place], _interventions(files, stored, change.setting)
-        pair = _look(model, sample, change.setting.name, applied, limit)
-        if pair is None:
-            silent.append(f"{stored.path.name}: no attention view of {sample.id}, since one of its responses is empty.")
+        try:
+            before, after = _look(model, sample, change.setting.name, applied, limit)
+        except ValueError as error:
+            silent.append(f"{stored.path.name}: no attention view of {sample.id}, since {error}.")
             continue
-        before, after = pair
         told = f"Became {change.verdict} under {change.setting.name}. {_asked(sample)}"
         views.append((told, compare_view(before, after, title=sample.question)))
         if change is changes[0]:
@@ -184,19 +183,15 @@ def _interventions(files: RunFiles, stored: StoredSweep, setting: Setting) -> li
 
 def _look(
     model: FocusModel, sample: MultiDocSample, name: str, applied: Sequence[Intervention], limit: int
-) -> tuple[ResponseAttention, ResponseAttention] | None:
-    """Before and after; ``None`` where a response is empty."""
-    heads = _heads(applied)
-    try:
-        before, after = (
-            response_attention(
-                model, sample.prompt("long"), heads, interventions=one, max_new_tokens=limit, name=called
-            )
-            for called, one in (("baseline", ()), (name, applied))
-        )
-    except ValueError:
-        return None
-    return before, after
+) -> tuple[ResponseAttention, ResponseAttention]:
+    """Before and after.
+
+    Raises:
+        ValueError: If a response is empty, or the prompt does not fit the model's context.
+    """
+    heads, prompt = _heads(applied), sample.prompt("long")
+    before = response_attention(model, prompt, heads, max_new_tokens=limit, name="baseline")
+    return before, response_attention(model, prompt, heads, interventions=applied, max_new_tokens=limit, name=name)
 
 
 def _heads(applied: Sequence[Intervention]) -> list[Head]:

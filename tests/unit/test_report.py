@@ -19,7 +19,7 @@ from focuslens.cli import main
 from focuslens.paper.settings import PaperSettings
 from focuslens.paper.study import Study
 from focuslens.prompts import prompts_digest
-from focuslens.report import Sources, write_run_report
+from focuslens.report import Sources, examples, write_run_report
 from focuslens.report.samples import NotHere, reopen_samples
 from focuslens.viz import Section, Table, save_figure, write_sections
 
@@ -235,6 +235,18 @@ def test_missing_directions_are_said(copy: Path, recorded_run: Path):
     _, missing = write_run_report(copy, sources=Sources(data=recorded_run / "oracle.jsonl"))
     assert [one for one in missing if "directions with the digest" in one and "into the run's folder" in one]
     assert len(views_of(page_of(copy))) == 4  # split-softmax needs none
+
+
+def test_a_sample_that_cannot_be_looked_at_is_said_with_the_reason(copy: Path, recorded_run: Path):
+    def no_room(*args: Any, **kwargs: Any) -> Any:
+        raise ValueError("the prompt has 9 tokens and the context 8")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(examples, "response_attention", no_room)
+        _, missing = write_run_report(copy, sources=Sources(data=recorded_run / "oracle.jsonl"))
+    silent = [one for one in missing if "no attention view of" in one]
+    assert len(silent) >= 2
+    assert all("since the prompt has 9 tokens and the context 8" in one for one in silent)
 
 
 def test_a_run_that_was_stopped_is_reported_as_far_as_it_got(copy: Path):
