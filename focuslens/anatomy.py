@@ -27,6 +27,7 @@ from focuslens.batch import EncodedPrompt
 from focuslens.directions import FocusDirections
 from focuslens.heads import Head, check_heads
 from focuslens.hooks import Hook, hook_name
+from focuslens.progress import track
 from focuslens.rotary import Rotary, rotate
 
 if TYPE_CHECKING:
@@ -117,6 +118,7 @@ def collect_keys(
     max_keys: int = 10_000,
     *,
     seed: int = 0,
+    progress: bool | None = None,
 ) -> dict[Head, HeadKeys]:
     """The keys that each head reads on some prompts, before the rotation; on the CPU.
 
@@ -128,6 +130,7 @@ def collect_keys(
         heads: Query heads.
         max_keys: Where the prompts have more tokens, that many are drawn from all of them, each equally likely.
         seed: Of the draw.
+        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.progress`.
 
     Raises:
         ValueError: If there are no prompts or heads, ``max_keys`` is not positive, a head does not exist or is named
@@ -141,7 +144,9 @@ def collect_keys(
         raise ValueError(f"max_keys is {max_keys}; it must be at least 1")
     chosen = _draw([len(prompt.tokens) for prompt in encoded], max_keys, seed)
     groups = LayerHeads.group(named, model.shape)
-    seen = [_contents(model, prompt, groups, at) for prompt, at in zip(encoded, chosen, strict=True) if len(at)]
+    drawn = [(prompt, at) for prompt, at in zip(encoded, chosen, strict=True) if len(at)]
+    reading = track(drawn, "keys of heads", unit="prompt", show=progress)
+    seen = [_contents(model, prompt, groups, at) for prompt, at in reading]
     tokens = torch.cat([prompt.tokens[at] for prompt, at in zip(encoded, chosen, strict=True)])
     keys: dict[Head, HeadKeys] = {}
     for group in groups:

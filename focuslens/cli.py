@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import re
 import sys
 from collections.abc import Callable, Sequence
+from importlib import import_module
+from typing import Any
+
+import shtab
 
 from focuslens.batching import BATCH_TOKENS, is_out_of_memory
-from focuslens.commands import cluster, fold, helmet, paper, report
+from focuslens.commands import cluster, fold, helmet, output, paper, report
 from focuslens.commands.options import add_device_map, integers, numbers, pair
 
 __all__ = ["main"]
+
+_LOG = logging.getLogger("focuslens.cli")
 
 _EXAMPLES = {
     "demo": "focuslens demo --out runs/demo",
@@ -225,8 +232,29 @@ _COMMANDS: dict[str, tuple[str, str, Callable[[argparse.ArgumentParser], None] |
 }
 """What each command is for, in a line and in full, and what adds the options of its own."""
 
+_FILES, _DIRECTORIES = ("data", "heads", "ranking", "config"), ("out", "directions", "directory", "helmet", "haystack")
+"""Options whose values the shell completes as paths."""
+
 _ON_THEIR_OWN = ("fold", "export", "harness", "helmet", "paper", "published", "report")
 """Commands that have none of the options of models, data and runs."""
+
+
+_RUNS = {
+    "demo": "demo:run",
+    "heads": "heads:run",
+    "split-softmax": "sweeps:run_split_softmax",
+    "train": "train:run",
+    "steer": "sweeps:run_steer",
+    "generate": "generate:run",
+    "fold": "fold:run",
+    "export": "fold:run_export",
+    "harness": "harness:run",
+    "paper": "paper:run",
+    "helmet": "helmet:run",
+    "report": "report:run",
+    "published": "published:run",
+}
+"""The function that each command runs, in focuslens.commands; imported when it is known which."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -235,6 +263,7 @@ def _parser() -> argparse.ArgumentParser:
         description="Find the attention heads that read the context, prove what they do, and steer them.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and stop")
+    shtab.add_argument_to(parser, "--print-completion", help="print what completes commands and options, and stop")
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     commands: dict[str, argparse.ArgumentParser] = {}
     for name, (text, description, add_options) in _COMMANDS.items():
@@ -262,40 +291,24 @@ def _parser() -> argparse.ArgumentParser:
         commands[name].add_argument(
             "--heads", help="ranking to use: heads.json of focuslens heads; default: score training samples"
         )
+    for command in commands.values():
+        output.add_options(command)
+        _complete_paths(command)
     return parser
 
 
-def _run(args: argparse.Namespace) -> None:
-    from transformers.utils import logging
+def _complete_paths(parser: argparse.ArgumentParser) -> None:
+    """Let the shell complete files and directories where an option names some."""
+    for action in parser._actions:  # pyright: ignore[reportPrivateUsage]
+        if action.dest in _FILES or action.dest in _DIRECTORIES:
+            setattr(action, "complete", shtab.FILE if action.dest in _FILES else shtab.DIRECTORY)  # noqa: B010
 
-    logging.disable_progress_bar()
-    if args.command == "demo":
-        from focuslens.commands.demo import run
-    elif args.command == "heads":
-        from focuslens.commands.heads import run
-    elif args.command == "train":
-        from focuslens.commands.train import run
-    elif args.command == "generate":
-        from focuslens.commands.generate import run
-    elif args.command == "fold":
-        from focuslens.commands.fold import run
-    elif args.command == "export":
-        from focuslens.commands.fold import run_export as run
-    elif args.command == "harness":
-        from focuslens.commands.harness import run
-    elif args.command == "helmet":
-        from focuslens.commands.helmet import run
-    elif args.command == "paper":
-        from focuslens.commands.paper import run
-    elif args.command == "report":
-        from focuslens.commands.report import run
-    elif args.command == "published":
-        from focuslens.commands.published import run
-    elif args.command == "steer":
-        from focuslens.commands.sweeps import run_steer as run
-    else:
-        from focuslens.commands.sweeps import run_split_softmax as run
-    run(args)
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    """Run the command; what its result files hold."""
+    module, _, function = _RUNS[args.command].partition(":")
+    _LOG.debug("importing what focuslens %s needs", args.command)
+    return getattr(import_module(f"focuslens.commands.{module}"), function)(args)
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
@@ -322,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.print_help()
         return 2
     try:
-        _run(args)
+        output.carry_out(args, _run)
     except (ValueError, KeyError, OSError, ImportError) as error:
         message = error.args[0] if isinstance(error, KeyError) else error
         print(f"focuslens {args.command}: {message}", file=sys.stderr)

@@ -10,11 +10,11 @@ import torch
 from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from focuslens.batch import EncodedPrompt, PromptBatch
 from focuslens.batching import map_batches
 from focuslens.hooks import Hook, Intervention, hook_name
+from focuslens.progress import progress_bar
 
 if TYPE_CHECKING:
     from focuslens.backends import ModelShape
@@ -141,7 +141,8 @@ def masses_in_batches(
     interventions: Sequence[Intervention],
     max_new_tokens: int,
     batch_tokens: int,
-    label: str | None,
+    label: str,
+    progress: bool | None,
 ) -> Generator[tuple[list[int], Float[Tensor, "batch layer head part"], list[str]]]:
     """:func:`response_masses` of any number of prompts, in batches of similar length, shortest first.
 
@@ -154,7 +155,8 @@ def masses_in_batches(
         interventions: Applied in order.
         max_new_tokens: Of a generated response.
         batch_tokens: Prompt tokens that are run together; halved when memory runs out.
-        label: Of the progress bar; none is shown without.
+        label: Of the progress bar.
+        progress: Show it; by default where someone may watch.
 
     Yields:
         The batch's place among the prompts, its masses, and its responses.
@@ -162,7 +164,7 @@ def masses_in_batches(
     items = list(zip(prompts, [None] * len(prompts) if responses is None else responses, strict=True))
     run = partial(_run_batch, parts=parts, interventions=tuple(interventions), max_new_tokens=max_new_tokens)
     lengths = [len(one.tokens) for one in prompts]
-    with tqdm(total=len(prompts), desc=label, unit="sample", disable=label is None) as bar:
+    with progress_bar(label, len(prompts), show=progress) as bar:
         for indices, (masses, said) in map_batches(executor, run, items, names, lengths, batch_tokens):
             yield indices, masses, said
             bar.update(len(indices))

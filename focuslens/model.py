@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
@@ -25,6 +26,7 @@ from focuslens.tokens import PromptEncoder
 
 __all__ = ["FocusModel"]
 
+_LOG = logging.getLogger(__name__)
 
 _turns: WeakKeyDictionary[Any, RLock] = WeakKeyDictionary()
 """Whose turn it is on each TransformerLens model."""
@@ -117,6 +119,7 @@ class FocusModel:
             raise ValueError(f"device is {device!r} and device_map {device_map!r}; give one of them")
         # One directory has one name, wherever it is opened from.
         name = str(Path(name).resolve()) if Path(name).is_dir() else name
+        _LOG.info("loading %s in %s on %s", name, str(resolved).removeprefix("torch."), device_map or device)
         tokenizer = loading.load_tokenizer(name, revision)
         load = loading.loader(name, backend, revision, device_map)
         hooked = load(name, tokenizer, device=device, dtype=resolved, n_ctx=n_ctx, revision=revision)

@@ -16,7 +16,6 @@ import torch
 from einops import rearrange, reduce
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from focuslens.batch import EncodedPrompt
 from focuslens.batching import BATCH_TOKENS, map_batches
@@ -24,6 +23,7 @@ from focuslens.data.needles import NeedleSample
 from focuslens.execution import Executor, executor_for
 from focuslens.heads import Head, rank_heads, top_heads
 from focuslens.hooks import Hook, hook_name
+from focuslens.progress import progress_bar, track
 from focuslens.rouge import rouge_1_recall
 
 if TYPE_CHECKING:
@@ -212,7 +212,7 @@ def copy_runs(
     span: str | None = None,
     max_new_tokens: int = 50,
     batch_tokens: int = BATCH_TOKENS,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> tuple[Float[Tensor, "sample layer head"], list[str]]:
     """Copy scores of every head in every run, and the responses, whether or not they find the needle.
 
@@ -221,12 +221,12 @@ def copy_runs(
     for sample in samples:
         rouge_1_recall("", sample.reference)  # what is wrong with it is better known before hours of running
     executor = executor_for(model)
-    encoded = [_encode(executor, sample, span) for sample in samples]
+    encoded = [_encode(executor, sample, span) for sample in track(samples, "tokenising", show=progress)]
     lengths, names = [len(one.tokens) for one in encoded], [sample.id for sample in samples]
     run = partial(_run, max_new_tokens=max_new_tokens)
     by_sample = torch.zeros(len(samples), executor.shape.n_layers, executor.shape.n_heads)
     responses = [""] * len(samples)
-    with tqdm(total=len(samples), desc="retrieval scores", unit="sample", disable=not progress) as bar:
+    with progress_bar("retrieval scores", len(samples), show=progress) as bar:
         for indices, (scores, texts) in map_batches(executor, run, encoded, names, lengths, batch_tokens):
             by_sample[indices] = scores
             for i, text in zip(indices, texts, strict=True):
@@ -243,7 +243,7 @@ def retrieval_scores(
     max_new_tokens: int = 50,
     min_recall: float = 0.5,
     batch_tokens: int = BATCH_TOKENS,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> RetrievalScores:
     """How much of the needle each head copies into the response (Wu et al., 2024).
 
@@ -263,7 +263,7 @@ def retrieval_scores(
         max_new_tokens: Of a response.
         min_recall: ROUGE-1 recall, from 0 to 1, that a response must exceed for its run to count.
         batch_tokens: Prompt tokens that are run together, in batches of similar length; halved when memory runs out.
-        progress: Show a progress bar.
+        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.progress`.
 
     Raises:
         ValueError: If there are no samples, ``min_recall`` is out of range, a prompt does not have the part or a

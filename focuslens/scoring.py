@@ -20,6 +20,7 @@ from focuslens.hooks import Hook, Intervention, hook_name, row_wise
 from focuslens.markup import Markup, bar, card, map_image, table
 from focuslens.masses import masses_in_batches, sink_and_documents
 from focuslens.metrics import answered_right, require_samples
+from focuslens.progress import track
 from focuslens.prompts import Case, MultiDocSample
 
 if TYPE_CHECKING:
@@ -181,15 +182,25 @@ def _score_case(
     interventions: Sequence[Intervention],
     max_new_tokens: int,
     batch_tokens: int,
-    progress: bool,
+    progress: bool | None,
 ) -> ContextualScores:
-    prompts, names = [executor.encode(sample.prompt(case)) for sample in samples], [sample.id for sample in samples]
+    prompts = [executor.encode(sample.prompt(case)) for sample in track(samples, "tokenising", show=progress)]
+    names = [sample.id for sample in samples]
     shape = (len(samples), executor.shape.n_layers, executor.shape.n_heads)
     collected = {kind: torch.full(shape, torch.nan) for kind in KINDS}
     texts = [""] * len(samples)
-    label = f"contextual scores ({case})" if progress else None
+    label = f"contextual scores ({case})"
     for indices, masses, said in masses_in_batches(
-        executor, prompts, names, sink_and_documents, responses, interventions, max_new_tokens, batch_tokens, label
+        executor,
+        prompts,
+        names,
+        sink_and_documents,
+        responses,
+        interventions,
+        max_new_tokens,
+        batch_tokens,
+        label,
+        progress,
     ):
         for kind, scores in _scores_of(masses).items():
             collected[kind][indices] = scores
@@ -226,7 +237,7 @@ def contextual_scores(
     interventions: Sequence[Intervention] = (),
     max_new_tokens: int = 100,
     batch_tokens: int = BATCH_TOKENS,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> ContextualScores:
     """Attention of every head from the response to the relevant document, the others, and the sink (equation 1).
 
@@ -242,7 +253,7 @@ def contextual_scores(
         interventions: Applied while generating and while scoring.
         max_new_tokens: Of a generated response.
         batch_tokens: Prompt tokens that are run together, in batches of similar length; halved when memory runs out.
-        progress: Show a progress bar.
+        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.progress`.
 
     Raises:
         ValueError: If the case is unknown, there are no samples, not one response a sample, or an answer normalises to
@@ -273,7 +284,7 @@ def contextual_scores_by_case(
     interventions: Sequence[Intervention] = (),
     max_new_tokens: int = 100,
     batch_tokens: int = BATCH_TOKENS,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> dict[str, ContextualScores]:
     """Scores of the ``long``, ``gold``, ``correct`` and ``wrong`` cases, each prompt run once (the paper's Table 1)."""
     chosen = list(samples)

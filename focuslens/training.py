@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from focuslens.activations import ActivationStore, LayerHeads, RowActivations, sample_rows
 from focuslens.batch import EncodedPrompt
@@ -35,6 +34,7 @@ from focuslens.execution import Executor, InProcess, executor_for
 from focuslens.files import versions, write_atomically
 from focuslens.heads import Head, check_heads
 from focuslens.objective import Attention, direction_losses, record_attention, require_same_attention
+from focuslens.progress import progress_bar, track
 from focuslens.prompts import Case, MultiDocSample, prompts_digest
 
 if TYPE_CHECKING:
@@ -150,7 +150,7 @@ def train_focus_directions(
     memory_gb: float = 4.0,
     batch_tokens: int = BATCH_TOKENS,
     data: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
     **settings: Any,
 ) -> FocusDirections:
     """Train one focus direction a head (equation 4, loss ``-S_C``), all heads together, the model frozen.
@@ -168,7 +168,7 @@ def train_focus_directions(
         memory_gb: How much of the activations is kept between epochs, in gigabytes; the rest is computed anew.
         batch_tokens: Prompt tokens that are run together where responses are generated; see :func:`run_sweep`.
         data: What ``provenance`` says of the data; by default the samples' own ``description``.
-        progress: Show a progress bar.
+        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.progress`.
         **settings: Fields of :class:`TrainingConfig`.
 
     Raises:
@@ -252,13 +252,13 @@ def _run_epochs(
     activations: ActivationStore,
     config: TrainingConfig,
     kept: _Checkpoint | None,
-    progress: bool,
+    progress: bool | None,
 ) -> None:
     """All steps that the state has not taken yet."""
     samples, size = len(activations), config.batch_size
     batches = math.ceil(samples / size)
     total = config.epochs * batches
-    with tqdm(total=total, initial=state.step, desc="focus directions", unit="step", disable=not progress) as bar:
+    with progress_bar("focus directions", total, unit="step", done=state.step, show=progress) as bar:
         while state.step < total:
             epoch, first = divmod(state.step, batches)
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
@@ -278,16 +278,19 @@ def _run_epochs(
 
 
 def _gold_responses(
-    executor: Executor, samples: list[MultiDocSample], config: TrainingConfig, batch_tokens: int, progress: bool
+    executor: Executor, samples: list[MultiDocSample], config: TrainingConfig, batch_tokens: int, progress: bool | None
 ) -> tuple[list[MultiDocSample], list[Tensor]]:
     """Samples with a response to their gold prompt, and that response's tokens, as far as the context has room."""
     answerable = [sample for sample in samples if sample.gold_index is not None]
-    limits = [_response_limit(executor, sample, config) for sample in answerable]
-    prompts = [executor.encode(sample.prompt("gold")) for sample in answerable]
+    read = track(answerable, "tokenising", show=progress)
+    limits, prompts = list[int](), list[EncodedPrompt]()
+    for sample in read:
+        limits.append(_response_limit(executor, sample, config))
+        prompts.append(executor.encode(sample.prompt("gold")))
     lengths, names = [len(one.tokens) for one in prompts], [sample.id for sample in answerable]
     items = list(zip(prompts, limits, strict=True))
     responses = [torch.zeros(0, dtype=torch.long)] * len(answerable)
-    with tqdm(total=len(answerable), desc="gold responses", unit="sample", disable=not progress) as bar:
+    with progress_bar("gold responses", len(answerable), show=progress) as bar:
         for indices, made in map_batches(executor, _responses, items, names, lengths, batch_tokens):
             for i, response in zip(indices, made, strict=True):
                 responses[i] = response

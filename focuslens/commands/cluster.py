@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Generator, Mapping
+import logging
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from focuslens.execution import Executor
 
 __all__ = ["add_options", "open_pool"]
+
+_LOG = logging.getLogger(__name__)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +40,6 @@ def open_pool(
     args: argparse.Namespace,
     model: str,
     settings: Mapping[str, Any],
-    say: Callable[[str], None] = print,
 ) -> Generator[Executor | None]:
     """Workers that have the model, while the block lasts; ``None`` without ``--ray``.
 
@@ -45,7 +47,6 @@ def open_pool(
         args: The options.
         model: Name or directory, or ``demo``.
         settings: Of ``FocusModel.from_pretrained``.
-        say: Is told how many workers there are.
 
     Raises:
         ValueError: If options of the cluster are given without ``--ray``.
@@ -58,6 +59,7 @@ def open_pool(
         return
     from focuslens.cluster import RayPool
 
+    _LOG.info("starting workers of %s, each of which loads %s", args.ray, model)
     pool = RayPool(
         model,
         address=args.ray,
@@ -67,5 +69,5 @@ def open_pool(
         **settings,
     )
     with pool:
-        say(f"Ray: {pool.shares}")
+        _LOG.info("Ray: %s", pool.shares)
         yield pool

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import logging
 import math
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,7 @@ from focuslens.execution import Executor, InProcess
 from focuslens.files import versions
 from focuslens.heads import Head, load_ranking
 from focuslens.model import FocusModel
+from focuslens.progress import track
 from focuslens.prompts import MultiDocSample, prompts_digest
 from focuslens.scoring import ContextualScores, contextual_scores
 
@@ -44,6 +46,8 @@ __all__ = [
 ]
 
 Side = Literal["train", "test", "all"]
+
+_LOG = logging.getLogger(__name__)
 
 _DOCUMENT_COUNTS = (20, 15, 10, 7, 5, 4, 3, 2, 1)
 
@@ -130,12 +134,15 @@ def _fitting_documents(args: argparse.Namespace, model: FocusModel | Executor, n
     longest = 0
     for documents in _DOCUMENT_COUNTS:
         halves = _sides_of(args, _sides_read(args), n, documents)
-        prompts = (sample.prompt("long") for half in halves for sample in half.samples)
-        longest = max(len(model.encode(prompt).tokens) for prompt in prompts)
+        samples = [sample for half in halves for sample in half.samples]
+        counted = track(samples, f"counting tokens of {documents} documents")
+        longest = max(len(model.encode(sample.prompt("long")).tokens) for sample in counted)
         if longest <= room:
             if documents < _DOCUMENT_COUNTS[0]:
-                print(
-                    f"{documents} documents a prompt: more do not fit the model's context of {model.shape.n_ctx} tokens"
+                _LOG.warning(
+                    "%d documents a prompt: more do not fit the model's context of %d tokens",
+                    documents,
+                    model.shape.n_ctx,
                 )
             return documents
     raise ValueError(
@@ -192,7 +199,6 @@ def score_samples(
         case,
         max_new_tokens=args.max_new_tokens,
         batch_tokens=args.batch_tokens,
-        progress=True,
     )
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from focuslens.batching import BATCH_TOKENS
 from focuslens.commands.common import (
@@ -18,6 +20,7 @@ from focuslens.commands.common import (
     sweep_table,
     synthetic_samples,
 )
+from focuslens.commands.output import document
 from focuslens.commands.sweeps import controls, sweep_to
 from focuslens.directions import FocusDirections
 from focuslens.evaluation import (
@@ -37,6 +40,8 @@ from focuslens.scoring import ContextualScores, contextual_scores_by_case
 from focuslens.training import train_focus_directions
 
 __all__ = ["DemoSettings", "run"]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,8 +63,8 @@ class DemoSettings:
     max_new_tokens: int = 24
 
 
-def run(args: argparse.Namespace, settings: DemoSettings | None = None) -> None:
-    """Run everything and write ``results.json`` and ``report.html`` with its figures to ``--out`` (``runs/demo``)."""
+def run(args: argparse.Namespace, settings: DemoSettings | None = None) -> dict[str, Any]:
+    """Run everything, write ``results.json`` and ``report.html`` to ``--out`` (``runs/demo``), and give the results."""
     settings, out = settings or DemoSettings(), Path(args.out or "runs/demo")
     args.max_new_tokens, args.batch_tokens = settings.max_new_tokens, BATCH_TOKENS
     args.random_tau, args.exclude_top = 0.3, max(settings.ks)
@@ -96,6 +101,8 @@ def run(args: argparse.Namespace, settings: DemoSettings | None = None) -> None:
     write_json(out / "results.json", results)
     page, _ = write_run_report(out, sources=Sources(model=model), title=_TITLE)
     print(f"\nwrote results.json, directions, records and {page}")
+    records = (out / f"{name}.jsonl" for name in ("split_softmax", "steering_validation", "steering"))
+    return document(results, out / "results.json", out / "directions", *records, page)
 
 
 _TITLE = "FocusLens: where the embedded model looks, and what changes it"
@@ -111,7 +118,7 @@ def _fresh_sweep(
         free = (records.with_name(f"{records.stem}.{i}.jsonl") for i in itertools.count(1))
         aside = next(path for path in free if not path.exists())
         records.rename(aside)
-        print(f"{records.name} was made otherwise; it is now {aside.name}")
+        _LOG.warning("%s was made otherwise; it is now %s", records.name, aside.name)
         return sweep_to(args, model, data, settings, records)
 
 
@@ -120,7 +127,6 @@ def _score(model: FocusModel, data: Samples, settings: DemoSettings) -> dict[str
         model,
         data.samples,
         max_new_tokens=settings.max_new_tokens,
-        progress=True,
     )
 
 
@@ -152,7 +158,6 @@ def _train(
         max_new_tokens=settings.max_new_tokens,
         seed=args.seed,
         data=data.description,
-        progress=True,
     )
     directions.save(out / "directions")
     return directions

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from focuslens.commands.output import document
 
 if TYPE_CHECKING:
     from focuslens.interventions import FocusSteering
@@ -39,7 +43,7 @@ def add_export_options(parser: argparse.ArgumentParser) -> None:
     add_options(parser)
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """Write the checkpoint, and say what else its key vectors act on and what was left behind."""
     from focuslens.serving import fold
 
@@ -49,13 +53,14 @@ def run(args: argparse.Namespace) -> None:
         print(f"layer {one.layer}: {one}")
     _say_left_out(done.left_out)
     print(f"folded {len(steering.heads)} heads at alpha = {args.alpha:g}; wrote {done.directory}")
+    shared = [{"layer": one.layer, "key_value_head": one.key_value_head, "others": one.others} for one in done.shared]
+    return _document(args, done.directory, done.left_out, shared_keys=shared)
 
 
-def run_export(args: argparse.Namespace) -> None:
+def run_export(args: argparse.Namespace) -> dict[str, Any]:
     """Write the checkpoint with the code that it needs, and say how it is loaded."""
     if args.site == "projection":
-        run(args)
-        return
+        return run(args)
     from focuslens.serving import export
 
     steering = _steering(args)
@@ -65,6 +70,13 @@ def run_export(args: argparse.Namespace) -> None:
         f"exported {len(steering.heads)} heads at alpha = {args.alpha:g}; wrote {done.directory}, "
         "to be loaded with trust_remote_code=True"
     )
+    return _document(args, done.directory, done.left_out)
+
+
+def _document(args: argparse.Namespace, directory: Path, left_out: tuple[str, ...], **more: Any) -> dict[str, Any]:
+    """What the checkpoint's own record says, and what was said of it here."""
+    record = json.loads((directory / "focuslens.json").read_text())
+    return document({"command": args.command, **record, **more, "left_out": list(left_out)}, directory)
 
 
 def _steering(args: argparse.Namespace) -> FocusSteering:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from focuslens.commands.common import (
     open_samples,
     run_description,
 )
+from focuslens.commands.output import document
 from focuslens.files import write_json
 from focuslens.hooks import Intervention
 from focuslens.interventions import FocusSteering, SplitSoftmax
@@ -24,6 +26,8 @@ from focuslens.model import FocusModel
 from focuslens.prompts import MultiDocSample
 
 __all__ = ["run"]
+
+_LOG = logging.getLogger(__name__)
 
 _ALPHA = 0.2
 
@@ -37,7 +41,7 @@ class _Variant:
     ranking: dict[str, Any] | None = None
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """Print the response to a prompt, or to one sample, without and with the intervention that the options name."""
     _check_options(args)
     model = open_model(args)
@@ -52,10 +56,13 @@ def run(args: argparse.Namespace) -> None:
         print(f"question: {sample.question}\nanswers: {', '.join(sample.answers)}")
     variants = [_Variant("baseline"), *_variants(args, model)]
     responses = [_answer(args, model, prompt, sample, variant) for variant in variants]
-    if args.out is not None:
-        path = Path(args.out) / "generate.json"
-        write_json(path, {**run_description(args, model, data), **asked, "responses": responses})
-        print(f"\nwrote {path}")
+    result = {**run_description(args, model, data), **asked, "responses": responses}
+    if args.out is None:
+        return document(result)
+    path = Path(args.out) / "generate.json"
+    write_json(path, result)
+    print(f"\nwrote {path}")
+    return document(result, path)
 
 
 def _check_options(args: argparse.Namespace) -> None:
@@ -109,6 +116,7 @@ def _answer(
     args: argparse.Namespace, model: FocusModel, prompt: str, sample: MultiDocSample | None, variant: _Variant
 ) -> dict[str, Any]:
     """Answer in one way, print the response, and give what the result file says of it."""
+    _LOG.info("answering: %s", variant.name)
     text = model.generate(prompt, variant.interventions, max_new_tokens=args.max_new_tokens).text
     correct = None if sample is None else sub_exact_match(text, sample.answers)
     verdict = {None: "", True: " [right]", False: " [wrong]"}[correct]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from focuslens.commands.common import (
     count_heads,
@@ -15,20 +16,21 @@ from focuslens.commands.common import (
     score_intervals,
     score_samples,
 )
+from focuslens.commands.output import document
 from focuslens.execution import Executor
 from focuslens.files import write_json
 
 __all__ = ["run"]
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """Score, print and, with ``--out``, write ``heads.json`` and ``head_map.png``."""
     require_figures(args)
     with open_executor(args) as model:
-        _run(args, model)
+        return _run(args, model)
 
 
-def _run(args: argparse.Namespace, model: Executor) -> None:
+def _run(args: argparse.Namespace, model: Executor) -> dict[str, Any]:
     top = count_heads("--top", args.top, model.shape.n_layers * model.shape.n_heads)
     data = open_samples(args, model, "train")
     scores = score_samples(args, model, data, args.case)
@@ -39,9 +41,6 @@ def _run(args: argparse.Namespace, model: Executor) -> None:
     print("\nHeads with a relevant contextual score")
     for row in scores.sparsity():
         print(f"  {row}")
-    if args.out is None:
-        return
-    out = Path(args.out)
     result = {
         **run_description(args, model, data),
         "case": args.case,
@@ -52,8 +51,12 @@ def _run(args: argparse.Namespace, model: Executor) -> None:
         "scores": frame.to_dict(orient="records"),
         "sparsity": [{"threshold": s.threshold, "count": s.count, "fraction": s.fraction} for s in scores.sparsity()],
     }
+    if args.out is None:
+        return document(result)
+    out = Path(args.out)
     write_json(out / "heads.json", result)
     from focuslens.viz import head_map, save_figure
 
     save_figure(head_map(scores.mean().numpy(), heads=scores.top_heads(min(top, 10))), out / "head_map.png")
     print(f"\nwrote {out / 'heads.json'} and {out / 'head_map.png'}")
+    return document(result, out / "heads.json", out / "head_map.png")

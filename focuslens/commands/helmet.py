@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import json
+import logging
+from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focuslens.batching import BATCH_TOKENS
+from focuslens.commands import output
 from focuslens.commands.options import add_device_map, integers, names, numbers, pair
 
 if TYPE_CHECKING:
@@ -14,6 +19,8 @@ if TYPE_CHECKING:
     from focuslens.helmet.results import TaskScores
 
 __all__ = ["add_options", "run"]
+
+_LOG = logging.getLogger(__name__)
 
 _ABOUT_RECALL = (
     "Needles with word keys, needles with UUID keys, several values of one key, and JSON pairs, as long as asked for\n"
@@ -29,7 +36,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out", type=Path, help="directory for results (default runs/helmet/MODEL); goes on from there"
     )
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
     parser.set_defaults(action=None)
     actions = parser.add_subparsers(dest="action", metavar="make-recall", title="instead of running")
     recall = actions.add_parser(
@@ -40,6 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     _recall_options(recall)
+    output.add_options(recall)
 
 
 def _benchmark_options(group: Any) -> None:
@@ -114,12 +121,12 @@ def _recall_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--reserve", type=int, help="tokens left for HELMET's wording; default: measured")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run tasks, or write recall sets."""
-    (_make_recall if args.action else _run_tasks)(args)
+    return (_make_recall if args.action else _run_tasks)(args)
 
 
-def _make_recall(args: argparse.Namespace) -> None:
+def _make_recall(args: argparse.Namespace) -> dict[str, Any]:
     from focuslens.data.needles import load_haystack
     from focuslens.data.synthetic import build_tokenizer
     from focuslens.helmet.recall import NEEDLE, make_recall
@@ -139,9 +146,13 @@ def _make_recall(args: argparse.Namespace) -> None:
     for file, tokens in made.files.items():
         print(f"{file}: {args.samples} samples, contexts of up to {tokens:,} tokens")
     print(f"\nfocuslens helmet --helmet DIR --config {made.config} --data {args.out} --model NAME")
+    record = args.out / "recall.json"
+    files = (args.out / file for file in made.files)
+    content = {"command": "helmet make-recall", **json.loads(record.read_text()), "tokens": dict(made.files)}
+    return output.document(content, record, made.config, *files)
 
 
-def _run_tasks(args: argparse.Namespace) -> None:
+def _run_tasks(args: argparse.Namespace) -> dict[str, Any]:
     import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]  (what it lacks is better known now)
     from focuslens.commands.common import open_model, print_table
     from focuslens.helmet.run import HelmetRun
@@ -154,7 +165,7 @@ def _run_tasks(args: argparse.Namespace) -> None:
     out = args.out or Path("runs") / "helmet" / Path(args.model).name
     plan, checkout = _plan(args, out)
     if plan.left_out:
-        print(f"left out, since the paper does not use them: {', '.join(plan.left_out)}")
+        _LOG.warning("left out, since the paper does not use them: %s", ", ".join(plan.left_out))
     directions, ranking = _directions(args)
     args.chat = False  # HELMET puts prompts into the chat template
     args.dtype = args.dtype or ("float32" if args.model == "demo" else "bfloat16")
@@ -170,14 +181,24 @@ def _run_tasks(args: argparse.Namespace) -> None:
         batch_tokens=args.batch_tokens,
         template_kwargs=dict(args.chat_template_arg),
         seed=args.seed,
-        progress=not args.quiet,
     )
+    _without_bars_of_datasets()
     for scores in helmet.scores():
         _say(scores)
     frame = helmet.write(_facts(args, directions))
     print()
     print_table(frame)
     print(f"\n{out / 'index.html'}; HELMET's own files are in {out / 'output'}")
+    record = json.loads((out / "helmet.json").read_text())
+    made = ("helmet.json", "index.html", "tables.md", "tables", "output", "records")
+    return output.document({"command": args.command, **record}, *(out / name for name in made))
+
+
+def _without_bars_of_datasets() -> None:
+    """HELMET loads and filters through datasets, which shows a bar for each step."""
+    with suppress(ImportError):
+        datasets: Any = import_module("datasets")
+        datasets.disable_progress_bars()
 
 
 def _plan(args: argparse.Namespace, out: Path) -> Any:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import json
+import logging
 from pathlib import Path
+from typing import Any
 
-from focuslens.commands import cluster
+from focuslens.commands import cluster, output
 
 __all__ = ["add_options", "artefact_main", "run"]
+
+_LOG = logging.getLogger(__name__)
 
 
 def add_options(parser: argparse.ArgumentParser, *, only: bool = True) -> None:
@@ -21,10 +26,9 @@ def add_options(parser: argparse.ArgumentParser, *, only: bool = True) -> None:
     if only:
         parser.add_argument("--only", action="append", default=[], metavar="ARTEFACT", help="one artefact; repeatable")
     cluster.add_options(parser)
-    parser.add_argument("--quiet", action="store_true", help="no progress bars")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """Make the artefacts that are not there yet, and ``index.html``."""
     from focuslens.paper.run import reproduce, results_folder
     from focuslens.paper.settings import find_settings, load_settings
@@ -36,13 +40,18 @@ def run(args: argparse.Namespace) -> None:
     if not args.only or "retrieval" in args.only:
         rouge_1_recall("a", "a")  # what it lacks is better known now than after the work
     with cluster.open_pool(args, settings.model, settings.model_options) as pool:
-        study = Study(settings, out, args.data, args.haystack, progress=not args.quiet, pool=pool)
-        shown = reproduce(study, args.only, say=print)
+        study = Study(settings, out, args.data, args.haystack, pool=pool)
+        shown = reproduce(study, args.only, say=_LOG.info)
     print(f"\n{len(shown)} artefacts: {out / 'index.html'}")
+    folders = [out / one.key for one in shown]
+    artefacts = [json.loads((folder / "artefact.json").read_text()) for folder in folders]
+    content = {"command": "paper", "settings": settings.name, "artefacts": artefacts}
+    return output.document(content, out / "index.html", *folders)
 
 
 def artefact_main(key: str, about: str | None, arguments: list[str] | None = None) -> None:
     """What the scripts in ``experiments/`` run: one artefact, under the options of ``focuslens paper``."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, only=False)
-    run(argparse.Namespace(**{**vars(parser.parse_args(arguments)), "only": [key]}))
+    output.add_options(parser)
+    output.carry_out(argparse.Namespace(**{**vars(parser.parse_args(arguments)), "only": [key]}), run)

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from focuslens.commands.common import print_table, require_figures
+from focuslens.commands.output import document
 from focuslens.files import versions, write_atomically, write_json
 from focuslens.published import (
     PublishedModel,
@@ -28,7 +29,7 @@ _SEED = 0
 _BINS = 10
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """Print and, with ``--out``, write ``published.json``, a CSV of each table, the figures and ``index.html``."""
     require_figures(args)
     models = load_published(args.directory)
@@ -40,18 +41,29 @@ def run(args: argparse.Namespace) -> None:
     if len(models) > 1:
         print(f"\nThe top {args.top} heads of every two models")
         print_table(_readable(pairs, models))
+    result = _result(args.top, models, summaries, pairs)
     if args.out is None:
-        return
+        return document(result)
     out, tables = Path(args.out), _tables(models, summaries, pairs, args.top)
     for name, frame in tables.items():
         write_atomically(out / f"{name}.csv", frame.to_csv(index=False).encode())
     figures = _draw(out, models, tables, args.top)
-    result = {
+    write_json(out / "published.json", result)
+    _write_index(out / "index.html", models, summaries, pairs, args.top, figures)
+    print(f"\nwrote {out / 'index.html'}, published.json, {len(tables)} tables and {len(figures)} figures")
+    files = [out / "published.json", out / "index.html", *(out / f"{name}.csv" for name in tables)]
+    return document(result, *files, *(path for _, path in figures))
+
+
+def _result(
+    top: int, models: Sequence[PublishedModel], summaries: Sequence[dict[str, Any]], pairs: pd.DataFrame
+) -> dict[str, Any]:
+    return {
         "command": "published",
-        "top": args.top,
+        "top": top,
         "depth_bins": _BINS,
         "seed": _SEED,
-        "models": summaries,
+        "models": list(summaries),
         "pairs": [
             {name: None if pd.isna(value) else value for name, value in row.items()}
             for row in pairs.to_dict(orient="records")
@@ -59,9 +71,6 @@ def run(args: argparse.Namespace) -> None:
         "sources": {model.name: dict(model.sources) for model in models},
         "versions": versions(),
     }
-    write_json(out / "published.json", result)
-    _write_index(out / "index.html", models, summaries, pairs, args.top, figures)
-    print(f"\nwrote {out / 'index.html'}, published.json, {len(tables)} tables and {len(figures)} figures")
 
 
 def _print_summary(row: dict[str, Any]) -> None:

@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
+from typing import Any
+
+from focuslens.commands.output import document
 
 __all__ = ["add_options", "run"]
+
+_LOG = logging.getLogger(__name__)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -26,14 +32,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """Write the page, and say what it had to leave out."""
     if args.views < 0:
         raise ValueError(f"--views {args.views}: give how many samples to show, 0 for none")
-    from focuslens.report import Sources, write_run_report
+    from focuslens.report import Sources, run_facts, write_run_report
 
     sources = Sources(None, args.model, args.device, args.data, args.views)
-    page, missing = write_run_report(args.directory, args.out, sources=sources, title=args.title, say=print)
+    page, missing = write_run_report(args.directory, args.out, sources=sources, title=args.title, say=_LOG.info)
     for text in missing:
         print(f"left out: {text}")
     print(f"wrote {page}")
+    facts = run_facts(args.directory)
+    return document({"command": args.command, "run": str(args.directory), **facts, "left_out": missing}, page)

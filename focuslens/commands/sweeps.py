@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from focuslens.commands.common import (
     run_description,
     sweep_table,
 )
+from focuslens.commands.output import document
 from focuslens.directions import FocusDirections
 from focuslens.evaluation import (
     BASELINES,
@@ -34,15 +36,17 @@ from focuslens.model import FocusModel
 
 __all__ = ["controls", "run_split_softmax", "run_steer", "sweep_to"]
 
+_LOG = logging.getLogger(__name__)
 
-def run_split_softmax(args: argparse.Namespace) -> None:
+
+def run_split_softmax(args: argparse.Namespace) -> dict[str, Any]:
     """Sweep ``tau`` and ``k`` on contextual heads, and ``k`` on as many random others."""
     require_figures(args)
     with open_executor(args) as model:
-        _split_softmax(args, model)
+        return _split_softmax(args, model)
 
 
-def _split_softmax(args: argparse.Namespace, model: Executor) -> None:
+def _split_softmax(args: argparse.Namespace, model: Executor) -> dict[str, Any]:
     data = open_samples(args, model, "test")  # before the ranking, which then has as many documents a prompt
     ranking, source = get_ranking(args, model)
     ks = _possible(args.k, len(ranking))
@@ -55,7 +59,7 @@ def _split_softmax(args: argparse.Namespace, model: Executor) -> None:
         lines = curves(sweep, "tau", heads="contextual") + curves(sweep, "tau", heads="random")
         return split_softmax_curves(lines, {name: sweep[name].em for name in ("baseline", "gold", "negative")})
 
-    _finish(args, model, data, sweep, "split_softmax", draw, {"heads": _listed(ranking, ks), "ranking": source})
+    return _finish(args, model, data, sweep, "split_softmax", draw, {"heads": _listed(ranking, ks), "ranking": source})
 
 
 def controls(
@@ -66,9 +70,11 @@ def controls(
     contextual = ranking[: max(min(args.exclude_top, n // 2), *ks)]
     left = [k for k in ks if k > n - len(contextual)]
     if left:
-        print(
-            f"no random heads for --k {','.join(map(str, left))}: {n - len(contextual)} heads are left beside the "
-            f"{len(contextual)} best"
+        _LOG.warning(
+            "no random heads for --k %s: %d heads are left beside the %d best",
+            ",".join(map(str, left)),
+            n - len(contextual),
+            len(contextual),
         )
     ks = [k for k in ks if k not in left]
     if args.random_tau is None or not ks:
@@ -77,15 +83,15 @@ def controls(
     return split_softmax_settings(drawn, [args.random_tau], ks, label="random")
 
 
-def run_steer(args: argparse.Namespace) -> None:
+def run_steer(args: argparse.Namespace) -> dict[str, Any]:
     """Sweep ``alpha`` and ``k`` of focus directions."""
     require_figures(args)
     directions = open_directions(args.directions)
     with open_executor(args) as model:
-        _steer(args, model, directions)
+        return _steer(args, model, directions)
 
 
-def _steer(args: argparse.Namespace, model: Executor, directions: FocusDirections) -> None:
+def _steer(args: argparse.Namespace, model: Executor, directions: FocusDirections) -> dict[str, Any]:
     data = open_samples(args, model, "test")  # before the ranking, as above
     ranking, source = get_ranking(args, model)
     steerable = set(directions.heads)
@@ -99,7 +105,7 @@ def _steer(args: argparse.Namespace, model: Executor, directions: FocusDirection
 
         return direction_curves(curves(sweep, "alpha"), {"baseline": sweep["baseline"].em})
 
-    _finish(
+    return _finish(
         args,
         model,
         data,
@@ -122,7 +128,9 @@ def _possible(ks: Sequence[int], n: int) -> list[int]:
             f"--k {','.join(map(str, ks))}: there are {n} heads to choose from; give numbers from 1 to {n}"
         )
     if len(possible) < len(ks):
-        print(f"left out of --k, since there are {n} heads: {', '.join(str(k) for k in ks if k not in possible)}")
+        _LOG.warning(
+            "left out of --k, since there are %d heads: %s", n, ", ".join(str(k) for k in ks if k not in possible)
+        )
     return possible
 
 
@@ -147,7 +155,6 @@ def sweep_to(
         out=out,
         data=data.description,
         seed=args.seed,
-        progress=True,
     )
 
 
@@ -163,13 +170,17 @@ def _finish(
     name: str,
     draw: Callable[[], Any],
     entries: dict[str, Any],
-) -> None:
+) -> dict[str, Any]:
+    """Print the table, write it and its figure, and give what is written."""
+    _LOG.info("intervals and tests of %d settings", len(sweep.settings))
     print_table(sweep_table(sweep))
+    result = {**run_description(args, model, data), **entries, "settings": sweep.rows()}
     if args.out is None:
-        return
+        return document(result)
     out = Path(args.out)
-    write_json(out / f"{name}.json", {**run_description(args, model, data), **entries, "settings": sweep.rows()})
+    write_json(out / f"{name}.json", result)
     from focuslens.viz import save_figure
 
     save_figure(draw(), out / f"{name}.png")
     print(f"\nwrote {name}.jsonl, {name}.json and {name}.png to {out}")
+    return document(result, *(out / f"{name}{end}" for end in (".jsonl", ".json", ".png")))

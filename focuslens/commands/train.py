@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any
 
 from focuslens.commands.common import count_heads, get_ranking, open_executor, open_samples, require_figures
+from focuslens.commands.output import document
 from focuslens.directions import FocusDirections
 from focuslens.execution import Executor
 from focuslens.heads import Head
@@ -17,16 +19,16 @@ __all__ = ["run"]
 _PRINTED = 20
 
 
-def run(args: argparse.Namespace) -> None:
+def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train, and write the directions and their loss curves to ``--out``."""
     out = Path(args.out or "runs/train")
     args.out = str(out)
     require_figures(args)
     with open_executor(args) as model:
-        _run(args, model, out)
+        return _run(args, model, out)
 
 
-def _run(args: argparse.Namespace, model: Executor, out: Path) -> None:
+def _run(args: argparse.Namespace, model: Executor, out: Path) -> dict[str, Any]:
     data = open_samples(args, model, "train")  # before the ranking, which then has as many documents a prompt
     heads, source = _chosen_heads(args, model)
     trained = train_focus_directions(
@@ -43,14 +45,16 @@ def _run(args: argparse.Namespace, model: Executor, out: Path) -> None:
         memory_gb=args.memory_gb,
         batch_tokens=args.batch_tokens,
         data=data.description,
-        progress=True,
     )
     provenance = {**trained.provenance, "ranking": source}
     directions = FocusDirections(trained.heads, trained.query, trained.key, trained.site, provenance)
     directions.save(out)
     (out / "checkpoint.pt").unlink(missing_ok=True)
-    _show_losses(directions, out)
+    figures = _show_losses(directions, out)
     print(f"\nwrote {len(directions)} directions at the {directions.site} site to {out}")
+    record = json.loads((out / "directions.json").read_text())
+    files = (out / f"directions.{end}" for end in ("safetensors", "json"))
+    return document({"command": args.command, **record}, *files, *figures)
 
 
 def _chosen_heads(args: argparse.Namespace, model: Executor) -> tuple[list[Head], dict[str, Any]]:
@@ -63,11 +67,11 @@ def _chosen_heads(args: argparse.Namespace, model: Executor) -> tuple[list[Head]
     return ranking[: count_heads("--top-k", args.top_k, len(ranking), default=len(ranking))], source
 
 
-def _show_losses(directions: FocusDirections, out: Path) -> None:
-    """Draw every head's loss, and print the scores of the heads that ended best."""
+def _show_losses(directions: FocusDirections, out: Path) -> list[Path]:
+    """Draw every head's loss, and print the scores of the heads that ended best; gives the figure."""
     losses = directions.losses
     if losses is None:
-        return
+        return []
     from focuslens.viz import loss_curves, save_figure
 
     save_figure(loss_curves(losses.numpy(), [str(head) for head in directions.heads]), out / "losses.png")
@@ -75,3 +79,4 @@ def _show_losses(directions: FocusDirections, out: Path) -> None:
     print(f"relevant contextual score in the first and last epoch of training: the {len(best)} heads best in the last")
     for i in best:
         print(f"  {directions.heads[i]!s:8} {-losses[0, i]:.3f} -> {-losses[-1, i]:.3f}")
+    return [out / "losses.png"]

@@ -12,6 +12,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from focuslens.progress import progress_bar
+
 __all__ = ["LineStore"]
 
 _GZIP_MAGIC = b"\x1f\x8b"
@@ -46,9 +48,10 @@ class LineStore:
         Raises:
             ValueError: If a compressed file is damaged or cut off.
         """
-        offset = 0
-        with gzip.open(self.path) if self._compressed else self.path.open("rb") as source:
+        offset, bar = 0, progress_bar(f"reading {self.path.name}", self.path.stat().st_size, unit="B", passing=True)
+        with bar, self.path.open("rb") as raw, gzip.GzipFile(fileobj=raw) if self._compressed else raw as source:
             while line := self._next(source):
+                bar.update(raw.tell() - bar.n)
                 if self._compressed:
                     self._file.write(line)
                 self._offsets.append(offset)

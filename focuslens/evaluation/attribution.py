@@ -19,6 +19,7 @@ from focuslens.heads import as_heads, check_heads
 from focuslens.hooks import Intervention
 from focuslens.masses import SINK, Parts, masses_in_batches
 from focuslens.metrics import answered_right, require_samples
+from focuslens.progress import track
 from focuslens.prompts import Case, MultiDocSample
 
 if TYPE_CHECKING:
@@ -186,7 +187,7 @@ def document_scores(
     interventions: Sequence[Intervention] = (),
     max_new_tokens: int = 100,
     batch_tokens: int = BATCH_TOKENS,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> DocumentScores:
     """Contextual scores (equation 1) of every document of the long prompts, from the responses the model generates.
 
@@ -196,7 +197,7 @@ def document_scores(
         interventions: Applied while generating.
         max_new_tokens: Of a response.
         batch_tokens: Prompt tokens that are run together; halved when memory runs out.
-        progress: Show a progress bar.
+        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.progress`.
 
     Raises:
         ValueError: If there are no samples, or an answer normalises to nothing.
@@ -225,7 +226,7 @@ def attention_budget(
     interventions: Sequence[Intervention] = (),
     max_new_tokens: int = 100,
     batch_tokens: int = BATCH_TOKENS,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> AttentionBudget:
     """Where the attention of the response's tokens goes, part by part, under interventions.
 
@@ -258,13 +259,22 @@ def _run(
     interventions: Sequence[Intervention],
     max_new_tokens: int,
     batch_tokens: int,
-    progress: bool,
+    progress: bool | None,
 ) -> Iterator[tuple[int, Float[Tensor, "layer head part"], str]]:
     """Index, attention by part and response of every sample, in batches of similar length."""
-    prompts, names = [executor.encode(sample.prompt(case)) for sample in samples], [sample.id for sample in samples]
-    label = "attention by part" if progress else None
+    prompts = [executor.encode(sample.prompt(case)) for sample in track(samples, "tokenising", show=progress)]
+    names = [sample.id for sample in samples]
     for batch in masses_in_batches(
-        executor, prompts, names, parts, None, interventions, max_new_tokens, batch_tokens, label
+        executor,
+        prompts,
+        names,
+        parts,
+        None,
+        interventions,
+        max_new_tokens,
+        batch_tokens,
+        "attention by part",
+        progress,
     ):
         yield from zip(*batch, strict=True)
 

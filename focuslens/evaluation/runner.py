@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm.auto import tqdm
-
 from focuslens.batch import Generation
 from focuslens.batching import BATCH_TOKENS, map_batches
 from focuslens.evaluation.records import RecordFile
@@ -20,6 +18,7 @@ from focuslens.files import versions
 from focuslens.hooks import Intervention
 from focuslens.markup import Cell, Markup, bar, card, details, shorten, table
 from focuslens.metrics import require_comparable_answers, sub_exact_match
+from focuslens.progress import progress_bar, track
 from focuslens.prompts import Case, MultiDocSample, prompts_digest
 
 if TYPE_CHECKING:
@@ -172,7 +171,7 @@ def evaluate(
     out: str | Path | None = None,
     data: Mapping[str, Any] | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Evaluation:
     """Sub-span exact match of greedy responses, with a 95 % bootstrap interval.
 
@@ -186,7 +185,7 @@ def evaluate(
         out: A JSON-lines file, written as the samples are done and continued after a kill.
         data: What the file says of the data; by default the samples' own ``description``, as ``MultiDocData`` has one.
         seed: Of the bootstrap.
-        progress: Show a progress bar.
+        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.progress`.
 
     Raises:
         ValueError: If there are no samples, two have the same id, or ``out`` holds results made otherwise.
@@ -216,7 +215,7 @@ def run_sweep(
     out: str | Path | None = None,
     data: Mapping[str, Any] | None = None,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Sweep:
     """Evaluate samples under every setting; settings that leave the prompt as it is share one run of it.
 
@@ -235,12 +234,14 @@ def run_sweep(
     store = None if out is None else RecordFile(out, header)
     records: dict[str, dict[str, Any]] = {} if store is None else store.records
     todo = [sample for sample in chosen if sample.id not in records]
-    lengths = [len(executor.encode(sample.prompt("long")).tokens) for sample in todo]
+    lengths = [
+        len(executor.encode(sample.prompt("long")).tokens) for sample in track(todo, "tokenising", show=progress)
+    ]
     done = len(chosen) - len(todo)
     run = partial(_run_batch, settings=tuple(settings), max_new_tokens=max_new_tokens)
     names, divisible = [sample.id for sample in todo], len(settings) > 1
 
-    with tqdm(total=len(chosen), initial=done, desc="evaluation", unit="sample", disable=not progress) as bar:
+    with progress_bar("evaluation", len(chosen), done=done, show=progress) as bar:
         for batch, made in map_batches(executor, run, todo, names, lengths, batch_tokens, divisible=divisible):
             if store is None:
                 records.update((record["id"], record) for record in made)

@@ -23,6 +23,7 @@ import yaml
 
 from focuslens.data.synthetic_words import FILLER_ENDS, FILLER_STARTS, PLACE_NAMES, VALUES
 from focuslens.files import versions, write_atomically, write_json
+from focuslens.progress import track
 
 __all__ = ["NEEDLE", "Recall", "Rows", "make_recall", "wording_tokens", "write_sets"]
 
@@ -131,7 +132,7 @@ def write_sets(
     """
     files: dict[str, int] = {}
     digests: dict[str, str] = {}
-    for _, file, _, _, rows in sets:
+    for _, file, _, _, rows in track(sets, "writing", unit="file"):
         content = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
         write_atomically(out / file, content)
         files[file] = max(_count(tokenizer, row["context"]) for row in rows)
@@ -196,7 +197,7 @@ class _Maker:
     def needles(self, kind: str, length: int, new_tokens: int) -> Rows:
         """Needles among needles: only the key tells them apart."""
         rng, rows = random.Random(f"{self.seed}/{kind}/{length}"), Rows()
-        for index in range(self.samples):
+        for index in track(range(self.samples), f"{kind} needles, {length:,} tokens"):
             keys = _uuids(rng) if kind == "uuid" else _words(rng)
             values = _uuids(rng) if kind == "uuid" else _numbers(rng)
             key, value = next(keys), next(values)
@@ -212,7 +213,7 @@ class _Maker:
     def values(self, length: int, new_tokens: int) -> Rows:
         """One key with several values, told in a text at random places."""
         rng, rows = random.Random(f"{self.seed}/values/{length}"), Rows()
-        for index in range(self.samples):
+        for index in track(range(self.samples), f"values of one key, {length:,} tokens"):
             key, numbers = next(_words(rng)), _numbers(rng)
             values = [next(numbers) for _ in range(_VALUES_A_KEY)]
             told = [self._needle(key, "number", value) for value in values]
@@ -235,7 +236,10 @@ class _Maker:
         room = self._room(length, new_tokens, (_DEMOS + 1) * one)
         drawn = [[(next(ids), next(ids)) for _ in range(2 + room // 20)] for _ in range(self.samples)]
         # The braces take two tokens.
-        k = min(len(self._filling((_json_line(*pair) for pair in some), _COMMA, room - 2)) for some in drawn)
+        k = min(
+            len(self._filling((_json_line(*pair) for pair in some), _COMMA, room - 2))
+            for some in track(drawn, f"JSON pairs, {length:,} tokens")
+        )
         if k <= _DEMOS:
             raise ValueError(f"length {length} has room for {k} JSON pairs; it must have room for {_DEMOS + 1}")
         return [self._pair_row(index, some[:k], rng) for index, some in enumerate(drawn)]

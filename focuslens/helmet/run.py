@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 __all__ = ["HelmetRun"]
 
+_LOG = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, eq=False)
 class HelmetRun:
@@ -42,7 +45,7 @@ class HelmetRun:
         batch_tokens: Tokens that are run at a time.
         template_kwargs: Further arguments of the chat template.
         seed: Of the intervals.
-        progress: Show progress bars.
+        progress: Show progress bars; by default where someone may watch.
     """
 
     model: FocusModel
@@ -54,7 +57,7 @@ class HelmetRun:
     batch_tokens: int = BATCH_TOKENS
     template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     seed: int = 42
-    progress: bool = False
+    progress: bool | None = None
     _done: list[TaskScores] = field(default_factory=list[TaskScores], init=False, repr=False)
 
     def scores(self) -> Generator[TaskScores]:
@@ -90,6 +93,7 @@ class HelmetRun:
         """
         import pandas as pd
 
+        _LOG.info("tables of %d tasks, with their intervals", len(self._done))
         tables = length_tables(self._done, [setting.name for setting in self.settings], self.seed)
         reported = reported_rows()
         grids = [grid for table in tables for grid in grids_of(table, self.model.name, reported)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from focuslens.batch import EncodedPrompt, Generation, PromptBatch
 from focuslens.batching import BATCH_TOKENS, in_batches
@@ -26,11 +26,14 @@ from focuslens.helmet.plan import Entry
 from focuslens.helmet.samples import HelmetSample, read_samples, require_room, samples_digest, stop_tokens
 from focuslens.masses import SINK
 from focuslens.model import FocusModel
+from focuslens.progress import progress_bar
 
 if TYPE_CHECKING:
     from focuslens.masses import Parts
 
 __all__ = ["Answering", "answer_entry", "entry_header", "model_for", "require_rooms"]
+
+_LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ def require_rooms(model: FocusModel, checkout: Checkout, entries: Sequence[Entry
 
 def _load(checkout: Checkout, entry: Entry) -> dict[str, Any]:
     args = entry.args
+    _LOG.info("%s: HELMET loads its data", entry.label)
     return checkout.load(args, entry.dataset, entry.file(args.test_files), entry.file(args.demo_files))
 
 
@@ -161,7 +165,7 @@ def answer_entry(
     *,
     batch_tokens: int = BATCH_TOKENS,
     template_kwargs: Mapping[str, Any] | None = None,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> tuple[dict[str, Any], RecordFile]:
     """All samples of one task under every setting, on from where a killed run was; gives HELMET's data too.
 
@@ -173,7 +177,7 @@ def answer_entry(
         folder: Where the records go, one JSON line a sample.
         batch_tokens: Tokens that are run at a time; halved when memory runs out.
         template_kwargs: Further arguments of the chat template.
-        progress: Show a progress bar.
+        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.progress`.
 
     Raises:
         ValueError: If a prompt does not fit the model's context, or the records there were made otherwise.
@@ -184,9 +188,7 @@ def answer_entry(
     store = RecordFile(folder / f"{entry.label}.jsonl", entry_header(model, checkout, entry, answering, samples))
     todo = [sample for sample in samples if sample.id not in store.records]
     budget = batch_tokens
-    with tqdm(
-        total=len(samples), initial=len(samples) - len(todo), desc=entry.label, unit="sample", disable=not progress
-    ) as bar:
+    with progress_bar(entry.label, len(samples), done=len(samples) - len(todo), show=progress) as bar:
         for sample in todo:
 
             def run(indices: list[int], left: int, sample: HelmetSample = sample) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from focuslens.helmet.checkout import Checkout
 from focuslens.helmet.plan import Entry
+from focuslens.progress import track
 
 if TYPE_CHECKING:
     from focuslens.model import FocusModel
@@ -81,7 +82,7 @@ def read_samples(
     args = entry.args
     reader = _Reader(tokenizer, entry.length, entry.max_new_tokens, args.use_chat_template, args.system_message)
     samples: list[HelmetSample] = []
-    for place in range(len(data["data"])):
+    for place in track(range(len(data["data"])), f"prompts of {entry.label}"):
         item = dict(data["data"][place])
         question = next((str(item[name]) for name in _QUESTION if item.get(name) not in (None, "")), str(place))
         whole = item.get("context")

@@ -25,6 +25,7 @@ from focuslens.interventions.common import (
     require_prompt,
     rows_of,
 )
+from focuslens.progress import track
 
 if TYPE_CHECKING:
     from focuslens.model import FocusModel
@@ -37,9 +38,19 @@ AblationMode: TypeAlias = Literal["zero", "mean", "knockout"]
 
 @torch.no_grad()
 def mean_head_outputs(
-    model: FocusModel, prompts: Iterable[str], heads: Iterable[tuple[int, int]]
+    model: FocusModel,
+    prompts: Iterable[str],
+    heads: Iterable[tuple[int, int]],
+    *,
+    progress: bool | None = None,
 ) -> Float[Tensor, "n d_head"]:
     """Mean of ``hook_z`` over every token of every prompt, one vector a head: what ``mode="mean"`` puts in its place.
+
+    Args:
+        model: The model.
+        prompts: What it reads, each alone.
+        heads: The heads.
+        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.progress`.
 
     Raises:
         ValueError: If there are no prompts.
@@ -58,7 +69,7 @@ def mean_head_outputs(
         return observe
 
     observers = [(hook_name(layer, "hook_z"), add(layer)) for layer in heads_by_layer(named)]
-    for prompt in prompts:
+    for prompt in track(list(prompts), "mean outputs of heads", unit="prompt", show=progress):
         tokens = model.encode(prompt).tokens
         model.observe(tokens, observers)
         count += len(tokens)

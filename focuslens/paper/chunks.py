@@ -11,9 +11,9 @@ from typing import Any, TypeVar
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from focuslens.files import write_atomically
+from focuslens.progress import progress_bar
 
 __all__ = ["CHUNK", "Measured", "measure_in_chunks"]
 
@@ -42,7 +42,7 @@ def measure_in_chunks(
     measure: Callable[[Sequence[_T]], Measured],
     *,
     label: str,
-    progress: bool = False,
+    progress: bool | None = None,
 ) -> Measured:
     """Measure samples, taking what is there already from ``folder``.
 
@@ -53,7 +53,7 @@ def measure_in_chunks(
         folder: Where chunks are kept. Its name must tell the model, the samples and the settings from others.
         measure: Measures some of them.
         label: Of the progress bar.
-        progress: Show one.
+        progress: Show one; by default where someone may watch.
 
     Raises:
         ValueError: If there are no samples.
@@ -61,7 +61,7 @@ def measure_in_chunks(
     if not samples:
         raise ValueError("there are no samples to score")
     parts: list[Measured] = []
-    with tqdm(total=len(samples), desc=label, unit="sample", disable=not progress) as bar:
+    with progress_bar(label, len(samples), show=progress) as bar:
         for start in range(0, len(samples), CHUNK):
             chunk, path = samples[start : start + CHUNK], folder / f"{start:06d}.safetensors"
             if not path.exists():

@@ -35,7 +35,9 @@ def piece(study: Study, heads: Sequence[Head], folder: Path) -> Piece:
     """The first heads' directions, taken apart over the keys of validation prompts."""
     wanted = study.settings.anatomy
     prompts = [sample.prompt("long") for sample in study.samples("validation")[: wanted.samples]]
-    keys = collect_keys(study.model, prompts, heads[: wanted.heads], wanted.keys, seed=study.settings.seed)
+    keys = collect_keys(
+        study.model, prompts, heads[: wanted.heads], wanted.keys, seed=study.settings.seed, progress=study.progress
+    )
     frame = decompose_heads(study.model, study.directions, dict(keys), _positions(keys))
     parts, sentence = _parts(keys, frame)
     figures = (_frequencies(study, keys, folder), _biases(study, keys, folder), _variance(keys, frame, folder))

@@ -43,7 +43,7 @@ class How(TypedDict):
 
     max_new_tokens: int
     batch_tokens: int
-    progress: bool
+    progress: bool | None
 
 
 def score_in_chunks(
@@ -57,7 +57,7 @@ def score_in_chunks(
     """:func:`contextual_scores`, taken from ``folder`` as far as they are there."""
 
     def measure(chunk: Sequence[MultiDocSample]) -> Measured:
-        scores = contextual_scores(model, chunk, case, interventions=interventions, **_quiet(how))
+        scores = contextual_scores(model, chunk, case, interventions=interventions, **how)
         about = {name: getattr(scores, name) for name in ("sample_ids", "responses", "correct")}
         return Measured({kind: getattr(scores, kind) for kind in KINDS}, about)
 
@@ -75,7 +75,7 @@ def documents_in_chunks(
     """:func:`document_scores`, taken from ``folder`` as far as they are there."""
 
     def measure(chunk: Sequence[MultiDocSample]) -> Measured:
-        scores = document_scores(model, chunk, **_quiet(how))
+        scores = document_scores(model, chunk, **how)
         # Prompts may differ in how many documents they have, so these are what is joined.
         documents = [rearrange(one, "layer head document -> document layer head") for one in scores.scores]
         about = {name: getattr(scores, name) for name in ("sample_ids", "responses", "correct")}
@@ -101,7 +101,7 @@ def budget_in_chunks(
     """:func:`attention_budget` of the long prompts, taken from ``folder`` as far as it is there."""
 
     def measure(chunk: Sequence[MultiDocSample]) -> Measured:
-        budget = attention_budget(model, chunk, interventions=interventions, **_quiet(how))
+        budget = attention_budget(model, chunk, interventions=interventions, **how)
         about = {name: getattr(budget, name) for name in ("sample_ids", "responses", "correct")}
         return Measured({"shares": budget.shares}, about)
 
@@ -119,7 +119,7 @@ def retrieval_in_chunks(
     """
 
     def measure(chunk: Sequence[NeedleSample]) -> Measured:
-        copies, responses = copy_runs(model, chunk, **_quiet(how))
+        copies, responses = copy_runs(model, chunk, **how)
         return Measured({"copies": copies}, {"sample_ids": [one.id for one in chunk], "responses": responses})
 
     found = measure_in_chunks(samples, folder, measure, label="retrieval scores", progress=how["progress"])
@@ -130,8 +130,3 @@ def head_mean(scores: ContextualScores, kind: str, head: Head) -> float | None:
     """One head's mean score; ``None`` where no sample has one."""
     values = getattr(scores, kind)[:, head.layer, head.head]
     return None if bool(values.isnan().all()) else float(values.nanmean())
-
-
-def _quiet(how: How) -> How:
-    """The same without a progress bar of a chunk's own."""
-    return {**how, "progress": False}

@@ -47,7 +47,7 @@ class Study:
         out: The results' folder.
         data_file: Where the questions lie, if not at the settings' own name.
         haystack: Where the essays lie, if not at the settings' own name.
-        progress: Show progress bars.
+        progress: Show progress bars; by default where someone may watch.
         pool: Runs sweeps, scores and training; by default the model does. What looks into single heads' keys opens the
             model in this process too.
     """
@@ -56,7 +56,7 @@ class Study:
     out: Path
     data_file: Path | None = None
     haystack: Path | None = None
-    progress: bool = True
+    progress: bool | None = None
     pool: Executor | None = None
 
     @cached_property

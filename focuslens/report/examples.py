@@ -11,6 +11,7 @@ from focuslens.heads import Head
 from focuslens.hooks import Intervention
 from focuslens.interventions import intervention_from
 from focuslens.model import FocusModel
+from focuslens.progress import track
 from focuslens.prompts import MultiDocSample
 from focuslens.report.reading import RunFiles, StoredSweep
 from focuslens.report.samples import NotHere, reopen_model, reopen_samples
@@ -158,7 +159,7 @@ def _views(
     description = header.get("model", {})
     model = reopen_model(description, name=sources.model_name, device=sources.device, given=sources.model)
     limit = int(header.get("max_new_tokens", 100))
-    for change in (*right, *wrong):
+    for change in track([*right, *wrong], "attention"):
         sample, applied = samples[change.place], _interventions(files, stored, change.setting)
         try:
             before, after = _look(model, sample, change.setting.name, applied, limit)

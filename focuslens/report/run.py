@@ -18,7 +18,7 @@ from focuslens.report.sections import (
 )
 from focuslens.viz.report import Section, write_sections
 
-__all__ = ["write_run_report"]
+__all__ = ["run_facts", "write_run_report"]
 
 
 def write_run_report(
@@ -56,6 +56,16 @@ def write_run_report(
     heading = title or f"FocusLens: {' on '.join(filter(None, (root.resolve().name, Path(name).name)))}"
     written = write_sections(desk.page, title=heading, facts=_facts(desk, files), sections=sections)
     return written, [text for section in sections for text in section.missing]
+
+
+def run_facts(folder: str | Path) -> dict[str, str]:
+    """What the page says of how a run was made: commands, models, data, seeds and versions, all that its files name.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no results in it.
+    """
+    root = Path(folder)
+    return _facts(Desk(root / "report.html", root), read_run(root))
 
 
 def _sections(desk: Desk, files: RunFiles) -> list[Section]:

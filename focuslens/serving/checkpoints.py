@@ -73,6 +73,11 @@ class Checkpoint:
         return config
 
     @property
+    def size(self) -> int:
+        """Bytes of all weights."""
+        return sum(shard.data_size for shard in self.shards)
+
+    @property
     def is_single(self) -> bool:
         """Whether all weights are in the one file that needs no index."""
         return [shard.path.name for shard in self.shards] == [SINGLE]

@@ -14,7 +14,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from focuslens.interventions import FocusSteering
+from focuslens.progress import progress_bar
 from focuslens.serving.checkpoints import SINGLE, Checkpoint, open_checkpoint, write_index, write_steered
+from focuslens.serving.shards import copy
 
 __all__ = ["ExportedCheckpoint", "export"]
 
@@ -39,7 +41,12 @@ class ExportedCheckpoint:
 
 
 def export(
-    source: str | Path, steering: FocusSteering, out: str | Path, *, revision: str | None = None
+    source: str | Path,
+    steering: FocusSteering,
+    out: str | Path,
+    *,
+    revision: str | None = None,
+    progress: bool | None = None,
 ) -> ExportedCheckpoint:
     """Write a Hugging Face checkpoint that is steered at the rotary site, for every attention implementation.
 
@@ -54,6 +61,7 @@ def export(
         steering: Directions of the rotary site, their strength and heads, at all positions.
         out: Directory to write, new or empty.
         revision: Branch, tag or commit on the hub.
+        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.progress`.
 
     Raises:
         FileNotFoundError: If the checkpoint is not there, or has no safetensors.
@@ -66,8 +74,9 @@ def export(
     config = _config(base, sorted(int(name.split(".")[2]) for name in vectors))
     with write_steered(base, steering, Path(out), config, _chapter(base, steering)) as (partial, left_out):
         names = [_FIRST if shard.path.name == SINGLE else shard.path.name for shard in base.shards]
-        for shard, name in zip(base.shards, names, strict=True):
-            shutil.copyfile(shard.path, partial / name)
+        with progress_bar("copying weights", base.size, unit="B", show=progress) as bar:
+            for shard, name in zip(base.shards, names, strict=True):
+                copy(shard, partial / name, bar.update)
         save_file(vectors, partial / _VECTORS, metadata={"format": "pt"})
         write_index(partial, [*names, _VECTORS])
         shutil.copyfile(_CODE, partial / _CODE.name)

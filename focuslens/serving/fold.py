@@ -15,6 +15,7 @@ from torch import Tensor
 from focuslens.backends import ModelShape
 from focuslens.heads import Head
 from focuslens.interventions import FocusSteering
+from focuslens.progress import progress_bar
 from focuslens.serving.checkpoints import Checkpoint, open_checkpoint, write_index, write_steered
 from focuslens.serving.shards import dtype_of, read, rewrite
 
@@ -60,7 +61,12 @@ class FoldedCheckpoint:
 
 
 def fold(
-    source: str | Path, steering: FocusSteering, out: str | Path, *, revision: str | None = None
+    source: str | Path,
+    steering: FocusSteering,
+    out: str | Path,
+    *,
+    revision: str | None = None,
+    progress: bool | None = None,
 ) -> FoldedCheckpoint:
     """Write a Hugging Face checkpoint that is steered without any hook.
 
@@ -74,6 +80,7 @@ def fold(
         steering: Directions of the projection site, their strength and heads, at all positions.
         out: Directory to write, new or empty.
         revision: Branch, tag or commit on the hub.
+        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.progress`.
 
     Raises:
         FileNotFoundError: If the checkpoint is not there, or has no safetensors.
@@ -85,8 +92,9 @@ def fold(
     config, shared = _folded_config(base), _shared_keys(steering, base.shape)
     changes = _changes(base, _biases(steering, base.shape))
     with write_steered(base, steering, Path(out), config, _chapter(base, steering, shared)) as (partial, left_out):
-        for shard in base.shards:
-            rewrite(shard, partial / shard.path.name, changes[shard.path])
+        with progress_bar("copying weights", base.size, unit="B", show=progress) as bar:
+            for shard in base.shards:
+                rewrite(shard, partial / shard.path.name, changes[shard.path], bar.update)
         if not base.is_single:
             write_index(partial, [shard.path.name for shard in base.shards])
     return FoldedCheckpoint(Path(out), shared, tuple(left_out))

@@ -7,7 +7,7 @@ The format is eight bytes that say how long the header is, a header in JSON, and
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -15,7 +15,7 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Shard", "dtype_of", "open_shard", "read", "rewrite"]
+__all__ = ["Shard", "copy", "dtype_of", "open_shard", "read", "rewrite"]
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
@@ -81,13 +81,16 @@ def read(shard: Shard, name: str) -> Tensor:
     return torch.frombuffer(content, dtype=dtype_of(shard, name)).reshape(entry["shape"])
 
 
-def rewrite(shard: Shard, target: Path, tensors: Mapping[str, Tensor]) -> None:
+def rewrite(
+    shard: Shard, target: Path, tensors: Mapping[str, Tensor], told: Callable[[int], object] = lambda written: None
+) -> None:
     """Write a file that holds a shard's tensors and some more, or some in another's place.
 
     Args:
         shard: What is copied.
         target: The new file.
         tensors: Replace those of the same name, whose shape they have, and are added otherwise.
+        told: Is told how many bytes were written, part by part.
 
     Raises:
         ValueError: If a tensor has not the shape of the one that it replaces.
@@ -112,7 +115,13 @@ def rewrite(shard: Shard, target: Path, tensors: Mapping[str, Tensor]) -> None:
                 file.write(entries[name]["bytes"])
             else:
                 source.seek(shard.data_start + entries[name]["data_offsets"][0])
-                _copy(source, file, _size(entries[name]))
+                _copy(source, file, _size(entries[name]), told)
+
+
+def copy(shard: Shard, target: Path, told: Callable[[int], object] = lambda written: None) -> None:
+    """Write a file that holds what a shard holds; ``told`` is told how many bytes were written, part by part."""
+    with shard.path.open("rb") as source, target.open("wb") as file:
+        _copy(source, file, shard.data_start + shard.data_size, told)
 
 
 def _size(entry: Mapping[str, Any]) -> int:
@@ -127,13 +136,14 @@ def _width(entry: Mapping[str, Any]) -> int:
     return _size(entry) // max(prod(entry["shape"]), 1)
 
 
-def _copy(source: BinaryIO, target: BinaryIO, size: int) -> None:
+def _copy(source: BinaryIO, target: BinaryIO, size: int, told: Callable[[int], object]) -> None:
     while size:
         part = source.read(min(size, _PART))
         if not part:
             raise ValueError(f"{source.name} was cut off while it was copied")
         target.write(part)
         size -= len(part)
+        told(len(part))
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -6,7 +6,6 @@ import hashlib
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
@@ -94,7 +93,7 @@ def test_heads_prints_four_scores_and_sparsity_and_writes_them(small, tmp_path, 
 def test_documents_are_fewer_where_the_context_is_short(tiny_checkpoint, oracle_file, capsys):
     common = ["--model", str(tiny_checkpoint), "--data", str(oracle_file), "--samples", "1", "--max-new-tokens", "2"]
     assert main(["heads", *common, "--split", "all", "--n-ctx", "220"]) == 0
-    assert "do not fit the model's context of 220 tokens" in capsys.readouterr().out
+    assert "do not fit the model's context of 220 tokens" in capsys.readouterr().err
     assert main(["heads", *common, "--split", "all", "--n-ctx", "20"]) == 1
     assert "prompts of one document" in capsys.readouterr().err
 
@@ -212,16 +211,17 @@ def test_a_defect_is_not_taken_for_memory_that_ran_out(monkeypatch):
         main(["heads"])
 
 
-def test_help_and_version_need_no_torch():
-    """The package's own ``__init__`` is left out: what it imports is not the command's."""
+def test_help_version_and_completion_need_no_torch():
     code = (
-        "import sys, types\n"
-        "package = types.ModuleType('focuslens')\n"
-        f"package.__path__ = [{str(Path(cli.__file__).parent)!r}]\n"
-        "sys.modules['focuslens'] = package\n"
+        "import sys\n"
+        "from contextlib import suppress\n"
         "from focuslens.cli import main\n"
         "main(['--version']), main([])\n"
-        "sys.exit('torch was imported' if 'torch' in sys.modules else 0)\n"
+        "for arguments in (['heads', '--help'], ['--print-completion', 'bash']):\n"
+        "    with suppress(SystemExit):\n"
+        "        main(arguments)\n"
+        "heavy = {'torch', 'transformers', 'transformer_lens', 'pandas'} & sys.modules.keys()\n"
+        "sys.exit(f'imported: {heavy}' if heavy else 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

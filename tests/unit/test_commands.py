@@ -100,14 +100,14 @@ def test_the_demo_offers_only_what_it_uses(capsys):
     assert (args.model, args.data, args.dtype) == ("demo", "synthetic", "float64")
 
 
-def test_controls_are_outside_every_contextual_set_of_the_sweep(load_model, capsys):
+def test_controls_are_outside_every_contextual_set_of_the_sweep(load_model, caplog):
     model = load_model("llama")
     ranking = [Head(layer, head) for layer in range(3) for head in range(4)]
     args = argparse.Namespace(random_tau=0.3, exclude_top=1, seed=0)
     settings = sweeps.controls(model, ranking, args, [2, 7])
     assert [setting.parameters["k"] for setting in settings] == [2]
     assert not set(ranking[:7]) & set(settings[0].interventions[0].heads)
-    assert "no random heads for --k 7: 5 heads are left beside the 7 best" in capsys.readouterr().out
+    assert "no random heads for --k 7: 5 heads are left beside the 7 best" in caplog.text
 
 
 def test_a_demo_sets_the_records_of_another_demo_aside(tmp_path, monkeypatch, capsys):
@@ -218,16 +218,16 @@ def test_all_prompts_of_a_command_have_as_many_documents_as_fit_the_longer_half(
     assert main(["split-softmax", *options, "--tau", "0.1", "--k", "1", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "split_softmax.json").read_text())
     assert result["data"]["num_documents"] == result["ranking"]["scored_on"]["num_documents"] == 5
-    assert capsys.readouterr().out.count("5 documents a prompt: more do not fit") == 1
+    assert capsys.readouterr().err.count("5 documents a prompt: more do not fit") == 1
     assert main(["train", *options, "--top-k", "1", "--epochs", "1", "--out", str(tmp_path)]) == 0
     provenance = json.loads((tmp_path / "directions.json").read_text())["provenance"]
     assert provenance["data"]["num_documents"] == provenance["ranking"]["scored_on"]["num_documents"] == 5
-    assert capsys.readouterr().out.count("5 documents a prompt: more do not fit") == 1
+    assert capsys.readouterr().err.count("5 documents a prompt: more do not fit") == 1
     steer = ["steer", *options, "--directions", str(tmp_path), "--alpha", "1", "--k", "1", "--out", str(tmp_path)]
     assert main(steer) == 0
     result = json.loads((tmp_path / "steering.json").read_text())
     assert result["data"]["num_documents"] == result["ranking"]["scored_on"]["num_documents"] == 5
-    assert capsys.readouterr().out.count("5 documents a prompt: more do not fit") == 1
+    assert capsys.readouterr().err.count("5 documents a prompt: more do not fit") == 1
 
 
 def test_everything_is_read_where_everything_is_used(tmp_path, checkpoint, capsys):

@@ -277,8 +277,8 @@ def test_the_command_with_a_ray_of_its_own_writes_the_same_files(
     assert done.returncode == 0, done.stderr
     for name in ("split_softmax.jsonl", "split_softmax.json", "split_softmax.png"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "ray" / name).read_bytes(), name
-    assert done.stdout.startswith("Ray: 1 worker(s) of 1 thread(s) each\n")
-    assert done.stdout.splitlines()[1:-1] == said.splitlines()[:-1]
+    assert "\nRay: 1 worker(s) of 1 thread(s) each\n" in done.stderr
+    assert done.stdout.splitlines()[:-1] == said.splitlines()[:-1]
 
 
 def test_a_closed_pool_leaves_the_users_ray(pool: fl.RayPool) -> None:

@@ -52,7 +52,7 @@ def test_viz_is_there_when_it_is_asked_for():
     assert fl.viz is viz
     assert "viz" not in fl.__all__  # a star import must not need what it draws with
     with pytest.raises(AttributeError, match="'focuslens' has no attribute 'vizz'"):
-        fl.vizz  # noqa: B018
+        fl.vizz  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
 
 # Attention between tokens
