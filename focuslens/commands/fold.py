@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
     done = fold(args.model, steering, args.out, revision=args.revision)
     for one in done.shared:
         print(f"layer {one.layer}: {one}")
-    _say_left_out(done.left_out)
+    _say_left_out(done.left_out, done.training)
     print(f"folded {len(steering.heads)} heads at alpha = {args.alpha:g}; wrote {done.directory}")
 
 
@@ -60,7 +60,7 @@ def run_export(args: argparse.Namespace) -> None:
 
     steering = _steering(args)
     done = export(args.model, steering, args.out, revision=args.revision)
-    _say_left_out(done.left_out)
+    _say_left_out(done.left_out, done.training)
     print(
         f"exported {len(steering.heads)} heads at alpha = {args.alpha:g}; wrote {done.directory}, "
         "to be loaded with trust_remote_code=True"
@@ -78,6 +78,8 @@ def _steering(args: argparse.Namespace) -> FocusSteering:
     return FocusSteering(directions, args.alpha, heads[: count_heads("--top-k", args.top_k, len(heads))])
 
 
-def _say_left_out(names: tuple[str, ...]) -> None:
-    if names:
-        print(f"left behind, being other copies of the weights: {', '.join(names)}")
+def _say_left_out(weights: tuple[str, ...], training: tuple[str, ...]) -> None:
+    if weights:
+        print(f"left behind, being other copies of the weights, which would not be steered: {', '.join(weights)}")
+    if training:
+        print(f"left behind, being what a training of the base goes on from: {', '.join(training)}")

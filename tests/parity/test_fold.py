@@ -167,7 +167,10 @@ def changed(config: dict[str, Any], directory: Path, checkpoint: Path) -> Path:
         ({"model_type": "gemma2"}, "of the type 'gemma2'; qwen2, qwen3, llama, mistral can be folded"),
         ({"quantization_config": {"bits": 4}}, "are quantized"),
         ({"auto_map": {"AutoModelForCausalLM": "x.y"}}, "brings code of its own"),
-        ({"model_type": "mistral", "sliding_window": 24}, "a sliding window of 24 tokens"),
+        (
+            {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 24},
+            "a sliding window of 24 tokens",
+        ),
         ({"num_hidden_layers": 2}, r"head \(2, 0\) does not exist"),
         ({"head_dim": 32}, "directions have d_head = 16, the model has 32"),
     ],
