@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import shlex
 import shutil
 import warnings
 from pathlib import Path
@@ -327,3 +328,25 @@ def test_what_is_refused_is_refused_before_its_weights_are_fetched(hub, tmp_path
     with pytest.raises(ValueError, match="of the type 'gemma2'"):
         fl.fold("somebody/theirs", steering(), tmp_path / "out")
     assert not [name for name, _ in fetched if name.endswith(".safetensors")]
+
+
+# --- the harness's command ---
+
+
+@pytest.mark.parametrize(("name", "chat"), [("qwen2", True), ("llama", False)])
+def test_the_printed_command_is_read_by_lm_eval_as_it_was_meant(name, chat, checkpoint, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("lm_eval")
+    from lm_eval._cli.harness import HarnessCLI
+
+    from focuslens.cli import main
+
+    shutil.copytree(checkpoint(name), tmp_path / "a, 'b' 1")
+    monkeypatch.chdir(tmp_path)
+    assert main(["harness", "--model", "a, 'b' 1", "--samples", "2", "--documents", "2", "--out", "my tasks"]) == 0
+    program, *words = shlex.split(capsys.readouterr().out.splitlines()[-1])
+    assert program == "lm-eval"
+    read: Any = HarnessCLI()._parser.parse_args(words)
+    assert read.model_args == {"pretrained": str(tmp_path / "a, 'b' 1"), "dtype": "float32"}
+    assert read.include_path == str(tmp_path / "my tasks")
+    assert read.tasks in ("focuslens_multidoc", ["focuslens_multidoc"])
+    assert bool(getattr(read, "apply_chat_template", False)) == chat
