@@ -28,7 +28,7 @@ _EXAMPLES = {
     "steer": "focuslens steer --directions runs/directions --alpha=-0.2,0.2,0.5 --k 5,20",
     "fold": "focuslens fold --model Qwen/Qwen2.5-7B-Instruct --directions runs/projection --alpha 0.3 --out steered",
     "export": "focuslens export --site rotary --model PATH --directions runs/directions --alpha 0.3 --out steered",
-    "harness": "focuslens harness --data nq-open-oracle.jsonl.gz --out runs/task",
+    "harness": "focuslens harness --model steered --data nq-open-oracle.jsonl.gz --out runs/task",
     "paper": "focuslens paper --model demo --out runs/paper/demo",
     "helmet": "focuslens helmet --helmet HELMET --config demo",
     "published": "focuslens published focus_direction --out runs/published",
@@ -122,6 +122,11 @@ def _steer_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _harness_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default="demo",
+        help="directory or hub name, for the command that is printed; default 'demo', the embedded one",
+    )
     data = parser.add_argument_group("data")
     _data_options(data)
     data.add_argument("--documents", type=int, default=20, help="documents a prompt (default 20)")

@@ -29,6 +29,7 @@ Site: TypeAlias = Literal["rotary", "projection"]
 
 _VECTORS, _CONFIG = "directions.safetensors", "directions.json"
 _FORMAT = 1
+_PUBLISHED = "published files, "
 _SHOWN = 20
 
 
@@ -124,6 +125,14 @@ class FocusDirections:
     def d_head(self) -> int:
         """Length of a vector."""
         return self.query.shape[1]
+
+    @property
+    def origin(self) -> str | None:
+        """The model that they were made on, by name, where that is recorded."""
+        source, model = str(self.provenance.get("source", "")), self.provenance.get("model")
+        if source.startswith(_PUBLISHED):
+            return source.removeprefix(_PUBLISHED).replace("_", "/", 1)
+        return str(model["name"]) if isinstance(model, Mapping) and "name" in model else None  # pyright: ignore[reportUnknownArgumentType]
 
     @property
     def losses(self) -> Float[Tensor, "epoch n"] | None:
@@ -266,7 +275,7 @@ class FocusDirections:
         n_heads, d_head = query[0].shape
         shape = {"n_layers": len(layers), "n_heads": n_heads, "d_head": d_head}
         heads = [Head(layer, head) for layer in layers for head in range(n_heads)]
-        provenance = {"source": f"published files, {directory.parent.name}", "shape": shape}
+        provenance = {"source": f"{_PUBLISHED}{directory.parent.name}", "shape": shape}
         return cls(heads, torch.cat(query), torch.cat(key), "rotary", provenance)
 
 

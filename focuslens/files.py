@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-__all__ = ["versions", "write_atomically", "write_csv", "write_json"]
+__all__ = ["umask", "versions", "write_atomically", "write_csv", "write_json"]
 
 _ABANDONED = 3600.0
 """Seconds after which nobody is writing a temporary file any more."""
@@ -34,7 +34,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         # mkstemp makes files that only their owner may read; a result is an ordinary file.
-        Path(temporary).chmod(0o666 & ~_umask())
+        Path(temporary).chmod(0o666 & ~umask())
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -49,7 +49,8 @@ def _remove_abandoned(path: Path) -> None:
                 temporary.unlink()
 
 
-def _umask() -> int:
+def umask() -> int:
+    """The permissions that files made by this process do not get."""
     mask = os.umask(0)
     os.umask(mask)
     return mask

@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     done = fold(args.model, steering, args.out, revision=args.revision)
     for one in done.shared:
         print(f"layer {one.layer}: {one}")
-    _say_left_out(done.left_out)
+    _say_left_out(done.left_out, done.training)
     print(f"folded {len(steering.heads)} heads at alpha = {args.alpha:g}; wrote {done.directory}")
     shared = [{"layer": one.layer, "key_value_head": one.key_value_head, "others": one.others} for one in done.shared]
     return _document(args, done.directory, done.left_out, shared_keys=shared)
@@ -65,7 +65,7 @@ def run_export(args: argparse.Namespace) -> dict[str, Any]:
 
     steering = _steering(args)
     done = export(args.model, steering, args.out, revision=args.revision)
-    _say_left_out(done.left_out)
+    _say_left_out(done.left_out, done.training)
     print(
         f"exported {len(steering.heads)} heads at alpha = {args.alpha:g}; wrote {done.directory}, "
         "to be loaded with trust_remote_code=True"
@@ -90,6 +90,8 @@ def _steering(args: argparse.Namespace) -> FocusSteering:
     return FocusSteering(directions, args.alpha, heads[: count_heads("--top-k", args.top_k, len(heads))])
 
 
-def _say_left_out(names: tuple[str, ...]) -> None:
-    if names:
-        print(f"left behind, being other copies of the weights: {', '.join(names)}")
+def _say_left_out(weights: tuple[str, ...], training: tuple[str, ...]) -> None:
+    if weights:
+        print(f"left behind, being other copies of the weights, which would not be steered: {', '.join(weights)}")
+    if training:
+        print(f"left behind, being what a training of the base goes on from: {', '.join(training)}")

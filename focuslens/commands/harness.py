@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+import json
+import shlex
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
 
 from focuslens.commands.common import samples_of
 from focuslens.commands.output import document
@@ -15,6 +19,7 @@ __all__ = ["run"]
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Write the task, with what made it beside it, and say how it is run."""
+    command = _command(args)
     data = samples_of(args, "test")
     path = write_harness_task(data.samples, args.out, args.name, case=args.case, max_new_tokens=args.max_new_tokens)
     result = {
@@ -28,6 +33,37 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     }
     write_json(path.with_suffix(".json"), result)
     print(f"wrote {path}: {len(data.samples)} samples; run it with")
-    print(f"lm-eval run --model hf --model_args pretrained=CHECKPOINT --include_path {args.out} --tasks {args.name}")
+    print(command)
     files = (path.with_suffix(end) for end in (".jsonl", ".json"))
     return document(result, path, *files, path.with_name(f"{args.name}_score.py"))
+
+
+def _command(args: argparse.Namespace) -> str:
+    """What runs the task on ``--model``, for a shell, from whichever directory."""
+    model = _place(args.model)
+    # As JSON: what else lm-eval reads takes a comma in a path for the end of it, and a name of digits for a number.
+    settings = {"pretrained": model, "dtype": "float32", **({"trust_remote_code": True} if _brings_code(model) else {})}
+    words = ["lm-eval", "run", "--model", "hf", "--model_args", json.dumps(settings)]
+    words += ["--include_path", str(Path(args.out).resolve()), "--tasks", args.name]
+    return shlex.join([*words, *(["--apply_chat_template"] if _is_chat(model) else [])])
+
+
+def _place(model: str) -> str:
+    """A directory by its full path, a name on the hub as it is."""
+    if model == "demo":
+        model = str(resources.files("focuslens") / "assets" / "demo")
+    return str(Path(model).resolve()) if Path(model).is_dir() else model
+
+
+def _brings_code(model: str) -> bool:
+    from transformers import PreTrainedConfig
+
+    return bool(cast("Any", PreTrainedConfig).get_config_dict(model)[0].get("auto_map"))
+
+
+def _is_chat(model: str) -> bool:
+    """Whether FocusLens would put prompts into a chat template, as it does where there is one."""
+    from transformers import AutoTokenizer
+
+    tokenizer = cast("Any", AutoTokenizer).from_pretrained(model, trust_remote_code=False)
+    return bool(tokenizer.chat_template)

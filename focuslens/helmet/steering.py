@@ -70,12 +70,8 @@ def require_named(directions: FocusDirections, model: FocusModel, named: str | N
         ValueError: If they are of another model than the one at hand and the one that is named.
     """
     source, recorded = str(directions.provenance.get("source", "")), directions.provenance.get("model")
-    published = source.startswith(_PUBLISHED)
-    if published:
-        origin = source.removeprefix(_PUBLISHED).replace("_", "/", 1)
-    elif isinstance(recorded, dict) and "name" in recorded:
-        origin = str(recorded["name"])  # pyright: ignore[reportUnknownArgumentType]
-    else:
+    published, origin = source.startswith(_PUBLISHED), directions.origin
+    if origin is None:
         return
     # The same weights have another digest in another dtype or kind of TransformerLens model, so a name does as well.
     # The authors' folders are called after models whose owner or folder may be another here.

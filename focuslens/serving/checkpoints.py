@@ -1,28 +1,31 @@
-"""Reading a checkpoint's directory, and writing a steered one beside it, whole or not at all."""
+"""Reading a checkpoint in Hugging Face format, from a directory or the hub, without reading its weights."""
 
 from __future__ import annotations
 
 import json
-import shutil
-import tempfile
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from focuslens.backends import ModelShape
-from focuslens.files import versions, write_json
-from focuslens.interventions import FocusSteering
 from focuslens.serving.shards import Shard, dtype_of, open_shard
 
-__all__ = ["SINGLE", "Checkpoint", "open_checkpoint", "write_index", "write_steered"]
+__all__ = ["CONFIG", "INDEX", "SINGLE", "TENSOR_SUFFIXES", "Checkpoint", "open_checkpoint"]
 
 INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
-_CARD, _RECORD = "README.md", "focuslens.json"
-_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".onnx", ".h5", ".msgpack")
-"""Other copies of the weights, which would not be steered, stay behind."""
+TENSOR_SUFFIXES = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".gguf", ".onnx", ".onnx_data", ".h5"),
+    *(".msgpack", ".ot", ".tflite"),
+)
+"""How the names of files of weights end."""
+_NOT_AT_FIRST = (
+    *(f"*{suffix}" for suffix in TENSOR_SUFFIXES),
+    *("original/*", "onnx/*", "openvino/*", "coreml/*", "checkpoint-*/*", "runs/*"),
+)
+"""What is not fetched from the hub with the small files: weights, in whatever format, and what lies beside copies."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Checkpoint:
     Attributes:
         name: What the user called it.
         revision: Of the hub, if one was asked for.
+        commit: Of the hub, that this resolved to.
         directory: Where it lies.
         config: Its ``config.json``.
         shards: Its files of weights.
@@ -39,6 +43,7 @@ class Checkpoint:
 
     name: str
     revision: str | None
+    commit: str | None
     directory: Path
     config: Mapping[str, Any]
     shards: tuple[Shard, ...]
@@ -64,6 +69,11 @@ class Checkpoint:
             n_ctx=int(config.max_position_embeddings),
         )
 
+    @cached_property
+    def homes(self) -> Mapping[str, Shard]:
+        """The file that every tensor lies in."""
+        return {name: shard for shard in self.shards for name in shard.tensors}
+
     def config_with_dtype(self) -> dict[str, Any]:
         """A copy of the configuration that names the weights' dtype, which float32 vectors among them would hide."""
         config = dict(self.config)
@@ -83,51 +93,89 @@ class Checkpoint:
         return [shard.path.name for shard in self.shards] == [SINGLE]
 
 
-def open_checkpoint(source: str | Path, revision: str | None, families: Sequence[str], verb: str) -> Checkpoint:
-    """Open a directory, or a model on the hub.
+def open_checkpoint(source: str | Path, revision: str | None, families: Mapping[str, str], verb: str) -> Checkpoint:
+    """Open a directory, or a model on the hub: of the latter only the files that make the model are fetched.
 
     Args:
         source: Directory or hub name.
         revision: Branch, tag or commit on the hub.
-        families: The ``model_type`` of checkpoints that are accepted.
+        families: The ``model_type`` of checkpoints that are accepted, to what their classes' names begin with.
         verb: What they can be, for the error.
 
     Raises:
         FileNotFoundError: If the checkpoint is not there, or has no safetensors.
-        ValueError: If it is of no accepted type, or brings code of its own.
+        ValueError: If it is no causal language model of an accepted type, brings code of its own, is quantized, or its
+            tensors are not those of its type.
     """
-    directory = _local(source, revision)
-    config: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
-    family = config.get("model_type")
-    if family not in families:
-        raise ValueError(f"{source} is of the type {family!r}; {', '.join(families)} can be {verb}")
-    if config.get("auto_map"):
-        raise ValueError(f"{source} brings code of its own (auto_map), which may compute attention otherwise")
-    return Checkpoint(str(source), revision, directory, config, tuple(_shards(directory)))
-
-
-def _local(source: str | Path, revision: str | None) -> Path:
-    if Path(source).is_dir():
-        directory = Path(source)
-    else:
-        from huggingface_hub import snapshot_download
-        from huggingface_hub.errors import HFValidationError
-
-        try:
-            directory = Path(snapshot_download(str(source), revision=revision))
-        except (HFValidationError, OSError) as error:
-            raise FileNotFoundError(f"{source} is neither a directory nor a model on the hub: {error}") from error
+    remote = not Path(source).is_dir()
+    directory = _fetched(str(source), revision, ignore=_NOT_AT_FIRST) if remote else Path(source)
     if not (directory / CONFIG).is_file():
         raise FileNotFoundError(f"{directory} holds no {CONFIG}; is it a Hugging Face checkpoint?")
+    config: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    _require_steerable(str(source), config, families, verb)
+    commit = directory.name if remote and re.fullmatch(r"[0-9a-f]{40}", directory.name) else None
+    if remote:
+        directory = _fetch_weights(str(source), commit or revision)
+    base = Checkpoint(str(source), revision, commit, directory, config, tuple(_shards(directory)))
+    _require_projections(base)
+    return base
+
+
+def _fetched(
+    name: str, revision: str | None, *, allow: Sequence[str] | None = None, ignore: Sequence[str] | None = None
+) -> Path:
+    """The hub's snapshot, with the files that fit the patterns."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    allowed, ignored = (None if some is None else list(some) for some in (allow, ignore))
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=ignored))
+    except (HFValidationError, OSError) as error:
+        raise FileNotFoundError(f"{name} is neither a directory nor a model on the hub: {error}") from error
+
+
+def _fetch_weights(name: str, revision: str | None) -> Path:
+    """The snapshot with the weights: the one file, or where there is none those that the index names."""
+    directory = _fetched(name, revision, allow=[SINGLE])
+    if not (directory / SINGLE).is_file() and (directory / INDEX).is_file():
+        directory = _fetched(name, revision, allow=_indexed(directory))
     return directory
+
+
+def _require_steerable(name: str, config: Mapping[str, Any], families: Mapping[str, str], verb: str) -> None:
+    family = str(config.get("model_type"))
+    if family not in families:
+        raise ValueError(f"{name} is of the type {family!r}; {', '.join(families)} can be {verb}")
+    wanted, named = f"{families[family]}ForCausalLM", config.get("architectures") or []
+    if named and wanted not in named:
+        raise ValueError(f"{name} is a {', '.join(named)}; of the type {family!r} only a {wanted} can be {verb}")
+    if config.get("auto_map"):
+        raise ValueError(f"{name} brings code of its own (auto_map), which may compute attention otherwise")
+    if config.get("quantization_config"):
+        raise ValueError(f"the weights of {name} are quantized; name the checkpoint that they were made from")
+
+
+def _require_projections(base: Checkpoint) -> None:
+    """Refuse weights under other names than those of the type, such as queries, keys and values in one matrix."""
+    for layer in range(base.shape.n_layers):
+        for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            name = f"model.layers.{layer}.self_attn.{projection}.weight"
+            if name not in base.homes:
+                raise ValueError(f"{base.name} has no {name}; its tensors are not named as those of its type")
+            dtype_of(base.homes[name], name)  # raises where it is none that can be added to
+
+
+def _indexed(directory: Path) -> list[str]:
+    index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+    return sorted(set(index["weight_map"].values()))
 
 
 def _shards(directory: Path) -> list[Shard]:
     if (directory / SINGLE).is_file():  # which Hugging Face takes before an index too
         names = [SINGLE]
     elif (directory / INDEX).is_file():
-        index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
-        names = sorted(set(index["weight_map"].values()))
+        names = _indexed(directory)
     else:
         raise FileNotFoundError(
             f"{directory} holds neither {SINGLE} nor {INDEX}; save the model with save_pretrained to get safetensors"
@@ -136,72 +184,3 @@ def _shards(directory: Path) -> list[Shard]:
     if missing:
         raise FileNotFoundError(f"{directory} holds no {missing[0]}, which its {INDEX} names")
     return [open_shard(directory / name) for name in names]
-
-
-@contextmanager
-def write_steered(
-    base: Checkpoint, steering: FocusSteering, out: Path, config: Mapping[str, Any], chapter: Sequence[str]
-) -> Generator[tuple[Path, list[str]]]:
-    """A new directory to write weights into; when the block ends, all else is added and it becomes ``out``.
-
-    Args:
-        base: The checkpoint that is steered.
-        steering: How, for the record.
-        out: The directory to become, new or empty.
-        config: The new ``config.json``.
-        chapter: Lines of the model card, in front of the base's own text.
-
-    Yields:
-        The directory, and a list that will hold the names of the files that were left out.
-
-    Raises:
-        FileExistsError: If ``out`` holds anything.
-    """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is no empty directory; name a new one")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial, left_out = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.")), list[str]()
-    try:
-        yield partial, left_out
-        write_json(partial / CONFIG, dict(config))
-        left_out += _copy_rest(base, partial)
-        record = {"base": base.name, "revision": base.revision, "steering": steering.describe(), "versions": versions()}
-        write_json(partial / _RECORD, record)
-        (partial / _CARD).write_text(_card(base.directory, chapter), encoding="utf-8")
-        partial.chmod(0o755)
-        if out.exists():
-            out.rmdir()  # an empty one, as was checked
-        partial.replace(out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def write_index(directory: Path, names: Sequence[str]) -> None:
-    """Write the index of a checkpoint in several files."""
-    shards = [open_shard(directory / name) for name in names]
-    places = {tensor: shard.path.name for shard in shards for tensor in shard.tensors}
-    total = sum(shard.data_size for shard in shards)
-    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
-
-
-def _copy_rest(base: Checkpoint, out: Path) -> list[str]:
-    """Copy everything beside the weights; gives the names of what was left out."""
-    left_out, weights = list[str](), {shard.path for shard in base.shards}
-    for path in sorted(base.directory.iterdir()):
-        if path.name in (INDEX, CONFIG, _CARD, _RECORD) or path.name.startswith(".") or path in weights:
-            continue
-        if path.is_dir() or path.suffix in _WEIGHTS or path.name.endswith(".index.json"):
-            left_out.append(path.name)
-        else:
-            shutil.copyfile(path, out / path.name)
-    return left_out
-
-
-def _card(directory: Path, chapter: Sequence[str]) -> str:
-    """The model card of the base, with a chapter in front of its text."""
-    card = directory / _CARD
-    text = card.read_text(encoding="utf-8") if card.is_file() else ""
-    front, _, body = text[4:].partition("\n---\n") if text.startswith("---\n") else ("", "", text)
-    lines = [*(["---", front, "---", ""] if front else []), *chapter, "", body.strip()]
-    return "\n".join(lines).rstrip() + "\n"

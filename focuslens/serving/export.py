@@ -10,13 +10,16 @@ from typing import Any
 import torch
 from einops import rearrange
 from jaxtyping import Float
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
+from focuslens.files import write_atomically
 from focuslens.interventions import FocusSteering
 from focuslens.progress import progress_bar
-from focuslens.serving.checkpoints import SINGLE, Checkpoint, open_checkpoint, write_index, write_steered
+from focuslens.serving.checkpoints import SINGLE, Checkpoint, open_checkpoint
+from focuslens.serving.origin import warn_of_another_model
 from focuslens.serving.shards import copy
+from focuslens.serving.writing import require_writable, write_index, write_steered
 
 __all__ = ["ExportedCheckpoint", "export"]
 
@@ -33,11 +36,13 @@ class ExportedCheckpoint:
 
     Attributes:
         directory: The checkpoint; load it with ``trust_remote_code=True``.
-        left_out: Files that were not copied: other copies of the weights.
+        left_out: Files and directories that were not copied: other copies of the weights.
+        training: Files that were not copied either: what a training of the base goes on from.
     """
 
     directory: Path
     left_out: tuple[str, ...]
+    training: tuple[str, ...] = ()
 
 
 def export(
@@ -66,10 +71,16 @@ def export(
     Raises:
         FileNotFoundError: If the checkpoint is not there, or has no safetensors.
         FileExistsError: If ``out`` holds anything.
-        ValueError: If the steering or the architecture cannot be exported, or the directions are of another model.
+        ValueError: If the steering or the architecture cannot be exported, the directions are of a model of another
+            shape, or ``out`` is a link, holds the working directory, or lies inside the source.
+
+    Warns:
+        UserWarning: If the directions are recorded as those of another model.
     """
     _require_exportable(steering)
-    base = open_checkpoint(source, revision, tuple(_CLASSES), "exported")
+    require_writable(Path(out), source)
+    base = open_checkpoint(source, revision, _CLASSES, "exported")
+    warn_of_another_model(base, steering.directions)
     vectors = _vectors(steering, base)
     config = _config(base, sorted(int(name.split(".")[2]) for name in vectors))
     with write_steered(base, steering, Path(out), config, _chapter(base, steering)) as (partial, left_out):
@@ -77,10 +88,10 @@ def export(
         with progress_bar("copying weights", base.size, unit="B", show=progress) as bar:
             for shard, name in zip(base.shards, names, strict=True):
                 copy(shard, partial / name, bar.update)
-        save_file(vectors, partial / _VECTORS, metadata={"format": "pt"})
+        write_atomically(partial / _VECTORS, save(vectors, metadata={"format": "pt"}))
         write_index(partial, [*names, _VECTORS])
         shutil.copyfile(_CODE, partial / _CODE.name)
-    return ExportedCheckpoint(Path(out), tuple(left_out))
+    return ExportedCheckpoint(Path(out), tuple(left_out.weights), tuple(left_out.training))
 
 
 def _require_exportable(steering: FocusSteering) -> None:

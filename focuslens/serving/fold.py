@@ -16,12 +16,14 @@ from focuslens.backends import ModelShape
 from focuslens.heads import Head
 from focuslens.interventions import FocusSteering
 from focuslens.progress import progress_bar
-from focuslens.serving.checkpoints import Checkpoint, open_checkpoint, write_index, write_steered
+from focuslens.serving.checkpoints import Checkpoint, open_checkpoint
+from focuslens.serving.origin import warn_of_another_model
 from focuslens.serving.shards import dtype_of, read, rewrite
+from focuslens.serving.writing import require_writable, write_index, write_steered
 
 __all__ = ["FoldedCheckpoint", "SharedKeys", "fold"]
 
-_FAMILIES = ("qwen2", "qwen3", "llama", "mistral")
+_FAMILIES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama", "mistral": "Mistral"}
 
 
 @dataclass(frozen=True)
@@ -52,12 +54,14 @@ class FoldedCheckpoint:
     Attributes:
         directory: The checkpoint.
         shared: Key-value heads whose key vector acts on heads that were not chosen too.
-        left_out: Files that were not copied: other copies of the weights.
+        left_out: Files and directories that were not copied: other copies of the weights.
+        training: Files that were not copied either: what a training of the base goes on from.
     """
 
     directory: Path
     shared: tuple[SharedKeys, ...]
     left_out: tuple[str, ...]
+    training: tuple[str, ...] = ()
 
 
 def fold(
@@ -85,11 +89,17 @@ def fold(
     Raises:
         FileNotFoundError: If the checkpoint is not there, or has no safetensors.
         FileExistsError: If ``out`` holds anything.
-        ValueError: If the steering or the architecture cannot be folded, or the directions are of another model.
+        ValueError: If the steering or the architecture cannot be folded, the directions are of a model of another
+            shape, or ``out`` is a link, holds the working directory, or lies inside the source.
+
+    Warns:
+        UserWarning: If the directions are recorded as those of another model.
     """
     _require_foldable(steering)
+    require_writable(Path(out), source)
     base = open_checkpoint(source, revision, _FAMILIES, "folded")
     config, shared = _folded_config(base), _shared_keys(steering, base.shape)
+    warn_of_another_model(base, steering.directions)
     changes = _changes(base, _biases(steering, base.shape))
     with write_steered(base, steering, Path(out), config, _chapter(base, steering, shared)) as (partial, left_out):
         with progress_bar("copying weights", base.size, unit="B", show=progress) as bar:
@@ -97,7 +107,7 @@ def fold(
                 rewrite(shard, partial / shard.path.name, changes[shard.path], bar.update)
         if not base.is_single:
             write_index(partial, [shard.path.name for shard in base.shards])
-    return FoldedCheckpoint(Path(out), shared, tuple(left_out))
+    return FoldedCheckpoint(Path(out), shared, tuple(left_out.weights), tuple(left_out.training))
 
 
 def _require_foldable(steering: FocusSteering) -> None:
@@ -114,11 +124,9 @@ def _folded_config(base: Checkpoint) -> dict[str, Any]:
     """The configuration of the folded checkpoint.
 
     Raises:
-        ValueError: If the weights or the window of the base allow no bias.
+        ValueError: If the window of the base allows no bias.
     """
     config = base.config
-    if config.get("quantization_config"):
-        raise ValueError(f"the weights of {base.name} are quantized; fold the checkpoint they were made from")
     new = base.config_with_dtype()
     if config["model_type"] == "mistral":
         if (window := base.resolved.sliding_window) is not None:
@@ -176,17 +184,11 @@ def _shared_keys(steering: FocusSteering, shape: ModelShape) -> tuple[SharedKeys
 
 
 def _changes(base: Checkpoint, added: Mapping[str, Tensor]) -> dict[Path, dict[str, Tensor]]:
-    """For every file the biases that it gets, each beside its projection's weight.
-
-    Raises:
-        ValueError: If the checkpoint lacks a projection.
-    """
-    homes = {name: shard for shard in base.shards for name in shard.tensors}
+    """For every file the biases that it gets, each beside its projection's weight."""
+    homes = base.homes
     changes: dict[Path, dict[str, Tensor]] = {shard.path: {} for shard in base.shards}
     for name, size in _every_bias(base.config, base.shape).items():
         weight = name.replace(".bias", ".weight")
-        if weight not in homes:
-            raise ValueError(f"the checkpoint has no {weight}; its tensors are not named as those of its type")
         if name in homes and name not in added:
             continue
         home = homes.get(name, homes[weight])

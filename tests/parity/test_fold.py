@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import focuslens as fl
@@ -123,6 +123,34 @@ def test_shards_keep_every_weight_and_get_their_own_biases(name, load_model, che
     torch.testing.assert_close(folded, model.logits(prompt, [chosen]), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2", "mistral"])
+def test_projections_of_one_layer_may_lie_in_different_shards(name, load_model, checkpoint, samples, tmp_path):
+    base = shutil.copytree(checkpoint(name), tmp_path / "base")
+    tensors = load_file(base / "model.safetensors")
+    (base / "model.safetensors").unlink()
+    parts, homes = [dict[str, torch.Tensor]() for _ in range(3)], dict[str, str]()
+    for place, (tensor, value) in enumerate(sorted(tensors.items())):
+        number = next((i for i, kind in enumerate(("q_proj.", "k_proj.")) if kind in tensor), place % 3)
+        parts[number][tensor] = value
+        homes[tensor] = f"model-0000{number}.safetensors"
+    for number, part in enumerate(parts):
+        save_file(part, base / f"model-0000{number}.safetensors", metadata={"format": "pt"})
+    (base / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": homes}))
+    model = load_model(name)
+    chosen = steering(model)
+    fold(base, chosen, tmp_path / "out")
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())["weight_map"]
+    for layer in range(3):
+        for number, kind in enumerate(("q_proj", "k_proj")):
+            bias = f"model.layers.{layer}.self_attn.{kind}.bias"
+            assert index[bias] == f"model-0000{number}.safetensors"
+            assert bias in load_file(tmp_path / "out" / index[bias])
+    prompt = model.encode(samples[0].prompt())
+    with torch.no_grad():
+        folded = opened(tmp_path / "out")(prompt.tokens[None]).logits[0]
+    torch.testing.assert_close(folded, model.logits(prompt, [chosen]), atol=1e-4, rtol=0)
+
+
 def test_it_says_whose_keys_are_shared_with_heads_not_chosen(load_model, checkpoint, tmp_path):
     model = load_model("llama")
     done = fold(checkpoint("llama"), steering(model), tmp_path / "a")
@@ -167,7 +195,10 @@ def changed(config: dict[str, Any], directory: Path, checkpoint: Path) -> Path:
         ({"model_type": "gemma2"}, "of the type 'gemma2'; qwen2, qwen3, llama, mistral can be folded"),
         ({"quantization_config": {"bits": 4}}, "are quantized"),
         ({"auto_map": {"AutoModelForCausalLM": "x.y"}}, "brings code of its own"),
-        ({"model_type": "mistral", "sliding_window": 24}, "a sliding window of 24 tokens"),
+        (
+            {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 24},
+            "a sliding window of 24 tokens",
+        ),
         ({"num_hidden_layers": 2}, r"head \(2, 0\) does not exist"),
         ({"head_dim": 32}, "directions have d_head = 16, the model has 32"),
     ],

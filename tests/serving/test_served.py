@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -134,6 +135,35 @@ def test_lm_evaluation_harness(served, questions, tmp_path):
     (samples,) = (tmp_path / "out").rglob("samples_*.jsonl")
     said = {entry["doc"]["id"]: entry["resps"][0][0] for entry in map(json.loads, samples.read_text().splitlines())}
     assert [said[key].strip() for key in steered.sample_ids] == list(steered.responses)
+
+
+def test_the_command_that_is_printed_runs_as_it_is(served, tmp_path, monkeypatch, capsys):
+    """Whatever is in the names: spaces, quotes, commas."""
+    pytest.importorskip("lm_eval")
+    from focuslens.cli import main
+
+    site, directory, _ = served
+    odd = shutil.copytree(directory, tmp_path / "it's, a 'model'")
+    monkeypatch.chdir(tmp_path)
+    options = ["--samples", "6", "--documents", "5", "--max-new-tokens", str(TOKENS), "--out", "my task, 1"]
+    assert main(["harness", "--model", odd.name, *options]) == 0
+    (command,) = (line for line in capsys.readouterr().out.splitlines() if line.startswith("lm-eval"))
+    assert ("trust_remote_code" in command) == (site == "rotary")
+    assert "--apply_chat_template" not in command
+    scripts = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    elsewhere = {**ENVIRONMENT, "PATH": scripts, "HF_HOME": str(tmp_path / "home")}
+    done = subprocess.run(
+        f"{command} --output_path out", shell=True, cwd=tmp_path, env=elsewhere, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    (results,) = (tmp_path / "out").rglob("results_*.json")
+    found = json.loads(results.read_text())
+    assert found["n-samples"]["focuslens_multidoc"]["effective"] == 6
+    samples = fl.load_synthetic(30, num_documents=5, gold_positions=range(5), split="test", seed=42)
+    samples = [samples[5 * i + i % 5] for i in range(6)]
+    model = fl.FocusModel.demo(device="cpu")
+    expected = fl.evaluate(model, samples, [steering(model, site)], max_new_tokens=TOKENS).em.mean
+    assert found["results"]["focuslens_multidoc"]["em,none"] == pytest.approx(expected)
 
 
 def test_the_command_writes_the_samples_of_steer(model, tmp_path, capsys):
