@@ -55,6 +55,7 @@ def map_batches(
     budget: int,
     *,
     divisible: bool = False,
+    alone: bool = False,
 ) -> Generator[tuple[list[int], _T]]:
     """Like :func:`in_batches`, run by an executor: the same batches in the same order, whoever runs them.
 
@@ -66,6 +67,7 @@ def map_batches(
         lengths: Tokens of each.
         budget: Most tokens of a batch, padding included.
         divisible: Whether ``function`` does less at a time for a smaller budget even if it gets a single item.
+        alone: Whether each item is run by itself, and in the order given.
 
     Raises:
         ValueError: If the budget is not positive.
@@ -82,18 +84,22 @@ def map_batches(
                 raise WorkerLostError(f"while {', '.join(names[i] for i in batch)} was run: {error}") from error
             yield result
 
-    return _planned(lengths, budget, begin, divisible)
+    return _planned(lengths, budget, begin, divisible, alone)
 
 
 def _planned(
-    lengths: Sequence[int], budget: int, begin: Callable[[list[list[int]], int], Generator[_T]], divisible: bool
+    lengths: Sequence[int],
+    budget: int,
+    begin: Callable[[list[list[int]], int], Generator[_T]],
+    divisible: bool,
+    alone: bool = False,
 ) -> Generator[tuple[list[int], _T]]:
     """Batches and their results; ``begin`` gives results of planned batches in order, until memory runs out."""
     if budget < 1:
         raise ValueError(f"batch_tokens is {budget}; it must be at least 1")
-    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    order = list(range(len(lengths))) if alone else sorted(range(len(lengths)), key=lambda index: lengths[index])
     while order:
-        plan = _batches(order, lengths, budget)
+        plan = [[index] for index in order] if alone else _batches(order, lengths, budget)
         results = begin(plan, budget)
         for batch in plan:
             held = len(batch) * lengths[batch[-1]]

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from focuslens.batch import Generation, Prefix
+from focuslens.batch import Generation, Prefix, PromptBatch
 from focuslens.hooks import Cursor, Hook, Intervention
 
 if TYPE_CHECKING:
@@ -25,10 +25,13 @@ def decode(
     interventions: Sequence[Intervention],
     max_new_tokens: int,
     observers: Sequence[Hook] = (),
+    repetition_penalty: float = 1.0,
 ) -> list[Generation]:
     """Greedy responses; see :meth:`FocusModel.decode`."""
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
+    if repetition_penalty <= 0:
+        raise ValueError(f"repetition_penalty is {repetition_penalty}; it must be above 0, and 1 is none")
     require_run_under(prefix, interventions)
     # Each prompt has the room it would have alone: padding takes none of the context. A token held back takes one.
     taken = prefix.mask.sum(dim=1) + (prefix.logits is None)
@@ -44,6 +47,8 @@ def decode(
                 cursor.start = mask.shape[1]
                 mask = torch.cat((mask, said.long()[:, None]), dim=1)
                 logits = model.run(newest[:, None], mask, cache, last_only=True)[:, -1]
+            if repetition_penalty != 1:
+                logits = _penalised(logits, prefix.batch, chosen, repetition_penalty)
             newest, logits = logits.argmax(dim=-1).cpu(), None
             if pending.any():
                 chosen.append(newest)
@@ -51,6 +56,17 @@ def decode(
             pending = said & (len(chosen) < limits)
     rows = torch.stack(chosen, dim=1).tolist() if chosen else [[] for _ in prefix.batch.prompts]
     return [response_of(model, row[:limit]) for row, limit in zip(rows, limits.tolist(), strict=True)]
+
+
+def _penalised(
+    logits: Float[Tensor, "batch d_vocab"], batch: PromptBatch, chosen: Sequence[Int[Tensor, "batch"]], penalty: float
+) -> Float[Tensor, "batch d_vocab"]:
+    """Logits of tokens that prompt or response hold already, made less likely (Keskar et al., 2019)."""
+    scores = logits.float().clone()
+    for place, (row, prompt) in enumerate(zip(scores, batch.prompts, strict=True)):
+        held = torch.cat((prompt.tokens, *(tokens[place, None] for tokens in chosen))).to(row.device)
+        row[held] = torch.where(row[held] < 0, row[held] * penalty, row[held] / penalty)
+    return scores
 
 
 @torch.no_grad()

@@ -30,6 +30,7 @@ __all__ = [
     "load_tokenizer",
     "loader",
     "original_tokenizer",
+    "repetition_penalty",
     "resolved_revision",
     "stop_ids",
 ]
@@ -107,6 +108,15 @@ def stop_ids(name: str, tokenizer: Any, revision: str | None = None) -> tuple[in
     if declared is None:
         return ()
     return tuple(declared) if isinstance(declared, list) else (int(declared),)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+
+
+def repetition_penalty(name: str, revision: str | None = None) -> float:
+    """What the checkpoint's generation config asks of greedy decoding too; 1, none, where it asks for nothing."""
+    try:
+        declared: Any = cast("Any", GenerationConfig).from_pretrained(name, revision=revision).repetition_penalty
+    except OSError:
+        declared = None
+    return 1.0 if declared is None else float(declared)
 
 
 def _rope(config: Any) -> dict[str, Any]:

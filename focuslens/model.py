@@ -372,18 +372,20 @@ class FocusModel:
         *,
         max_new_tokens: int = 100,
         observers: Sequence[Hook] = (),
+        repetition_penalty: float = 1.0,
     ) -> list[Generation]:
         """Greedy responses that follow a prefix, which stays as it is.
 
         ``observers`` are plain hooks that see what the interventions made, in passes of one row a prompt: the prompt's
-        last token where it was held back, then every token of the responses.
+        last token where it was held back, then every token of the responses. ``repetition_penalty`` is that of Hugging
+        Face's generation configs.
 
         Raises:
             ValueError: If an intervention changes the prompt's rows and the prefix, which holds its last token back,
                 was run without it, or a hook point does not fire.
         """
         self.points.require_firing(name for name, _ in observers)
-        return decode(self, prefix, interventions, max_new_tokens, observers)
+        return decode(self, prefix, interventions, max_new_tokens, observers, repetition_penalty)
 
     def run(
         self, tokens: Int[Tensor, "batch row"], mask: Int[Tensor, "batch column"], cache: Any | None, *, last_only: bool

@@ -11,16 +11,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focuslens.batching import BATCH_TOKENS
-from focuslens.commands import output
+from focuslens.commands import cluster, output
 from focuslens.commands.options import add_device_map, integers, names, numbers, pair
 
 if TYPE_CHECKING:
     from focuslens.directions import FocusDirections
+    from focuslens.execution import Executor
     from focuslens.helmet.results import TaskScores
 
 __all__ = ["add_options", "run"]
 
 _LOG = logging.getLogger(__name__)
+
+_ALPHAS = (-0.2, 0.2)
+"""The paper's."""
 
 _ABOUT_RECALL = (
     "Needles with word keys, needles with UUID keys, several values of one key, and JSON pairs, as long as asked for\n"
@@ -33,6 +37,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     _benchmark_options(parser.add_argument_group("benchmark"))
     _steering_options(parser.add_argument_group("steering"))
     _model_options(parser.add_argument_group("model"))
+    cluster.add_options(parser)
     parser.add_argument(
         "--out", type=Path, help="directory for results (default runs/helmet/MODEL); goes on from there"
     )
@@ -83,7 +88,7 @@ def _steering_options(group: Any) -> None:
         "--ranking", help="heads.json of focuslens heads, or the authors'; default: the directions' order"
     )
     group.add_argument("--heads", type=integers, help="how many, best first (default 10,20, of those that there are)")
-    group.add_argument("--alpha", type=numbers, default=[-0.2, 0.2], help="strengths (default -0.2,0.2)")
+    group.add_argument("--alpha", type=numbers, help="strengths (default -0.2,0.2)")
     group.add_argument("--sink-heads", type=int, default=5, help="best heads whose sink score is kept (default 5)")
 
 
@@ -94,6 +99,11 @@ def _model_options(group: Any) -> None:
     add_device_map(group)
     group.add_argument("--dtype", help="of the weights (default bfloat16, as HELMET's; float32 for the embedded model)")
     group.add_argument("--n-ctx", type=int, help="context length in tokens; default: what the checkpoint declares")
+    group.add_argument(
+        "--repetition-penalty",
+        type=float,
+        help="of greedy responses; 1 is none (default: the checkpoint's, as in HELMET; Qwen2.5-Instruct's is 1.05)",
+    )
     group.add_argument("--revision", help="branch, tag or commit on the hub")
     group.add_argument(
         "--chat-template-arg",
@@ -154,8 +164,9 @@ def _make_recall(args: argparse.Namespace) -> dict[str, Any]:
 
 def _run_tasks(args: argparse.Namespace) -> dict[str, Any]:
     import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]  (what it lacks is better known now)
-    from focuslens.commands.common import open_model, print_table
+    from focuslens.commands.common import open_executor, print_table
     from focuslens.helmet.run import HelmetRun
+    from focuslens.helmet.runner import declared_penalty
 
     if args.helmet is None or not args.config:
         raise ValueError(
@@ -169,23 +180,25 @@ def _run_tasks(args: argparse.Namespace) -> dict[str, Any]:
     directions, ranking = _directions(args)
     args.chat = False  # HELMET puts prompts into the chat template
     args.dtype = args.dtype or ("float32" if args.model == "demo" else "bfloat16")
-    model = open_model(args)
-    settings, heads = _settings(args, model, directions, ranking)
-    helmet = HelmetRun(
-        model,
-        checkout,
-        plan.entries,
-        tuple(settings),
-        tuple(heads[: args.sink_heads]),
-        out,
-        batch_tokens=args.batch_tokens,
-        template_kwargs=dict(args.chat_template_arg),
-        seed=args.seed,
-    )
-    _without_bars_of_datasets()
-    for scores in helmet.scores():
-        _say(scores)
-    frame = helmet.write(_facts(args, directions))
+    with open_executor(args) as executor:
+        settings, heads = _settings(args, executor, directions, ranking)
+        penalty = declared_penalty(executor) if args.repetition_penalty is None else args.repetition_penalty
+        helmet = HelmetRun(
+            executor,
+            checkout,
+            plan.entries,
+            tuple(settings),
+            tuple(heads),
+            out,
+            batch_tokens=args.batch_tokens,
+            template_kwargs=dict(args.chat_template_arg),
+            repetition_penalty=penalty,
+            seed=args.seed,
+        )
+        _without_bars_of_datasets()
+        for scores in helmet.scores():
+            _say(scores)
+        frame = helmet.write(_facts(args, directions))
     print()
     print_table(frame)
     print(f"\n{out / 'index.html'}; HELMET's own files are in {out / 'output'}")
@@ -226,19 +239,25 @@ def _directions(args: argparse.Namespace) -> tuple[FocusDirections | None, Any]:
     from focuslens.commands.common import open_directions
     from focuslens.heads import load_ranking
 
+    if args.directions is None:
+        for option in ("directions_of", "heads", "alpha"):
+            if getattr(args, option) is not None:
+                raise ValueError(f"--{option.replace('_', '-')} is an option of --directions, which is not given")
     directions = None if args.directions is None else open_directions(args.directions)
     return directions, None if args.ranking is None else load_ranking(args.ranking)
 
 
-def _settings(args: argparse.Namespace, model: Any, directions: FocusDirections | None, ranking: Any) -> Any:
-    from focuslens.helmet.steering import paper_settings, ranked_heads, require_named
+def _settings(args: argparse.Namespace, model: Executor, directions: FocusDirections | None, ranking: Any) -> Any:
+    """What prompts are answered under, and the heads whose sink score is kept."""
+    from focuslens.helmet.steering import paper_settings, ranked_heads, require_named, sink_heads
 
     if directions is None:
-        return paper_settings(model, None, [], [], []), ranking or []
+        return paper_settings(model, None, [], [], []), sink_heads(model, [], ranking, args.sink_heads)
     require_named(directions, model, args.directions_of)
     heads = ranked_heads(directions, ranking)
     ks = args.heads or [k for k in (10, 20) if k <= len(heads)] or [len(heads)]
-    return paper_settings(model, directions, heads, ks, args.alpha), heads
+    settings = paper_settings(model, directions, heads, ks, args.alpha or _ALPHAS)
+    return settings, sink_heads(model, heads, ranking, args.sink_heads)
 
 
 def _facts(args: argparse.Namespace, directions: FocusDirections | None) -> dict[str, str]:

@@ -48,6 +48,7 @@ def respond(
     max_new_tokens: int,
     budget: int,
     parts: Parts | None = None,
+    repetition_penalty: float = 1.0,
 ) -> Generator[Answered]:
     """Greedy responses of a batch under every setting, in whatever order is cheapest.
 
@@ -61,6 +62,7 @@ def respond(
         max_new_tokens: Of a response.
         budget: Prompt tokens that are run at a time, copies for settings included.
         parts: Of the prompts, to which the responses' attention is added up in the rows that generation runs anyway.
+        repetition_penalty: Of tokens that prompt or response hold already; 1 is none.
     """
     groups: dict[int | None, list[int]] = {}
     for place, interventions in enumerate(settings):
@@ -80,7 +82,13 @@ def respond(
                 prefix = model.copies(shared, n) if layer is None else model.rerun(shared, together, copies=n)
             seen = None if parts is None else ResponseMasses(model.shape, prefix.batch, parts)
             observers = () if seen is None else seen.hooks()
-            made = model.decode(prefix, together, max_new_tokens=max_new_tokens, observers=observers)
+            made = model.decode(
+                prefix,
+                together,
+                max_new_tokens=max_new_tokens,
+                observers=observers,
+                repetition_penalty=repetition_penalty,
+            )
             masses = None if seen is None else seen.means([len(one.tokens) for one in made])
             for lane, place in enumerate(lanes):
                 yield Answered(place, made[lane::n], None if masses is None else masses[lane::n])

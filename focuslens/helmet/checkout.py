@@ -15,6 +15,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from yaml import YAMLError
+
 __all__ = ["Checkout", "open_checkout"]
 
 _MODULES = ("arguments", "utils", "data", "model_utils", "eval")
@@ -40,7 +42,7 @@ class Checkout:
         """What HELMET's own parser makes of the options of its ``eval.py``.
 
         Raises:
-            ValueError: If it refuses them.
+            ValueError: If it refuses them, or cannot read a configuration that they name.
         """
         said, given = StringIO(), sys.argv
         sys.argv = ["eval.py", *options]
@@ -52,6 +54,11 @@ class Checkout:
             raise ValueError(
                 f"HELMET's own parser refuses the options: {lines[-1] if lines else error}; its arguments.py has "
                 "those that there are"
+            ) from error
+        except (YAMLError, TypeError) as error:
+            raise ValueError(
+                f"HELMET's parser cannot read the options {' '.join(options[:2])} ({' '.join(str(error).split())}); a "
+                "configuration is a YAML file of names and values, like those in its configs/"
             ) from error
         finally:
             sys.argv = given

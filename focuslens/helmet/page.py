@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from html import escape
+from pathlib import Path
+from statistics import fmean
 
 from focuslens.evaluation import Interval
 from focuslens.helmet.reported import ReportedRow
-from focuslens.helmet.tables import OVERALL, Cell, LengthTable
+from focuslens.helmet.tables import BASELINE, OVERALL, Cell, LengthTable
 from focuslens.helmet.tasks import CATEGORIES, TASKS
 from focuslens.viz.page import page
 from focuslens.viz.report import CSS
@@ -16,21 +18,30 @@ from focuslens.viz.report import CSS
 __all__ = ["Grid", "GridCell", "grids_of", "markdown", "to_html"]
 
 _CSS = """
-body { max-width: 78rem }
+body { max-width: 96rem }
+h1 + p, h1 ~ p { max-width: 60rem }
+table { font-size: .84rem; width: auto }
+th, td { padding: .3rem .5rem }
 td.better { background: #0b7a4b22 } td.worse { background: #b0002022 }
 td.certain { font-weight: 700 }
-td small { display: block; color: var(--soft); font-weight: 400 }
-tr.reported td, tr.reported th { color: var(--soft); font-style: italic }
+td small { display: block; color: var(--soft); font-weight: 400; font-size: .72rem }
+tr.reported td, tr.reported th { color: var(--soft); font-style: italic; font-weight: 400 }
+tr.reported th { padding-left: 1.3rem }
 tbody th { font-weight: 600; white-space: nowrap; border-bottom-width: 1px }
-th.number { white-space: normal }
+tbody th, thead th:first-child { position: sticky; left: 0; background: var(--paper) }
+th.number { white-space: normal; vertical-align: bottom }
+caption { caption-side: top; max-width: 60rem }
 details { margin: 0 0 1.4rem }
 summary { cursor: pointer; color: var(--key) }
 """
 _SIGNS = {"better": "▲", "worse": "▼", "same": "=", "": ""}
 _LEGEND = (
-    "▲ better and ▼ worse than the baseline; * where the 95 % bootstrap interval of the difference, over questions, "
-    "leaves out zero. Figures of the paper (arXiv 2503.23306) have no interval."
+    "Settings are called as in the paper: baseline, or HEADS_ALPHA, directions of strength ALPHA on the best HEADS "
+    "heads. ▲ better and ▼ worse than the baseline, by how much, and the 95 % bootstrap interval of that over "
+    "questions; * where it leaves out zero. Figures of the paper (arXiv 2503.23306) are in italics, without intervals."
 )
+_NAMED = 4
+"""Tasks that a caption names; of more it says how many."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +61,7 @@ class Grid:
     Attributes:
         caption: What it holds.
         columns: Names; the first is that of the rows' labels.
-        rows: Label, cells, and whether the paper reports them.
+        rows: Label, cells, and whether the paper reports them. Below a line of ours stands the paper's of the same.
     """
 
     caption: str
@@ -66,10 +77,11 @@ def grids_of(table: LengthTable, model: str, reported: Sequence[ReportedRow]) ->
         model: Its name, whose last part the paper's may be.
         reported: All lines of the paper's tables.
     """
-    own = [one for one in reported if one.length == table.length and one.model == model.rpartition("/")[2]]
+    own = [one for one in reported if one.length == table.length and one.model == Path(model).name]
+    averages = [found for one in own if (found := _averages_over(one, table.tasks, own)) is not None]
     grids = [
         _grid(f"Tasks under {table.length:,} tokens{_cut(table)}", table, table.tasks, own),
-        _grid(f"Averages under {table.length:,} tokens{_missing(table)}", table, table.averages, own),
+        _grid(f"Averages under {table.length:,} tokens{_missing(table)}", table, table.averages, averages),
     ]
     if table.sinks:
         grids.append(_sink_grid(table, own))
@@ -83,17 +95,44 @@ def _cut(table: LengthTable) -> str:
 
 def _missing(table: LengthTable) -> str:
     absent = [task.name for task in TASKS if task.name not in table.tasks]
-    return f" (over what was run; not run: {', '.join(absent)})" if absent else ""
+    if not absent:
+        return ""
+    if len(absent) <= _NAMED:
+        return f" (over what was run; not run: {', '.join(absent)})"
+    return f" (over what was run: {len(TASKS) - len(absent)} of the paper's {len(TASKS)} tasks)"
+
+
+def _averages_over(row: ReportedRow, tasks: Sequence[str], rows: Sequence[ReportedRow]) -> ReportedRow | None:
+    """The paper's averages over the tasks that were run, for a line of its tables of tasks.
+
+    Where all were run they are those that it states, else they are made as those are, from its figures for the tasks.
+    """
+    every = {task.name: task.category for task in TASKS if task.name in row.values}
+    if not row.setting or not every:
+        return None
+    if every.keys() <= set(tasks):
+        return next((one for one in rows if one.setting == row.setting and OVERALL in one.values), None)
+    values: dict[str, float] = {}
+    for category in CATEGORIES:
+        found = [row.values[task] for task, of in every.items() if of == category and task in tasks]
+        if found:
+            values[category] = fmean(found)
+    if not values:
+        return None
+    return replace(row, source=f"{row.source}, these tasks", values={**values, OVERALL: fmean(values.values())})
 
 
 def _grid(caption: str, table: LengthTable, columns: Sequence[str], reported: Sequence[ReportedRow]) -> Grid:
-    rows = [(name, tuple(_cell(table.cells[name, column]) for column in columns), False) for name in table.settings]
-    rows += [
-        (f"{one.source}: {one.setting}", _given(one, columns), True)
+    theirs = {
+        one.setting: (f"{one.source}: {one.setting}", _given(one, columns, _baseline_of(one, reported)), True)
         for one in reported
         if one.setting and any(column in one.values for column in columns)
-    ]
-    return Grid(caption, ("setting", *columns), tuple(rows))
+    }
+    rows: list[tuple[str, tuple[GridCell, ...], bool]] = []
+    for name in table.settings:
+        rows.append((name, tuple(_cell(table.cells[name, column]) for column in columns), False))
+        rows += [theirs.pop(name)] if name in theirs else []
+    return Grid(caption, ("setting", *columns), (*rows, *theirs.values()))
 
 
 def _sink_grid(table: LengthTable, reported: Sequence[ReportedRow]) -> Grid:
@@ -103,7 +142,9 @@ def _sink_grid(table: LengthTable, reported: Sequence[ReportedRow]) -> Grid:
         std = table.sink_std(name)
         cells = [_level(table.sinks.get((name, task))) for task in table.tasks]
         rows.append((name, (*cells, GridCell("-" if std is None else f"{std:.2f}")), False))
-    rows += [(one.source, _given(one, columns), True) for one in reported if not one.setting]
+    theirs = [(one.source, _given(one, columns), True) for one in reported if not one.setting]
+    place = table.settings.index(BASELINE) + 1 if BASELINE in table.settings else len(rows)  # theirs are of no setting
+    rows[place:place] = theirs
     caption = f"Attention to the first two tokens, in percent, under {table.length:,} tokens (mean of the top heads)"
     return Grid(caption, ("setting", *columns), tuple(rows))
 
@@ -120,8 +161,27 @@ def _level(level: Interval | None) -> GridCell:
     return GridCell("-") if level is None else GridCell(f"{level.mean:.2f}", f"[{level.low:.2f}, {level.high:.2f}]")
 
 
-def _given(row: ReportedRow, columns: Sequence[str]) -> tuple[GridCell, ...]:
-    return tuple(GridCell(f"{row.values[one]:.2f}" if one in row.values else "-") for one in columns)
+def _baseline_of(row: ReportedRow, reported: Sequence[ReportedRow]) -> ReportedRow | None:
+    """The line that the paper compares one with."""
+    if row.setting in ("", BASELINE):
+        return None
+    same = (one for one in reported if (one.source, one.length, one.model) == (row.source, row.length, row.model))
+    return next((one for one in same if one.setting == BASELINE), None)
+
+
+def _given(row: ReportedRow, columns: Sequence[str], baseline: ReportedRow | None = None) -> tuple[GridCell, ...]:
+    """The paper's figures, against its own baseline."""
+    cells: list[GridCell] = []
+    for one in columns:
+        if one not in row.values:
+            cells.append(GridCell("-"))
+        elif baseline is None or one not in baseline.values:
+            cells.append(GridCell(f"{row.values[one]:.2f}"))
+        else:
+            change = round(row.values[one] - baseline.values[one], 2)
+            mark = "better" if change > 0 else "worse" if change < 0 else "same"
+            cells.append(GridCell(f"{row.values[one]:.2f}", f"{change:+.2f}", mark))
+    return tuple(cells)
 
 
 def markdown(title: str, facts: Mapping[str, str], grids: Iterable[Grid]) -> str:
@@ -179,7 +239,9 @@ def _paper_grids(reported: Sequence[ReportedRow], length: int) -> list[Grid]:
     grids: list[Grid] = []
     for source, some in sources.items():
         columns = sorted({column for one in some for column in one.values}, key=order.index)
-        rows = [(f"{one.model} {one.setting}".strip(), _given(one, columns), True) for one in some]
+        rows = [
+            (f"{one.model} {one.setting}".strip(), _given(one, columns, _baseline_of(one, some)), True) for one in some
+        ]
         grids.append(Grid(f"{source} of arXiv 2503.23306", ("model and setting", *columns), tuple(rows)))
     return grids
 
@@ -187,13 +249,16 @@ def _paper_grids(reported: Sequence[ReportedRow], length: int) -> list[Grid]:
 def _table(grid: Grid) -> str:
     first, *others = grid.columns
     head = f"<th>{escape(first)}</th>" + "".join(f'<th class="number">{escape(column)}</th>' for column in others)
-    rows = "\n".join(_row(label, cells, reported) for label, cells, reported in grid.rows)
+    ours = not all(reported for *_, reported in grid.rows)
+    rows = "\n".join(
+        _row(label, cells, "reported" if reported and ours else "") for label, cells, reported in grid.rows
+    )
     caption = f"<caption>{escape(grid.caption)}</caption>"
     return f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
 
 
-def _row(label: str, cells: Sequence[GridCell], reported: bool) -> str:
-    kind = ' class="reported"' if reported else ""
+def _row(label: str, cells: Sequence[GridCell], name: str) -> str:
+    kind = f' class="{name}"' if name else ""
     return f"<tr{kind}><th>{escape(label)}</th>{''.join(map(_html_cell, cells))}</tr>"
 
 

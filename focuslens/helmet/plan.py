@@ -161,10 +161,16 @@ def _split(args: Any, config: str) -> list[Any]:
 
 
 def _require_distinct(entries: Sequence[Entry]) -> None:
-    labels = [entry.label for entry in entries]
-    twice = sorted({label for label in labels if labels.count(label) > 1})
-    if twice:
-        raise ValueError(f"{twice[0]} is in the configurations more than once; results are kept by that name")
+    """Tables have one place for a task at a length, and records are kept by such names."""
+    first: dict[tuple[str, int], Entry] = {}
+    for entry in entries:
+        other = first.setdefault((entry.task.name, entry.length), entry)
+        if other is not entry:
+            raise ValueError(
+                f"{entry.task.name} under {entry.length} tokens is in the configurations more than once "
+                f"({other.label} and {entry.label}); one run holds it once: leave a configuration out, or choose with "
+                "--tasks and --lengths"
+            )
 
 
 def _require_possible(entry: Entry) -> None:

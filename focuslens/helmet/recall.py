@@ -94,7 +94,8 @@ def make_recall(
     lacking = [name for name in ("{key}", "{kind}", "{value}") if name not in needle]
     if lacking:
         raise ValueError(f"the needle {needle!r} has no {lacking[0]}; it must have {{key}}, {{kind}} and {{value}}")
-    maker = _Maker(tokenizer, samples, seed, needle, _sentences(haystack), wording_tokens(tokenizer, reserve))
+    sentences, wording = None if haystack is None else _sentences(haystack), wording_tokens(tokenizer, reserve)
+    maker = _Maker(tokenizer, samples, seed, needle, sentences, wording)
     sets: list[tuple[str, str, int, int, Rows]] = []
     for dataset, folder, new_tokens, make in (
         ("ruler_niah_mk_2", "ruler/niah_multikey_2", 50, partial(maker.needles, "number")),
@@ -105,7 +106,13 @@ def make_recall(
         for length in lengths:
             rows = make(length, new_tokens)
             name = f"test_k{rows[0]['num_kvs']}_dep{_DEPTHS}" if dataset == "json_kv" else f"validation_{length}"
-            sets.append((dataset, f"data/{folder}/{name}.jsonl", length, new_tokens, rows))
+            file = f"data/{folder}/{name}.jsonl"
+            if file in [other for _, other, *_ in sets]:
+                raise ValueError(
+                    f"length {length} has room for as many JSON pairs as another length, and HELMET's files are called "
+                    "after that number; give lengths that are further apart"
+                )
+            sets.append((dataset, file, length, new_tokens, rows))
     made = {"samples": samples, "seed": seed, "needle": needle, "reserve": maker.wording, "lengths": list(lengths)}
     made |= {"tokenizer": str(getattr(tokenizer, "name_or_path", "")), "haystack": _digest(haystack or "")}
     return write_sets(tokenizer, Path(out), "recall", sets, made, shots=_DEMOS)
@@ -174,9 +181,7 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16] if text else "made up"
 
 
-def _sentences(haystack: str | None) -> list[str]:
-    if haystack is None:
-        return [f"{start} {end}." for start in FILLER_STARTS for end in FILLER_ENDS]
+def _sentences(haystack: str) -> list[str]:
     found = [one for one in re.split(r"(?<=[.!?])\s+", haystack.strip()) if one]
     if not found:
         raise ValueError("the haystack has no sentence; give text, or none for made-up sentences")
@@ -185,13 +190,13 @@ def _sentences(haystack: str | None) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class _Maker:
-    """Makes the samples of one set at one length."""
+    """Makes the samples of one set at one length; without sentences of a text, values stand among made-up ones."""
 
     tokenizer: Any
     samples: int
     seed: int
     needle: str
-    sentences: Sequence[str]
+    sentences: Sequence[str] | None
     wording: int
 
     def needles(self, kind: str, length: int, new_tokens: int) -> Rows:
@@ -218,15 +223,19 @@ class _Maker:
             values = [next(numbers) for _ in range(_VALUES_A_KEY)]
             told = [self._needle(key, "number", value) for value in values]
             room = self._room(length, new_tokens, 2 * _count(self.tokenizer, key))
-            start = rng.randrange(len(self.sentences))
-            endless = cycle([*self.sentences[start:], *self.sentences[:start]])
-            if self.sentences[0].startswith(FILLER_STARTS[0]):
-                endless = (rng.choice(self.sentences) for _ in cycle("x"))
-            text = self._filling(endless, " ", room, told)
+            text = self._filling(self._text(rng), " ", room, told)
             for sentence in told:
                 text.insert(rng.randint(0, len(text)), sentence)
             rows.append(_needle_row(index, " ".join(text), key, "numbers", values))
         return rows
+
+    def _text(self, rng: random.Random) -> Iterator[str]:
+        """Sentences without end: the text's from any of them on, again and again, or made-up ones."""
+        if self.sentences is None:
+            while True:
+                yield f"{rng.choice(FILLER_STARTS)} {rng.choice(FILLER_ENDS)}."
+        start = rng.randrange(len(self.sentences))
+        yield from cycle([*self.sentences[start:], *self.sentences[:start]])
 
     def pairs(self, length: int, new_tokens: int) -> Rows:
         """A JSON object of UUIDs, as many pairs in every sample; the pair that is asked for at one of a few depths."""

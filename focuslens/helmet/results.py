@@ -19,6 +19,9 @@ from focuslens.helmet.tasks import Task
 
 __all__ = ["TaskScores", "write_results"]
 
+_MEASURED = ("throughput", "memory_usage")
+"""What HELMET's files say of the run itself."""
+
 
 @dataclass(frozen=True)
 class TaskScores:
@@ -75,8 +78,9 @@ def write_results(
     """HELMET's result files of one task, one folder a setting, and its figures.
 
     HELMET's ``run_test`` computes the metrics and writes the file, to a temporary place; what made the responses is
-    added (``focuslens``), the throughput becomes that of the recorded run, and the file is put where HELMET's
-    ``scripts/collect_results.py`` looks for it: ``FOLDER/MODEL-SETTING``, with ``.score`` beside it.
+    added (``focuslens``), throughput and memory become null, since HELMET would measure how records are read, and the
+    file is put where HELMET's ``scripts/collect_results.py`` looks for it: ``FOLDER/MODEL-SETTING``, with ``.score``
+    beside it.
 
     Args:
         checkout: HELMET.
@@ -94,7 +98,7 @@ def write_results(
         content, file = _run_test(checkout, entry, data, _Recorded(tokenizer, records, name))
         place = folder / f"{Path(str(entry.args.model_name_or_path)).name}-{name}"
         content["args"] |= {"output_dir": str(place)}
-        content["throughput"] = len(records) * len(names) / sum(record["seconds"] for record in records)
+        content |= {name: None for name in _MEASURED if name in content}
         content["focuslens"] = {**store.header, "setting": name}
         write_json(place / file, content)
         write_atomically(place / f"{file}.score", json.dumps(content["averaged_metrics"], indent=4).encode())

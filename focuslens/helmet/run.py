@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from focuslens.batching import BATCH_TOKENS
 from focuslens.evaluation import Setting
+from focuslens.execution import Executor
 from focuslens.files import versions, write_atomically, write_csv, write_json
 from focuslens.heads import Head
 from focuslens.helmet.checkout import Checkout
@@ -17,13 +18,11 @@ from focuslens.helmet.page import grids_of, markdown, to_html
 from focuslens.helmet.plan import Entry
 from focuslens.helmet.reported import reported_rows
 from focuslens.helmet.results import TaskScores, write_results
-from focuslens.helmet.runner import Answering, answer_entry, model_for, require_rooms
+from focuslens.helmet.runner import answer_entry, answering_for, require_askable
 from focuslens.helmet.tables import LengthTable, length_tables, tidy_rows
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from focuslens.model import FocusModel
 
 __all__ = ["HelmetRun"]
 
@@ -35,7 +34,7 @@ class HelmetRun:
     """One model on some of HELMET's tasks.
 
     Attributes:
-        model: The model.
+        executor: Runs the model, in this process or on the workers of a pool.
         checkout: HELMET.
         entries: Tasks and lengths.
         settings: What every prompt is answered under.
@@ -44,11 +43,12 @@ class HelmetRun:
             ``index.html`` and ``helmet.json``.
         batch_tokens: Tokens that are run at a time.
         template_kwargs: Further arguments of the chat template.
+        repetition_penalty: Of tokens that prompt or response hold already; 1 is none.
         seed: Of the intervals.
         progress: Show progress bars; by default where someone may watch.
     """
 
-    model: FocusModel
+    executor: Executor
     checkout: Checkout
     entries: tuple[Entry, ...]
     settings: tuple[Setting, ...]
@@ -56,6 +56,7 @@ class HelmetRun:
     out: Path
     batch_tokens: int = BATCH_TOKENS
     template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    repetition_penalty: float = 1.0
     seed: int = 42
     progress: bool | None = None
     _done: list[TaskScores] = field(default_factory=list[TaskScores], init=False, repr=False)
@@ -66,13 +67,12 @@ class HelmetRun:
         Raises:
             ValueError: If a prompt does not fit the model's context, or records in ``out`` were made otherwise.
         """
-        require_rooms(self.model, self.checkout, self.entries, self.template_kwargs)
+        require_askable(self.executor, self.checkout, self.entries, self.template_kwargs)
         self._done.clear()
         for entry in self.entries:
-            model = model_for(self.model, entry)
-            answering = Answering(self.settings, entry.max_new_tokens, self.sink_heads)
+            answering = answering_for(self.executor, entry, self.settings, self.sink_heads, self.repetition_penalty)
             data, store = answer_entry(
-                model,
+                self.executor,
                 self.checkout,
                 entry,
                 answering,
@@ -81,7 +81,7 @@ class HelmetRun:
                 template_kwargs=self.template_kwargs,
                 progress=self.progress,
             )
-            scores = write_results(self.checkout, entry, data, store, model.tokenizer, self.out / "output")
+            scores = write_results(self.checkout, entry, data, store, self.executor.tokenizer, self.out / "output")
             self._done.append(scores)
             yield scores
 
@@ -96,8 +96,8 @@ class HelmetRun:
         _LOG.info("tables of %d tasks, with their intervals", len(self._done))
         tables = length_tables(self._done, [setting.name for setting in self.settings], self.seed)
         reported = reported_rows()
-        grids = [grid for table in tables for grid in grids_of(table, self.model.name, reported)]
-        title, lines = f"HELMET, on {self.model.name}", {**self._facts(), **facts}
+        grids = [grid for table in tables for grid in grids_of(table, self.executor.name, reported)]
+        title, lines = f"HELMET, on {self.executor.name}", {**self._facts(), **facts}
         lengths = [table.length for table in tables]
         for table in tables:
             self._write_csv(table)
@@ -126,22 +126,24 @@ class HelmetRun:
 
     def _made_by(self) -> dict[str, Any]:
         return {
-            "model": self.model.description,
+            "model": self.executor.description,
             "helmet": {"files_sha256": self.checkout.digest},
             "tasks": [entry.describe() for entry in self.entries],
             "settings": [setting.describe() for setting in self.settings],
             "sink_heads": [list(head) for head in self.sink_heads],
+            "repetition_penalty": self.repetition_penalty,
             "seed": self.seed,
             "versions": versions(),
         }
 
     def _facts(self) -> dict[str, str]:
-        description, shape = self.model.description, self.model.shape
+        description, shape = self.executor.description, self.executor.shape
         heads = ", ".join(map(str, self.sink_heads))
         sink = f"attention of {heads} to the first two tokens, averaged over the response's tokens"
         return {
-            "model": f"{self.model.name}: {shape.n_layers} layers of {shape.n_heads} heads; weights "
+            "model": f"{self.executor.name}: {shape.n_layers} layers of {shape.n_heads} heads; weights "
             f"{description['weights']}, {description['dtype']} on {description['device']}",
+            "responses": f"greedy, with a repetition penalty of {self.repetition_penalty:g} (1 is none)",
             "settings": "baseline, and HEADS_ALPHA: directions of strength ALPHA on the best HEADS heads",
             "sink": sink if heads else "not looked at: there are neither directions nor a ranking of heads",
             "HELMET's files": f"digest {self.checkout.digest}",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,15 +16,24 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.batch import EncodedPrompt, Generation, PromptBatch
-from focuslens.batching import BATCH_TOKENS, in_batches
+from focuslens.batching import BATCH_TOKENS, map_batches
 from focuslens.evaluation import Setting
 from focuslens.evaluation.records import RecordFile
 from focuslens.evaluation.responding import respond
+from focuslens.execution import Executor
 from focuslens.files import versions
 from focuslens.heads import Head
 from focuslens.helmet.checkout import Checkout
 from focuslens.helmet.plan import Entry
-from focuslens.helmet.samples import HelmetSample, read_samples, require_room, samples_digest, stop_tokens
+from focuslens.helmet.samples import (
+    HelmetSample,
+    read_samples,
+    require_room,
+    require_template,
+    samples_digest,
+    stop_tokens,
+)
+from focuslens.loading import repetition_penalty
 from focuslens.masses import SINK
 from focuslens.model import FocusModel
 from focuslens.progress import progress_bar
@@ -31,7 +41,7 @@ from focuslens.progress import progress_bar
 if TYPE_CHECKING:
     from focuslens.masses import Parts
 
-__all__ = ["Answering", "answer_entry", "entry_header", "model_for", "require_rooms"]
+__all__ = ["Answering", "answer_entry", "answering_for", "declared_penalty", "entry_header", "require_askable"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -44,27 +54,39 @@ class Answering:
         settings: What every prompt is answered under.
         max_new_tokens: Of a response.
         heads: Heads whose attention to the sink is kept, in the rows that generation runs anyway.
+        stop_tokens: Tokens that end a response; the model's own where there are none.
+        repetition_penalty: Of tokens that prompt or response hold already; 1 is none.
     """
 
     settings: tuple[Setting, ...]
     max_new_tokens: int
     heads: tuple[Head, ...] = ()
+    stop_tokens: tuple[int, ...] | None = None
+    repetition_penalty: float = 1.0
 
     def __call__(self, model: FocusModel, sample: HelmetSample, budget: int = BATCH_TOKENS) -> dict[str, Any]:
         """The record of one sample: its responses under every setting, as JSON.
 
         Args:
-            model: The model; its stop tokens end responses.
+            model: The model.
             sample: The prompt.
             budget: Tokens that are run at a time, copies of the prompt for several settings included.
         """
+        if self.stop_tokens is not None:
+            model = copy.copy(model)
+            model.stop_tokens = self.stop_tokens
         batch = PromptBatch.of([EncodedPrompt(sample.tokens, {})])
         interventions = [setting.interventions for setting in self.settings]
         parts: Parts | None = _sink if self.heads else None
         results: dict[str, Any] = {}
-        started = time.perf_counter()
         for answered in respond(
-            model, batch, interventions, max_new_tokens=self.max_new_tokens, budget=budget, parts=parts
+            model,
+            batch,
+            interventions,
+            max_new_tokens=self.max_new_tokens,
+            budget=budget,
+            parts=parts,
+            repetition_penalty=self.repetition_penalty,
         ):
             setting, (response,) = self.settings[answered.setting], answered.responses
             sink = None if answered.masses is None else _of_heads(answered.masses[0], self.heads)
@@ -75,7 +97,6 @@ class Answering:
             "input_len": len(sample.tokens),
             "input_text": _shown(model, sample),
             "truncated": sample.truncated,
-            "seconds": time.perf_counter() - started,
             "results": {setting.name: results[setting.name] for setting in self.settings},
         }
 
@@ -106,33 +127,21 @@ def _shown(model: FocusModel, sample: HelmetSample) -> str:
     return f"{decode(sample.tokens[:500])} <skip> {decode(sample.tokens[-500:])}"
 
 
-def model_for(model: FocusModel, entry: Entry) -> FocusModel:
-    """The same model with the stop tokens of a task."""
-    stops = stop_tokens(model, entry)
-    if stops == model.stop_tokens:
-        return model
-    encoder = model.encoder
-    return FocusModel(
-        model.hooked,
-        model.tokenizer,
-        chat=encoder.chat,
-        chat_template_kwargs=encoder.template_kwargs,
-        stop_tokens=stops,
-        name=model.name,
-        revision=model.revision,
-    )
-
-
-def require_rooms(model: FocusModel, checkout: Checkout, entries: Sequence[Entry], kwargs: Mapping[str, Any]) -> None:
-    """Refuse prompts that do not fit the model before any is run; looks into those tasks only that may have some.
+def require_askable(
+    executor: Executor, checkout: Checkout, entries: Sequence[Entry], template_kwargs: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse tasks that the model cannot be asked before any is run.
 
     Raises:
-        ValueError: If there are any.
+        ValueError: If a prompt does not fit the model's context (only tasks of which one may not are looked into), or
+            is to be put into a chat template that there is not.
     """
     for entry in entries:
-        if entry.length > model.shape.n_ctx:
-            data = _load(checkout, entry)
-            require_room(entry, read_samples(checkout, entry, data, model.tokenizer, kwargs), model.shape.n_ctx)
+        require_template(entry, executor.tokenizer)
+    for entry in entries:
+        if entry.length > executor.shape.n_ctx:
+            samples = read_samples(checkout, entry, _load(checkout, entry), executor.tokenizer, template_kwargs)
+            require_room(entry, samples, executor.shape.n_ctx)
 
 
 def _load(checkout: Checkout, entry: Entry) -> dict[str, Any]:
@@ -141,23 +150,43 @@ def _load(checkout: Checkout, entry: Entry) -> dict[str, Any]:
     return checkout.load(args, entry.dataset, entry.file(args.test_files), entry.file(args.demo_files))
 
 
+def declared_penalty(executor: Executor) -> float:
+    """The repetition penalty of the checkpoint's generation config, which Hugging Face and so HELMET's model apply."""
+    (penalty,) = executor.map(_declared_penalty, [()])
+    return penalty
+
+
+def _declared_penalty(model: FocusModel) -> float:
+    return 1.0 if model.name == "demo" else repetition_penalty(model.name, model.revision)
+
+
+def answering_for(
+    executor: Executor, entry: Entry, settings: Sequence[Setting], heads: Sequence[Head], penalty: float = 1.0
+) -> Answering:
+    """What is done with the samples of a task: its responses are as long, and end, as HELMET says."""
+    ends = stop_tokens(executor.tokenizer, executor.description["stop_tokens"], entry)
+    return Answering(tuple(settings), entry.max_new_tokens, tuple(heads), ends, penalty)
+
+
 def entry_header(
-    model: FocusModel, checkout: Checkout, entry: Entry, answering: Answering, samples: Sequence[HelmetSample]
+    executor: Executor, checkout: Checkout, entry: Entry, answering: Answering, samples: Sequence[HelmetSample]
 ) -> dict[str, Any]:
     """What made the records of one task."""
+    ends = {} if answering.stop_tokens is None else {"stop_tokens": list(answering.stop_tokens)}
     return {
-        "model": model.description,
+        "model": {**executor.description, **ends},
         "helmet": {"files_sha256": checkout.digest},
         "data": {**entry.describe(), "samples": len(samples), "prompts_sha256": samples_digest(samples)},
         "settings": [setting.describe() for setting in answering.settings],
         "sink_heads": [list(head) for head in answering.heads],
+        "repetition_penalty": answering.repetition_penalty,
         "seed": entry.args.seed,
         "versions": versions(),
     }
 
 
 def answer_entry(
-    model: FocusModel,
+    executor: Executor,
     checkout: Checkout,
     entry: Entry,
     answering: Answering,
@@ -170,7 +199,7 @@ def answer_entry(
     """All samples of one task under every setting, on from where a killed run was; gives HELMET's data too.
 
     Args:
-        model: The model, with the stop tokens of the task.
+        executor: Runs the model, here or elsewhere.
         checkout: HELMET.
         entry: The task.
         answering: What is done with each sample.
@@ -183,21 +212,26 @@ def answer_entry(
         ValueError: If a prompt does not fit the model's context, or the records there were made otherwise.
     """
     data = _load(checkout, entry)
-    samples = read_samples(checkout, entry, data, model.tokenizer, template_kwargs)
-    require_room(entry, samples, model.shape.n_ctx)
-    store = RecordFile(folder / f"{entry.label}.jsonl", entry_header(model, checkout, entry, answering, samples))
+    samples = read_samples(checkout, entry, data, executor.tokenizer, template_kwargs)
+    require_room(entry, samples, executor.shape.n_ctx)
+    store = RecordFile(folder / f"{entry.label}.jsonl", entry_header(executor, checkout, entry, answering, samples))
     todo = [sample for sample in samples if sample.id not in store.records]
-    budget = batch_tokens
-    with progress_bar(entry.label, len(samples), done=len(samples) - len(todo), show=progress) as bar:
-        for sample in todo:
-
-            def run(indices: list[int], left: int, sample: HelmetSample = sample) -> dict[str, Any]:
-                nonlocal budget
-                budget = left
-                return answering(model, sample, left)
-
-            # One at a time: long prompts fill a batch alone, and each is on disk before the next is begun.
-            for _, record in in_batches([len(sample.tokens)], budget, run, divisible=len(answering.settings) > 1):
-                store.append([record])
+    names = [f"sample {sample.id} of {entry.dataset}" for sample in todo]
+    lengths, run = [len(sample.tokens) for sample in todo], partial(_answer_alone, answering=answering)
+    divisible, done = len(answering.settings) > 1, len(samples) - len(todo)
+    with progress_bar(entry.label, len(samples), done=done, show=progress) as bar:
+        # One at a time: long prompts fill a batch alone, and each is on disk before the next one's turn.
+        for _, record in map_batches(
+            executor, run, todo, names, lengths, batch_tokens, divisible=divisible, alone=True
+        ):
+            store.append([record])
             bar.update()
     return data, store
+
+
+def _answer_alone(
+    model: FocusModel, samples: Sequence[HelmetSample], budget: int, answering: Answering
+) -> dict[str, Any]:
+    """The record of a batch's only sample."""
+    (sample,) = samples
+    return answering(model, sample, budget)

@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
@@ -16,10 +16,7 @@ from focuslens.helmet.checkout import Checkout
 from focuslens.helmet.plan import Entry
 from focuslens.progress import track
 
-if TYPE_CHECKING:
-    from focuslens.model import FocusModel
-
-__all__ = ["HelmetSample", "read_samples", "require_room", "samples_digest", "stop_tokens"]
+__all__ = ["HelmetSample", "read_samples", "require_room", "require_template", "samples_digest", "stop_tokens"]
 
 _QUESTION = ("qid", "id", "question")
 """Fields that tell one question of a data set from others; it may be asked with its document at several depths."""
@@ -74,7 +71,7 @@ def read_samples(
             prompt unless ``date_string`` is given.
 
     Raises:
-        ValueError: If HELMET found no samples.
+        ValueError: If HELMET found no samples, or the length leaves one no room for a context.
     """
     if template_kwargs:
         tokenizer = copy.copy(tokenizer)
@@ -86,7 +83,14 @@ def read_samples(
         item = dict(data["data"][place])
         question = next((str(item[name]) for name in _QUESTION if item.get(name) not in (None, "")), str(place))
         whole = item.get("context")
-        tokens = checkout.prepare(reader, item, data).input_ids[0]
+        try:
+            tokens = checkout.prepare(reader, item, data).input_ids[0]
+        except IndexError as error:  # it cuts more from the context than there is
+            raise ValueError(
+                f"sample {place} of {entry.dataset} has no room for any context under {entry.length} tokens, of which "
+                f"{entry.max_new_tokens} are for the response: what HELMET writes around the context takes the rest; "
+                "leave the length out (--lengths), or have fewer examples (--helmet-arg shots=0)"
+            ) from error
         samples.append(HelmetSample(str(place), question, tokens, item.get("context") != whole))
     if not samples:
         raise ValueError(f"HELMET found no samples for {entry.dataset} in {entry.args.test_files or 'the hub'}")
@@ -100,6 +104,19 @@ def samples_digest(samples: Sequence[HelmetSample]) -> str:
         digest.update(f"{sample.id} {sample.question} {len(sample.tokens)}".encode())
         digest.update(sample.tokens.numpy().tobytes())
     return digest.hexdigest()
+
+
+def require_template(entry: Entry, tokenizer: Any) -> None:
+    """Refuse to use a chat template where there is none.
+
+    Raises:
+        ValueError: If HELMET is told to use one and the tokenizer has none.
+    """
+    if entry.args.use_chat_template and not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"{entry.dataset} is to be asked in the chat template, and the model's tokenizer has none, as base models' "
+            "have: --use-chat-template False asks without one"
+        )
 
 
 def require_room(entry: Entry, samples: Sequence[HelmetSample], n_ctx: int) -> None:
@@ -118,11 +135,11 @@ def require_room(entry: Entry, samples: Sequence[HelmetSample], n_ctx: int) -> N
         )
 
 
-def stop_tokens(model: FocusModel, entry: Entry) -> tuple[int, ...]:
+def stop_tokens(tokenizer: Any, own: Sequence[int], entry: Entry) -> tuple[int, ...]:
     """Tokens that end a response: the model's own and, if HELMET is told to, those that are new lines."""
     if not entry.args.stop_newline:
-        return model.stop_tokens
-    ids = {model.tokenizer.convert_tokens_to_ids(token) for token in _NEWLINES} | set(model.stop_tokens)
+        return tuple(own)
+    ids = {tokenizer.convert_tokens_to_ids(token) for token in _NEWLINES} | set(own)
     if "llama" in str(entry.args.model_name_or_path).lower():  # where HELMET does not end at unknown tokens
-        ids.discard(model.tokenizer.unk_token_id)
+        ids.discard(tokenizer.unk_token_id)
     return tuple(sorted(token for token in ids if token is not None))

@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING
 
 from focuslens.directions import FocusDirections
 from focuslens.evaluation import Setting, steering_settings
-from focuslens.heads import Head
+from focuslens.heads import Head, check_heads
 from focuslens.helmet.tables import BASELINE
 
 if TYPE_CHECKING:
+    from focuslens.execution import Executor
     from focuslens.model import FocusModel
 
-__all__ = ["paper_settings", "ranked_heads", "require_named"]
+__all__ = ["paper_settings", "ranked_heads", "require_named", "sink_heads"]
 
 _PUBLISHED = "published files, "
 
 
 def paper_settings(
-    model: FocusModel,
+    model: FocusModel | Executor,
     directions: FocusDirections | None,
     heads: Sequence[Head],
     ks: Sequence[int],
@@ -30,12 +31,15 @@ def paper_settings(
     """The baseline and, where there are directions, every strength on every number of heads, named ``HEADS_ALPHA``.
 
     Raises:
-        ValueError: If there are not so many heads, or the directions do not fit the model.
+        ValueError: If there are not so many heads, a number occurs twice, or the directions do not fit the model.
     """
     settings = [Setting(BASELINE)]
     if directions is None:
         return settings
     directions.require_shape(model.shape)
+    for option, values in (("heads", ks), ("alpha", alphas)):
+        if len(set(values)) < len(values):
+            raise ValueError(f"--{option} has a number twice: {','.join(f'{value:g}' for value in values)}")
     for k in ks:
         for alpha in alphas:
             (one,) = steering_settings(directions, heads, [alpha], [k])
@@ -63,7 +67,27 @@ def ranked_heads(directions: FocusDirections, ranking: Sequence[Head] | None) ->
     return found
 
 
-def require_named(directions: FocusDirections, model: FocusModel, named: str | None) -> None:
+def sink_heads(
+    model: FocusModel | Executor, heads: Sequence[Head], ranking: Sequence[Head] | None, n: int
+) -> list[Head]:
+    """The best heads, of which the paper's tables of sink scores are: with a ranking, whether steerable or not.
+
+    Args:
+        model: The model.
+        heads: Those that can be steered, best first.
+        ranking: All heads, best first, where there is one.
+        n: How many, at most.
+
+    Raises:
+        ValueError: If ``n`` is negative, or the ranking names a head that the model does not have.
+    """
+    if n < 0:
+        raise ValueError(f"--sink-heads is {n}; it must be 0 or more")
+    best = check_heads(heads if ranking is None else ranking, model.shape.n_layers, model.shape.n_heads)
+    return list(best[:n])
+
+
+def require_named(directions: FocusDirections, model: FocusModel | Executor, named: str | None) -> None:
     """Refuse directions of another model, unless that model is named: then they may act on this one.
 
     Raises:

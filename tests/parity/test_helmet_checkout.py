@@ -21,6 +21,7 @@ from transformers import AutoTokenizer
 
 import focuslens as fl
 from focuslens.cli import main
+from focuslens.execution import InProcess
 from focuslens.helmet.checkout import Checkout, open_checkout
 from focuslens.helmet.plan import Entry, read_plan
 from focuslens.helmet.recall import make_recall
@@ -151,7 +152,7 @@ def test_prompts_are_helmets_byte_for_byte(dataset, name, checkout, world, folde
         assert len(sample.tokens) <= entry.length - entry.max_new_tokens + 2
     assert any(sample.truncated for sample in samples) == (dataset == "kilt_hotpotqa")
     vars(entry.args)["model_name_or_path"] = str(folders[name])
-    assert set(stop_tokens(model, entry)) == set(theirs.stop_token_ids)
+    assert set(stop_tokens(model.tokenizer, model.stop_tokens, entry)) == set(theirs.stop_token_ids)
 
 
 @pytest.mark.parametrize("dataset", EVERY)
@@ -160,7 +161,7 @@ def test_metrics_are_helmets_on_the_same_outputs(dataset, checkout, world, folde
     entry = entry_of(checkout, world, dataset, "--tag", "v1")
     model = fl.FocusModel.from_pretrained(str(folders["llama"]), chat=False, device="cpu", n_ctx=4096)
     answering = Answering((fl.Setting("baseline"),), entry.max_new_tokens)
-    data, store = answer_entry(model, checkout, entry, answering, tmp_path / "records")
+    data, store = answer_entry(InProcess(model), checkout, entry, answering, tmp_path / "records")
     # Answers that are right, in part, and wrong: a random model's would all be wrong.
     for place, record in enumerate(store.records.values()):
         answer = data["data"][place]["answer"]
@@ -186,7 +187,7 @@ def test_helmets_own_script_reads_the_files(checkout, world, folders, tmp_path, 
     entry = entry_of(checkout, world, "json_kv", "--tag", "v1")
     model = fl.FocusModel.from_pretrained(str(folders["llama"]), chat=False, device="cpu", n_ctx=4096)
     answering = Answering((fl.Setting("baseline"),), entry.max_new_tokens)
-    data, store = answer_entry(model, checkout, entry, answering, tmp_path / "records")
+    data, store = answer_entry(InProcess(model), checkout, entry, answering, tmp_path / "records")
     for record in store.records.values():
         record["results"]["baseline"]["output"] = data["data"][int(record["id"])]["answer"]
     write_results(checkout, entry, data, store, model.tokenizer, tmp_path / "output")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +92,11 @@ def test_without_directions_only_the_baseline_is_run(options, tmp_path, capsys):
         (["--helmet-arg", "colour=red"], "unrecognized arguments: --colour=red"),
         (["--helmet-arg", "do_sample=True"], "do_sample = True is not for FocusLens"),
         (["--config", "demo", "configs/pair.yaml"], "--config demo makes data of its own"),
+        (["--sink-heads", "-1"], "--sink-heads is -1"),
+        (["--heads", "2,2"], "--heads has a number twice: 2,2"),
+        (["--alpha", "0.2,0.5,0.2"], "--alpha has a number twice: 0.2,0.5,0.2"),
+        (["--use-chat-template", "True"], "--use-chat-template False"),
+        (["--ray-workers", "2"], "--ray-workers 2 is an option of --ray"),
     ],
 )
 def test_what_is_wrong_is_named_with_the_remedy(more, message, options, capsys):
@@ -133,6 +139,38 @@ def test_published_directions_need_a_ranking_and_know_their_model_by_name(load_m
     own = fl.FocusModel(model.hooked, model.tokenizer, name="owner/Some-Model-Instruct")
     require_named(published, own, None)
     require_named(fl.FocusDirections(every, query), model, None)  # of unknown origin: nothing to hold them to
+
+
+def test_sink_scores_are_of_the_best_heads_whether_they_can_be_steered_or_not(options, tmp_path, capsys):
+    (tmp_path / "heads.json").write_text(json.dumps([[1, 0], [0, 2], [2, 1], [0, 0]]))
+    few = ["--tasks", "json_kv", "--max-test-samples", "1", "--ranking", str(tmp_path / "heads.json")]
+    assert main([*options, *few, "--heads", "2", "--sink-heads", "3"]) == 0
+    record = json.loads((tmp_path / "out" / "helmet.json").read_text())
+    assert record["sink_heads"] == [[1, 0], [0, 2], [2, 1]]
+    assert record["settings"][1]["interventions"][0]["heads"] == [[0, 2], [2, 1]]
+    (tmp_path / "heads.json").write_text(json.dumps([[9, 0], [0, 2]]))
+    assert main([*options, *few, "--heads", "1"]) == 1
+    assert "head (9, 0) does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("option", [("--heads", "2"), ("--alpha", "0.2"), ("--directions-of", "someone")])
+def test_options_of_directions_without_any_are_refused(option, options, capsys):
+    place = options.index("--directions")
+    assert main([*options[:place], *options[place + 2 :], *option]) == 1
+    assert f"{option[0]} is an option of --directions" in capsys.readouterr().err
+
+
+def test_a_checkpoints_repetition_penalty_is_applied_and_recorded_unless_another_is_asked_for(options, tmp_path):
+    folder = Path(options[options.index("--model") + 1])
+    penalised = shutil.copytree(folder, tmp_path / "penalised")
+    (penalised / "generation_config.json").write_text(json.dumps({"eos_token_id": 2, "repetition_penalty": 1.3}))
+    options[options.index("--model") + 1] = str(penalised)
+    few = ["--tasks", "json_kv", "--max-test-samples", "1", "--directions-of", folder.name]
+    for more, penalty in (([], 1.3), (["--repetition-penalty", "1"], 1)):
+        assert main([*options, *few, *more, "--out", str(tmp_path / f"{penalty}")]) == 0
+        (store,) = (tmp_path / f"{penalty}" / "records").glob("*.jsonl")
+        assert json.loads(store.read_text().splitlines()[0])["header"]["repetition_penalty"] == penalty
+        assert f"repetition penalty of {penalty}" in (tmp_path / f"{penalty}" / "tables.md").read_text()
 
 
 def test_settings_are_named_as_in_the_paper(load_model):

@@ -91,6 +91,8 @@ def test_what_the_paper_does_not_use_is_left_out_and_what_does_not_exist_refused
     plan = read_plan(checkout, [config], [], root=root)
     assert plan.left_out == ("narrativeqa_7892",)
     assert [one.dataset for one in plan.entries] == ["ruler_niah_mk_2"]
+    config = written(tmp_path, datasets="html_to_tsv_0.5k,ruler_niah_mk_2")
+    assert read_plan(checkout, [config], [], root=root).left_out == ("html_to_tsv_0.5k",)
     with pytest.raises(ValueError, match="there is no task 'kilt_nqq'"):
         entries(root, config=written(tmp_path, datasets="kilt_nqq,json_kv"))
 
@@ -118,6 +120,25 @@ def test_sixteen_tasks_in_five_categories():
 def test_configurations_that_cannot_be_run_are_refused(changes, message, root, tmp_path):
     with pytest.raises(ValueError, match=message):
         entries(root, config=written(tmp_path, **changes))
+
+
+def test_a_task_that_two_configurations_have_at_one_length_is_refused_before_it_is_run(root, tmp_path):
+    (root / "data" / "longer.jsonl").write_text((root / "data" / "pairs.jsonl").read_text())
+    other = written(tmp_path, test_files="data/longer.jsonl,data/needles.jsonl", input_max_length="160,90")
+    message = r"JSON KV under 160 tokens is in .* more than once \(json_kv_pairs_in160 and json_kv_longer_in160\)"
+    with pytest.raises(ValueError, match=message):
+        read_plan(open_checkout(STAND_IN), ["configs/pair.yaml", other], [], root=root)
+    plan = read_plan(open_checkout(STAND_IN), ["configs/pair.yaml", other], [], root=root, lengths=[120, 90])
+    assert [one.length for one in plan.entries] == [120, 90]
+
+
+@pytest.mark.parametrize("content", ["", "- json_kv\n", "datasets: [\n"])
+def test_what_is_no_configuration_is_named(content, root, tmp_path):
+    (tmp_path / "own.yaml").write_text(content)
+    before = list(sys.argv)
+    with pytest.raises(ValueError, match=r"own\.yaml.*(names no data sets|is a YAML file of names and values)"):
+        entries(root, config=str(tmp_path / "own.yaml"))
+    assert sys.argv == before
 
 
 def test_one_length_may_stand_for_all(root, tmp_path):

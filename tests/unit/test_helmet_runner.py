@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from transformers import AutoModelForCausalLM
 
 import focuslens as fl
 from focuslens.evaluation import OtherResultsError
+from focuslens.execution import InProcess
 from focuslens.helmet.results import write_results
-from focuslens.helmet.runner import Answering, answer_entry, model_for, require_rooms
+from focuslens.helmet.runner import Answering, answer_entry, answering_for, declared_penalty, require_askable
 from focuslens.helmet.samples import read_samples, require_room, samples_digest, stop_tokens
 from focuslens.scoring import attention_pattern
 
@@ -77,6 +79,18 @@ def test_chat_templates_are_helmets_with_arguments_only_where_asked_for(root, lo
     assert dict(vars(tokenizer)) == tokenizer_before
 
 
+def test_a_chat_template_that_there_is_not_is_refused_before_anything_is_run(root, model):
+    checkout, both = entries(root, "--use_chat_template", "True")
+    with pytest.raises(ValueError, match=r"json_kv is to be asked in the chat template.*--use-chat-template False"):
+        require_askable(InProcess(model), checkout, both)
+
+
+def test_a_length_without_room_for_any_context_is_named(root, model):
+    checkout, (entry, _) = entries(root, "--input_max_length", "20", "--generation_max_length", "6")
+    with pytest.raises(ValueError, match=r"sample 0 of json_kv has no room for any context under 20 tokens.*--lengths"):
+        read_samples(checkout, entry, load(checkout, entry), model.tokenizer)
+
+
 def test_digests_tell_samples_apart(root, model):
     checkout, (entry, short) = entries(root)
     one, other = (read_samples(checkout, e, load(checkout, e), model.tokenizer) for e in (entry, short))
@@ -90,7 +104,7 @@ def test_prompts_that_do_not_fit_are_named_with_the_remedy_before_any_is_run(roo
     with pytest.raises(
         ValueError, match=r"sample \d of json_kv has \d+ tokens.*context has 110: leave out the length 160.*--n-ctx 1"
     ):
-        require_rooms(small, checkout, both, {})
+        require_askable(InProcess(small), checkout, both)
     samples = read_samples(checkout, both[1], load(checkout, both[1]), small.tokenizer)
     longest = max(len(sample.tokens) for sample in samples)
     require_room(both[1], samples, longest + 4)
@@ -98,20 +112,28 @@ def test_prompts_that_do_not_fit_are_named_with_the_remedy_before_any_is_run(roo
         require_room(both[1], samples, longest + 3)
     answering = Answering((fl.Setting("baseline"),), both[0].max_new_tokens)
     with pytest.raises(ValueError, match="leave out the length 160"):
-        answer_entry(small, checkout, both[0], answering, tmp_path)
+        answer_entry(InProcess(small), checkout, both[0], answering, tmp_path)
     assert not list(tmp_path.glob("*.jsonl"))
 
 
 def test_new_lines_end_a_response_where_helmet_says_so(root, model):
     _, (entry, _) = entries(root)
-    assert model_for(model, entry) is model
+    own, runs = model.stop_tokens, InProcess(model)
+    assert stop_tokens(model.tokenizer, own, entry) == answering_for(runs, entry, (), ()).stop_tokens == own
     _, (entry, _) = entries(root, "--stop_newline", "True")
     newline = model.tokenizer.convert_tokens_to_ids("Ċ")
     assert newline is not None
-    assert set(stop_tokens(model, entry)) == {*model.stop_tokens, newline}
-    stopping = model_for(model, entry)
-    assert stopping.hooked is model.hooked
-    assert stopping.stop_tokens == stop_tokens(model, entry)
+    assert set(answering_for(runs, entry, (), ()).stop_tokens or ()) == {*own, newline}
+
+
+def test_a_response_ends_where_the_task_says_and_the_model_stays_as_it_is(root, model):
+    checkout, (entry, _) = entries(root)
+    sample = read_samples(checkout, entry, load(checkout, entry), model.tokenizer)[0]
+    own = model.stop_tokens
+    whole = Answering((fl.Setting("baseline"),), 6)(model, sample)["results"]["baseline"]["tokens"]
+    short = Answering((fl.Setting("baseline"),), 6, stop_tokens=(whole[2],))(model, sample)["results"]["baseline"]
+    assert short["tokens"] == whole[: whole.index(whole[2]) + 1]
+    assert model.stop_tokens == own
 
 
 def test_responses_are_those_of_hugging_face_and_of_the_steered_model(root, model, checkpoint):
@@ -143,6 +165,33 @@ def test_responses_are_those_of_hugging_face_and_of_the_steered_model(root, mode
         assert len({tuple(found["tokens"]) for found in record["results"].values()}) == 3
 
 
+def test_a_checkpoints_repetition_penalty_is_that_of_hugging_face(root, model, checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint("llama"), tmp_path / "penalised")
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**config, "repetition_penalty": 1.3}))
+    theirs: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
+    own = fl.FocusModel.from_pretrained(str(folder), chat=False, device="cpu")
+    checkout, (entry, _) = entries(root)
+    assert declared_penalty(InProcess(model)) == 1
+    penalty, chosen = declared_penalty(InProcess(own)), (*settings(), steered(-1))
+    assert penalty == 1.3
+    changed = 0
+    samples = read_samples(checkout, entry, load(checkout, entry), own.tokenizer)
+    for sample in samples:
+        ids = sample.tokens[None]
+        with torch.no_grad():
+            made = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
+        together = Answering(chosen, 12, repetition_penalty=penalty)(own, sample)["results"]
+        assert together["baseline"]["tokens"] == made[0, len(sample.tokens) :].tolist()
+        for setting in chosen[1:]:  # two that are run together
+            alone = Answering((setting,), 12, repetition_penalty=penalty)(own, sample)["results"]
+            assert together[setting.name] == alone[setting.name]
+        changed += together != Answering(chosen, 12)(own, sample)["results"]
+    assert changed
+    with pytest.raises(ValueError, match="repetition_penalty is 0"):
+        Answering(settings()[:1], 2, repetition_penalty=0)(own, samples[0])
+
+
 def test_the_token_that_ends_a_response_counts_and_an_empty_response_has_no_attention(root, model):
     checkout, (entry, _) = entries(root)
     sample = read_samples(checkout, entry, load(checkout, entry), model.tokenizer)[0]
@@ -165,7 +214,7 @@ def test_the_work_on_a_sample_is_a_plain_value(root, model):
 def run(root: Path, model: fl.FocusModel, folder: Path, chosen: Any = None, **options: Any) -> Any:
     checkout, (entry, _) = entries(root)
     answering = Answering(settings() if chosen is None else chosen, entry.max_new_tokens, HEADS)
-    return checkout, entry, *answer_entry(model, checkout, entry, answering, folder, **options)
+    return checkout, entry, *answer_entry(InProcess(model), checkout, entry, answering, folder, **options)
 
 
 def test_a_killed_run_goes_on_and_repeats_nothing(root, model, tmp_path, monkeypatch):
@@ -181,10 +230,9 @@ def test_a_killed_run_goes_on_and_repeats_nothing(root, model, tmp_path, monkeyp
         return call(self, model, sample, budget)
 
     monkeypatch.setattr(Answering, "__call__", counted)
-    *_, again = run(root, model, tmp_path)
+    run(root, model, tmp_path)
     assert asked == ["2", "3", "4"]
-    kept = [{**json.loads(line), "seconds": 0} for line in whole[1:]]
-    assert [{**record, "seconds": 0} for record in again.records.values()] == kept
+    assert store.path.read_text() == "".join(whole)
     with pytest.raises(OtherResultsError, match="settings"):
         run(root, model, tmp_path, settings()[:1])
 
@@ -221,7 +269,7 @@ def test_files_are_written_by_helmets_code_with_what_made_them(root, model, tmp_
         assert json.loads((folder / f"{file.name}.score").read_text()) == content["averaged_metrics"]
         assert content["args"]["output_dir"] == str(folder)
         assert (content["args"]["num_workers"], content["args"]["overwrite"]) == (4, False)
-        assert content["throughput"] == pytest.approx(10 / sum(record["seconds"] for record in records))
+        assert content["throughput"] is None
         assert content["focuslens"]["setting"] == name
         assert {"model", "data", "settings", "seed", "versions", "helmet"} <= content["focuslens"].keys()
         for place, (row, record) in enumerate(zip(content["data"], records, strict=True)):

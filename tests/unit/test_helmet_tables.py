@@ -157,18 +157,44 @@ def test_the_papers_figures_of_the_same_model_and_length_stand_below_ours(given)
     assert re.fullmatch(r"\+25\.00 \[\+0\.00, \+\d\d\.00\]", ours["10_0.2"][0].detail)
     assert [cell.text for cell in papers["Table 4: 10_0.2"]] == ["99.00", "99.00", "58.00"]
     assert len(papers) == 5
-    assert "(HELMET cut the context of 1 of 2 of MV)" in tasks.caption
-    assert "not run: MK UUID, JSON KV, TriviaQA" in averages.caption
-    assert [cell.text for label, cells, _ in averages.rows if label == "Table 9: baseline" for cell in cells] == [
-        "99.25",
-        "65.33",
-        "58.98",
+    # Each below ours of the same setting, marked against the paper's own baseline; then what was not run.
+    assert [label for label, *_ in tasks.rows[:5]] == [
+        "baseline",
+        "Table 4: baseline",
+        "10_0.2",
+        "Table 4: 10_0.2",
+        "Table 4: 20_-0.2",
     ]
+    found = [(cell.detail, cell.mark) for cell in papers["Table 4: 10_0.2"]]
+    assert found == [("-1.00", "worse"), ("+0.00", "same"), ("+2.67", "better")]
+    assert all((cell.detail, cell.mark) == ("", "") for cell in papers["Table 4: baseline"])
+    assert "(HELMET cut the context of 1 of 2 of MV)" in tasks.caption
+    assert averages.caption.endswith("(over what was run: 3 of the paper's 16 tasks)")
+    # Of the tasks that were run: needles 100 and 99, questions 55.33.
+    assert [
+        [cell.text for cell in cells] for label, cells, _ in averages.rows if label == "Table 4, these tasks: baseline"
+    ] == [["99.50", "55.33", f"{(99.5 + 55.33) / 2:.2f}"]]
     assert [cell.text for cell in sinks.rows[0][1]] == ["20.00", "50.00", "-", "21.21"]
-    assert sinks.rows[-1][0] == "Table 12"
-    assert [cell.text for cell in sinks.rows[-1][1]] == ["32.53", "23.01", "22.28", "9.33"]
+    assert [label for label, *_ in sinks.rows] == ["baseline", "Table 12", "10_0.2"]
+    assert [cell.text for cell in sinks.rows[1][1]] == ["32.53", "23.01", "22.28", "9.33"]
     assert [len(grid.rows) for grid in grids_of(long, "meta-llama/Llama-3.2-3B-Instruct", reported)] == [7, 7]
     assert [len(grid.rows) for grid in grids_of(short, "someone/else", reported)] == [2, 2, 2]
+
+
+def test_where_all_tasks_were_run_the_papers_averages_are_those_that_it_states():
+    fourteen = [scores(task.name, 8192, [0, 100], [0, 100], sinks={}) for task in TASKS[:14]]
+    (table,) = length_tables(fourteen, ["baseline", "10_0.2"])
+    _, averages = grids_of(table, "/models/Llama-3.2-3B", reported_rows())  # of which there are no long documents
+    assert averages.caption.endswith("(over what was run; not run: Infbench QA, Infbench MC)")
+    label, cells, _ = averages.rows[1]
+    assert label == "Table 9: baseline"
+    assert [cell.text for cell in cells] == ["90.62", "61.46", "43.52", "64.40", "65.00"]
+    (table,) = length_tables(fourteen[1:], ["baseline", "10_0.2"])
+    _, averages = grids_of(table, "Llama-3.2-3B", reported_rows())
+    label, cells, _ = averages.rows[1]
+    assert label == "Table 4, these tasks: baseline"
+    assert [cell.text for cell in cells[1:4]] == ["61.46", "43.52", "64.40"]
+    assert cells[0].text == f"{(99 + 65.5 + 99) / 3:.2f}"
 
 
 GRIDS = [
