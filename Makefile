@@ -7,20 +7,28 @@ VENV := .venv
 VENV_TL4 := .venv-tl4
 TL4 := 4.3.0
 EXTRAS := viz,test,browser
+NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 
 # Threads that spin while they wait for each other cost small models on busy machines several times the work itself.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test lint format test-tl4 demo-model bench pictures clean
+.PHONY: help demo test test-notebooks notebooks lint format test-tl4 demo-model bench pictures clean
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.installed ## heads, split-softmax, directions and a report from the embedded model, into runs/demo
 	$(VENV)/bin/focuslens demo --out $(OUT)
 
-test: $(VENV)/.installed ## the test suite, with its coverage
+test: $(VENV)/.installed ## the test suite, with its coverage, and then the notebooks
 	$(VENV)/bin/python -m pytest -q --cov
+	$(MAKE) test-notebooks
+
+test-notebooks: $(VENV)/.installed ## run the notebooks, and throw away what they show
+	$(VENV)/bin/python -m pytest -q --nbmake --nbmake-timeout=180 --durations=0 notebooks
+
+notebooks: $(VENV)/.installed ## run the notebooks in place, so that they show what their code gives
+	$(VENV)/bin/python experiments/run_notebooks.py $(NOTEBOOKS)
 
 lint: $(VENV)/.installed-dev ## ruff and pyright
 	$(VENV)/bin/ruff check .

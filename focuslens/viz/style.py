@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -45,9 +45,17 @@ _STYLE: Any = {
 }
 
 
-def style() -> AbstractContextManager[None]:
+@contextmanager
+def style() -> Generator[None]:
     """The style of the figures here, as a context manager, for figures of your own."""
-    return plt.rc_context(_STYLE)
+    # Not matplotlib's own context, which takes back every setting at its end: a notebook's backend, which the first
+    # figure loads, switches interactive mode on, and without that no later figure would be shown.
+    before = {name: plt.rcParams[name] for name in _STYLE}
+    try:
+        plt.rcParams.update(_STYLE)
+        yield
+    finally:
+        plt.rcParams.update(before)
 
 
 def line_look(index: int) -> dict[str, Any]:

@@ -11,14 +11,21 @@ from focuslens.viz.report import Table
 __all__ = ["curves", "sweep_table"]
 
 
-def curves(sweep: Sweep, varied: str, **fixed: Any) -> list[Curve]:
-    """A sweep's accuracy over ``k``: one curve for each value of ``varied`` among the settings with the fixed ones."""
-    wanted = {**fixed, varied: None}
+def curves(sweep: Sweep, varied: str, *, over: str = "k", **fixed: Any) -> list[Curve]:
+    """A sweep's accuracy over ``k``: one curve for each value of ``varied`` among the settings with the fixed ones.
+
+    Args:
+        sweep: What was measured.
+        varied: The parameter that tells curves apart, such as ``tau`` or ``alpha``.
+        over: The parameter that lies along them.
+        **fixed: Values that other parameters must have.
+    """
+    wanted = {**fixed, varied: None, over: None}
     lines: dict[float, dict[float, Any]] = {}
     for setting in sweep.settings:
         parameters = setting.parameters
         if wanted.keys() <= parameters.keys() and all(parameters[name] == value for name, value in fixed.items()):
-            lines.setdefault(parameters[varied], {})[parameters["k"]] = sweep[setting.name].em
+            lines.setdefault(parameters[varied], {})[parameters[over]] = sweep[setting.name].em
     prefix = "random heads, " if fixed.get("heads") == "random" else ""
     return [Curve.from_intervals(f"{prefix}{varied} = {value:g}", points.items()) for value, points in lines.items()]
 

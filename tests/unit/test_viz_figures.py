@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -12,6 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+import focuslens as fl
 from focuslens import viz
 
 
@@ -100,6 +104,21 @@ def test_a_curve_is_checked():
 def test_a_curve_from_intervals():
     curve = viz.Curve.from_intervals("a", [(5, Interval(0.5, 0.4, 0.6)), (1, Interval(0.2, 0.1, 0.3))])
     assert curve == viz.Curve("a", (5.0, 1.0), (0.5, 0.2), (0.4, 0.1), (0.6, 0.3))
+
+
+def test_curves_of_a_sweep_go_over_any_of_its_parameters():
+    grid = {(alpha, k): (10 * k + alpha) / 100 for alpha in (-1.0, 2.0) for k in (4, 8)}
+    settings = [fl.Setting("baseline")]
+    settings += [fl.Setting(f"{alpha} {k}", parameters={"alpha": alpha, "k": k, "site": "x"}) for alpha, k in grid]
+    values = {"baseline": 0.5, **{f"{alpha} {k}": value for (alpha, k), value in grid.items()}}
+    levels = {name: fl.Interval(x, x, x, 0.95) for name, x in values.items()}
+    results = {name: fl.Evaluation(("s",), ("q",), ("r",), (True,), level) for name, level in levels.items()}
+    sweep = fl.Sweep(tuple(settings), results, {})
+    by_alpha = [(one.label, one.x, one.estimate) for one in viz.curves(sweep, "alpha")]
+    assert by_alpha == [("alpha = -1", (4, 8), (0.39, 0.79)), ("alpha = 2", (4, 8), (0.42, 0.82))]
+    by_k = [(one.label, one.x, one.estimate) for one in viz.curves(sweep, "k", over="alpha", site="x")]
+    assert by_k == [("k = 4", (-1.0, 2.0), (0.39, 0.42)), ("k = 8", (-1.0, 2.0), (0.79, 0.82))]
+    assert viz.curves(sweep, "k", over="tau") == []
 
 
 def test_loss_curves_name_few_heads_and_summarise_many():
@@ -226,6 +245,21 @@ def test_figures_draw_on_given_axes_and_leave_the_settings_alone():
     assert viz.budget_shares({"a": {"sink": 1.0}}, ax=axes[5]) is axes[5]
     assert len(plt.get_fignums()) == 1
     assert dict(plt.rcParams) == before
+
+
+def test_a_backend_that_the_first_figure_loads_stays_interactive(tmp_path: Path):
+    # As a notebook's does: were its switch taken back with the style, no figure but the first would show.
+    (tmp_path / "shows_at_once.py").write_text(
+        "import matplotlib\nfrom matplotlib.backends.backend_agg import *\nmatplotlib.interactive(True)\n"
+    )
+    code = (
+        "import numpy as np, matplotlib.pyplot as plt\nfrom focuslens import viz\n"
+        "viz.head_map(np.eye(2))\nprint(plt.get_backend(), plt.isinteractive())"
+    )
+    path = os.pathsep.join([str(tmp_path), *sys.path])
+    settings = {**os.environ, "MPLBACKEND": "module://shows_at_once", "PYTHONPATH": path}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=settings)
+    assert done.stdout.split() == ["module://shows_at_once", "True"]
 
 
 def test_save_figure_writes_the_same_png_twice(tmp_path: Path):
