@@ -7,7 +7,6 @@ import gc
 import io
 import re
 from collections.abc import Iterator
-from importlib.metadata import metadata
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +119,8 @@ def run_focuslens(command: Command, words: list[str]) -> None:
 
 def check_installation(command: Command) -> None:
     """Every extra exists."""
-    known = set(metadata("focuslens").get_all("Provides-Extra") or [])
+    section = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("\n[")[0]
+    known = set(re.findall(r"^(\w+) =", section, flags=re.MULTILINE))
     for word in command.words:
         for extras in re.findall(r"^(?:\.|focuslens)\[(.*)\]$", word):
             assert set(extras.split(",")) <= known, f"{command.place}: {command}"
