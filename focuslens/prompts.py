@@ -38,19 +38,20 @@ class Prompt(str):
     character ranges. Prompts of :class:`MultiDocSample` have ``instruction``, ``question``, ``document`` (every
     document in order), ``relevant`` (the gold document; empty where it is not in the prompt) and ``irrelevant``.
     A part may have any name: interventions and scores refer to parts by these names.
-
-    Args:
-        text: The text.
-        spans: Name to half-open character ranges of ``text``.
-
-    Raises:
-        ValueError: If a range is empty, reversed, or not inside the text.
     """
 
     spans: Mapping[str, tuple[Span, ...]]
 
     def __new__(cls, text: str, spans: Mapping[str, Iterable[Span]] | None = None) -> Prompt:
-        """Check the ranges, and keep them with the text."""
+        """A prompt with parts.
+
+        Args:
+            text: The text.
+            spans: Name to half-open character ranges of ``text``.
+
+        Raises:
+            ValueError: If a range is empty, reversed, or not inside the text.
+        """
         prompt = super().__new__(cls, text)
         prompt.spans = {name: tuple((int(a), int(b)) for a, b in ranges) for name, ranges in (spans or {}).items()}
         for name, ranges in prompt.spans.items():
