@@ -61,7 +61,7 @@ def test_two_workers_write_the_files_of_one_process_also_on_from_where_it_was_ki
     assert len([name for name in expected if name.startswith("records")]) == 2
     out.rename(tmp_path / "one")
     assert main([*options, *POOL]) == 0
-    assert capsys.readouterr().out == f"Ray: 2 worker(s) of 1 thread(s) each\n{said}"
+    assert capsys.readouterr().out == said
     assert files_of(out) == expected
     record = json.loads((out / "helmet.json").read_text())
     assert [setting["name"] for setting in record["settings"]] == ["baseline", "1_-1", "1_1", "3_-1", "3_1"]
