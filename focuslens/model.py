@@ -119,9 +119,9 @@ class FocusModel:
             raise ValueError(f"device is {device!r} and device_map {device_map!r}; give one of them")
         # One directory has one name, wherever it is opened from.
         name = str(Path(name).resolve()) if Path(name).is_dir() else name
-        _LOG.info("loading %s in %s on %s", name, str(resolved).removeprefix("torch."), device_map or device)
         tokenizer = loading.load_tokenizer(name, revision)
         load = loading.loader(name, backend, revision, device_map)
+        _LOG.info("loading %s in %s on %s", name, str(resolved).removeprefix("torch."), device_map or device)
         hooked = load(name, tokenizer, device=device, dtype=resolved, n_ctx=n_ctx, revision=revision)
         return cls(
             hooked,

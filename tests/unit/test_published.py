@@ -18,7 +18,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from focuslens.cli import _parser
+from focuslens.cli import _parser, main
 from focuslens.commands.published import run
 from focuslens.files import versions
 from focuslens.published import (
@@ -304,6 +304,17 @@ def test_the_command_writes_numbers_figures_and_their_sources(tmp_path: Path):
     norm = np.linalg.norm(raw(root, "Tiny", "q", *models[1].ranking[0]))
     (first,) = (row for row in rows if (row["model"], row["rank"]) == ("Tiny", "1"))
     assert float(first["query_norm"]) == pytest.approx(norm)
+
+
+def test_the_document_of_the_command_is_what_it_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    root, out = publish(tmp_path / "data"), tmp_path / "out"
+    documents: list[dict[str, Any]] = []
+    for more in (["--out", str(out)], []):
+        assert main(["published", str(root), "--top", "3", "--json", *more]) == 0
+        documents.append(json.loads(capsys.readouterr().out))
+    assert sorted(documents[0].pop("written")) == sorted(str(path) for path in out.iterdir())
+    assert documents[1].pop("written") == []
+    assert documents == [json.loads((out / "published.json").read_text())] * 2
 
 
 def test_one_model_alone_is_compared_with_none(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
