@@ -124,11 +124,14 @@ class Reader:
 
     Args:
         replaced: What stands, as a string in Python and as a word in the shell, for what a reader has: models, devices.
+        smaller: What stands in Python for sizes that would take minutes.
         run_command: Runs a command of the shell.
     """
 
-    def __init__(self, replaced: Mapping[str, str], run_command: Callable[[Command], None]) -> None:
-        self.replaced, self.run_command = replaced, run_command
+    def __init__(
+        self, replaced: Mapping[str, str], smaller: Mapping[str, str], run_command: Callable[[Command], None]
+    ) -> None:
+        self.replaced, self.smaller, self.run_command = replaced, smaller, run_command
         self.namespace: dict[str, Any] = {"__name__": "page"}
 
     def read(self, page: Path) -> None:
@@ -165,6 +168,8 @@ class Reader:
         source = block.source
         for name, stand_in in self.replaced.items():
             source = source.replace(f'"{name}"', repr(stand_in))
+        for size, small in self.smaller.items():
+            source = source.replace(size, small)
         # Lines as in the page, for tracebacks.
         exec(compile("\n" * block.line + source, str(block.page), "exec"), self.namespace)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import io
 import re
 from collections.abc import Iterator
@@ -36,6 +35,9 @@ FILES = (
 
 MODELS = {"PATH": "llama", "meta-llama/Llama-3.2-3B-Instruct": "llama_chat", "Qwen/Qwen2.5-7B-Instruct": "qwen2"}
 """Names in the documentation, and the random checkpoint that stands for each."""
+
+SMALLER = {"load_synthetic(20,": "load_synthetic(5,"}
+"""Calls in Python, and what is called instead."""
 
 _DATA = ["--samples", "4", "--documents", "3", "--gold-positions", "0,2"]
 _RUN = [*_DATA, "--max-new-tokens", "4", "--device", "cpu", "--dtype", "float32"]
@@ -80,7 +82,6 @@ def _as_for_users() -> Iterator[None]:
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
     plt.close("all")
-    gc.collect()
 
 
 @pytest.fixture
@@ -90,7 +91,7 @@ def reader(checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     write(tmp_path / FILES[0], [oracle_record(i) for i in range(40)])
     write(tmp_path / FILES[1], [retrieval_record(i, passages=30) for i in range(20)])
     directories = {name: str(checkpoint(model)) for name, model in MODELS.items()}
-    return Reader({**directories, "cuda": "cpu", "bfloat16": "float32"}, run_command)
+    return Reader({**directories, "cuda": "cpu", "bfloat16": "float32"}, SMALLER, run_command)
 
 
 def run_command(command: Command) -> None:
