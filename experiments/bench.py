@@ -153,10 +153,14 @@ def _give_back_memory() -> None:
 
 
 def peak_here(bench: Bench, work: str, name: str) -> dict[str, int]:
+    """:func:`peak_of` one contestant's work."""
+    return peak_of(CONTESTANTS[work][name].prepare(bench), bench.device)
+
+
+def peak_of(run: Callable[[], Any], device: str) -> dict[str, int]:
     """Bytes that one run takes at its peak, above what there was before it and (``total_bytes``) with it."""
-    run = CONTESTANTS[work][name].prepare(bench)
     _give_back_memory()
-    if bench.device == "cuda":
+    if device == "cuda":
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
         run()

@@ -24,7 +24,7 @@ from transformers.models.llama.modeling_llama import eager_attention_forward
 import focuslens as fl
 from focuslens.data.synthetic import build_tokenizer
 
-__all__ = ["CONTESTANTS", "SHORTEST", "WORK", "Bench", "Contestant", "PaperTraining", "focus_training"]
+__all__ = ["CONTESTANTS", "SHORTEST", "WORK", "Bench", "Contestant", "PaperTraining", "focus_training", "in_memory"]
 
 SEED = 0
 NEW_TOKENS = 16
@@ -108,14 +108,14 @@ class Bench:
         model: Any = LlamaForCausalLM.from_pretrained(
             self.directory, attn_implementation=attention, dtype=getattr(torch, self.dtype)
         )
-        return _in_memory(model.eval().to(self.device))
+        return in_memory(model.eval().to(self.device))
 
     def focus(self, backend: Any) -> fl.FocusModel:
         """The FocusModel; its responses have no end, so that all are of one length."""
         model = fl.FocusModel.from_pretrained(
             str(self.directory), device=self.device, dtype=self.dtype, backend=backend
         )
-        return fl.FocusModel(_in_memory(model.hooked), model.tokenizer, stop_tokens=(), name="bench")
+        return fl.FocusModel(in_memory(model.hooked), model.tokenizer, stop_tokens=(), name="bench")
 
     def encoded(self) -> fl.EncodedPrompt:
         """The prompt's tokens and parts, without a model."""
@@ -124,7 +124,7 @@ class Bench:
         return PromptEncoder(build_tokenizer(), False, {}).encode(self.sample.prompt())
 
 
-def _in_memory(model: Any) -> Any:
+def in_memory(model: Any) -> Any:
     """A model with all weights read once: those of a mapped file come with the first run, and would count as its."""
     for weights in model.parameters():
         weights.sum()

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -70,12 +71,12 @@ def test_plain_transformers(served, questions):
 
 
 @contextmanager
-def server(directory: Path, log: Path):
+def server(directory: Path, log: Path, *more: str):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     command = [Path(sys.executable).with_name("transformers"), "serve", directory, "--device", "cpu"]
-    options = ["--dtype", "float32", "--trust-remote-code", "--host", "127.0.0.1", "--port", str(port)]
+    options = ["--dtype", "float32", "--trust-remote-code", "--host", "127.0.0.1", "--port", str(port), *more]
     with log.open("w") as output:
         process = subprocess.Popen([*command, *options], stdout=output, stderr=output, env=ENVIRONMENT)
         try:
@@ -118,6 +119,47 @@ def test_a_server_that_speaks_the_openai_protocol(served, questions, tmp_path):
                 model=str(directory), prompt=str(sample.prompt()), max_tokens=TOKENS, temperature=0
             )
             assert done.choices[0].text.strip() == expected
+
+
+def test_a_server_that_batches_continuously(served, questions, tmp_path):
+    """Eight clients at once, over paged attention: whatever is batched with it, an answer is that of the hooks."""
+    openai = pytest.importorskip("openai")
+    pytest.importorskip("uvicorn")
+    site, directory, steered = served
+    if site == "rotary":  # refused, see above
+        return
+    with server(directory, tmp_path / "log", "--continuous-batching", "--log-level", "info") as address:
+        client = openai.OpenAI(base_url=address, api_key="none")
+
+        def answer(sample: fl.MultiDocSample) -> str:
+            done = client.completions.create(
+                model=str(directory), prompt=str(sample.prompt()), max_tokens=TOKENS, temperature=0
+            )
+            return done.choices[0].text.strip()
+
+        with ThreadPoolExecutor(8) as clients:
+            answers = list(clients.map(answer, questions[:40]))
+    assert answers == list(steered.responses[:40])
+    assert "CB: True" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+def test_continuous_batching_in_plain_transformers(attention, served, questions):
+    """What the server runs, called directly: with exported checkpoints too."""
+    from transformers import GenerationConfig
+
+    _, directory, steered = served
+    trust = {"trust_remote_code": True}
+    loading: Any = AutoModelForCausalLM
+    plain = loading.from_pretrained(directory, dtype=torch.float32, attn_implementation=attention, **trust).eval()
+    tokenizer: Any = AutoTokenizer.from_pretrained(directory, **trust)
+    prompts = [tokenizer(str(sample.prompt())).input_ids for sample in questions[:8]]
+    config = GenerationConfig(max_new_tokens=TOKENS, do_sample=False, eos_token_id=tokenizer.eos_token_id)
+    done = plain.generate_batch(inputs=prompts, generation_config=config)
+    texts = {
+        tuple(one.prompt_ids): tokenizer.decode(one.generated_tokens, skip_special_tokens=True) for one in done.values()
+    }
+    assert [texts[tuple(prompt)].strip() for prompt in prompts] == list(steered.responses[:8])
 
 
 def test_lm_evaluation_harness(served, questions, tmp_path):

@@ -1,0 +1,206 @@
+"""Compares directions of the rotary and of the projection site: exact match, paired, and what heads read.
+
+    python experiments/compare_sites.py --questions 200 --out runs/sites
+
+Directions are trained at both sites on the same training questions and heads. For each site the strength and the
+number of heads are chosen on validation questions and reported once on test questions. Run by the parts of ``focuslens
+paper``: what is finished is kept in the folder, and a killed run goes on. Writes ``sites.csv`` (every setting on
+validation, the chosen ones on test), ``scores.csv``, ``sites.json`` and ``sites.md``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from focuslens.directions import Site
+from focuslens.evaluation import Interval, McNemar, Setting, Sweep, best_setting, bootstrap_mean, steering_settings
+from focuslens.files import versions, write_atomically, write_csv, write_json
+from focuslens.heads import Head
+from focuslens.paper.scored import KINDS_SAID
+from focuslens.paper.settings import PaperSettings, find_settings, load_settings
+from focuslens.paper.study import Part, Study
+from focuslens.scoring import KINDS, ContextualScores
+
+KEY = "sites"
+SITES: tuple[Site, ...] = get_args(Site)
+ALPHAS = [0.5, 1.0, 2.0, 3.0, 4.0, 6.0, 8.0]
+KINDS_NAMED = {"relevant": "R", "irrelevant": "IR", "irrelevant_max": "IR max", "sink": "sink"}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What was found.
+
+    Attributes:
+        validation: Every setting of both sites.
+        test: No steering and the chosen settings.
+        chosen: Of each site.
+        scores: Rows of ``scores.csv``: site, head, kind, before, after, change, and the ends of its interval.
+    """
+
+    validation: Sweep
+    test: Sweep
+    chosen: dict[Site, Setting]
+    scores: list[tuple[str, str, str, float, float, float, float, float]]
+
+    @property
+    def between(self) -> tuple[Interval, McNemar]:
+        """How much more often the projection site is right than the rotary one on the same samples, and the test."""
+        rotary, projection = (self.test[self.chosen[site].name] for site in ("rotary", "projection"))
+        gains = [int(a) - int(b) for a, b in zip(projection.correct, rotary.correct, strict=True)]
+        return bootstrap_mean(gains, groups=rotary.question_ids), projection.compare(rotary)
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--settings", default="demo", help="YAML file, or the name of one (default demo)")
+    parser.add_argument("--questions", type=int, help="of training, validation and test each; default: the settings'")
+    parser.add_argument("--seed", type=int, help="of every random choice; default: the settings'")
+    parser.add_argument("--alphas", type=float, nargs="+", default=ALPHAS, help="default: from 0.5 to 8")
+    parser.add_argument("--ks", type=int, nargs="+", help="numbers of heads; default: those of the settings' sweep")
+    parser.add_argument("--heads", type=int, help="heads to train, best first; default: the settings'")
+    parser.add_argument("--epochs", type=int, help="of the training; default: the settings'")
+    parser.add_argument("--documents", type=int, help="of a prompt; default: the settings'")
+    parser.add_argument("--top", type=int, default=8, help="heads whose scores are compared (default 8)")
+    parser.add_argument("--out", type=Path, default=Path("runs/sites"), help="folder (default runs/sites)")
+    options = parser.parse_args(arguments)
+    if min(options.alphas) <= 0:
+        parser.error("--alphas are above 0: a negative one turns attention away")
+    return options
+
+
+def settings_of(options: argparse.Namespace) -> PaperSettings:
+    """The settings of the paper's reproduction for this model, with what the options change."""
+    settings = load_settings(find_settings(options.settings))
+    if options.questions is not None:
+        parts = dict.fromkeys(("train", "validation", "test"), options.questions)
+        settings = replace(settings, data=replace(settings.data, **parts))
+    if options.documents is not None:
+        spread = sorted({1 + i * (options.documents - 1) // 4 for i in range(5)})
+        data = replace(settings.data, documents=options.documents, gold_positions=tuple(spread))
+        settings = replace(settings, data=data)
+    if options.seed is not None:
+        settings = replace(settings, seed=options.seed)
+    changed = {name: getattr(options, name) for name in ("heads", "epochs") if getattr(options, name) is not None}
+    return replace(settings, directions=replace(settings.directions, **changed))
+
+
+def grid(study: Study, site: Site, heads: Sequence[Head], alphas: Sequence[float], ks: Sequence[int]) -> list[Setting]:
+    """All strengths and numbers of heads at one site."""
+    made = steering_settings(study.directions_at(site), heads, alphas, ks)
+    return [replace(one, name=f"{site} {one.name}", parameters={"site": site, **one.parameters}) for one in made]
+
+
+def compare(study: Study, alphas: Sequence[float], ks: Sequence[int], top: int) -> Comparison:
+    """Train, choose on validation questions, and report on test questions."""
+    heads = study.ranking[: study.settings.directions.heads]
+    ks = sorted({min(k, len(heads)) for k in ks})
+    grids = {site: grid(study, site, heads, alphas, ks) for site in SITES}
+    baseline = Setting("baseline")
+    validation = study.sweep(KEY, "validation", [baseline, *(one for site in SITES for one in grids[site])])
+    chosen = {site: best_setting(validation, grids[site]) for site in SITES}
+    test = study.sweep(KEY, "test", [baseline, *chosen.values()])
+    plain, rows = study.scores("test", "long"), list[Any]()
+    for site, setting in chosen.items():
+        steered = study.scores("test", "long", setting.interventions)
+        rows += [row for head in heads[:top] for row in changes(study, site, head, plain, steered)]
+    return Comparison(validation, test, chosen, rows)
+
+
+def changes(study: Study, site: Site, head: Head, plain: ContextualScores, steered: ContextualScores) -> list[Any]:
+    """How one head's scores change on test questions; samples without a response on either side are left out."""
+    rows: list[Any] = []
+    for kind in KINDS:
+        before, after = (getattr(one, kind)[:, head.layer, head.head] for one in (plain, steered))
+        change = study.interval("test", after - before, plain.sample_ids)
+        if change is None:
+            continue
+        known = ~(after - before).isnan()
+        means = (float(values[known].mean()) for values in (before, after))
+        rows.append((site, str(head), kind, *means, change.mean, change.low, change.high))
+    return rows
+
+
+def markdown(found: Comparison, study: Study) -> str:
+    """The comparison for a reader."""
+    train, validation, test = (len(study.samples(part)) for part in get_args(Part))
+    between = found.between
+    lines = [
+        f"Model `{study.settings.model}`: {train} training, {validation} validation and {test} test samples of "
+        f"{study.settings.data.documents} documents, seed {study.settings.seed}. Strength and number of heads are "
+        "chosen on validation questions, for each site; intervals are 95 % bootstrap intervals over questions, "
+        "p-values exact.",
+        "",
+        *table(
+            ("site", "chosen", "validation exact match", "test exact match", "against no steering"),
+            [("no steering", "-", str(found.validation["baseline"].em), str(found.test["baseline"].em), "-")]
+            + [
+                (
+                    site,
+                    f"alpha = {one.parameters['alpha']:g}, k = {one.parameters['k']}",
+                    str(found.validation[one.name].em),
+                    str(found.test[one.name].em),
+                    str(found.test[one.name].compare(found.test["baseline"])),
+                )
+                for site, one in found.chosen.items()
+            ],
+        ),
+        "",
+        f"Projection less rotary, the same test questions: {between[0]}, McNemar's {between[1]} (first: projection).",
+        "",
+        f"Change of contextual scores on test questions under the chosen settings. {KINDS_SAID}.",
+        "",
+    ]
+    heads = list(dict.fromkeys(row[1] for row in found.scores))
+    cells = {(row[0], row[1], row[2]): f"{row[5]:+.3f} [{row[6]:+.3f}, {row[7]:+.3f}]" for row in found.scores}
+    header = ("head", *(f"{name}, {site}" for name in KINDS_NAMED.values() for site in SITES))
+    body = [(head, *(cells.get((site, head, kind), "-") for kind in KINDS_NAMED for site in SITES)) for head in heads]
+    return "\n".join([*lines, *table(header, body)]) + "\n"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
+
+
+def write(found: Comparison, study: Study) -> str:
+    """All files; gives the Markdown."""
+    columns = ("part", "site", "alpha", "k", "em", "low", "high", "mcnemar_p", "gained", "lost", "chosen")
+    rows: list[Any] = []
+    for part, sweep in (("validation", found.validation), ("test", found.test)):
+        for one in sweep.settings:
+            em, against = sweep[one.name].em, sweep[one.name].compare(sweep["baseline"])
+            of = (one.parameters.get("site", "none"), one.parameters.get("alpha", 0), one.parameters.get("k", 0))
+            tested = (against.p_value, against.only_first, against.only_second)
+            rows.append((part, *of, em.mean, em.low, em.high, *tested, int(one in found.chosen.values())))
+    write_csv(study.out / "sites.csv", columns, rows)
+    header = ("site", "head", "kind", "before", "after", "change", "low", "high")
+    write_csv(study.out / "scores.csv", header, found.scores)
+    gain, test = found.between
+    content = {
+        "settings": asdict(study.settings),
+        "model": study.executor.description,
+        "versions": versions(),
+        "directions_sha256": {site: study.directions_at(site).digest for site in SITES},
+        "chosen": {site: one.describe() for site, one in found.chosen.items()},
+        "test": {name: one.em.to_dict() for name, one in found.test.evaluations.items()},
+        "projection less rotary": {"difference": gain.to_dict(), "mcnemar": test.to_dict()},
+    }
+    write_json(study.out / "sites.json", content)
+    text = markdown(found, study)
+    write_atomically(study.out / "sites.md", text.encode())
+    return text
+
+
+def main(arguments: list[str] | None = None) -> None:
+    options = parse(arguments)
+    study = Study(settings_of(options), options.out)
+    found = compare(study, options.alphas, options.ks or study.settings.steering.ks, options.top)
+    print(write(found, study))
+
+
+if __name__ == "__main__":
+    main()
