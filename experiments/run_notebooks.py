@@ -34,7 +34,7 @@ def main() -> None:
     """Run every notebook named, and write it back if it ran to its end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="+", type=Path)
-    parser.add_argument("--timeout", type=int, default=180, help="seconds that a cell may take")
+    parser.add_argument("--timeout", type=int, default=300, help="seconds that a cell may take")
     args = parser.parse_args()
     for path in args.notebooks:
         started, used = time.perf_counter(), os.times().children_user
@@ -43,7 +43,7 @@ def main() -> None:
         print(f"{path}: {spent}, {path.stat().st_size / 1e6:.2f} MB", flush=True)
 
 
-def run(path: Path, timeout: int = 180) -> None:
+def run(path: Path, timeout: int = 300) -> None:
     """Run one notebook in its own directory and write it back with its outputs, whole or not at all.
 
     Raises:

@@ -58,10 +58,7 @@ class EncodedPrompt:
         """
         if isinstance(span, str):
             if span not in self.spans:
-                raise KeyError(
-                    f"this prompt has no part {span!r}; it has {sorted(self.spans) or 'none'}. Name one of these, "
-                    "or give a (start, end) range of token positions"
-                )
+                raise KeyError(f"this prompt has no part {span!r}; {self._parts_to_name()}")
             return self.spans[span]
         start, end = span
         if not 0 <= start < end <= len(self.tokens):
@@ -70,6 +67,15 @@ class EncodedPrompt:
                 "a span is a half-open range with 0 <= start < end <= length"
             )
         return ((start, end),)
+
+    def _parts_to_name(self) -> str:
+        """What to give in place of a part that there is not."""
+        if self.spans:
+            return f"it has {sorted(self.spans)}. Name one of these, or give a (start, end) range of token positions"
+        return (
+            "it is an ordinary string and has none. Give sample.prompt(...) itself, name the parts, "
+            "Prompt(text, spans={...}), or give a (start, end) range of token positions"
+        )
 
 
 @dataclass(frozen=True, eq=False)
