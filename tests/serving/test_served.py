@@ -26,6 +26,8 @@ pytestmark = pytest.mark.slow
 EMBEDDED = Path(fl.__file__).parent / "assets" / "demo"
 HEADS = [fl.Head(1, head) for head in range(8)]
 TOKENS = 24
+# Continuous batching takes most of the memory there is unless it is told how much it needs.
+BLOCKS, BATCH = 64, 2048
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
@@ -128,7 +130,8 @@ def test_a_server_that_batches_continuously(served, questions, tmp_path):
     site, directory, steered = served
     if site == "rotary":  # refused, see above
         return
-    with server(directory, tmp_path / "log", "--continuous-batching", "--log-level", "info") as address:
+    small = ["--cb-num-blocks", str(BLOCKS), "--cb-max-batch-tokens", str(BATCH)]
+    with server(directory, tmp_path / "log", "--continuous-batching", *small, "--log-level", "info") as address:
         client = openai.OpenAI(base_url=address, api_key="none")
 
         def answer(sample: fl.MultiDocSample) -> str:
@@ -146,7 +149,7 @@ def test_a_server_that_batches_continuously(served, questions, tmp_path):
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_continuous_batching_in_plain_transformers(attention, served, questions):
     """What the server runs, called directly: with exported checkpoints too."""
-    from transformers import GenerationConfig
+    from transformers import ContinuousBatchingConfig, GenerationConfig
 
     _, directory, steered = served
     trust = {"trust_remote_code": True}
@@ -155,7 +158,8 @@ def test_continuous_batching_in_plain_transformers(attention, served, questions)
     tokenizer: Any = AutoTokenizer.from_pretrained(directory, **trust)
     prompts = [tokenizer(str(sample.prompt())).input_ids for sample in questions[:8]]
     config = GenerationConfig(max_new_tokens=TOKENS, do_sample=False, eos_token_id=tokenizer.eos_token_id)
-    done = plain.generate_batch(inputs=prompts, generation_config=config)
+    small = ContinuousBatchingConfig(num_blocks=BLOCKS, max_batch_tokens=BATCH)
+    done = plain.generate_batch(inputs=prompts, generation_config=config, continuous_batching_config=small)
     texts = {
         tuple(one.prompt_ids): tokenizer.decode(one.generated_tokens, skip_special_tokens=True) for one in done.values()
     }
