@@ -234,8 +234,6 @@ QUESTION_FRAMES = (
     "From these results, {q}?",
     "{q}?",
     "Tell me, {q}?",
-    "Do you know {q}?",
-    "Please say {q}?",
 )
 TITLES = ("{s}", "{s}", "{s}", "The story of {s}", "A short note on {s}", "{s} in the local papers")
 MENTIONS = (

@@ -64,7 +64,7 @@ def test_the_samples_are_those_of_every_process_and_version() -> None:
     # A pinned digest: string hashing differs between processes, so anything that leans on it fails here at times.
     samples = load_synthetic(7, split="validation", answerable=0.5)
     told_of = json.dumps([[str(sample.prompt()), sample.answers, sample.gold_index] for sample in samples])
-    assert sha256(told_of.encode()).hexdigest()[:16] == "f442d392ea30089f"
+    assert sha256(told_of.encode()).hexdigest()[:16] == "409f9eba5c00a61c"
 
 
 def test_the_seed_and_the_split_change_the_samples(samples: list[MultiDocSample]) -> None:
@@ -115,7 +115,8 @@ def used(split: Split) -> dict[str, set[str]]:
 @pytest.mark.parametrize("part", ["names", "values", "wordings"])
 def test_held_out_names_values_and_wordings_are_in_no_other_split(part: str) -> None:
     train, validation, test = (used(split)[part] for split in SPLITS)
-    assert min(len(train), len(validation), len(test)) > 30, "too little was found to compare"
+    # Of the wordings a fifth of four frames by three questions of nine attributes is the test's.
+    assert min(len(train), len(validation), len(test)) > (15 if part == "wordings" else 30), "too little to compare"
     assert not train & validation
     assert not train & test
     assert not validation & test
