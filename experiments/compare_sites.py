@@ -102,7 +102,7 @@ def compare(study: Study, alphas: Sequence[float], ks: Sequence[int], top: int) 
     grids = {site: grid(study, site, heads, alphas, ks) for site in SITES}
     baseline = Setting("baseline")
     validation = study.sweep(KEY, "validation", [baseline, *(one for site in SITES for one in grids[site])])
-    chosen = {site: best_setting(validation, grids[site]) for site in SITES}
+    chosen: dict[Site, Setting] = {site: best_setting(validation, grids[site]) for site in SITES}
     test = study.sweep(KEY, "test", [baseline, *chosen.values()])
     plain, rows = study.scores("test", "long"), list[Any]()
     for site, setting in chosen.items():

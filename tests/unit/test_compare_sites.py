@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import focuslens as fl
+from focuslens.evaluation import bootstrap_mean
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "experiments"))
 
@@ -91,3 +92,19 @@ def test_a_strength_that_turns_attention_away_is_refused(capsys):
     with pytest.raises(SystemExit):
         compare_sites.parse(["--alphas", "-1"])
     assert "a negative one turns attention away" in capsys.readouterr().err
+
+
+def test_the_sites_are_compared_on_the_same_samples():
+    def evaluated(right: list[bool]) -> fl.Evaluation:
+        names = tuple(f"s{i}" for i in range(len(right)))
+        return fl.Evaluation(names, names, names, tuple(right), bootstrap_mean(right))
+
+    settings = {site: fl.Setting(f"{site} best", parameters={"alpha": 1, "k": 1}) for site in ("rotary", "projection")}
+    rotary = [True, True, False, False, False, False, False, True]
+    projection = [True, False, True, True, True, True, True, True]  # one lost, five gained
+    runs = {"rotary best": evaluated(rotary), "projection best": evaluated(projection)}
+    sweep = fl.Sweep(tuple(settings.values()), runs, {})
+    gain, test = compare_sites.Comparison(sweep, sweep, settings, []).between
+    assert gain.mean == pytest.approx(4 / 8)
+    assert (test.only_first, test.only_second) == (5, 1)  # the projection site comes first
+    assert test.p_value == pytest.approx(2 * (1 + 6) / 2**6)
