@@ -18,11 +18,12 @@ from focuslens.viz.report import CSS
 __all__ = ["Grid", "GridCell", "grids_of", "markdown", "to_html"]
 
 _CSS = """
-body { max-width: 96rem }
-h1 + p, h1 ~ p { max-width: 60rem }
-table { font-size: .84rem; width: auto }
-th, td { padding: .3rem .5rem }
+body { max-width: 120rem }
+h1 + p { max-width: 60rem }
+table { font-size: .84rem; width: auto; min-width: min(100%, 34rem) }
+th, td { padding: .3rem .45rem }
 td.better { background: #0b7a4b22 } td.worse { background: #b0002022 }
+td.better.certain { background: #0b7a4b55 } td.worse.certain { background: #b0002055 }
 td.certain { font-weight: 700 }
 td small { display: block; color: var(--soft); font-weight: 400; font-size: .72rem }
 tr.reported td, tr.reported th { color: var(--soft); font-style: italic; font-weight: 400 }
@@ -97,6 +98,8 @@ def _missing(table: LengthTable) -> str:
     absent = [task.name for task in TASKS if task.name not in table.tasks]
     if not absent:
         return ""
+    if len(absent) == len(TASKS):
+        return " (none of the paper's tasks was run)"
     if len(absent) <= _NAMED:
         return f" (over what was run; not run: {', '.join(absent)})"
     return f" (over what was run: {len(TASKS) - len(absent)} of the paper's {len(TASKS)} tasks)"
@@ -221,8 +224,10 @@ def to_html(
     body = [f"<h1>{escape(title)}</h1>", f"<p>{escape(_LEGEND)}</p>", "<section><h2>Measured</h2>"]
     body += [_table(grid) for grid in grids]
     body += ["</section>", "<section><h2>The paper's own tables</h2>"]
-    for length in sorted({one.length for one in reported}):
-        opened = " open" if length in lengths else ""
+    papers = sorted({one.length for one in reported})
+    shown = set(lengths) & set(papers) or set(papers[:1])
+    for length in papers:
+        opened = " open" if length in shown else ""
         tables = "".join(_table(grid) for grid in _paper_grids(reported, length))
         body.append(f"<details{opened}><summary>{length:,} tokens</summary>{tables}</details>")
     body += ["</section>", f'<section><h2>How it was made</h2><div class="card"><dl>{lines}</dl></div></section>']
@@ -237,12 +242,13 @@ def _paper_grids(reported: Sequence[ReportedRow], length: int) -> list[Grid]:
         if one.length == length:
             sources.setdefault(one.source, []).append(one)
     grids: list[Grid] = []
-    for source, some in sources.items():
+    for source, some in sorted(sources.items(), key=lambda item: int(item[0].split()[1])):  # Table 4 before Table 12
         columns = sorted({column for one in some for column in one.values}, key=order.index)
         rows = [
             (f"{one.model} {one.setting}".strip(), _given(one, columns, _baseline_of(one, some)), True) for one in some
         ]
-        grids.append(Grid(f"{source} of arXiv 2503.23306", ("model and setting", *columns), tuple(rows)))
+        what = "sink scores in percent" if "STD" in columns else "averages" if OVERALL in columns else "tasks"
+        grids.append(Grid(f"{source} of arXiv 2503.23306: {what}", ("model and setting", *columns), tuple(rows)))
     return grids
 
 
@@ -266,5 +272,5 @@ def _html_cell(cell: GridCell) -> str:
     names = " ".join(["number", *([cell.mark] if cell.mark in ("better", "worse") else [])])
     names += " certain" if cell.certain else ""
     sign = f" {_SIGNS[cell.mark]}{'*' if cell.certain else ''}" if cell.mark else ""
-    detail = f"<small>{escape(cell.detail)}</small>" if cell.detail else ""
+    detail = f"<small>{escape(cell.detail).replace(' [', '<br>[')}</small>" if cell.detail else ""
     return f'<td class="{names}">{escape(cell.text)}{escape(sign)}{detail}</td>'

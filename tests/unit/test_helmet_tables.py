@@ -219,12 +219,16 @@ def test_markdown():
 
 def test_the_page_marks_cells_and_holds_all_of_the_papers_tables():
     html = to_html("HELMET <1>", {"seed": "4<2"}, GRIDS, reported_rows(), [8192])
-    assert '<td class="number better certain">56.00 ▲*<small>+3.00 [+1.00, +5.00]</small></td>' in html
+    assert '<td class="number better certain">56.00 ▲*<small>+3.00<br>[+1.00, +5.00]</small></td>' in html
     assert '<td class="number worse">50.00 ▼<small>' in html
     assert '<tr class="reported"><th>Table 4: 10_0.2</th><td class="number">58.00</td></tr>' in html
     for number in (2, *range(4, 14)):
-        assert re.search(rf"<caption>Table {number}( \(left\)| \(right\))? of arXiv 2503.23306</caption>", html)
+        what = "sink scores in percent" if number > 11 else "tasks" if 3 < number < 9 else "averages"
+        assert re.search(rf"<caption>Table {number}( \(left\)| \(right\))? of arXiv 2503.23306: {what}</caption>", html)
+    found = re.findall(r"<caption>Table (\d+) of", html.split("<details")[1])  # the shortest length
+    assert found == ["4", "9", "12"]
     assert html.count("<details open>") == 1
+    assert "<details open><summary>8,192 tokens" in to_html("HELMET", {}, GRIDS, reported_rows(), [768])
     assert "A &lt;b&gt;" in html
     assert "4&lt;2" in html
     assert "HELMET &lt;1&gt;" in html
