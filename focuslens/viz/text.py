@@ -28,12 +28,15 @@ _FRAME = """<h1>{title}</h1>
 <div class="controls"><label>Head <select id="head"></select></label>
 <span class="legend"><span>0</span><i></i><span><span id="top"></span> and more; colours go by the square
 root</span></span></div>
-<details open><summary>What the parts of the prompt get</summary><div class="scroll" id="parts"></div></details>
-<div class="panels" id="panels"></div>
+{parts}
 <div class="status" id="status" role="status" aria-live="polite">Point at a token, or go to a text and use the arrow
 keys.</div>
 <noscript>This view is drawn by a script in this file, and scripts are switched off.</noscript>
 """
+
+_PARTS = """<details open><summary>What the parts of the prompt get</summary>
+<div class="scroll" id="parts"></div></details>"""
+_PANELS = '<div class="panels" id="panels"></div>'
 
 
 def text_view(
@@ -122,7 +125,9 @@ def _view(
         "tops": tops.tolist(),
         "panels": panels,
     }
-    body = _FRAME.format(title=escape(title), note=_note(shown, min(one.kept for one in packed)))
+    # One text is read first; of two, the table says where to look.
+    parts = f"{_PANELS}\n{_PARTS}" if len(shown) == 1 else f"{_PARTS}\n{_PANELS}"
+    body = _FRAME.format(title=escape(title), note=_note(shown, min(one.kept for one in packed)), parts=parts)
     scripts = (asset("view.js"), asset("height.js"))
     html = page(title, body + data_block(data), css=asset("view.css"), scripts=scripts)
     return AttentionView(html, title, 900)

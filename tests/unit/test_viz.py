@@ -327,6 +327,13 @@ def test_text_cannot_end_the_data_that_holds_it():
     assert data_of(viz.text_view(hostile).html)["panels"][0]["tokens"][:3] == [HOSTILE, "<!--<script>", "\u2028"]
 
 
+def test_one_text_is_read_first_and_of_two_the_table():
+    attention = looked(200, 2, 2)
+    one, two = viz.text_view(attention).html, viz.compare_view(attention, attention).html
+    assert one.index('id="panels"') < one.index('id="parts"') < one.index('id="status"')
+    assert two.index('id="parts"') < two.index('id="panels"') < two.index('id="status"')
+
+
 def test_a_view_can_begin_with_a_head_and_a_token():
     data = data_of(viz.text_view(looked(200, 3, 2), head=1, said=0).html)
     assert (data["head"], data["panels"][0]["said"]) == (2, 1)
