@@ -59,8 +59,12 @@ class EncodedPrompt:
         if isinstance(span, str):
             if span not in self.spans:
                 raise KeyError(
-                    f"this prompt has no part {span!r}; it has {sorted(self.spans) or 'none'}. Name one of these, "
-                    "or give a (start, end) range of token positions"
+                    f"this prompt has no part {span!r}; it has {sorted(self.spans)}. Name one of these, or give a "
+                    "(start, end) range of token positions"
+                    if self.spans
+                    else f"this prompt is a plain text and has no part {span!r}; give sample.prompt(), or "
+                    f"fl.Prompt(text, spans={{{span!r}: [(start, end)]}}) with character positions, or a (start, end) "
+                    "range of token positions as span"
                 )
             return self.spans[span]
         start, end = span
