@@ -58,7 +58,7 @@ class EncodedPrompt:
         """
         if isinstance(span, str):
             if span not in self.spans:
-                raise KeyError(f"this prompt has no part {span!r}; {self._parts_to_name()}")
+                raise KeyError(self._lacking(span))
             return self.spans[span]
         start, end = span
         if not 0 <= start < end <= len(self.tokens):
@@ -68,13 +68,17 @@ class EncodedPrompt:
             )
         return ((start, end),)
 
-    def _parts_to_name(self) -> str:
-        """What to give in place of a part that there is not."""
+    def _lacking(self, name: str) -> str:
+        """What to say to who names a part that there is not."""
         if self.spans:
-            return f"it has {sorted(self.spans)}. Name one of these, or give a (start, end) range of token positions"
+            return (
+                f"this prompt has no part {name!r}; it has {sorted(self.spans)}. Name one of these, or give a "
+                "(start, end) range of token positions"
+            )
         return (
-            "it is an ordinary string and has none. Give sample.prompt(...) itself, name the parts, "
-            "Prompt(text, spans={...}), or give a (start, end) range of token positions"
+            f"this prompt is a plain text and has no part {name!r}; give sample.prompt(), or "
+            f"fl.Prompt(text, spans={{{name!r}: [(start, end)]}}) with character positions, or a (start, end) "
+            "range of token positions as span"
         )
 
 

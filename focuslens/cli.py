@@ -14,7 +14,7 @@ import shtab
 
 from focuslens.batching import BATCH_TOKENS, is_out_of_memory
 from focuslens.commands import cluster, fold, helmet, output, paper, report
-from focuslens.commands.options import add_device_map, integers, numbers, pair
+from focuslens.commands.options import Parser, add_device_map, integers, numbers, pair
 
 __all__ = ["main"]
 
@@ -37,9 +37,9 @@ _EXAMPLES = {
 }
 
 
-def _common(demo: bool = False) -> argparse.ArgumentParser:
+def _common(demo: bool = False) -> Parser:
     """Options of every command; the demo has those that mean something for the embedded model and corpus."""
-    parser = argparse.ArgumentParser(add_help=False)
+    parser = Parser(add_help=False)
     model, data, run = (parser.add_argument_group(name) for name in ("model", "data", "run"))
     if not demo:
         model.add_argument("--model", default="demo", help="hub name, directory, or 'demo', the embedded one (default)")
@@ -263,7 +263,7 @@ _RUNS = {
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="focuslens",
         description="Find the attention heads that read the context, prove what they do, and steer them.",
     )
@@ -330,7 +330,9 @@ def _joined(argv: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit status: 0, 1 for a request that cannot be met, 2 for wrong usage."""
     parser = _parser()
-    args = parser.parse_args(_joined(sys.argv[1:] if argv is None else argv))
+    args, unknown = parser.parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
+    if unknown:  # by the command's own parser, whose --help then is the one to look at
+        Parser(prog=f"focuslens {args.command}").error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.version:
         from importlib.metadata import version
 
@@ -342,7 +344,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         output.carry_out(args, _run)
     except (ValueError, KeyError, OSError, ImportError) as error:
-        message = error.args[0] if isinstance(error, KeyError) else error
+        message = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
         print(f"focuslens {args.command}: {message}", file=sys.stderr)
         return 1
     except (MemoryError, RuntimeError) as error:

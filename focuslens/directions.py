@@ -184,7 +184,10 @@ class FocusDirections:
             actual = getattr(shape, name, None)
             if actual != value:
                 raise ValueError(f"directions are of a model with {name} = {value}, this one has {actual}")
-        check_heads(self.heads, shape.n_layers, shape.n_heads)
+        try:
+            check_heads(self.heads, shape.n_layers, shape.n_heads)
+        except ValueError as error:
+            raise ValueError(f"directions are of another model: {error}") from error
 
     def save(self, directory: str | Path) -> Path:
         """Write ``directions.safetensors`` and ``directions.json`` into a directory, which is made if need be."""

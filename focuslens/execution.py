@@ -109,5 +109,14 @@ class InProcess:
 
 
 def executor_for(model: FocusModel | Executor) -> Executor:
-    """What runs work on a model: the model itself, or the executor that was given in its place."""
-    return InProcess(model) if isinstance(model, FocusModel) else model
+    """What runs work on a model: the model itself, or the executor that was given in its place.
+
+    Raises:
+        TypeError: If it is neither.
+    """
+    if isinstance(model, FocusModel):
+        return InProcess(model)
+    if not callable(getattr(model, "map", None)):
+        hint = "fl.FocusModel.from_pretrained(name)" if isinstance(model, str) else "fl.FocusModel(model)"
+        raise TypeError(f"model is a {type(model).__name__}; it must be a FocusModel: {hint}")
+    return model

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, SupportsIndex, overload
+from typing import Any, NamedTuple, SupportsIndex, overload
 
 from jaxtyping import Float
 from torch import Tensor
@@ -77,9 +77,22 @@ def as_heads(pairs: Iterable[tuple[int, int]]) -> tuple[Head, ...]:
     """``(layer, head)`` pairs as heads; integers of any library (a row of an array or a table) become Python's own.
 
     Raises:
-        TypeError: If a number is not an integer.
+        TypeError: If what is given is no pairs of integers.
     """
-    return tuple(Head(operator.index(layer), operator.index(head)) for layer, head in pairs)
+    if isinstance(pairs, str) or not isinstance(pairs, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"heads is {pairs!r}; {_PAIRS}")
+    return tuple(_as_head(one) for one in pairs)
+
+
+_PAIRS = "heads are (layer, head) pairs, both counted from 0, such as [(12, 3), (14, 0)]"
+
+
+def _as_head(pair: Any) -> Head:
+    try:
+        layer, head = pair
+        return Head(operator.index(layer), operator.index(head))
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{pair!r} is no head; {_PAIRS}") from error
 
 
 def rank_heads(scores: Float[Tensor, "layer head"]) -> HeadList:

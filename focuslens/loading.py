@@ -19,6 +19,8 @@ from einops import rearrange
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from focuslens.opening import require_checkpoint, require_decoder, told_errors
+
 __all__ = [
     "FAMILIES",
     "DeviceMap",
@@ -53,22 +55,29 @@ def checked_device(device: str | None) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(
-            f"device is {device!r}, which is not here ({str(error).splitlines()[0]}); try 'cpu'"
-        ) from error
+        why = str(error).splitlines()[0]
+        why = f" ({why})" if len(why) < 80 else ""  # of an unknown name, torch lists all that it has ever heard of
+        raise ValueError(f"device is {device!r}, which is not here{why}; here are {', '.join(_devices())}") from error
     return device
+
+
+def _devices() -> list[str]:
+    """The devices of this machine that models run on."""
+    cards = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return ["cpu", *cards, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """The checkpoint's own tokenizer.
 
     Raises:
-        FileNotFoundError: If the name is a path to nothing.
+        FileNotFoundError: If the name is a path to nothing or to no checkpoint, or there is no such model on the hub.
+        PermissionError: If access to the model has to be granted.
         ValueError: If it is not a fast tokenizer (only those tell which characters a token covers).
     """
-    if name.startswith(("/", "./", "../", "~")) and not Path(name).is_dir():
-        raise FileNotFoundError(f"there is no directory {name!r}; a model is a local directory or a name on the hub")
-    tokenizer = cast("Any", AutoTokenizer).from_pretrained(name, revision=revision)
+    require_checkpoint(name)
+    with told_errors(name, revision):
+        tokenizer = cast("Any", AutoTokenizer).from_pretrained(name, revision=revision)
     if not tokenizer.is_fast:
         raise ValueError(
             f"the tokenizer of {name!r} is a slow one ({type(tokenizer).__name__}) without character offsets; "
@@ -310,10 +319,13 @@ def loader(name: str, backend: str | None, revision: str | None, device_map: Dev
 
     Raises:
         ValueError: If ``backend`` is unknown, or ``hooked`` where there is a ``device_map`` or TransformerLens has no
-            HookedTransformer.
+            HookedTransformer, or the checkpoint is of no decoder-only language model.
     """
     if backend not in ("hooked", "bridge", None):
         raise ValueError(f"backend is {backend!r}; it must be 'hooked', 'bridge' or None")
+    with told_errors(name, revision):
+        config = cast("Any", AutoConfig).from_pretrained(name, revision=revision)
+    require_decoder(config, name)
     if device_map is not None:
         if backend == "hooked":
             raise ValueError("a HookedTransformer is on one device; with device_map use backend='bridge'")
@@ -322,7 +334,6 @@ def loader(name: str, backend: str | None, revision: str | None, device_map: Dev
     if backend == "hooked" and not has_hooked:
         raise ValueError("this TransformerLens (4 or later) has no HookedTransformer; use backend='bridge'")
     if backend is None:
-        config = cast("Any", AutoConfig).from_pretrained(name, revision=revision)
         try:
             hooked_config(config, dtype=torch.float32, device="cpu") if has_hooked else None
         except ValueError:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from focuslens.prompts import MultiDocSample
+from focuslens.prompts import MultiDocSample
 
-__all__ = ["answered_right", "normalize_answer", "require_comparable_answers", "require_samples", "sub_exact_match"]
+__all__ = [
+    "answered_right",
+    "list_samples",
+    "normalize_answer",
+    "require_comparable_answers",
+    "require_samples",
+    "sub_exact_match",
+]
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
@@ -55,13 +60,32 @@ def answered_right(responses: Sequence[str], samples: Sequence[MultiDocSample]) 
     return tuple(sub_exact_match(text, one.answers) for text, one in zip(responses, samples, strict=True))
 
 
+def list_samples(samples: Iterable[MultiDocSample]) -> list[MultiDocSample]:
+    """The samples as a list.
+
+    Raises:
+        TypeError: If they are something else than samples.
+    """
+    if isinstance(samples, MultiDocSample):
+        raise TypeError("samples is one MultiDocSample; give a list of them: [sample]")
+    chosen = list(samples)
+    other = next((one for one in chosen if not isinstance(one, MultiDocSample)), None)  # pyright: ignore[reportUnnecessaryIsInstance]
+    if other is not None:
+        raise TypeError(
+            f"samples hold a {type(other).__name__}; they must be MultiDocSample(question, answers, documents, "
+            "gold_index)"
+        )
+    return chosen
+
+
 def require_samples(samples: Iterable[MultiDocSample]) -> list[MultiDocSample]:
     """The samples as a list, if there are any and predictions can be compared with the answers of all.
 
     Raises:
+        TypeError: If they are something else than samples.
         ValueError: If there are no samples, or an answer normalises to nothing.
     """
-    chosen = list(samples)
+    chosen = list_samples(samples)
     if not chosen:
         raise ValueError("there are no samples to score")
     require_comparable_answers(chosen)

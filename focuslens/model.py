@@ -20,6 +20,7 @@ from focuslens.backends import Backend, ModelShape, backend_for, describe
 from focuslens.batch import EncodedPrompt, Generation, Prefix, PromptBatch
 from focuslens.decoding import decode, extend
 from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, last_layer
+from focuslens.opening import told_errors
 from focuslens.prefilling import copies, prefill, rerun
 from focuslens.probe import HookPoints
 from focuslens.tokens import PromptEncoder
@@ -106,6 +107,8 @@ class FocusModel:
             chat_template_kwargs: As in :class:`FocusModel`.
 
         Raises:
+            FileNotFoundError: If there is no such checkpoint here or on the hub, or the hub cannot be reached.
+            PermissionError: If access to the model has to be granted.
             ValueError: If the checkpoint cannot be opened in the way asked for; the message says what would work.
         """
         resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
@@ -122,7 +125,8 @@ class FocusModel:
         tokenizer = loading.load_tokenizer(name, revision)
         load = loading.loader(name, backend, revision, device_map)
         _LOG.info("loading %s in %s on %s", name, str(resolved).removeprefix("torch."), device_map or device)
-        hooked = load(name, tokenizer, device=device, dtype=resolved, n_ctx=n_ctx, revision=revision)
+        with told_errors(name, revision):
+            hooked = load(name, tokenizer, device=device, dtype=resolved, n_ctx=n_ctx, revision=revision)
         return cls(
             hooked,
             tokenizer,

@@ -33,6 +33,7 @@ from focuslens.directions import FocusDirections, Site
 from focuslens.execution import Executor, InProcess, executor_for
 from focuslens.files import versions, write_atomically
 from focuslens.heads import Head, check_heads
+from focuslens.metrics import list_samples
 from focuslens.objective import Attention, direction_losses, record_attention, require_same_attention
 from focuslens.progress import progress_bar, track
 from focuslens.prompts import Case, MultiDocSample, prompts_digest
@@ -182,7 +183,7 @@ def train_focus_directions(
     data = getattr(samples, "description", None) if data is None else data
     executor = executor_for(model)
     named = _chosen_heads(executor.shape, heads)
-    usable, responses = _gold_responses(executor, list(samples), config, batch_tokens, progress)
+    usable, responses = _gold_responses(executor, list_samples(samples), config, batch_tokens, progress)
     groups = LayerHeads.group(named, executor.shape)
     state = _start(executor, named, groups, config)
     provenance = _provenance(executor, usable, config, data)

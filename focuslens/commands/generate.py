@@ -96,6 +96,9 @@ def _open_sample(args: argparse.Namespace, model: FocusModel) -> tuple[Samples, 
 def _variants(args: argparse.Namespace, model: FocusModel) -> list[_Variant]:
     if args.tau is None and args.directions is None:
         return []
+    directions = None if args.directions is None else open_directions(args.directions)
+    if directions is not None:
+        directions.require_shape(model.shape)
     count_heads("--top-k", args.top_k, model.shape.n_layers * model.shape.n_heads)  # before any is scored
     ranking, source = get_ranking(args, model)
     chosen: list[_Variant] = []
@@ -103,8 +106,8 @@ def _variants(args: argparse.Namespace, model: FocusModel) -> list[_Variant]:
         k = count_heads("--top-k", args.top_k, len(ranking))
         split = SplitSoftmax(ranking[:k], args.tau)
         chosen.append(_Variant(f"split-softmax tau={args.tau:g} k={k}", (split,), source))
-    if args.directions is not None:
-        directions, alpha = open_directions(args.directions), _ALPHA if args.alpha is None else args.alpha
+    if directions is not None:
+        alpha = _ALPHA if args.alpha is None else args.alpha
         heads = [head for head in ranking if head in set(directions.heads)]
         k = count_heads("--top-k", args.top_k, len(heads))
         focus = FocusSteering(directions, alpha, heads[:k], args.positions)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from focuslens.commands import cluster, output
+from focuslens.commands.options import Parser
 
 __all__ = ["add_options", "artefact_main", "run"]
 
@@ -51,7 +52,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def artefact_main(key: str, about: str | None, arguments: list[str] | None = None) -> None:
     """What the scripts in ``experiments/`` run: one artefact, under the options of ``focuslens paper``."""
-    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser, only=False)
     output.add_options(parser)
     output.carry_out(argparse.Namespace(**{**vars(parser.parse_args(arguments)), "only": [key]}), run)

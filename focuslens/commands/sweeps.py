@@ -92,10 +92,16 @@ def run_steer(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _steer(args: argparse.Namespace, model: Executor, directions: FocusDirections) -> dict[str, Any]:
+    directions.require_shape(model.shape)
     data = open_samples(args, model, "test")  # before the ranking, as above
     ranking, source = get_ranking(args, model)
     steerable = set(directions.heads)
     heads = [head for head in ranking if head in steerable]
+    if not heads:
+        raise ValueError(
+            f"{args.directions} has directions of {len(directions)} heads, none of which the ranking names; rank all "
+            "heads (leave --heads away), or name the ranking that the directions were trained with"
+        )
     ks = _possible(args.k, len(heads))
     settings = [Setting("baseline"), *steering_settings(directions, heads, args.alpha, ks, positions=args.positions)]
     sweep = sweep_to(args, model, data, settings, _records(args, "steering"))

@@ -34,6 +34,8 @@ class LineStore:
                 f"there is no file {str(self.path)!r}; the multi-document QA files come from "
                 "https://github.com/nelson-liu/lost-in-the-middle (qa_data, and the retrieval results its README links)"
             )
+        if self.path.is_dir():
+            raise IsADirectoryError(f"{str(self.path)!r} is a directory; name a file in it, such as *.jsonl.gz")
         with self.path.open("rb") as file:
             self._compressed = file.read(2) == _GZIP_MAGIC
         # Open for as long as the store lives. The cast: systems have different classes for it, all binary files.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +18,7 @@ from focuslens.execution import Executor, executor_for
 from focuslens.files import versions
 from focuslens.hooks import Intervention
 from focuslens.markup import Cell, Markup, bar, card, details, shorten, table
-from focuslens.metrics import require_comparable_answers, sub_exact_match
+from focuslens.metrics import list_samples, require_comparable_answers, sub_exact_match
 from focuslens.progress import progress_bar, track
 from focuslens.prompts import Case, MultiDocSample, prompts_digest
 
@@ -224,10 +225,11 @@ def run_sweep(
     Raises:
         ValueError: If there are no samples or settings, a name or id occurs twice, or ``out`` holds other results.
     """
-    executor, chosen = executor_for(model), list(samples)
+    executor, chosen = executor_for(model), list_samples(samples)
     _require_unique("setting", [setting.name for setting in settings])
     _require_unique("sample", [sample.id for sample in chosen])
     require_comparable_answers(chosen)
+    _require_gold(settings, chosen)
     # Data that come from a file say so themselves.
     data = getattr(samples, "description", None) if data is None else data
     header = _header(executor, chosen, settings, max_new_tokens, data, seed)
@@ -250,6 +252,18 @@ def run_sweep(
             bar.update(len(batch))
     ordered = [records[sample.id] for sample in chosen]
     return Sweep(tuple(settings), {s.name: evaluation_of(ordered, s.name, seed) for s in settings}, header)
+
+
+def _require_gold(settings: Sequence[Setting], samples: Sequence[MultiDocSample]) -> None:
+    """Refuse settings that act on the relevant document where no sample has one; warn where some have none."""
+    without = sum(sample.gold_index is None for sample in samples)
+    acting = [one.name for one in settings if any(getattr(i, "span", None) == "relevant" for i in one.interventions)]
+    if not without or not acting:
+        return
+    told = f"of {len(samples)} samples have no relevant document (gold_index is None), on which {acting[0]!r} acts"
+    if without == len(samples):
+        raise ValueError(f"all {told}; give gold_index, the place of the relevant document from 0, or another span")
+    warnings.warn(f"{without} {told}: nothing changes for them", stacklevel=3)
 
 
 def _require_unique(what: str, names: Sequence[str]) -> None:

@@ -100,8 +100,8 @@ class FocusSteering:
         Raises:
             ValueError: If the directions do not fit the model.
         """
-        check_heads(self.heads, shape.n_layers, shape.n_heads)
         self.directions.require_shape(shape)
+        check_heads(self.heads, shape.n_layers, shape.n_heads)
         at_rotary = self.directions.site == "rotary"
         added = [
             (hook_name(layer, "hook_rot_q" if at_rotary else "hook_q"), chosen, self.alpha * vectors)

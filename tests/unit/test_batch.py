@@ -89,7 +89,7 @@ def test_a_range_outside_the_prompt_is_refused(span: tuple[int, int]) -> None:
 def test_an_unknown_part_is_refused_with_those_there_are() -> None:
     with pytest.raises(KeyError, match=r"no part 'gold'; it has \['irrelevant', 'relevant'\]"):
         LONG.resolve("gold")
-    with pytest.raises(KeyError, match=r"no part 'gold'; it is an ordinary string and has none. Give sample.prompt\("):
+    with pytest.raises(KeyError, match=r"a plain text and has no part 'gold'; give sample.prompt\("):
         encoded(1).resolve("gold")
 
 

@@ -10,8 +10,6 @@ import pytest
 
 from focuslens.cli import _COMMANDS, _RUNS, main
 
-BASH = shutil.which("bash")
-
 
 def printed(shell: str, capsys: pytest.CaptureFixture[str]) -> str:
     with pytest.raises(SystemExit) as stop:
@@ -23,7 +21,8 @@ def printed(shell: str, capsys: pytest.CaptureFixture[str]) -> str:
 @pytest.fixture
 def complete(capsys, tmp_path):
     """What bash offers for a line that ends where the cursor is."""
-    if BASH is None:
+    bash = shutil.which("bash")
+    if bash is None:
         pytest.skip("there is no bash")
     (tmp_path / "completion.bash").write_text(printed("bash", capsys))
     asked = (
@@ -34,7 +33,7 @@ def complete(capsys, tmp_path):
     )
 
     def offered(*words: str) -> list[str]:
-        command = [BASH, "--norc", "-c", asked, "bash", str(tmp_path / "completion.bash"), "focuslens", *words]
+        command = [bash, "--norc", "-c", asked, "bash", str(tmp_path / "completion.bash"), "focuslens", *words]
         done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=tmp_path)
         assert done.stderr == ""
         return done.stdout.split()

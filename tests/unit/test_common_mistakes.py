@@ -1,0 +1,467 @@
+"""What newcomers do wrong, and what they are told: by the message, in Python and on the command line.
+
+On the command line it is one line on standard error with status 1, or 2 where the command line itself is wrong, and
+never a traceback.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+import transformers
+from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+from multidoc_files import oracle_record, write
+
+import focuslens as fl
+from focuslens.cli import main
+
+SHAPE = {"n_layers": 3, "n_heads": 4, "n_key_value_heads": 2, "d_head": 16}
+GOLD = fl.MultiDocSample("who?", ("Ann",), (fl.Document("a", "Ann did it."), fl.Document("b", "Bob did.")), 0)
+NO_GOLD = fl.MultiDocSample("who?", ("Ann",), GOLD.documents, None, "other")
+
+
+@pytest.fixture(autouse=True)
+def _closed_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    return write(tmp_path / "oracle.jsonl", [oracle_record(i) for i in range(12)])
+
+
+@pytest.fixture
+def small(checkpoint: Any, data: Path) -> list[str]:
+    """Options that make a command quick."""
+    return [
+        "--model", str(checkpoint("llama")), "--data", str(data), "--documents", "2", "--gold-positions", "0,1",
+        "--samples", "2", "--max-new-tokens", "3",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def refused(capsys: pytest.CaptureFixture[str]):
+    """Runs a command that cannot be met, quietly, and gives the one line that it says."""
+
+    def run(*arguments: str, status: int = 1) -> str:
+        capsys.readouterr()
+        try:
+            found = main([*arguments, "--quiet"])
+        except SystemExit as stop:
+            found = stop.code
+        said = capsys.readouterr().err
+        assert found == status
+        assert said.count("\n") == 1, said
+        assert said.startswith(f"focuslens {arguments[0]}: ")
+        return said
+
+    return run
+
+
+@pytest.fixture
+def model(load_model: Any) -> fl.FocusModel:
+    return load_model("llama")
+
+
+def directions(folder: Path, heads: Any = ((1, 0), (2, 1)), d_head: int = 16, **settings: Any) -> str:
+    return str(fl.FocusDirections(heads, torch.randn(len(heads), d_head), **settings).save(folder / "directions"))
+
+
+# 1. A model that is not there
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nobody/no-such-model", "there is no directory 'nobody/no-such-model', and the hub cannot be reached"),
+        ("./no/such/directory", "there is no directory './no/such/directory'; a model is a local directory or a name"),
+        ("a/b/c", "there is no directory 'a/b/c', and a name on the hub has the form OWNER/NAME"),
+    ],
+)
+def test_a_model_that_is_nowhere(name, message, refused):
+    with pytest.raises(FileNotFoundError, match=message):
+        fl.FocusModel.from_pretrained(name)
+    assert message in refused("heads", "--model", name)
+
+
+def test_a_directory_that_is_no_checkpoint(checkpoint, tmp_path, refused):
+    half = tmp_path / "half"
+    half.mkdir()
+    message = f"the directory '{half}' holds no config.json; a model's directory holds config.json, a tokenizer"
+    with pytest.raises(FileNotFoundError, match=message):
+        fl.FocusModel.from_pretrained(str(half))
+    assert message in refused("heads", "--model", str(half))
+    shutil.copy(checkpoint("llama") / "config.json", half)
+    assert "holds no tokenizer (tokenizer.json); save it beside the weights" in refused("heads", "--model", str(half))
+    with pytest.raises(FileNotFoundError, match="a name on the hub; the directory that holds it may be meant"):
+        fl.FocusModel.from_pretrained(str(half / "config.json"))
+
+
+# 2. A model that the hub does not give
+
+
+@pytest.mark.parametrize(
+    ("cause", "kind", "message"),
+    [
+        (
+            GatedRepoError,
+            PermissionError,
+            "'someone/model' is gated: ask for access at https://huggingface.co/someone/",
+        ),
+        (RepositoryNotFoundError, FileNotFoundError, "there is no model 'someone/model' on the hub, and no such direc"),
+        (RevisionNotFoundError, FileNotFoundError, "'someone/model' has no revision 'main2' on the hub; name a branch"),
+    ],
+)
+def test_a_model_that_the_hub_does_not_give(cause, kind, message, monkeypatch, refused):
+    """As transformers raises it: an ``OSError`` of several lines, over what the hub answered."""
+
+    class Response:
+        headers: dict[str, str] = {}  # noqa: RUF012
+        status_code = 403
+        request = None
+
+    def from_pretrained(name: str, **settings: Any):
+        try:
+            raise cause("403 Client Error", response=Response())
+        except cause as error:
+            raise OSError("You are trying to access a gated repo.\nMake sure to have access to it.\n") from error
+
+    monkeypatch.setattr(transformers.AutoTokenizer, "from_pretrained", from_pretrained)
+    with pytest.raises(kind, match=message):
+        fl.FocusModel.from_pretrained("someone/model", revision="main2")
+    assert message in refused("heads", "--model", "someone/model", "--revision", "main2")
+
+
+# 3. An architecture that cannot be read
+
+
+def changed_config(checkpoint: Any, folder: Path, **changes: Any) -> str:
+    shutil.copytree(checkpoint("llama"), folder)
+    config = json.loads((folder / "config.json").read_text())
+    del config["max_position_embeddings"]  # some types have none, and refuse it
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
+    return str(folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "new_thing"}, "is of the type 'new_thing', which this transformers does not know; a later one"),
+        (
+            {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
+            "is of the architecture BertForMaskedLM, no decoder that generates text; heads that read a context are",
+        ),
+        (
+            {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]},
+            "is of the architecture T5ForConditionalGeneration, an encoder-decoder; heads",
+        ),
+        (
+            {"model_type": "xlnet", "architectures": ["XLNetLMHeadModel"], "d_head": 16},
+            "is of the architecture XLNetLMHeadModel, for which TransformerLens has no adapter; Llama, Mistral, Qwen2",
+        ),
+    ],
+)
+def test_an_architecture_that_cannot_be_read(changes, message, checkpoint, tmp_path, refused):
+    name = changed_config(checkpoint, tmp_path / "other", **changes)
+    with pytest.raises(ValueError, match=message):
+        fl.FocusModel.from_pretrained(name)
+    assert message in refused("heads", "--model", name)
+
+
+# 4. Data that are not there, or something else
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            None,
+            "there is no file '{path}'; the multi-document QA files come from https://github.com/nelson-liu/lost-in",
+        ),
+        ("question,answer\nwho,Ann\n", "{path}, line 1: broken JSON (Expecting value"),
+        ('[{"question": "who"}]\n', '{path}, line 1: the line is [{{"question": "who"}}]; it must be a JSON'),
+        ('{"question": "who", "answers": ["Ann"]}\n', "{path}, line 1: the field 'ctxs' is missing; there are 'ques"),
+        ("", "{path} is empty; it must hold one JSON object a line"),
+        ("/", "'{path}' is a directory; name a file in it, such as *.jsonl.gz"),
+    ],
+)
+def test_data_that_are_not_what_they_should_be(content, message, checkpoint, tmp_path, refused):
+    path = tmp_path / "given"
+    if content == "/":
+        path.mkdir()
+    elif content is not None:
+        path.write_text(content)
+    message = message.format(path=path)
+    with pytest.raises((ValueError, OSError)) as caught:
+        fl.load_multidoc(path, num_documents=2, gold_positions=[0])
+    assert message in str(caught.value)
+    assert message in refused("heads", "--model", str(checkpoint("llama")), "--data", str(path))
+
+
+# 5. Samples without a relevant document, or something else than samples
+
+
+def test_samples_without_a_relevant_document(model, recwarn):
+    split = fl.SplitSoftmax([(0, 0)], 0.3)
+    with pytest.raises(ValueError, match=r"all of 1 samples have no relevant document \(gold_index is None\)"):
+        fl.evaluate(model, [NO_GOLD], [split], max_new_tokens=2)
+    with pytest.warns(UserWarning, match="1 of 2 samples have no relevant document .* nothing changes for them"):
+        fl.evaluate(model, [NO_GOLD, GOLD], [split], max_new_tokens=2)
+    assert len(fl.evaluate(model, [NO_GOLD], max_new_tokens=2)) == 1
+    with pytest.raises(ValueError, match="has a response and a relevant document"):
+        fl.contextual_scores(model, [NO_GOLD], max_new_tokens=2).ranking()
+    with pytest.raises(ValueError, match="the question 'who\\?' has no gold document, so it has no 'gold' prompt"):
+        NO_GOLD.prompt("gold")
+    with pytest.raises(ValueError, match="none of the 1 samples has a gold document and a response"):
+        fl.train_focus_directions(model, [NO_GOLD], [(0, 0)], max_new_tokens=2)
+    with pytest.raises(ValueError, match="gold_index is 2, but there are 2 documents: it must be 0 to 1, or None"):
+        fl.MultiDocSample("who?", ("Ann",), GOLD.documents, 2)
+
+
+def test_samples_that_are_none(model, unchecked):
+    for work in (fl.evaluate, fl.contextual_scores, fl.train_focus_directions):
+        with pytest.raises(TypeError, match=r"samples is one MultiDocSample; give a list of them: \[sample\]"):
+            work(model, GOLD)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(TypeError, match=r"samples hold a str; they must be MultiDocSample\(question, answers"):
+            work(model, ["who?"])  # pyright: ignore[reportArgumentType]
+        with pytest.raises(TypeError, match=r"model is a str; it must be a FocusModel: fl.FocusModel.from_pretrained"):
+            work("gpt2", [GOLD])  # pyright: ignore[reportArgumentType]
+
+
+def test_a_line_without_its_gold_passage(checkpoint, tmp_path, refused):
+    record = oracle_record(0)
+    record["ctxs"][0]["isgold"] = record["ctxs"][0]["hasanswer"] = False
+    path = write(tmp_path / "oracle.jsonl", [record])
+    said = refused("heads", "--model", str(checkpoint("llama")), "--data", str(path), "--documents", "1")
+    assert f"{path}, line 1: " in said
+    assert "gold" in said
+
+
+# 6. Prompts that are too long
+
+
+def test_prompts_that_are_too_long(model, small, refused):
+    n_ctx = model.shape.n_ctx
+    with pytest.raises(ValueError, match=f"tokens do not fit the model's context of {n_ctx}; shorten the prompt, or"):
+        model.generate("word " * (n_ctx + 1))
+    said = refused("heads", *small, "--n-ctx", "60")
+    assert "tokens do not fit the model's context of 60; shorten the prompt, or load the model with a larger" in said
+    said = refused("heads", *small[:2], "--samples", "1", "--n-ctx", "20")
+    assert "prompts of one document have up to " in said
+    assert "lower --max-new-tokens, or raise --n-ctx" in said
+
+
+# 7. Heads that are none
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        ([3, 5], "3 is no head; heads are (layer, head) pairs, both counted from 0, such as [(12, 3), (14, 0)]"),
+        ((1, 0), "1 is no head; heads are (layer, head) pairs"),
+        (["L1H0"], "'L1H0' is no head; heads are (layer, head) pairs"),
+        ([(0.5, 1)], "(0.5, 1) is no head; heads are"),
+        (3, "heads is 3; heads are (layer, head) pairs"),
+    ],
+)
+def test_heads_that_are_no_pairs(heads, message, unchecked):
+    for make in (
+        lambda: fl.SplitSoftmax(heads, 0.3),
+        lambda: fl.HeadAblation(heads),
+        lambda: fl.FocusDirections(heads, torch.zeros(1, 16)),
+    ):
+        with pytest.raises(TypeError) as caught:
+            make()
+        assert message in str(caught.value)
+
+
+def test_heads_that_the_model_does_not_have(model, small, tmp_path, refused):
+    message = r"head \(3, 0\) does not exist: the model has layers 0 to 2 with heads 0 to 3"
+    with pytest.raises(ValueError, match=message):
+        model.generate(GOLD.prompt(), [fl.SplitSoftmax([(3, 0)], 0.3)])
+    (tmp_path / "ranking.json").write_text("[[3, 0]]")
+    options = ["--heads", str(tmp_path / "ranking.json"), "--tau", "0.3", "--k", "1"]
+    assert "head (3, 0) does not exist" in refused("split-softmax", *small, *options)
+    (tmp_path / "ranking.json").write_text("[3, 5]")
+    assert "ranking.json is not a ranking of heads" in refused("split-softmax", *small, *options)
+
+
+# 8. Parts that the prompt does not have
+
+
+def test_a_part_that_the_prompt_does_not_have(model):
+    with pytest.raises(KeyError, match=r"this prompt has no part 'documents'; it has \['document', .*'relevant'\]"):
+        model.generate(GOLD.prompt(), [fl.SplitSoftmax([(0, 0)], 0.3, span="documents")])
+    with pytest.raises(KeyError, match="this prompt is a plain text and has no part 'relevant'; give sample"):
+        model.generate("Who did it?", [fl.SplitSoftmax([(0, 0)], 0.3)])
+
+
+def test_a_prompt_without_parts_on_the_command_line(small, refused):
+    said = refused("generate", *small[:2], "--prompt", "Who did it?", "--tau", "0.3")
+    assert (
+        "the text of --prompt has none; give --sample with --case long or gold, or in Python fl.Prompt(text, spa"
+        in said
+    )
+
+
+# 9. Directions of another model, or for another site
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"d_head": 8}, "directions have d_head = 8, the model has 16: they are of another model"),
+        (
+            {"heads": ((9, 0),)},
+            "directions are of another model: head (9, 0) does not exist: the model has layers 0 to 2",
+        ),
+        (
+            {"provenance": {"shape": {**SHAPE, "n_layers": 32}}},
+            "directions are of a model with n_layers = 32, this one has 3",
+        ),
+    ],
+)
+def test_directions_of_another_model(settings, message, model, small, tmp_path, refused):
+    source = directions(tmp_path, **settings)
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        model.generate("Who?", [fl.FocusSteering(fl.FocusDirections.load(source), 0.3)])
+    assert message in str(caught.value)
+    assert message in refused("steer", *small, "--directions", source, "--k", "1")
+    assert message in refused("generate", *small, "--sample", "0", "--directions", source)
+
+
+def test_directions_of_heads_that_a_ranking_does_not_name(small, tmp_path, refused):
+    (tmp_path / "ranking.json").write_text("[[0, 0]]")
+    said = refused("steer", *small, "--directions", directions(tmp_path), "--heads", str(tmp_path / "ranking.json"))
+    assert "has directions of 2 heads, none of which the ranking names; rank all heads" in said
+
+
+def test_directions_for_another_site(checkpoint, tmp_path, unchecked, refused):
+    source = directions(tmp_path, provenance={"shape": SHAPE})
+    named = ["--model", str(checkpoint("llama")), "--directions", source, "--alpha", "0.3"]
+    said = refused("fold", *named, "--out", str(tmp_path / "steered"))
+    assert "the directions act at the rotary site" in said
+    assert "train with site='projection' to fold" in said
+    with pytest.raises(ValueError, match="site is 'rot'; it must be one of rotary, projection"):
+        fl.FocusDirections([(0, 0)], torch.zeros(1, 16), site="rot")  # pyright: ignore[reportArgumentType]
+    shutil.rmtree(source)
+    Path(source).mkdir()
+    assert "holds no directions.safetensors; is it a directory written by" in refused(
+        "fold", *named, "--out", str(tmp_path / "steered")
+    )
+
+
+# 10. A chat template that a base model does not have
+
+
+def test_a_chat_template_that_there_is_not(checkpoint, small, refused):
+    message = "chat=True, but the tokenizer has no chat template; use chat=False for a base model"
+    with pytest.raises(ValueError, match=message):
+        fl.FocusModel.from_pretrained(str(checkpoint("llama")), device="cpu", chat=True)
+    assert message in refused("heads", *small, "--chat")
+
+
+# 11. Extras that are not installed
+
+
+def without(monkeypatch: pytest.MonkeyPatch, package: str, *modules: str) -> None:
+    for name in [name for name in sys.modules if name.split(".")[0] == package or name.startswith(modules)]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+
+
+def test_an_extra_that_is_not_installed(small, tmp_path, monkeypatch, refused):
+    with monkeypatch.context() as missing:
+        without(missing, "circuitsvis", "focuslens.viz")
+        assert "pip install 'focuslens[viz]'" in refused("heads", *small, "--out", str(tmp_path / "out"))
+    with monkeypatch.context() as missing:
+        without(missing, "rouge_score", "focuslens.rouge")
+        assert "pip install 'focuslens[rouge]'" in refused("paper", "--only", "retrieval")
+    with monkeypatch.context() as missing:
+        missing.setitem(sys.modules, "ray", None)
+        assert "pip install 'focuslens[ray]'" in refused("heads", *small, "--ray")
+        with pytest.raises(ImportError, match=r"needs Ray, and 'ray' is missing: pip install 'focuslens\[ray\]'"):
+            fl.RayPool("demo")
+
+
+# 12. A place that holds other results
+
+
+def test_a_place_that_holds_other_results(model, small, tmp_path, refused):
+    out, again = str(tmp_path / "out"), ["--directions", directions(tmp_path), "--k", "1"]
+    assert main(["steer", *small, *again, "--alpha", "0.2", "--out", out, "-q"]) == 0
+    message = "steering.jsonl holds results made otherwise (settings differ; "
+    assert message in refused("steer", *small, *again, "--alpha", "0.4", "--out", out)
+    fl.evaluate(model, [GOLD], max_new_tokens=2, out=tmp_path / "run.jsonl")
+    with pytest.raises(ValueError, match=r"run.jsonl holds results made otherwise \(max_new_tokens differ.*delete it"):
+        fl.evaluate(model, [GOLD], max_new_tokens=3, out=tmp_path / "run.jsonl")
+
+
+def test_a_checkpoint_is_written_into_no_other(checkpoint, tmp_path, refused):
+    source = directions(tmp_path, provenance={"shape": SHAPE}, site="projection")
+    named = ["--model", str(checkpoint("llama")), "--directions", source, "--alpha", "0.3", "--out", str(tmp_path)]
+    assert f"{tmp_path} is no empty directory; name a new one" in refused("fold", *named)
+
+
+# 13. Numbers on the command line
+
+
+def test_a_strength_below_zero_needs_no_equals_sign(small, tmp_path, capsys):
+    (tmp_path / "ranking.json").write_text("[[1, 0], [2, 1]]")
+    options = ["--directions", directions(tmp_path), "--heads", str(tmp_path / "ranking.json")]
+    assert main(["steer", *small, *options, "--alpha", "-0.2,.5", "--k", "1", "--json"]) == 0
+    assert [row.get("alpha") for row in json.loads(capsys.readouterr().out)["settings"]] == [None, -0.2, 0.5]
+    assert main(["generate", *small, *options, "--sample", "0", "--alpha", "-2e-1", "--json"]) == 0
+    steered = json.loads(capsys.readouterr().out)["responses"][1]
+    assert steered["interventions"][0]["alpha"] == -0.2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["steer", "--alpha", "0,2;1"],
+            "argument --alpha: '0,2;1' is not numbers separated by commas, such as -0.2,0.2",
+        ),
+        (["steer", "--k", "0.5"], "argument --k: '0.5' is not whole numbers separated by commas, such as 10,20"),
+        (["generate", "--alpha", "strong"], "argument --alpha: invalid float value: 'strong'"),
+        (["heads", "--case", "right"], "argument --case: invalid choice: 'right' (choose from "),
+        (["heads", "--modle", "x"], "focuslens heads: unrecognized arguments: --modle x"),
+    ],
+)
+def test_a_command_line_that_is_wrong(arguments, message, refused):
+    assert message in refused(*arguments, *(["--directions", "x"] if arguments[0] == "steer" else []), status=2)
+
+
+# 14. Answers that every text holds
+
+
+def test_answers_that_normalise_to_nothing(model, data, small, refused):
+    message = "the answer 'The' normalises to nothing, so it would match every prediction; an answer needs at least"
+    with pytest.raises(ValueError, match=message):
+        fl.evaluate(model, [fl.MultiDocSample("who?", ("The",), GOLD.documents, 0)])
+    record = oracle_record(0)
+    record["answers"] = ["The"]
+    write(data, [record, *(oracle_record(i) for i in range(1, 12))])
+    said = refused("heads", *small)
+    assert f"{data}, line 1: " in said
+    assert "normalise" in said
+
+
+# 15. A device that is not there
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu"])
+def test_a_device_that_is_not_there(device, checkpoint, small, refused):
+    message = f"device is '{device}', which is not here"
+    with pytest.raises(ValueError, match=f"{message}.*; here are cpu"):
+        fl.FocusModel.from_pretrained(str(checkpoint("llama")), device=device)
+    assert message in refused("heads", *small, "--device", device)
