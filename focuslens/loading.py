@@ -57,7 +57,7 @@ def checked_device(device: str | None) -> str:
     except (RuntimeError, AssertionError) as error:
         why = str(error).splitlines()[0]
         why = f" ({why})" if len(why) < 80 else ""  # of an unknown name, torch lists all that it has ever heard of
-        raise ValueError(f"device is {device!r}, which is not here{why}; here are {', '.join(_devices())}") from error
+        raise ValueError(f"device is {device!r}, which is not here{why}; available: {', '.join(_devices())}") from error
     return device
 
 

@@ -64,6 +64,7 @@ PARSED = {
 
 OTHERS = {
     "cd": "of a checkout of HELMET",
+    "eval": "of a shell's start-up file; tests/unit/test_completion.py",
     "bash": "a script of HELMET, which downloads",
     "git": "downloads",
     "lm-eval": "tests/serving/test_served.py",

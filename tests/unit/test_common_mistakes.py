@@ -462,6 +462,6 @@ def test_answers_that_normalise_to_nothing(model, data, small, refused):
 @pytest.mark.parametrize("device", ["cuda:99", "gpu"])
 def test_a_device_that_is_not_there(device, checkpoint, small, refused):
     message = f"device is '{device}', which is not here"
-    with pytest.raises(ValueError, match=f"{message}.*; here are cpu"):
+    with pytest.raises(ValueError, match=f"{message}.*; available: cpu"):
         fl.FocusModel.from_pretrained(str(checkpoint("llama")), device=device)
     assert message in refused("heads", *small, "--device", device)
