@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -165,6 +166,8 @@ def _run_tasks(args: argparse.Namespace) -> None:
         )
     out = args.out or Path("runs") / "helmet" / Path(args.model).name
     plan, checkout = _plan(args, out)
+    if args.quiet and "datasets" in sys.modules:  # which HELMET has imported
+        sys.modules["datasets"].disable_progress_bars()
     if plan.left_out:
         print(f"left out, since the paper does not use them: {', '.join(plan.left_out)}")
     directions, ranking = _directions(args)
