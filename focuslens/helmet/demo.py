@@ -81,6 +81,7 @@ def _row(index: int, sample: MultiDocSample) -> dict[str, Any]:
     depth = 0.0 if sample.gold_index is None else sample.gold_index / max(1, len(sample.documents) - 1)
     return {
         "index": index,
+        "id": sample.question_id,  # two people of one name are asked about in the same words
         "context": documents,
         "question": sample.question,
         "answer": list(sample.answers),

@@ -97,7 +97,7 @@ class HelmetRun:
         tables = length_tables(self._done, [setting.name for setting in self.settings], self.seed)
         reported = reported_rows()
         grids = [grid for table in tables for grid in grids_of(table, self.executor.name, reported)]
-        title, lines = f"HELMET, on {self.executor.name}", {**self._facts(), **facts}
+        title, lines = f"HELMET, on {Path(self.executor.name).name}", {**self._facts(), **facts}
         lengths = [table.length for table in tables]
         for table in tables:
             self._write_csv(table)

@@ -6,8 +6,10 @@ import importlib.util
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +28,7 @@ from focuslens.helmet.checkout import Checkout, open_checkout
 from focuslens.helmet.plan import Entry, read_plan
 from focuslens.helmet.recall import make_recall
 from focuslens.helmet.results import write_results
-from focuslens.helmet.runner import Answering, answer_entry
+from focuslens.helmet.runner import Answering, answer_entry, answering_for, declared_penalty
 from focuslens.helmet.samples import read_samples, stop_tokens
 from focuslens.helmet.tasks import TASKS
 from focuslens.serving import fold
@@ -183,6 +185,30 @@ def test_metrics_are_helmets_on_the_same_outputs(dataset, checkout, world, folde
 
 
 @pytest.mark.usefixtures("inside")
+def test_responses_are_those_of_helmets_model_where_a_checkpoint_penalises_repetition(
+    checkout, world, folders, tmp_path, monkeypatch
+):
+    folder = shutil.copytree(folders["llama"], tmp_path / "yarn-penalised")
+    config = json.loads((folder / "generation_config.json").read_text())
+    (folder / "generation_config.json").write_text(json.dumps({**config, "repetition_penalty": 1.3}))
+    entry = entry_of(checkout, world, "kilt_nq", "--stop_newline", "True", "--generation_max_length", "30")
+    theirs = own_model(checkout, folder, entry, monkeypatch)
+    executor = InProcess(fl.FocusModel.from_pretrained(str(folder), chat=False, device="cpu", n_ctx=4096))
+    penalty = declared_penalty(executor)
+    answering = answering_for(executor, entry, (fl.Setting("baseline"),), (), penalty)
+    data, store = answer_entry(executor, checkout, entry, answering, tmp_path / "records")
+    plain, changed = replace(answering, repetition_penalty=1.0), 0
+    samples = read_samples(checkout, entry, data, executor.tokenizer)
+    for record, sample in zip(store.records.values(), samples, strict=True):
+        said = theirs.generate(theirs.prepare_inputs(data["data"][int(record["id"])], data))
+        found = record["results"]["baseline"]
+        assert (found["output"], len(found["tokens"])) == (said["output"], said["output_len"])
+        assert (record["input_len"], record["input_text"]) == (said["input_len"], said["input_text"])
+        changed += plain(executor.model, sample)["results"]["baseline"] != found
+    assert changed
+
+
+@pytest.mark.usefixtures("inside")
 def test_helmets_own_script_reads_the_files(checkout, world, folders, tmp_path, monkeypatch):
     entry = entry_of(checkout, world, "json_kv", "--tag", "v1")
     model = fl.FocusModel.from_pretrained(str(folders["llama"]), chat=False, device="cpu", n_ctx=4096)
@@ -198,9 +224,10 @@ def test_helmets_own_script_reads_the_files(checkout, world, folders, tmp_path, 
     assert asked.get_averaged_metric() == {"substring_exact_match": 100.0}
 
 
-def test_the_embedded_model_can_do_its_own_set_by_helmets_loader(tmp_path):
+def test_the_embedded_model_can_do_its_own_set_by_helmets_loader(tmp_path, capsys):
     named = ["--helmet", HELMET, "--config", "demo", "--lengths", "700", "--max-test-samples", "12", "--quiet"]
     assert main(["helmet", *named, "--device", "cpu", "--out", str(tmp_path)]) == 0
+    assert "Map" not in capsys.readouterr().err  # the datasets library is quiet too
     (score,) = (tmp_path / "output" / "demo-baseline").glob("*.score")
     assert json.loads(score.read_text())["substring_exact_match"] > 60
 

@@ -169,7 +169,7 @@ def test_the_embedded_models_set_holds_its_questions_among_as_many_documents_as_
     counts: list[int] = []
     for file, length in zip(made.files, (700, 1400), strict=True):
         rows = rows_of(tmp_path / file)
-        assert len({row["question"] for row in rows}) == 10
+        assert len({row["question"] for row in rows}) == len({row["id"] for row in rows}) == 10
         for row in rows:
             lines = row["context"].split("\n")
             assert [line.split("(")[0] for line in lines] == [f"Document [{i + 1}]" for i in range(len(lines))]
