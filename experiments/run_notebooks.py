@@ -21,6 +21,7 @@ from focuslens.files import write_atomically
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 QUIET = {
+    "FOCUSLENS_PROGRESS_BARS": "0",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # of loading weights
     "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm wants ipywidgets for a bar that is not kept
 }
