@@ -61,7 +61,9 @@ def generation(folder: Path, name: str, options: argparse.Namespace) -> Callable
     )
     model = in_memory(model.eval().to(options.device))
     tokens = Bench(folder / ORIGINAL, options.length).encoded().tokens[None].to(options.device)
-    settings = {"max_new_tokens": options.new_tokens, "min_new_tokens": options.new_tokens, "do_sample": False}
+    # Nothing ends a response: suppressing the token that would is work of its own in every step.
+    model.generation_config.eos_token_id = None
+    settings = {"max_new_tokens": options.new_tokens, "do_sample": False}
 
     def run() -> torch.Tensor:
         with torch.no_grad():
