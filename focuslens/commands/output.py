@@ -95,15 +95,18 @@ class _Line(logging.Formatter):
 @contextmanager
 def _notes(level: int) -> Generator[None]:
     """What the package's logger is told, from a level on, for as long as the command runs."""
-    handler, before = _Console(), _LIBRARY.level
+    handler, before, passed_on = _Console(), _LIBRARY.level, _LIBRARY.propagate
     handler.setFormatter(_Line(detailed=level <= logging.DEBUG))
     _LIBRARY.addHandler(handler)
     _LIBRARY.setLevel(level)
+    # Libraries that come with commands (absl, which rouge-score brings) set the root logger up to say it all again.
+    _LIBRARY.propagate = False
     try:
         yield
     finally:
         _LIBRARY.removeHandler(handler)
         _LIBRARY.setLevel(before)
+        _LIBRARY.propagate = passed_on
 
 
 @contextmanager

@@ -22,6 +22,7 @@ SPOKEN = (
     "import focuslens\n"
     "from focuslens.commands import output\n"
     "def run(args):\n"
+    "    logging.basicConfig(level=logging.INFO)\n"  # as libraries do that a command imports
     "    log = logging.getLogger('focuslens.work')\n"
     "    log.debug('a detail'), log.info('a note'), log.warning('a doubt')\n"
     "    own = str(Path(focuslens.__file__).with_name('model.py'))\n"
