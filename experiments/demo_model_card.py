@@ -60,8 +60,9 @@ def _tested(row: Mapping[str, Any]) -> str:
     return f"{row['name']}: {interval(row)}, McNemar p = {row['mcnemar_p']:.2g}"
 
 
-def _direction_finding(baseline: Mapping[str, Any], line: Sequence[Mapping[str, Any]], chosen: str) -> Finding:
-    best = next(row for row in line if row["name"] == chosen)
+def _direction_finding(rows: Sequence[Mapping[str, Any]], chosen: str) -> Finding:
+    baseline, best = (next(row for row in rows if row["name"] == name) for name in ("baseline", chosen))
+    line = [row for row in rows if row.get("alpha") is not None]
     strongest, negative = max(line, key=lambda row: row["alpha"]), min(line, key=lambda row: row["alpha"])
     helps = best["em"] > baseline["em"] and best["mcnemar_p"] < 0.01
     hurts = all(row["em"] < baseline["em"] for row in (strongest, negative))
@@ -75,11 +76,13 @@ def _direction_finding(baseline: Mapping[str, Any], line: Sequence[Mapping[str, 
 
 def findings(figures: Mapping[str, Any]) -> list[Finding]:
     """The properties that make the model worth looking into, from what ``measure_demo_model.py`` measured."""
-    baseline, gold, negative = figures["baselines"]
+    once, gold, negative = figures["baselines"]
+    everywhere = figures["everywhere"]
+    baseline = next(row for row in everywhere if row["name"] == "baseline")
     scores, split, off, controls = figures["scores"], figures["split_softmax"], figures["off"], figures["random"]
     count, total = len(scores["above"]), scores["heads"]
     correct, wrong = scores["outcomes"]["correct"], scores["outcomes"]["wrong"]
-    furthest = max(controls, key=lambda row: abs(row["em"] - baseline["em"]))
+    furthest = max(controls, key=lambda row: abs(row["em"] - once["em"]))
     return [
         Finding("Gold document only", "at least 0.95", interval(gold), gold["em"] >= 0.95),
         Finding("20 documents", "0.50 to 0.85", interval(baseline), 0.5 <= baseline["em"] <= 0.85),
@@ -117,10 +120,10 @@ def findings(figures: Mapping[str, Any]) -> list[Finding]:
         Finding(
             f"Random other heads, tau = 0.3, k = 1 to {len(controls)}",
             "within 0.05 of 20 documents",
-            f"furthest: {_tested(furthest)}",
-            abs(furthest["em"] - baseline["em"]) <= 0.05,
+            f"furthest: {_tested(furthest)}, where 20 documents gave {interval(once)}",
+            abs(furthest["em"] - once["em"]) <= 0.05,
         ),
-        _direction_finding(baseline, figures["steering"], figures["steering_chosen"]),
+        _direction_finding(everywhere, figures["steering_chosen"]),
     ]
 
 
@@ -156,10 +159,11 @@ document over another that looks like it.
 
 By `experiments/measure_demo_model.py` (`measured.json`): {questions} test questions of 20 documents, whose names,
 values, facts and questions are combinations of known parts that are in no other split (titles, filler and response
-sentences are shared); the gold document at positions 1, 5, 10, 15 and 20 in turn; greedy responses, sub-span exact
-match. Weights rounded to bfloat16, run in float32. Heads were ranked and directions trained
-on {train} training questions, settings chosen on {validation} validation questions. 95 % bootstrap intervals in
-parentheses, exact McNemar tests against 20 documents.
+sentences are shared), each with the gold document at positions 1, 5, 10, 15 and 20: {samples:,} samples. Controls of
+random heads are on one sample a question, the positions in turn, as is what stands alone or without the gold document.
+Greedy responses, sub-span exact match. Weights rounded to bfloat16, run in float32. Heads were ranked and directions
+trained on {train} training questions, settings chosen on {validation} validation questions at all five positions. 95 %
+bootstrap intervals in parentheses, exact McNemar tests against 20 documents; both count a question's samples together.
 {note}
 
 The ranking begins {ranking}; the first {contextual} have relevant scores above 0.1 on
@@ -170,8 +174,6 @@ alone.
 |---|---|---|---|
 {findings}
 
-| gold document at position | exact match, 20 documents |
-|---|---|
 {positions}
 
 Of {errors[wrong]} wrong answers with 20 documents, {errors[refused]} say "not recorded", {errors[later document]} give
@@ -189,6 +191,16 @@ It knows the words and sentence patterns of its corpus alone: other words fall a
 never used in a sentence, and it knows nothing of the world. Every name, place and fact in the corpus is made up. It is
 there to be looked into, not to be relied on.
 """
+
+
+def _positions(figures: Mapping[str, Any]) -> str:
+    """Exact match by the gold document's position, as it is and under the chosen settings."""
+    names = {"baseline": "20 documents"}
+    names |= {name: name for name in (figures["split_softmax"]["name"], figures["steering_chosen"])}
+    by_setting = figures["positions"]
+    lines = [["gold document at position", *names.values()], ["---"] * (1 + len(names))]
+    lines += [[place, *(interval(by_setting[name][place]) for name in names)] for place in by_setting["baseline"]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def write_card(folder: Path, making: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
@@ -213,7 +225,8 @@ def write_card(folder: Path, making: Mapping[str, Any], figures: Mapping[str, An
         findings="\n".join(
             f"| {one.name} | {one.bar} | {one.measured} | {'yes' if one.holds else 'no'} |" for one in findings(figures)
         ),
-        positions="\n".join(f"| {place} | {interval(row)} |" for place, row in figures["positions"].items()),
+        samples=sizes["questions"] * len(figures["positions"]["baseline"]),
+        positions=_positions(figures),
         refused=interval(figures["unanswerable"]),
         lessons="\n".join(f"- {entry}" for entry in making["passed"]) or "- none",
         note=f"\n{figures['note']}\n" if figures["note"] else "",

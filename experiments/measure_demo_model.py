@@ -29,7 +29,7 @@ from focuslens.prompts import MultiDocSample
 
 POSITIONS = (0, 4, 9, 14, 19)
 TAUS = (0.03, 0.05, 0.1, 0.2, 0.3, 0.6)
-KS = (2, 4, 6, 8)
+KS = (2, 4, 6, 8, 12)
 ALPHAS = (-2.0, -1.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
 STEERED = (4, 8)
 TOP = 5
@@ -38,7 +38,7 @@ DRAWS = 5
 CONTEXTUAL = 0.1
 """The relevant score above which a head is called contextual."""
 SEED = 42
-TEST_SEED = 2026
+TEST_SEED = 2027
 
 
 @dataclass(frozen=True)
@@ -61,14 +61,21 @@ def questions(split: Any, n: int) -> Sequence[MultiDocSample]:
     return synthetic_samples(argparse.Namespace(gold_positions=POSITIONS, seed=seed), split, n).samples
 
 
-def by_position(run: Run, n: int) -> dict[str, Any]:
-    """Exact match of ``n`` questions with the gold document at every position."""
-    samples = fl.load_synthetic(n * len(POSITIONS), gold_positions=POSITIONS, split="test", seed=TEST_SEED)
-    result = run.sweep("positions", samples, [Setting("baseline")])["baseline"]
-    found: dict[str, Any] = {}
-    for place, position in enumerate(POSITIONS):
-        found[str(position + 1)] = bootstrap_mean(result.correct[place :: len(POSITIONS)], seed=SEED).to_dict()
-    return found
+def at_every_position(split: Any, n: int) -> Sequence[MultiDocSample]:
+    """The same ``n`` questions, each with the gold document at every position in turn: five samples a question."""
+    seed = TEST_SEED if split == "test" else SEED
+    return fl.load_synthetic(n * len(POSITIONS), gold_positions=POSITIONS, split=split, seed=seed)
+
+
+def by_position(sweep: Sweep) -> dict[str, dict[str, Any]]:
+    """Exact match of every setting by the gold document's position, counted from 1."""
+    return {
+        setting.name: {
+            str(position + 1): bootstrap_mean(sweep[setting.name].correct[place :: len(POSITIONS)], seed=SEED).to_dict()
+            for place, position in enumerate(POSITIONS)
+        }
+        for setting in sweep.settings
+    }
 
 
 def unanswerable(run: Run, n: int) -> dict[str, float]:
@@ -100,6 +107,7 @@ def errors(samples: Sequence[MultiDocSample], result: Evaluation) -> dict[str, i
 def head_scores(run: Run, heads: Sequence[fl.Head], samples: Sequence[MultiDocSample]) -> dict[str, Any]:
     """Scores of all heads on long prompts, and of the top heads for correct and wrong answers."""
     cases = fl.contextual_scores_by_case(run.model, samples, progress=True, **run.settings)
+    questions = {sample.id: sample.question_id for sample in samples}
     long, top = cases["long"], list(heads[:TOP])
     above = [head for head in long.ranking() if long.mean()[head] > CONTEXTUAL]
     outcomes: dict[str, Any] = {}
@@ -110,11 +118,12 @@ def head_scores(run: Run, heads: Sequence[fl.Head], samples: Sequence[MultiDocSa
             torch.stack([getattr(scores, kind)[kept, head.layer, head.head] for head in top], dim=1).mean(dim=1)
             for kind in ("relevant", "irrelevant_max")
         )
+        groups = [questions[one] for one, own in zip(scores.sample_ids, kept.tolist(), strict=True) if own]
         ratios = [float(scores.mean()[head] / scores.mean("irrelevant_max")[head]) for head in top]
         outcomes[name] = {
             "samples": int(kept.sum()),
-            "relevant": bootstrap_mean(relevant.tolist(), seed=SEED).to_dict(),
-            "irrelevant_max": bootstrap_mean(largest.tolist(), seed=SEED).to_dict(),
+            "relevant": bootstrap_mean(relevant.tolist(), groups=groups, seed=SEED).to_dict(),
+            "irrelevant_max": bootstrap_mean(largest.tolist(), groups=groups, seed=SEED).to_dict(),
             "ratio": float(relevant.mean() / largest.mean()),
             "ratio_by_head": ratios,
         }
@@ -145,11 +154,11 @@ def random_others(model: fl.FocusModel, heads: Sequence[fl.Head], k: int, draw: 
 def measure(run: Run, sizes: argparse.Namespace) -> dict[str, Any]:
     """Everything the card says."""
     model = run.model
-    train, validation = questions("train", sizes.train), questions("validation", sizes.validation)
-    test = questions("test", sizes.questions)
+    train, validation = questions("train", sizes.train), at_every_position("validation", sizes.validation)
+    test, everywhere = questions("test", sizes.questions), at_every_position("test", sizes.questions)
     ranked_on = fl.contextual_scores(model, train, progress=True, **run.settings)
     heads = ranked_on.ranking()
-    scores = head_scores(run, heads, test)
+    scores = head_scores(run, heads, everywhere)
     contextual = max(sum(bool(ranked_on.mean()[head] > CONTEXTUAL) for head in heads[: len(heads) // 2]), 1)
     split = fl.split_softmax_settings(heads, TAUS, KS)
     directions = fl.train_focus_directions(
@@ -176,21 +185,25 @@ def measure(run: Run, sizes: argparse.Namespace) -> dict[str, Any]:
         )
     ]
     line = [setting for setting in steering if setting.parameters["k"] == steered.parameters["k"]]
-    swept = run.sweep("test", test, [*BASELINES, chosen, *off, *controls, *as_chosen, *line])
+    shown = {setting.name: setting for setting in (steered, line[0], line[-1])}
+    # What matters most stands on five samples a question; controls and the whole line of strengths on one.
+    whole = run.sweep("positions", everywhere, [Setting("baseline"), chosen, *off, *shown.values()])
+    swept = run.sweep("test", test, [*BASELINES, *controls, *as_chosen, *line])
     return {
         "baselines": rows(swept, BASELINES),
-        "errors": errors(test, swept["baseline"]),
+        "everywhere": whole.rows(),
+        "errors": errors(everywhere, whole["baseline"]),
         "ranking": [str(head) for head in heads[: max(STEERED)]],
         "contextual": contextual,
         "scores": scores,
-        "split_softmax": rows(swept, [chosen])[0],
-        "off": rows(swept, off)[0],
+        "split_softmax": rows(whole, [chosen])[0],
+        "off": rows(whole, off)[0],
         "random": rows(swept, controls),
         "random_as_chosen": rows(swept, as_chosen),
         "steering_chosen": steered.name,
         "steering": rows(swept, line),
         "validation": chosen_on.rows(),
-        "positions": by_position(run, sizes.questions),
+        "positions": by_position(whole),
         "unanswerable": unanswerable(run, max(20, sizes.questions // 5)),
     }
 
@@ -200,7 +213,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="folder of the checkpoint; its README.md is written")
     parser.add_argument("--work", type=Path, default=Path("runs/demo-model/measured"), help="folder for records")
     parser.add_argument("--questions", type=int, default=500, help="test questions (default 500)")
-    parser.add_argument("--validation", type=int, default=400, help="questions that settings are chosen on")
+    parser.add_argument("--validation", type=int, default=200, help="questions that settings are chosen on")
     parser.add_argument("--train", type=int, default=200, help="questions that heads are ranked and directions made on")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of directions (the paper's: 1e-3)")
     parser.add_argument("--note", default="", help="what a reader of the card should know of how these figures came")

@@ -106,6 +106,9 @@ def test_a_run_writes_a_checkpoint_and_goes_on_from_it(tmp_path, monkeypatch):
     assert "Of 40 wrong answers with 20 documents, 25 say" in text
     assert "gave 0.550, 0.570 in 2 draws" in text
     assert "Looked at once." in text
+    assert "| 1 | 0.500 (0.500 to 0.500) | 0.930 (0.930 to 0.930) | 0.580 (0.580 to 0.580) |" in text
+    assert "100 test questions" in text
+    assert ": 200 samples" in text
     assert "{" not in text
     weights = (tmp_path / "model" / "model.safetensors").stat().st_size
     assert weights < 10 * 2**20
@@ -137,6 +140,9 @@ def test_wrong_answers_are_told_apart_by_where_their_value_stands():
     }  # fmt: skip
 
 
+DEMO = Path(__file__).parents[2] / "focuslens" / "assets" / "demo"
+
+
 def figures(**changes):
     def row(name, em, p=0.001, **more):
         return {"name": name, "em": em, "em_low": em - 0.02, "em_high": em + 0.02, "mcnemar_p": p, **more}
@@ -162,10 +168,16 @@ def figures(**changes):
         "errors": {"wrong": 40, "refused": 25, "earlier document": 3, "later document": 10, "something else": 2},
         "sizes": {"questions": 100, "validation": 50, "train": 25},
         "note": "Looked at once.",
-        "positions": {"1": mean(0.5), "20": mean(0.9)},
+        "positions": {
+            name: {"1": mean(first), "20": mean(0.9)}
+            for name, first in (("baseline", 0.5), ("split", 0.93), ("alpha=0.5", 0.58))
+        },
         "unanswerable": mean(0.8),
         "steering_chosen": "alpha=0.5",
-        "steering": [row("alpha=-1", 0.5, alpha=-1), row("alpha=0.5", 0.65, alpha=0.5), row("alpha=4", 0.4, alpha=4)],
+        "everywhere": [
+            row("baseline", 0.61), row("split", 0.97, tau=0.1), row("alpha=0.5", 0.65, alpha=0.5),
+            row("alpha=-1", 0.5, alpha=-1), row("alpha=4", 0.4, alpha=4),
+        ],
     }  # fmt: skip
     return {**made, **changes}
 
@@ -175,17 +187,22 @@ def test_a_model_with_every_property_is_said_to_have_them():
     assert len(card.findings(figures())) == 10
 
 
-def test_the_embedded_model_has_them_all():
-    measured = Path(__file__).parents[2] / "focuslens" / "assets" / "demo" / "measured.json"
-    found = card.findings(json.loads(measured.read_text()))
-    assert [one.name for one in found if not one.holds] == []
+def test_the_embedded_model_has_all_but_the_one_that_its_card_says_it_just_misses():
+    measured = json.loads((DEMO / "measured.json").read_text())
+    missed = [one.name for one in card.findings(measured) if not one.holds]
+    assert missed == ["Split-softmax on contextual heads (tau and k chosen on validation)"]
+    _, gold, _ = measured["baselines"]
+    short = gold["em"] - 0.02 - measured["split_softmax"]["em"]
+    assert 0 <= short < 0.005
+    text = " ".join((DEMO / "README.md").read_text().split())
+    assert f"Nine of the ten properties hold. Split-softmax misses its bar by {short:.3f}" in text
 
 
 @pytest.mark.parametrize(
     ("place", "spoil"),
     [
         (0, lambda made: made["baselines"][1].update(em=0.94)),
-        (1, lambda made: made["baselines"][0].update(em=0.86)),
+        (1, lambda made: made["everywhere"][0].update(em=0.86)),
         (2, lambda made: made["baselines"][2].update(em=0.15)),
         (3, lambda made: made["scores"].update(above_layers=[0])),
         (3, lambda made: made["scores"].update(above=["L1H1"] * 8)),
@@ -194,9 +211,9 @@ def test_the_embedded_model_has_them_all():
         (6, lambda made: made["split_softmax"].update(em=0.93)),
         (7, lambda made: made["off"].update(em=0.13)),
         (8, lambda made: made["random"][0].update(em=0.54)),
-        (9, lambda made: made["steering"][1].update(mcnemar_p=0.02)),
-        (9, lambda made: made["steering"][0].update(em=0.61)),
-        (9, lambda made: made["steering"][2].update(em=0.61)),
+        (9, lambda made: made["everywhere"][2].update(mcnemar_p=0.02)),
+        (9, lambda made: made["everywhere"][3].update(em=0.61)),
+        (9, lambda made: made["everywhere"][4].update(em=0.61)),
     ],
 )
 def test_each_property_can_fail(place, spoil):
