@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from focuslens.execution import Executor
 
-__all__ = ["BATCH_TOKENS", "WorkerLostError", "in_batches", "is_out_of_memory", "map_batches", "release_memory"]
+__all__ = ["BATCH_TOKENS", "WorkerLostError", "is_out_of_memory", "map_batches", "release_memory"]
 
 BATCH_TOKENS = 2**14
 """Prompt tokens that are run together by default; a longer prompt is run alone."""
@@ -25,27 +25,6 @@ class WorkerLostError(ChildProcessError):
     """Whoever ran a piece of work was lost with it, time and again."""
 
 
-def in_batches(
-    lengths: Sequence[int], budget: int, run: Callable[[list[int], int], _T], *, divisible: bool = False
-) -> Generator[tuple[list[int], _T]]:
-    """Run items in batches of similar length, shortest first.
-
-    When memory runs out, the budget becomes half of what the batch held, a warning says so, and the batch is begun
-    again; an item that is too large alone is an error.
-
-    Args:
-        lengths: Tokens of each item.
-        budget: Most tokens of a batch, padding included; an item that has more is a batch of its own.
-        run: Gets the indices of a batch and the budget as it is by then, and gives its result.
-        divisible: Whether ``run`` does less at a time for a smaller budget even if it gets a single item.
-
-    Raises:
-        ValueError: If the budget is not positive.
-        MemoryError: If one item alone does not fit into memory.
-    """
-    return _planned(lengths, budget, lambda plan, now: (run(batch, now) for batch in plan), divisible)
-
-
 def map_batches(
     executor: Executor,
     function: Callable[..., _T],
@@ -57,7 +36,10 @@ def map_batches(
     divisible: bool = False,
     alone: bool = False,
 ) -> Generator[tuple[list[int], _T]]:
-    """Like :func:`in_batches`, run by an executor: the same batches in the same order, whoever runs them.
+    """Run items in batches of similar length, shortest first: the same batches in the same order, whoever runs them.
+
+    When memory runs out, the budget becomes half of what the batch held, a warning says so, and the batch is begun
+    again; an item that is too large alone is an error.
 
     Args:
         executor: Runs the batches, perhaps several at a time.
@@ -65,7 +47,7 @@ def map_batches(
         items: What is run.
         names: What an error calls each.
         lengths: Tokens of each.
-        budget: Most tokens of a batch, padding included.
+        budget: Most tokens of a batch, padding included; an item that has more is a batch of its own.
         divisible: Whether ``function`` does less at a time for a smaller budget even if it gets a single item.
         alone: Whether each item is run by itself, and in the order given.
 

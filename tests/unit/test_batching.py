@@ -7,9 +7,10 @@ import weakref
 
 import pytest
 import torch
+from batches import in_batches
 
 import focuslens as fl
-from focuslens.batching import in_batches, is_out_of_memory
+from focuslens.batching import is_out_of_memory
 
 
 def batches(lengths, budget):

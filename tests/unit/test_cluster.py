@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
+from batches import in_batches
 
 import focuslens as fl
-from focuslens.batching import in_batches, map_batches
+from focuslens.batching import map_batches
 from focuslens.cli import main
 from focuslens.cluster import crew, pool
 from focuslens.cluster.shares import Shares, share_out
