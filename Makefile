@@ -25,7 +25,7 @@ test: $(VENV)/.installed ## the test suite, with its coverage, and then the note
 	@$(MAKE) --no-print-directory test-notebooks
 
 test-notebooks: $(VENV)/.installed ## run the notebooks, and throw away what they show
-	$(VENV)/bin/python -m pytest -q --nbmake --nbmake-timeout=300 --durations=0 notebooks
+	$(VENV)/bin/python -m pytest -q --nbmake --nbmake-timeout=180 --durations=0 notebooks
 
 notebooks: $(VENV)/.installed ## run the notebooks in place, so that they show what their code gives
 	$(VENV)/bin/python experiments/run_notebooks.py $(NOTEBOOKS)

@@ -163,13 +163,12 @@ def _views(
         sample, applied = samples[change.place], _interventions(files, stored, change.setting)
         try:
             before, after = _look(model, sample, change.setting.name, applied, limit)
+            told = f"Became {change.verdict} under {change.setting.name}. {_asked(sample)}"
+            views.append((told, compare_view(before, after, title=sample.question)))
+            if len(views) == 1:
+                views.append(_tokens(model, sample, change.setting.name, applied, after))
         except ValueError as error:
             silent.append(f"{stored.path.name}: no attention view of {sample.id}, since {error}.")
-            continue
-        told = f"Became {change.verdict} under {change.setting.name}. {_asked(sample)}"
-        views.append((told, compare_view(before, after, title=sample.question)))
-        if change is changes[0]:
-            views.append(_tokens(model, sample, change.setting.name, applied, after))
     return views, silent
 
 

@@ -14,10 +14,10 @@ from focuslens.evaluation import Sweep, load_sweep
 
 __all__ = ["HeadScores", "PaperArtefact", "RunFiles", "StoredDirections", "StoredSweep", "read_run"]
 
-_DEPTH = 3
+_DEPTH = 6
 """How far below the run's folder files are looked for."""
 
-_AT_MOST = 400
+_AT_MOST = 5_000
 """Files that a run may have; a folder with more is none."""
 
 _OWN = ("_files", "scores", "checkpoint")
@@ -135,7 +135,7 @@ def read_run(root: Path) -> RunFiles:
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}; name the --out of a command that has run")
     found = _Found(root)
-    for path in _files(root):
+    for path in _files(root, found):
         try:
             _read(path, found)
         except (ValueError, KeyError, TypeError, OSError) as error:
@@ -175,7 +175,7 @@ class _Found:
         )
 
 
-def _files(root: Path) -> Iterator[Path]:
+def _files(root: Path, found: _Found) -> Iterator[Path]:
     """Files of a run, nearer ones first, in the order of their names; folders of other kinds of files left out."""
     folders, seen = [root], 0
     for _ in range(_DEPTH):
@@ -187,9 +187,12 @@ def _files(root: Path) -> Iterator[Path]:
                 elif path.is_file() and path.suffix in (".json", ".jsonl", ".html"):
                     yield path
                     seen += 1
-        if seen > _AT_MOST:
+        if seen > _AT_MOST and below:
+            why = f"it holds more than {_AT_MOST:,} files; folders further down were not looked into: name one of them"
+            found.unread.append((root, why))
             return
         folders = below
+    found.unread += [(folder, f"it lies more than {_DEPTH} folders down; name it itself") for folder in folders]
 
 
 def _read(path: Path, found: _Found) -> None:
@@ -221,6 +224,8 @@ def _heads(path: Path, content: Mapping[str, Any]) -> HeadScores:
     """Scores of ``focuslens heads`` (one case) or of ``focuslens demo`` (several)."""
     scores, several = content["scores"], isinstance(content["scores"], dict)
     cases = scores if several else {content["case"]: scores}
+    if not scores or not all(cases.values()):
+        raise ValueError("it has no scores")
     sizes = content["case_sizes"] if several else {content["case"]: len(content["samples"])}
     return HeadScores(path, cases, sizes, content, content.get("intervals", {}))
 

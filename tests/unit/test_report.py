@@ -19,7 +19,8 @@ from focuslens.cli import main
 from focuslens.paper.settings import PaperSettings
 from focuslens.paper.study import Study
 from focuslens.prompts import prompts_digest
-from focuslens.report import Sources, examples, write_run_report
+from focuslens.report import Sources, examples, reading, write_run_report
+from focuslens.report.reading import read_run
 from focuslens.report.samples import NotHere, reopen_samples
 from focuslens.viz import Section, Table, save_figure, write_sections
 
@@ -275,6 +276,30 @@ def test_one_command_s_folder_is_a_run_too(copy: Path):
         page, missing = write_run_report(copy / name)
         assert any(one.startswith(said) for one in missing), name
         assert stands_alone(page.read_text())
+
+
+def test_results_are_found_below_and_what_lies_too_deep_is_said(tmp_path: Path, copy: Path):
+    deep = tmp_path / "runs" / "paper" / "model" / "heads"
+    deep.mkdir(parents=True)
+    artefact = {"key": "heads", "title": "Heads", "header": {"model": {"name": "m"}}}
+    (deep / "artefact.json").write_text(json.dumps(artefact))
+    far = tmp_path / "runs" / "1" / "2" / "3" / "4" / "5" / "6"
+    far.mkdir(parents=True)
+    (far / "heads.json").write_text("{}")
+    files = read_run(tmp_path / "runs")
+    assert [one.path for one in files.artefacts] == [deep]
+    assert [path for path, _ in files.unread] == [far]
+    (copy / "empty").mkdir()
+    (copy / "empty" / "heads.json").write_text(json.dumps({"scores": [], "case": "long", "samples": []}))
+    assert [why for path, why in read_run(copy).unread if path.name == "heads.json"] == ["it has no scores"]
+
+
+def test_a_folder_of_very_many_files_is_said_to_be_cut_off(monkeypatch: pytest.MonkeyPatch, copy: Path):
+    monkeypatch.setattr(reading, "_AT_MOST", 0)
+    (copy / "steer" / "below").mkdir()
+    files = read_run(copy)
+    assert "more than 0 files" in dict(files.unread)[copy]
+    assert files.sweeps
 
 
 def test_nothing_changed_is_said(copy: Path):
