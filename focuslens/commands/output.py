@@ -61,7 +61,7 @@ def carry_out(args: argparse.Namespace, run: Callable[[argparse.Namespace], dict
     with ExitStack() as stack:
         stack.enter_context(_notes(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO))
         stack.enter_context(_warnings_as_notes())
-        stack.enter_context(_silent_libraries(verbose))
+        stack.enter_context(_silent_libraries(verbose, bars=sys.stderr.isatty() and not quiet))
         if quiet:
             stack.enter_context(_without_bars())
         if as_json:
@@ -130,12 +130,13 @@ def _warnings_as_notes() -> Generator[None]:
 
 
 @contextmanager
-def _silent_libraries(verbose: bool) -> Generator[None]:
-    """Transformers has a bar for what takes a moment, and log lines of its own, which are for ``--verbose``."""
+def _silent_libraries(verbose: bool, *, bars: bool) -> Generator[None]:
+    """Transformers has log lines of its own, for ``--verbose``, and a bar of the weights it loads, for who may watch."""
     from transformers.utils import logging as transformers_logging
 
     level, with_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
+    if not bars:
+        transformers_logging.disable_progress_bar()
     if not verbose:
         transformers_logging.set_verbosity_error()
     try:
