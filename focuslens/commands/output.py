@@ -131,7 +131,7 @@ def _warnings_as_notes() -> Generator[None]:
 
 @contextmanager
 def _silent_libraries(verbose: bool, *, bars: bool) -> Generator[None]:
-    """Transformers has log lines of its own, for ``--verbose``, and a bar of the weights it loads, for who may watch."""
+    """Transformers has log lines of its own, for ``--verbose``, and a bar of weights it loads, for who may watch."""
     from transformers.utils import logging as transformers_logging
 
     level, with_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
