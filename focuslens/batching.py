@@ -56,37 +56,19 @@ def map_batches(
         MemoryError: If one item alone does not fit into memory.
         WorkerLostError: If a batch was lost with whoever ran it, time and again.
     """
-
-    def begin(plan: list[list[int]], now: int) -> Generator[_T]:
-        made = executor.map(function, (([items[i] for i in batch], now) for batch in plan))
-        for batch in plan:
-            try:
-                result = next(made)
-            except WorkerLostError as error:
-                raise WorkerLostError(f"while {', '.join(names[i] for i in batch)} was run: {error}") from error
-            yield result
-
-    return _planned(lengths, budget, begin, divisible, alone)
-
-
-def _planned(
-    lengths: Sequence[int],
-    budget: int,
-    begin: Callable[[list[list[int]], int], Generator[_T]],
-    divisible: bool,
-    alone: bool = False,
-) -> Generator[tuple[list[int], _T]]:
-    """Batches and their results; ``begin`` gives results of planned batches in order, until memory runs out."""
     if budget < 1:
         raise ValueError(f"batch_tokens is {budget}; it must be at least 1")
     order = list(range(len(lengths))) if alone else sorted(range(len(lengths)), key=lambda index: lengths[index])
     while order:
         plan = [[index] for index in order] if alone else _batches(order, lengths, budget)
-        results = begin(plan, budget)
+        work = [([items[i] for i in batch], budget) for batch in plan]
+        results = executor.map(function, work)
         for batch in plan:
             held = len(batch) * lengths[batch[-1]]
             try:
                 made = next(results)
+            except WorkerLostError as error:
+                raise WorkerLostError(f"while {', '.join(names[i] for i in batch)} was run: {error}") from error
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
