@@ -73,7 +73,7 @@ class Desk:
     def name(self, path: Path) -> str:
         """What a part is called in addresses and file names: its path below the run's folder."""
         inside = str(path.relative_to(self.root)).removesuffix(path.suffix if path.is_file() else "")
-        return re.sub(r"[^A-Za-z0-9]+", "-", inside).strip("-") or "run"
+        return "--".join(re.sub(r"\W+", "-", part, flags=re.ASCII) for part in Path(inside).parts) or "run"
 
     def link(self, path: Path) -> str:
         """A file's address, as seen from the report."""
@@ -164,10 +164,14 @@ def _sweep_findings(stored: StoredSweep, others: Sequence[StoredSweep]) -> list[
     caveat = f"chosen {where}" if where else "chosen on the very questions it is shown on, which flatters it"
     found.append(
         f"{_title(sweep, '')}: {setting.name}, {caveat}, gives {data[setting.name].em} against {data['baseline'].em} "
-        f"without; {test.only_first} samples became right, {test.only_second} wrong (exact McNemar p = "
+        f"without; {_samples(test.only_first)} became right, {test.only_second} wrong (exact McNemar p = "
         f"{test.p_value:.2g})."
     )
     return found + _counterparts(sweep, setting)
+
+
+def _samples(number: int) -> str:
+    return f"{number} sample{'' if number == 1 else 's'}"
 
 
 _CASES = {"gold": "with the relevant document alone", "negative": "without it"}
@@ -181,7 +185,7 @@ def _counterparts(sweep: Sweep, chosen: Setting) -> list[str]:
     if sweep[worst.name].em.mean < sweep["baseline"].em.mean and worst.name != chosen.name:
         test = sweep[worst.name].compare(sweep["baseline"])
         found.append(
-            f"The lowest of all settings is {worst.name} with {sweep[worst.name].em}: {test.only_second} samples "
+            f"The lowest of all settings is {worst.name} with {sweep[worst.name].em}: {_samples(test.only_second)} "
             f"became wrong, {test.only_first} right (p = {test.p_value:.2g})."
         )
     random = [one for one in tried if one.parameters.get("heads") == "random"]

@@ -23,7 +23,7 @@ _FRAME = """<h1>{title}</h1>
 <p>{note}</p>
 {means}
 <div class="controls"><label>Head <select id="head" aria-controls="tokens"></select></label></div>
-<div class="scroll" id="tokens" aria-live="polite"></div>
+<div class="scroll" id="tokens"></div>
 <noscript>The response token by token is drawn by a script in this file, and scripts are switched off.</noscript>
 """
 

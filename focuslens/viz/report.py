@@ -86,7 +86,7 @@ class Section:
     """A part of a report.
 
     Args:
-        key: Its name in addresses; letters, digits and hyphens.
+        key: Its name in addresses; letters, digits, hyphens and underscores.
         title: Its heading.
         findings: What came out, a sentence each; all sections' findings stand first in the report.
         figures: The pictures.
@@ -106,8 +106,10 @@ class Section:
     links: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
-        if not re.fullmatch(r"[A-Za-z0-9-]+", self.key):
-            raise ValueError(f"the key of a section is {self.key!r}; it must be of letters, digits and hyphens")
+        if not re.fullmatch(r"[A-Za-z0-9_-]+", self.key):
+            raise ValueError(
+                f"the key of a section is {self.key!r}; it must be of letters, digits, hyphens and underscores"
+            )
 
 
 def write_report(

@@ -22,6 +22,7 @@ from focuslens.prompts import prompts_digest
 from focuslens.report import Sources, examples, reading, write_run_report
 from focuslens.report.reading import read_run
 from focuslens.report.samples import NotHere, reopen_samples
+from focuslens.report.sections import Desk
 from focuslens.viz import Section, Table, save_figure, write_sections
 
 STEERED = "steering alpha=2 k=3"
@@ -315,6 +316,7 @@ def test_what_the_chosen_setting_never_made_wrong_the_worst_did(copy: Path):
     rows = table(page_of(copy / "steer"), f"steering.jsonl: answers that {STEERED} changed; it put none wrong")
     assert [row[0] for row in rows[1:]] == ["right", "wrong", "wrong", "wrong"]
     assert rows[2][3] == "steering alpha=-1 k=1"
+    assert " without; 1 sample became right, 0 wrong" in Elements(page_of(copy / "steer")).text
 
 
 def test_folders_without_results_are_refused(tmp_path: Path, capsys):
@@ -421,3 +423,14 @@ def test_sections_stand_in_their_order_and_long_tables_scroll(tmp_path: Path):
     assert "nothing <here>" in Elements(html).text
     with pytest.raises(ValueError, match="key of a section is 'a b'"):
         Section("a b", "x")
+
+
+def test_parts_whose_paths_differ_have_names_that_differ(tmp_path: Path):
+    """Their figures lie in one folder."""
+    paths = ("a/b.json", "a-b.json", "a_b.json", "a/b/c.json", "a-b/c.json", "a/b-c.json")
+    for path in paths:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).touch()
+    desk = Desk(tmp_path / "report.html", tmp_path)
+    assert len({desk.name(tmp_path / path) for path in paths}) == len(paths)
+    assert desk.name(tmp_path) == "run"
