@@ -28,7 +28,7 @@ def main() -> None:
     parser.add_argument("--run", type=Path, default=Path("runs/demo"), help="what focuslens demo wrote")
     parser.add_argument("--docs", type=Path, default=Path("docs"), help="where the pictures go")
     args = parser.parse_args()
-    figure = args.run / "report_files" / "split-softmax.png"
+    figure = args.run / "report_files" / "split_softmax.png"
     if not figure.is_file():
         raise SystemExit(f"there is no {figure}; run this first: focuslens demo --out {args.run}")
     write_atomically(args.docs / "split_softmax.png", figure.read_bytes())

@@ -12,7 +12,7 @@ from focuslens.commands import demo as demo_command
 from focuslens.data.synthetic import load_synthetic
 from focuslens.evaluation import Evaluation, Setting, Sweep, bootstrap_mean
 
-FIGURES = ("results-map", "split-softmax", "steering", "directions-losses")
+FIGURES = ("results-map", "split_softmax", "steering", "directions-losses")
 FILES = ("results.json", "report.html", *(f"report_files/{name}.png" for name in FIGURES))
 
 
