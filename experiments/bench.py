@@ -287,8 +287,8 @@ def rows_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
 
 
-def device_tables(found: Mapping[str, Any]) -> list[str]:
-    """Markdown of what was measured on one device."""
+def shared_tables(found: Mapping[str, Any]) -> list[str]:
+    """Markdown of the times, and of the memory that scoring takes."""
     lines: list[str] = []
     for work, rows in found["time"].items():
         header = ["", "seconds", f"over {next(iter(rows))}", "timed"]
@@ -298,7 +298,12 @@ def device_tables(found: Mapping[str, Any]) -> list[str]:
     least = next(iter(memory.values()))["bytes"]
     body = [[name, f"{row['bytes'] / 2**20:.0f}", f"{row['bytes'] / least:.2f}"] for name, row in memory.items()]
     header = ["", "MiB", f"over {next(iter(memory))}"]
-    lines += ["**Peak memory of the first, above the loaded model**", "", *rows_of(header, body), ""]
+    return [*lines, "**Peak memory of the first, above the loaded model**", "", *rows_of(header, body), ""]
+
+
+def device_tables(found: Mapping[str, Any]) -> list[str]:
+    """Markdown of what was measured on one device."""
+    lines = shared_tables(found)
     lengths = list(next(iter(found["length"].values()))["lengths"])
     header = ["", *(f"{length:,}" for length in lengths)]
     above = [
