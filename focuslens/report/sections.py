@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +52,12 @@ class Desk:
     Attributes:
         page: The report.
         root: The run's folder, from which parts are named.
+        named: The parts that have a name, by it.
     """
 
     page: Path
     root: Path
+    named: dict[str, Path] = field(default_factory=dict[str, Path], init=False, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -71,9 +74,16 @@ class Desk:
         return Figure(caption, file, f"{self.folder.name}/{numbers.name}")
 
     def name(self, path: Path) -> str:
-        """What a part is called in addresses and file names: its path below the run's folder."""
+        """What a part is called in addresses and file names: its path below the run's folder.
+
+        A number follows where another part is called so, capitals aside: some file systems do not tell them apart.
+        """
         inside = str(path.relative_to(self.root)).removesuffix(path.suffix if path.is_file() else "")
-        return "--".join(re.sub(r"\W+", "-", part, flags=re.ASCII) for part in Path(inside).parts) or "run"
+        plain = "--".join(re.sub(r"\W+", "-", part, flags=re.ASCII) for part in Path(inside).parts) or "run"
+        names = chain((plain,), (f"{plain}-{i}" for i in count(2)))
+        name = next(name for name in names if self.named.get(name.casefold(), path) == path)
+        self.named[name.casefold()] = path
+        return name
 
     def link(self, path: Path) -> str:
         """A file's address, as seen from the report."""

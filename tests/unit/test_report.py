@@ -428,9 +428,13 @@ def test_sections_stand_in_their_order_and_long_tables_scroll(tmp_path: Path):
 def test_parts_whose_paths_differ_by_hyphens_underscores_or_folders_alone_have_names_that_differ(tmp_path: Path):
     """Their figures lie in one folder."""
     paths = ("a/b.json", "a-b.json", "a_b.json", "a/b/c.json", "a-b/c.json", "a/b-c.json")
+    paths += ("a b.json", "a+b.json", "a-b-2.json", "a-b.jsonl", "A-B.json", "a+/b.json")
     for path in paths:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
     desk = Desk(tmp_path / "report.html", tmp_path)
-    assert len({desk.name(tmp_path / path) for path in paths}) == len(paths)
+    names = [desk.name(tmp_path / path) for path in paths]
+    assert len({name.casefold() for name in names}) == len(paths)
+    assert names[:2] == ["a--b", "a-b"]
+    assert [desk.name(tmp_path / path) for path in paths] == names
     assert desk.name(tmp_path) == "run"
