@@ -149,9 +149,12 @@ Lessons, and when each ended:
 
 {lessons}
 
-In the last lesson, `late`, the last document is asked about twenty times as often as the first. The model learns to
-find late facts better than early ones (the table of positions below). An earlier model without that lesson, on an
-earlier wording of the corpus, was distracted all over the prompt, and no focus direction that was tried helped it
+Lessons have documents of one to three facts; the corpus as it is asked about below has two or three in each, and so
+more competitors in a prompt that is a little longer.
+
+In the last lesson, `late`, the last document is asked about {recency:.0f} times as often as the first. The model
+learns to find late facts better than early ones (the table of positions below). An earlier model without that lesson,
+on an earlier wording of the corpus, was distracted all over the prompt, and no focus direction that was tried helped it
 significantly: a bias on keys that does not know the question can favour early documents over late ones, but not one
 document over another that looks like it.
 
@@ -235,6 +238,6 @@ def write_card(folder: Path, making: Mapping[str, Any], figures: Mapping[str, An
         errors=figures["errors"],
         draws=len(figures["random_as_chosen"]),
         as_chosen=", ".join(f"{row['em']:.3f}" for row in figures["random_as_chosen"]),
-        **{name: making[name] for name in ("seed", "minutes", "threads", "tokens", "steps")},
+        **{name: making[name] for name in ("seed", "recency", "minutes", "threads", "tokens", "steps")},
     )
     write_atomically(folder / "README.md", text.encode())

@@ -28,9 +28,9 @@ from focuslens.files import versions, write_json
 from focuslens.prompts import MultiDocSample
 
 POSITIONS = (0, 4, 9, 14, 19)
-TAUS = (0.03, 0.05, 0.1, 0.2, 0.3, 0.6)
+TAUS = (0.03, 0.05, 0.07, 0.1, 0.2, 0.3, 0.6)
 KS = (2, 4, 6, 8, 12)
-ALPHAS = (-2.0, -1.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0)
+ALPHAS = (-2.0, -1.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 STEERED = (4, 8)
 TOP = 5
 DRAWS = 5
@@ -38,7 +38,7 @@ DRAWS = 5
 CONTEXTUAL = 0.1
 """The relevant score above which a head is called contextual."""
 SEED = 42
-TEST_SEED = 2027
+TEST_SEED = 2028
 
 
 @dataclass(frozen=True)

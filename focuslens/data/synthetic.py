@@ -76,10 +76,10 @@ class CorpusSettings:
         ValueError: If a range is not a fewest and a most, or a share or probability is not from 0 to 1.
     """
 
-    facts: tuple[int, int] = (1, 3)
+    facts: tuple[int, int] = (2, 3)
     fillers: tuple[int, int] = (0, 1)
     lookalikes: float = 1.0
-    mentions: float = 0.3
+    mentions: float = 0.2
     plain: float = 0.0
 
     def __post_init__(self) -> None:
@@ -327,23 +327,27 @@ def _facts(world: _World, entity: _Entity) -> dict[str, str]:
 
 def _document(world: _World, entity: _Entity, facts: dict[str, str], present: list[_Entity]) -> Document:
     rng, settings = world.rng, world.settings
-    sentences: list[str] = []
-    for place, (key, value) in enumerate(facts.items()):
-        sentences.append(_fact(world, entity, ATTRIBUTES[entity.kind][key], value, first=place == 0))
-    # After the first fact, which names the subject in full.
+    # What each sentence is: a fact's key, filler, or the mention of another. The first fact names the subject in full.
+    plan: list[str] = list(facts)
     for _ in range(rng.randint(*settings.fillers)):
-        filler = f"{rng.choice(FILLER_STARTS)} {rng.choice(FILLER_ENDS)}."
-        sentences.insert(rng.randint(1, len(sentences)), filler)
+        plan.insert(rng.randint(1, len(plan)), "filler")
     others = [other for other in present if other.kind == entity.kind and other != entity]
     if others and rng.random() < settings.mentions:
-        mention = rng.choice(MENTIONS).format(s=entity.name, o=rng.choice(others).name)
-        sentences.insert(rng.randint(1, len(sentences)), mention)
+        plan.insert(rng.randint(1, len(plan)), "mention")
+    sentences: list[str] = []
+    for before, kind in zip(["", *plan], plan, strict=False):
+        if kind == "filler":
+            sentences.append(f"{rng.choice(FILLER_STARTS)} {rng.choice(FILLER_ENDS)}.")
+        elif kind == "mention":
+            sentences.append(rng.choice(MENTIONS).format(s=entity.name, o=rng.choice(others).name))
+        else:
+            sentences.append(_fact(world, entity, ATTRIBUTES[entity.kind][kind], facts[kind], before))
     title = TITLES[0] if rng.random() < settings.plain else rng.choice(TITLES)
     return Document(title.format(s=entity.name), " ".join(sentences))
 
 
-def _fact(world: _World, entity: _Entity, attribute: Attribute, value: str, *, first: bool) -> str:
-    """One sentence that tells a fact, with a full name for the first of a document."""
+def _fact(world: _World, entity: _Entity, attribute: Attribute, value: str, before: str) -> str:
+    """One sentence that tells a fact, after a sentence of the kind ``before``."""
     cores = (_STATEMENT.replace("{noun}", attribute.noun), *attribute.facts)
     subject = entity.name
     if world.rng.random() < world.settings.plain:
@@ -351,8 +355,10 @@ def _fact(world: _World, entity: _Entity, attribute: Attribute, value: str, *, f
     else:
         lead, core = world.pair(len(LEADS), len(cores))
         draw = world.rng.random()
-        if not first and draw < 0.5:
-            subject = entity.short_name if draw < 0.25 or core == 0 else entity.pronoun
+        # After a mention a short name could mean the other, and a pronoun needs a sentence about its subject before it.
+        if before not in ("", "mention") and draw < 0.5:
+            pronoun = draw < 0.25 and core != 0 and before != "filler"
+            subject = entity.pronoun if pronoun else entity.short_name
     sentence = f"{LEADS[lead]} {cores[core].format(s=subject, v=value)}.".strip()
     return sentence[0].upper() + sentence[1:]
 

@@ -115,7 +115,7 @@ VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
             Tools Lamps Typewriters Cranes Turbines"""
         ),
     ),
-    "prize": (
+    "boat": (
         _list("Silver Golden Bronze Crystal Ivory Amber Scarlet Emerald Azure Crimson"),
         _list(
             """Compass Laurel Anchor Crown Feather Harp Key Lantern Lion Medal Olive Quill Rose Shield Star Torch Wheel
@@ -130,10 +130,10 @@ VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "feature": (
         _list("painted carved hidden marble gilded wooden sunken double curved mirrored"),
         _list(
-            """staircase ceiling courtyard folly organ balcony clock dome fireplace gate hallway mosaic mural pavilion
-            pond porch roof statue terrace tunnel vault window arch bench cellar column door fence fresco greenhouse
-            kitchen lectern maze mill panel passage pulpit ramp screen shrine spire stage tapestry throne trellis
-            veranda walkway wall"""
+            """staircases ceilings courtyards follies organs balconies clocks domes fireplaces gates hallways mosaics
+            murals pavilions ponds porches roofs statues terraces tunnels vaults windows arches benches cellars columns
+            doors fences frescoes greenhouses kitchens lecterns mazes mills panels passages pulpits ramps screens
+            shrines spires stages tapestries thrones trellises verandas walkways walls"""
         ),
     ),
 }
@@ -147,7 +147,7 @@ ATTRIBUTES: dict[str, dict[str, Attribute]] = {
             ("where was {s} born", "what was the birthplace of {s}", "which town did {s} come from"),
         ),
         "occupation": Attribute(
-            "occupation",
+            "job title",
             "trade",
             (
                 "{s} worked as a {v}",
@@ -155,7 +155,7 @@ ATTRIBUTES: dict[str, dict[str, Attribute]] = {
                 "{s} was a {v} by trade",
                 "{s} was employed for decades as a {v}",
             ),
-            ("what was the occupation of {s}", "what did {s} do for a living", "what work did {s} do"),
+            ("what was the job title of {s}", "what did {s} do for a living", "what work did {s} do"),
         ),
         "employer": Attribute(
             "employer",
@@ -168,11 +168,16 @@ ATTRIBUTES: dict[str, dict[str, Attribute]] = {
             ),
             ("who was the employer of {s}", "which company paid {s}", "which company had {s} on its staff"),
         ),
-        "prize": Attribute(
-            "prize",
-            "prize",
-            ("{s} won the {v}", "{s} was honoured with the {v}", "{s} received the {v}", "{s} was awarded the {v}"),
-            ("what was the prize of {s}", "which prize did {s} win", "what award did {s} receive"),
+        "boat": Attribute(
+            "boat",
+            "boat",
+            (
+                "{s} owned a boat called {v}",
+                "{s} sailed the bay in {v}",
+                "{s} put to sea aboard {v}",
+                "{s} launched the boat {v}",
+            ),
+            ("what was the boat of {s} called", "which boat did {s} sail", "what boat did {s} own"),
         ),
         "death": Attribute(
             "year of death",
@@ -234,6 +239,8 @@ QUESTION_FRAMES = (
     "From these results, {q}?",
     "{q}?",
     "Tell me, {q}?",
+    "One more question: {q}?",
+    "Please answer this: {q}?",
 )
 TITLES = ("{s}", "{s}", "{s}", "The story of {s}", "A short note on {s}", "{s} in the local papers")
 MENTIONS = (
@@ -278,7 +285,7 @@ PRONOUNS = ("she", "he", "it")  # A woman by an even index in FIRST_NAMES, a man
 
 
 def words() -> list[str]:
-    """Every word the corpus can contain, sorted, each once, as it is written and with a capital where one may stand."""
+    """Every word the corpus can contain, sorted, each once; words that may begin a sentence with a capital as well."""
     texts = [*FIRST_NAMES, *SURNAMES, *PLACE_NAMES, *PLACE_KINDS, *LEADS, *TITLES, *MENTIONS, *PRONOUNS, UNKNOWN]
     texts += [*QUESTION_FRAMES, *FILLER_STARTS, *FILLER_ENDS, *(kind.lower() for kind in PLACE_KINDS)]
     texts += [word for firsts, seconds in VALUES.values() for word in (*firsts, *seconds)]
