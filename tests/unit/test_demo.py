@@ -46,6 +46,9 @@ def test_results_name_what_made_them_and_agree_with_the_records(demo):
         assert row["em"] == pytest.approx(sum(correct) / len(correct))
         assert row["em_low"] <= row["em"] <= row["em_high"]
     assert results["data"]["samples"] == 3
+    assert results["data"]["gold_positions"] == [0, 4]
+    named = [json.loads(line)["id"] for line in (demo / "split_softmax.jsonl").read_text().splitlines()[1:]]
+    assert sorted(int(name.rpartition("@")[2]) for name in named) == [0, 0, 4]
     assert len(results["data"]["prompts_sha256"]) == 64
 
 
