@@ -27,10 +27,15 @@ def draw_log(log: Path, figure: Path) -> None:
     axes = drawn.subplots()
     for name in ("answer", "refusal", "repeat"):
         axes.plot(tokens, [float(row[f"{name}_accuracy"] or "nan") for row in rows], label=f"{name}s")
-    for place, (before, after) in zip(tokens[1:], pairwise(rows), strict=True):
-        if before["lesson"] != after["lesson"]:
-            axes.axvline(place, color="grey", linewidth=0.5)
-            axes.text(place, 1.02, after["lesson"], fontsize=7, rotation=45)
+    begins = [
+        (place, now["lesson"])
+        for place, (old, now) in zip(tokens[1:], pairwise(rows), strict=True)
+        if old["lesson"] != now["lesson"]
+    ]
+    for i, (place, lesson) in enumerate(begins):
+        axes.axvline(place, color="grey", linewidth=0.5)
+        # Some lessons are too short for their names to stand side by side.
+        axes.text(place, 1.02 + 0.05 * (i % 3), lesson, fontsize=7)
     # Most lessons are over within a tenth of the tokens.
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(ScalarFormatter())
@@ -58,6 +63,12 @@ def interval(row: Mapping[str, Any]) -> str:
 
 def _tested(row: Mapping[str, Any]) -> str:
     return f"{row['name']}: {interval(row)}, McNemar p = {row['mcnemar_p']:.2g}"
+
+
+def _ratio(outcome: Mapping[str, Any]) -> str:
+    single = outcome["ratio_by_head"]
+    parts = f"{interval(outcome['relevant'])} over {interval(outcome['irrelevant_max'])}"
+    return f"{outcome['ratio']:.2f}: {parts}; single heads {min(single):.2f} to {max(single):.2f}"
 
 
 def _direction_finding(rows: Sequence[Mapping[str, Any]], chosen: str) -> Finding:
@@ -94,15 +105,15 @@ def findings(figures: Mapping[str, Any]) -> list[Finding]:
             0 < count < 0.25 * total and 0 not in scores["above_layers"],
         ),
         Finding(
-            "Top five heads, relevant over largest irrelevant score, correct answers",
+            "Top five heads together, relevant over largest irrelevant score, correct answers",
             "above 1",
-            f"{correct['ratio']:.2f}: {interval(correct['relevant'])} over {interval(correct['irrelevant_max'])}",
+            _ratio(correct),
             correct["ratio"] > 1,
         ),
         Finding(
             "The same, wrong answers",
             "below 1",
-            f"{wrong['ratio']:.2f}: {interval(wrong['relevant'])} over {interval(wrong['irrelevant_max'])}",
+            _ratio(wrong),
             wrong["ratio"] < 1,
         ),
         Finding(
@@ -186,13 +197,14 @@ a value from a later document, {errors[earlier document]} one from an earlier do
 Split-softmax on random other heads, as many and as strong as was chosen for the contextual ones, gave
 {as_chosen} in {draws} draws.
 
-Questions that no document answers are refused ("not recorded") in {refused} of cases.
+Questions that no document answers, {unanswerable} others, are refused ("not recorded") in {refused} of cases.
 
 ## What it cannot do
 
 It knows the words and sentence patterns of its corpus alone: other words fall apart into bytes that training
 never used in a sentence, and it knows nothing of the world. Every name, place and fact in the corpus is made up. It is
-there to be looked into, not to be relied on.
+there to be looked into, not to be relied on. Its English is stiff: every response has the form "The job title of Ann
+Poe was miller", of several things too, and what stands between the facts was drawn at random.
 """
 
 
@@ -231,6 +243,7 @@ def write_card(folder: Path, making: Mapping[str, Any], figures: Mapping[str, An
         samples=sizes["questions"] * len(figures["positions"]["baseline"]),
         positions=_positions(figures),
         refused=interval(figures["unanswerable"]),
+        unanswerable=sizes["unanswerable"],
         lessons="\n".join(f"- {entry}" for entry in making["passed"]) or "- none",
         note=f"\n{figures['note']}\n" if figures["note"] else "",
         ranking=", ".join(figures["ranking"]),

@@ -204,7 +204,7 @@ def measure(run: Run, sizes: argparse.Namespace) -> dict[str, Any]:
         "steering": rows(swept, line),
         "validation": chosen_on.rows(),
         "positions": by_position(whole),
-        "unanswerable": unanswerable(run, max(20, sizes.questions // 5)),
+        "unanswerable": unanswerable(run, sizes.unanswerable),
     }
 
 
@@ -213,6 +213,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", type=Path, required=True, help="folder of the checkpoint; its README.md is written")
     parser.add_argument("--work", type=Path, default=Path("runs/demo-model/measured"), help="folder for records")
     parser.add_argument("--questions", type=int, default=500, help="test questions (default 500)")
+    parser.add_argument("--unanswerable", type=int, default=100, help="test questions that nothing answers")
     parser.add_argument("--validation", type=int, default=200, help="questions that settings are chosen on")
     parser.add_argument("--train", type=int, default=200, help="questions that heads are ranked and directions made on")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of directions (the paper's: 1e-3)")
@@ -228,7 +229,7 @@ def main(arguments: list[str] | None = None) -> None:
     model = fl.FocusModel.from_pretrained(str(options.model), device="cpu")
     model.name = "demo"
     run = Run(model, options.work / model.description["weights"], {"max_new_tokens": 24})
-    sizes = {name: getattr(options, name) for name in ("questions", "validation", "train", "rate")}
+    sizes = {name: getattr(options, name) for name in ("questions", "unanswerable", "validation", "train", "rate")}
     made_of = {key: value for key, value in model.description.items() if key in ("weights", "dtype", "backend")}
     figures = {
         "model": made_of,

@@ -355,7 +355,7 @@ def _fact(world: _World, entity: _Entity, attribute: Attribute, value: str, befo
     else:
         lead, core = world.pair(len(LEADS), len(cores))
         draw = world.rng.random()
-        # After a mention a short name could mean the other, and a pronoun needs a sentence about its subject before it.
+        # Right after a mention a short name could mean the other, and a pronoun needs a sentence about its subject.
         if before not in ("", "mention") and draw < 0.5:
             pronoun = draw < 0.25 and core != 0 and before != "filler"
             subject = entity.pronoun if pronoun else entity.short_name

@@ -1,8 +1,8 @@
 """Words and wordings of the synthetic corpus: plain data, no logic.
 
 Names and values are pairs of words ("Alden" + "Marsh", "Port" + "Ashby", "18" + "74"), so that a held-out pair is
-made of words that training has seen. No word of one value list occurs in another list, in a name or in a filler
-sentence: an answer can only be found where its fact was written.
+made of words that training has seen. As it is written, capitals included, no word of one value list occurs in another
+list, in a name or in a filler sentence: an answer can only be found where its fact was written.
 """
 
 from __future__ import annotations

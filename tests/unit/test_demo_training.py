@@ -109,6 +109,8 @@ def test_a_run_writes_a_checkpoint_and_goes_on_from_it(tmp_path, monkeypatch):
     assert "Looked at once." in text
     assert "| 1 | 0.500 (0.500 to 0.500) | 0.930 (0.930 to 0.930) | 0.580 (0.580 to 0.580) |" in text
     assert "100 test questions" in text
+    assert "no document answers, 20 others, are refused" in text
+    assert "single heads 0.60 to 0.90" in text
     assert ": 200 samples" in text
     assert "{" not in text
     weights = (tmp_path / "model" / "model.safetensors").stat().st_size
@@ -152,7 +154,8 @@ def figures(**changes):
         return {"mean": value, "low": value, "high": value}
 
     def outcome(ratio):
-        return {"ratio": ratio, "relevant": mean(0.2 * ratio), "irrelevant_max": mean(0.2)}
+        several = [ratio - 0.1, ratio + 0.2]
+        return {"ratio": ratio, "relevant": mean(0.2 * ratio), "irrelevant_max": mean(0.2), "ratio_by_head": several}
 
     made = {
         "baselines": [row("baseline", 0.6), row("gold", 0.96), row("negative", 0.02)],
@@ -167,7 +170,7 @@ def figures(**changes):
         "ranking": ["L2H1", "L2H3"],
         "contextual": 1,
         "errors": {"wrong": 40, "refused": 25, "earlier document": 3, "later document": 10, "something else": 2},
-        "sizes": {"questions": 100, "validation": 50, "train": 25},
+        "sizes": {"questions": 100, "unanswerable": 20, "validation": 50, "train": 25},
         "note": "Looked at once.",
         "positions": {
             name: {"1": mean(first), "20": mean(0.9)}
