@@ -54,10 +54,10 @@ class DemoSettings:
     trained: int = 30
     chosen: int = 40
     tested: int = 40
-    taus: tuple[float, ...] = (0.1, 0.3, 0.6, 1.5, 1000)
+    taus: tuple[float, ...] = (0.1, 0.3, 1.5, 1000)
     ks: tuple[int, ...] = (1, 2, 4, 8)
     alphas: tuple[float, ...] = (-1.0, 0.5, 1.0, 2.0, 8.0)
-    steered: tuple[int, ...] = (2, 4, 8)
+    steered: tuple[int, ...] = (4, 8)
     trained_heads: int = 8
     epochs: int = 10
     # The paper's 1e-3 is for thousands of steps; the demo takes a few hundred.
