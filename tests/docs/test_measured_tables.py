@@ -46,6 +46,9 @@ def test_readme_s_benchmark_is_that_of_the_file() -> None:
     assert len(shown) >= 4
     for table in shown:
         assert table in known, "\n".join(table)
+    page = bench.table(measured(DOCS / "bench.json"))
+    (demo,) = (line for line in page.splitlines() if line.startswith("`make demo`"))
+    assert demo in section.splitlines()
 
 
 def test_the_gpu_s_page_is_its_file_s() -> None:
