@@ -10,6 +10,7 @@ from the records of the same weights in ``--work``.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import re
 from collections.abc import Sequence
@@ -231,6 +232,8 @@ def main(arguments: list[str] | None = None) -> None:
     run = Run(model, options.work / model.description["weights"], {"max_new_tokens": 24})
     sizes = {name: getattr(options, name) for name in ("questions", "unanswerable", "validation", "train", "rate")}
     made_of = {key: value for key, value in model.description.items() if key in ("weights", "dtype", "backend")}
+    # The description's digest is of a sample of the weights; the card is about every one of them.
+    made_of["sha256"] = hashlib.sha256((options.model / "model.safetensors").read_bytes()).hexdigest()
     figures = {
         "model": made_of,
         "sizes": {**sizes, "seed": SEED, "test_seed": TEST_SEED},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from importlib import resources
 
 import pytest
@@ -60,9 +61,10 @@ def test_the_card_was_measured_on_these_weights(model):
     with resources.as_file(resources.files("focuslens") / "assets" / "demo") as directory:
         measured = json.loads((directory / "measured.json").read_text())
         readme = (directory / "README.md").read_text()
-        size = (directory / "model.safetensors").stat().st_size
+        weights = (directory / "model.safetensors").read_bytes()
     assert measured["model"]["weights"] == model.description["weights"]
-    assert size < 10 * 2**20
+    assert measured["model"]["sha256"] == sha256(weights).hexdigest()
+    assert len(weights) < 10 * 2**20
     assert sum(p.numel() for p in model.hooked.parameters()) < 5_000_000
     for row in (*measured["baselines"][1:], *measured["everywhere"]):
         assert f"{row['em']:.3f} ({row['em_low']:.3f} to {row['em_high']:.3f})" in readme
