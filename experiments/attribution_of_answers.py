@@ -3,7 +3,7 @@
 python experiments/attribution_of_answers.py --model demo
 """
 
-from focuslens.commands.paper import artefact_main
+from focuslens.cli.paper import artefact_main
 
 if __name__ == "__main__":
     artefact_main("attribution", __doc__)

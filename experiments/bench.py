@@ -32,8 +32,9 @@ import torch
 from bench_contestants import CONTESTANTS, SHORTEST, WORK, Bench, Contestant, PaperTraining, focus_training
 from tqdm.auto import tqdm
 
-from focuslens import directions, training
-from focuslens.files import versions, write_atomically, write_json
+from focuslens.directions import training
+from focuslens.interventions import directions
+from focuslens.util.files import versions, write_atomically, write_json
 
 TITLES = {
     "score": f"Generate {WORK['new_tokens']} tokens and score all heads",
@@ -116,7 +117,7 @@ def timing(contestant: Contestant, taken: Sequence[Mapping[str, float]], first: 
 def demo_seconds() -> float:
     """Wall time of ``make demo`` after installation: in a process of its own, with no module compiled yet."""
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "focuslens.cli", "demo", "--out", str(Path(folder) / "demo")]
+        command = [sys.executable, "-m", "focuslens", "demo", "--out", str(Path(folder) / "demo")]
         start = time.perf_counter()
         output_of(command, PYTHONPYCACHEPREFIX=str(Path(folder) / "modules"))
         return time.perf_counter() - start

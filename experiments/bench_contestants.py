@@ -119,7 +119,7 @@ class Bench:
 
     def encoded(self) -> fl.EncodedPrompt:
         """The prompt's tokens and parts, without a model."""
-        from focuslens.tokens import PromptEncoder
+        from focuslens.prompts.encoder import PromptEncoder
 
         return PromptEncoder(build_tokenizer(), False, {}).encode(self.sample.prompt())
 

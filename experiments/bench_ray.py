@@ -25,8 +25,8 @@ from bench import commit, in_order, processor
 from tqdm.auto import tqdm
 
 import focuslens as fl
-from focuslens.execution import executor_for
-from focuslens.files import versions, write_json
+from focuslens.model.execution import executor_for
+from focuslens.util.files import versions, write_json
 
 BAR = 1.7
 """Throughput of two workers over that of one that is asked for."""

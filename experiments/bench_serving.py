@@ -31,7 +31,7 @@ from transformers import AutoModelForCausalLM
 
 import focuslens as fl
 from focuslens.evaluation import Interval, percentile_interval
-from focuslens.files import versions, write_atomically, write_json
+from focuslens.util.files import versions, write_atomically, write_json
 
 ORIGINAL, AGAIN = "original", "original again"
 BARS = {"folded": 1.0, "exported": 1.02}

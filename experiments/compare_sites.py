@@ -16,14 +16,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
-from focuslens.directions import Site
 from focuslens.evaluation import Interval, McNemar, Setting, Sweep, best_setting, bootstrap_mean, steering_settings
-from focuslens.files import versions, write_atomically, write_csv, write_json
 from focuslens.heads import Head
-from focuslens.paper.scored import KINDS_SAID
-from focuslens.paper.settings import PaperSettings, find_settings, load_settings
-from focuslens.paper.study import Part, Study
-from focuslens.scoring import KINDS, ContextualScores
+from focuslens.interventions.directions import Site
+from focuslens.scores.contextual import KINDS, ContextualScores
+from focuslens.studies.paper.scored import KINDS_SAID
+from focuslens.studies.paper.settings import PaperSettings, find_settings, load_settings
+from focuslens.studies.paper.study import Part, Study
+from focuslens.util.files import versions, write_atomically, write_csv, write_json
 
 KEY = "sites"
 SITES: tuple[Site, ...] = get_args(Site)

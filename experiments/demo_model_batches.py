@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedTokenizerFast
 
 from focuslens.data.synthetic import CorpusSettings, SyntheticContext, SyntheticQuestion, generate_context
-from focuslens.prompts import MultiDocSample
+from focuslens.prompts.prompt import MultiDocSample
 
 __all__ = ["ATTENTION", "Lesson", "Row", "question_row", "repeated_tokens"]
 

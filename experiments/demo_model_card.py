@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import ScalarFormatter
 from transformers import LlamaForCausalLM
 
-from focuslens.files import write_atomically
+from focuslens.util.files import write_atomically
 
 __all__ = ["Finding", "draw_log", "findings", "write_card"]
 

@@ -3,7 +3,7 @@
 python experiments/figure_4.py --model demo
 """
 
-from focuslens.commands.paper import artefact_main
+from focuslens.cli.paper import artefact_main
 
 if __name__ == "__main__":
     artefact_main("steering", __doc__)

@@ -22,11 +22,11 @@ import torch
 from demo_model_card import write_card
 
 import focuslens as fl
-from focuslens.commands.common import synthetic_samples
+from focuslens.cli.common import synthetic_samples
 from focuslens.data.synthetic_words import UNKNOWN
 from focuslens.evaluation import BASELINES, Evaluation, Setting, Sweep, best_setting, bootstrap_mean
-from focuslens.files import versions, write_json
-from focuslens.prompts import MultiDocSample
+from focuslens.prompts.prompt import MultiDocSample
+from focuslens.util.files import versions, write_json
 
 POSITIONS = (0, 4, 9, 14, 19)
 TAUS = (0.03, 0.05, 0.07, 0.1, 0.2, 0.3, 0.6)

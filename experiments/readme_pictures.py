@@ -13,10 +13,10 @@ import tempfile
 from pathlib import Path
 
 import focuslens as fl
-from focuslens.files import write_atomically
 from focuslens.interventions import intervention_from
-from focuslens.report.samples import reopen_samples
+from focuslens.util.files import write_atomically
 from focuslens.viz import AttentionView, compare_view
+from focuslens.viz.run_report.samples import reopen_samples
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 HEADS = 4

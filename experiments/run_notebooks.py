@@ -17,7 +17,7 @@ from typing import Any
 import nbformat
 from nbclient import NotebookClient
 
-from focuslens.files import write_atomically
+from focuslens.util.files import write_atomically
 
 WIDGET = "application/vnd.jupyter.widget-view+json"
 QUIET = {

@@ -36,7 +36,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from focuslens.data.synthetic import CorpusSettings, build_tokenizer, generate_context
-from focuslens.files import versions, write_json
+from focuslens.util.files import versions, write_json
 
 LOG = logging.getLogger("train_demo_model")
 FEW_TOKENS = 128

@@ -1,20 +1,6 @@
 """The public names and where they live; they are imported from there when they are first used."""
 
 from . import viz as viz
-from .anatomy import (
-    Decomposition,
-    HeadKeys,
-    collect_keys,
-    decompose,
-    decompose_heads,
-    frequency_energy,
-    logit_bias,
-    position_bias,
-    token_preferences,
-)
-from .batch import EncodedPrompt, Generation, Prefix, PromptBatch
-from .batching import WorkerLostError
-from .cluster import RayPool
 from .data.multidoc import MultiDocData, load_multidoc
 from .data.needles import (
     Needle,
@@ -25,7 +11,20 @@ from .data.needles import (
     synthetic_needles,
 )
 from .data.synthetic import load_synthetic
-from .directions import FocusDirections
+from .directions.anatomy import (
+    Decomposition,
+    HeadKeys,
+    collect_keys,
+    decompose,
+    decompose_heads,
+    frequency_energy,
+    logit_bias,
+    position_bias,
+    token_preferences,
+)
+from .directions.checkpoints import ExportedCheckpoint, FoldedCheckpoint, export, fold
+from .directions.published import PublishedModel, load_published, load_published_ranking
+from .directions.training import TrainingConfig, train_focus_directions
 from .evaluation import (
     AttentionBudget,
     Attribution,
@@ -44,21 +43,23 @@ from .evaluation import (
     split_softmax_settings,
     steering_settings,
 )
-from .execution import Executor, InProcess
+from .evaluation.harness import write_harness_task
 from .heads import Head, HeadList, Sparsity, load_ranking, random_heads, rank_heads, sparsity
 from .hooks import Cursor, Intervention
 from .interventions import FocusSteering, HeadAblation, SplitSoftmax, mean_head_outputs, split_softmax
-from .metrics import normalize_answer, sub_exact_match
-from .model import FocusModel
-from .progress import disable_progress_bars, enable_progress_bars
-from .prompts import Document, MultiDocSample, Prompt
-from .published import PublishedModel, load_published, load_published_ranking
-from .response_attention import ResponseAttention, UnitAttention, response_attention
-from .retrieval_heads import RetrievalScores, retrieval_scores
-from .scoring import ContextualScores, contextual_scores, contextual_scores_by_case
-from .serving import ExportedCheckpoint, FoldedCheckpoint, export, fold, write_harness_task
-from .training import TrainingConfig, train_focus_directions
-from .windows import WindowAttention, window_attention
+from .interventions.directions import FocusDirections
+from .model.batching import WorkerLostError
+from .model.cluster import RayPool
+from .model.execution import Executor, InProcess
+from .model.focus_model import FocusModel
+from .prompts.answers import normalize_answer, sub_exact_match
+from .prompts.batch import EncodedPrompt, Generation, Prefix, PromptBatch
+from .prompts.prompt import Document, MultiDocSample, Prompt
+from .scores.contextual import ContextualScores, contextual_scores, contextual_scores_by_case
+from .scores.response import ResponseAttention, UnitAttention, response_attention
+from .scores.retrieval import RetrievalScores, retrieval_scores
+from .scores.window import WindowAttention, window_attention
+from .util.progress import disable_progress_bars, enable_progress_bars
 
 __version__: str
 

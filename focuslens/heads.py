@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, SupportsIndex, overload
 from jaxtyping import Float
 from torch import Tensor
 
-from focuslens.markup import Markup, card, details, table
+from focuslens.util.html import Markup, card, details, table
 
 __all__ = [
     "Head",

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_che
 
 from torch import Tensor
 
-from focuslens.batch import EncodedPrompt, PromptBatch
 from focuslens.heads import Head
+from focuslens.prompts.batch import EncodedPrompt, PromptBatch
 
 if TYPE_CHECKING:
-    from focuslens.model import FocusModel
-    from focuslens.prompts import Prompt
+    from focuslens.model.focus_model import FocusModel
+    from focuslens.prompts.prompt import Prompt
 
 __all__ = [
     "Cursor",

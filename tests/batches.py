@@ -6,7 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from types import SimpleNamespace
 from typing import Any, TypeVar, cast
 
-from focuslens.batching import map_batches
+from focuslens.model.batching import map_batches
 
 __all__ = ["in_batches"]
 

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from focuslens.helmet.checkout import Checkout, open_checkout
-from focuslens.helmet.plan import Entry, read_plan
+from focuslens.studies.helmet.checkout import Checkout, open_checkout
+from focuslens.studies.helmet.plan import Entry, read_plan
 
 __all__ = ["STAND_IN", "entries", "load", "write_data"]
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from multidoc_files import oracle_record, write
 
-from focuslens.paper.settings import load_settings
-from focuslens.paper.study import Study
+from focuslens.studies.paper.settings import load_settings
+from focuslens.studies.paper.study import Study
 
 __all__ = ["opened", "write_files"]
 

@@ -18,7 +18,7 @@ BECAME = {0: (False, True), 1: (True, False), 2: (False, True), 3: (True, True)}
 
 def run_everything(folder: Path) -> Path:
     """Heads, directions, both sweeps and a response below ``out``; model and data lie beside it."""
-    from focuslens.cli import main
+    from focuslens.cli.main import main
 
     model, data = build_checkpoint("llama", folder / "model"), folder / "oracle.jsonl"
     write(data, [oracle_record(i) for i in range(16)])

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from functools import lru_cache
 
 from focuslens.data._records import Record
-from focuslens.metrics import normalize_answer
+from focuslens.prompts.answers import normalize_answer
 
 __all__ = ["draw_distractors"]
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, cast
 
-from focuslens.progress import progress_bar
+from focuslens.util.progress import progress_bar
 
 __all__ = ["LineStore"]
 

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar, cast
 
-from focuslens.metrics import normalize_answer
-from focuslens.prompts import Document
+from focuslens.prompts.answers import normalize_answer
+from focuslens.prompts.prompt import Document
 
 __all__ = ["Kind", "Record", "detect_kind", "parse_object", "parse_record"]
 

@@ -18,8 +18,8 @@ from typing import overload
 from focuslens.data._distractors import draw_distractors
 from focuslens.data._lines import LineStore
 from focuslens.data._records import Kind, Record, detect_kind, parse_object, parse_record
-from focuslens.markup import card, table
-from focuslens.prompts import Document, MultiDocSample
+from focuslens.prompts.prompt import Document, MultiDocSample
+from focuslens.util.html import card, table
 
 __all__ = ["MultiDocData", "load_multidoc"]
 

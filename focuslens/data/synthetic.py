@@ -36,7 +36,7 @@ from focuslens.data.synthetic_words import (
     VALUES,
     Attribute,
 )
-from focuslens.prompts import Document, MultiDocSample
+from focuslens.prompts.prompt import Document, MultiDocSample
 
 __all__ = [
     "CorpusSettings",

@@ -1,6 +1,10 @@
 """Is an answer right, how sure can one be, and what happens over a grid of settings."""
 
-from focuslens.evaluation.attribution import (
+from focuslens.evaluation.records import OtherResultsError, read_records
+from focuslens.evaluation.runner import Evaluation, Setting, Sweep, evaluate, run_sweep
+from focuslens.evaluation.settings import BASELINES, best_setting, split_softmax_settings, steering_settings
+from focuslens.evaluation.stored import load_sweep
+from focuslens.scores.documents import (
     BUDGET_PARTS,
     AttentionBudget,
     Attribution,
@@ -8,10 +12,7 @@ from focuslens.evaluation.attribution import (
     attention_budget,
     document_scores,
 )
-from focuslens.evaluation.records import OtherResultsError, read_records
-from focuslens.evaluation.runner import Evaluation, Setting, Sweep, evaluate, run_sweep
-from focuslens.evaluation.settings import BASELINES, best_setting, split_softmax_settings, steering_settings
-from focuslens.evaluation.statistics import (
+from focuslens.util.statistics import (
     Interval,
     McNemar,
     bootstrap_mean,
@@ -19,7 +20,6 @@ from focuslens.evaluation.statistics import (
     percentile_interval,
     resampled_means,
 )
-from focuslens.evaluation.stored import load_sweep
 
 __all__ = [
     "BASELINES",

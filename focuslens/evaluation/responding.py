@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING
 from jaxtyping import Float
 from torch import Tensor
 
-from focuslens.batch import Generation, Prefix, PromptBatch
 from focuslens.hooks import Intervention
 from focuslens.interventions.lanes import Lanes
-from focuslens.masses import Parts, ResponseMasses
-from focuslens.prefilling import first_layer
+from focuslens.model.prefilling import first_layer
+from focuslens.prompts.batch import Generation, Prefix, PromptBatch
+from focuslens.scores.masses import Parts, ResponseMasses
 
 if TYPE_CHECKING:
-    from focuslens.model import FocusModel
+    from focuslens.model.focus_model import FocusModel
 
 __all__ = ["SCORES", "Answered", "respond"]
 

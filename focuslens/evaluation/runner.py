@@ -9,23 +9,23 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focuslens.batch import Generation
-from focuslens.batching import BATCH_TOKENS, map_batches
 from focuslens.evaluation.records import RecordFile
 from focuslens.evaluation.responding import respond
-from focuslens.evaluation.statistics import Interval, McNemar, bootstrap_mean, mcnemar_exact
-from focuslens.execution import Executor, executor_for
-from focuslens.files import versions
 from focuslens.hooks import Intervention
-from focuslens.markup import Cell, Markup, bar, card, details, shorten, table
-from focuslens.metrics import list_samples, require_comparable_answers, sub_exact_match
-from focuslens.progress import progress_bar, track
-from focuslens.prompts import Case, MultiDocSample, prompts_digest
+from focuslens.model.batching import BATCH_TOKENS, map_batches
+from focuslens.model.execution import Executor, executor_for
+from focuslens.prompts.answers import list_samples, require_comparable_answers, sub_exact_match
+from focuslens.prompts.batch import Generation
+from focuslens.prompts.prompt import Case, MultiDocSample, prompts_digest
+from focuslens.util.files import versions
+from focuslens.util.html import Cell, Markup, bar, card, details, shorten, table
+from focuslens.util.progress import progress_bar, track
+from focuslens.util.statistics import Interval, McNemar, bootstrap_mean, mcnemar_exact
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from focuslens.model import FocusModel
+    from focuslens.model.focus_model import FocusModel
 
 __all__ = ["Evaluation", "Setting", "Sweep", "evaluate", "evaluation_of", "run_sweep"]
 
@@ -186,7 +186,7 @@ def evaluate(
         out: A JSON-lines file, written as the samples are done and continued after a kill.
         data: What the file says of the data; by default the samples' own ``description``, as ``MultiDocData`` has one.
         seed: Of the bootstrap.
-        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.progress`.
+        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.util.progress`.
 
     Raises:
         ValueError: If there are no samples, two have the same id, or ``out`` holds results made otherwise.

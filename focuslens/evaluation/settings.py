@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from focuslens.directions import FocusDirections
 from focuslens.evaluation.runner import Setting, Sweep
 from focuslens.interventions import FocusSteering, SplitSoftmax
 from focuslens.interventions.common import Positions
+from focuslens.interventions.directions import FocusDirections
 
 __all__ = ["BASELINES", "best_setting", "split_softmax_settings", "steering_settings"]
 

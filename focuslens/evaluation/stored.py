@@ -9,7 +9,7 @@ from typing import Any
 
 from focuslens.evaluation.records import read_records
 from focuslens.evaluation.runner import Evaluation, Setting, Sweep, evaluation_of
-from focuslens.evaluation.statistics import Interval
+from focuslens.util.statistics import Interval
 
 __all__ = ["load_sweep"]
 

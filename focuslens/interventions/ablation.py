@@ -12,7 +12,6 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from focuslens.batch import PromptBatch, SpanLike
 from focuslens.heads import Head, as_heads, check_heads, heads_by_layer
 from focuslens.hooks import Cursor, Hook, PromptLike, hook_name, row_wise
 from focuslens.interventions.common import (
@@ -25,10 +24,11 @@ from focuslens.interventions.common import (
     require_prompt,
     rows_of,
 )
-from focuslens.progress import track
+from focuslens.prompts.batch import PromptBatch, SpanLike
+from focuslens.util.progress import track
 
 if TYPE_CHECKING:
-    from focuslens.model import FocusModel
+    from focuslens.model.focus_model import FocusModel
 
 __all__ = ["AblationMode", "HeadAblation", "mean_head_outputs"]
 
@@ -50,7 +50,7 @@ def mean_head_outputs(
         model: The model.
         prompts: What it reads, each alone.
         heads: The heads.
-        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.progress`.
+        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.util.progress`.
 
     Raises:
         ValueError: If there are no prompts.

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from focuslens.batch import PromptBatch, SpanLike
 from focuslens.hooks import Cursor, PromptLike
+from focuslens.prompts.batch import PromptBatch, SpanLike
 
 if TYPE_CHECKING:
-    from focuslens.model import FocusModel
+    from focuslens.model.focus_model import FocusModel
 
 __all__ = [
     "Positions",

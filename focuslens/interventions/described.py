@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from focuslens.batch import SpanLike
-from focuslens.directions import FocusDirections
 from focuslens.hooks import Intervention
 from focuslens.interventions.ablation import HeadAblation
+from focuslens.interventions.directions import FocusDirections
 from focuslens.interventions.focus import FocusSteering
 from focuslens.interventions.split_softmax import SplitSoftmax
+from focuslens.prompts.batch import SpanLike
 
 __all__ = ["intervention_from"]
 

@@ -12,15 +12,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from focuslens.batch import PromptBatch
-from focuslens.directions import FocusDirections
 from focuslens.heads import Head, check_heads, heads_by_layer
 from focuslens.hooks import Cursor, Hook, PromptLike, hook_name
 from focuslens.interventions.common import Positions, check_positions, first_query_row, require_prompt
+from focuslens.interventions.directions import FocusDirections
+from focuslens.prompts.batch import PromptBatch
 
 if TYPE_CHECKING:
-    from focuslens.backends import ModelShape
-    from focuslens.model import FocusModel
+    from focuslens.model.backends import ModelShape
+    from focuslens.model.focus_model import FocusModel
 
 __all__ = ["FocusSteering"]
 

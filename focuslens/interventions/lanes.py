@@ -17,15 +17,15 @@ from einops import einsum, rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from focuslens.batch import PromptBatch, SpanLike, disjoint
 from focuslens.heads import Head, check_heads
 from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, hook_name, is_row_wise, on_prompt, row_wise
 from focuslens.interventions.common import Positions, exactly, first_query_row, first_row, require_prompt
 from focuslens.interventions.focus import FocusSteering
 from focuslens.interventions.split_softmax import SplitSoftmax, split_factors
+from focuslens.prompts.batch import PromptBatch, SpanLike, disjoint
 
 if TYPE_CHECKING:
-    from focuslens.model import FocusModel
+    from focuslens.model.focus_model import FocusModel
 
 __all__ = ["Lanes"]
 

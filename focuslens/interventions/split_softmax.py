@@ -11,16 +11,16 @@ from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from focuslens.batch import SpanLike
 from focuslens.heads import Head, as_heads, check_heads, heads_by_layer
 from focuslens.hooks import Cursor, Hook, PromptLike, hook_name, row_wise
 from focuslens.interventions.common import check_span, exactly, first_row, require_prompt, rows_of
+from focuslens.prompts.batch import SpanLike
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from focuslens.model import FocusModel
-    from focuslens.prompts import Span
+    from focuslens.model.focus_model import FocusModel
+    from focuslens.prompts.prompt import Span
 
 __all__ = ["SplitSoftmax", "split_factors", "split_softmax"]
 

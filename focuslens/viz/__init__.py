@@ -1,7 +1,7 @@
 """Something to look at: figures (matplotlib), attention views (circuitsvis) and a report that is one HTML file.
 
 Everything here takes arrays, names and numbers, so it needs no model, and nothing here loads anything from the network.
-What views show is read from a model by ``focuslens.response_attention`` and ``focuslens.window_attention``.
+What views show is read from a model by ``focuslens.scores.response`` and ``focuslens.window_attention``.
 """
 
 from __future__ import annotations

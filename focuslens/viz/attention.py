@@ -11,9 +11,9 @@ from circuitsvis.attention import attention_heads
 from jaxtyping import Float
 from torch import Tensor
 
+from focuslens.scores.window import WindowAttention
 from focuslens.viz.page import asset, page
 from focuslens.viz.view import AttentionView, visible
-from focuslens.windows import WindowAttention
 
 __all__ = ["attention_view", "token_view"]
 
@@ -26,7 +26,7 @@ def token_view(window: WindowAttention, *, title: str = "", max_value: float | N
     """Attention between the tokens of a window around chosen parts of a prompt; see :func:`attention_view`.
 
     Args:
-        window: What to show; see :func:`focuslens.windows.window_attention`.
+        window: What to show; see :func:`focuslens.scores.window.window_attention`.
         title: The page's title; by default it has the response.
         max_value: Attention drawn in full colour; by default the largest in the window.
     """

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeAlias
 from urllib.parse import quote
 
-from focuslens.files import write_atomically
+from focuslens.util.files import write_atomically
 from focuslens.viz.page import asset, inner_page, page
 from focuslens.viz.view import AttentionView
 

@@ -13,7 +13,7 @@ from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from focuslens.files import write_atomically
+from focuslens.util.files import write_atomically
 
 __all__ = ["COLOURS", "DASHES", "HATCHES", "MARKERS", "legend_beside", "line_look", "new_axes", "save_figure", "style"]
 

@@ -10,7 +10,7 @@ import numpy as np
 from einops import rearrange, reduce
 from jaxtyping import Float
 
-from focuslens.response_attention import ResponseAttention
+from focuslens.scores.response import ResponseAttention
 from focuslens.viz.packing import pack_rows
 from focuslens.viz.page import asset, data_block, page
 from focuslens.viz.view import AttentionView
@@ -48,7 +48,7 @@ def text_view(
     arrow keys, left and right token by token, up and down in the order of attention.
 
     Args:
-        attention: What to show; see :func:`focuslens.response_attention.response_attention`.
+        attention: What to show; see :func:`focuslens.scores.response.response_attention`.
         title: The page's title; by default the response.
         head: Which head is shown first, by its place among the heads; ``None`` for the mean of all.
         said: Which response token, by its place; ``None`` for the mean of all.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from focuslens.files import write_atomically
+from focuslens.util.files import write_atomically
 from focuslens.viz.page import inner_page
 
 __all__ = ["AttentionView", "visible"]

@@ -16,7 +16,7 @@ from documented_code import ROOT, Block, Command, Reader, blocks, commands, page
 from multidoc_files import oracle_record, retrieval_record, write
 
 import focuslens as fl
-from focuslens import cli
+from focuslens.cli import main as cli
 
 LANGUAGES = {"bash", "given", "json", "python", "text", "yaml"}
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import focuslens as fl
-from focuslens.serving import export
+from focuslens.directions.checkpoints import export
 
 FAMILIES = (
     "llama",
@@ -222,7 +222,7 @@ def test_what_cannot_be_exported_is_refused(load_model, checkpoint, tmp_path):
 
 
 def test_the_command(load_model, checkpoint, samples, tmp_path, capsys):
-    from focuslens.cli import main
+    from focuslens.cli.main import main
 
     model = load_model("mistral_window")
     chosen = steering(model)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import focuslens as fl
-from focuslens.serving import fold
+from focuslens.directions.checkpoints import fold
 
 FAMILIES = ("llama", "llama_bias", "llama_rope", "llama_tied", "llama_mha", "qwen2", "qwen2_window", "qwen3", "mistral")
 HEADS = (fl.Head(0, 2), fl.Head(1, 1), fl.Head(2, 0), fl.Head(2, 1))
@@ -276,7 +276,7 @@ def test_what_is_not_there_or_not_whole_is_refused(load_model, checkpoint, tmp_p
 
 
 def test_the_command_folds_the_best_heads_of_a_ranking(load_model, checkpoint, samples, tmp_path, capsys):
-    from focuslens.cli import main
+    from focuslens.cli.main import main
 
     model = load_model("llama")
     directions = steering(model).directions

@@ -22,16 +22,16 @@ from helmet_eval import stand_in_for_pkg_resources
 from transformers import AutoTokenizer
 
 import focuslens as fl
-from focuslens.cli import main
-from focuslens.execution import InProcess
-from focuslens.helmet.checkout import Checkout, open_checkout
-from focuslens.helmet.plan import Entry, read_plan
-from focuslens.helmet.recall import make_recall
-from focuslens.helmet.results import write_results
-from focuslens.helmet.runner import Answering, answer_entry, answering_for, declared_penalty
-from focuslens.helmet.samples import read_samples, stop_tokens
-from focuslens.helmet.tasks import TASKS
-from focuslens.serving import fold
+from focuslens.cli.main import main
+from focuslens.directions.checkpoints import fold
+from focuslens.model.execution import InProcess
+from focuslens.studies.helmet.checkout import Checkout, open_checkout
+from focuslens.studies.helmet.plan import Entry, read_plan
+from focuslens.studies.helmet.recall import make_recall
+from focuslens.studies.helmet.results import write_results
+from focuslens.studies.helmet.runner import Answering, answer_entry, answering_for, declared_penalty
+from focuslens.studies.helmet.samples import read_samples, stop_tokens
+from focuslens.studies.helmet.tasks import TASKS
 
 HELMET = os.environ.get("HELMET_DIR", "")
 pytestmark = pytest.mark.skipif(not HELMET, reason="HELMET_DIR names no checkout of HELMET")

@@ -20,9 +20,9 @@ from transformers import AutoModelForCausalLM
 
 import focuslens as fl
 from focuslens import FocusModel, NeedleSample, Prompt, RetrievalScores
-from focuslens.batch import EncodedPrompt, Generation, Prefix, PromptBatch
-from focuslens.retrieval_heads import NoRunCountsError, _run, copy_scores
-from focuslens.rouge import rouge_1_recall
+from focuslens.prompts.batch import EncodedPrompt, Generation, Prefix, PromptBatch
+from focuslens.scores.retrieval import NoRunCountsError, _run, copy_scores
+from focuslens.scores.rouge import rouge_1_recall
 
 FAMILIES = ("llama", "qwen3", "mistral_window")
 
@@ -393,7 +393,7 @@ def test_more_heads_than_there_are_is_refused() -> None:
 
 
 def test_without_rouge_score_an_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    from focuslens import rouge
+    from focuslens.scores import rouge
 
     rouge._scorer.cache_clear()
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)

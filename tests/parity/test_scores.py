@@ -20,7 +20,7 @@ from torch import Tensor
 
 import focuslens as fl
 from focuslens import FocusModel
-from focuslens.scoring import ScoredCase
+from focuslens.scores.contextual import ScoredCase
 
 if TYPE_CHECKING:
     from focuslens import MultiDocSample

@@ -186,7 +186,7 @@ def test_lm_evaluation_harness(served, questions, tmp_path):
 def test_the_command_that_is_printed_runs_as_it_is(served, tmp_path, monkeypatch, capsys):
     """Whatever is in the names: spaces, quotes, commas."""
     pytest.importorskip("lm_eval")
-    from focuslens.cli import main
+    from focuslens.cli.main import main
 
     site, directory, _ = served
     odd = shutil.copytree(directory, tmp_path / "it's, a 'model'")
@@ -213,7 +213,7 @@ def test_the_command_that_is_printed_runs_as_it_is(served, tmp_path, monkeypatch
 
 
 def test_the_command_writes_the_samples_of_steer(model, tmp_path, capsys):
-    from focuslens.cli import main
+    from focuslens.cli.main import main
 
     options = ["--samples", "3", "--seed", "7", "--documents", "4", "--max-new-tokens", "5"]
     assert main(["harness", *options, "--out", str(tmp_path / "task"), "--name", "mine"]) == 0

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from focuslens import FocusModel, MultiDocSample
-from focuslens.activations import LayerHeads, capture_rows, measured_scores, row_scores
+from focuslens.directions.activations import LayerHeads, capture_rows, measured_scores, row_scores
 
 
 @pytest.mark.parametrize("window", [None, 1, 3, 100])

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 import focuslens as fl
-from focuslens.anatomy import (
+from focuslens.directions.anatomy import (
     collect_keys,
     decompose,
     decompose_heads,
@@ -24,7 +24,7 @@ from focuslens.anatomy import (
     position_bias,
     token_preferences,
 )
-from focuslens.rotary import Rotary
+from focuslens.model.rotary import Rotary
 
 SCALE = 0.37
 D_HEAD = 8

@@ -6,7 +6,15 @@ import pytest
 import torch
 from einops import repeat
 
-from focuslens.attention import LayerCache, Segment, attend_causally, attend_explicitly, row_blocks, trim, visible_keys
+from focuslens.model.attention import (
+    LayerCache,
+    Segment,
+    attend_causally,
+    attend_explicitly,
+    row_blocks,
+    trim,
+    visible_keys,
+)
 
 CPU = torch.device("cpu")
 
@@ -116,7 +124,7 @@ def test_a_cache_that_grows_leaves_the_one_it_came_from_alone():
 def test_trim_and_blocks_by_hand(monkeypatch):
     parts = [Segment(random(1, 1, n, 2), random(1, 1, n, 2)) for n in (3, 4)]
     assert [[part.columns for part in trim(parts, n)] for n in (2, 3, 5, 7)] == [[2], [3], [3, 2], [3, 4]]
-    monkeypatch.setattr("focuslens.attention.BLOCK", 20)
+    monkeypatch.setattr("focuslens.model.attention.BLOCK", 20)
     assert row_blocks(7, 10) == [(0, 2), (2, 4), (4, 6), (6, 7)]
     assert row_blocks(2, 100) == [(0, 1), (1, 2)]
 

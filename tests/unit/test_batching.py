@@ -10,7 +10,7 @@ import torch
 from batches import in_batches
 
 import focuslens as fl
-from focuslens.batching import is_out_of_memory
+from focuslens.model.batching import is_out_of_memory
 
 
 def batches(lengths, budget):

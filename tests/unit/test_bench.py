@@ -420,7 +420,7 @@ def test_the_whole_of_it_writes_its_files(tmp_path: Path, monkeypatch: pytest.Mo
     assert results["settings"]["taus"] == [0.1, 0.3, 0.6, 1.5, 1000]
     assert results["processor"]
     assert results["cores"] == os.cpu_count()
-    assert sum(command[1:4] == ["-m", "focuslens.cli", "demo"] for command in commands) == 1
+    assert sum(command[1:4] == ["-m", "focuslens", "demo"] for command in commands) == 1
     found = results["results"]["cpu, float32"]
     assert set(found) == {"time", "memory", "length", "written"}
     for work, rows in found["time"].items():

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from focuslens.report import Sources, write_run_report
 from focuslens.viz import Table, write_report
+from focuslens.viz.run_report import Sources, write_run_report
 
 if TYPE_CHECKING:
     from browser import Browser

@@ -12,9 +12,9 @@ import pytest
 import torch
 
 import focuslens as fl
-from focuslens import cli
-from focuslens.cli import main
-from focuslens.prompts import prompts_digest
+from focuslens.cli import main as cli
+from focuslens.cli.main import main
+from focuslens.prompts.prompt import prompts_digest
 
 COMMANDS = ("demo", "heads", "split-softmax", "train", "steer", "generate")
 
@@ -215,7 +215,7 @@ def test_help_version_and_completion_need_no_torch():
     code = (
         "import sys\n"
         "from contextlib import suppress\n"
-        "from focuslens.cli import main\n"
+        "from focuslens.cli.main import main\n"
         "main(['--version']), main([])\n"
         "for arguments in (['heads', '--help'], ['--print-completion', 'bash']):\n"
         "    with suppress(SystemExit):\n"
@@ -247,7 +247,7 @@ def test_the_memory_for_activations_reaches_the_training(small, tmp_path, monkey
         asked.append(memory_gb)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("focuslens.commands.train.train_focus_directions", stop)
+    monkeypatch.setattr("focuslens.cli.train.train_focus_directions", stop)
     train = ["train", *small, "--out", str(tmp_path)]
     assert main([*train, "--memory-gb", "0.5"]) == main(train) == 130
     assert asked == [0.5, 4.0]
@@ -270,8 +270,8 @@ def test_where_all_heads_are_trained_none_is_scored_and_the_best_are_printed(sma
     def score(*args):
         raise AssertionError("heads were scored")
 
-    monkeypatch.setattr("focuslens.commands.common.score_samples", score)
-    monkeypatch.setattr("focuslens.commands.train._PRINTED", 4)
+    monkeypatch.setattr("focuslens.cli.common.score_samples", score)
+    monkeypatch.setattr("focuslens.cli.train._PRINTED", 4)
     assert main(["train", *small, "--epochs", "2", "--out", str(tmp_path)]) == 0
     written = json.loads((tmp_path / "directions.json").read_text())
     assert written["heads"] == [[layer, head] for layer in range(3) for head in range(4)]

@@ -13,12 +13,12 @@ import torch
 from batches import in_batches
 
 import focuslens as fl
-from focuslens.batching import map_batches
-from focuslens.cli import main
-from focuslens.cluster import crew, pool
-from focuslens.cluster.shares import Shares, share_out
-from focuslens.cluster.worker import Facts, Failure, Worker, unpack
-from focuslens.execution import InProcess, executor_for
+from focuslens.cli.main import main
+from focuslens.model.batching import map_batches
+from focuslens.model.cluster import crew, pool
+from focuslens.model.cluster.shares import Shares, share_out
+from focuslens.model.cluster.worker import Facts, Failure, Worker, unpack
+from focuslens.model.execution import InProcess, executor_for
 
 HEADS = [(2, 3), (0, 1), (2, 0), (2, 2)]
 

@@ -14,9 +14,9 @@ import torch
 from multidoc_files import oracle_record, placed_record, write
 
 from focuslens import ContextualScores, Document, MultiDocSample
-from focuslens.cli import _parser, main
-from focuslens.commands import sweeps
-from focuslens.commands.common import count_heads, open_samples, score_intervals
+from focuslens.cli import sweeps
+from focuslens.cli.common import count_heads, open_samples, score_intervals
+from focuslens.cli.main import _parser, main
 from focuslens.data.multidoc import load_multidoc
 from focuslens.data.synthetic import spread_positions
 from focuslens.heads import Head
@@ -111,11 +111,11 @@ def test_controls_are_outside_every_contextual_set_of_the_sweep(load_model, capl
 
 
 def test_a_demo_sets_the_records_of_another_demo_aside(tmp_path, monkeypatch, capsys):
-    from focuslens.commands.common import Samples
-    from focuslens.commands.demo import _fresh_sweep
+    from focuslens.cli.common import Samples
+    from focuslens.cli.demo import _fresh_sweep
     from focuslens.data.synthetic import load_synthetic
     from focuslens.evaluation import Setting
-    from focuslens.model import FocusModel
+    from focuslens.model.focus_model import FocusModel
 
     model, path = FocusModel.demo(device="cpu"), tmp_path / "sweep.jsonl"
     samples = Samples(load_synthetic(1, num_documents=1, gold_positions=[0]), {})
@@ -162,7 +162,7 @@ def test_a_number_of_heads_that_there_is_not_is_refused_before_any_is_scored(
 ):
     scored = []
     for module in ("common", "heads"):
-        monkeypatch.setattr(f"focuslens.commands.{module}.score_samples", lambda *args: scored.append(args))
+        monkeypatch.setattr(f"focuslens.cli.{module}.score_samples", lambda *args: scored.append(args))
     options = ["--model", str(checkpoint("llama")), "--n-ctx", "4096", "--out", str(tmp_path / "out"), *MODEL]
     assert main([*arguments, *options]) == 1
     assert message in capsys.readouterr().err

@@ -20,7 +20,7 @@ from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, Revi
 from multidoc_files import oracle_record, write
 
 import focuslens as fl
-from focuslens.cli import main
+from focuslens.cli.main import main
 
 SHAPE = {"n_layers": 3, "n_heads": 4, "n_key_value_heads": 2, "d_head": 16}
 GOLD = fl.MultiDocSample("who?", ("Ann",), (fl.Document("a", "Ann did it."), fl.Document("b", "Bob did.")), 0)
@@ -383,7 +383,7 @@ def test_an_extra_that_is_not_installed(small, tmp_path, monkeypatch, refused):
         without(missing, "circuitsvis", "focuslens.viz")
         assert "pip install 'focuslens[viz]'" in refused("heads", *small, "--out", str(tmp_path / "out"))
     with monkeypatch.context() as missing:
-        without(missing, "rouge_score", "focuslens.rouge")
+        without(missing, "rouge_score", "focuslens.scores.rouge")
         assert "pip install 'focuslens[rouge]'" in refused("paper", "--only", "retrieval")
     with monkeypatch.context() as missing:
         missing.setitem(sys.modules, "ray", None)

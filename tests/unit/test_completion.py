@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from focuslens.cli import _COMMANDS, _RUNS, main
+from focuslens.cli.main import _COMMANDS, _RUNS, main
 
 
 def printed(shell: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -90,7 +90,7 @@ def test_every_command_has_something_to_run():
 
 def test_completion_is_printed_quickly_enough_for_a_shells_start():
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "focuslens.cli", "--print-completion", "bash"],
+        [sys.executable, "-X", "importtime", "-m", "focuslens", "--print-completion", "bash"],
         capture_output=True,
         text=True,
         check=True,

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 import focuslens as fl
-from focuslens.batching import map_batches
-from focuslens.cluster import crew, pool
-from focuslens.paper import retrieval
+from focuslens.model.batching import map_batches
+from focuslens.model.cluster import crew, pool
+from focuslens.studies.paper import retrieval
 
 pytest.importorskip("ray")  # whose pickles the workers use
 

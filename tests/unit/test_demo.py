@@ -7,8 +7,8 @@ import re
 
 import pytest
 
-from focuslens.cli import _parser
-from focuslens.commands import demo as demo_command
+from focuslens.cli import demo as demo_command
+from focuslens.cli.main import _parser
 from focuslens.data.synthetic import load_synthetic
 from focuslens.evaluation import Evaluation, Setting, Sweep, bootstrap_mean
 
@@ -19,7 +19,7 @@ FILES = ("results.json", "report.html", *(f"report_files/{name}.png" for name in
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
     """The directory of one small demo run."""
-    from focuslens.commands.demo import DemoSettings, run
+    from focuslens.cli.demo import DemoSettings, run
 
     out = tmp_path_factory.mktemp("demo")
     settings = DemoSettings(

@@ -7,8 +7,8 @@ import torch
 from torch import nn
 
 import focuslens as fl
-from focuslens import attention
 from focuslens.hooks import row_wise
+from focuslens.model import attention
 
 # Another order of summation in float32: a few units in the last place of logits of size 10.
 TOLERANCE = 1e-4

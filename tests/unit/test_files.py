@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from focuslens.files import versions, write_atomically, write_json
+from focuslens.util.files import versions, write_atomically, write_json
 
 
 def test_content_directory_and_permissions_are_those_of_an_ordinary_file(tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_versions_name_what_decides_results(monkeypatch: pytest.MonkeyPatch) -> 
     def missing(name: str) -> str:
         raise PackageNotFoundError(name)
 
-    monkeypatch.setattr("focuslens.files.version", missing)
+    monkeypatch.setattr("focuslens.util.files.version", missing)
     assert versions()["torch"] == "not installed"
 
 

@@ -13,8 +13,8 @@ import torch
 from helmet_runs import STAND_IN, write_data
 
 import focuslens as fl
-from focuslens.cli import main
-from focuslens.helmet.steering import paper_settings, ranked_heads, require_named
+from focuslens.cli.main import main
+from focuslens.studies.helmet.steering import paper_settings, ranked_heads, require_named
 
 HEADS = (fl.Head(2, 1), fl.Head(0, 2), fl.Head(1, 3))
 

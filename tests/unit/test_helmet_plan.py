@@ -15,9 +15,9 @@ import pytest
 import yaml
 from helmet_runs import STAND_IN, entries, load, write_data
 
-from focuslens.helmet.checkout import open_checkout
-from focuslens.helmet.plan import read_plan
-from focuslens.helmet.tasks import CATEGORIES, NEEDLE_QA, TASKS, task_of
+from focuslens.studies.helmet.checkout import open_checkout
+from focuslens.studies.helmet.plan import read_plan
+from focuslens.studies.helmet.tasks import CATEGORIES, NEEDLE_QA, TASKS, task_of
 
 
 @pytest.fixture

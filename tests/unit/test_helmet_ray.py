@@ -14,7 +14,7 @@ import torch
 from helmet_runs import STAND_IN, write_data
 
 import focuslens as fl
-from focuslens.cli import main
+from focuslens.cli.main import main
 
 ray: Any = pytest.importorskip("ray")
 

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from focuslens.data.synthetic import build_tokenizer
-from focuslens.helmet.demo import make_demo
-from focuslens.helmet.recall import make_recall, wording_tokens
+from focuslens.studies.helmet.demo import make_demo
+from focuslens.studies.helmet.recall import make_recall, wording_tokens
 
 
 @pytest.fixture(scope="module")

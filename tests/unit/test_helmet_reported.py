@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from focuslens.helmet.reported import ReportedRow, reported_rows
-from focuslens.helmet.tables import OVERALL
-from focuslens.helmet.tasks import TASKS
+from focuslens.studies.helmet.reported import ReportedRow, reported_rows
+from focuslens.studies.helmet.tables import OVERALL
+from focuslens.studies.helmet.tasks import TASKS
 
 SHARED = Path(__file__).parents[3] / "shared" / "paper" / "focus_directions.txt"
 SETTINGS = {"20_-0.2", "10_-0.2", "20_0.2", "10_0.2", "baseline"}

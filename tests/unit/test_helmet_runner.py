@@ -16,11 +16,11 @@ from transformers import AutoModelForCausalLM
 
 import focuslens as fl
 from focuslens.evaluation import OtherResultsError
-from focuslens.execution import InProcess
-from focuslens.helmet.results import write_results
-from focuslens.helmet.runner import Answering, answer_entry, answering_for, declared_penalty, require_askable
-from focuslens.helmet.samples import read_samples, require_room, samples_digest, stop_tokens
-from focuslens.scoring import attention_pattern
+from focuslens.model.execution import InProcess
+from focuslens.scores.contextual import attention_pattern
+from focuslens.studies.helmet.results import write_results
+from focuslens.studies.helmet.runner import Answering, answer_entry, answering_for, declared_penalty, require_askable
+from focuslens.studies.helmet.samples import read_samples, require_room, samples_digest, stop_tokens
 
 HEADS = (fl.Head(0, 2), fl.Head(2, 1), fl.Head(1, 3))
 

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from focuslens.evaluation.statistics import bootstrap_mean, percentile_interval, resampled_means
-from focuslens.helmet.page import Grid, GridCell, grids_of, markdown, to_html
-from focuslens.helmet.reported import reported_rows
-from focuslens.helmet.results import TaskScores
-from focuslens.helmet.tables import OVERALL, length_tables, tidy_rows
-from focuslens.helmet.tasks import NEEDLE_QA, TASKS
+from focuslens.studies.helmet.page import Grid, GridCell, grids_of, markdown, to_html
+from focuslens.studies.helmet.reported import reported_rows
+from focuslens.studies.helmet.results import TaskScores
+from focuslens.studies.helmet.tables import OVERALL, length_tables, tidy_rows
+from focuslens.studies.helmet.tasks import NEEDLE_QA, TASKS
+from focuslens.util.statistics import bootstrap_mean, percentile_interval, resampled_means
 
 BY_NAME = {task.name: task for task in (*TASKS, NEEDLE_QA)}
 NAN = float("nan")

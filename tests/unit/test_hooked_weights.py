@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformer_lens import HookedTransformer
 
 from focuslens import FocusModel
-from focuslens.backends.hooked import HookedBackend
+from focuslens.model.backends.hooked import HookedBackend
 
 NAMES = ("llama", "qwen2", "qwen3", "mistral_window")
 

@@ -18,8 +18,8 @@ from multidoc_files import oracle_record, write
 from paper_runs import SETTINGS
 
 import focuslens as fl
-from focuslens.cli import main
-from focuslens.commands import demo
+from focuslens.cli import demo
+from focuslens.cli.main import main
 
 SHAPE = {"n_layers": 3, "n_heads": 4, "n_key_value_heads": 2, "d_head": 16}
 

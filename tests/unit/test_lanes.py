@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import focuslens as fl
-from focuslens import attention
 from focuslens.hooks import is_row_wise
 from focuslens.interventions import Lanes
+from focuslens.model import attention
 
 HEADS = [fl.Head(0, 1), fl.Head(1, 3), fl.Head(1, 0), fl.Head(2, 2)]
 

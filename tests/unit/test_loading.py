@@ -28,11 +28,18 @@ from focuslens import (
     FocusSteering,
     Setting,
     contextual_scores,
-    loading,
     run_sweep,
     train_focus_directions,
 )
-from focuslens.loading import hooked_config, hooked_state_dict, load_tokenizer, loader, original_tokenizer, stop_ids
+from focuslens.model import loading
+from focuslens.model.loading import (
+    hooked_config,
+    hooked_state_dict,
+    load_tokenizer,
+    loader,
+    original_tokenizer,
+    stop_ids,
+)
 
 needs_hooked = pytest.mark.skipif(
     int(version("transformer-lens").split(".")[0]) >= 4, reason="TransformerLens 4 has no HookedTransformer"

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from focuslens.metrics import answered_right, normalize_answer, require_samples, sub_exact_match
-from focuslens.prompts import Document, MultiDocSample
+from focuslens.prompts.answers import answered_right, normalize_answer, require_samples, sub_exact_match
+from focuslens.prompts.prompt import Document, MultiDocSample
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from focuslens import (
     PromptBatch,
     SplitSoftmax,
 )
-from focuslens.decoding import response_of
+from focuslens.model.decoding import response_of
 
 HEADS = [(0, 1), (1, 3), (2, 0), (2, 2)]
 

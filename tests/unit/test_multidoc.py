@@ -18,7 +18,7 @@ import pytest
 from multidoc_files import MAKERS, Json, oracle_record, placed_record, retrieval_record, titles, write
 
 from focuslens.data import load_multidoc
-from focuslens.prompts import Document
+from focuslens.prompts.prompt import Document
 
 DATA = Path(os.environ.get("FOCUSLENS_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 ORACLE = DATA / "nq-open-oracle.jsonl.gz"

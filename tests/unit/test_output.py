@@ -12,20 +12,20 @@ from pathlib import Path
 import pytest
 
 import focuslens as fl
-from focuslens.cli import main
-from focuslens.commands import output
+from focuslens.cli import output
+from focuslens.cli.main import main
 
 SPOKEN = (
     "import sys, warnings, logging\n"
     "from pathlib import Path\n"
     "from argparse import Namespace\n"
     "import focuslens\n"
-    "from focuslens.commands import output\n"
+    "from focuslens.cli import output\n"
     "def run(args):\n"
     "    logging.basicConfig(level=logging.INFO)\n"  # as libraries do that a command imports
     "    log = logging.getLogger('focuslens.work')\n"
     "    log.debug('a detail'), log.info('a note'), log.warning('a doubt')\n"
-    "    own = str(Path(focuslens.__file__).with_name('model.py'))\n"
+    "    own = str(Path(focuslens.__file__).with_name('heads.py'))\n"
     "    warnings.warn_explicit('of ours', UserWarning, own, 1)\n"
     "    warnings.warn_explicit('of theirs', UserWarning, '/site-packages/other.py', 1)\n"
     "    print('the result')\n"
@@ -69,7 +69,7 @@ def test_under_json_results_for_people_go_where_notes_go():
 
 
 def test_a_command_leaves_logging_warnings_and_bars_as_they_were():
-    from focuslens.progress import progress_bars_disabled
+    from focuslens.util.progress import progress_bars_disabled
 
     logger = logging.getLogger("focuslens")
     before = (list(logger.handlers), logger.level, warnings.showwarning)
@@ -112,6 +112,6 @@ def test_every_command_explains_what_it_says_and_where(command, capsys):
 def test_the_library_prints_nothing():
     """What ruff's T20 holds everywhere but in the command: no ``print``."""
     root = Path(fl.__file__).parent
-    allowed = {root / "cli.py", *(root / "commands").glob("*.py")}
+    allowed = set((root / "cli").glob("*.py"))
     printing = [path.name for path in root.rglob("*.py") if path not in allowed and "print(" in path.read_text()]
     assert printing == []

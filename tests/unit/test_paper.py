@@ -11,9 +11,9 @@ from paper_runs import opened
 
 import focuslens as fl
 from focuslens.evaluation import Setting, Sweep, bootstrap_mean
-from focuslens.paper import artefact as kept
-from focuslens.paper import choosing, run, study
-from focuslens.paper.settings import load_settings
+from focuslens.studies.paper import artefact as kept
+from focuslens.studies.paper import choosing, run, study
+from focuslens.studies.paper.settings import load_settings
 from focuslens.viz import Table, sweep_table
 
 

@@ -14,7 +14,8 @@ from paper_runs import opened
 
 import focuslens as fl
 from focuslens.evaluation import Sweep, bootstrap_mean
-from focuslens.paper import (
+from focuslens.scores.retrieval import RetrievalScores
+from focuslens.studies.paper import (
     anatomy,
     attribution,
     budget,
@@ -27,7 +28,6 @@ from focuslens.paper import (
     steering,
     study,
 )
-from focuslens.retrieval_heads import RetrievalScores
 
 
 @pytest.fixture
@@ -197,7 +197,7 @@ def test_numbers_of_heads_beyond_the_most_that_are_attributed(made: study.Study,
 
 
 def run_settings(file: Path) -> Any:
-    from focuslens.paper.settings import load_settings
+    from focuslens.studies.paper.settings import load_settings
 
     return load_settings(file)
 

@@ -10,8 +10,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from focuslens.evaluation import Interval
-from focuslens.paper.artefact import Artefact, Finding, keep_curves, keep_heads, save_artefact
-from focuslens.paper.page import write_index
+from focuslens.studies.paper.artefact import Artefact, Finding, keep_curves, keep_heads, save_artefact
+from focuslens.studies.paper.page import write_index
 from focuslens.viz import Curve, Table, head_map, sweep_curves
 
 

@@ -12,11 +12,11 @@ import torch
 from paper_runs import opened
 
 import focuslens as fl
-from focuslens.paper import attribution, budget, chunks, retrieval, scored, steering
-from focuslens.paper.scored import How
-from focuslens.paper.settings import RetrievalSettings
-from focuslens.paper.study import Study
-from focuslens.retrieval_heads import copy_runs
+from focuslens.scores.retrieval import copy_runs
+from focuslens.studies.paper import attribution, budget, chunks, retrieval, scored, steering
+from focuslens.studies.paper.scored import How
+from focuslens.studies.paper.settings import RetrievalSettings
+from focuslens.studies.paper.study import Study
 
 HOW: How = {"max_new_tokens": 3, "batch_tokens": 2**14, "progress": False}
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from focuslens.paper import settings as paper
+from focuslens.studies.paper import settings as paper
 
-EXPERIMENTS = Path(__file__).parents[2] / "experiments"
+SHIPPED = Path(paper.__file__).parent
 
 
 def test_the_papers_settings_are_in_its_models_files() -> None:
@@ -27,9 +27,8 @@ def test_the_papers_settings_are_in_its_models_files() -> None:
     assert (found.scores.top, found.max_new_tokens) == (5, 100)
 
 
-@pytest.mark.skipif(not EXPERIMENTS.is_dir(), reason="the experiments are not here")
 def test_every_model_of_the_paper_has_a_file_and_the_defaults_are_the_papers() -> None:
-    names = {file.stem for file in EXPERIMENTS.glob("*.yaml")}
+    names = {file.stem for file in SHIPPED.glob("*.yaml")}
     models = {"llama-3.2-3b-instruct", "qwen2.5-7b-instruct", "ministral-8b-instruct-2410"}
     bases = {"llama-3.2-3b", "qwen2.5-7b"}
     assert names == {"demo", *models, *bases}

@@ -15,10 +15,10 @@ from paper_runs import opened
 import focuslens as fl
 from focuslens.data.needles import NeedleSample
 from focuslens.evaluation import Sweep, bootstrap_mean
-from focuslens.paper import choosing, heads, retrieval, steered_scores, study
-from focuslens.paper.artefact import all_of, signed, verdict_below, verdict_by
-from focuslens.retrieval_heads import RetrievalScores
-from focuslens.scoring import KINDS, ContextualScores
+from focuslens.scores.contextual import KINDS, ContextualScores
+from focuslens.scores.retrieval import RetrievalScores
+from focuslens.studies.paper import choosing, heads, retrieval, steered_scores, study
+from focuslens.studies.paper.artefact import all_of, signed, verdict_below, verdict_by
 
 N_LAYERS, N_HEADS = 3, 4
 

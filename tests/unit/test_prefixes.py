@@ -9,8 +9,8 @@ import pytest
 import torch
 
 import focuslens as fl
-from focuslens.batch import disjoint
 from focuslens.interventions import Lanes
+from focuslens.prompts.batch import disjoint
 
 HEADS = [fl.Head(0, 1), fl.Head(1, 3), fl.Head(2, 2)]
 TOLERANCE = 1e-4

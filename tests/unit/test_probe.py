@@ -142,7 +142,7 @@ def test_what_acts_later_is_not_refused_for_what_it_was(load_model, backend, mon
     model = fl.FocusModel(loaded.hooked, loaded.tokenizer)
     names = ["blocks.0.attn.hook_pattern"]
     with monkeypatch.context() as patch:
-        patch.setattr("focuslens.probe._disturb", lambda tensor, hook: None)
+        patch.setattr("focuslens.model.hook_points._disturb", lambda tensor, hook: None)
         with pytest.raises(ValueError, match="ignores what a hook returns"):
             model.points.require_acting(names)
     model.points.require_acting(names)

@@ -15,8 +15,8 @@ import types
 import pytest
 
 import focuslens as fl
-from focuslens import progress
-from focuslens.progress import ENVIRONMENT, progress_bar, track
+from focuslens.util import progress
+from focuslens.util.progress import ENVIRONMENT, progress_bar, track
 
 SCORE = (
     "import focuslens as fl\n"

@@ -18,10 +18,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from focuslens.cli import _parser, main
-from focuslens.commands.published import run
-from focuslens.files import versions
-from focuslens.published import (
+from focuslens.cli.main import _parser, main
+from focuslens.cli.published import run
+from focuslens.directions.published import (
     compare_published,
     depth_profile,
     frequency_profile,
@@ -33,6 +32,7 @@ from focuslens.published import (
     shared_by_chance,
     summarize_published,
 )
+from focuslens.util.files import versions
 
 SHAPES = {"owner_Small": (4, 3), "Tiny": (2, 5)}
 D_HEAD = 8

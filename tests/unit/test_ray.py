@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import focuslens as fl
-from focuslens.cli import main
+from focuslens.cli.main import main
 
 ray: Any = pytest.importorskip("ray")
 
@@ -269,7 +269,7 @@ def test_the_command_with_a_ray_of_its_own_writes_the_same_files(
     options += ["--tau", "0.1", "--k", "1", "--batch-tokens", "300", "--seed", "3"]
     assert main([*options, "--out", str(tmp_path / "one")]) == 0
     said = capsys.readouterr().out
-    command = [sys.executable, "-m", "focuslens.cli", *options, "--ray", "--ray-workers", "1", "--ray-threads", "1"]
+    command = [sys.executable, "-m", "focuslens", *options, "--ray", "--ray-workers", "1", "--ray-threads", "1"]
     environment = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "ray")], env=environment, capture_output=True, text=True, check=False

@@ -11,8 +11,8 @@ import torch
 import transformer_lens
 
 import focuslens as fl
-from focuslens.cli import main
-from focuslens.commands import common
+from focuslens.cli import common
+from focuslens.cli.main import main
 
 
 def test_a_short_prompt_has_the_same_room_in_a_batch_as_alone(load_model, backend):
@@ -87,7 +87,7 @@ def test_steering_without_a_ranking_takes_the_best_heads_not_the_first_of_the_fi
     fl.FocusDirections(heads, torch.ones(12, 16)).save(tmp_path / "directions")
     best = [fl.Head(2, 1), fl.Head(0, 3)]
     ranking = best + [head for head in heads if head not in best]
-    monkeypatch.setattr("focuslens.commands.sweeps.get_ranking", lambda args, model: (ranking, "made up"))
+    monkeypatch.setattr("focuslens.cli.sweeps.get_ranking", lambda args, model: (ranking, "made up"))
     options = ["--model", str(directory), "--samples", "1", "--max-new-tokens", "2", "--documents", "4"]
     options += ["--n-ctx", "4096", "--directions", str(tmp_path / "directions"), "--alpha", "1", "--k", "2,99"]
     assert main(["steer", *options, "--out", str(tmp_path / "out")]) == 0

@@ -15,15 +15,15 @@ import pytest
 from pages import Elements, data_of, stands_alone
 from recorded_runs import BECAME, judge
 
-from focuslens.cli import main
-from focuslens.paper.settings import PaperSettings
-from focuslens.paper.study import Study
-from focuslens.prompts import prompts_digest
-from focuslens.report import Sources, examples, reading, write_run_report
-from focuslens.report.reading import read_run
-from focuslens.report.samples import NotHere, reopen_samples
-from focuslens.report.sections import Desk
+from focuslens.cli.main import main
+from focuslens.prompts.prompt import prompts_digest
+from focuslens.studies.paper.settings import PaperSettings
+from focuslens.studies.paper.study import Study
 from focuslens.viz import Section, Table, save_figure, write_sections
+from focuslens.viz.run_report import Sources, examples, reading, write_run_report
+from focuslens.viz.run_report.reading import read_run
+from focuslens.viz.run_report.samples import NotHere, reopen_samples
+from focuslens.viz.run_report.sections import Desk
 
 STEERED = "steering alpha=2 k=3"
 SPLIT = "split-softmax contextual tau=0.1 k=2"
@@ -399,7 +399,7 @@ def test_a_paper_s_questions_are_found_again(every_position: bool, tmp_path: Pat
 
 
 def load(folder: Path, content: dict[str, Any]) -> PaperSettings:
-    from focuslens.paper.settings import load_settings
+    from focuslens.studies.paper.settings import load_settings
 
     (folder / "x.yaml").write_text(json.dumps(content))
     return load_settings(folder / "x.yaml")

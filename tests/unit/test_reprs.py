@@ -21,7 +21,7 @@ from PIL import Image
 import focuslens as fl
 from focuslens.evaluation import DocumentScores, bootstrap_mean
 from focuslens.heads import HeadList
-from focuslens.markup import Markup, bar, map_image, shorten, table
+from focuslens.util.html import Markup, bar, map_image, shorten, table
 
 HOSTILE = "</td></table><script>alert(1)</script>"
 

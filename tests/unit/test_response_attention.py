@@ -16,12 +16,11 @@ from focuslens import (
     ResponseAttention,
     SplitSoftmax,
     UnitAttention,
-    attention,
-    engine,
     response_attention,
     window_attention,
 )
-from focuslens.windows import window_positions
+from focuslens.model import attention, engine
+from focuslens.scores.window import window_positions
 
 
 def made(**changes: Any) -> ResponseAttention:

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from focuslens import FocusModel
-from focuslens.backends import BridgeBackend, backend_for
-from focuslens.rotary import Rotary, rotate
+from focuslens.model.backends import BridgeBackend, backend_for
+from focuslens.model.rotary import Rotary, rotate
 
 BASE = 10_000.0
 

@@ -107,7 +107,7 @@ def test_a_base_without_a_tokenizer_or_with_a_broken_one(base, tmp_path):
 
 
 def test_directories_are_copied_unless_they_hold_weights(base, tmp_path, capsys):
-    from focuslens.cli import main
+    from focuslens.cli.main import main
 
     (base / "additional_chat_templates").mkdir()
     (base / "additional_chat_templates" / "tool_use.jinja").write_text("{{ messages }}")
@@ -154,7 +154,7 @@ def test_permissions_follow_the_umask(site, mask, base, tmp_path):
 
 @pytest.mark.parametrize("site", ["projection", "rotary"])
 def test_where_it_cannot_be_written_is_refused_before_any_work(site, base, tmp_path, monkeypatch):
-    for name in ("focuslens.serving.fold", "focuslens.serving.export"):
+    for name in ("focuslens.directions.checkpoints.fold", "focuslens.directions.checkpoints.export"):
         monkeypatch.setattr(importlib.import_module(name), "open_checkpoint", lambda *_: pytest.fail("work was begun"))
     write, empty = WRITERS[site], tmp_path / "empty"
     empty.mkdir()
@@ -338,7 +338,7 @@ def test_the_printed_command_is_read_by_lm_eval_as_it_was_meant(name, chat, chec
     pytest.importorskip("lm_eval")
     from lm_eval._cli.harness import HarnessCLI
 
-    from focuslens.cli import main
+    from focuslens.cli.main import main
 
     shutil.copytree(checkpoint(name), tmp_path / "a, 'b' 1")
     monkeypatch.chdir(tmp_path)

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from focuslens.evaluation.statistics import (
+from focuslens.util.statistics import (
     Interval,
     McNemar,
     _resampled,
@@ -128,7 +128,7 @@ def test_chunks_are_small_and_add_up() -> None:
 def test_chunks_are_independent_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     values = np.random.default_rng(7).random(100)
     whole = bootstrap_mean(values, resamples=4_000)
-    monkeypatch.setattr("focuslens.evaluation.statistics._CHUNK", 250)
+    monkeypatch.setattr("focuslens.util.statistics._CHUNK", 250)
     chunked = bootstrap_mean(values, resamples=4_000)
     width = whole.high - whole.low
     assert chunked.low == pytest.approx(whole.low, abs=0.1 * width)

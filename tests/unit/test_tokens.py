@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from focuslens import EncodedPrompt, FocusModel, MultiDocSample, Prompt
-from focuslens.tokens import PromptEncoder, token_span
+from focuslens.prompts.encoder import PromptEncoder, token_span
 
 MERGES = [("a", "b"), ("ab", "c"), ("Ġ", "x"), ("Ã", "¼"), ("d", "Ã"), (":", "Ġ")]
 

@@ -19,11 +19,11 @@ from focuslens import (
     MultiDocSample,
     TrainingConfig,
     contextual_scores,
-    objective,
     train_focus_directions,
 )
-from focuslens import activations as activation_rows
-from focuslens.activations import measured_scores
+from focuslens.directions import activations as activation_rows
+from focuslens.directions import objective
+from focuslens.directions.activations import measured_scores
 
 SITES = ["rotary", "projection"]
 HEADS = [(2, 3), (0, 1), (2, 0), (2, 2)]  # heads 2 and 3 share a key-value head

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from focuslens import FocusDirections, MultiDocSample, train_focus_directions, training
+from focuslens import FocusDirections, MultiDocSample, train_focus_directions
+from focuslens.directions import training
 
 SITES = ["rotary", "projection"]
 HEADS = [(2, 3), (0, 1), (2, 0), (2, 2)]

@@ -1,0 +1,8 @@
+"""``python -m focuslens``, the same as the ``focuslens`` command."""
+
+import sys
+
+from focuslens.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

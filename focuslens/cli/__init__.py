@@ -1,0 +1,1 @@
+"""The ``focuslens`` command, one module per subcommand; :mod:`focuslens.cli.main` lists them."""

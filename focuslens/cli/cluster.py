@@ -1,0 +1,73 @@
+"""The options of a Ray cluster, and what they open. Light to import: options are made before anything heavy is."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from focuslens.model.execution import Executor
+
+__all__ = ["add_options", "open_pool"]
+
+_LOG = logging.getLogger(__name__)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """``--ray`` and what goes with it."""
+    ray = parser.add_argument_group("many machines")
+    ray.add_argument(
+        "--ray",
+        nargs="?",
+        const="local",
+        metavar="ADDRESS",
+        help="spread samples over a Ray cluster: local (default; starts Ray here), auto, HOST:PORT or ray://HOST:PORT",
+    )
+    ray.add_argument("--ray-workers", type=int, metavar="N", help="copies of the model; default: one a GPU, or machine")
+    ray.add_argument(
+        "--ray-gpus-per-worker", type=float, metavar="N", help="default 1, or 0 where there are none; can be below 1"
+    )
+    ray.add_argument(
+        "--ray-threads", type=int, metavar="N", help="CPU threads of a worker; default: its share of a machine's CPUs"
+    )
+
+
+@contextmanager
+def open_pool(
+    args: argparse.Namespace,
+    model: str,
+    settings: Mapping[str, Any],
+) -> Generator[Executor | None]:
+    """Workers that have the model, while the block lasts; ``None`` without ``--ray``.
+
+    Args:
+        args: The options.
+        model: Name or directory, or ``demo``.
+        settings: Of ``FocusModel.from_pretrained``.
+
+    Raises:
+        ValueError: If options of the cluster are given without ``--ray``.
+    """
+    if args.ray is None:
+        for option in ("ray_workers", "ray_gpus_per_worker", "ray_threads"):
+            if getattr(args, option) is not None:
+                raise ValueError(f"--{option.replace('_', '-')} {getattr(args, option):g} is an option of --ray")
+        yield None
+        return
+    from focuslens.model.cluster import RayPool
+
+    _LOG.info("starting workers of %s, each of which loads %s", args.ray, model)
+    pool = RayPool(
+        model,
+        address=args.ray,
+        workers=args.ray_workers,
+        gpus_per_worker=args.ray_gpus_per_worker,
+        threads=args.ray_threads,
+        **settings,
+    )
+    with pool:
+        _LOG.info("Ray: %s", pool.shares)
+        yield pool

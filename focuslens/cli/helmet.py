@@ -1,0 +1,273 @@
+"""``focuslens helmet``: HELMET's tasks under the paper's settings, and recall sets to run them on."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from contextlib import suppress
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from focuslens.cli import cluster, output
+from focuslens.cli.options import add_device_map, integers, names, numbers, pair
+from focuslens.model.batching import BATCH_TOKENS
+
+if TYPE_CHECKING:
+    from focuslens.interventions.directions import FocusDirections
+    from focuslens.model.execution import Executor
+    from focuslens.studies.helmet.results import TaskScores
+
+__all__ = ["add_options", "run"]
+
+_LOG = logging.getLogger(__name__)
+
+_ALPHAS = (-0.2, 0.2)
+"""The paper's."""
+
+_ABOUT_RECALL = (
+    "Needles with word keys, needles with UUID keys, several values of one key, and JSON pairs, as long as asked for\n"
+    "in the tokens of any model, in the files that HELMET's loaders read; configs/recall.yaml in --out runs them."
+)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command, and those of ``make-recall``."""
+    _benchmark_options(parser.add_argument_group("benchmark"))
+    _steering_options(parser.add_argument_group("steering"))
+    _model_options(parser.add_argument_group("model"))
+    cluster.add_options(parser)
+    parser.add_argument(
+        "--out", type=Path, help="directory for results (default runs/helmet/MODEL); goes on from there"
+    )
+    parser.set_defaults(action=None)
+    actions = parser.add_subparsers(dest="action", metavar="make-recall", title="instead of running")
+    recall = actions.add_parser(
+        "make-recall",
+        help="write the recall sets at any length, for any tokenizer",
+        description=_ABOUT_RECALL,
+        epilog="example: focuslens helmet make-recall --lengths 8192,16384 --tokenizer Qwen/Qwen2.5-7B --out recall",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _recall_options(recall)
+    output.add_options(recall)
+
+
+def _benchmark_options(group: Any) -> None:
+    group.add_argument("--helmet", metavar="DIR", help="a checkout of princeton-nlp/HELMET, which is left as it is")
+    group.add_argument(
+        "--config",
+        nargs="+",
+        default=[],
+        help="HELMET's YAML files, here or in the checkout; or 'demo', a set made here",
+    )
+    group.add_argument(
+        "--data", type=Path, metavar="DIR", help="holds the configurations' data/ (default: the checkout)"
+    )
+    group.add_argument("--tasks", type=names, default=[], help="only these, e.g. json_kv,kilt_nq; default: all")
+    group.add_argument("--lengths", type=integers, default=[], help="only these, e.g. 8192,16384; default: all")
+    group.add_argument("--max-test-samples", type=int, help="of each task, as HELMET draws them (default: the files')")
+    group.add_argument("--use-chat-template", choices=("True", "False"), help="HELMET's; False for base models")
+    group.add_argument("--tag", default="v1", help="in the names of HELMET's result files (default v1)")
+    group.add_argument("--seed", type=int, default=42, help="HELMET's, and of the intervals (default 42)")
+    group.add_argument(
+        "--helmet-arg",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="any other option of HELMET's eval.py, e.g. shots=0",
+    )
+
+
+def _steering_options(group: Any) -> None:
+    group.add_argument("--directions", help="directory of focuslens train, the authors' files, or the hub")
+    group.add_argument("--directions-of", metavar="MODEL", help="allow those of this other model of the same shape")
+    group.add_argument(
+        "--ranking", help="heads.json of focuslens heads, or the authors'; default: the directions' order"
+    )
+    group.add_argument("--heads", type=integers, help="how many, best first (default 10,20, of those that there are)")
+    group.add_argument("--alpha", type=numbers, help="strengths (default -0.2,0.2)")
+    group.add_argument("--sink-heads", type=int, default=5, help="best heads whose sink score is kept (default 5)")
+
+
+def _model_options(group: Any) -> None:
+    group.add_argument("--model", default="demo", help="hub name, directory, or 'demo', the embedded one (default)")
+    group.add_argument("--backend", choices=("hooked", "bridge"), help="TransformerLens model; default: what fits")
+    group.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
+    add_device_map(group)
+    group.add_argument("--dtype", help="of the weights (default bfloat16, as HELMET's; float32 for the embedded model)")
+    group.add_argument("--n-ctx", type=int, help="context length in tokens; default: what the checkpoint declares")
+    group.add_argument(
+        "--repetition-penalty",
+        type=float,
+        help="of greedy responses; 1 is none (default: the checkpoint's, as in HELMET; Qwen2.5-Instruct's is 1.05)",
+    )
+    group.add_argument("--revision", help="branch, tag or commit on the hub")
+    group.add_argument(
+        "--chat-template-arg",
+        type=pair,
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="argument of the chat template, e.g. date_string='26 Jul 2024' (HELMET gives none: Llama 3 has today's)",
+    )
+    group.add_argument(
+        "--batch-tokens", type=int, default=BATCH_TOKENS, help="prompt tokens run together (default %(default)s)"
+    )
+
+
+def _recall_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--lengths", type=integers, required=True, help="tokens of prompt and response, e.g. 8192,16384"
+    )
+    parser.add_argument("--tokenizer", required=True, help="hub name, directory, or 'demo'")
+    parser.add_argument("--out", type=Path, required=True, help="folder that gets data/ and configs/recall.yaml")
+    parser.add_argument("--samples", type=int, default=100, help="of each set (default 100)")
+    parser.add_argument("--seed", type=int, default=42, help="of every random choice (default 42)")
+    parser.add_argument("--haystack", help="directory of *.txt around the values; default: made-up sentences")
+    parser.add_argument("--needle", help="the needles' sentence, with {key}, {kind} and {value}")
+    parser.add_argument("--reserve", type=int, help="tokens left for HELMET's wording; default: measured")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Run tasks, or write recall sets."""
+    return (_make_recall if args.action else _run_tasks)(args)
+
+
+def _make_recall(args: argparse.Namespace) -> dict[str, Any]:
+    from focuslens.data.needles import load_haystack
+    from focuslens.data.synthetic import build_tokenizer
+    from focuslens.model.loading import load_tokenizer
+    from focuslens.studies.helmet.recall import NEEDLE, make_recall
+
+    tokenizer = build_tokenizer() if args.tokenizer == "demo" else load_tokenizer(args.tokenizer)
+    made = make_recall(
+        tokenizer,
+        args.out,
+        args.lengths,
+        samples=args.samples,
+        seed=args.seed,
+        haystack=load_haystack(args.haystack) if args.haystack else None,
+        needle=args.needle or NEEDLE,
+        reserve=args.reserve,
+    )
+    for file, tokens in made.files.items():
+        print(f"{file}: {args.samples} samples, contexts of up to {tokens:,} tokens")
+    print(f"\nfocuslens helmet --helmet DIR --config {made.config} --data {args.out} --model NAME")
+    record = args.out / "recall.json"
+    files = (args.out / file for file in made.files)
+    content = {"command": "helmet make-recall", **json.loads(record.read_text()), "tokens": dict(made.files)}
+    return output.document(content, record, made.config, *files)
+
+
+def _run_tasks(args: argparse.Namespace) -> dict[str, Any]:
+    import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]  (what it lacks is better known now)
+    from focuslens.cli.common import open_executor, print_table
+    from focuslens.studies.helmet.run import HelmetRun
+    from focuslens.studies.helmet.runner import declared_penalty
+
+    if args.helmet is None or not args.config:
+        raise ValueError(
+            "name a checkout of princeton-nlp/HELMET with --helmet and its configurations with --config, such as "
+            "configs/recall_short.yaml; or write data with focuslens helmet make-recall"
+        )
+    out = args.out or Path("runs") / "helmet" / Path(args.model).name
+    plan, checkout = _plan(args, out)
+    if plan.left_out:
+        _LOG.warning("left out, since the paper does not use them: %s", ", ".join(plan.left_out))
+    directions, ranking = _directions(args)
+    args.chat = False  # HELMET puts prompts into the chat template
+    args.dtype = args.dtype or ("float32" if args.model == "demo" else "bfloat16")
+    with open_executor(args) as executor:
+        settings, heads = _settings(args, executor, directions, ranking)
+        penalty = declared_penalty(executor) if args.repetition_penalty is None else args.repetition_penalty
+        helmet = HelmetRun(
+            executor,
+            checkout,
+            plan.entries,
+            tuple(settings),
+            tuple(heads),
+            out,
+            batch_tokens=args.batch_tokens,
+            template_kwargs=dict(args.chat_template_arg),
+            repetition_penalty=penalty,
+            seed=args.seed,
+        )
+        _without_bars_of_datasets()
+        for scores in helmet.scores():
+            _say(scores)
+        frame = helmet.write(_facts(args, directions))
+    print()
+    print_table(frame)
+    print(f"\n{out / 'index.html'}; HELMET's own files are in {out / 'output'}")
+    record = json.loads((out / "helmet.json").read_text())
+    made = ("helmet.json", "index.html", "tables.md", "tables", "output", "records")
+    return output.document({"command": args.command, **record}, *(out / name for name in made))
+
+
+def _without_bars_of_datasets() -> None:
+    """HELMET loads and filters through datasets, which shows a bar for each step."""
+    with suppress(ImportError):
+        datasets: Any = import_module("datasets")
+        datasets.disable_progress_bars()
+
+
+def _plan(args: argparse.Namespace, out: Path) -> Any:
+    from focuslens.studies.helmet.checkout import open_checkout
+    from focuslens.studies.helmet.demo import DEMO_LENGTHS, make_demo
+    from focuslens.studies.helmet.plan import read_plan
+
+    checkout, configs = open_checkout(args.helmet), list(args.config)
+    root = checkout.root if args.data is None else args.data.resolve()
+    if "demo" in configs:
+        if len(configs) > 1 or args.data is not None:
+            raise ValueError("--config demo makes data of its own; run it alone, without --data")
+        root = (out / "made").resolve()
+        configs = [str(make_demo(root, args.lengths or DEMO_LENGTHS, seed=args.seed).config)]
+    options = ["--model_name_or_path", args.model, "--output_dir", str(out / "output"), "--tag", args.tag]
+    options += ["--seed", str(args.seed)]
+    for name in ("max_test_samples", "use_chat_template"):
+        value = getattr(args, name)
+        options += [] if value is None else [f"--{name}", str(value)]
+    options += [f"--{name}={value}" for name, value in args.helmet_arg]
+    return read_plan(checkout, configs, options, root=root, tasks=args.tasks, lengths=args.lengths), checkout
+
+
+def _directions(args: argparse.Namespace) -> tuple[FocusDirections | None, Any]:
+    from focuslens.cli.common import open_directions
+    from focuslens.heads import load_ranking
+
+    if args.directions is None:
+        for option in ("directions_of", "heads", "alpha"):
+            if getattr(args, option) is not None:
+                raise ValueError(f"--{option.replace('_', '-')} is an option of --directions, which is not given")
+    directions = None if args.directions is None else open_directions(args.directions)
+    return directions, None if args.ranking is None else load_ranking(args.ranking)
+
+
+def _settings(args: argparse.Namespace, model: Executor, directions: FocusDirections | None, ranking: Any) -> Any:
+    """What prompts are answered under, and the heads whose sink score is kept."""
+    from focuslens.studies.helmet.steering import paper_settings, ranked_heads, require_named, sink_heads
+
+    if directions is None:
+        return paper_settings(model, None, [], [], []), sink_heads(model, [], ranking, args.sink_heads)
+    require_named(directions, model, args.directions_of)
+    heads = ranked_heads(directions, ranking)
+    ks = args.heads or [k for k in (10, 20) if k <= len(heads)] or [len(heads)]
+    settings = paper_settings(model, directions, heads, ks, args.alpha or _ALPHAS)
+    return settings, sink_heads(model, heads, ranking, args.sink_heads)
+
+
+def _facts(args: argparse.Namespace, directions: FocusDirections | None) -> dict[str, str]:
+    return {
+        "benchmark": f"HELMET, the checkout in {args.helmet}; {', '.join(args.config)}",
+        "directions": "none" if directions is None else f"{args.directions} ({directions.site} site)",
+    }
+
+
+def _say(scores: TaskScores) -> None:
+    means = ", ".join(f"{name} {sum(values) / len(values):.2f}" for name, values in scores.values.items())
+    cut = f"; HELMET cut {scores.truncated} contexts" if scores.truncated else ""
+    print(f"{scores.task.name} under {scores.length:,} tokens, {len(scores.questions)} samples{cut}: {means}")

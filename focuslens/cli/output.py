@@ -1,0 +1,174 @@
+"""What a command says and where: its results, its notes, its warnings, and one JSON document under ``--json``.
+
+Results are for standard output, all else is for standard error. A command prints its results for people and gives them
+back as what its result files hold; under ``--json`` what it prints goes to standard error, and what it gave back is the
+one thing on standard output. An error is a line on standard error, as ever, and then there is no document.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager, redirect_stdout
+from pathlib import Path
+from typing import Any, TextIO
+
+__all__ = ["add_options", "carry_out", "document"]
+
+_LIBRARY = logging.getLogger("focuslens")
+_PACKAGE = str(Path(__file__).parents[1])
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """``--json``, ``--verbose`` and ``--quiet``, which every command has.
+
+    They have no default of their own, so that a command and one inside it can both have them.
+    """
+    group = parser.add_argument_group("output")
+    group.add_argument(
+        "--json",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="results as one JSON document on standard output, as result files have them, and nothing else there; "
+        "errors stay lines on standard error",
+    )
+    loudness = group.add_mutually_exclusive_group()
+    loudness.add_argument(
+        "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="say what else is done, and by what"
+    )
+    loudness.add_argument(
+        "-q",
+        "--quiet",
+        action="store_true",
+        default=argparse.SUPPRESS,
+        help="results and warnings alone: no notes, no progress bars",
+    )
+
+
+def document(content: dict[str, Any], *written: Path | str) -> dict[str, Any]:
+    """What a command gives back: what made its results, the results, and the files that were written."""
+    return {**content, "written": [str(path) for path in written]}
+
+
+def carry_out(args: argparse.Namespace, run: Callable[[argparse.Namespace], dict[str, Any]]) -> None:
+    """Run a command under the options that say what is said and where."""
+    as_json, verbose, quiet = (bool(getattr(args, name, False)) for name in ("json", "verbose", "quiet"))
+    with ExitStack() as stack:
+        stack.enter_context(_notes(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO))
+        stack.enter_context(_warnings_as_notes())
+        stack.enter_context(_silent_libraries(verbose, bars=sys.stderr.isatty() and not quiet))
+        if quiet:
+            stack.enter_context(_without_bars())
+        if as_json:
+            stack.enter_context(redirect_stdout(stack.enter_context(_nowhere()) if quiet else sys.stderr))
+        found = run(args)
+    if as_json:
+        print(json.dumps(found, indent=2, allow_nan=False))
+
+
+class _Console(logging.Handler):
+    """Lines on standard error, above progress bars."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        from tqdm import tqdm
+
+        tqdm.write(self.format(record), file=sys.stderr)
+
+
+class _Line(logging.Formatter):
+    """A note is what it says; a warning says that it is one; of the details the time and the source are told."""
+
+    def __init__(self, detailed: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s" if detailed else None)
+        self._detailed = detailed
+
+    def format(self, record: logging.LogRecord) -> str:
+        said = super().format(record)
+        return said if self._detailed or record.levelno < logging.WARNING else f"{record.levelname.lower()}: {said}"
+
+
+@contextmanager
+def _notes(level: int) -> Generator[None]:
+    """What the package's logger is told, from a level on, for as long as the command runs."""
+    handler, before, passed_on = _Console(), _LIBRARY.level, _LIBRARY.propagate
+    handler.setFormatter(_Line(detailed=level <= logging.DEBUG))
+    _LIBRARY.addHandler(handler)
+    _LIBRARY.setLevel(level)
+    # Libraries that come with commands (absl, which rouge-score brings) set the root logger up to say it all again.
+    _LIBRARY.propagate = False
+    try:
+        yield
+    finally:
+        _LIBRARY.removeHandler(handler)
+        _LIBRARY.setLevel(before)
+        _LIBRARY.propagate = passed_on
+
+
+@contextmanager
+def _warnings_as_notes() -> Generator[None]:
+    """Warnings of this package are lines like others; those of the libraries under it are told with ``--verbose``."""
+
+    def show(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        own = filename.startswith(_PACKAGE)
+        _LIBRARY.log(logging.WARNING if own else logging.DEBUG, "%s", message if own else f"{filename}: {message}")
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
+
+
+@contextmanager
+def _silent_libraries(verbose: bool, *, bars: bool) -> Generator[None]:
+    """Transformers has log lines of its own, for ``--verbose``, and a bar of weights it loads, for who may watch."""
+    from transformers.utils import logging as transformers_logging
+
+    level, with_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    if not bars:
+        transformers_logging.disable_progress_bar()
+    if not verbose:
+        transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if with_bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextmanager
+def _without_bars() -> Generator[None]:
+    """No progress bars, whoever would show them."""
+    from huggingface_hub.utils import are_progress_bars_disabled
+    from huggingface_hub.utils import disable_progress_bars as disable_downloads
+    from huggingface_hub.utils import enable_progress_bars as enable_downloads
+
+    from focuslens.util.progress import disable_progress_bars, enable_progress_bars, progress_bars_disabled
+
+    before, downloads_before = progress_bars_disabled(), are_progress_bars_disabled()
+    disable_progress_bars()
+    disable_downloads()
+    try:
+        yield
+    finally:
+        if not before:
+            enable_progress_bars()
+        if not downloads_before:
+            enable_downloads()
+
+
+@contextmanager
+def _nowhere() -> Generator[TextIO]:
+    with Path(os.devnull).open("w") as file:
+        yield file

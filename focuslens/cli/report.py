@@ -1,0 +1,47 @@
+"""``focuslens report``: a run's results on one offline page."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Any
+
+from focuslens.cli.output import document
+
+__all__ = ["add_options", "run"]
+
+_LOG = logging.getLogger(__name__)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    parser.add_argument(
+        "directory", metavar="RUN_DIR", type=Path, help="the --out of a command, or a folder of several"
+    )
+    parser.add_argument("--out", type=Path, help="the page to write (default RUN_DIR/report.html)")
+    parser.add_argument("--title", help="heading of the page; default: the folder's name and the model's")
+    parser.add_argument(
+        "--views",
+        type=int,
+        default=2,
+        help="samples to show for each sweep and direction of change (default 2; 0: none)",
+    )
+    parser.add_argument("--model", help="where the run's model is, if not at the name that its files give")
+    parser.add_argument("--data", type=Path, help="where the run's data file is, if not at its name")
+    parser.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
+
+
+def run(args: argparse.Namespace) -> dict[str, Any]:
+    """Write the page, and say what it had to leave out."""
+    if args.views < 0:
+        raise ValueError(f"--views {args.views}: give how many samples to show, 0 for none")
+    from focuslens.viz.run_report import Sources, run_facts, write_run_report
+
+    sources = Sources(None, args.model, args.device, args.data, args.views)
+    page, missing = write_run_report(args.directory, args.out, sources=sources, title=args.title, say=_LOG.info)
+    for text in missing:
+        print(f"left out: {text}")
+    print(f"wrote {page}")
+    facts = run_facts(args.directory)
+    return document({"command": args.command, "run": str(args.directory), **facts, "left_out": missing}, page)

@@ -1,0 +1,1 @@
+"""Focus directions: training, activations, anatomy, the authors' published files, and steered checkpoints."""

@@ -1,0 +1,238 @@
+"""What training needs of a forward pass: queries of the response's rows and all keys, nothing of size T x T."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import einsum
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from focuslens.heads import heads_by_layer
+from focuslens.hooks import Hook, hook_name
+from focuslens.interventions.directions import Site
+from focuslens.prompts.batch import EncodedPrompt
+from focuslens.prompts.prompt import Case, MultiDocSample
+
+if TYPE_CHECKING:
+    from focuslens.model.backends import ModelShape
+    from focuslens.model.execution import Executor
+    from focuslens.model.focus_model import FocusModel
+
+__all__ = [
+    "ActivationStore",
+    "LayerHeads",
+    "RowActivations",
+    "capture_rows",
+    "measured_scores",
+    "row_scores",
+    "sample_rows",
+]
+
+
+@dataclass(frozen=True)
+class LayerHeads:
+    """The chosen heads of one layer.
+
+    Attributes:
+        layer: The layer.
+        heads: Query heads, in the order in which they were chosen.
+        places: Where each stands among all chosen heads.
+        key_value_heads: The different key-value heads they read, ascending.
+        reads: Which of those each query head reads.
+    """
+
+    layer: int
+    heads: tuple[int, ...]
+    places: tuple[int, ...]
+    key_value_heads: tuple[int, ...]
+    reads: tuple[int, ...]
+
+    @classmethod
+    def group(cls, heads: Sequence[tuple[int, int]], shape: ModelShape) -> list[LayerHeads]:
+        """Chosen heads, layer by layer."""
+        place = {tuple(head): i for i, head in enumerate(heads)}
+        groups: list[LayerHeads] = []
+        for layer, chosen in heads_by_layer(heads).items():
+            keys = [shape.key_value_head(head) for head in chosen]
+            distinct = sorted(set(keys))
+            places = tuple(place[layer, head] for head in chosen)
+            groups.append(cls(layer, tuple(chosen), places, tuple(distinct), tuple(distinct.index(k) for k in keys)))
+        return groups
+
+
+@dataclass(frozen=True, eq=False)
+class RowActivations:
+    """One sample's training data: of each layer with chosen heads, queries of the response rows and all keys.
+
+    Attributes:
+        queries: By layer, at the site trained for.
+        keys: By layer, at the same site; one a key-value head that a chosen head reads.
+        relevant: Which keys belong to the relevant document.
+        rows: Positions of the response tokens.
+    """
+
+    queries: dict[int, Float[Tensor, "row head d_head"]]
+    keys: dict[int, Float[Tensor, "key kv_head d_head"]]
+    relevant: Bool[Tensor, "key"]
+    rows: Int[Tensor, "row"]
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of queries and keys."""
+        return sum(t.numel() * t.element_size() for t in (*self.queries.values(), *self.keys.values()))
+
+
+def row_scores(
+    queries: Float[Tensor, "row head d_head"],
+    keys: Float[Tensor, "key head d_head"],
+    rows: Int[Tensor, "row"],
+    relevant: Bool[Tensor, "key"],
+    scale: float,
+    window: int | None = None,
+) -> Float[Tensor, "head"]:
+    """Contextual scores ``S_C`` (equation 1) from rotated queries of some rows and all rotated keys.
+
+    Row ``i`` sees key ``j`` where ``j <= i`` and, with a sliding window, ``j > i - window``.
+    """
+    logits = einsum(queries, keys, "row head d_head, key head d_head -> head row key") * scale
+    columns = torch.arange(keys.shape[0], device=keys.device)
+    visible = columns <= rows[:, None]
+    if window is not None:
+        visible &= columns > rows[:, None] - window
+    pattern = logits.masked_fill(~visible, -torch.inf).softmax(dim=-1)
+    return pattern[..., relevant].sum(dim=-1).mean(dim=-1)
+
+
+@torch.no_grad()
+def measured_scores(
+    model: FocusModel, prompt: EncodedPrompt, response: Int[Tensor, "response"], groups: Sequence[LayerHeads]
+) -> dict[int, Float[Tensor, "head"]]:
+    """Contextual scores of the chosen heads by layer, read off the model's own attention pattern."""
+    scores: dict[int, Tensor] = {}
+    relevant = torch.zeros(len(prompt.tokens) + len(response))
+    for first, last in prompt.resolve("relevant"):
+        relevant[first:last] = 1
+
+    def read(group: LayerHeads) -> Any:
+        def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
+            rows = pattern[0, list(group.heads)].float()
+            scores[group.layer] = (rows @ relevant.to(rows.device)).mean(dim=-1)
+
+        return observe
+
+    observers = [(hook_name(group.layer, "hook_pattern"), read(group)) for group in groups]
+    model.extend(model.prefill(prompt), response[None], observers=observers)
+    return scores
+
+
+@torch.no_grad()
+def capture_rows(
+    model: FocusModel,
+    prompt: EncodedPrompt,
+    response: Int[Tensor, "response"],
+    groups: Sequence[LayerHeads],
+    site: Site,
+) -> RowActivations:
+    """Run an unmodified model once on a prompt and its response, and keep what training needs.
+
+    Raises:
+        ValueError: If the response is empty, or prompt and response do not fit the context.
+    """
+    if len(response) == 0:
+        raise ValueError("the response has no tokens, so there are no rows to train on")
+    queries: dict[int, Tensor] = {}
+    keys: dict[int, Tensor] = {}
+
+    def keep(store: dict[int, Tensor], layer: int, heads: tuple[int, ...], first: int) -> Any:
+        def observe(activation: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
+            # A copy, and on one device, also where the layers are on several.
+            store[layer] = activation[0, first:, list(heads)].clone().to(model.backend.device)
+
+        return observe
+
+    infix = "rot_" if site == "rotary" else ""
+    observers: list[Hook] = []
+    for group in groups:
+        observers.append(
+            (hook_name(group.layer, f"hook_{infix}q"), keep(queries, group.layer, group.heads, len(prompt.tokens)))
+        )
+        observers.append((hook_name(group.layer, f"hook_{infix}k"), keep(keys, group.layer, group.key_value_heads, 0)))
+    model.observe(torch.cat((prompt.tokens, response)), observers)
+    n_keys, device = len(prompt.tokens) + len(response), model.backend.device
+    relevant = torch.zeros(n_keys, dtype=torch.bool, device=device)
+    for first, last in prompt.resolve("relevant"):
+        relevant[first:last] = True
+    return RowActivations(queries, keys, relevant, torch.arange(len(prompt.tokens), n_keys, device=device))
+
+
+def sample_rows(
+    model: FocusModel,
+    sample: MultiDocSample,
+    response: Int[Tensor, "response"],
+    groups: Sequence[LayerHeads],
+    case: Case,
+    site: Site,
+) -> RowActivations:
+    """:func:`capture_rows` of a sample's prompt of one case."""
+    return capture_rows(model, model.encode(sample.prompt(case)), response, groups, site)
+
+
+class ActivationStore:
+    """Training data by sample, kept in memory up to a budget of bytes, otherwise made anew by another forward pass.
+
+    Args:
+        executor: Runs the forward passes.
+        samples: The training samples.
+        responses: The tokens that follow each one's prompt.
+        groups: The heads.
+        case: Which prompt of a sample is run.
+        site: Where queries and keys are taken.
+        budget: Bytes that may be kept.
+    """
+
+    def __init__(
+        self,
+        executor: Executor,
+        samples: Sequence[MultiDocSample],
+        responses: Sequence[Tensor],
+        groups: Sequence[LayerHeads],
+        case: Case,
+        site: Site,
+        budget: int,
+    ) -> None:
+        self._executor, self._samples, self._responses, self._budget = executor, samples, responses, budget
+        self._make = partial(sample_rows, groups=groups, case=case, site=site)
+        self._kept: dict[int, RowActivations] = {}
+        self._bytes = 0
+        self._full = False
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def follow(self, order: Sequence[int]) -> Generator[RowActivations]:
+        """The data of samples in a given order; what is not kept is made as it is asked for, or ahead of it."""
+        missing = [index for index in order if index not in self._kept]
+        made = self._executor.map(self._make, ((self._samples[i], self._responses[i]) for i in missing))
+        for index in order:
+            yield self._kept[index] if index in self._kept else self.keep(index, next(made))
+
+    def keep(self, index: int, made: RowActivations) -> RowActivations:
+        """A sample's data, kept if there is room."""
+        # What does not fit is not kept. Throwing out older samples would gain nothing: all are used equally often.
+        if self._bytes + made.nbytes <= self._budget:
+            self._kept[index] = made
+            self._bytes += made.nbytes
+        elif not self._full:
+            self._full = True
+            warnings.warn(
+                f"activations of {len(self._kept)} of {len(self)} samples fill {self._budget / 2**30:.3g} GB; those of "
+                "the others are computed anew in every epoch (a larger memory_gb, or fewer heads, would spare that)",
+                stacklevel=2,
+            )
+        return made

@@ -1,0 +1,375 @@
+"""What a focus direction does at the rotary site: how much of it is content, how much is position.
+
+There ``alpha * d_Q`` adds ``alpha * b`` to the logit of a key, the same for every query, with::
+
+    b(p, kappa) = scale * d_Q . R(p) kappa = scale * (R(p)^T d_Q) . kappa
+
+where ``kappa`` is the key before the rotation (its content), ``R(p)`` the rotation at its absolute position ``p``, and
+``scale`` what query-key products are multiplied by, ``1 / sqrt(d_head)`` as a rule. Softmax ignores what all keys of a
+row have in common, so only differences of ``b`` between keys count. Everything here is in logits at ``alpha = 1``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+import torch
+from einops import einsum, rearrange, reduce
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from focuslens.directions.activations import LayerHeads
+from focuslens.heads import Head, check_heads
+from focuslens.hooks import Hook, hook_name
+from focuslens.interventions.directions import FocusDirections
+from focuslens.model.rotary import Rotary, rotate
+from focuslens.prompts.batch import EncodedPrompt
+from focuslens.util.progress import track
+
+if TYPE_CHECKING:
+    from focuslens.model.focus_model import FocusModel
+
+__all__ = [
+    "Decomposition",
+    "HeadKeys",
+    "collect_keys",
+    "decompose",
+    "decompose_heads",
+    "frequency_energy",
+    "logit_bias",
+    "position_bias",
+    "token_preferences",
+]
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """Variance of ``b`` over positions and contents, in squared logits, and the parts it is the sum of.
+
+    At strength ``alpha`` all four are ``alpha ** 2`` times as large.
+
+    Attributes:
+        total: ``Var b``.
+        content: ``Var`` over contents of the mean over positions.
+        position: ``Var`` over positions of the mean over contents.
+        interaction: The rest: which contents are favoured depends on where they stand.
+    """
+
+    total: float
+    content: float
+    position: float
+    interaction: float
+
+
+@dataclass(frozen=True, eq=False)
+class HeadKeys:
+    """Keys that a query head reads, before the rotation.
+
+    Attributes:
+        contents: What enters the rotation: projected and, where the model has a key norm, normed.
+        token_ids: The token at each key.
+        positions: The absolute position of each.
+    """
+
+    contents: Float[Tensor, "key d_head"]
+    token_ids: Int[Tensor, "key"]
+    positions: Int[Tensor, "key"]
+
+
+def frequency_energy(
+    vectors: Float[Tensor, "n d_head"], *, adjacent_pairs: bool = False, rotary_dim: int | None = None
+) -> Float64[Tensor, "n pair"]:
+    """Share of each vector's squared norm that lies in each rotary pair, fastest first; rows sum to 1.
+
+    Dimensions that are not rotated are a last column of their own.
+
+    Args:
+        vectors: Vectors at the rotary site, or keys or queries before it: a rotation moves no energy between pairs.
+        adjacent_pairs: Pairs are dimensions (0, 1), (2, 3), ... (GPT-J), not (i, i + rotary_dim / 2) (Hugging Face).
+        rotary_dim: How many dimensions, from the first, are rotated; by default all.
+
+    Raises:
+        ValueError: If ``rotary_dim`` is odd or not from 2 to ``d_head``, or a vector is zero.
+    """
+    d_head = vectors.shape[1]
+    rotary_dim = d_head if rotary_dim is None else rotary_dim
+    if rotary_dim % 2 or not 2 <= rotary_dim <= d_head:
+        raise ValueError(f"rotary_dim is {rotary_dim}; it must be an even number from 2 to d_head = {d_head}")
+    energy = vectors.double().square()
+    total = reduce(energy, "n d_head -> n 1", "sum")
+    if not total.all():
+        raise ValueError(f"vector {int(total[:, 0].argmin())} is zero, so its energy has no shares")
+    order = "(pair two)" if adjacent_pairs else "(two pair)"
+    shares = [reduce(energy[:, :rotary_dim], f"n {order} -> n pair", "sum", two=2)]
+    if rotary_dim < d_head:
+        shares.append(reduce(energy[:, rotary_dim:], "n d_head -> n 1", "sum"))
+    return torch.cat(shares, dim=1) / total
+
+
+@torch.no_grad()
+def collect_keys(
+    model: FocusModel,
+    prompts: Iterable[str | EncodedPrompt],
+    heads: Iterable[tuple[int, int]],
+    max_keys: int = 10_000,
+    *,
+    seed: int = 0,
+    progress: bool | None = None,
+) -> dict[Head, HeadKeys]:
+    """The keys that each head reads on some prompts, before the rotation; on the CPU.
+
+    Heads that share a key-value head have the same keys. Nothing of size T x T is computed.
+
+    Args:
+        model: The model.
+        prompts: What it reads, each alone.
+        heads: Query heads.
+        max_keys: Where the prompts have more tokens, that many are drawn from all of them, each equally likely.
+        seed: Of the draw.
+        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.util.progress`.
+
+    Raises:
+        ValueError: If there are no prompts or heads, ``max_keys`` is not positive, a head does not exist or is named
+            twice, a prompt does not fit the context, or the model has no rotary embedding.
+    """
+    encoded = [model.encode(prompt) for prompt in prompts]
+    named = check_heads(heads, model.shape.n_layers, model.shape.n_heads)
+    if not encoded or not named:
+        raise ValueError(f"there are {len(encoded)} prompts and {len(named)} heads; give at least one of each")
+    if max_keys < 1:
+        raise ValueError(f"max_keys is {max_keys}; it must be at least 1")
+    chosen = _draw([len(prompt.tokens) for prompt in encoded], max_keys, seed)
+    groups = LayerHeads.group(named, model.shape)
+    drawn = [(prompt, at) for prompt, at in zip(encoded, chosen, strict=True) if len(at)]
+    reading = track(drawn, "keys of heads", unit="prompt", show=progress)
+    seen = [_contents(model, prompt, groups, at) for prompt, at in reading]
+    tokens = torch.cat([prompt.tokens[at] for prompt, at in zip(encoded, chosen, strict=True)])
+    keys: dict[Head, HeadKeys] = {}
+    for group in groups:
+        contents = torch.cat([one[group.layer] for one in seen])
+        for head, read in zip(group.heads, group.reads, strict=True):
+            keys[Head(group.layer, head)] = HeadKeys(contents[:, read], tokens, torch.cat(chosen))
+    return {head: keys[head] for head in named}
+
+
+def logit_bias(
+    direction: Float[Tensor, "d_head"],
+    contents: Float[Tensor, "key d_head"],
+    positions: Int[Tensor, "key"],
+    rotary: Rotary,
+    scale: float,
+) -> Float64[Tensor, "key"]:
+    """``b`` of keys where they stand: what the direction adds to their logits at ``alpha = 1``.
+
+    Args:
+        direction: ``d_Q``, at the rotary site.
+        contents: The keys before the rotation.
+        positions: Their absolute positions.
+        rotary: The layer's rotation; its norms are not applied.
+        scale: What query-key products are multiplied by.
+
+    Raises:
+        ValueError: If there are not as many positions as keys, or the tables end before a position.
+    """
+    if len(positions) != len(contents):
+        raise ValueError(f"there are {len(positions)} positions for {len(contents)} keys; give one for each")
+    readers = _readers(direction, rotary, positions, scale)
+    return einsum(readers, contents.double().cpu(), "key d_head, key d_head -> key")
+
+
+def decompose(
+    direction: Float[Tensor, "d_head"],
+    contents: Float[Tensor, "key d_head"],
+    positions: Int[Tensor, "pos"],
+    rotary: Rotary,
+    scale: float,
+) -> Decomposition:
+    """Two-way functional analysis of variance of ``b(p, kappa)``, every content at every position.
+
+    With ``u(p) = scale * R(p)^T d_Q`` and means and covariances over positions and contents, in double precision::
+
+        content = Var(mean(u) . kappa)    position = Var(u(p) . mean(kappa))    interaction = trace(Cov(u) Cov(kappa))
+
+    In a text, contents and positions are not independent (the first token is always at position 0): the variance of
+    :func:`logit_bias` over the keys where they stand is another number.
+
+    Args:
+        direction: ``d_Q``, at the rotary site.
+        contents: Keys before the rotation, all equally likely.
+        positions: Absolute positions, all equally likely; they are not those of the contents.
+        rotary: The layer's rotation; its norms are not applied.
+        scale: What query-key products are multiplied by.
+
+    Raises:
+        ValueError: If there are no contents or positions, or the tables end before a position.
+    """
+    readers, contents = _readers(direction, rotary, positions, scale), _some(contents)
+    reader, content = readers.mean(dim=0), contents.mean(dim=0)
+    by_position, by_content = (readers - reader) @ content, (contents - content) @ reader
+    parts = {
+        "content": float(by_content.square().mean()),
+        "position": float(by_position.square().mean()),
+        # b less both means is (u - mean u) . (kappa - mean kappa): a product of independent factors.
+        "interaction": float((_covariance(readers) * _covariance(contents)).sum()),
+    }
+    return Decomposition(total=sum(parts.values()), **parts)
+
+
+def position_bias(
+    direction: Float[Tensor, "d_head"],
+    mean_content: Float[Tensor, "d_head"],
+    rotary: Rotary,
+    positions: Int[Tensor, "pos"],
+    scale: float,
+) -> Float64[Tensor, "pos"]:
+    """``b`` as a function of absolute position, at a fixed content: the mean over contents if that is their mean.
+
+    Raises:
+        ValueError: If there are no positions, or the tables end before one.
+    """
+    return _readers(direction, rotary, positions, scale) @ mean_content.double().cpu()
+
+
+def token_preferences(
+    direction: Float[Tensor, "d_head"],
+    contents: Float[Tensor, "key d_head"],
+    token_ids: Int[Tensor, "key"],
+    rotary: Rotary,
+    positions: Int[Tensor, "pos"],
+    scale: float,
+    min_count: int = 5,
+    *,
+    tokenizer: Any | None = None,
+) -> pd.DataFrame:
+    """Which tokens a direction favours: ``b`` averaged over positions and over the occurrences of each token.
+
+    Args:
+        direction: ``d_Q``, at the rotary site.
+        contents: Keys before the rotation.
+        token_ids: The token at each.
+        rotary: The layer's rotation; its norms are not applied.
+        positions: Absolute positions to average over, all equally likely.
+        scale: What query-key products are multiplied by.
+        min_count: Tokens that occur less often are left out.
+        tokenizer: Gives a further column ``text``, where there is one.
+
+    Returns:
+        ``token``, ``count``, ``mean_bias``, most favoured first, most disfavoured last; empty if no token occurs so
+        often.
+
+    Raises:
+        ValueError: If there are no contents or positions, not as many tokens as contents, or the tables end before a
+            position.
+    """
+    if len(token_ids) != len(contents):
+        raise ValueError(f"there are {len(token_ids)} tokens for {len(contents)} keys; give one for each")
+    bias = _some(contents) @ _readers(direction, rotary, positions, scale).mean(dim=0)
+    keys = pd.DataFrame({"token": token_ids.cpu().numpy(), "bias": bias.numpy()})
+    frame = keys.groupby("token", as_index=False).agg(count=("bias", "size"), mean_bias=("bias", "mean"))
+    frame = frame[frame["count"] >= min_count].sort_values("mean_bias", ascending=False, kind="stable")
+    if tokenizer is not None:
+        frame["text"] = [tokenizer.decode([token]) for token in frame["token"].tolist()]
+    return frame.reset_index(drop=True)
+
+
+def decompose_heads(
+    model: FocusModel,
+    directions: FocusDirections,
+    keys: Mapping[Head, HeadKeys],
+    positions: Int[Tensor, "pos"] | None = None,
+) -> pd.DataFrame:
+    """:func:`decompose` of every head that keys were collected for.
+
+    Args:
+        model: The model that the keys are of.
+        directions: Its directions, at the rotary site.
+        keys: Of :func:`collect_keys`.
+        positions: Absolute positions, all equally likely; by default from 0 to the last that any key has.
+
+    Returns:
+        ``layer``, ``head``, ``total``, ``content``, ``position``, ``interaction`` and ``in_place``, the variance of
+        ``b`` over the keys where they stand; in squared logits at ``alpha = 1``.
+
+    Raises:
+        ValueError: If the directions are of another site or model, or a head has none.
+    """
+    if directions.site != "rotary":
+        raise ValueError(
+            f"directions are of the {directions.site!r} site; a bias that is the same for every query is what they "
+            "add at the rotary site alone"
+        )
+    directions.require_shape(model.shape)
+    rows: list[dict[str, Any]] = []
+    for head, vector in zip(keys, directions.select(keys).query, strict=True):
+        own = keys[head]
+        places = torch.arange(int(own.positions.max()) + 1) if positions is None else positions
+        rotary = model.backend.rotary(head.layer, int(max(places.max(), own.positions.max())) + 1)
+        scale = model.backend.scale(head.layer)
+        parts = decompose(vector, own.contents, places, rotary, scale)
+        in_place = logit_bias(vector, own.contents, own.positions, rotary, scale).var(correction=0)
+        rows.append({**head._asdict(), **vars(parts), "in_place": float(in_place)})
+    return pd.DataFrame(rows)
+
+
+def _readers(
+    direction: Float[Tensor, "d_head"], rotary: Rotary, positions: Int[Tensor, "pos"], scale: float
+) -> Float64[Tensor, "pos d_head"]:
+    """``scale * R(p)^T d_Q``: what a position's bias is the product of with the content there."""
+    if not len(positions):
+        raise ValueError("there are no positions; give at least one")
+    if int(positions.min()) < 0 or int(positions.max()) >= len(rotary.cos):
+        raise ValueError(
+            f"positions go from {int(positions.min())} to {int(positions.max())}; the rotary tables have 0 to "
+            f"{len(rotary.cos) - 1}"
+        )
+    cos, sin = (table.double().cpu()[positions.cpu()] for table in (rotary.cos, rotary.sin))
+    direction = scale * rearrange(direction.double().cpu(), "d_head -> 1 1 d_head").expand(len(positions), 1, -1)
+    # The transpose of a rotation turns the other way.
+    turned = rotate(direction, cos, -sin, adjacent_pairs=rotary.adjacent_pairs)
+    return rearrange(turned, "pos 1 d_head -> pos d_head")
+
+
+def _some(contents: Float[Tensor, "key d_head"]) -> Float64[Tensor, "key d_head"]:
+    if not len(contents):
+        raise ValueError("there are no keys; give at least one")
+    return contents.double().cpu()
+
+
+def _covariance(x: Float64[Tensor, "n d_head"]) -> Float64[Tensor, "d_head d_head_"]:
+    centred = x - x.mean(dim=0)
+    return einsum(centred, centred, "n i, n j -> i j") / len(x)
+
+
+def _draw(lengths: Sequence[int], most: int, seed: int) -> list[Int[Tensor, "chosen"]]:
+    """Positions of each prompt, ascending: all, or ``most`` of all of them, each equally likely."""
+    total = sum(lengths)
+    everything = torch.arange(total)
+    if total > most:
+        generator = torch.Generator().manual_seed(seed)
+        everything = torch.randperm(total, generator=generator)[:most].sort().values
+    starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
+    return [everything[(everything >= start) & (everything < end)] - start for start, end in pairwise(starts)]
+
+
+def _contents(
+    model: FocusModel, prompt: EncodedPrompt, groups: Sequence[LayerHeads], positions: Int[Tensor, "chosen"]
+) -> dict[int, Float[Tensor, "chosen kv_head d_head"]]:
+    """One prompt's keys before the rotation, by layer, of the key-value heads that are read."""
+    kept: dict[int, Tensor] = {}
+
+    def keep(group: LayerHeads) -> Any:
+        def observe(keys: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
+            kept[group.layer] = keys[0, positions.to(keys.device)][:, list(group.key_value_heads)]
+
+        return observe
+
+    observers: list[Hook] = [(hook_name(group.layer, "hook_k"), keep(group)) for group in groups]
+    model.observe(prompt.tokens, observers)
+    norms = {layer: model.backend.rotary(layer, 1).key_norm for layer in kept}
+    return {
+        layer: (keys if (norm := norms[layer]) is None else norm(keys)).float().cpu() for layer, keys in kept.items()
+    }

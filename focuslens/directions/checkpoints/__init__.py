@@ -1,0 +1,6 @@
+"""Steered models as ordinary checkpoints, for the tools that people serve models with."""
+
+from focuslens.directions.checkpoints.export import ExportedCheckpoint, export
+from focuslens.directions.checkpoints.fold import FoldedCheckpoint, fold
+
+__all__ = ["ExportedCheckpoint", "FoldedCheckpoint", "export", "fold"]

@@ -1,0 +1,186 @@
+"""Reading a checkpoint in Hugging Face format, from a directory or the hub, without reading its weights."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from focuslens.directions.checkpoints.shards import Shard, dtype_of, open_shard
+from focuslens.model.backends import ModelShape
+
+__all__ = ["CONFIG", "INDEX", "SINGLE", "TENSOR_SUFFIXES", "Checkpoint", "open_checkpoint"]
+
+INDEX, SINGLE, CONFIG = "model.safetensors.index.json", "model.safetensors", "config.json"
+TENSOR_SUFFIXES = (
+    *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".gguf", ".onnx", ".onnx_data", ".h5"),
+    *(".msgpack", ".ot", ".tflite"),
+)
+"""How the names of files of weights end."""
+_NOT_AT_FIRST = (
+    *(f"*{suffix}" for suffix in TENSOR_SUFFIXES),
+    *("original/*", "onnx/*", "openvino/*", "coreml/*", "checkpoint-*/*", "runs/*"),
+)
+"""What is not fetched from the hub with the small files: weights, in whatever format, and what lies beside copies."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint in Hugging Face format, by its files' headers.
+
+    Attributes:
+        name: What the user called it.
+        revision: Of the hub, if one was asked for.
+        commit: Of the hub, that this resolved to.
+        directory: Where it lies.
+        config: Its ``config.json``.
+        shards: Its files of weights.
+    """
+
+    name: str
+    revision: str | None
+    commit: str | None
+    directory: Path
+    config: Mapping[str, Any]
+    shards: tuple[Shard, ...]
+
+    @cached_property
+    def resolved(self) -> Any:
+        """The configuration with what its class takes where ``config.json`` is silent, such as Mistral's window."""
+        from transformers import AutoConfig
+
+        return AutoConfig.for_model(**self.config)
+
+    @property
+    def shape(self) -> ModelShape:
+        """The sizes that directions have to fit."""
+        config, n_heads = self.resolved, int(self.resolved.num_attention_heads)
+        return ModelShape(
+            n_layers=int(config.num_hidden_layers),
+            n_heads=n_heads,
+            n_key_value_heads=int(config.num_key_value_heads or n_heads),
+            d_head=int(getattr(config, "head_dim", None) or config.hidden_size // n_heads),
+            d_model=int(config.hidden_size),
+            d_vocab=int(config.vocab_size),
+            n_ctx=int(config.max_position_embeddings),
+        )
+
+    @cached_property
+    def homes(self) -> Mapping[str, Shard]:
+        """The file that every tensor lies in."""
+        return {name: shard for shard in self.shards for name in shard.tensors}
+
+    def config_with_dtype(self) -> dict[str, Any]:
+        """A copy of the configuration that names the weights' dtype, which float32 vectors among them would hide."""
+        config = dict(self.config)
+        if not (config.get("dtype") or config.get("torch_dtype")):
+            shard = next(shard for shard in self.shards if shard.tensors)
+            config["dtype"] = str(dtype_of(shard, min(shard.tensors))).removeprefix("torch.")
+        return config
+
+    @property
+    def size(self) -> int:
+        """Bytes of all weights."""
+        return sum(shard.data_size for shard in self.shards)
+
+    @property
+    def is_single(self) -> bool:
+        """Whether all weights are in the one file that needs no index."""
+        return [shard.path.name for shard in self.shards] == [SINGLE]
+
+
+def open_checkpoint(source: str | Path, revision: str | None, families: Mapping[str, str], verb: str) -> Checkpoint:
+    """Open a directory, or a model on the hub: of the latter only the files that make the model are fetched.
+
+    Args:
+        source: Directory or hub name.
+        revision: Branch, tag or commit on the hub.
+        families: The ``model_type`` of checkpoints that are accepted, to what their classes' names begin with.
+        verb: What they can be, for the error.
+
+    Raises:
+        FileNotFoundError: If the checkpoint is not there, or has no safetensors.
+        ValueError: If it is no causal language model of an accepted type, brings code of its own, is quantized, or its
+            tensors are not those of its type.
+    """
+    remote = not Path(source).is_dir()
+    directory = _fetched(str(source), revision, ignore=_NOT_AT_FIRST) if remote else Path(source)
+    if not (directory / CONFIG).is_file():
+        raise FileNotFoundError(f"{directory} holds no {CONFIG}; is it a Hugging Face checkpoint?")
+    config: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+    _require_steerable(str(source), config, families, verb)
+    commit = directory.name if remote and re.fullmatch(r"[0-9a-f]{40}", directory.name) else None
+    if remote:
+        directory = _fetch_weights(str(source), commit or revision)
+    base = Checkpoint(str(source), revision, commit, directory, config, tuple(_shards(directory)))
+    _require_projections(base)
+    return base
+
+
+def _fetched(
+    name: str, revision: str | None, *, allow: Sequence[str] | None = None, ignore: Sequence[str] | None = None
+) -> Path:
+    """The hub's snapshot, with the files that fit the patterns."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    allowed, ignored = (None if some is None else list(some) for some in (allow, ignore))
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=ignored))
+    except (HFValidationError, OSError) as error:
+        raise FileNotFoundError(f"{name} is neither a directory nor a model on the hub: {error}") from error
+
+
+def _fetch_weights(name: str, revision: str | None) -> Path:
+    """The snapshot with the weights: the one file, or where there is none those that the index names."""
+    directory = _fetched(name, revision, allow=[SINGLE])
+    if not (directory / SINGLE).is_file() and (directory / INDEX).is_file():
+        directory = _fetched(name, revision, allow=_indexed(directory))
+    return directory
+
+
+def _require_steerable(name: str, config: Mapping[str, Any], families: Mapping[str, str], verb: str) -> None:
+    family = str(config.get("model_type"))
+    if family not in families:
+        raise ValueError(f"{name} is of the type {family!r}; {', '.join(families)} can be {verb}")
+    wanted, named = f"{families[family]}ForCausalLM", config.get("architectures") or []
+    if named and wanted not in named:
+        raise ValueError(f"{name} is a {', '.join(named)}; of the type {family!r} only a {wanted} can be {verb}")
+    if config.get("auto_map"):
+        raise ValueError(f"{name} brings code of its own (auto_map), which may compute attention otherwise")
+    if config.get("quantization_config"):
+        raise ValueError(f"the weights of {name} are quantized; name the checkpoint that they were made from")
+
+
+def _require_projections(base: Checkpoint) -> None:
+    """Refuse weights under other names than those of the type, such as queries, keys and values in one matrix."""
+    for layer in range(base.shape.n_layers):
+        for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
+            name = f"model.layers.{layer}.self_attn.{projection}.weight"
+            if name not in base.homes:
+                raise ValueError(f"{base.name} has no {name}; its tensors are not named as those of its type")
+            dtype_of(base.homes[name], name)  # raises where it is none that can be added to
+
+
+def _indexed(directory: Path) -> list[str]:
+    index = json.loads((directory / INDEX).read_text(encoding="utf-8"))
+    return sorted(set(index["weight_map"].values()))
+
+
+def _shards(directory: Path) -> list[Shard]:
+    if (directory / SINGLE).is_file():  # which Hugging Face takes before an index too
+        names = [SINGLE]
+    elif (directory / INDEX).is_file():
+        names = _indexed(directory)
+    else:
+        raise FileNotFoundError(
+            f"{directory} holds neither {SINGLE} nor {INDEX}; save the model with save_pretrained to get safetensors"
+        )
+    missing = [name for name in names if not (directory / name).is_file()]
+    if missing:
+        raise FileNotFoundError(f"{directory} holds no {missing[0]}, which its {INDEX} names")
+    return [open_shard(directory / name) for name in names]

@@ -1,0 +1,147 @@
+"""Exporting steering at the rotary site: a checkpoint that brings the few lines of code that add the vectors."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from einops import rearrange
+from jaxtyping import Float
+from safetensors.torch import save
+from torch import Tensor
+
+from focuslens.directions.checkpoints.checkpoints import SINGLE, Checkpoint, open_checkpoint
+from focuslens.directions.checkpoints.origin import warn_of_another_model
+from focuslens.directions.checkpoints.shards import copy
+from focuslens.directions.checkpoints.writing import require_writable, write_index, write_steered
+from focuslens.interventions import FocusSteering
+from focuslens.util.files import write_atomically
+from focuslens.util.progress import progress_bar
+
+__all__ = ["ExportedCheckpoint", "export"]
+
+_CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+_CODE = Path(__file__).with_name("modeling_focus_directions.py")
+_VECTORS = "focus_directions.safetensors"
+_FIRST = "model-00001-of-00001.safetensors"
+"""The name of a single file of weights: beside a ``model.safetensors`` the index would not be looked at."""
+
+
+@dataclass(frozen=True)
+class ExportedCheckpoint:
+    """What :func:`export` wrote.
+
+    Attributes:
+        directory: The checkpoint; load it with ``trust_remote_code=True``.
+        left_out: Files and directories that were not copied: other copies of the weights.
+        training: Files that were not copied either: what a training of the base goes on from.
+    """
+
+    directory: Path
+    left_out: tuple[str, ...]
+    training: tuple[str, ...] = ()
+
+
+def export(
+    source: str | Path,
+    steering: FocusSteering,
+    out: str | Path,
+    *,
+    revision: str | None = None,
+    progress: bool | None = None,
+) -> ExportedCheckpoint:
+    """Write a Hugging Face checkpoint that is steered at the rotary site, for every attention implementation.
+
+    ``AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)`` gives the base's own class with one addition:
+    in steered layers ``alpha d_Q`` is added to the queries after the rotary embedding (equation 5; key vectors change
+    nothing there). The vectors lie in ``focus_directions.safetensors`` beside the weights, which are copied as they
+    are. Without ``trust_remote_code`` nothing is loaded: the checkpoint is of a type of its own, so that the
+    Auto classes do not run it unsteered by mistake.
+
+    Args:
+        source: Directory or hub name of a Llama, Mistral, Qwen2 or Qwen3 checkpoint, in safetensors.
+        steering: Directions of the rotary site, their strength and heads, at all positions.
+        out: Directory to write, new or empty.
+        revision: Branch, tag or commit on the hub.
+        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.util.progress`.
+
+    Raises:
+        FileNotFoundError: If the checkpoint is not there, or has no safetensors.
+        FileExistsError: If ``out`` holds anything.
+        ValueError: If the steering or the architecture cannot be exported, the directions are of a model of another
+            shape, or ``out`` is a link, holds the working directory, or lies inside the source.
+
+    Warns:
+        UserWarning: If the directions are recorded as those of another model.
+    """
+    _require_exportable(steering)
+    require_writable(Path(out), source)
+    base = open_checkpoint(source, revision, _CLASSES, "exported")
+    warn_of_another_model(base, steering.directions)
+    vectors = _vectors(steering, base)
+    config = _config(base, sorted(int(name.split(".")[2]) for name in vectors))
+    with write_steered(base, steering, Path(out), config, _chapter(base, steering)) as (partial, left_out):
+        names = [_FIRST if shard.path.name == SINGLE else shard.path.name for shard in base.shards]
+        with progress_bar("copying weights", base.size, unit="B", show=progress) as bar:
+            for shard, name in zip(base.shards, names, strict=True):
+                copy(shard, partial / name, bar.update)
+        write_atomically(partial / _VECTORS, save(vectors, metadata={"format": "pt"}))
+        write_index(partial, [*names, _VECTORS])
+        shutil.copyfile(_CODE, partial / _CODE.name)
+    return ExportedCheckpoint(Path(out), tuple(left_out.weights), tuple(left_out.training))
+
+
+def _require_exportable(steering: FocusSteering) -> None:
+    if steering.directions.site != "rotary":
+        raise ValueError(
+            "the directions act at the projection site, where they are biases: use fold, which needs no code"
+        )
+    if steering.positions != "all":
+        raise ValueError(
+            f"positions is {steering.positions!r}; a served model does not know where a response begins: "
+            "use positions='all'"
+        )
+
+
+def _vectors(steering: FocusSteering, base: Checkpoint) -> dict[str, Float[Tensor, "head 1 d_head"]]:
+    """The buffers of the steered layers, in float32."""
+    vectors: dict[str, Tensor] = {}
+    for point, heads, added in steering.additions(base.shape):
+        everyone = torch.zeros(base.shape.n_heads, base.shape.d_head)
+        everyone[heads] = added
+        layer = int(point.split(".")[1])
+        vectors[f"model.layers.{layer}.self_attn.focus_query"] = rearrange(everyone, "head d_head -> head 1 d_head")
+    return vectors
+
+
+def _config(base: Checkpoint, layers: list[int]) -> dict[str, Any]:
+    family = str(base.config["model_type"])
+    steered = f"Steered{_CLASSES[family]}"
+    return {
+        **base.config_with_dtype(),
+        "model_type": f"steered_{family}",
+        "architectures": [f"{steered}ForCausalLM"],
+        "auto_map": {
+            "AutoConfig": f"{_CODE.stem}.{steered}Config",
+            "AutoModelForCausalLM": f"{_CODE.stem}.{steered}ForCausalLM",
+        },
+        "focus_layers": layers,
+    }
+
+
+def _chapter(base: Checkpoint, steering: FocusSteering) -> list[str]:
+    """What the model card says."""
+    return [
+        "# With focus directions",
+        "",
+        f"This is `{base.name}` with focus directions of strength {steering.alpha:g} added to the queries of "
+        f"{len(steering.heads)} attention heads after the rotary embedding. Load it with `trust_remote_code=True`: "
+        f"`{_CODE.name}` adds the vectors of `{_VECTORS}`, with any attention implementation. The weights are those of "
+        "the base. Written by focuslens; `focuslens.json` has the heads, the digest of the directions, and the "
+        "versions.",
+        "",
+        f"Heads: {', '.join(map(str, steering.heads))}.",
+    ]

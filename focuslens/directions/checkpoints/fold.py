@@ -1,0 +1,213 @@
+"""Folding focus directions into a checkpoint: at the projection site they are biases of ``q_proj`` and ``k_proj``."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from focuslens.directions.checkpoints.checkpoints import Checkpoint, open_checkpoint
+from focuslens.directions.checkpoints.origin import warn_of_another_model
+from focuslens.directions.checkpoints.shards import dtype_of, read, rewrite
+from focuslens.directions.checkpoints.writing import require_writable, write_index, write_steered
+from focuslens.heads import Head
+from focuslens.interventions import FocusSteering
+from focuslens.model.backends import ModelShape
+from focuslens.util.progress import progress_bar
+
+__all__ = ["FoldedCheckpoint", "SharedKeys", "fold"]
+
+_FAMILIES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama", "mistral": "Mistral"}
+
+
+@dataclass(frozen=True)
+class SharedKeys:
+    """A key-value head whose key vector acts on heads that were not chosen.
+
+    Attributes:
+        layer: The layer.
+        key_value_head: Its key-value head.
+        chosen: Query heads that read it and were chosen.
+        others: Those that were not.
+    """
+
+    layer: int
+    key_value_head: int
+    chosen: tuple[Head, ...]
+    others: tuple[Head, ...]
+
+    def __str__(self) -> str:
+        chosen, others = (", ".join(map(str, heads)) for heads in (self.chosen, self.others))
+        return f"the key vector of {chosen} is also read by {others}"
+
+
+@dataclass(frozen=True)
+class FoldedCheckpoint:
+    """What :func:`fold` wrote.
+
+    Attributes:
+        directory: The checkpoint.
+        shared: Key-value heads whose key vector acts on heads that were not chosen too.
+        left_out: Files and directories that were not copied: other copies of the weights.
+        training: Files that were not copied either: what a training of the base goes on from.
+    """
+
+    directory: Path
+    shared: tuple[SharedKeys, ...]
+    left_out: tuple[str, ...]
+    training: tuple[str, ...] = ()
+
+
+def fold(
+    source: str | Path,
+    steering: FocusSteering,
+    out: str | Path,
+    *,
+    revision: str | None = None,
+    progress: bool | None = None,
+) -> FoldedCheckpoint:
+    """Write a Hugging Face checkpoint that is steered without any hook.
+
+    At the projection site ``(W x + alpha d)`` is the projection ``W x`` with a bias. Qwen2 and Qwen3 keep their class;
+    Llama gets ``attention_bias``, with zeros where nothing is added; Mistral without a sliding window is the same
+    computation as Llama, and becomes one. Weights are copied file by file, as they are, and never loaded; the biases
+    that steer are in float32, whatever the weights are.
+
+    Args:
+        source: Directory or hub name of the checkpoint, in safetensors.
+        steering: Directions of the projection site, their strength and heads, at all positions.
+        out: Directory to write, new or empty.
+        revision: Branch, tag or commit on the hub.
+        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.util.progress`.
+
+    Raises:
+        FileNotFoundError: If the checkpoint is not there, or has no safetensors.
+        FileExistsError: If ``out`` holds anything.
+        ValueError: If the steering or the architecture cannot be folded, the directions are of a model of another
+            shape, or ``out`` is a link, holds the working directory, or lies inside the source.
+
+    Warns:
+        UserWarning: If the directions are recorded as those of another model.
+    """
+    _require_foldable(steering)
+    require_writable(Path(out), source)
+    base = open_checkpoint(source, revision, _FAMILIES, "folded")
+    config, shared = _folded_config(base), _shared_keys(steering, base.shape)
+    warn_of_another_model(base, steering.directions)
+    changes = _changes(base, _biases(steering, base.shape))
+    with write_steered(base, steering, Path(out), config, _chapter(base, steering, shared)) as (partial, left_out):
+        with progress_bar("copying weights", base.size, unit="B", show=progress) as bar:
+            for shard in base.shards:
+                rewrite(shard, partial / shard.path.name, changes[shard.path], bar.update)
+        if not base.is_single:
+            write_index(partial, [shard.path.name for shard in base.shards])
+    return FoldedCheckpoint(Path(out), shared, tuple(left_out.weights), tuple(left_out.training))
+
+
+def _require_foldable(steering: FocusSteering) -> None:
+    if steering.directions.site != "projection":
+        raise ValueError(
+            "the directions act at the rotary site, after the rotary embedding, where they are no bias of a weight; "
+            "train with site='projection' to fold"
+        )
+    if steering.positions != "all":
+        raise ValueError(f"positions is {steering.positions!r}; a bias acts at all positions: use positions='all'")
+
+
+def _folded_config(base: Checkpoint) -> dict[str, Any]:
+    """The configuration of the folded checkpoint.
+
+    Raises:
+        ValueError: If the window of the base allows no bias.
+    """
+    config = base.config
+    new = base.config_with_dtype()
+    if config["model_type"] == "mistral":
+        if (window := base.resolved.sliding_window) is not None:
+            raise ValueError(
+                f"{base.name} is a mistral with a sliding window of {window} tokens; Mistral has no "
+                "biases, and Llama, which could stand in, no window"
+            )
+        # Written out in full: what the two classes take where a configuration is silent is not the same.
+        new = {**base.resolved.to_dict(), "dtype": new.get("dtype") or new["torch_dtype"]}
+        new.pop("sliding_window", None)
+        new |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "mlp_bias": False}
+    if config["model_type"] != "qwen2":  # whose queries, keys and values have biases always
+        new["attention_bias"] = True
+    return new
+
+
+def _biases(steering: FocusSteering, shape: ModelShape) -> dict[str, Float[Tensor, "out"]]:
+    """What is added to which bias, in float32."""
+    added: dict[str, Tensor] = {}
+    for point, heads, vectors in steering.additions(shape):
+        layer, of_queries = int(point.split(".")[1]), point.endswith("hook_q")
+        bias = torch.zeros(shape.n_heads if of_queries else shape.n_key_value_heads, shape.d_head)
+        bias[heads] = vectors
+        added[_bias_name(layer, "q_proj" if of_queries else "k_proj")] = bias.flatten()
+    return added
+
+
+def _bias_name(layer: int, projection: str) -> str:
+    return f"model.layers.{layer}.self_attn.{projection}.bias"
+
+
+def _every_bias(config: Mapping[str, Any], shape: ModelShape) -> dict[str, int]:
+    """All biases that the folded class has, and their sizes."""
+    queries, keys = shape.n_heads * shape.d_head, shape.n_key_value_heads * shape.d_head
+    sizes = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "o_proj": shape.d_model}
+    if config["model_type"] == "qwen2":
+        del sizes["o_proj"]
+    return {_bias_name(layer, name): size for layer in range(shape.n_layers) for name, size in sizes.items()}
+
+
+def _shared_keys(steering: FocusSteering, shape: ModelShape) -> tuple[SharedKeys, ...]:
+    if steering.directions.key is None:
+        return ()
+    chosen: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
+    for layer, head in steering.heads:
+        chosen[layer, shape.key_value_head(head)].add(head)
+    found: list[SharedKeys] = []
+    for (layer, key_value_head), heads in sorted(chosen.items()):
+        readers = [head for head in range(shape.n_heads) if shape.key_value_head(head) == key_value_head]
+        others = [head for head in readers if head not in heads]
+        if others:
+            pairs = [tuple(Head(layer, head) for head in some) for some in (sorted(heads), others)]
+            found.append(SharedKeys(layer, key_value_head, pairs[0], pairs[1]))
+    return tuple(found)
+
+
+def _changes(base: Checkpoint, added: Mapping[str, Tensor]) -> dict[Path, dict[str, Tensor]]:
+    """For every file the biases that it gets, each beside its projection's weight."""
+    homes = base.homes
+    changes: dict[Path, dict[str, Tensor]] = {shard.path: {} for shard in base.shards}
+    for name, size in _every_bias(base.config, base.shape).items():
+        weight = name.replace(".bias", ".weight")
+        if name in homes and name not in added:
+            continue
+        home = homes.get(name, homes[weight])
+        bias = read(home, name).float() if name in homes else torch.zeros(size)
+        # In float32 where something was added: whoever loads the model in half precision rounds the sum once.
+        changes[home.path][name] = bias + added[name] if name in added else bias.to(dtype_of(home, weight))
+    return changes
+
+
+def _chapter(base: Checkpoint, steering: FocusSteering, shared: tuple[SharedKeys, ...]) -> list[str]:
+    """What the model card says."""
+    return [
+        "# With focus directions folded in",
+        "",
+        f"This is `{base.name}` with focus directions of strength {steering.alpha:g} added to the queries"
+        f"{'' if steering.directions.key is None else ' and keys'} of {len(steering.heads)} attention heads, as "
+        "biases of `q_proj` and `k_proj`. All other weights are those of the base. Written by focuslens; "
+        "`focuslens.json` has the heads, the digest of the directions, and the versions.",
+        "",
+        f"Heads: {', '.join(map(str, steering.heads))}.",
+        *(["", *(f"- Layer {one.layer}: {one}." for one in shared)] if shared else []),
+    ]

@@ -1,0 +1,78 @@
+"""Which model directions were made on, said beside the one that they are put into."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from focuslens.directions.checkpoints.checkpoints import Checkpoint
+from focuslens.interventions.directions import FocusDirections
+
+__all__ = ["origin_lines", "origin_of", "warn_of_another_model"]
+
+
+def origin_of(directions: FocusDirections) -> dict[str, Any]:
+    """How directions were made, without the losses of their training."""
+    return {name: value for name, value in directions.provenance.items() if name != "losses"}
+
+
+def warn_of_another_model(base: Checkpoint, directions: FocusDirections) -> None:
+    """Warn where directions are recorded as another model's; those of another shape are refused elsewhere."""
+    origin = directions.origin
+    if origin is None or _same(origin, base):
+        return
+    warnings.warn(
+        f"the directions were made on {_said(directions)}, and are put into {_base_said(base)}: a vector means nothing "
+        "in another model. If they are the same model under two names, all is well",
+        stacklevel=3,
+    )
+
+
+def origin_lines(base: Checkpoint, directions: FocusDirections) -> list[str]:
+    """What the model card says of where base and directions are from."""
+    lines = [f"- Base: `{base.name}`" + (f", commit `{base.commit}`." if base.commit else ".")]
+    if directions.origin is None:
+        return [*lines, f"- Directions: their model is not recorded; SHA-256 `{directions.digest}`."]
+    data = directions.provenance.get("data")
+    file = _text(data, "file")
+    samples = f", on {data['samples']} samples" if isinstance(data, Mapping) and "samples" in data else ""
+    return [
+        *lines,
+        f"- Directions: made on {_said(directions)}{samples}{f' of `{file}`' if file else ''}; SHA-256 "
+        f"`{directions.digest}`.",
+        *([] if _same(directions.origin, base) else ["- These names differ; the directions may be of another model."]),
+    ]
+
+
+def _same(origin: str, base: Checkpoint) -> bool:
+    """Whether two names are of one model; the last part decides where only one is a directory."""
+    if origin == base.name:
+        return True
+    source = Path(base.name)
+    if source.is_dir():
+        source = source.resolve()
+    if source.is_absolute() and Path(origin).is_absolute():
+        return source == Path(origin)
+    return source.name == Path(origin).name
+
+
+def _said(directions: FocusDirections) -> str:
+    revision, shape = _text(directions.provenance.get("model"), "revision"), directions.provenance.get("shape")
+    sizes = ""
+    if isinstance(shape, Mapping):
+        sizes = f" ({', '.join(f'{name} = {value}' for name, value in shape.items())})"  # pyright: ignore[reportUnknownArgumentType]
+    return f"`{directions.origin}`{f' at `{revision}`' if revision else ''}{sizes}"
+
+
+def _base_said(base: Checkpoint) -> str:
+    shape = base.shape
+    return (
+        f"`{base.name}`{f' at `{base.commit}`' if base.commit else ''} (n_layers = {shape.n_layers}, n_heads = "
+        f"{shape.n_heads}, n_key_value_heads = {shape.n_key_value_heads}, d_head = {shape.d_head})"
+    )
+
+
+def _text(found: Any, name: str) -> str:
+    return str(found.get(name) or "") if isinstance(found, Mapping) else ""  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]

@@ -1,0 +1,49 @@
+"""The class of a checkpoint's tokenizer, which is looked up by the type of the model and so has to be written down."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, cast
+
+from focuslens.directions.checkpoints.checkpoints import Checkpoint
+
+__all__ = ["TOKENIZER_CONFIG", "tokenizer_config"]
+
+TOKENIZER_CONFIG = "tokenizer_config.json"
+_FILES = (TOKENIZER_CONFIG, "tokenizer.json", "tokenizer.model", "vocab.json", "tekken.json")
+
+
+def tokenizer_config(base: Checkpoint) -> dict[str, Any] | None:
+    """The base's ``tokenizer_config.json`` with the class that ``AutoTokenizer`` opens the base with.
+
+    ``AutoTokenizer`` corrects what is written there for some types of models (for all Qwen2, say) and takes it as it is
+    for others: of another ``model_type``, the same files would be another tokenizer.
+
+    Returns:
+        The configuration; ``None`` where the base has no tokenizer, or one of its own code.
+
+    Raises:
+        ValueError: If the base's tokenizer cannot be opened.
+    """
+    if not any((base.directory / name).is_file() for name in _FILES):
+        return None
+    path = base.directory / TOKENIZER_CONFIG
+    written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if written.get("auto_map"):
+        return None
+    return {**written, "tokenizer_class": _class_of(base)}
+
+
+def _class_of(base: Checkpoint) -> str:
+    from transformers import AutoConfig, AutoTokenizer
+
+    config: Any = AutoConfig.for_model(**base.config)
+    config.name_or_path = base.name  # some names on the hub are exceptions
+    loading = cast("Any", AutoTokenizer)
+    try:
+        return type(loading.from_pretrained(str(base.directory), config=config, trust_remote_code=False)).__name__
+    except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"the tokenizer of {base.name} cannot be opened, so its class is not known ({error}); mend its files, or "
+            "move them away to go on without a tokenizer"
+        ) from error

@@ -1,0 +1,149 @@
+"""Writing a steered checkpoint beside its base, whole or not at all, with everything that is not weights."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from focuslens.directions.checkpoints.checkpoints import CONFIG, INDEX, TENSOR_SUFFIXES, Checkpoint
+from focuslens.directions.checkpoints.origin import origin_lines, origin_of
+from focuslens.directions.checkpoints.shards import open_shard
+from focuslens.directions.checkpoints.tokenizers import TOKENIZER_CONFIG, tokenizer_config
+from focuslens.interventions import FocusSteering
+from focuslens.util.files import umask, versions, write_json
+
+__all__ = ["LeftOut", "require_writable", "write_index", "write_steered"]
+
+_CARD, _RECORD = "README.md", "focuslens.json"
+_TRAINING = re.compile(
+    r"training_args\.bin|trainer_state\.json|(optimizer|scheduler|scaler|rng_state|random_states)(_\d+)?\.(pt|pth|bin|pkl)"
+)
+
+
+@dataclass
+class LeftOut:
+    """Files and directories that were not copied.
+
+    Attributes:
+        weights: Other copies of the weights, which would not be steered, and directories that hold some.
+        training: What a training of the base goes on from, such as ``optimizer.pt``.
+    """
+
+    weights: list[str] = field(default_factory=list[str])
+    training: list[str] = field(default_factory=list[str])
+
+
+def require_writable(out: Path, source: str | Path) -> None:
+    """Refuse a place that the new checkpoint cannot become, before anything is done.
+
+    Raises:
+        FileExistsError: If it is no new or empty directory.
+        ValueError: If it is a link, holds the working directory, or lies inside the source.
+    """
+    if out.is_symlink():
+        raise ValueError(f"{out} is a symbolic link, which a new directory would replace; name {out.resolve()} itself")
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is no empty directory; name a new one")
+    place = out.resolve()
+    if place in (Path.cwd(), *Path.cwd().parents):
+        raise ValueError(f"{out} is the working directory or holds it, and cannot be replaced; name a new directory")
+    if Path(source).is_dir() and Path(source).resolve() in place.parents:
+        raise ValueError(f"{out} lies inside {source}, the checkpoint that is read; name a directory outside it")
+    above = next(parent for parent in place.parents if parent.exists())
+    if not above.is_dir():
+        raise FileExistsError(f"{out} cannot be made: {above} is no directory")
+
+
+@contextmanager
+def write_steered(
+    base: Checkpoint, steering: FocusSteering, out: Path, config: Mapping[str, Any], chapter: Sequence[str]
+) -> Generator[tuple[Path, LeftOut]]:
+    """A new directory to write weights into; when the block ends, all else is added and it becomes ``out``.
+
+    Args:
+        base: The checkpoint that is steered.
+        steering: How, for the record.
+        out: The directory to become, as :func:`require_writable` accepts it.
+        config: The new ``config.json``.
+        chapter: Lines of the model card, in front of the base's own text.
+
+    Yields:
+        The directory, and what will have been left out.
+    """
+    tokenizer = tokenizer_config(base)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    partial, left_out = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.")), LeftOut()
+    try:
+        yield partial, left_out
+        write_json(partial / CONFIG, dict(config))
+        _copy_rest(base, partial, left_out)
+        if tokenizer is not None:
+            write_json(partial / TOKENIZER_CONFIG, tokenizer)
+        write_json(partial / _RECORD, _record(base, steering))
+        chapter = [*chapter, "", *origin_lines(base, steering.directions)]
+        (partial / _CARD).write_text(_card(base.directory, chapter), encoding="utf-8")
+        for directory in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
+            directory.chmod(0o777 & ~umask())  # mkdtemp's are their maker's alone, copied ones as they were
+        if out.exists():
+            out.rmdir()  # an empty one, as was checked
+        partial.replace(out)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def write_index(directory: Path, names: Sequence[str]) -> None:
+    """Write the index of a checkpoint in several files."""
+    shards = [open_shard(directory / name) for name in names]
+    places = {tensor: shard.path.name for shard in shards for tensor in shard.tensors}
+    total = sum(shard.data_size for shard in shards)
+    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": dict(sorted(places.items()))})
+
+
+def _record(base: Checkpoint, steering: FocusSteering) -> dict[str, Any]:
+    return {
+        "base": base.name,
+        "revision": base.revision,
+        "commit": base.commit,
+        "steering": steering.describe(),
+        "directions": origin_of(steering.directions),
+        "versions": versions(),
+    }
+
+
+def _copy_rest(base: Checkpoint, out: Path, left_out: LeftOut) -> None:
+    """Copy everything beside the weights, such as ``additional_chat_templates``; tells what was left out."""
+    weights = {shard.path for shard in base.shards}
+    for path in sorted(base.directory.iterdir()):
+        if path.name in (INDEX, CONFIG, _CARD, _RECORD) or path.name.startswith(".") or path in weights:
+            continue
+        if _TRAINING.fullmatch(path.name):
+            left_out.training.append(path.name)
+        elif _is_weights(path):
+            left_out.weights.append(f"{path.name}/" if path.is_dir() else path.name)
+        elif path.is_dir():
+            shutil.copytree(path, out / path.name, copy_function=shutil.copyfile, ignore=shutil.ignore_patterns(".*"))
+        else:
+            shutil.copyfile(path, out / path.name)
+
+
+def _is_weights(path: Path) -> bool:
+    """Whether a file holds tensors, by its name, or a directory any such file."""
+    if path.is_dir():
+        return any(_is_weights(inner) for inner in path.rglob("*") if not inner.is_dir())
+    return path.suffix in TENSOR_SUFFIXES or path.name.endswith(".index.json")
+
+
+def _card(directory: Path, chapter: Sequence[str]) -> str:
+    """The model card of the base, with a chapter in front of its text."""
+    card = directory / _CARD
+    text = card.read_text(encoding="utf-8") if card.is_file() else ""
+    front, _, body = text[4:].partition("\n---\n") if text.startswith("---\n") else ("", "", text)
+    lines = [*(["---", front, "---", ""] if front else []), *chapter, "", body.strip()]
+    return "\n".join(lines).rstrip() + "\n"

@@ -1,0 +1,302 @@
+"""The directions and rankings that the paper's authors publish: what they look like, without any model's weights."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+from torch import Tensor
+
+from focuslens.directions.anatomy import frequency_energy
+from focuslens.heads import Head, check_heads, load_ranking
+from focuslens.interventions.directions import FocusDirections
+
+__all__ = [
+    "INITIAL_STD",
+    "PublishedModel",
+    "compare_published",
+    "depth_profile",
+    "frequency_profile",
+    "head_table",
+    "initial_norm",
+    "load_published",
+    "load_published_ranking",
+    "rebin",
+    "shared_by_chance",
+    "summarize_published",
+]
+
+INITIAL_STD = 0.01
+"""Standard deviation of the normal numbers that the authors' training starts from."""
+
+_DIRECTIONS, _RANKINGS = "head_features", "contextual_heads_scores_full_seq"
+_DRAWS = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class PublishedModel:
+    """What is published of one model.
+
+    Attributes:
+        name: The name of its folder.
+        directions: Vectors of every head, at the rotary site.
+        ranking: Heads by relevant contextual score, best first.
+        sources: SHA-256 of every file that was read, by its path from the folder that was named.
+    """
+
+    name: str
+    directions: FocusDirections
+    ranking: tuple[Head, ...]
+    sources: Mapping[str, str]
+
+    @property
+    def n_layers(self) -> int:
+        """How many layers it has."""
+        return 1 + max(head.layer for head in self.directions.heads)
+
+    @property
+    def n_heads(self) -> int:
+        """How many query heads a layer has."""
+        return 1 + max(head.head for head in self.directions.heads)
+
+    @property
+    def label(self) -> str:
+        """The name without its owner: ``Llama-3.2-3B-Instruct`` of ``meta-llama_Llama-3.2-3B-Instruct``."""
+        return self.name.partition("_")[2] or self.name
+
+    def top(self, k: int) -> tuple[Head, ...]:
+        """The best ``k`` heads.
+
+        Raises:
+            ValueError: If the ranking has not so many.
+        """
+        if not 1 <= k <= len(self.ranking):
+            raise ValueError(
+                f"top is {k}; the ranking of {self.name} has {len(self.ranking)} heads: give 1 to {len(self.ranking)}"
+            )
+        return self.ranking[:k]
+
+
+def load_published_ranking(path: str | Path, n_layers: int | None = None, n_heads: int | None = None) -> list[Head]:
+    """A published ``relevant_heads.json``: ``[[layer, head], ...]``, best first.
+
+    Args:
+        path: The file.
+        n_layers: Layers of the model, if known.
+        n_heads: Query heads of each of its layers, if known.
+
+    Raises:
+        FileNotFoundError: If it does not exist.
+        ValueError: If it is no ranking, is empty, or names a head twice or one that the model does not have.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    ranking = load_ranking(path)
+    if not ranking:
+        raise ValueError(f"{path} ranks no heads")
+    try:
+        check_heads(
+            ranking,
+            1 + max(head.layer for head in ranking) if n_layers is None else n_layers,
+            1 + max(head.head for head in ranking) if n_heads is None else n_heads,
+        )
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
+    return ranking
+
+
+def load_published(directory: str | Path) -> list[PublishedModel]:
+    """All models of a folder in the authors' layout, by name.
+
+    Read are ``head_features/MODEL/direction_relevant/head_{q,k}_directions_LAYER.pth`` and, of the same models,
+    ``contextual_heads_scores_full_seq/MODEL/relevant_heads.json``.
+
+    Raises:
+        FileNotFoundError: If a folder or a file is missing.
+        ValueError: If files do not fit together, or a ranking names a head twice or one that does not exist.
+    """
+    directory = Path(directory)
+    if not (directory / _DIRECTIONS).is_dir():
+        raise FileNotFoundError(f"there is no folder {directory / _DIRECTIONS}; name the folder that holds it")
+    folders = [path for path in (directory / _DIRECTIONS).iterdir() if path.is_dir()]
+    if not folders:
+        raise FileNotFoundError(f"{directory / _DIRECTIONS} holds no folder of a model")
+    return [_load(directory, path.name) for path in sorted(folders, key=lambda path: path.name.casefold())]
+
+
+def _load(directory: Path, name: str) -> PublishedModel:
+    vectors = directory / _DIRECTIONS / name / "direction_relevant"
+    if not vectors.is_dir():
+        raise FileNotFoundError(f"there is no folder {vectors}")
+    directions = FocusDirections.from_published(vectors)
+    layers = 1 + directions.heads[-1].layer
+    ranked = directory / _RANKINGS / name / "relevant_heads.json"
+    ranking = load_published_ranking(ranked, layers, 1 + directions.heads[-1].head)
+    files = [vectors / f"head_{part}_directions_{layer}.pth" for layer in range(layers) for part in "qk"]
+    sources = {
+        file.relative_to(directory).as_posix(): hashlib.sha256(file.read_bytes()).hexdigest()
+        for file in (ranked, *files)
+    }
+    return PublishedModel(name, directions, tuple(ranking), sources)
+
+
+def initial_norm(d_head: int) -> float:
+    """Root mean square norm of the noise that training starts from: ``0.01 * sqrt(d_head)``."""
+    return INITIAL_STD * math.sqrt(d_head)
+
+
+def head_table(model: PublishedModel) -> pd.DataFrame:
+    """Every head, best first: ``rank`` (from 1; none where it is not ranked), ``layer``, ``head``, norms, quarters.
+
+    ``query_norm`` and ``key_norm`` are those of ``d_Q`` and ``d_K``; ``quarter_1`` to ``quarter_4`` are the shares of
+    ``d_Q``'s energy by quarters of the rotary frequencies, fastest first.
+    """
+    directions, ranks = model.directions, {head: rank for rank, head in enumerate(model.ranking, start=1)}
+    numbers = pd.Series([ranks.get(head) for head in directions.heads], dtype="Int64", name="rank")
+    frame = pd.concat((numbers, pd.DataFrame(directions.heads, columns=["layer", "head"])), axis=1)
+    frame["query_norm"] = _norms(directions.query)
+    frame["key_norm"] = None if directions.key is None else _norms(directions.key)
+    quarters = np.stack([rebin(shares, 4) for shares in frequency_energy(directions.query).numpy()])
+    for i, column in enumerate(quarters.T, start=1):
+        frame[f"quarter_{i}"] = column
+    return frame.sort_values("rank", kind="stable", ignore_index=True)
+
+
+def frequency_profile(model: PublishedModel, top: int) -> pd.DataFrame:
+    """Mean share of ``d_Q``'s energy by rotary pair, fastest first: of the best heads (``top``) and of ``all``."""
+    every = frequency_energy(model.directions.query).numpy()
+    best = frequency_energy(model.directions.select(model.top(top)).query).numpy()
+    return pd.DataFrame({"pair": range(every.shape[1]), "top": best.mean(axis=0), "all": every.mean(axis=0)})
+
+
+def depth_profile(heads: Iterable[tuple[int, int]], n_layers: int, bins: int = 10) -> Float[np.ndarray, "bin"]:
+    """Share of heads by depth, in equal bins from the first layer (0) to the end of the last (1).
+
+    Layer ``l`` takes up ``l / n_layers`` to ``(l + 1) / n_layers``: one that lies in two bins counts in both, by
+    how much of it lies there, so that models of different depths can be compared.
+    """
+    counts = np.bincount([layer for layer, _ in heads], minlength=n_layers)
+    return rebin(counts / counts.sum(), bins)
+
+
+def rebin(mass: Float[np.ndarray, "cell"], bins: int) -> Float[np.ndarray, "bin"]:
+    """Mass in equal cells divided anew into equal bins, each cell's mass being spread evenly over it."""
+    cumulative = np.concatenate(([0.0], np.cumsum(mass)))
+    edges = np.interp(np.linspace(0, 1, bins + 1), np.linspace(0, 1, len(mass) + 1), cumulative)
+    return np.diff(edges)
+
+
+def summarize_published(model: PublishedModel, top: int) -> dict[str, Any]:
+    """One row of numbers: shape, layers of the best heads, norms (least, median, most) and energy by quarters.
+
+    ``top`` is the best heads, ``all`` all that have a direction. Quarters are means of the heads' shares;
+    ``peak_pair_top`` is the rotary pair (from 0, fastest first) with the largest mean share, ``peak_share_top``.
+
+    Raises:
+        ValueError: If fewer than ``top`` heads are ranked.
+    """
+    heads, table, pairs = model.top(top), head_table(model), frequency_profile(model, top)["top"].to_numpy()
+    row: dict[str, Any] = {
+        "model": model.name,
+        "n_layers": model.n_layers,
+        "n_heads": model.n_heads,
+        "d_head": model.directions.d_head,
+        "top": top,
+        "first_layer": min(head.layer for head in heads),
+        "last_layer": max(head.layer for head in heads),
+        "initial_norm": initial_norm(model.directions.d_head),
+    }
+    for name, some in (("top", table.head(top)), ("all", table)):
+        for part in ("query", "key"):
+            norms = some[f"{part}_norm"]
+            row |= {f"{part}_norm_{name}_{of}": float(norms.agg(of)) for of in ("min", "median", "max")}
+        row |= {f"quarter_{i}_{name}": float(some[f"quarter_{i}"].mean()) for i in range(1, 5)}
+    return row | {"peak_pair_top": int(pairs.argmax()), "peak_share_top": float(pairs.max())}
+
+
+def compare_published(models: Sequence[PublishedModel], top: int, bins: int = 10, *, seed: int = 0) -> pd.DataFrame:
+    """How alike the best heads of every two models are, a row a pair; empty for a single model.
+
+    ``shared`` counts ``(layer, head)`` pairs among the best ``top`` of both, beside the number ``expected`` of as many
+    heads drawn at random from each, and ``p``, the chance of at least so many. A head's index within its layer means
+    nothing across models that were trained apart, so it is a check on common ancestry; depth is what compares.
+
+    ``depth_overlap`` is the mass that both :func:`depth_profile` have in common (1: the same), ``depth_correlation``
+    Pearson's over the bins (NaN where one is flat). ``depth_overlap_chance`` is the mean overlap of 2,000 random draws
+    of ``top`` heads from each, ``depth_p`` how many of them overlap at least as much.
+
+    Raises:
+        ValueError: If fewer than ``top`` heads of a model are ranked.
+    """
+    columns = ["first", "second", "shared", "expected", "p"]
+    columns += ["depth_overlap", "depth_overlap_chance", "depth_p", "depth_correlation"]
+    rows = [_compare(a, b, top, bins, seed) for a, b in combinations(models, 2)]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _compare(a: PublishedModel, b: PublishedModel, top: int, bins: int, seed: int) -> tuple[Any, ...]:
+    shared = len(set(a.top(top)) & set(b.top(top)))
+    chances = shared_by_chance((a.n_layers, a.n_heads), (b.n_layers, b.n_heads), top)
+    first, second = (depth_profile(model.top(top), model.n_layers, bins) for model in (a, b))
+    overlap = float(np.minimum(first, second).sum())
+    rng = np.random.default_rng(seed)
+    drawn = np.minimum(_random_profiles(a, top, bins, rng), _random_profiles(b, top, bins, rng)).sum(axis=1)
+    flat = min(first.std(), second.std()) < 1e-12
+    return (
+        a.name,
+        b.name,
+        shared,
+        sum(number * chance for number, chance in enumerate(chances)),
+        min(1.0, sum(chances[shared:])),
+        overlap,
+        float(drawn.mean()),
+        float((drawn >= overlap - 1e-9).mean()),
+        math.nan if flat else float(np.corrcoef(first, second)[0, 1]),
+    )
+
+
+def shared_by_chance(first: tuple[int, int], second: tuple[int, int], k: int) -> list[float]:
+    """Chance of 0, 1, ... k common ``(layer, head)`` pairs among ``k`` heads drawn from each of two models.
+
+    Only heads whose layer and index both models have can be common. The mean is
+    ``k * k * common / (heads of the first * heads of the second)``.
+
+    Args:
+        first: Layers and heads a layer of one model.
+        second: Of the other.
+        k: Heads drawn from each, without replacement.
+    """
+    common = min(first[0], second[0]) * min(first[1], second[1])
+    chances = [0.0] * (k + 1)
+    # Some of the first draw exist in the second model, and of these some are drawn there.
+    for reachable, chance in enumerate(_hypergeometric(math.prod(first), common, k)):
+        for number, given in enumerate(_hypergeometric(math.prod(second), reachable, k)):
+            chances[number] += chance * given
+    return chances
+
+
+def _hypergeometric(total: int, marked: int, drawn: int) -> list[float]:
+    """Chance of 0, 1, ... marked ones among those drawn."""
+    ways = math.comb(total, drawn)
+    return [math.comb(marked, n) * math.comb(total - marked, drawn - n) / ways for n in range(drawn + 1)]
+
+
+def _random_profiles(
+    model: PublishedModel, k: int, bins: int, rng: np.random.Generator
+) -> Float[np.ndarray, "draw bin"]:
+    layers = np.array([head.layer for head in model.directions.heads])
+    draws = np.stack([rng.choice(len(layers), k, replace=False) for _ in range(_DRAWS)])
+    parts = np.stack([rebin(layer, bins) for layer in np.eye(model.n_layers)])
+    return parts[layers[draws]].mean(axis=1)
+
+
+def _norms(vectors: Float[Tensor, "n d_head"]) -> Float[np.ndarray, "n"]:
+    return vectors.double().norm(dim=1).numpy()

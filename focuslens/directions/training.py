@@ -1,0 +1,390 @@
+"""Training focus directions (section 3.1 of the paper), from the rows that matter and for all heads in one pass.
+
+For each head, ``d_Q`` (and at the projection site ``d_K``) minimises ``-S_C`` on activations of the unmodified model:
+prompts whose response is the one the model gives with the gold document alone. A head's loss depends on its own
+vectors only and AdamW acts on every number by itself, so training all heads together is training each alone; the one
+exception is ``d_K``, which query heads of a group share at the projection site as they share their keys.
+
+At the rotary site no ``d_K`` is trained: ``(q_i + d_Q) . d_K`` is the same for every key, softmax ignores it, and its
+gradient is zero.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from focuslens.directions.activations import ActivationStore, LayerHeads, RowActivations, sample_rows
+from focuslens.directions.objective import Attention, direction_losses, record_attention, require_same_attention
+from focuslens.heads import Head, check_heads
+from focuslens.interventions.directions import FocusDirections, Site
+from focuslens.model.batching import BATCH_TOKENS, map_batches
+from focuslens.model.execution import Executor, InProcess, executor_for
+from focuslens.prompts.answers import list_samples
+from focuslens.prompts.batch import EncodedPrompt
+from focuslens.prompts.prompt import Case, MultiDocSample, prompts_digest
+from focuslens.util.files import versions, write_atomically
+from focuslens.util.progress import progress_bar, track
+
+if TYPE_CHECKING:
+    from focuslens.model.backends import ModelShape
+    from focuslens.model.focus_model import FocusModel
+
+__all__ = ["TrainingConfig", "train_focus_directions"]
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Settings of the training; the defaults are the paper's and its code's.
+
+    Attributes:
+        site: Where the vectors act; see :class:`FocusSteering`.
+        prompts: Which prompt the gold prompt's response is put after: ``long`` as in the authors' code, or ``gold`` as
+            in the paper's text.
+        epochs: Passes over the samples, in a new random order each.
+        batch_size: Samples a step, whose losses are averaged; the authors' code takes one.
+        learning_rate: Of AdamW.
+        weight_decay: Of AdamW; 0.01 is its default, which the authors' code leaves.
+        init_std: Standard deviation of the normal numbers that the vectors start from.
+        max_new_tokens: Of the gold prompt's response.
+        seed: Of the start and of the order.
+    """
+
+    site: Site = "rotary"
+    prompts: Literal["long", "gold"] = "long"
+    epochs: int = 10
+    batch_size: int = 1
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.01
+    init_std: float = 0.01
+    max_new_tokens: int = 100
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.site not in get_args(Site):
+            raise ValueError(f"site is {self.site!r}; it must be one of {', '.join(get_args(Site))}")
+        if self.prompts not in ("long", "gold"):
+            raise ValueError(f"prompts is {self.prompts!r}; it must be 'long' or 'gold'")
+        for name in ("epochs", "batch_size", "learning_rate", "max_new_tokens"):
+            if getattr(self, name) <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0")
+        for name in ("weight_decay", "init_std"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
+
+
+@dataclass(eq=False)
+class _State:
+    """What training changes."""
+
+    query: Float[Tensor, "n d_head"]
+    key: Float[Tensor, "m d_head"] | None
+    optimizer: torch.optim.Optimizer
+    step: int = 0
+    losses: list[Float[Tensor, "n"]] = field(default_factory=list[Tensor])
+    running: Float[Tensor, "n"] | None = None
+
+    @property
+    def vectors(self) -> list[Tensor]:
+        return [self.query] if self.key is None else [self.query, self.key]
+
+
+@dataclass(frozen=True)
+class _Checkpoint:
+    """The file that an interrupted training goes on from, if it is the same training by its fingerprint."""
+
+    path: Path
+    fingerprint: str
+    every: int
+
+    def save(self, state: _State) -> None:
+        content = io.BytesIO()
+        torch.save(
+            {
+                "fingerprint": self.fingerprint,
+                "vectors": [v.detach().cpu() for v in state.vectors],
+                "step": state.step,
+                "optimizer": state.optimizer.state_dict(),
+                "losses": state.losses,
+                "running": state.running,
+            },
+            content,
+        )
+        write_atomically(self.path, content.getvalue())
+
+    def load(self, state: _State) -> None:
+        saved = torch.load(self.path, map_location="cpu", weights_only=True)
+        if saved["fingerprint"] != self.fingerprint:
+            raise ValueError(
+                f"{self.path} is a checkpoint of another training (other model, samples, gold responses, heads or "
+                "settings); name another file, or delete it"
+            )
+        with torch.no_grad():
+            for vector, value in zip(state.vectors, saved["vectors"], strict=True):
+                vector.copy_(value)
+        state.optimizer.load_state_dict(saved["optimizer"])
+        state.step, state.losses, state.running = saved["step"], saved["losses"], saved["running"]
+
+
+@torch.inference_mode(False)  # notebooks of TransformerLens turn gradients off for good
+@torch.enable_grad()
+def train_focus_directions(
+    model: FocusModel | Executor,
+    samples: Iterable[MultiDocSample],
+    heads: Iterable[tuple[int, int]] | None = None,
+    *,
+    config: TrainingConfig | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 500,
+    memory_gb: float = 4.0,
+    batch_tokens: int = BATCH_TOKENS,
+    data: Mapping[str, Any] | None = None,
+    progress: bool | None = None,
+    **settings: Any,
+) -> FocusDirections:
+    """Train one focus direction a head (equation 4, loss ``-S_C``), all heads together, the model frozen.
+
+    Losses of every epoch are in ``directions.losses``.
+
+    Args:
+        model: The model, which is not changed, or an executor such as :class:`RayPool` that runs it elsewhere: the
+            forward passes; the steps, which are small, are taken in this process.
+        samples: Training samples; those whose gold prompt gets an empty response are left out.
+        heads: Heads to train, by default all.
+        config: Settings; or give single ones by name, e.g. ``site="projection"``.
+        checkpoint: A file that holds the state, and from which an interrupted training goes on to the same numbers.
+        checkpoint_every: Steps between two writes of it; it is also written after each epoch.
+        memory_gb: How much of the activations is kept between epochs, in gigabytes; the rest is computed anew.
+        batch_tokens: Prompt tokens that are run together where responses are generated; see :func:`run_sweep`.
+        data: What ``provenance`` says of the data; by default the samples' own ``description``.
+        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.util.progress`.
+        **settings: Fields of :class:`TrainingConfig`.
+
+    Raises:
+        ValueError: If no sample has a gold document and a response, a prompt leaves no room for one, or ``checkpoint``
+            is another training's.
+        TypeError: If both ``config`` and single settings are given, or a setting is unknown.
+    """
+    if config is not None and settings:
+        raise TypeError(f"give either config or single settings, not both: {', '.join(settings)}")
+    config = config or TrainingConfig(**settings)
+    data = getattr(samples, "description", None) if data is None else data
+    executor = executor_for(model)
+    named = _chosen_heads(executor.shape, heads)
+    usable, responses = _gold_responses(executor, list_samples(samples), config, batch_tokens, progress)
+    groups = LayerHeads.group(named, executor.shape)
+    state = _start(executor, named, groups, config)
+    provenance = _provenance(executor, usable, config, data)
+    fingerprint = hashlib.sha256(json.dumps([provenance, named, [r.tolist() for r in responses]]).encode()).hexdigest()
+    kept = None if checkpoint is None else _Checkpoint(Path(checkpoint), fingerprint, checkpoint_every)
+    if kept is not None and kept.path.exists():
+        kept.load(state)
+    memory = int(memory_gb * 2**30)
+    activations = ActivationStore(executor, usable, responses, groups, config.prompts, config.site, memory)
+    check = partial(_checked_rows, groups=groups, case=config.prompts, site=config.site)
+    activations.keep(0, next(executor.map(check, [(usable[0], responses[0])])))
+    attention = _attention(executor, groups, usable, responses, config)
+    _run_epochs(attention, state, groups, activations, config, kept, progress)
+    return FocusDirections(
+        named,
+        state.query,
+        _key_by_head(state.key, named, groups),
+        config.site,
+        {**provenance, "losses": torch.stack(state.losses).tolist()},
+    )
+
+
+def _chosen_heads(shape: ModelShape, heads: Iterable[tuple[int, int]] | None) -> list[Head]:
+    """The heads to train, by default all."""
+    n_layers, n_heads = shape.n_layers, shape.n_heads
+    everything = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+    named = check_heads(everything if heads is None else heads, n_layers, n_heads)
+    if not named:
+        raise ValueError("there are no heads to train")
+    return list(named)
+
+
+def _checked_rows(
+    model: FocusModel,
+    sample: MultiDocSample,
+    response: Tensor,
+    groups: Sequence[LayerHeads],
+    case: Case,
+    site: Site,
+) -> RowActivations:
+    """A sample's data, after making sure that the model attends to them as training assumes."""
+    rows = sample_rows(model, sample, response, groups, case, site)
+    require_same_attention(model, model.encode(sample.prompt(case)), response, groups, rows, site)
+    return rows
+
+
+def _attention(
+    executor: Executor,
+    groups: Sequence[LayerHeads],
+    samples: Sequence[MultiDocSample],
+    responses: Sequence[Tensor],
+    config: TrainingConfig,
+) -> Attention:
+    """The model's rotation, scales and windows, which the steps in this process need."""
+    if isinstance(executor, InProcess):
+        return executor.model.backend
+    prompts = [executor.encode(sample.prompt(config.prompts)) for sample in samples]
+    lengths = [len(one.tokens) + len(response) for one, response in zip(prompts, responses, strict=True)]
+    layers = [group.layer for group in groups]
+    return next(executor.map(record_attention, [(layers, [min(lengths), max(lengths)], config.site)]))
+
+
+def _run_epochs(
+    attention: Attention,
+    state: _State,
+    groups: Sequence[LayerHeads],
+    activations: ActivationStore,
+    config: TrainingConfig,
+    kept: _Checkpoint | None,
+    progress: bool | None,
+) -> None:
+    """All steps that the state has not taken yet."""
+    samples, size = len(activations), config.batch_size
+    batches = math.ceil(samples / size)
+    total = config.epochs * batches
+    with progress_bar("focus directions", total, unit="step", done=state.step, show=progress) as bar:
+        while state.step < total:
+            epoch, first = divmod(state.step, batches)
+            generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
+            order = torch.randperm(samples, generator=generator).tolist()[first * size :]
+            rows = activations.follow(order)
+            for start in range(0, len(order), size):
+                n = min(size, len(order) - start)
+                losses = _step(attention, state, groups, islice(rows, n), n, config.site)
+                state.running = losses if state.running is None else state.running + losses
+                state.step += 1
+                if state.step % batches == 0:
+                    state.losses.append(state.running / samples)
+                    state.running = None
+                if kept is not None and (state.step % kept.every == 0 or state.running is None):
+                    kept.save(state)
+                bar.update()
+
+
+def _gold_responses(
+    executor: Executor, samples: list[MultiDocSample], config: TrainingConfig, batch_tokens: int, progress: bool | None
+) -> tuple[list[MultiDocSample], list[Tensor]]:
+    """Samples with a response to their gold prompt, and that response's tokens, as far as the context has room."""
+    answerable = [sample for sample in samples if sample.gold_index is not None]
+    read = track(answerable, "tokenising", show=progress)
+    limits, prompts = list[int](), list[EncodedPrompt]()
+    for sample in read:
+        limits.append(_response_limit(executor, sample, config))
+        prompts.append(executor.encode(sample.prompt("gold")))
+    lengths, names = [len(one.tokens) for one in prompts], [sample.id for sample in answerable]
+    items = list(zip(prompts, limits, strict=True))
+    responses = [torch.zeros(0, dtype=torch.long)] * len(answerable)
+    with progress_bar("gold responses", len(answerable), show=progress) as bar:
+        for indices, made in map_batches(executor, _responses, items, names, lengths, batch_tokens):
+            for i, response in zip(indices, made, strict=True):
+                responses[i] = response
+            bar.update(len(indices))
+    usable = [i for i, response in enumerate(responses) if len(response)]
+    if not usable:
+        raise ValueError(f"none of the {len(samples)} samples has a gold document and a response to its gold prompt")
+    return [answerable[i] for i in usable], [responses[i] for i in usable]
+
+
+def _responses(model: FocusModel, items: Sequence[tuple[EncodedPrompt, int]], budget: int) -> list[Tensor]:
+    """Tokens of the responses to a batch of prompts, each cut to its own limit."""
+    made = model.generate([prompt for prompt, _ in items], max_new_tokens=max(limit for _, limit in items))
+    return [one.tokens[:limit] for one, (_, limit) in zip(made, items, strict=True)]
+
+
+def _response_limit(executor: Executor, sample: MultiDocSample, config: TrainingConfig) -> int:
+    """Tokens that a response may have so that the prompt to be trained on has room for it."""
+    room = executor.shape.n_ctx - len(executor.encode(sample.prompt(config.prompts)).tokens)
+    if room < 1:
+        raise ValueError(
+            f"the {config.prompts} prompt of sample {sample.id} leaves no room for a response in the model's "
+            f"context of {executor.shape.n_ctx} tokens; leave it out, use fewer documents, or a larger n_ctx"
+        )
+    return min(config.max_new_tokens, room)
+
+
+def _start(executor: Executor, heads: Sequence[Head], groups: Sequence[LayerHeads], config: TrainingConfig) -> _State:
+    d_head, device = executor.shape.d_head, executor.device
+
+    def noise(places: Sequence[tuple[int, int]], of_keys: int) -> Tensor:
+        """A head starts from the same numbers whichever other heads are trained beside it."""
+        rows: list[Tensor] = []
+        for layer, head in places:
+            digest = hashlib.sha256(f"{config.seed}/{of_keys}/{layer}/{head}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+            rows.append(torch.randn(d_head, generator=generator))
+        return (torch.stack(rows) * config.init_std).to(device).requires_grad_()
+
+    query = noise(heads, 0)
+    key_value_heads = [(group.layer, head) for group in groups for head in group.key_value_heads]
+    key = noise(key_value_heads, 1) if config.site == "projection" else None
+    vectors = [query] if key is None else [query, key]
+    optimizer = torch.optim.AdamW(vectors, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return _State(query, key, optimizer)
+
+
+def _step(
+    attention: Attention,
+    state: _State,
+    groups: Sequence[LayerHeads],
+    batch: Iterable[RowActivations],
+    size: int,
+    site: Site,
+) -> Float[Tensor, "n"]:
+    """One AdamW step on some samples' mean loss; the losses of each head before it, summed over the samples."""
+    total = torch.zeros(len(state.query))
+    gradients = [torch.zeros_like(vector) for vector in state.vectors]
+    for rows in batch:
+        losses = direction_losses(attention, state.query, state.key, groups, rows, site)
+        # Gradients are asked for by name, so that none are left in the model's own parameters.
+        for sum_, gradient in zip(gradients, torch.autograd.grad(losses.sum(), state.vectors), strict=True):
+            sum_ += gradient
+        total += losses.detach().cpu()
+    for vector, gradient in zip(state.vectors, gradients, strict=True):
+        vector.grad = gradient / size
+    state.optimizer.step()
+    return total
+
+
+def _key_by_head(
+    key: Float[Tensor, "m d_head"] | None, heads: Sequence[Head], groups: Sequence[LayerHeads]
+) -> Float[Tensor, "n d_head"] | None:
+    """Key vectors of the key-value heads, repeated for every query head that reads them."""
+    if key is None:
+        return None
+    rows = [0] * len(heads)
+    first = 0
+    for group in groups:
+        for place, read in zip(group.places, group.reads, strict=True):
+            rows[place] = first + read
+        first += len(group.key_value_heads)
+    return key[rows]
+
+
+def _provenance(
+    executor: Executor, samples: Sequence[MultiDocSample], config: TrainingConfig, data: Mapping[str, Any] | None
+) -> dict[str, Any]:
+    shape = {name: getattr(executor.shape, name) for name in ("n_layers", "n_heads", "n_key_value_heads", "d_head")}
+    return {
+        "model": executor.description,
+        "shape": shape,
+        "data": {**(data or {}), "samples": len(samples), "prompts_sha256": prompts_digest(samples, config.prompts)},
+        "settings": asdict(config),
+        "versions": versions(),
+    }

@@ -1,0 +1,101 @@
+"""Samples as a task of lm-evaluation-harness, which then scores any model it can run as FocusLens would."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from focuslens.prompts.answers import require_comparable_answers
+from focuslens.prompts.prompt import MultiDocSample
+from focuslens.util.files import write_atomically
+
+__all__ = ["write_harness_task"]
+
+_CODE = '''"""Data and score of the task beside this file; made by focuslens."""
+
+from pathlib import Path
+
+from datasets import Dataset
+
+from focuslens import sub_exact_match
+
+
+def load(**_):
+    return {{"test": Dataset.from_json(str(Path(__file__).with_name("{name}.jsonl")))}}
+
+
+def score(document, responses):
+    return {{"em": float(sub_exact_match(responses[0], document["answers"]))}}
+'''
+
+
+def write_harness_task(
+    samples: Sequence[MultiDocSample],
+    directory: str | Path,
+    name: str = "focuslens_multidoc",
+    *,
+    case: str = "long",
+    max_new_tokens: int = 100,
+) -> Path:
+    """Write a task of lm-evaluation-harness: prompts, greedy responses, sub-span exact match.
+
+    ``lm-eval run --model hf --model_args pretrained=steered --include_path DIRECTORY --tasks NAME`` then gives the
+    accuracy of :func:`focuslens.evaluate` on the same samples; instruct models need ``--apply_chat_template``. Three
+    files are written: ``NAME.yaml``, ``NAME.jsonl`` and ``NAME_score.py``, which imports focuslens for the score.
+
+    Args:
+        samples: What is asked.
+        directory: Where the files go.
+        name: Of the task: letters, digits and underscores.
+        case: ``long``, ``gold`` or ``negative`` prompts.
+        max_new_tokens: Of a response.
+
+    Returns:
+        The path of the YAML file.
+
+    Raises:
+        ValueError: If there are no samples, an answer cannot be compared, or the name is none.
+    """
+    if not samples:
+        raise ValueError("there are no samples to make a task of")
+    if not re.fullmatch(r"[A-Za-z_]\w*", name, flags=re.ASCII):
+        raise ValueError(f"{name!r} is no name of a task: use letters, digits and underscores")
+    require_comparable_answers(samples)
+    directory = Path(directory)
+    lines = [json.dumps(_document(sample, case), ensure_ascii=False) + "\n" for sample in samples]
+    write_atomically(directory / f"{name}.jsonl", "".join(lines).encode())
+    write_atomically(directory / f"{name}_score.py", _CODE.format(name=name).encode())
+    write_atomically(directory / f"{name}.yaml", _task(name, max_new_tokens).encode())
+    return directory / f"{name}.yaml"
+
+
+def _document(sample: MultiDocSample, case: Any) -> dict[str, Any]:
+    return {
+        "id": sample.id,
+        "prompt": str(sample.prompt(case)),
+        "question": sample.question,
+        "answers": list(sample.answers),
+    }
+
+
+def _task(name: str, max_new_tokens: int) -> str:
+    settings = {
+        "task": name,
+        "custom_dataset": f"!function {name}_score.load",
+        "test_split": "test",
+        "output_type": "generate_until",
+        "doc_to_text": "{{prompt}}",
+        "doc_to_target": "{{answers[0]}}",
+        "process_results": f"!function {name}_score.score",
+        # Nothing but the end of the text ends a response; the harness would stop at an empty line.
+        "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": max_new_tokens},
+        "metric_list": [{"metric": "em", "aggregation": "mean", "higher_is_better": True}],
+        "metadata": {"version": 1.0},
+    }
+    text = yaml.safe_dump(settings, sort_keys=False)
+    return re.sub(r"'(!function [\w.]+)'", r"\1", text)

@@ -1,0 +1,301 @@
+"""Focus directions as an artefact: vectors, the heads they belong to, where they act, and how they were made."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import torch
+from jaxtyping import Float
+from safetensors.torch import load, save
+from torch import Tensor
+
+from focuslens.heads import Head, HeadList, as_heads, check_heads
+from focuslens.util.files import write_atomically
+from focuslens.util.html import bar, card, details, shorten, table
+
+if TYPE_CHECKING:
+    from focuslens.model.backends import ModelShape
+
+__all__ = ["FocusDirections", "Site"]
+
+Site: TypeAlias = Literal["rotary", "projection"]
+"""Where vectors are added: after the rotary embedding (``hook_rot_q``) or before it (``hook_q``, ``hook_k``)."""
+
+_VECTORS, _CONFIG = "directions.safetensors", "directions.json"
+_FORMAT = 1
+_PUBLISHED = "published files, "
+_SHOWN = 20
+
+
+@dataclass(frozen=True, eq=False)
+class FocusDirections:
+    """One query vector a head and, for the projection site, one key vector a head.
+
+    Args:
+        heads: The heads, best first where there is a ranking.
+        query: ``d_Q`` of each.
+        key: ``d_K`` of each, or ``None``. At the rotary site it has no effect (see :class:`FocusSteering`).
+        site: Where the vectors act; a vector trained at one site means nothing at the other.
+        provenance: How they were made: model, data, settings, seed, versions.
+
+    Raises:
+        ValueError: If shapes disagree, a vector is not finite, a head is named twice, or the site is unknown.
+    """
+
+    heads: tuple[Head, ...]
+    query: Float[Tensor, "n d_head"]
+    key: Float[Tensor, "n d_head"] | None
+    site: Site
+    provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __init__(
+        self,
+        heads: Iterable[tuple[int, int]],
+        query: Float[Tensor, "n d_head"],
+        key: Float[Tensor, "n d_head"] | None = None,
+        site: Site = "rotary",
+        provenance: Mapping[str, Any] | None = None,
+    ) -> None:
+        named = as_heads(heads)
+        if len(set(named)) < len(named):
+            raise ValueError("a head is named more than once; give one direction a head")
+        if site not in get_args(Site):
+            raise ValueError(f"site is {site!r}; it must be one of {', '.join(get_args(Site))}")
+        for name, vectors in (("query", query), ("key", key)):
+            if vectors is None:
+                continue
+            if vectors.ndim != 2 or len(vectors) != len(named):
+                raise ValueError(
+                    f"{name} has shape {tuple(vectors.shape)}; for {len(named)} heads it must be ({len(named)}, d_head)"
+                )
+            if not vectors.isfinite().all():
+                raise ValueError(f"{name} holds values that are not finite")
+        if key is not None and key.shape != query.shape:
+            raise ValueError(f"query is {tuple(query.shape)} and key {tuple(key.shape)}; they must have the same shape")
+        object.__setattr__(self, "heads", named)
+        # Copies: a frozen value does not follow what its maker goes on to do with the tensors.
+        object.__setattr__(self, "query", query.detach().float().cpu().clone())
+        object.__setattr__(self, "key", None if key is None else key.detach().float().cpu().clone())
+        object.__setattr__(self, "site", site)
+        object.__setattr__(self, "provenance", dict(provenance or {}))
+
+    def __len__(self) -> int:
+        return len(self.heads)
+
+    def __repr__(self) -> str:
+        norms = self.query.norm(dim=1)
+        key = "" if self.key is None else " with key vectors"
+        spread = f", norms of d_Q {float(norms.min()):.2f} to {float(norms.max()):.2f}" if len(self) else ""
+        return (
+            f"FocusDirections({len(self)} heads at the {self.site} site{key}, d_head {self.d_head}{spread}: "
+            f"{HeadList(self.heads)!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        losses, norms = self.losses, self.query.norm(dim=1).tolist()
+        key = None if self.key is None else self.key.norm(dim=1).tolist()
+        trained = losses is not None and len(losses) > 0
+        rows = [
+            (
+                str(head),
+                bar(norms[i], full=max(norms)),
+                *(() if key is None else (float(key[i]),)),
+                *((-float(losses[0, i]), -float(losses[-1, i])) if losses is not None and trained else ()),
+            )
+            for i, head in enumerate(self.heads[:_SHOWN])
+        ]
+        columns = ("head", "norm of d_Q", *(() if key is None else ("norm of d_K",)))
+        columns += ("score, first epoch", "score, last epoch") if trained else ()
+        left = f", the first {_SHOWN} shown" if len(self) > _SHOWN else ""
+        made = [
+            (name, shorten(json.dumps(value, default=str), 160))
+            for name, value in self.provenance.items()
+            if name != "losses"
+        ]
+        title = f"Focus directions of {len(self)} heads at the {self.site} site, d_head {self.d_head}{left}"
+        return card(title, table(columns, rows), details("How they were made", table(("", ""), made)))
+
+    @property
+    def d_head(self) -> int:
+        """Length of a vector."""
+        return self.query.shape[1]
+
+    @property
+    def origin(self) -> str | None:
+        """The model that they were made on, by name, where that is recorded."""
+        source, model = str(self.provenance.get("source", "")), self.provenance.get("model")
+        if source.startswith(_PUBLISHED):
+            return source.removeprefix(_PUBLISHED).replace("_", "/", 1)
+        return str(model["name"]) if isinstance(model, Mapping) and "name" in model else None  # pyright: ignore[reportUnknownArgumentType]
+
+    @property
+    def losses(self) -> Float[Tensor, "epoch n"] | None:
+        """Mean training loss ``-S_C`` of each head in each epoch; ``None`` for directions from elsewhere."""
+        recorded = self.provenance.get("losses")
+        return None if recorded is None else torch.tensor(recorded)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of heads, site and vectors: tells one set of directions from another in result files."""
+        content = hashlib.sha256(json.dumps([self.site, self.heads]).encode())
+        for vectors in (self.query, self.key):
+            content.update(b"" if vectors is None else vectors.contiguous().numpy().tobytes())
+        return content.hexdigest()
+
+    def select(self, heads: Iterable[tuple[int, int]]) -> FocusDirections:
+        """The directions of some heads, in the order given.
+
+        Raises:
+            ValueError: If a head has no direction.
+        """
+        wanted = as_heads(heads)
+        place = {head: i for i, head in enumerate(self.heads)}
+        missing = [head for head in wanted if head not in place]
+        if missing:
+            raise ValueError(
+                f"no direction for {', '.join(map(str, missing))}; there are {len(self)} heads: {self.heads[:5]}..."
+            )
+        rows = torch.tensor([place[head] for head in wanted], dtype=torch.long)
+        provenance = dict(self.provenance)
+        if self.losses is not None:
+            provenance["losses"] = self.losses[:, rows].tolist()
+        return FocusDirections(
+            wanted, self.query[rows], None if self.key is None else self.key[rows], self.site, provenance
+        )
+
+    def require_shape(self, shape: ModelShape) -> None:
+        """Refuse a model that these directions cannot belong to.
+
+        Raises:
+            ValueError: If its head size, layers or heads do not fit.
+        """
+        if self.d_head != shape.d_head:
+            raise ValueError(
+                f"directions have d_head = {self.d_head}, the model has {shape.d_head}: they are of another model"
+            )
+        recorded = self.provenance.get("shape", {})
+        for name, value in recorded.items():
+            actual = getattr(shape, name, None)
+            if actual != value:
+                raise ValueError(f"directions are of a model with {name} = {value}, this one has {actual}")
+        try:
+            check_heads(self.heads, shape.n_layers, shape.n_heads)
+        except ValueError as error:
+            raise ValueError(f"directions are of another model: {error}") from error
+
+    def save(self, directory: str | Path) -> Path:
+        """Write ``directions.safetensors`` and ``directions.json`` into a directory, which is made if need be."""
+        directory = Path(directory)
+        vectors = {"query": self.query.contiguous()}
+        if self.key is not None:
+            vectors["key"] = self.key.contiguous()
+        config = {
+            "format": _FORMAT,
+            "site": self.site,
+            "d_head": self.d_head,
+            "heads": [list(head) for head in self.heads],
+            "sha256": self.digest,
+            "provenance": self.provenance,
+        }
+        contents = {_VECTORS: save(vectors), _CONFIG: json.dumps(config, indent=2).encode()}
+        for name, content in contents.items():
+            write_atomically(directory / name, content)
+        return directory
+
+    @classmethod
+    def load(cls, source: str | Path, *, revision: str | None = None) -> FocusDirections:
+        """Read a directory written by :meth:`save`, or a repository on the Hugging Face hub (``user/name``).
+
+        Raises:
+            FileNotFoundError: If the directory lacks a file.
+            ValueError: If the files are of another format, or do not fit together.
+        """
+        directory = Path(source)
+        if not directory.is_dir():
+            directory = _download(str(source), revision)
+        for name in (_VECTORS, _CONFIG):
+            if not (directory / name).is_file():
+                raise FileNotFoundError(
+                    f"{directory} holds no {name}; is it a directory written by FocusDirections.save?"
+                )
+        config = json.loads((directory / _CONFIG).read_text())
+        if config.get("format") != _FORMAT:
+            raise ValueError(
+                f"{directory / _CONFIG} has format {config.get('format')!r}; this version reads format {_FORMAT}"
+            )
+        vectors = load((directory / _VECTORS).read_bytes())
+        heads = [Head(*head) for head in config["heads"]]
+        loaded = cls(heads, vectors["query"], vectors.get("key"), config["site"], config["provenance"])
+        if loaded.digest != config.get("sha256"):
+            raise ValueError(
+                f"{_VECTORS} and {_CONFIG} in {directory} do not belong together: one was changed, or a save into it "
+                "was cut off"
+            )
+        return loaded
+
+    def push_to_hub(self, repository: str, *, private: bool = False, token: str | None = None) -> str:
+        """Upload to a repository on the Hugging Face hub, which is made if need be; returns its address."""
+        from tempfile import TemporaryDirectory
+
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        address = str(api.create_repo(repository, private=private, exist_ok=True))
+        with TemporaryDirectory() as directory:
+            api.upload_folder(repo_id=repository, folder_path=self.save(directory))
+        return address
+
+    @classmethod
+    def from_published(cls, directory: str | Path) -> FocusDirections:
+        """The files the paper's authors publish: ``head_q_directions_LAYER.pth`` and ``head_k_directions_LAYER.pth``.
+
+        Each holds ``[n_heads, d_head]``; they act at the rotary site. All heads of all layers are read, in order.
+
+        Raises:
+            FileNotFoundError: If there are none, or a layer or its key file is missing.
+            ValueError: If layers differ in shape.
+        """
+        directory = Path(directory)
+        names = [re.fullmatch(r"head_q_directions_(\d+)\.pth", path.name) for path in directory.glob("*.pth")]
+        layers = sorted(int(name[1]) for name in names if name)
+        if not layers:
+            raise FileNotFoundError(
+                f"{directory} holds no head_q_directions_LAYER.pth; name a 'direction_relevant' directory"
+            )
+        if layers != list(range(len(layers))):
+            missing = min(set(range(layers[-1])) - set(layers))
+            raise FileNotFoundError(f"{directory} holds no head_q_directions_{missing}.pth, but later layers")
+        query = [_published(directory / f"head_q_directions_{layer}.pth") for layer in layers]
+        key = [_published(directory / f"head_k_directions_{layer}.pth") for layer in layers]
+        if len({tuple(vectors.shape) for vectors in (*query, *key)}) > 1:
+            raise ValueError(f"the files in {directory} differ in shape; they must all be (n_heads, d_head)")
+        n_heads, d_head = query[0].shape
+        shape = {"n_layers": len(layers), "n_heads": n_heads, "d_head": d_head}
+        heads = [Head(layer, head) for layer in layers for head in range(n_heads)]
+        provenance = {"source": f"{_PUBLISHED}{directory.parent.name}", "shape": shape}
+        return cls(heads, torch.cat(query), torch.cat(key), "rotary", provenance)
+
+
+def _published(path: Path) -> Float[Tensor, "n_heads d_head"]:
+    if not path.is_file():
+        raise FileNotFoundError(f"{path.parent} holds no {path.name}")
+    vectors = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(vectors, Tensor) or vectors.ndim != 2:
+        raise ValueError(f"{path} does not hold a tensor [n_heads, d_head]")
+    return vectors.detach().float()
+
+
+def _download(repository: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(repository, revision=revision, allow_patterns=[_VECTORS, _CONFIG]))
+    except (HFValidationError, OSError) as error:
+        raise FileNotFoundError(f"{repository} is neither a directory nor a repository on the hub: {error}") from error

@@ -1,0 +1,1 @@
+"""A TransformerLens model under interventions: checkpoints, passes, caches, decoding, and the attention engine."""

@@ -1,0 +1,33 @@
+"""The two TransformerLens models that can carry a FocusModel, behind one small interface.
+
+``HookedTransformer`` (TransformerLens 3.x) and ``TransformerBridge`` (3.x and 4.x) carry the same hook names. What
+differs, and is settled here: how the attention engine is put under them, and how logits of the last row alone are
+asked for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from focuslens.model.backends.base import Backend, ModelShape, describe
+from focuslens.model.backends.bridge import BridgeBackend
+from focuslens.model.backends.hooked import HookedBackend
+
+__all__ = ["Backend", "BridgeBackend", "HookedBackend", "ModelShape", "backend_for", "describe"]
+
+
+def backend_for(hooked: Any) -> Backend:
+    """The backend that fits a TransformerLens model.
+
+    Raises:
+        TypeError: If it is neither a ``HookedTransformer`` nor a ``TransformerBridge``.
+    """
+    names = {cls.__name__ for cls in type(hooked).__mro__}
+    if "TransformerBridge" in names:
+        return BridgeBackend(hooked)
+    if "HookedTransformer" in names:
+        return HookedBackend(hooked)
+    raise TypeError(
+        f"expected a HookedTransformer or a TransformerBridge, got {type(hooked).__name__}; "
+        "to load a checkpoint use FocusModel.from_pretrained"
+    )

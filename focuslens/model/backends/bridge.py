@@ -1,0 +1,237 @@
+"""``TransformerBridge`` (TransformerLens 3.x and 4.x): hooks around a Hugging Face model, with the engine under it."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
+from typing import Any, cast
+
+import torch
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import DynamicCache
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
+
+from focuslens.model.attention import LayerCache
+from focuslens.model.backends.base import shape_of
+from focuslens.model.engine import Filled, KeyValueCache, Pass, attend, replaced_forwards, stop_layer
+from focuslens.model.rotary import Rotary
+
+__all__ = ["BridgeBackend"]
+
+
+class BridgeBackend:
+    """A ``TransformerBridge`` (TransformerLens 3.x and 4.x): hooks around the Hugging Face model."""
+
+    def __init__(self, hooked: Any) -> None:
+        self.hooked = hooked
+        self.shape = shape_of(hooked.cfg)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.hooked.original_model.parameters()).device
+
+    def require_supported(self) -> None:
+        pass
+
+    def new_cache(self, batch: int) -> Any:
+        if _can_fuse(self.hooked):
+            return KeyValueCache.empty(self.shape, batch, self.device)
+        # Without a config the cache keeps every key, also in layers with a sliding window: hooks count on
+        # key columns being absolute.
+        return DynamicCache()
+
+    def fork(self, cache: Any, copies: int = 1) -> Any:
+        if isinstance(cache, KeyValueCache):
+            return cache.shared(copies)
+        fork = copy.copy(cache)
+        fork.layers = [copy.copy(layer) for layer in cache.layers]
+        if copies > 1:
+            fork.batch_repeat_interleave(copies)
+        return fork
+
+    def forward(
+        self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any | None, *, last_only: bool
+    ) -> Float[Tensor, "batch row d_vocab"]:
+        arguments: dict[str, Any] = {"logits_to_keep": 1} if last_only else {}
+        if isinstance(cache, KeyValueCache) or (cache is None and _can_fuse(self.hooked)):
+            return self._fused_forward(tokens, mask, cache, **arguments)
+        if cache is not None:
+            arguments["past_key_values"] = cache
+        mask = mask.to(self.device)
+        return self.hooked(tokens, return_type="logits", attention_mask=mask, use_cache=cache is not None, **arguments)
+
+    def fill(self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any) -> None:
+        if not isinstance(cache, KeyValueCache):
+            self.forward(tokens, mask, cache, last_only=True)
+            return
+        with suppress(Filled):
+            self._fused_forward(tokens, mask, cache, last=self.shape.n_layers - 1, logits_to_keep=1)
+
+    def run_to(self, layer: int, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"]) -> None:
+        if not _can_fuse(self.hooked):
+            self.forward(tokens, mask, None, last_only=True)
+            return
+        with suppress(Filled):
+            self._fused_forward(tokens, mask, None, last=layer, logits_to_keep=1)
+
+    def _fused_forward(
+        self, tokens: Tensor, mask: Tensor, cache: KeyValueCache | None, *, last: int | None = None, **arguments: Any
+    ) -> Tensor:
+        """One pass on the engine, which makes what masks it needs from the columns."""
+        n_rows, layers = tokens.shape[1], [LayerCache() for _ in self.hooked.blocks]
+        if cache is not None:
+            cache.append_attention_mask(mask[:, -n_rows:])
+            layers = cache.layers
+        arguments.update(position_ids=self._positions(mask, n_rows), use_cache=False)
+        with self._fused(Pass(n_rows, mask.cpu()), layers, last=last):
+            return self.hooked(tokens, return_type="logits", **arguments)
+
+    def run_from(
+        self, layer: int, residual: Float[Tensor, "batch pos d_model"], mask: Int[Tensor, "batch key"], cache: Any
+    ) -> None:
+        cache.append_attention_mask(mask)
+        n_rows, base = residual.shape[1], self.hooked.original_model.base_model
+        positions = self._positions(mask, n_rows)
+        with self._fused(Pass(n_rows, mask.cpu()), cache.layers, last=self.shape.n_layers - 1), suppress(Filled):
+            embeddings = base.rotary_emb(residual, positions.to(residual.device))
+            for block in base.layers[layer:]:
+                residual = block(residual, position_ids=positions, position_embeddings=embeddings, use_cache=False)
+
+    def _fused(self, rows: Pass, layers: Sequence[LayerCache], *, last: int | None) -> AbstractContextManager[None]:
+        """One pass on the engine, which ends where the keys of the layer ``last`` are known."""
+        attentions = [block.attn for block in self.hooked.blocks]
+        stop = stop_layer(self.hooked.blocks, last, _EARLY)
+        forwards = [
+            partial(
+                _forward,
+                attention,
+                rows,
+                cache,
+                self.window(place),
+                self.scale(place),
+                place == stop,
+            )
+            for place, (attention, cache) in enumerate(zip(attentions, layers, strict=True))
+        ]
+        return _on_the_engine(attentions, forwards, self.hooked.original_model.config)
+
+    def _positions(self, mask: Tensor, n_rows: int) -> Tensor:
+        return (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -n_rows:].to(self.device)
+
+    def _attention(self, layer: int) -> Any:
+        return self.hooked.blocks[layer].attn.original_component
+
+    def unusual_attention(self) -> str | None:
+        if getattr(self.hooked.original_model.config, "attn_logit_softcapping", None):
+            return "attn_logit_softcapping"
+        return "sinks" if hasattr(self._attention(0), "sinks") else None
+
+    def residual_point(self, layer: int) -> Any:
+        return self.hooked.blocks[layer].hook_in
+
+    def rotary(self, layer: int, length: int) -> Rotary:
+        model = self.hooked.original_model
+        embedding = getattr(model.base_model, "rotary_emb", None)
+        # Gemma 3 has a table for each kind of layer, OLMo 2 norms over all heads of a projection together.
+        attention = self._attention(layer)
+        norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
+        per_head = all(norm is None or norm.weight.shape == (self.shape.d_head,) for norm in norms)
+        if embedding is None or "layer_type" in inspect.signature(embedding.forward).parameters or not per_head:
+            raise ValueError(
+                f"the step from queries and keys to rotated ones of {type(model).__name__} is not one that can be "
+                "differentiated here, so directions cannot be trained at the projection site; use site='rotary'"
+            )
+        positions = torch.arange(length, device=self.device)[None]
+        like = torch.zeros(1, dtype=self.hooked.cfg.dtype, device=self.device)
+        with torch.no_grad():
+            cos, sin = embedding(like, positions)
+        query_norm, key_norm = (_on(self.device, norm) for norm in norms)
+        return Rotary(cos=cos[0], sin=sin[0], adjacent_pairs=False, query_norm=query_norm, key_norm=key_norm)
+
+    def scale(self, layer: int) -> float:
+        return float(self._attention(layer).scaling)
+
+    def window(self, layer: int) -> int | None:
+        attention, config = self._attention(layer), self.hooked.original_model.config
+        if hasattr(attention, "sliding_window"):
+            return cast("int | None", attention.sliding_window)
+        # Mistral's attention has no such attribute and reads the configuration itself.
+        if getattr(config, "use_sliding_window", True) is False:
+            return None
+        return cast("int | None", getattr(config, "sliding_window", None))
+
+
+def _on(device: torch.device, norm: Any | None) -> Any | None:
+    """A norm, or a copy of it where a model is split over devices and the norm is on another."""
+    return norm if norm is None or norm.weight.device == device else copy.deepcopy(norm).to(device)
+
+
+_EARLY = (
+    "hook_in",
+    "ln1",
+    *(f"attn.{name}" for name in ("hook_in", "q", "k", "v", "q_norm", "k_norm", "hook_q_normed", "hook_k_normed")),
+    *(f"attn.{name}" for name in ("hook_cos", "hook_sin", "hook_rot_q", "hook_rot_k")),
+)
+"""What of a block has run when its keys and values are known."""
+
+_PLAIN = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
+"""Attention of Hugging Face that is ``softmax(Q K^T * scale) V`` over rotary queries and keys, norms of heads apart."""
+
+
+def _can_fuse(hooked: Any) -> bool:
+    """Whether every layer's attention is one that :func:`_forward` computes, and its own."""
+    unusual = ("use_split_qkv_input", "use_attn_in", "use_attn_result", "gated_q_proj")
+    return not any(getattr(hooked.cfg, name, False) for name in unusual) and all(
+        type(block.attn).__name__ == "PositionEmbeddingsAttentionBridge"
+        and type(block.attn.original_component).__name__ in _PLAIN
+        and "forward" not in vars(block.attn)
+        for block in hooked.blocks
+    )
+
+
+@contextmanager
+def _on_the_engine(attentions: Sequence[Any], forwards: Sequence[Any], config: Any) -> Generator[None]:
+    """The engine's forwards, and the name of an attention for which Hugging Face builds no mask of rows times keys."""
+    before = config._attn_implementation
+    config._attn_implementation = "focuslens"
+    try:
+        with replaced_forwards(attentions, forwards):
+            yield
+    finally:
+        config._attn_implementation = before
+
+
+def _forward(
+    layer: Any,
+    rows: Pass,
+    cache: LayerCache,
+    window: int | None,
+    scale: float,
+    stop: bool,
+    hidden_states: Float[Tensor, "batch row d_model"],
+    *,
+    position_embeddings: tuple[Tensor, Tensor],
+    **_: Any,
+) -> tuple[Float[Tensor, "batch row d_model"], None]:
+    """What ``PositionEmbeddingsAttentionBridge.forward`` computes, with its hooks."""
+    rows.require(hidden_states, cache)
+    hidden_states, d_head = layer.hook_in(hidden_states), layer.original_component.head_dim
+    q, k, v = (
+        rearrange(project(hidden_states), "batch row (head d) -> batch head row d", d=d_head)
+        for project in (layer.q, layer.k, layer.v)
+    )
+    if "q_norm" in layer.submodules:
+        q, k = layer.hook_q_normed(layer.q_norm(q)), layer.hook_k_normed(layer.k_norm(k))
+    q, k = apply_rotary_pos_emb(q, k, *layer._apply_position_embedding_hooks(position_embeddings))
+    q, k = layer.hook_rot_q(q), layer.hook_rot_k(k)
+    cache.append(*(rearrange(x, "batch kv row d -> batch row kv d") for x in (k, v)))
+    if stop:
+        raise Filled
+    q = rearrange(q, "batch head row d -> batch row head d")
+    z = attend(layer, rows, q, cache.segments, window, scale)
+    return layer.hook_out(layer.o(rearrange(z, "batch row head d -> batch row (head d)"))), None

@@ -1,0 +1,295 @@
+"""``HookedTransformer`` (TransformerLens 3.x), with the attention engine under it.
+
+TransformerLens computes every layer's ``[batch head row key]`` pattern in full, several times over, keeps keys before
+their rotation and rotates all of them again for every new token. The engine gives the same numbers and hooks.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from focuslens.model.attention import LayerCache
+from focuslens.model.backends.base import shape_of
+from focuslens.model.engine import (
+    CacheEntry,
+    Filled,
+    KeyValueCache,
+    Pass,
+    attend,
+    is_hooked,
+    replaced_forwards,
+    stop_layer,
+    under_hook,
+)
+from focuslens.model.rotary import Rotary
+
+__all__ = ["HookedBackend"]
+
+
+class HookedBackend:
+    """A ``HookedTransformer`` (TransformerLens 3.x).
+
+    Its weights keep their values and shapes, and get the strides in which TransformerLens multiplies by them.
+    """
+
+    def __init__(self, hooked: Any) -> None:
+        self.hooked = hooked
+        _lay_out(hooked)
+        self.shape = shape_of(hooked.cfg)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.hooked.parameters()).device
+
+    def require_supported(self) -> None:
+        cfg = self.hooked.cfg
+        if cfg.attention_dir != "causal":
+            raise ValueError(
+                f"the model's attention is {cfg.attention_dir!r}; only a causal model generates responses to look at"
+            )
+        if getattr(cfg, "ungroup_grouped_query_attention", False) and self.shape.n_key_value_heads < self.shape.n_heads:
+            raise ValueError(
+                "the model's grouped keys and values are ungrouped, so hook_k has one head a query head; call "
+                "hooked.set_ungroup_grouped_query_attention(False)"
+            )
+
+    def new_cache(self, batch: int) -> Any:
+        self.require_supported()
+        if _can_fuse(self.hooked):
+            return KeyValueCache.empty(self.shape, batch, self.device)
+        from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
+
+        return TransformerLensKeyValueCache.init_cache(self.hooked.cfg, self.device, batch)
+
+    def fork(self, cache: Any, copies: int = 1) -> Any:
+        if isinstance(cache, KeyValueCache):
+            return cache.shared(copies)
+        # Appending concatenates into new tensors, so entries that share tensors never see each other's growth.
+        entries = [
+            dataclasses.replace(
+                entry, past_keys=_copies(entry.past_keys, copies), past_values=_copies(entry.past_values, copies)
+            )
+            for entry in cache.entries
+        ]
+        mask = _copies(cache.previous_attention_mask, copies)
+        return dataclasses.replace(cache, entries=entries, previous_attention_mask=mask)
+
+    def forward(
+        self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any | None, *, last_only: bool
+    ) -> Float[Tensor, "batch row d_vocab"]:
+        hooked = self.hooked
+        new = mask[:, -tokens.shape[1] :].to(self.device)
+        arguments: dict[str, Any] = {"attention_mask": new}
+        if cache is not None:
+            arguments["past_kv_cache"] = cache
+        fuse = isinstance(cache, KeyValueCache) if cache is not None else _can_fuse(self.hooked)
+        with self._fused(Pass(tokens.shape[1], mask.cpu())) if fuse else nullcontext():
+            if not last_only:
+                return hooked(tokens, return_type="logits", **arguments)
+            # Unembedding a long prompt costs more memory than running it, and only its last row is wanted.
+            residual = hooked(tokens, stop_at_layer=self.shape.n_layers, **arguments)[:, -1:]
+        if hooked.cfg.normalization_type is not None:
+            residual = hooked.ln_final(residual)
+        logits = hooked.unembed(residual)
+        cap = hooked.cfg.output_logits_soft_cap
+        return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+    def fill(self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any) -> None:
+        new, n_layers = mask[:, -tokens.shape[1] :].to(self.device), self.shape.n_layers
+        fused = isinstance(cache, KeyValueCache)
+        rows = Pass(tokens.shape[1], mask.cpu())
+        with self._fused(rows, last=n_layers - 1) if fused else nullcontext(), suppress(Filled):
+            self.hooked(tokens, stop_at_layer=n_layers, attention_mask=new, past_kv_cache=cache)
+
+    def run_to(self, layer: int, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"]) -> None:
+        rows = Pass(tokens.shape[1], mask.cpu())
+        with self._fused(rows, last=layer) if _can_fuse(self.hooked) else nullcontext(), suppress(Filled):
+            self.hooked(tokens, stop_at_layer=layer + 1, attention_mask=mask.to(self.device))
+
+    def run_from(
+        self, layer: int, residual: Float[Tensor, "batch pos d_model"], mask: Int[Tensor, "batch key"], cache: Any
+    ) -> None:
+        seen = cache.append_attention_mask(mask)
+        n_layers = self.shape.n_layers
+        with self._fused(Pass(residual.shape[1], mask.cpu()), last=n_layers - 1), suppress(Filled):
+            self.hooked(
+                residual,
+                start_at_layer=layer,
+                stop_at_layer=n_layers,
+                attention_mask=seen,
+                past_kv_cache=cache,
+            )
+
+    def _fused(self, rows: Pass, *, last: int | None = None) -> AbstractContextManager[None]:
+        """One pass on the engine; its cache, if there is one, has to be a :class:`KeyValueCache`.
+
+        Of the layer ``last`` nothing is wanted beyond its keys, and no layer after it.
+        """
+        hooked, layers = self.hooked, [block.attn for block in self.hooked.blocks]
+        stop = stop_layer(hooked.blocks, last, _EARLY)
+        forwards = [
+            partial(_forward, layer, rows, self.window(place), self.scale(place), place == stop)
+            for place, layer in enumerate(layers)
+        ]
+        return replaced_forwards(layers, forwards)
+
+    def _attention(self, layer: int) -> Any:
+        return self.hooked.blocks[layer].attn
+
+    def unusual_attention(self) -> str | None:
+        cfg = self.hooked.cfg
+        if cfg.attn_scores_soft_cap > 0:
+            return "attn_scores_soft_cap"
+        return next((name for name in ("use_attention_sinks", "use_logn_attn") if getattr(cfg, name, False)), None)
+
+    def residual_point(self, layer: int) -> Any:
+        return self.hooked.blocks[layer].hook_resid_pre
+
+    def rotary(self, layer: int, length: int) -> Rotary:
+        attention, cfg = self._attention(layer), self.hooked.cfg
+        if cfg.positional_embedding_type != "rotary":
+            raise ValueError(
+                f"positions are embedded as {cfg.positional_embedding_type!r}, not rotary: it has no rotary site"
+            )
+        sin, cos = attention.calculate_sin_cos_rotary(
+            cfg.rotary_dim, length, base=attention._rotary_base(), dtype=cfg.dtype
+        )
+        return Rotary(
+            cos=cos.to(self.device),
+            sin=sin.to(self.device),
+            adjacent_pairs=cfg.rotary_adjacent_pairs,
+            query_norm=_RmsNorm.of(attention.q_norm),
+            key_norm=_RmsNorm.of(attention.k_norm),
+        )
+
+    def scale(self, layer: int) -> float:
+        return 1 / float(self._attention(layer).attn_scale)
+
+    def window(self, layer: int) -> int | None:
+        return self.hooked.cfg.window_size if self._attention(layer).attn_type == "local" else None
+
+
+_LAYOUTS = {
+    **dict.fromkeys(("W_Q", "W_K", "W_V", "_W_K", "_W_V"), "head d_model d_head -> head d_head d_model"),
+    "W_O": "head d_head d_model -> d_model head d_head",
+    **dict.fromkeys(("W_gate", "W_in", "W_out", "W_U"), "inner outer -> outer inner"),
+}
+"""How weights have to lie in memory for ``F.linear`` to read them as they are."""
+
+
+def _lay_out(hooked: Any) -> None:
+    """Give weights the strides in which they are used.
+
+    TransformerLens holds the transpose of what ``F.linear`` takes, and copies it in every pass: for one new token that
+    takes longer than the products. The transpose of what lies in memory transposed is no copy, and the same bits.
+    """
+    attentions = [block.attn for block in hooked.blocks]
+    # Only gated ones go through F.linear; others multiply by their weights as they are.
+    mlps = [block.mlp for block in hooked.blocks if hasattr(getattr(block, "mlp", None), "W_gate")]
+    weights = [
+        (weight, _LAYOUTS[name])
+        for module in (*attentions, *mlps, hooked.unembed)
+        for name, weight in module.named_parameters(recurse=False)
+        if name in _LAYOUTS
+    ]
+    owners = Counter(weight.untyped_storage().data_ptr() for weight in hooked.parameters())
+    for weight, used in weights:
+        # What shares its memory, as tied embeddings may, or is packed, as quantized weights are, stays as it is.
+        plain = (
+            weight.is_floating_point() and weight.is_contiguous() and weight.ndim == len(used.split(" -> ")[0].split())
+        )
+        if plain and owners[weight.untyped_storage().data_ptr()] == 1:
+            held, lies = used.split(" -> ")
+            laid_out = rearrange(weight.data, used).contiguous()
+            weight.data = rearrange(laid_out, f"{lies} -> {held}")
+
+
+def _copies(tensor: Tensor, copies: int) -> Tensor:
+    return tensor if copies == 1 else tensor.repeat_interleave(copies, dim=0)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class _RmsNorm:
+    """TransformerLens's ``RMSNorm``, but not rounded to the model's dtype, and without its hooks."""
+
+    weight: Tensor
+    eps: float
+
+    @classmethod
+    def of(cls, norm: Any | None) -> _RmsNorm | None:
+        return None if norm is None else cls(norm.w, norm.eps)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x / (x.pow(2).mean(dim=-1, keepdim=True) + self.eps).sqrt() * self.weight.to(x.dtype)
+
+
+_EARLY = (
+    "hook_resid_pre",
+    "ln1",
+    *(f"attn.{name}" for name in ("hook_q", "hook_k", "hook_v", "q_norm", "k_norm", "hook_rot_q", "hook_rot_k")),
+)
+"""What of a block has run when its keys and values are known."""
+
+
+def _can_fuse(hooked: Any) -> bool:
+    """Whether a model's attention is plain ``softmax(Q K^T * scale) V`` over rotary queries and keys, and its own."""
+    cfg = hooked.cfg
+    return (
+        cfg.positional_embedding_type == "rotary"
+        and cfg.attn_scores_soft_cap <= 0
+        and not any(getattr(cfg, name, False) for name in _UNUSUAL)
+        and str(cfg.original_architecture) not in ("OlmoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
+        # A layer whose forward somebody has replaced, as accelerate does, is left to them.
+        and not any("forward" in vars(block.attn) for block in hooked.blocks)
+    )
+
+
+_UNUSUAL = (
+    "use_attention_sinks",
+    "use_logn_attn",
+    "use_dynamic_ntk_rope",
+    "load_in_4bit",
+    "use_attn_result",
+    "clip_qkv",
+)
+
+
+def _forward(
+    layer: Any,
+    rows: Pass,
+    window: int | None,
+    scale: float,
+    stop: bool,
+    query_input: Float[Tensor, "batch row *heads d_model"],
+    key_input: Float[Tensor, "batch row *kv_heads d_model"],
+    value_input: Float[Tensor, "batch row *kv_heads d_model"],
+    past_kv_cache_entry: CacheEntry | None = None,
+    additive_attention_mask: Tensor | None = None,
+    attention_mask: Int[Tensor, "batch key"] | None = None,
+    position_bias: Tensor | None = None,
+) -> Float[Tensor, "batch row d_model"]:
+    """What ``AbstractAttention.forward`` computes, with its hooks."""
+    cache = LayerCache() if past_kv_cache_entry is None else past_kv_cache_entry.layer
+    rows.require(query_input, cache)
+    q, k, v = layer.calculate_qkv_matrices(query_input, key_input, value_input)
+    start, padding = cache.columns, attention_mask if rows.padded else None
+    q = layer.hook_rot_q(layer.apply_rotary(q, start, padding))
+    cache.append(layer.apply_rotary(k, start, padding), v)
+    segments = cache.segments
+    if is_hooked(layer.hook_rot_k):
+        segments = (under_hook(layer.hook_rot_k, segments),)
+    if stop:
+        raise Filled
+    z = layer.hook_z(attend(layer, rows, q, segments, window, scale))
+    weight = rearrange(layer.W_O, "head d_head d_model -> d_model (head d_head)")
+    return F.linear(rearrange(z, "batch row head d_head -> batch row (head d_head)"), weight, layer.b_O)

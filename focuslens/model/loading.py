@@ -1,0 +1,342 @@
+"""Opening Hugging Face checkpoints as TransformerLens models, unprocessed and with their whole context.
+
+TransformerLens's own loader knows only official names, caps the context of several families at 2,048 tokens, and folds
+and centres weights. Here the configuration is built from the checkpoint's own, and every weight is what the file says.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Mapping
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, TypeAlias, cast
+
+import torch
+from einops import rearrange
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from focuslens.model.load_errors import require_checkpoint, require_decoder, told_errors
+
+__all__ = [
+    "FAMILIES",
+    "DeviceMap",
+    "checked_device",
+    "hooked_config",
+    "hooked_state_dict",
+    "load_bridge",
+    "load_hooked",
+    "load_tokenizer",
+    "loader",
+    "original_tokenizer",
+    "repetition_penalty",
+    "resolved_revision",
+    "stop_ids",
+]
+
+DeviceMap: TypeAlias = str | Mapping[str, str | int]
+"""Which part of a model goes to which device: ``"auto"``, ``"balanced"``, ``"sequential"``, or device by module."""
+
+FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
+"""Architectures that can be opened as a ``HookedTransformer``."""
+
+
+def checked_device(device: str | None) -> str:
+    """The device asked for, or by default ``cuda`` where there is one, else ``cpu``.
+
+    Raises:
+        ValueError: If there is no such device.
+    """
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        why = str(error).splitlines()[0]
+        why = f" ({why})" if len(why) < 80 else ""  # of an unknown name, torch lists all that it has ever heard of
+        raise ValueError(f"device is {device!r}, which is not here{why}; available: {', '.join(_devices())}") from error
+    return device
+
+
+def _devices() -> list[str]:
+    """The devices of this machine that models run on."""
+    cards = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return ["cpu", *cards, *(["mps"] if torch.backends.mps.is_available() else [])]
+
+
+def load_tokenizer(name: str, revision: str | None = None) -> Any:
+    """The checkpoint's own tokenizer.
+
+    Raises:
+        FileNotFoundError: If the name is a path to nothing or to no checkpoint, or there is no such model on the hub.
+        PermissionError: If access to the model has to be granted.
+        ValueError: If it is not a fast tokenizer (only those tell which characters a token covers).
+    """
+    require_checkpoint(name)
+    with told_errors(name, revision):
+        tokenizer = cast("Any", AutoTokenizer).from_pretrained(name, revision=revision)
+    if not tokenizer.is_fast:
+        raise ValueError(
+            f"the tokenizer of {name!r} is a slow one ({type(tokenizer).__name__}) without character offsets; "
+            "convert it to a fast tokenizer (tokenizer.json) first"
+        )
+    return tokenizer
+
+
+def original_tokenizer(tokenizer: Any) -> Any:
+    """The checkpoint's own tokenizer in place of one that TransformerLens has told to prepend a BOS.
+
+    TransformerLens opens every tokenizer again with ``add_bos_token=True``. Where that changes what the tokenizer gives
+    and the original can be had without a network, the original is returned, else the tokenizer itself.
+    """
+    if tokenizer is None or not tokenizer.name_or_path:
+        return tokenizer
+    try:
+        original = cast("Any", AutoTokenizer).from_pretrained(tokenizer.name_or_path, local_files_only=True)
+    except (OSError, ValueError):
+        return tokenizer
+    return tokenizer if original("x").input_ids == tokenizer("x").input_ids else original
+
+
+def resolved_revision(name: str) -> str | None:
+    """The commit that a hub name was resolved to; ``None`` for a local directory."""
+    return getattr(cast("Any", AutoConfig).from_pretrained(name), "_commit_hash", None)
+
+
+def stop_ids(name: str, tokenizer: Any, revision: str | None = None) -> tuple[int, ...]:
+    """Tokens that end a response: those of the generation config, else the tokenizer's EOS."""
+    try:
+        declared: Any = cast("Any", GenerationConfig).from_pretrained(name, revision=revision).eos_token_id
+    except OSError:
+        declared = None
+    if declared is None:
+        declared = tokenizer.eos_token_id
+    if declared is None:
+        return ()
+    return tuple(declared) if isinstance(declared, list) else (int(declared),)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+
+
+def repetition_penalty(name: str, revision: str | None = None) -> float:
+    """What the checkpoint's generation config asks of greedy decoding too; 1, none, where it asks for nothing."""
+    try:
+        declared: Any = cast("Any", GenerationConfig).from_pretrained(name, revision=revision).repetition_penalty
+    except OSError:
+        declared = None
+    return 1.0 if declared is None else float(declared)
+
+
+def _rope(config: Any) -> dict[str, Any]:
+    """Rotary settings in TransformerLens's names."""
+    parameters: dict[str, Any] = dict(getattr(config, "rope_parameters", None) or {})
+    kind = parameters.get("rope_type", "default")
+    base = {"rotary_base": parameters.get("rope_theta", 10000.0)}
+    if kind == "default":
+        return base
+    if kind == "linear":
+        return base | {"rotary_scaling_factor": parameters["factor"]}
+    if kind == "llama3":
+        return base | {
+            "use_NTK_by_parts_rope": True,
+            "NTK_by_parts_factor": parameters["factor"],
+            "NTK_by_parts_low_freq_factor": parameters["low_freq_factor"],
+            "NTK_by_parts_high_freq_factor": parameters["high_freq_factor"],
+            "NTK_original_ctx_len": parameters["original_max_position_embeddings"],
+        }
+    raise ValueError(
+        f"rotary scaling {kind!r} is not supported by HookedTransformer loading (default, linear and llama3 are); "
+        "open the checkpoint with backend='bridge'"
+    )
+
+
+def _windows(config: Any) -> dict[str, Any]:
+    """Sliding-window settings in TransformerLens's names."""
+    window = getattr(config, "sliding_window", None)
+    if window is None or getattr(config, "use_sliding_window", True) is False:
+        return {}
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    names = {"sliding_attention": "local", "full_attention": "global"}
+    return {"use_local_attn": True, "window_size": window, "attn_types": [names[kind] for kind in kinds]}
+
+
+def hooked_config(config: Any, *, dtype: torch.dtype, device: str, n_ctx: int | None = None) -> Any:
+    """The ``HookedTransformerConfig`` of a Hugging Face configuration.
+
+    Raises:
+        ValueError: If the architecture or its rotary scaling is not supported.
+    """
+    from transformer_lens import HookedTransformerConfig
+
+    architecture = (config.architectures or ["unknown"])[0]
+    if architecture not in FAMILIES:
+        raise ValueError(
+            f"{architecture} cannot be opened as a HookedTransformer here (supported: {', '.join(FAMILIES)}); "
+            "open it with backend='bridge'"
+        )
+    d_head = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    heads, key_value_heads = config.num_attention_heads, config.num_key_value_heads
+    return HookedTransformerConfig(
+        n_layers=config.num_hidden_layers,
+        d_model=config.hidden_size,
+        n_ctx=n_ctx or config.max_position_embeddings,
+        d_head=d_head,
+        n_heads=heads,
+        n_key_value_heads=key_value_heads if key_value_heads != heads else None,
+        d_mlp=config.intermediate_size,
+        d_vocab=config.vocab_size,
+        act_fn=config.hidden_act,
+        eps=config.rms_norm_eps,
+        normalization_type="RMS",
+        final_rms=True,
+        gated_mlp=True,
+        positional_embedding_type="rotary",
+        rotary_dim=d_head,
+        rotary_adjacent_pairs=False,
+        use_qk_norm=architecture == "Qwen3ForCausalLM",
+        original_architecture=architecture,
+        model_name=Path(str(config.name_or_path)).name or architecture,
+        init_weights=False,
+        dtype=dtype,
+        device=device,
+        **_rope(config),
+        **_windows(config),
+    )
+
+
+_NAMES = (
+    (r"^model\.embed_tokens\.weight$", "embed.W_E"),
+    (r"^model\.norm\.weight$", "ln_final.w"),
+    (r"^lm_head\.weight$", "unembed.W_U"),
+    (r"^model\.layers\.(\d+)\.input_layernorm\.weight$", r"blocks.\1.ln1.w"),
+    (r"^model\.layers\.(\d+)\.post_attention_layernorm\.weight$", r"blocks.\1.ln2.w"),
+    (r"^model\.layers\.(\d+)\.self_attn\.([qk])_norm\.weight$", r"blocks.\1.attn.\2_norm.w"),
+    (r"^model\.layers\.(\d+)\.self_attn\.([qkvo])_proj\.(weight|bias)$", r"blocks.\1.attn.\2 \3"),
+    (r"^model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj\.(weight|bias)$", r"blocks.\1.mlp.\2 \3"),
+)
+_MLP = {"gate": "gate", "up": "in", "down": "out"}
+
+
+def _hooked_entry(name: str, weight: Tensor, heads: dict[str, int], grouped: bool) -> tuple[str, Tensor]:
+    """One Hugging Face parameter under its TransformerLens name and in its TransformerLens layout."""
+    for pattern, replacement in _NAMES:
+        if re.match(pattern, name):
+            target = re.sub(pattern, replacement, name)
+            break
+    else:
+        raise ValueError(
+            f"parameter {name!r} has no place in a HookedTransformer; open the checkpoint with backend='bridge'"
+        )
+    if " " not in target:
+        return target, weight.T if target == "unembed.W_U" else weight
+    module, kind = target.split(" ")
+    prefix, part = module.rsplit(".", 1)
+    letter = "W" if kind == "weight" else "b"
+    if part in _MLP:
+        if kind == "bias" and part == "gate":
+            raise ValueError(
+                f"{name!r}: a bias on the MLP's gate has no place in a HookedTransformer; use backend='bridge'"
+            )
+        return f"{prefix}.{letter}_{_MLP[part]}", weight.T if kind == "weight" else weight
+    score = "_" if grouped and part in "kv" else ""
+    target = f"{prefix}.{score}{letter}_{part.upper()}"
+    if part == "o":
+        return target, rearrange(weight, "m (n h) -> n h m", n=heads["o"]) if kind == "weight" else weight
+    if kind == "bias":
+        return target, rearrange(weight, "(n h) -> n h", n=heads[part])
+    return target, rearrange(weight, "(n h) m -> n m h", n=heads[part])
+
+
+def hooked_state_dict(state: dict[str, Tensor], cfg: Any) -> dict[str, Tensor]:
+    """A Hugging Face state dict of a supported family in TransformerLens's names and layout; biases it lacks are zero.
+
+    Raises:
+        ValueError: If a parameter has no place in a HookedTransformer.
+    """
+    from transformer_lens import HookedTransformer
+
+    key_value_heads = cfg.n_key_value_heads or cfg.n_heads
+    heads = {"q": cfg.n_heads, "o": cfg.n_heads, "k": key_value_heads, "v": key_value_heads}
+    converted = dict(
+        _hooked_entry(name, weight, heads, cfg.n_key_value_heads is not None)
+        for name, weight in state.items()
+        if not name.endswith("rotary_emb.inv_freq")
+    )
+    if "unembed.W_U" not in converted:
+        converted["unembed.W_U"] = converted["embed.W_E"].T
+    with torch.device("meta"):
+        meta_cfg = copy.deepcopy(cfg)
+        meta_cfg.device = "meta"
+        expected = HookedTransformer(meta_cfg, move_to_device=False).state_dict()
+    for name, parameter in expected.items():
+        if re.search(r"\.b_|\._b_|\.b_U$", name) and name not in converted:
+            converted[name] = torch.zeros(parameter.shape, dtype=cfg.dtype)
+    return converted
+
+
+def load_hooked(
+    name: str, tokenizer: Any, *, device: str, dtype: torch.dtype, n_ctx: int | None, revision: str | None = None
+) -> Any:
+    """A checkpoint of a supported family as a ``HookedTransformer`` without any weight processing."""
+    from transformer_lens import HookedTransformer
+
+    config = cast("Any", AutoConfig).from_pretrained(name, revision=revision)
+    cfg = hooked_config(config, dtype=dtype, device=device, n_ctx=n_ctx)
+    model: Any = cast("Any", AutoModelForCausalLM).from_pretrained(name, revision=revision, dtype=dtype)
+    # set_tokenizer changes the tokenizer it is given (adds BOS, pad); ours must stay the checkpoint's own.
+    hooked = HookedTransformer(cfg, tokenizer=copy.deepcopy(tokenizer), move_to_device=True)
+    missing, unexpected = hooked.load_state_dict(hooked_state_dict(model.state_dict(), cfg), strict=False)
+    missing = [key for key in missing if not re.search(r"(mask|IGNORE|rotary_(sin|cos))$", key)]
+    if missing or unexpected:
+        raise ValueError(f"{name!r} does not fit a HookedTransformer: missing {missing}, unexpected {unexpected}")
+    return hooked.eval()
+
+
+def load_bridge(
+    name: str,
+    tokenizer: Any,
+    *,
+    device: str | None,
+    dtype: torch.dtype,
+    n_ctx: int | None,
+    revision: str | None = None,
+    device_map: DeviceMap | None = None,
+) -> Any:
+    """A checkpoint as a ``TransformerBridge``: the Hugging Face model itself with hooks in it."""
+    from transformer_lens.model_bridge import TransformerBridge
+
+    boot: Any = TransformerBridge.boot_transformers
+    place: dict[str, Any] = {"device": device}
+    if device_map is not None:
+        place = {"device_map": device_map if isinstance(device_map, str) else dict(device_map)}
+    bridge = boot(name, dtype=dtype, tokenizer=copy.deepcopy(tokenizer), n_ctx=n_ctx, revision=revision, **place)
+    return bridge.eval()
+
+
+def loader(name: str, backend: str | None, revision: str | None, device_map: DeviceMap | None = None) -> Any:
+    """:func:`load_hooked` or :func:`load_bridge`, whichever was asked for or fits.
+
+    Raises:
+        ValueError: If ``backend`` is unknown, or ``hooked`` where there is a ``device_map`` or TransformerLens has no
+            HookedTransformer, or the checkpoint is of no decoder-only language model.
+    """
+    if backend not in ("hooked", "bridge", None):
+        raise ValueError(f"backend is {backend!r}; it must be 'hooked', 'bridge' or None")
+    with told_errors(name, revision):
+        config = cast("Any", AutoConfig).from_pretrained(name, revision=revision)
+    require_decoder(config, name)
+    if device_map is not None:
+        if backend == "hooked":
+            raise ValueError("a HookedTransformer is on one device; with device_map use backend='bridge'")
+        return partial(load_bridge, device_map=device_map)
+    has_hooked = int(version("transformer-lens").split(".")[0]) < 4
+    if backend == "hooked" and not has_hooked:
+        raise ValueError("this TransformerLens (4 or later) has no HookedTransformer; use backend='bridge'")
+    if backend is None:
+        try:
+            hooked_config(config, dtype=torch.float32, device="cpu") if has_hooked else None
+        except ValueError:
+            has_hooked = False
+        backend = "hooked" if has_hooked else "bridge"
+    return load_hooked if backend == "hooked" else load_bridge

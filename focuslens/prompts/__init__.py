@@ -1,0 +1,5 @@
+"""Prompts that know where their documents are, their tokens, and the matching of answers."""
+
+from focuslens.prompts.prompt import Case, Document, MultiDocSample, Prompt, Span, prompts_digest
+
+__all__ = ["Case", "Document", "MultiDocSample", "Prompt", "Span", "prompts_digest"]

@@ -1,0 +1,186 @@
+"""Left-padded batches of tokenised prompts, where their parts lie, and what a model has made of them.
+
+Every position in the package is counted in one of two ways. A *token position* counts from the first token of the
+prompt itself (BOS included). A *column* counts in the padded batch: column = token position + left padding. Because
+padding is on the left, the last prompt token of every sample is in the same column, ``width - 1``, and the row of
+that column is the one that produces the first response token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from focuslens.prompts.prompt import Span
+
+__all__ = ["EncodedPrompt", "Generation", "Prefix", "PromptBatch", "SpanLike", "disjoint"]
+
+SpanLike = str | Span
+"""A part of the prompt: its name, or a half-open range of token positions."""
+
+
+def disjoint(spans: Sequence[Span]) -> list[Span]:
+    """The same positions as ranges that do not overlap: two parts of a text can share a token."""
+    merged: list[Span] = []
+    for start, end in sorted(spans):
+        if merged and start <= merged[-1][1]:
+            merged[-1] = (merged[-1][0], max(merged[-1][1], end))
+        else:
+            merged.append((start, end))
+    return merged
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedPrompt:
+    """A prompt's tokens, as the model's own tokenizer gives them, and its parts as token ranges.
+
+    Attributes:
+        tokens: Token ids, BOS and chat template included.
+        spans: Name to half-open ranges of token positions; a token belongs to a part if they share a character.
+        text: What was tokenised, chat template included; empty where only tokens are known.
+    """
+
+    tokens: Int[Tensor, "pos"]
+    spans: Mapping[str, tuple[Span, ...]]
+    text: str = ""
+
+    def resolve(self, span: SpanLike) -> tuple[Span, ...]:
+        """The token ranges of a part.
+
+        Raises:
+            KeyError: If no part has that name.
+            ValueError: If a range does not lie in the prompt.
+        """
+        if isinstance(span, str):
+            if span not in self.spans:
+                raise KeyError(self._lacking(span))
+            return self.spans[span]
+        start, end = span
+        if not 0 <= start < end <= len(self.tokens):
+            raise ValueError(
+                f"span ({start}, {end}) does not lie in a prompt of {len(self.tokens)} tokens; "
+                "a span is a half-open range with 0 <= start < end <= length"
+            )
+        return ((start, end),)
+
+    def _lacking(self, name: str) -> str:
+        """What to say to who names a part that there is not."""
+        if self.spans:
+            return (
+                f"this prompt has no part {name!r}; it has {sorted(self.spans)}. Name one of these, or give a "
+                "(start, end) range of token positions"
+            )
+        return (
+            f"this prompt is a plain text and has no part {name!r}; give sample.prompt(), or "
+            f"fl.Prompt(text, spans={{{name!r}: [(start, end)]}}) with character positions, or a (start, end) "
+            "range of token positions as span"
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class PromptBatch:
+    """Prompts of unequal length, padded on the left to one width."""
+
+    prompts: tuple[EncodedPrompt, ...]
+
+    @classmethod
+    def of(cls, prompts: Sequence[EncodedPrompt]) -> PromptBatch:
+        """A batch of at least one prompt, none of them empty."""
+        if not prompts:
+            raise ValueError("a batch needs at least one prompt")
+        for prompt in prompts:
+            if len(prompt.tokens) == 0:
+                raise ValueError("a prompt has no tokens; there is nothing to run the model on")
+        return cls(tuple(prompts))
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    @property
+    def width(self) -> int:
+        """Columns: the length of the longest prompt."""
+        return max(len(prompt.tokens) for prompt in self.prompts)
+
+    @property
+    def padding(self) -> tuple[int, ...]:
+        """Padding tokens to the left of each prompt."""
+        return tuple(self.width - len(prompt.tokens) for prompt in self.prompts)
+
+    def tokens(self, pad_token: int) -> Int[Tensor, "batch pos"]:
+        """Token ids by column."""
+        rows = torch.full((len(self), self.width), pad_token, dtype=torch.long)
+        for row, prompt, padding in zip(rows, self.prompts, self.padding, strict=True):
+            row[padding:] = prompt.tokens
+        return rows
+
+    def mask(self) -> Int[Tensor, "batch pos"]:
+        """1 where a column holds a token, 0 where it is padding."""
+        columns = torch.arange(self.width)
+        return (columns >= torch.tensor(self.padding)[:, None]).long()
+
+    def repeated(self, copies: int) -> PromptBatch:
+        """Every prompt ``copies`` times in a row."""
+        return PromptBatch(tuple(prompt for prompt in self.prompts for _ in range(copies)))
+
+    def first_response_row(self, start: int) -> int:
+        """Index of the first row that produces a response token, of rows that begin in column ``start``."""
+        return max(0, self.width - 1 - start)
+
+    def columns(self, span: SpanLike, n_keys: int) -> Bool[Tensor, "batch key"]:
+        """Which key columns belong to a part, for ``n_keys`` columns in all."""
+        mask = torch.zeros(len(self), n_keys, dtype=torch.bool)
+        for row, prompt, padding in zip(mask, self.prompts, self.padding, strict=True):
+            for start, end in prompt.resolve(span):
+                row[padding + start : padding + end] = True
+        return mask
+
+
+@dataclass(frozen=True, eq=False)
+class Generation:
+    """A response.
+
+    Attributes:
+        text: The response, special tokens and surrounding white space removed.
+        tokens: Its token ids, without the token that ended it.
+        finished: Whether a stop token ended it; ``False`` where the limit of new tokens or the context length did.
+        stop: The token that ended it; ``None`` where none did.
+    """
+
+    text: str
+    tokens: Int[Tensor, "response"]
+    finished: bool
+    stop: int | None = None
+
+    def __repr__(self) -> str:
+        return f"Generation({self.text!r}, {len(self.tokens)} tokens, finished={self.finished})"
+
+
+@dataclass(frozen=True, eq=False)
+class Prefix:
+    """A batch that has been run, ready to be extended any number of times.
+
+    Attributes:
+        batch: The prompts.
+        cache: Keys and values of all columns so far.
+        mask: 1 where a column holds a token, 0 where it is padding.
+        logits: Of the last column; ``None`` where the prompts' last token has been held back.
+        under: The interventions that the prompts' rows were run under.
+        residuals: The input of some layers, ``[batch column d_model]`` each.
+    """
+
+    batch: PromptBatch
+    cache: Any
+    mask: Int[Tensor, "batch column"]
+    logits: Float[Tensor, "batch d_vocab"] | None
+    under: tuple[Any, ...] = ()
+    residuals: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether copies of the prompts read the same keys and values; else each copy takes memory of its own."""
+        return hasattr(self.cache, "shared")

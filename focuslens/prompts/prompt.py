@@ -1,0 +1,206 @@
+"""Multi-document prompts that know where their parts are.
+
+The wording is that of the lost-in-the-middle benchmark (Liu et al., 2024), which "Focus Directions"
+(arXiv 2503.23306) uses unchanged: it is part of the experiment. Because the prompt is assembled here, the
+character range of every document, of the instruction and of the question is known exactly, and nothing has
+to be searched for later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from html import escape
+from typing import Literal, TypeAlias, get_args
+
+from focuslens.util.html import Markup, card, details, shorten, table
+
+__all__ = ["Case", "Document", "MultiDocSample", "Prompt", "Span", "prompts_digest"]
+
+Span: TypeAlias = tuple[int, int]
+"""A half-open range ``[start, end)`` of characters or of tokens."""
+
+Case: TypeAlias = Literal["long", "gold", "negative"]
+"""Which documents a prompt holds: all, the relevant one only, or all but the relevant one."""
+
+_INSTRUCTION = (
+    "Write a high-quality answer for the given question using only the provided search results "
+    "(some of which might be irrelevant)."
+)
+
+
+class Prompt(str):
+    """A prompt's text, with the character ranges of its parts.
+
+    It is an ordinary string (print it, tokenise it, measure it); ``spans`` maps a part's name to its half-open
+    character ranges. Prompts of :class:`MultiDocSample` have ``instruction``, ``question``, ``document`` (every
+    document in order), ``relevant`` (the gold document; empty where it is not in the prompt) and ``irrelevant``.
+    A part may have any name: interventions and scores refer to parts by these names.
+    """
+
+    spans: Mapping[str, tuple[Span, ...]]
+
+    def __new__(cls, text: str, spans: Mapping[str, Iterable[Span]] | None = None) -> Prompt:
+        """A prompt with parts.
+
+        Args:
+            text: The text.
+            spans: Name to half-open character ranges of ``text``.
+
+        Raises:
+            ValueError: If a range is empty, reversed, or not inside the text.
+        """
+        prompt = super().__new__(cls, text)
+        prompt.spans = {name: tuple((int(a), int(b)) for a, b in ranges) for name, ranges in (spans or {}).items()}
+        for name, ranges in prompt.spans.items():
+            for start, end in ranges:
+                if not 0 <= start < end <= len(text):
+                    raise ValueError(
+                        f"span {name!r} = ({start}, {end}) does not lie in a text of {len(text)} characters; "
+                        "a span is a half-open range with 0 <= start < end <= length"
+                    )
+        return prompt
+
+    def __getnewargs__(self) -> tuple[str, Mapping[str, tuple[Span, ...]]]:  # type: ignore[override]
+        return (str(self), self.spans)
+
+    @property
+    def text(self) -> str:
+        """The prompt as a plain ``str``."""
+        return str(self)
+
+    def __str__(self) -> str:
+        return str.__str__(self)
+
+    def part(self, name: str) -> tuple[str, ...]:
+        """The text of every range called ``name``."""
+        if name not in self.spans:
+            raise KeyError(f"this prompt has no part {name!r}; it has {sorted(self.spans)}")
+        return tuple(self[start:end] for start, end in self.spans[name])
+
+
+@dataclass(frozen=True)
+class Document:
+    """One search result."""
+
+    title: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"(Title: {self.title}) {self.text}"
+
+
+@dataclass(frozen=True)
+class MultiDocSample:
+    """A question, its accepted answers, and the documents a model is shown.
+
+    Args:
+        question: The question, as it stands in the prompt.
+        answers: Accepted answers, any of which counts.
+        documents: The search results, in prompt order.
+        gold_index: Which document answers the question, from 0; ``None`` where none does.
+        question_id: The same for all samples of one question, so that splits can keep them together; by default made
+            from the question's text.
+        name: Tells the sample from others of its question; by default ``gold_index`` does.
+
+    Raises:
+        ValueError: If there are no answers or documents, or ``gold_index`` is out of range.
+    """
+
+    question: str
+    answers: tuple[str, ...]
+    documents: tuple[Document, ...]
+    gold_index: int | None
+    question_id: str = ""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.answers, str):
+            raise TypeError(f"answers is the string {self.answers!r}; it must be a tuple of strings")
+        object.__setattr__(self, "answers", tuple(self.answers))
+        object.__setattr__(self, "documents", tuple(self.documents))
+        if not self.answers:
+            raise ValueError(f"the question {self.question!r} has no answers; give at least one")
+        if not self.documents:
+            raise ValueError(f"the question {self.question!r} has no documents; give at least one")
+        if not self.question_id:
+            object.__setattr__(self, "question_id", hashlib.sha256(self.question.encode()).hexdigest()[:16])
+        if self.gold_index is not None and not 0 <= self.gold_index < len(self.documents):
+            raise ValueError(
+                f"gold_index is {self.gold_index}, but there are {len(self.documents)} documents: "
+                f"it must be 0 to {len(self.documents) - 1}, or None"
+            )
+
+    def __repr__(self) -> str:
+        return (
+            f"MultiDocSample(question={self.question!r}, answers={self.answers!r}, {len(self.documents)} documents, "
+            f"gold_index={self.gold_index}, id={self.id!r})"
+        )
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (i + 1, "★" if i == self.gold_index else "", document.title, shorten(document.text, 240))
+            for i, document in enumerate(self.documents)
+        ]
+        where = "no relevant document" if self.gold_index is None else f"document {self.gold_index + 1} is relevant"
+        answers = f"<div>accepted: {escape('; '.join(self.answers))}</div>"
+        shown = table(("", "relevant", "title", "text"), rows)
+        return card(self.question, Markup(answers), details(f"{len(self.documents)} documents, {where}", shown))
+
+    @property
+    def id(self) -> str:
+        """``question_id@gold_index``, or ``question_id@name`` where it has one: unique among the samples of a file."""
+        return f"{self.question_id}@{self.name or self.gold_index}"
+
+    def prompt(self, case: Case = "long") -> Prompt:
+        """The prompt of one case; documents keep the number they have in the long prompt.
+
+        Raises:
+            ValueError: For an unknown case, for ``gold`` or ``negative`` where there is no gold document,
+                and for ``negative`` where the gold document is the only one.
+        """
+        return _assemble(self, self._shown(case))
+
+    def _shown(self, case: Case) -> list[int]:
+        if case not in get_args(Case):
+            raise ValueError(f"case is {case!r}; it must be one of {', '.join(get_args(Case))}")
+        everything = range(len(self.documents))
+        if case == "long":
+            return list(everything)
+        if self.gold_index is None:
+            raise ValueError(f"the question {self.question!r} has no gold document, so it has no {case!r} prompt")
+        shown = [i for i in everything if (i == self.gold_index) == (case == "gold")]
+        if not shown:
+            raise ValueError("the gold document is the only one, so nothing is left for the 'negative' prompt")
+        return shown
+
+
+def prompts_digest(samples: Iterable[MultiDocSample], case: Case = "long") -> str:
+    """SHA-256 of ids, answers and prompts: tells one set of samples from another in result files."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(json.dumps([sample.id, sample.answers, str(sample.prompt(case))]).encode())
+    return digest.hexdigest()
+
+
+def _assemble(sample: MultiDocSample, shown: list[int]) -> Prompt:
+    pieces: list[str] = []
+    spans: dict[str, list[Span]] = {"instruction": [], "document": [], "relevant": [], "irrelevant": [], "question": []}
+
+    def add(text: str, *names: str) -> None:
+        start = sum(map(len, pieces))
+        pieces.append(text)
+        for name in names:
+            spans[name].append((start, start + len(text)))
+
+    add(_INSTRUCTION, "instruction")
+    add("\n\n")
+    for place, index in enumerate(shown):
+        add(f"{'' if place == 0 else chr(10)}Document [{index + 1}]")
+        add(str(sample.documents[index]), "document", "relevant" if index == sample.gold_index else "irrelevant")
+    add("\n\nQuestion: ")
+    add(sample.question, "question")
+    add("\nAnswer:")
+    return Prompt("".join(pieces), spans)

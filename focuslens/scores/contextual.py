@@ -1,0 +1,352 @@
+"""Contextual scores: how much attention the response's tokens pay to parts of the prompt (equation 1 of the paper)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from html import escape
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import torch
+from einops import reduce
+from jaxtyping import Float
+from torch import Tensor
+
+from focuslens.heads import HeadList, Sparsity, heads_by_layer, random_heads, rank_heads, sparsity, top_heads
+from focuslens.hooks import Hook, Intervention, hook_name, row_wise
+from focuslens.model.batching import BATCH_TOKENS
+from focuslens.model.execution import Executor, executor_for
+from focuslens.prompts.answers import answered_right, require_samples
+from focuslens.prompts.batch import EncodedPrompt
+from focuslens.prompts.prompt import Case, MultiDocSample
+from focuslens.scores.masses import masses_in_batches, sink_and_documents
+from focuslens.util.html import Markup, bar, card, map_image, table
+from focuslens.util.progress import track
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from focuslens.model.focus_model import FocusModel
+
+__all__ = [
+    "KINDS",
+    "ContextualScores",
+    "ScoredCase",
+    "attention_pattern",
+    "by_outcome",
+    "contextual_scores",
+    "contextual_scores_by_case",
+]
+
+KINDS = ("relevant", "irrelevant", "irrelevant_max", "sink")
+"""What attention is summed over: the relevant document, all others, the one other that gets most, and the sink."""
+
+
+ScoredCase: TypeAlias = Literal["long", "gold", "negative", "correct", "wrong"]
+"""A prompt's case, or the long prompts of questions answered right with the gold document alone, split by whether the
+long prompt was answered right too (``correct``) or not (``wrong``)."""
+
+
+@dataclass(frozen=True, eq=False)
+class ContextualScores:
+    """Contextual scores of every head on every sample.
+
+    A score is the attention from a response token to a part of the prompt, summed over the part and averaged over the
+    response's tokens: between 0 and 1. It is NaN for a sample whose response is empty; the relevant score also for one
+    without a relevant document.
+
+    Attributes:
+        relevant: To the relevant document.
+        irrelevant: To all other documents together.
+        irrelevant_max: To the one other document that gets most, chosen for each head and sample.
+        sink: To the first two tokens.
+        case: Which prompts were scored.
+        sample_ids: ``MultiDocSample.id`` of each.
+        responses: What was scored.
+        correct: Whether each response holds an accepted answer.
+    """
+
+    relevant: Float[Tensor, "sample layer head"]
+    irrelevant: Float[Tensor, "sample layer head"]
+    irrelevant_max: Float[Tensor, "sample layer head"]
+    sink: Float[Tensor, "sample layer head"]
+    case: ScoredCase
+    sample_ids: tuple[str, ...]
+    responses: tuple[str, ...]
+    correct: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        return len(self.sample_ids)
+
+    def __repr__(self) -> str:
+        _, n_layers, n_heads = self.relevant.shape
+        best = "" if self.relevant.isnan().all() else f"; best {self._best(3)}"
+        return (
+            f"ContextualScores({self.case}: {len(self)} samples, {sum(self.correct)} answered right, {n_layers} layers "
+            f"x {n_heads} heads{best})"
+        )
+
+    def _best(self, most: int) -> str:
+        means = self.mean()
+        return ", ".join(f"{head} {float(means[head]):.3f}" for head in self.top_heads(min(most, means.numel())))
+
+    def _repr_html_(self) -> str:
+        n_layers, n_heads = self.relevant.shape[1:]
+        title = f"Contextual scores, {self.case}: {len(self)} samples, {sum(self.correct)} answered right"
+        if self.relevant.isnan().all():
+            return card(title, Markup("<div>no sample has a response and a relevant document</div>"))
+        means = {kind: self.mean(kind) for kind in KINDS}
+        top = float(means["relevant"].max())
+        rows = [
+            (
+                str(head),
+                bar(float(means["relevant"][head]), full=top),
+                *(float(means[kind][head]) for kind in KINDS[1:]),
+            )
+            for head in self.top_heads(min(10, n_layers * n_heads))
+        ]
+        alt = f"Mean relevant score of {n_layers} layers (downward) of {n_heads} heads, light where it is high"
+        columns = ("head", *(kind.replace("_", " ") for kind in KINDS))
+        counts = "; ".join(map(str, self.sparsity()))
+        return card(
+            title,
+            map_image(means["relevant"].tolist(), alt),
+            table(columns, rows, "Mean share of the response's attention, best heads first"),
+            Markup(f"<div>heads with a relevant score {escape(counts)}</div>"),
+        )
+
+    def mean(self, kind: str = "relevant") -> Float[Tensor, "layer head"]:
+        """One kind of score averaged over the samples that have one.
+
+        Raises:
+            ValueError: If ``kind`` is unknown, or no sample has a response (and, for ``relevant``, a gold document).
+        """
+        if kind not in KINDS:
+            raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
+        scores: Tensor = getattr(self, kind)
+        if scores.isnan().all():
+            document = " and a relevant document" if kind == "relevant" else ""
+            raise ValueError(f"none of the {len(self)} samples of case {self.case!r} has a response{document} to score")
+        return scores.nanmean(dim=0)
+
+    def ranking(self) -> HeadList:
+        """All heads, highest mean relevant score first."""
+        return rank_heads(self.mean("relevant"))
+
+    def top_heads(self, k: int) -> HeadList:
+        """The ``k`` heads with the highest mean relevant score, best first: the contextual heads.
+
+        Raises:
+            ValueError: If the model does not have ``k`` heads.
+        """
+        return top_heads(self.mean("relevant"), k)
+
+    def random_heads(self, k: int, *, exclude: Iterable[tuple[int, int]] = (), seed: int = 0) -> HeadList:
+        """``k`` random heads other than those excluded: the control for ``k`` contextual heads."""
+        _, n_layers, n_heads = self.relevant.shape
+        return random_heads(n_layers, n_heads, k, exclude=exclude, seed=seed)
+
+    def sparsity(self, thresholds: Sequence[float] = (0.2, 0.1, 0.05)) -> tuple[Sparsity, ...]:
+        """How many heads have a mean relevant score above each threshold, and in which layers."""
+        return sparsity(self.mean("relevant"), thresholds)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Mean scores as a table, one row a head, highest relevant score first."""
+        import pandas as pd
+
+        means = {kind: self.mean(kind) for kind in KINDS}
+        rows = [
+            {"layer": head.layer, "head": head.head} | {kind: float(means[kind][head]) for kind in KINDS}
+            for head in self.ranking()
+        ]
+        return pd.DataFrame(rows)
+
+    def where(self, keep: Sequence[bool], case: ScoredCase) -> ContextualScores:
+        """Some of the samples, as another case."""
+        index = torch.tensor([i for i, wanted in enumerate(keep) if wanted], dtype=torch.long)
+        chosen = index.tolist()
+        return ContextualScores(
+            *(getattr(self, kind)[index] for kind in KINDS),
+            case=case,
+            sample_ids=tuple(self.sample_ids[i] for i in chosen),
+            responses=tuple(self.responses[i] for i in chosen),
+            correct=tuple(self.correct[i] for i in chosen),
+        )
+
+
+def _score_case(
+    executor: Executor,
+    samples: Sequence[MultiDocSample],
+    case: Case,
+    responses: Sequence[str] | None,
+    interventions: Sequence[Intervention],
+    max_new_tokens: int,
+    batch_tokens: int,
+    progress: bool | None,
+) -> ContextualScores:
+    prompts = [executor.encode(sample.prompt(case)) for sample in track(samples, "tokenising", show=progress)]
+    names = [sample.id for sample in samples]
+    shape = (len(samples), executor.shape.n_layers, executor.shape.n_heads)
+    collected = {kind: torch.full(shape, torch.nan) for kind in KINDS}
+    texts = [""] * len(samples)
+    label = f"contextual scores ({case})"
+    for indices, masses, said in masses_in_batches(
+        executor,
+        prompts,
+        names,
+        sink_and_documents,
+        responses,
+        interventions,
+        max_new_tokens,
+        batch_tokens,
+        label,
+        progress,
+    ):
+        for kind, scores in _scores_of(masses).items():
+            collected[kind][indices] = scores
+        for i, text in zip(indices, said, strict=True):
+            texts[i] = text
+    # Where no document is relevant there is no attention to it, not attention of zero.
+    collected["relevant"][[i for i, sample in enumerate(samples) if sample.gold_index is None]] = torch.nan
+    return ContextualScores(
+        *(collected[kind] for kind in KINDS),
+        case=case,
+        sample_ids=tuple(sample.id for sample in samples),
+        responses=tuple(texts),
+        correct=answered_right(texts, samples),
+    )
+
+
+def _scores_of(by_part: Float[Tensor, "batch layer head part"]) -> dict[str, Float[Tensor, "batch layer head"]]:
+    """Scores of every kind from the attention to the sink, the relevant document, and each of the others."""
+    others = by_part[..., 2:]
+    irrelevant = reduce(others, "batch layer head part -> batch layer head", "sum")
+    largest = reduce(others, "batch layer head part -> batch layer head", "max") if others.shape[-1] else irrelevant
+    sink, relevant = by_part[..., 0], by_part[..., 1]
+    # A sum over no documents is zero, also of a response that says nothing and has no scores.
+    irrelevant, largest = (torch.where(sink.isnan(), sink, one) for one in (irrelevant, largest))
+    return {"relevant": relevant, "irrelevant": irrelevant, "irrelevant_max": largest, "sink": sink}
+
+
+def contextual_scores(
+    model: FocusModel | Executor,
+    samples: Iterable[MultiDocSample],
+    case: ScoredCase = "long",
+    *,
+    responses: Sequence[str] | None = None,
+    interventions: Sequence[Intervention] = (),
+    max_new_tokens: int = 100,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: bool | None = None,
+) -> ContextualScores:
+    """Attention of every head from the response to the relevant document, the others, and the sink (equation 1).
+
+    ``S_C = mean over response tokens i of the sum over j in C of W[i, j]``: the rows are those of the response tokens
+    themselves. Rows are reduced as they are made; no pattern of the whole prompt is kept.
+
+    Args:
+        model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
+        samples: What to score.
+        case: ``long``, ``gold`` or ``negative`` prompts; or the long prompts of the samples that were ``correct`` or
+            ``wrong`` (see :data:`ScoredCase`), for which the model answers the gold prompts too.
+        responses: One a sample, scored in place of what the model generates.
+        interventions: Applied while generating and while scoring.
+        max_new_tokens: Of a generated response.
+        batch_tokens: Prompt tokens that are run together, in batches of similar length; halved when memory runs out.
+        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.util.progress`.
+
+    Raises:
+        ValueError: If the case is unknown, there are no samples, not one response a sample, or an answer normalises to
+            nothing.
+    """
+    if case not in get_args(ScoredCase):
+        raise ValueError(f"case is {case!r}; it must be one of {', '.join(get_args(ScoredCase))}")
+    executor, chosen = executor_for(model), require_samples(samples)
+    if responses is not None and len(responses) != len(chosen):
+        raise ValueError(f"there are {len(responses)} responses for {len(chosen)} samples; give one a sample")
+    settings: dict[str, Any] = {
+        "interventions": interventions,
+        "max_new_tokens": max_new_tokens,
+        "batch_tokens": batch_tokens,
+        "progress": progress,
+    }
+    if case in get_args(Case):
+        return _score_case(executor, chosen, case, responses, **settings)  # pyright: ignore[reportArgumentType]
+    long = _score_case(executor, chosen, "long", responses, **settings)
+    gold = _score_case(executor, chosen, "gold", None, **settings)
+    return by_outcome(long, gold)[case]
+
+
+def contextual_scores_by_case(
+    model: FocusModel | Executor,
+    samples: Iterable[MultiDocSample],
+    *,
+    interventions: Sequence[Intervention] = (),
+    max_new_tokens: int = 100,
+    batch_tokens: int = BATCH_TOKENS,
+    progress: bool | None = None,
+) -> dict[str, ContextualScores]:
+    """Scores of the ``long``, ``gold``, ``correct`` and ``wrong`` cases, each prompt run once (the paper's Table 1)."""
+    chosen = list(samples)
+    settings: dict[str, Any] = {
+        "interventions": interventions,
+        "max_new_tokens": max_new_tokens,
+        "batch_tokens": batch_tokens,
+        "progress": progress,
+    }
+    long = contextual_scores(model, chosen, "long", **settings)
+    gold = contextual_scores(model, chosen, "gold", **settings)
+    return {"long": long, "gold": gold, **by_outcome(long, gold)}
+
+
+def by_outcome(long: ContextualScores, gold: ContextualScores) -> dict[str, ContextualScores]:
+    """The ``correct`` and ``wrong`` cases: long prompts of the samples that are right with the gold document alone."""
+    outcomes = list(zip(gold.correct, long.correct, strict=True))
+    return {
+        "correct": long.where([with_gold and with_all for with_gold, with_all in outcomes], "correct"),
+        "wrong": long.where([with_gold and not with_all for with_gold, with_all in outcomes], "wrong"),
+    }
+
+
+@torch.no_grad()
+def attention_pattern(
+    model: FocusModel,
+    prompt: str | EncodedPrompt,
+    response: Tensor,
+    heads: Sequence[tuple[int, int]],
+    positions: Sequence[int],
+    *,
+    interventions: Sequence[Intervention] = (),
+) -> Float[Tensor, "n position position"]:
+    """Attention of some heads among some token positions of a prompt and its response: something to look at.
+
+    Args:
+        model: The model.
+        prompt: The prompt.
+        response: Token ids that follow it.
+        heads: Heads, one pattern each.
+        positions: Token positions, of rows and of columns.
+        interventions: Applied in order; the pattern is what they make of it.
+    """
+    encoded = model.encode(prompt)
+    chosen = torch.as_tensor(positions, dtype=torch.long)
+    patterns = {(layer, head): torch.zeros(len(chosen), len(chosen)) for layer, head in heads}
+
+    def read(layer: int, indices: list[int]) -> Any:
+        @row_wise
+        def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
+            n_rows, n_keys = pattern.shape[-2:]
+            first = n_keys - n_rows
+            rows = ((chosen >= first) & (chosen < n_keys)).nonzero()[:, 0]
+            seen = (chosen < n_keys).nonzero()[:, 0]  # keys beyond a block's last row are not visible from it
+            for head in indices:
+                part = pattern[0, head][chosen[rows] - first][:, chosen[seen]]
+                patterns[layer, head][rows[:, None], seen] = part.float().cpu()
+
+        return observe
+
+    observers: list[Hook] = [
+        (hook_name(layer, "hook_pattern"), read(layer, indices)) for layer, indices in heads_by_layer(heads).items()
+    ]
+    model.observe(torch.cat((encoded.tokens, response)), observers, interventions, prompt=encoded)
+    return torch.stack([patterns[layer, head] for layer, head in heads])

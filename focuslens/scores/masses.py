@@ -1,0 +1,184 @@
+"""Attention from a response's rows to parts of its prompt, reduced as the rows are made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+
+from focuslens.hooks import Hook, Intervention, hook_name
+from focuslens.model.batching import map_batches
+from focuslens.prompts.batch import EncodedPrompt, PromptBatch
+from focuslens.util.progress import progress_bar
+
+if TYPE_CHECKING:
+    from focuslens.model.backends import ModelShape
+    from focuslens.model.execution import Executor
+    from focuslens.model.focus_model import FocusModel
+
+__all__ = [
+    "SINK",
+    "Parts",
+    "ResponseMasses",
+    "attention_to_parts",
+    "masses_in_batches",
+    "response_masses",
+    "sink_and_documents",
+]
+
+SINK = 2
+"""Tokens counted as the attention sink: the first two, as the paper's authors do."""
+
+
+def attention_to_parts(
+    pattern: Float[Tensor, "batch head row key"], parts: Float[Tensor, "batch key part"]
+) -> Float[Tensor, "batch head row part"]:
+    """Attention summed over parts of the keys; ``parts`` is 1 where a key belongs to a part, else 0."""
+    return einsum(pattern, parts, "batch head row key, batch key part -> batch head row part")
+
+
+Parts: TypeAlias = "Callable[[PromptBatch], Float[Tensor, 'batch key part']]"
+"""Says which columns of a batch of prompts belong to which part: 1 where a key belongs to it, else 0."""
+
+
+def sink_and_documents(batch: PromptBatch) -> Float[Tensor, "batch key part"]:
+    """The sink, the relevant document, and each irrelevant document."""
+    most = max(len(prompt.spans.get("irrelevant", ())) for prompt in batch.prompts)
+    parts = torch.zeros(len(batch), batch.width, 2 + most)
+    for row, prompt, padding in zip(parts, batch.prompts, batch.padding, strict=True):
+        row[padding : padding + SINK, 0] = 1
+        for start, end in prompt.spans.get("relevant", ()):
+            row[padding + start : padding + end, 1] = 1
+        for part, (start, end) in enumerate(prompt.spans.get("irrelevant", ()), start=2):
+            row[padding + start : padding + end, part] = 1
+    return parts
+
+
+class ResponseMasses:
+    """Gathers, through hooks on ``hook_pattern``, what every head's response rows give to the parts of the prompt.
+
+    Args:
+        shape: Sizes of the model.
+        batch: The prompts.
+        parts: Their parts.
+    """
+
+    def __init__(self, shape: ModelShape, batch: PromptBatch, parts: Parts) -> None:
+        self._parts = parts(batch)
+        self._rows: list[list[Tensor]] = [[] for _ in range(shape.n_layers)]
+        self._empty = torch.full((len(batch), shape.n_layers, shape.n_heads, self._parts.shape[2]), torch.nan)
+
+    def hooks(self) -> list[Hook]:
+        """Observers for the passes that run the responses' tokens, in order, and nothing before them."""
+        return [(hook_name(layer, "hook_pattern"), self._observer(rows)) for layer, rows in enumerate(self._rows)]
+
+    def _observer(self, rows: list[Tensor]) -> Any:
+        def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
+            n_rows, n_keys = pattern.shape[-2:]
+            # A prompt's last token, where it was held back, is none of the response.
+            if n_keys - n_rows < self._parts.shape[1]:
+                return
+            self._parts = self._parts.to(pattern.device)
+            on_prompt = pattern[..., : self._parts.shape[1]].float()
+            rows.append(attention_to_parts(on_prompt, self._parts))
+
+        return observe
+
+    def means(self, lengths: Sequence[int]) -> Float[Tensor, "batch layer head part"]:
+        """Attention to each part, averaged over the first ``lengths`` rows of each response; NaN for an empty one."""
+        if not self._rows[0]:
+            return self._empty.clone()
+        device = self._rows[0][0].device  # layers may be on several
+        by_layer = torch.stack([torch.cat(rows, dim=2).to(device) for rows in self._rows], dim=1).cpu()
+        n = torch.tensor(lengths)
+        # Rows behind a short response may have been run too, and weigh nothing.
+        weight = (torch.arange(by_layer.shape[3]) < n[:, None]) / n[:, None].clamp(min=1)
+        by_part = einsum(by_layer, weight, "batch layer head row part, batch row -> batch layer head part")
+        return torch.where((n > 0)[:, None, None, None], by_part, torch.nan)
+
+
+def response_masses(
+    model: FocusModel,
+    prompts: Sequence[EncodedPrompt],
+    parts: Parts,
+    responses: Sequence[str] | None,
+    interventions: Sequence[Intervention],
+    max_new_tokens: int,
+) -> tuple[Float[Tensor, "batch layer head part"], list[str]]:
+    """What a batch's responses attend to, and the responses: given ones, or those that the model generates.
+
+    Generated responses are looked at in the rows that generation runs anyway, given ones in one pass.
+    """
+    prefix = model.prefill(prompts, interventions, hold_last=True)
+    masses = ResponseMasses(model.shape, prefix.batch, parts)
+    if responses is None:
+        made = model.decode(prefix, interventions, max_new_tokens=max_new_tokens, observers=masses.hooks())
+        return masses.means([len(one.tokens) for one in made]), [one.text for one in made]
+    nothing = torch.zeros(0, dtype=torch.long)
+    tokens = [
+        model.encoder.encode_response(prompt, response) if response.strip() else nothing
+        for prompt, response in zip(prompts, responses, strict=True)
+    ]
+    lengths = torch.tensor([len(ids) for ids in tokens])
+    if lengths.any():
+        padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
+        inside = torch.arange(padded.shape[1]) < lengths[:, None]
+        model.extend(prefix, padded, interventions, masses.hooks(), mask=inside.long())
+    return masses.means(lengths.tolist()), list(responses)
+
+
+def masses_in_batches(
+    executor: Executor,
+    prompts: Sequence[EncodedPrompt],
+    names: Sequence[str],
+    parts: Parts,
+    responses: Sequence[str] | None,
+    interventions: Sequence[Intervention],
+    max_new_tokens: int,
+    batch_tokens: int,
+    label: str,
+    progress: bool | None,
+) -> Generator[tuple[list[int], Float[Tensor, "batch layer head part"], list[str]]]:
+    """:func:`response_masses` of any number of prompts, in batches of similar length, shortest first.
+
+    Args:
+        executor: Runs the batches.
+        prompts: Any number of them.
+        names: What an error calls each.
+        parts: Their parts; an executor elsewhere than in this process needs a function that can be pickled.
+        responses: One a prompt, or ``None``.
+        interventions: Applied in order.
+        max_new_tokens: Of a generated response.
+        batch_tokens: Prompt tokens that are run together; halved when memory runs out.
+        label: Of the progress bar.
+        progress: Show it; by default where someone may watch.
+
+    Yields:
+        The batch's place among the prompts, its masses, and its responses.
+    """
+    items = list(zip(prompts, [None] * len(prompts) if responses is None else responses, strict=True))
+    run = partial(_run_batch, parts=parts, interventions=tuple(interventions), max_new_tokens=max_new_tokens)
+    lengths = [len(one.tokens) for one in prompts]
+    with progress_bar(label, len(prompts), show=progress) as bar:
+        for indices, (masses, said) in map_batches(executor, run, items, names, lengths, batch_tokens):
+            yield indices, masses, said
+            bar.update(len(indices))
+
+
+@torch.no_grad()
+def _run_batch(
+    model: FocusModel,
+    items: Sequence[tuple[EncodedPrompt, str | None]],
+    budget: int,
+    parts: Parts,
+    interventions: Sequence[Intervention],
+    max_new_tokens: int,
+) -> tuple[Float[Tensor, "batch layer head part"], list[str]]:
+    """:func:`response_masses` of prompts with their responses, which all of them have or none."""
+    prompts, given = [prompt for prompt, _ in items], [response for _, response in items if response is not None]
+    return response_masses(model, prompts, parts, given or None, interventions, max_new_tokens)

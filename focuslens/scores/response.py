@@ -1,0 +1,262 @@
+"""Where a response looked: the rows of its tokens over everything before them, for some heads; something to look at.
+
+Rows are read as the engine makes them, one for each token of the response: no pattern of the whole prompt is written
+out, however long it is.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+
+from focuslens.heads import Head, check_heads, heads_by_layer
+from focuslens.hooks import Hook, Intervention, hook_name, row_wise
+from focuslens.prompts.batch import EncodedPrompt
+from focuslens.prompts.prompt import Span
+from focuslens.scores.masses import SINK
+
+if TYPE_CHECKING:
+    from focuslens.model.focus_model import FocusModel
+
+__all__ = ["ResponseAttention", "UnitAttention", "response_attention"]
+
+_NUMBER = re.compile(r"Document \[(\d+)\][^\[\]]*$")
+_GENERAL = ("instruction", "document", "relevant", "irrelevant", "question")
+
+
+@dataclass(frozen=True, eq=False)
+class UnitAttention:
+    """Attention from each token of a response to whole parts of its prompt.
+
+    Attributes:
+        labels: The units' names, such as ``sink``, ``Document [1]``, ``question``.
+        shares: Share of each row's attention; of a :class:`ResponseAttention` the units share out all of it.
+        head_names: A name for each head, such as ``L13H23``.
+        response: Text of the response's tokens.
+        relevant: Which units are the relevant document.
+    """
+
+    labels: tuple[str, ...]
+    shares: Float[Tensor, "head response unit"]
+    head_names: tuple[str, ...]
+    response: tuple[str, ...]
+    relevant: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        expected = (len(self.head_names), len(self.response), len(self.labels))
+        if tuple(self.shares.shape) != expected or not self.shares.numel():
+            raise ValueError(
+                f"shares have the shape {tuple(self.shares.shape)}; for these names it must be {expected} "
+                "[head response unit], and none of them 0"
+            )
+        for unit in self.relevant:
+            if not 0 <= unit < len(self.labels):
+                raise ValueError(f"relevant unit {unit} does not exist: there are {len(self.labels)}, counted from 0")
+        _require_shares(self.shares)
+
+
+@dataclass(frozen=True, eq=False)
+class ResponseAttention:
+    """Attention of some heads from each token of a response to all tokens of the prompt and of the response.
+
+    Attributes:
+        rows: Attention of each head in the row of each response token; 0 for keys behind it.
+        head_names: A name for each head, such as ``L13H23``.
+        tokens: Text of every token, the prompt's and then the response's.
+        spans: Name to half-open ranges of token positions of the prompt, as :class:`EncodedPrompt` has them.
+        text: The response.
+        name: What it was made under, such as ``baseline``.
+
+    Raises:
+        ValueError: If the shapes do not fit each other, there is no response token, or the rows are no probabilities.
+    """
+
+    rows: Float[Tensor, "head response key"]
+    head_names: tuple[str, ...]
+    tokens: tuple[str, ...]
+    spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict[str, tuple[Span, ...]])
+    text: str = ""
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        n_heads, n_rows, n_keys = self.rows.shape
+        if not self.rows.numel() or n_heads != len(self.head_names) or n_keys != len(self.tokens) or n_rows >= n_keys:
+            raise ValueError(
+                f"rows have the shape {tuple(self.rows.shape)} [head response key] for {len(self.head_names)} head "
+                f"names and {len(self.tokens)} tokens; they need one key for each token, at least one row, and at "
+                "least one token before the response"
+            )
+        for name, ranges in self.spans.items():
+            for start, end in ranges:
+                if not 0 <= start < end <= self.prompt_length:
+                    raise ValueError(
+                        f"span {name!r} = ({start}, {end}) does not lie in a prompt of {self.prompt_length} tokens"
+                    )
+        _require_shares(self.rows)
+
+    def __repr__(self) -> str:
+        name = f"{self.name}: " if self.name else ""
+        return (
+            f"ResponseAttention({name}{len(self.head_names)} heads, {len(self.response)} response tokens "
+            f"{self.text!r} after a prompt of {self.prompt_length})"
+        )
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the response."""
+        return len(self.tokens) - self.rows.shape[1]
+
+    @property
+    def response(self) -> tuple[str, ...]:
+        """Text of the response's tokens."""
+        return self.tokens[self.prompt_length :]
+
+    def units(self) -> list[tuple[str, list[int], bool]]:
+        """Label, token positions, and whether it is relevant, of the parts that share out all tokens.
+
+        The sink (the first two tokens), every document or other named part, the question, the rest of the prompt
+        (``template``) and the response. A token that belongs to two counts to the one that is named first.
+        """
+        free, units = [True] * len(self.tokens), list[tuple[str, list[int], bool]]()
+        relevant = {place for span in self.spans.get("relevant", ()) for place in range(*span)}
+
+        def add(label: str, places: Iterable[int], *, marked: bool = False) -> None:
+            own = [place for place in places if free[place]]
+            for place in own:
+                free[place] = False
+            if own:
+                units.append((label, own, marked))
+
+        add("sink", range(min(SINK, self.prompt_length)))
+        for label, span in self._named_parts():
+            add(label, range(*span), marked=not relevant.isdisjoint(range(*span)))
+        for span in self.spans.get("question", ()):
+            add("question", range(*span))
+        add("template", range(self.prompt_length))
+        add("response", range(self.prompt_length, len(self.tokens)))
+        return units
+
+    def _named_parts(self) -> list[tuple[str, Span]]:
+        """Documents with the numbers they have in the prompt, then parts of other names."""
+        shown = self.spans.get("document") or ()
+        parts = [(f"Document [{self._number(span, i)}]", span) for i, span in enumerate(shown, start=1)]
+        names = [name for name in self.spans if name not in _GENERAL]
+        names += [] if shown else [name for name in ("relevant", "irrelevant") if name in self.spans]
+        for name in names:
+            ranges = self.spans[name]
+            parts += [(name if len(ranges) == 1 else f"{name} {i}", span) for i, span in enumerate(ranges, start=1)]
+        return parts
+
+    def _number(self, span: Span, default: int) -> int:
+        # A document's first token may begin with the bracket that ends its number.
+        found = _NUMBER.search("".join(self.tokens[max(0, span[0] - 12) : span[0] + 1]))
+        return int(found[1]) if found else default
+
+    def by_unit(self) -> UnitAttention:
+        """The same attention, summed over the parts of the prompt; see :meth:`units`."""
+        units = self.units()
+        member = torch.zeros(len(self.tokens), len(units))
+        for i, (_, places, _) in enumerate(units):
+            member[places, i] = 1
+        return UnitAttention(
+            tuple(label for label, _, _ in units),
+            einsum(self.rows.float(), member, "head response key, key unit -> head response unit"),
+            self.head_names,
+            self.response,
+            tuple(i for i, (_, _, marked) in enumerate(units) if marked),
+        )
+
+
+def _require_shares(values: Tensor) -> None:
+    if not bool((values.isfinite() & (values >= 0)).all()):
+        raise ValueError(
+            "attention holds NaN, infinite or negative numbers; it must be probabilities, after the softmax"
+        )
+
+
+@torch.no_grad()
+def response_attention(
+    model: FocusModel,
+    prompt: str | EncodedPrompt,
+    heads: Sequence[tuple[int, int]],
+    *,
+    response: str | None = None,
+    interventions: Sequence[Intervention] = (),
+    max_new_tokens: int = 100,
+    name: str = "",
+) -> ResponseAttention:
+    """Attention of some heads from a response's tokens, in the rows that the engine makes anyway.
+
+    Args:
+        model: The model.
+        prompt: The prompt; one with parts is shown with them.
+        heads: The heads to read.
+        response: A given response; by default the one that the model generates.
+        interventions: Applied in order; the rows are what they make of them.
+        max_new_tokens: Of a generated response.
+        name: What the result calls itself, such as ``baseline``.
+
+    Raises:
+        ValueError: If a head does not exist, the response is empty, or the tokens do not fit the context.
+    """
+    named, encoded = check_heads(heads, model.shape.n_layers, model.shape.n_heads), model.encode(prompt)
+    if not named:
+        raise ValueError("there are no heads to read; give at least one, such as scores.top_heads(4)")
+    if response is not None and not response.strip():
+        raise ValueError("the response is empty, so no token looks at anything; give one that says something")
+    reader = _Reader(named)
+    prefix = model.prefill(encoded, interventions, hold_last=True)
+    if response is None:
+        made = model.decode(prefix, interventions, max_new_tokens=max_new_tokens, observers=reader.hooks())
+        if not len(made[0].tokens):
+            raise ValueError("the model ended its response at once, so no token looks at anything")
+        ids, text, first = made[0].tokens, made[0].text, 1  # the first row is that of the prompt's last token
+    else:
+        ids, text, first = model.encoder.encode_response(encoded, response), response.strip(), 0
+        model.extend(prefix, ids[None], interventions, reader.hooks())
+    tokens = (*model.encoder.texts(encoded), *model.encoder.response_texts(encoded, ids))
+    names = tuple(str(head) for head in named)
+    return ResponseAttention(
+        reader.rows(len(encoded.tokens), len(ids), first), names, tokens, encoded.spans, text, name
+    )
+
+
+class _Reader:
+    """Gathers rows of ``hook_pattern`` of chosen heads, pass by pass, for one prompt."""
+
+    def __init__(self, heads: Sequence[Head]) -> None:
+        self._heads = heads
+        self._seen: dict[int, list[Float[Tensor, "head key"]]] = {layer: [] for layer in heads_by_layer(heads)}
+
+    def hooks(self) -> list[Hook]:
+        return [(hook_name(layer, "hook_pattern"), self._observer(layer)) for layer in self._seen]
+
+    def _observer(self, layer: int) -> Any:
+        chosen = heads_by_layer(self._heads)[layer]
+
+        @row_wise
+        def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
+            part = pattern[0, torch.as_tensor(chosen, device=pattern.device)].float().cpu()
+            self._seen[layer] += list(part.unbind(dim=1))
+
+        return observe
+
+    def rows(self, n_prompt: int, n_response: int, first: int) -> Float[Tensor, "head response key"]:
+        """The rows of the response, ``first`` rows before it left out."""
+        rows = torch.zeros(len(self._heads), n_response, n_prompt + n_response)
+        place = {head: i for i, head in enumerate(self._heads)}
+        for layer, indices in heads_by_layer(self._heads).items():
+            own = [place[Head(layer, head)] for head in indices]
+            for row, seen in enumerate(self._seen[layer][first : first + n_response]):
+                end = n_prompt + row + 1
+                # Keys count back from the row's own: a window's cache may hold no others, a pass may see later ones.
+                keys = seen[:, : min(seen.shape[1], end)]
+                rows[own, row, end - keys.shape[1] : end] = keys
+        return rows

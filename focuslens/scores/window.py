@@ -1,0 +1,134 @@
+"""Attention between the tokens of some parts of a text: a window that can be looked at, of a text of any length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from jaxtyping import Float
+from torch import Tensor
+
+from focuslens.heads import check_heads
+from focuslens.hooks import Intervention
+from focuslens.prompts.batch import EncodedPrompt, SpanLike, disjoint
+from focuslens.prompts.prompt import Span
+from focuslens.scores.contextual import attention_pattern
+from focuslens.scores.masses import SINK
+
+if TYPE_CHECKING:
+    from focuslens.model.focus_model import FocusModel
+
+__all__ = ["WindowAttention", "window_attention", "window_positions"]
+
+_CELLS = 640_000
+"""Of all heads together: what a page below 5 MB has room for."""
+
+
+@dataclass(frozen=True, eq=False)
+class WindowAttention:
+    """Attention of some heads between the tokens of a window.
+
+    Attributes:
+        pattern: Rows are the tokens that look; attention to tokens outside is left out, so rows may sum to less than 1.
+        head_names: A name for each head, such as ``L13H23``.
+        tokens: Text of every token of the window.
+        positions: Where each stands in the whole text.
+        length: Tokens of the whole text, the response included.
+        left_out: Tokens of the parts asked for that had no room.
+        text: The response.
+    """
+
+    pattern: Float[Tensor, "head position position"]
+    head_names: tuple[str, ...]
+    tokens: tuple[str, ...]
+    positions: tuple[int, ...]
+    length: int
+    left_out: int = 0
+    text: str = ""
+
+
+def window_positions(spans: Sequence[Span], length: int, *, margin: int = 4, most: int = 128) -> tuple[list[int], int]:
+    """Token positions of the sink and of spans with a margin around each; and how many of theirs had no room.
+
+    Where there is no room for all, margins go first, then the ends of whatever part is longest.
+
+    Raises:
+        ValueError: If a span does not lie in the text, or ``most`` has no room for one token of each part.
+    """
+    for start, end in spans:
+        if not 0 <= start < end <= length:
+            raise ValueError(
+                f"span ({start}, {end}) does not lie in a text of {length} tokens; "
+                "a span is a half-open range with 0 <= start < end <= length"
+            )
+    asked = disjoint([(0, min(SINK, length)), *spans])
+    parts = disjoint([(max(0, start - margin), min(length, end + margin)) for start, end in asked])
+    if sum(end - start for start, end in parts) > most:
+        parts = asked
+    wanted = sum(end - start for start, end in parts)
+    if len(parts) > most:
+        raise ValueError(f"most is {most}, and there are {len(parts)} parts to show; give room for a token of each")
+    lengths = [end - start for start, end in parts]
+    while sum(lengths) > most:
+        lengths[max(range(len(parts)), key=lambda i: lengths[i])] -= 1
+    positions = [place for (start, _), n in zip(parts, lengths, strict=True) for place in range(start, start + n)]
+    return positions, wanted - len(positions)
+
+
+def window_attention(
+    model: FocusModel,
+    prompt: str | EncodedPrompt,
+    heads: Sequence[tuple[int, int]],
+    around: Sequence[SpanLike] = ("relevant", "question"),
+    *,
+    margin: int = 4,
+    most: int | None = None,
+    response: str | None = None,
+    interventions: Sequence[Intervention] = (),
+    max_new_tokens: int = 100,
+) -> WindowAttention:
+    """Attention between the tokens around some parts of a prompt, the sink and the response.
+
+    The model runs over the whole text; the rows of the chosen heads are read in blocks, and what is kept of them is
+    the window.
+
+    Args:
+        model: The model.
+        prompt: The prompt.
+        heads: The heads to read.
+        around: Parts of the prompt: names, or half-open ranges of token positions.
+        margin: Tokens to show on either side of each part.
+        most: The most tokens to show; by default as many as a page of these heads has room for.
+        response: A given response; by default the one that the model generates.
+        interventions: Applied in order.
+        max_new_tokens: Of a generated response.
+
+    Raises:
+        KeyError: If the prompt has no part of that name.
+        ValueError: If a head or a range does not exist, or there are no heads.
+    """
+    named, encoded = check_heads(heads, model.shape.n_layers, model.shape.n_heads), model.encode(prompt)
+    if not named:
+        raise ValueError("there are no heads to read; give at least one, such as scores.top_heads(4)")
+    if response is None:
+        made = model.generate(encoded, interventions, max_new_tokens=max_new_tokens)
+        ids, text = made.tokens, made.text
+    else:
+        ids, text = model.encoder.encode_response(encoded, response), response.strip()
+    n_prompt, length = len(encoded.tokens), len(encoded.tokens) + len(ids)
+    spans = [span for part in around for span in encoded.resolve(part)]
+    spans += [(n_prompt, length)] if len(ids) else []
+    room = most if most is not None else min(160, int((_CELLS / len(named)) ** 0.5))
+    positions, left_out = window_positions(spans, length, margin=margin, most=room)
+    pattern = attention_pattern(model, encoded, ids, named, positions, interventions=interventions)
+    texts = [*model.encoder.texts(encoded), *model.encoder.response_texts(encoded, ids)]
+    return WindowAttention(
+        pattern,
+        tuple(str(head) for head in named),
+        tuple(texts[place] for place in positions),
+        tuple(positions),
+        length,
+        left_out,
+        text,
+    )

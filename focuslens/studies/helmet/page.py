@@ -1,0 +1,276 @@
+"""The paper's tables as Markdown and as one HTML page, with the paper's own figures beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from html import escape
+from pathlib import Path
+from statistics import fmean
+
+from focuslens.evaluation import Interval
+from focuslens.studies.helmet.reported import ReportedRow
+from focuslens.studies.helmet.tables import BASELINE, OVERALL, Cell, LengthTable
+from focuslens.studies.helmet.tasks import CATEGORIES, TASKS
+from focuslens.viz.page import page
+from focuslens.viz.report import CSS
+
+__all__ = ["Grid", "GridCell", "grids_of", "markdown", "to_html"]
+
+_CSS = """
+body { max-width: 120rem }
+h1 + p { max-width: 60rem }
+table { font-size: .84rem; width: auto; min-width: min(100%, 34rem) }
+th, td { padding: .3rem .45rem }
+td.better { background: #0b7a4b22 } td.worse { background: #b0002022 }
+td.better.certain { background: #0b7a4b55 } td.worse.certain { background: #b0002055 }
+td.certain { font-weight: 700 }
+td small { display: block; color: var(--soft); font-weight: 400; font-size: .72rem }
+tr.reported td, tr.reported th { color: var(--soft); font-style: italic; font-weight: 400 }
+tr.reported th { padding-left: 1.3rem }
+tbody th { font-weight: 600; white-space: nowrap; border-bottom-width: 1px }
+tbody th, thead th:first-child { position: sticky; left: 0; background: var(--paper) }
+th.number { white-space: normal; vertical-align: bottom }
+caption { caption-side: top; max-width: 60rem }
+details { margin: 0 0 1.4rem }
+summary { cursor: pointer; color: var(--key) }
+"""
+_SIGNS = {"better": "▲", "worse": "▼", "same": "=", "": ""}
+_LEGEND = (
+    "Settings are called as in the paper: baseline, or HEADS_ALPHA, directions of strength ALPHA on the best HEADS "
+    "heads. ▲ better and ▼ worse than the baseline, by how much, and the 95 % bootstrap interval of that over "
+    "questions; * where it leaves out zero. Figures of the paper (arXiv 2503.23306) are in italics, without intervals."
+)
+_NAMED = 4
+"""Tasks that a caption names; of more it says how many."""
+
+
+@dataclass(frozen=True)
+class GridCell:
+    """What stands in one place: the figure, what is said of it, and how it is marked."""
+
+    text: str
+    detail: str = ""
+    mark: str = ""
+    certain: bool = False
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table to show.
+
+    Attributes:
+        caption: What it holds.
+        columns: Names; the first is that of the rows' labels.
+        rows: Label, cells, and whether the paper reports them. Below a line of ours stands the paper's of the same.
+    """
+
+    caption: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, tuple[GridCell, ...], bool], ...]
+
+
+def grids_of(table: LengthTable, model: str, reported: Sequence[ReportedRow]) -> list[Grid]:
+    """Tasks, averages and sink scores at one length, each with the paper's figures of the same model below.
+
+    Args:
+        table: What was measured.
+        model: Its name, whose last part the paper's may be.
+        reported: All lines of the paper's tables.
+    """
+    own = [one for one in reported if one.length == table.length and one.model == Path(model).name]
+    averages = [found for one in own if (found := _averages_over(one, table.tasks, own)) is not None]
+    grids = [
+        _grid(f"Tasks under {table.length:,} tokens{_cut(table)}", table, table.tasks, own),
+        _grid(f"Averages under {table.length:,} tokens{_missing(table)}", table, table.averages, averages),
+    ]
+    if table.sinks:
+        grids.append(_sink_grid(table, own))
+    return grids
+
+
+def _cut(table: LengthTable) -> str:
+    parts = [f"{n} of {table.samples[task]} of {task}" for task, n in table.truncated.items()]
+    return f" (HELMET cut the context of {', '.join(parts)})" if parts else ""
+
+
+def _missing(table: LengthTable) -> str:
+    absent = [task.name for task in TASKS if task.name not in table.tasks]
+    if not absent:
+        return ""
+    if len(absent) == len(TASKS):
+        return " (none of the paper's tasks was run)"
+    if len(absent) <= _NAMED:
+        return f" (over what was run; not run: {', '.join(absent)})"
+    return f" (over what was run: {len(TASKS) - len(absent)} of the paper's {len(TASKS)} tasks)"
+
+
+def _averages_over(row: ReportedRow, tasks: Sequence[str], rows: Sequence[ReportedRow]) -> ReportedRow | None:
+    """The paper's averages over the tasks that were run, for a line of its tables of tasks.
+
+    Where all were run they are those that it states, else they are made as those are, from its figures for the tasks.
+    """
+    every = {task.name: task.category for task in TASKS if task.name in row.values}
+    if not row.setting or not every:
+        return None
+    if every.keys() <= set(tasks):
+        return next((one for one in rows if one.setting == row.setting and OVERALL in one.values), None)
+    values: dict[str, float] = {}
+    for category in CATEGORIES:
+        found = [row.values[task] for task, of in every.items() if of == category and task in tasks]
+        if found:
+            values[category] = fmean(found)
+    if not values:
+        return None
+    return replace(row, source=f"{row.source}, these tasks", values={**values, OVERALL: fmean(values.values())})
+
+
+def _grid(caption: str, table: LengthTable, columns: Sequence[str], reported: Sequence[ReportedRow]) -> Grid:
+    theirs = {
+        one.setting: (f"{one.source}: {one.setting}", _given(one, columns, _baseline_of(one, reported)), True)
+        for one in reported
+        if one.setting and any(column in one.values for column in columns)
+    }
+    rows: list[tuple[str, tuple[GridCell, ...], bool]] = []
+    for name in table.settings:
+        rows.append((name, tuple(_cell(table.cells[name, column]) for column in columns), False))
+        rows += [theirs.pop(name)] if name in theirs else []
+    return Grid(caption, ("setting", *columns), (*rows, *theirs.values()))
+
+
+def _sink_grid(table: LengthTable, reported: Sequence[ReportedRow]) -> Grid:
+    columns = (*table.tasks, "STD")
+    rows: list[tuple[str, tuple[GridCell, ...], bool]] = []
+    for name in table.settings:
+        std = table.sink_std(name)
+        cells = [_level(table.sinks.get((name, task))) for task in table.tasks]
+        rows.append((name, (*cells, GridCell("-" if std is None else f"{std:.2f}")), False))
+    theirs = [(one.source, _given(one, columns), True) for one in reported if not one.setting]
+    place = table.settings.index(BASELINE) + 1 if BASELINE in table.settings else len(rows)  # theirs are of no setting
+    rows[place:place] = theirs
+    caption = f"Attention to the first two tokens, in percent, under {table.length:,} tokens (mean of the top heads)"
+    return Grid(caption, ("setting", *columns), tuple(rows))
+
+
+def _cell(cell: Cell) -> GridCell:
+    change = cell.difference
+    if change is None:
+        return _level(cell.score)
+    detail = f"{change.mean:+.2f} [{change.low:+.2f}, {change.high:+.2f}]"
+    return GridCell(f"{cell.score.mean:.2f}", detail, cell.mark, cell.certain)
+
+
+def _level(level: Interval | None) -> GridCell:
+    return GridCell("-") if level is None else GridCell(f"{level.mean:.2f}", f"[{level.low:.2f}, {level.high:.2f}]")
+
+
+def _baseline_of(row: ReportedRow, reported: Sequence[ReportedRow]) -> ReportedRow | None:
+    """The line that the paper compares one with."""
+    if row.setting in ("", BASELINE):
+        return None
+    same = (one for one in reported if (one.source, one.length, one.model) == (row.source, row.length, row.model))
+    return next((one for one in same if one.setting == BASELINE), None)
+
+
+def _given(row: ReportedRow, columns: Sequence[str], baseline: ReportedRow | None = None) -> tuple[GridCell, ...]:
+    """The paper's figures, against its own baseline."""
+    cells: list[GridCell] = []
+    for one in columns:
+        if one not in row.values:
+            cells.append(GridCell("-"))
+        elif baseline is None or one not in baseline.values:
+            cells.append(GridCell(f"{row.values[one]:.2f}"))
+        else:
+            change = round(row.values[one] - baseline.values[one], 2)
+            mark = "better" if change > 0 else "worse" if change < 0 else "same"
+            cells.append(GridCell(f"{row.values[one]:.2f}", f"{change:+.2f}", mark))
+    return tuple(cells)
+
+
+def markdown(title: str, facts: Mapping[str, str], grids: Iterable[Grid]) -> str:
+    """All tables as Markdown."""
+    parts = [f"# {title}", "", _LEGEND, ""]
+    for grid in grids:
+        parts += [f"**{grid.caption}**", "", _line(grid.columns), _line(["---"] * len(grid.columns))]
+        for label, cells, reported in grid.rows:
+            parts.append(_line([f"*{label}*" if reported else label, *map(_markdown_cell, cells)]))
+        parts.append("")
+    parts += [f"- {name}: {value}" for name, value in facts.items()]
+    return "\n".join(parts) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
+
+
+def _markdown_cell(cell: GridCell) -> str:
+    sign = f"{_SIGNS[cell.mark]}{'*' if cell.certain else ''}"
+    return " ".join(part for part in (cell.text, cell.detail, sign) if part)
+
+
+def to_html(
+    title: str, facts: Mapping[str, str], grids: Iterable[Grid], reported: Sequence[ReportedRow], lengths: Sequence[int]
+) -> str:
+    """All tables as a page that opens from disk, and below them the paper's own at the same lengths, of every model.
+
+    Args:
+        title: Of the page.
+        facts: What made the figures.
+        grids: What was measured.
+        reported: All lines of the paper's tables.
+        lengths: Those measured.
+    """
+    lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
+    body = [f"<h1>{escape(title)}</h1>", f"<p>{escape(_LEGEND)}</p>", "<section><h2>Measured</h2>"]
+    body += [_table(grid) for grid in grids]
+    body += ["</section>", "<section><h2>The paper's own tables</h2>"]
+    papers = sorted({one.length for one in reported})
+    shown = set(lengths) & set(papers) or set(papers[:1])
+    for length in papers:
+        opened = " open" if length in shown else ""
+        tables = "".join(_table(grid) for grid in _paper_grids(reported, length))
+        body.append(f"<details{opened}><summary>{length:,} tokens</summary>{tables}</details>")
+    body += ["</section>", f'<section><h2>How it was made</h2><div class="card"><dl>{lines}</dl></div></section>']
+    return page(title, "\n".join(body), css=CSS + _CSS)
+
+
+def _paper_grids(reported: Sequence[ReportedRow], length: int) -> list[Grid]:
+    """The paper's tables at one length."""
+    order = [*(task.name for task in TASKS), *CATEGORIES, OVERALL, "STD"]
+    sources: dict[str, list[ReportedRow]] = {}
+    for one in reported:
+        if one.length == length:
+            sources.setdefault(one.source, []).append(one)
+    grids: list[Grid] = []
+    for source, some in sorted(sources.items(), key=lambda item: int(item[0].split()[1])):  # Table 4 before Table 12
+        columns = sorted({column for one in some for column in one.values}, key=order.index)
+        rows = [
+            (f"{one.model} {one.setting}".strip(), _given(one, columns, _baseline_of(one, some)), True) for one in some
+        ]
+        what = "sink scores in percent" if "STD" in columns else "averages" if OVERALL in columns else "tasks"
+        grids.append(Grid(f"{source} of arXiv 2503.23306: {what}", ("model and setting", *columns), tuple(rows)))
+    return grids
+
+
+def _table(grid: Grid) -> str:
+    first, *others = grid.columns
+    head = f"<th>{escape(first)}</th>" + "".join(f'<th class="number">{escape(column)}</th>' for column in others)
+    ours = not all(reported for *_, reported in grid.rows)
+    rows = "\n".join(
+        _row(label, cells, "reported" if reported and ours else "") for label, cells, reported in grid.rows
+    )
+    caption = f"<caption>{escape(grid.caption)}</caption>"
+    return f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'
+
+
+def _row(label: str, cells: Sequence[GridCell], name: str) -> str:
+    kind = f' class="{name}"' if name else ""
+    return f"<tr{kind}><th>{escape(label)}</th>{''.join(map(_html_cell, cells))}</tr>"
+
+
+def _html_cell(cell: GridCell) -> str:
+    names = " ".join(["number", *([cell.mark] if cell.mark in ("better", "worse") else [])])
+    names += " certain" if cell.certain else ""
+    sign = f" {_SIGNS[cell.mark]}{'*' if cell.certain else ''}" if cell.mark else ""
+    detail = f"<small>{escape(cell.detail).replace(' [', '<br>[')}</small>" if cell.detail else ""
+    return f'<td class="{names}">{escape(cell.text)}{escape(sign)}{detail}</td>'

@@ -1,0 +1,346 @@
+"""Recall sets of any length for any tokenizer, in the files that HELMET's loaders read.
+
+Needles among needles with word keys and with UUID keys, one key with several values in a text, and JSON pairs: what
+HELMET's ``ruler_niah_mk_2``, ``ruler_niah_mk_3``, ``ruler_niah_mv`` and ``json_kv`` load. The questions around them are
+HELMET's; keys, values and the needles' wording are made here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from focuslens.data.synthetic_words import FILLER_ENDS, FILLER_STARTS, PLACE_NAMES, VALUES
+from focuslens.util.files import versions, write_atomically, write_json
+from focuslens.util.progress import track
+
+__all__ = ["NEEDLE", "Recall", "Rows", "make_recall", "wording_tokens", "write_sets"]
+
+NEEDLE = "For {key} the special magic {kind} is {value}."
+"""A needle's sentence; ``kind`` is ``number`` or ``uuid``."""
+
+_VALUES_A_KEY = 4
+_DEPTHS = 6
+_DEMOS = 2
+_COMMA = ",\n "
+_TEMPLATE = 64
+"""Tokens left for a chat template."""
+
+_WORDING = (
+    "Whatever a benchmark writes around a context, from the task it sets in front of it to the request behind it, "
+    "takes room too, and how many tokens that is differs between tokenizers. This passage is about as long as such "
+    "wording, a little longer to be safe, and in ordinary English, so that counting its own tokens says how much room "
+    "must be left for that by any context which fills a given length to the end, and still is not cut anywhere."
+)
+
+Rows = list[dict[str, Any]]
+"""Samples as a loader reads them, one JSON object each."""
+
+
+@dataclass(frozen=True)
+class Recall:
+    """What :func:`make_recall` wrote.
+
+    Attributes:
+        config: A configuration of HELMET's that names the files, from the folder on.
+        files: The files, from the folder on, and how many tokens the contexts of each have at most.
+    """
+
+    config: Path
+    files: Mapping[str, int]
+
+
+def make_recall(
+    tokenizer: Any,
+    out: str | Path,
+    lengths: Sequence[int],
+    *,
+    samples: int = 100,
+    seed: int = 42,
+    haystack: str | None = None,
+    needle: str = NEEDLE,
+    reserve: int | None = None,
+) -> Recall:
+    """Write the four recall sets at every length, and a configuration that runs them.
+
+    Args:
+        tokenizer: The model's own; contexts are as long as its tokens allow.
+        out: The folder that gets ``data/ruler``, ``data/json_kv``, ``configs/recall.yaml`` and ``recall.json``.
+        lengths: Tokens of prompt and response together, as HELMET counts them.
+        samples: Of each set.
+        seed: Of every random choice.
+        haystack: Text around the values of one key, repeated where it is short; made-up sentences by default.
+        needle: The needles' sentence, with ``{key}``, ``{kind}`` and ``{value}``.
+        reserve: Tokens left for what HELMET writes around a context; measured with the tokenizer by default.
+
+    Raises:
+        ValueError: If a length has no room for a context, or an argument is out of range.
+    """
+    if samples < 1:
+        raise ValueError(f"samples is {samples}; it must be at least 1")
+    if not lengths or len(set(lengths)) < len(lengths):
+        raise ValueError(f"lengths are {list(lengths)}; give at least one, each once")
+    lacking = [name for name in ("{key}", "{kind}", "{value}") if name not in needle]
+    if lacking:
+        raise ValueError(f"the needle {needle!r} has no {lacking[0]}; it must have {{key}}, {{kind}} and {{value}}")
+    sentences, wording = None if haystack is None else _sentences(haystack), wording_tokens(tokenizer, reserve)
+    maker = _Maker(tokenizer, samples, seed, needle, sentences, wording)
+    sets: list[tuple[str, str, int, int, Rows]] = []
+    for dataset, folder, new_tokens, make in (
+        ("ruler_niah_mk_2", "ruler/niah_multikey_2", 50, partial(maker.needles, "number")),
+        ("ruler_niah_mk_3", "ruler/niah_multikey_3", 100, partial(maker.needles, "uuid")),
+        ("ruler_niah_mv", "ruler/niah_multivalue", 50, maker.values),
+        ("json_kv", "json_kv", 100, maker.pairs),
+    ):
+        for length in lengths:
+            rows = make(length, new_tokens)
+            name = f"test_k{rows[0]['num_kvs']}_dep{_DEPTHS}" if dataset == "json_kv" else f"validation_{length}"
+            file = f"data/{folder}/{name}.jsonl"
+            if file in [other for _, other, *_ in sets]:
+                raise ValueError(
+                    f"length {length} has room for as many JSON pairs as another length, and HELMET's files are called "
+                    "after that number; give lengths that are further apart"
+                )
+            sets.append((dataset, file, length, new_tokens, rows))
+    made = {"samples": samples, "seed": seed, "needle": needle, "reserve": maker.wording, "lengths": list(lengths)}
+    made |= {"tokenizer": str(getattr(tokenizer, "name_or_path", "")), "haystack": _digest(haystack or "")}
+    return write_sets(tokenizer, Path(out), "recall", sets, made, shots=_DEMOS)
+
+
+def write_sets(
+    tokenizer: Any,
+    out: Path,
+    name: str,
+    sets: Sequence[tuple[str, str, int, int, Rows]],
+    made: Mapping[str, Any],
+    *,
+    shots: int,
+) -> Recall:
+    """Write samples, the configuration that runs them, and what made them.
+
+    Args:
+        tokenizer: That the contexts were measured with.
+        out: The folder.
+        name: Of the configuration.
+        sets: HELMET's name of the data set, the file, its length, the tokens of a response, and the samples, each.
+        made: What made them.
+        shots: Examples that HELMET puts in front of a question, where the data set has any.
+    """
+    files: dict[str, int] = {}
+    digests: dict[str, str] = {}
+    for _, file, _, _, rows in track(sets, "writing", unit="file"):
+        content = b"".join(json.dumps(row, ensure_ascii=False).encode() + b"\n" for row in rows)
+        write_atomically(out / file, content)
+        files[file] = max(_count(tokenizer, row["context"]) for row in rows)
+        digests[file] = hashlib.sha256(content).hexdigest()
+    config = {
+        "input_max_length": ",".join(str(length) for _, _, length, _, _ in sets),
+        "datasets": ",".join(dataset for dataset, *_ in sets),
+        "generation_max_length": ",".join(str(new_tokens) for _, _, _, new_tokens, _ in sets),
+        "test_files": ",".join(file for _, file, _, _, _ in sets),
+        "demo_files": "," * (len(sets) - 1),
+        "use_chat_template": False,
+        "max_test_samples": len(sets[0][4]),
+        "shots": shots,
+    }
+    path = out / "configs" / f"{name}.yaml"
+    write_atomically(path, yaml.safe_dump(config, sort_keys=False).encode())
+    write_json(out / f"{name}.json", {**made, "files_sha256": digests, "versions": versions()})
+    return Recall(path, files)
+
+
+def wording_tokens(tokenizer: Any, reserve: int | None = None) -> int:
+    """Tokens to leave for what is written around a context and for a chat template, unless ``reserve`` says how many.
+
+    Raises:
+        ValueError: If it is negative.
+    """
+    if reserve is not None:
+        if reserve < 0:
+            raise ValueError(f"reserve is {reserve}; it must be 0 or more")
+        return reserve
+    return _count(tokenizer, _WORDING) + _TEMPLATE
+
+
+def _count(tokenizer: Any, text: str) -> int:
+    return len(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16] if text else "made up"
+
+
+def _sentences(haystack: str) -> list[str]:
+    found = [one for one in re.split(r"(?<=[.!?])\s+", haystack.strip()) if one]
+    if not found:
+        raise ValueError("the haystack has no sentence; give text, or none for made-up sentences")
+    return found
+
+
+@dataclass(frozen=True, eq=False)
+class _Maker:
+    """Makes the samples of one set at one length; without sentences of a text, values stand among made-up ones."""
+
+    tokenizer: Any
+    samples: int
+    seed: int
+    needle: str
+    sentences: Sequence[str] | None
+    wording: int
+
+    def needles(self, kind: str, length: int, new_tokens: int) -> Rows:
+        """Needles among needles: only the key tells them apart."""
+        rng, rows = random.Random(f"{self.seed}/{kind}/{length}"), Rows()
+        for index in track(range(self.samples), f"{kind} needles, {length:,} tokens"):
+            keys = _uuids(rng) if kind == "uuid" else _words(rng)
+            values = _uuids(rng) if kind == "uuid" else _numbers(rng)
+            key, value = next(keys), next(values)
+            asked = self._needle(key, kind, value)
+            room = self._room(length, new_tokens, 2 * _count(self.tokenizer, key))
+            more = (self._needle(next(keys), kind, next(values)) for _ in cycle("x"))
+            others = self._filling(more, "\n", room, [asked])
+            place = rng.randint(0, len(others))
+            rows.append(_needle_row(index, "\n".join([*others[:place], asked, *others[place:]]), key, kind, [value]))
+            rows[-1]["depth"] = round(place / max(1, len(others)), 3)
+        return rows
+
+    def values(self, length: int, new_tokens: int) -> Rows:
+        """One key with several values, told in a text at random places."""
+        rng, rows = random.Random(f"{self.seed}/values/{length}"), Rows()
+        for index in track(range(self.samples), f"values of one key, {length:,} tokens"):
+            key, numbers = next(_words(rng)), _numbers(rng)
+            values = [next(numbers) for _ in range(_VALUES_A_KEY)]
+            told = [self._needle(key, "number", value) for value in values]
+            room = self._room(length, new_tokens, 2 * _count(self.tokenizer, key))
+            text = self._filling(self._text(rng), " ", room, told)
+            for sentence in told:
+                text.insert(rng.randint(0, len(text)), sentence)
+            rows.append(_needle_row(index, " ".join(text), key, "numbers", values))
+        return rows
+
+    def _text(self, rng: random.Random) -> Iterator[str]:
+        """Sentences without end: the text's from any of them on, again and again, or made-up ones."""
+        if self.sentences is None:
+            while True:
+                yield f"{rng.choice(FILLER_STARTS)} {rng.choice(FILLER_ENDS)}."
+        start = rng.randrange(len(self.sentences))
+        yield from cycle([*self.sentences[start:], *self.sentences[:start]])
+
+    def pairs(self, length: int, new_tokens: int) -> Rows:
+        """A JSON object of UUIDs, as many pairs in every sample; the pair that is asked for at one of a few depths."""
+        rng = random.Random(f"{self.seed}/pairs/{length}")
+        ids = _uuids(rng)
+        one = _count(self.tokenizer, _json([(next(ids), next(ids))]))
+        room = self._room(length, new_tokens, (_DEMOS + 1) * one)
+        drawn = [[(next(ids), next(ids)) for _ in range(2 + room // 20)] for _ in range(self.samples)]
+        # The braces take two tokens.
+        k = min(
+            len(self._filling((_json_line(*pair) for pair in some), _COMMA, room - 2))
+            for some in track(drawn, f"JSON pairs, {length:,} tokens")
+        )
+        if k <= _DEMOS:
+            raise ValueError(f"length {length} has room for {k} JSON pairs; it must have room for {_DEMOS + 1}")
+        return [self._pair_row(index, some[:k], rng) for index, some in enumerate(drawn)]
+
+    def _pair_row(self, index: int, pairs: list[tuple[str, str]], rng: random.Random) -> dict[str, Any]:
+        depth = index % _DEPTHS / (_DEPTHS - 1)
+        place = round(depth * (len(pairs) - 1))
+        others = [list(pair) for i, pair in enumerate(pairs) if i != place]
+        key, value = pairs[place]
+        return {
+            "index": index,
+            "context": _json(pairs),
+            "question": key,
+            "answer": value,
+            "demos": rng.sample(others, _DEMOS),
+            "num_kvs": len(pairs),
+            "depth": depth,
+        }
+
+    def _needle(self, key: str, kind: str, value: str) -> str:
+        return self.needle.format(key=key, kind=kind, value=value)
+
+    def _room(self, length: int, new_tokens: int, taken: int) -> int:
+        """Tokens that are left for filling a context."""
+        room = length - new_tokens - self.wording - taken
+        if room < 1:
+            raise ValueError(
+                f"length {length} is too short for this tokenizer: {new_tokens} tokens are for the response, "
+                f"{self.wording} for HELMET's wording (--reserve) and {taken} for what is asked"
+            )
+        return room
+
+    def _filling(self, pieces: Iterator[str], joint: str, room: int, told: Sequence[str] = ()) -> list[str]:
+        """As many of the pieces, from the first on, as have room together and beside what is told anyway."""
+        found: list[str] = []
+        taken = sum(_count(self.tokenizer, joint + one) for one in told)
+        if taken > room:
+            raise ValueError(
+                f"what is asked for takes {taken} tokens of this tokenizer, and the length is too short: it leaves "
+                f"{room} for a context"
+            )
+        for piece in pieces:
+            taken += _count(self.tokenizer, joint + piece)
+            if taken > room:
+                break
+            found.append(piece)
+        # Pieces may share tokens where they meet, or take one more.
+        while found and _count(self.tokenizer, joint.join([*told, *found])) > room:
+            found.pop()
+        return found
+
+
+def _needle_row(index: int, context: str, key: str, kind: str, values: list[str]) -> dict[str, Any]:
+    return {"index": index, "context": context, "query": key, "type_needle_v": kind, "answer": values}
+
+
+def _json(pairs: Sequence[tuple[str, str]]) -> str:
+    return "{" + _COMMA.join(_json_line(*pair) for pair in pairs) + "}"
+
+
+def _json_line(key: str, value: str) -> str:
+    return f"{json.dumps(key)}: {json.dumps(value)}"
+
+
+def _uuids(rng: random.Random) -> Iterator[str]:
+    while True:
+        yield str(uuid.UUID(int=rng.getrandbits(128), version=4))
+
+
+def _numbers(rng: random.Random) -> Iterator[str]:
+    """Numbers of seven digits, none twice."""
+    return map(str, _distinct(lambda: rng.randint(10**6, 10**7 - 1), 9 * 10**6))
+
+
+def _words(rng: random.Random) -> Iterator[str]:
+    """Pairs of words, none twice."""
+    kinds = [kind for kind in VALUES if kind != "year"]
+    firsts = sorted(
+        {word.lower() for kind in kinds for word in VALUES[kind][0] if word} | set(map(str.lower, PLACE_NAMES))
+    )
+    seconds = sorted({word.lower() for kind in kinds for word in VALUES[kind][1]})
+    n = len(firsts) * len(seconds)
+    for number in _distinct(lambda: rng.randrange(n), n):
+        first, second = divmod(number, len(seconds))
+        yield f"{firsts[first]}-{seconds[second]}"
+
+
+def _distinct(draw: Callable[[], int], n: int) -> Iterator[int]:
+    seen: set[int] = set()
+    while len(seen) < n:
+        number = draw()
+        if number not in seen:
+            seen.add(number)
+            yield number
+    raise ValueError(f"there are no more than {n:,} different keys or values; ask for a shorter length")

@@ -1,0 +1,152 @@
+"""All tasks of a plan for one model, and the tables that they give."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Generator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from focuslens.evaluation import Setting
+from focuslens.heads import Head
+from focuslens.model.batching import BATCH_TOKENS
+from focuslens.model.execution import Executor
+from focuslens.studies.helmet.checkout import Checkout
+from focuslens.studies.helmet.page import grids_of, markdown, to_html
+from focuslens.studies.helmet.plan import Entry
+from focuslens.studies.helmet.reported import reported_rows
+from focuslens.studies.helmet.results import TaskScores, write_results
+from focuslens.studies.helmet.runner import answer_entry, answering_for, require_askable
+from focuslens.studies.helmet.tables import LengthTable, length_tables, tidy_rows
+from focuslens.util.files import versions, write_atomically, write_csv, write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+__all__ = ["HelmetRun"]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class HelmetRun:
+    """One model on some of HELMET's tasks.
+
+    Attributes:
+        executor: Runs the model, in this process or on the workers of a pool.
+        checkout: HELMET.
+        entries: Tasks and lengths.
+        settings: What every prompt is answered under.
+        sink_heads: Heads whose attention to the sink is kept.
+        out: Gets ``records`` (one line a sample), ``output`` (HELMET's files), ``tables``, ``tables.md``,
+            ``index.html`` and ``helmet.json``.
+        batch_tokens: Tokens that are run at a time.
+        template_kwargs: Further arguments of the chat template.
+        repetition_penalty: Of tokens that prompt or response hold already; 1 is none.
+        seed: Of the intervals.
+        progress: Show progress bars; by default where someone may watch.
+    """
+
+    executor: Executor
+    checkout: Checkout
+    entries: tuple[Entry, ...]
+    settings: tuple[Setting, ...]
+    sink_heads: tuple[Head, ...]
+    out: Path
+    batch_tokens: int = BATCH_TOKENS
+    template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    repetition_penalty: float = 1.0
+    seed: int = 42
+    progress: bool | None = None
+    _done: list[TaskScores] = field(default_factory=list[TaskScores], init=False, repr=False)
+
+    def scores(self) -> Generator[TaskScores]:
+        """Run what has not been run, task by task, and write HELMET's files of each.
+
+        Raises:
+            ValueError: If a prompt does not fit the model's context, or records in ``out`` were made otherwise.
+        """
+        require_askable(self.executor, self.checkout, self.entries, self.template_kwargs)
+        self._done.clear()
+        for entry in self.entries:
+            answering = answering_for(self.executor, entry, self.settings, self.sink_heads, self.repetition_penalty)
+            data, store = answer_entry(
+                self.executor,
+                self.checkout,
+                entry,
+                answering,
+                self.out / "records",
+                batch_tokens=self.batch_tokens,
+                template_kwargs=self.template_kwargs,
+                progress=self.progress,
+            )
+            scores = write_results(self.checkout, entry, data, store, self.executor.tokenizer, self.out / "output")
+            self._done.append(scores)
+            yield scores
+
+    def write(self, facts: Mapping[str, str]) -> pd.DataFrame:
+        """Write the tables of what :meth:`scores` has given, and give their averages.
+
+        Args:
+            facts: Further lines on what made the results.
+        """
+        import pandas as pd
+
+        _LOG.info("tables of %d tasks, with their intervals", len(self._done))
+        tables = length_tables(self._done, [setting.name for setting in self.settings], self.seed)
+        reported = reported_rows()
+        grids = [grid for table in tables for grid in grids_of(table, self.executor.name, reported)]
+        title, lines = f"HELMET, on {Path(self.executor.name).name}", {**self._facts(), **facts}
+        lengths = [table.length for table in tables]
+        for table in tables:
+            self._write_csv(table)
+        rows = [row for table in tables for row in tidy_rows(table)]
+        write_csv(self.out / "tables" / "figures.csv", list(rows[0]), [list(row.values()) for row in rows])
+        write_atomically(self.out / "tables.md", markdown(title, lines, grids).encode())
+        write_atomically(self.out / "index.html", to_html(title, lines, grids, reported, lengths).encode())
+        write_json(self.out / "helmet.json", {**self._made_by(), "facts": lines, "figures": rows})
+        shown = ["length", "setting", "column", "score", "difference", "against_baseline"]
+        averages = [row for table in tables for row in tidy_rows(table) if row["column"] in table.averages]
+        return pd.DataFrame(averages)[shown]
+
+    def _write_csv(self, table: LengthTable) -> None:
+        folder = self.out / "tables"
+        for name, columns in (("tasks", table.tasks), ("averages", table.averages)):
+            rows = [[s, *(table.cells[s, column].score.mean for column in columns)] for s in table.settings]
+            write_csv(folder / f"{name}_{table.length}.csv", ["setting", *columns], rows)
+        if not table.sinks:
+            return
+        rows = []
+        for setting in table.settings:
+            sinks = [table.sinks.get((setting, task)) for task in table.tasks]
+            std = table.sink_std(setting)
+            rows.append([setting, *("" if one is None else one.mean for one in sinks), "" if std is None else std])
+        write_csv(folder / f"sink_{table.length}.csv", ["setting", *table.tasks, "STD"], rows)
+
+    def _made_by(self) -> dict[str, Any]:
+        return {
+            "model": self.executor.description,
+            "helmet": {"files_sha256": self.checkout.digest},
+            "tasks": [entry.describe() for entry in self.entries],
+            "settings": [setting.describe() for setting in self.settings],
+            "sink_heads": [list(head) for head in self.sink_heads],
+            "repetition_penalty": self.repetition_penalty,
+            "seed": self.seed,
+            "versions": versions(),
+        }
+
+    def _facts(self) -> dict[str, str]:
+        description, shape = self.executor.description, self.executor.shape
+        heads = ", ".join(map(str, self.sink_heads))
+        sink = f"attention of {heads} to the first two tokens, averaged over the response's tokens"
+        return {
+            "model": f"{self.executor.name}: {shape.n_layers} layers of {shape.n_heads} heads; weights "
+            f"{description['weights']}, {description['dtype']} on {description['device']}",
+            "responses": f"greedy, with a repetition penalty of {self.repetition_penalty:g} (1 is none)",
+            "settings": "baseline, and HEADS_ALPHA: directions of strength ALPHA on the best HEADS heads",
+            "sink": sink if heads else "not looked at: there are neither directions nor a ranking of heads",
+            "HELMET's files": f"digest {self.checkout.digest}",
+            "seed": str(self.seed),
+            "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
+        }

@@ -1,0 +1,237 @@
+"""HELMET's prompts through FocusLens: one sample in, one record out, written as it is done."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from focuslens.evaluation import Setting
+from focuslens.evaluation.records import RecordFile
+from focuslens.evaluation.responding import respond
+from focuslens.heads import Head
+from focuslens.model.batching import BATCH_TOKENS, map_batches
+from focuslens.model.execution import Executor
+from focuslens.model.focus_model import FocusModel
+from focuslens.model.loading import repetition_penalty
+from focuslens.prompts.batch import EncodedPrompt, Generation, PromptBatch
+from focuslens.scores.masses import SINK
+from focuslens.studies.helmet.checkout import Checkout
+from focuslens.studies.helmet.plan import Entry
+from focuslens.studies.helmet.samples import (
+    HelmetSample,
+    read_samples,
+    require_room,
+    require_template,
+    samples_digest,
+    stop_tokens,
+)
+from focuslens.util.files import versions
+from focuslens.util.progress import progress_bar
+
+if TYPE_CHECKING:
+    from focuslens.scores.masses import Parts
+
+__all__ = ["Answering", "answer_entry", "answering_for", "declared_penalty", "entry_header", "require_askable"]
+
+_LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Answering:
+    """What is done with each sample: a plain value, so that samples can be spread over processes.
+
+    Attributes:
+        settings: What every prompt is answered under.
+        max_new_tokens: Of a response.
+        heads: Heads whose attention to the sink is kept, in the rows that generation runs anyway.
+        stop_tokens: Tokens that end a response; the model's own where there are none.
+        repetition_penalty: Of tokens that prompt or response hold already; 1 is none.
+    """
+
+    settings: tuple[Setting, ...]
+    max_new_tokens: int
+    heads: tuple[Head, ...] = ()
+    stop_tokens: tuple[int, ...] | None = None
+    repetition_penalty: float = 1.0
+
+    def __call__(self, model: FocusModel, sample: HelmetSample, budget: int = BATCH_TOKENS) -> dict[str, Any]:
+        """The record of one sample: its responses under every setting, as JSON.
+
+        Args:
+            model: The model.
+            sample: The prompt.
+            budget: Tokens that are run at a time, copies of the prompt for several settings included.
+        """
+        if self.stop_tokens is not None:
+            model = copy.copy(model)
+            model.stop_tokens = self.stop_tokens
+        batch = PromptBatch.of([EncodedPrompt(sample.tokens, {})])
+        interventions = [setting.interventions for setting in self.settings]
+        parts: Parts | None = _sink if self.heads else None
+        results: dict[str, Any] = {}
+        for answered in respond(
+            model,
+            batch,
+            interventions,
+            max_new_tokens=self.max_new_tokens,
+            budget=budget,
+            parts=parts,
+            repetition_penalty=self.repetition_penalty,
+        ):
+            setting, (response,) = self.settings[answered.setting], answered.responses
+            sink = None if answered.masses is None else _of_heads(answered.masses[0], self.heads)
+            results[setting.name] = {**_said(model, response), "sink": sink}
+        return {
+            "id": sample.id,
+            "question": sample.question,
+            "input_len": len(sample.tokens),
+            "input_text": _shown(model, sample),
+            "truncated": sample.truncated,
+            "results": {setting.name: results[setting.name] for setting in self.settings},
+        }
+
+
+def _sink(batch: PromptBatch) -> Float[Tensor, "batch key 1"]:
+    """The first tokens of every prompt."""
+    parts = torch.zeros(len(batch), batch.width, 1)
+    for row, padding in zip(parts, batch.padding, strict=True):
+        row[padding : padding + SINK] = 1
+    return parts
+
+
+def _of_heads(masses: Float[Tensor, "layer head 1"], heads: Sequence[Head]) -> list[float | None]:
+    """Of each head; ``None`` for a response without tokens."""
+    found = [float(masses[layer, head, 0]) for layer, head in heads]
+    return [None if math.isnan(one) else one for one in found]
+
+
+def _said(model: FocusModel, response: Generation) -> dict[str, Any]:
+    """A response as HELMET has it: white space kept, and the token that ended it counted."""
+    tokens = [*response.tokens.tolist(), *([] if response.stop is None else [response.stop])]
+    return {"output": model.tokenizer.decode(tokens, skip_special_tokens=True), "tokens": tokens}
+
+
+def _shown(model: FocusModel, sample: HelmetSample) -> str:
+    """What HELMET's result files keep of a prompt: its first and last 500 tokens."""
+    decode = model.tokenizer.decode
+    return f"{decode(sample.tokens[:500])} <skip> {decode(sample.tokens[-500:])}"
+
+
+def require_askable(
+    executor: Executor, checkout: Checkout, entries: Sequence[Entry], template_kwargs: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse tasks that the model cannot be asked before any is run.
+
+    Raises:
+        ValueError: If a prompt does not fit the model's context (only tasks of which one may not are looked into), or
+            is to be put into a chat template that there is not.
+    """
+    for entry in entries:
+        require_template(entry, executor.tokenizer)
+    for entry in entries:
+        if entry.length > executor.shape.n_ctx:
+            samples = read_samples(checkout, entry, _load(checkout, entry), executor.tokenizer, template_kwargs)
+            require_room(entry, samples, executor.shape.n_ctx)
+
+
+def _load(checkout: Checkout, entry: Entry) -> dict[str, Any]:
+    args = entry.args
+    _LOG.info("%s: HELMET loads its data", entry.label)
+    return checkout.load(args, entry.dataset, entry.file(args.test_files), entry.file(args.demo_files))
+
+
+def declared_penalty(executor: Executor) -> float:
+    """The repetition penalty of the checkpoint's generation config, which Hugging Face and so HELMET's model apply."""
+    (penalty,) = executor.map(_declared_penalty, [()])
+    return penalty
+
+
+def _declared_penalty(model: FocusModel) -> float:
+    return 1.0 if model.name == "demo" else repetition_penalty(model.name, model.revision)
+
+
+def answering_for(
+    executor: Executor, entry: Entry, settings: Sequence[Setting], heads: Sequence[Head], penalty: float = 1.0
+) -> Answering:
+    """What is done with the samples of a task: its responses are as long, and end, as HELMET says."""
+    ends = stop_tokens(executor.tokenizer, executor.description["stop_tokens"], entry)
+    return Answering(tuple(settings), entry.max_new_tokens, tuple(heads), ends, penalty)
+
+
+def entry_header(
+    executor: Executor, checkout: Checkout, entry: Entry, answering: Answering, samples: Sequence[HelmetSample]
+) -> dict[str, Any]:
+    """What made the records of one task."""
+    ends = {} if answering.stop_tokens is None else {"stop_tokens": list(answering.stop_tokens)}
+    return {
+        "model": {**executor.description, **ends},
+        "helmet": {"files_sha256": checkout.digest},
+        "data": {**entry.describe(), "samples": len(samples), "prompts_sha256": samples_digest(samples)},
+        "settings": [setting.describe() for setting in answering.settings],
+        "sink_heads": [list(head) for head in answering.heads],
+        "repetition_penalty": answering.repetition_penalty,
+        "seed": entry.args.seed,
+        "versions": versions(),
+    }
+
+
+def answer_entry(
+    executor: Executor,
+    checkout: Checkout,
+    entry: Entry,
+    answering: Answering,
+    folder: Path,
+    *,
+    batch_tokens: int = BATCH_TOKENS,
+    template_kwargs: Mapping[str, Any] | None = None,
+    progress: bool | None = None,
+) -> tuple[dict[str, Any], RecordFile]:
+    """All samples of one task under every setting, on from where a killed run was; gives HELMET's data too.
+
+    Args:
+        executor: Runs the model, here or elsewhere.
+        checkout: HELMET.
+        entry: The task.
+        answering: What is done with each sample.
+        folder: Where the records go, one JSON line a sample.
+        batch_tokens: Tokens that are run at a time; halved when memory runs out.
+        template_kwargs: Further arguments of the chat template.
+        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.util.progress`.
+
+    Raises:
+        ValueError: If a prompt does not fit the model's context, or the records there were made otherwise.
+    """
+    data = _load(checkout, entry)
+    samples = read_samples(checkout, entry, data, executor.tokenizer, template_kwargs)
+    require_room(entry, samples, executor.shape.n_ctx)
+    store = RecordFile(folder / f"{entry.label}.jsonl", entry_header(executor, checkout, entry, answering, samples))
+    todo = [sample for sample in samples if sample.id not in store.records]
+    names = [f"sample {sample.id} of {entry.dataset}" for sample in todo]
+    lengths, run = [len(sample.tokens) for sample in todo], partial(_answer_alone, answering=answering)
+    divisible, done = len(answering.settings) > 1, len(samples) - len(todo)
+    with progress_bar(entry.label, len(samples), done=done, show=progress) as bar:
+        # One at a time: long prompts fill a batch alone, and each is on disk before the next one's turn.
+        for _, record in map_batches(
+            executor, run, todo, names, lengths, batch_tokens, divisible=divisible, alone=True
+        ):
+            store.append([record])
+            bar.update()
+    return data, store
+
+
+def _answer_alone(
+    model: FocusModel, samples: Sequence[HelmetSample], budget: int, answering: Answering
+) -> dict[str, Any]:
+    """The record of a batch's only sample."""
+    (sample,) = samples
+    return answering(model, sample, budget)

@@ -1,0 +1,145 @@
+"""HELMET's samples as the tokens that its own model for Hugging Face checkpoints would be given."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from jaxtyping import Int
+from torch import Tensor
+
+from focuslens.studies.helmet.checkout import Checkout
+from focuslens.studies.helmet.plan import Entry
+from focuslens.util.progress import track
+
+__all__ = ["HelmetSample", "read_samples", "require_room", "require_template", "samples_digest", "stop_tokens"]
+
+_QUESTION = ("qid", "id", "question")
+"""Fields that tell one question of a data set from others; it may be asked with its document at several depths."""
+
+_NEWLINES = ("\n", "Ċ", "ĊĊ", "<0x0A>")
+"""The new line, as different tokenizers have it, at which HELMET ends a response if it is told to."""
+
+
+@dataclass(frozen=True, eq=False)
+class HelmetSample:
+    """One prompt.
+
+    Attributes:
+        id: Its place in HELMET's data.
+        question: The same for all prompts of one question.
+        tokens: The prompt, as HELMET's ``HFModel`` would be given it.
+        truncated: Whether HELMET cut its context to the input length.
+    """
+
+    id: str
+    question: str
+    tokens: Int[Tensor, "pos"]
+    truncated: bool
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """What of an ``HFModel`` decides how it reads a sample."""
+
+    tokenizer: Any
+    max_length: int
+    generation_max_length: int
+    use_chat_template: bool
+    system_message: str | None
+
+
+def read_samples(
+    checkout: Checkout,
+    entry: Entry,
+    data: Mapping[str, Any],
+    tokenizer: Any,
+    template_kwargs: Mapping[str, Any] | None = None,
+) -> list[HelmetSample]:
+    """All prompts of one task, by HELMET's own preparation.
+
+    Args:
+        checkout: HELMET.
+        entry: The task.
+        data: What HELMET loaded for it.
+        tokenizer: The model's own.
+        template_kwargs: Further arguments of the chat template. HELMET has none; Llama 3 puts today's date into the
+            prompt unless ``date_string`` is given.
+
+    Raises:
+        ValueError: If HELMET found no samples, or the length leaves one no room for a context.
+    """
+    if template_kwargs:
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.apply_chat_template = partial(tokenizer.apply_chat_template, **template_kwargs)
+    args = entry.args
+    reader = _Reader(tokenizer, entry.length, entry.max_new_tokens, args.use_chat_template, args.system_message)
+    samples: list[HelmetSample] = []
+    for place in track(range(len(data["data"])), f"prompts of {entry.label}"):
+        item = dict(data["data"][place])
+        question = next((str(item[name]) for name in _QUESTION if item.get(name) not in (None, "")), str(place))
+        whole = item.get("context")
+        try:
+            tokens = checkout.prepare(reader, item, data).input_ids[0]
+        except IndexError as error:  # it cuts more from the context than there is
+            raise ValueError(
+                f"sample {place} of {entry.dataset} has no room for any context under {entry.length} tokens, of which "
+                f"{entry.max_new_tokens} are for the response: what HELMET writes around the context takes the rest; "
+                "leave the length out (--lengths), or have fewer examples (--helmet-arg shots=0)"
+            ) from error
+        samples.append(HelmetSample(str(place), question, tokens, item.get("context") != whole))
+    if not samples:
+        raise ValueError(f"HELMET found no samples for {entry.dataset} in {entry.args.test_files or 'the hub'}")
+    return samples
+
+
+def samples_digest(samples: Sequence[HelmetSample]) -> str:
+    """SHA-256 of all prompts' tokens: tells one set of samples from another in result files."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(f"{sample.id} {sample.question} {len(sample.tokens)}".encode())
+        digest.update(sample.tokens.numpy().tobytes())
+    return digest.hexdigest()
+
+
+def require_template(entry: Entry, tokenizer: Any) -> None:
+    """Refuse to use a chat template where there is none.
+
+    Raises:
+        ValueError: If HELMET is told to use one and the tokenizer has none.
+    """
+    if entry.args.use_chat_template and not getattr(tokenizer, "chat_template", None):
+        raise ValueError(
+            f"{entry.dataset} is to be asked in the chat template, and the model's tokenizer has none, as base models' "
+            "have: --use-chat-template False asks without one"
+        )
+
+
+def require_room(entry: Entry, samples: Sequence[HelmetSample], n_ctx: int) -> None:
+    """Refuse prompts that leave no room for a whole response in the model's context.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    longest = max(samples, key=lambda sample: len(sample.tokens))
+    needed = len(longest.tokens) + entry.max_new_tokens
+    if needed > n_ctx:
+        raise ValueError(
+            f"sample {longest.id} of {entry.dataset} has {len(longest.tokens)} tokens and may get "
+            f"{entry.max_new_tokens} more, and the model's context has {n_ctx}: leave out the length {entry.length} "
+            f"(--lengths), or open the model with --n-ctx {needed} or more, if its positions allow it"
+        )
+
+
+def stop_tokens(tokenizer: Any, own: Sequence[int], entry: Entry) -> tuple[int, ...]:
+    """Tokens that end a response: the model's own and, if HELMET is told to, those that are new lines."""
+    if not entry.args.stop_newline:
+        return tuple(own)
+    ids = {tokenizer.convert_tokens_to_ids(token) for token in _NEWLINES} | set(own)
+    if "llama" in str(entry.args.model_name_or_path).lower():  # where HELMET does not end at unknown tokens
+        ids.discard(tokenizer.unk_token_id)
+    return tuple(sorted(token for token in ids if token is not None))

@@ -1,0 +1,29 @@
+"""What a focus direction is made of, where attention goes under it, and whether site and rows matter."""
+
+from __future__ import annotations
+
+from focuslens.studies.paper import budget, decomposition, sites
+from focuslens.studies.paper.artefact import Artefact
+from focuslens.studies.paper.steering import steerable
+from focuslens.studies.paper.study import Study
+
+__all__ = ["KEY", "SECTIONS", "run"]
+
+KEY = "anatomy"
+SECTIONS = ("directions", "anatomy")
+
+
+def run(study: Study) -> Artefact:
+    """Content and position, frequencies, tokens, attention budget, sites and rows."""
+    heads, folder = steerable(study), study.folder(KEY)
+    pieces = [budget.piece(study, heads, folder), sites.piece(study, heads, KEY)]
+    if study.directions.site == "rotary":
+        pieces.insert(0, decomposition.piece(study, heads, folder))
+    return Artefact(
+        KEY,
+        "Anatomy of a direction",
+        "beyond the paper",
+        tuple(finding for piece in pieces for finding in piece.findings),
+        tuple(figure for piece in pieces for figure in piece.figures),
+        tuple(table for piece in pieces for table in piece.tables),
+    )

@@ -1,0 +1,170 @@
+"""What a reproduction leaves behind: artefacts on disk, whole or not at all, each with what made it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import matplotlib.pyplot as plt
+import numpy as np
+from jaxtyping import Shaped
+from matplotlib.axes import Axes
+
+from focuslens.evaluation import Interval
+from focuslens.util.files import write_csv, write_json
+from focuslens.viz import Curve, save_figure
+from focuslens.viz.report import Cell, Table
+
+__all__ = [
+    "Artefact",
+    "Finding",
+    "Piece",
+    "Verdict",
+    "all_of",
+    "keep_curves",
+    "keep_figure",
+    "keep_heads",
+    "load_artefact",
+    "save_artefact",
+    "signed",
+    "verdict_below",
+    "verdict_by",
+]
+
+Verdict: TypeAlias = Literal["holds", "does not hold", "cannot be told", ""]
+"""Whether a finding of the paper is seen here; empty where the sentence is no such finding."""
+
+
+def verdict_by(value: Interval, above: float = 0.0) -> Verdict:
+    """Whether something that should be above a limit is, by its interval."""
+    return "holds" if value.low > above else "does not hold" if value.high < above else "cannot be told"
+
+
+def verdict_below(value: Interval, limit: float) -> Verdict:
+    """Whether something that should be below a limit is, by its interval."""
+    return "holds" if value.high < limit else "does not hold" if value.low > limit else "cannot be told"
+
+
+def all_of(*verdicts: Verdict) -> Verdict:
+    """Of a finding that says several things: it holds if all of them do, and not if one does not."""
+    if "does not hold" in verdicts:
+        return "does not hold"
+    return "cannot be told" if "cannot be told" in verdicts else "holds"
+
+
+def signed(change: Interval, digits: int = 3) -> str:
+    """A change with its interval, each with its sign, or 0 where it has none in so many digits."""
+    texts = (f"{number:+.{digits}f}" for number in (change.mean, change.low, change.high))
+    mean, low, high = (text if float(text) else "0" for text in texts)
+    return f"{mean} [{low}, {high}]"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One sentence about what came out, and whether a finding of the paper is seen in it."""
+
+    text: str
+    verdict: Verdict = ""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """One table or figure of the paper.
+
+    Attributes:
+        key: Its folder, and its name on the command line.
+        title: What it shows.
+        paper: Which figures and tables of the paper it stands for.
+        findings: What came out.
+        figures: Caption and file name of each picture, in the artefact's folder.
+        tables: The numbers; each is written as CSV too.
+        reported: The paper's own figures for Llama-3.2-3B-Instruct, where its text gives any.
+    """
+
+    key: str
+    title: str
+    paper: str
+    findings: tuple[Finding, ...] = ()
+    figures: tuple[tuple[str, str], ...] = ()
+    tables: tuple[Table, ...] = ()
+    reported: tuple[Table, ...] = field(default=())
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one subject of an artefact adds to it; see :class:`Artefact`."""
+
+    findings: tuple[Finding, ...]
+    figures: tuple[tuple[str, str], ...]
+    tables: tuple[Table, ...]
+
+
+def keep_figure(axes: Axes, path: Path) -> None:
+    """Write a figure, and let it go: a reproduction draws dozens."""
+    save_figure(axes, path)
+    plt.close(axes.get_figure(root=True))
+
+
+def keep_curves(axes: Axes, path: Path, lines: Sequence[Curve], levels: Mapping[str, Interval] | None = None) -> None:
+    """Write a figure of lines, and beside it a CSV file of the numbers, under the names of its axes."""
+    columns = ("line", axes.get_xlabel(), axes.get_ylabel(), "low", "high")
+    rows: list[tuple[Cell, ...]] = [(name, "", one.mean, one.low, one.high) for name, one in (levels or {}).items()]
+    for line in lines:
+        rows += [(line.label, *point) for point in zip(line.x, line.estimate, line.low, line.high, strict=True)]
+    keep_figure(axes, path)
+    write_csv(path.with_suffix(".csv"), columns, rows)
+
+
+def keep_heads(axes: Axes, path: Path, columns: Mapping[str, Shaped[np.ndarray, "layer head"]]) -> None:
+    """Write a map of all heads, and beside it a CSV file of the numbers, a line a head."""
+    keep_figure(axes, path)
+    places = np.ndindex(next(iter(columns.values())).shape)
+    rows = [(*place, *(one[place].item() for one in columns.values())) for place in places]
+    write_csv(path.with_suffix(".csv"), ("layer", "head", *columns), rows)
+
+
+def save_artefact(folder: Path, artefact: Artefact, header: Mapping[str, Any]) -> None:
+    """Write an artefact's tables as CSV and, last, ``artefact.json``, which says that it is finished."""
+    for place, table in enumerate(artefact.tables, start=1):
+        write_csv(folder / f"table_{place}.csv", table.columns, table.rows)
+    content = {
+        "header": header,
+        "key": artefact.key,
+        "title": artefact.title,
+        "paper": artefact.paper,
+        "findings": [[one.text, one.verdict] for one in artefact.findings],
+        "figures": [list(one) for one in artefact.figures],
+        "tables": [_to_json(table) for table in artefact.tables],
+        "reported": [_to_json(table) for table in artefact.reported],
+    }
+    write_json(folder / "artefact.json", content)
+
+
+def load_artefact(folder: Path, header: Mapping[str, Any]) -> Artefact | None:
+    """An artefact that was finished under the same header; ``None`` where there is none."""
+    path = folder / "artefact.json"
+    if not path.is_file():
+        return None
+    content = json.loads(path.read_text())
+    if content["header"] != json.loads(json.dumps(header)):
+        return None
+    return Artefact(
+        content["key"],
+        content["title"],
+        content["paper"],
+        tuple(Finding(text, verdict) for text, verdict in content["findings"]),
+        tuple((caption, name) for caption, name in content["figures"]),
+        tuple(_from_json(table) for table in content["tables"]),
+        tuple(_from_json(table) for table in content["reported"]),
+    )
+
+
+def _to_json(table: Table) -> dict[str, Any]:
+    return {"caption": table.caption, "columns": list(table.columns), "rows": [list(row) for row in table.rows]}
+
+
+def _from_json(table: Mapping[str, Any]) -> Table:
+    return Table(table["caption"], tuple(table["columns"]), tuple(tuple(row) for row in table["rows"]))

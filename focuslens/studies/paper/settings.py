@@ -1,0 +1,257 @@
+"""What a reproduction runs, read from a YAML file and checked before anything is opened."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, cast, get_args, get_type_hints
+
+import yaml
+
+from focuslens.interventions.directions import Site
+
+__all__ = [
+    "AnatomySettings",
+    "DirectionSettings",
+    "PaperSettings",
+    "RetrievalSettings",
+    "ScoreSettings",
+    "SplitSoftmaxSettings",
+    "SteeredScoreSettings",
+    "SteeringSettings",
+    "find_settings",
+    "load_settings",
+]
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where questions come from.
+
+    Attributes:
+        file: ``synthetic``, or the name of a lost-in-the-middle file, which the command line points at.
+        documents: Documents a prompt.
+        gold_positions: Where the gold document stands, counted from 1 as in the paper.
+        every_position: Whether a question is asked with the gold document at each of these in turn (the paper), or at
+            one of them.
+        train: Training questions; all of the training part where it is ``None``.
+        validation: Validation questions, taken out of the training half; a fifth of it where it is ``None``.
+        test: Test questions; all where it is ``None``.
+    """
+
+    file: str = "nq-open-contriever-msmarco-retrieved-documents.jsonl.gz"
+    documents: int = 20
+    gold_positions: tuple[int, ...] = (1, 5, 10, 15, 20)
+    every_position: bool = True
+    train: int | None = None
+    validation: int | None = None
+    test: int | None = None
+
+
+@dataclass(frozen=True)
+class ScoreSettings:
+    """Figure 2 and Table 1: ``thresholds`` above which heads are counted, and how many heads the table shows."""
+
+    thresholds: tuple[float, ...] = (0.2, 0.1, 0.05)
+    top: int = 5
+
+
+@dataclass(frozen=True)
+class SplitSoftmaxSettings:
+    """Figure 3: exponents, numbers of heads, and the exponent of random heads, drawn outside the first ``exclude``."""
+
+    taus: tuple[float, ...] = (0.1, 0.3, 0.6, 1.5, 1000.0)
+    ks: tuple[int, ...] = (1, 5, 10, 20, 30, 50, 100, 150, 200, 300, 400, 500, 600)
+    random_tau: float = 0.3
+    exclude: int = 20
+
+
+@dataclass(frozen=True)
+class DirectionSettings:
+    """Where focus directions come from.
+
+    Attributes:
+        source: ``train``, or a directory: of the authors' files, or written by ``FocusDirections.save``.
+        site: Where trained ones act.
+        prompts: What they are trained on: ``long`` as in the authors' code, ``gold`` as in the paper's text.
+        epochs: Passes over the training samples.
+        learning_rate: Of AdamW.
+        heads: How many of the ranking are trained; all where it is ``None``.
+        memory_gb: How much of the activations is kept between epochs.
+    """
+
+    source: str = "train"
+    site: Site = "rotary"
+    prompts: Literal["long", "gold"] = "long"
+    epochs: int = 10
+    learning_rate: float = 1e-3
+    heads: int | None = None
+    memory_gb: float = 4.0
+
+
+@dataclass(frozen=True)
+class SteeringSettings:
+    """Figure 4: strengths, numbers of heads, and how many heads are contextual; more of them are said to hurt."""
+
+    alphas: tuple[float, ...] = (-0.5, -0.2, -0.1, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
+    ks: tuple[int, ...] = (1, 5, 10, 20, 30, 50, 100, 150, 200, 300, 400, 500, 600)
+    contextual: int = 20
+
+
+@dataclass(frozen=True)
+class SteeredScoreSettings:
+    """Table 3: strengths with the top ``few`` heads steered (left) and with the top ``many`` (right)."""
+
+    few: int = 5
+    few_alphas: tuple[float, ...] = (-0.2, 0.2, 0.5)
+    many: int = 20
+    many_alphas: tuple[float, ...] = (0.4, 0.5, 1.0)
+
+
+@dataclass(frozen=True)
+class RetrievalSettings:
+    """Figure 9.
+
+    Attributes:
+        haystack: ``synthetic``, or a directory of essays with ``needles.jsonl``, which the command line points at.
+        lengths: Tokens of a prompt's context, or documents where it is synthetic.
+        depths: Where the needle stands, from 0 to 1.
+        repeats: Questions for each length and depth where it is synthetic.
+        max_new_tokens: Of a response.
+        top: Heads that are compared with as many contextual ones.
+    """
+
+    haystack: str = "haystack"
+    lengths: tuple[int, ...] = (1000, 2000, 3000, 4000, 5000)
+    depths: tuple[float, ...] = (0.0, 0.11, 0.22, 0.33, 0.44, 0.56, 0.67, 0.78, 0.89, 1.0)
+    repeats: int = 1
+    max_new_tokens: int = 50
+    top: int = 20
+
+
+@dataclass(frozen=True)
+class AnatomySettings:
+    """What directions are made of and where attention goes under them.
+
+    Attributes:
+        heads: First heads of the ranking that are taken apart.
+        samples: Prompts whose keys and attention are looked at.
+        alphas: Strengths of the budget and of the comparison of sites and positions.
+        k: Heads steered in both.
+        keys: Most keys a head that are collected.
+        tokens: Tokens shown that a direction favours most, and as many that it disfavours.
+    """
+
+    heads: int = 5
+    samples: int = 50
+    alphas: tuple[float, ...] = (-0.2, 0.2, 0.5, 1.0)
+    k: int = 20
+    keys: int = 20000
+    tokens: int = 15
+
+
+@dataclass(frozen=True)
+class PaperSettings:
+    """One model's reproduction.
+
+    Attributes:
+        name: Of the results' folder.
+        model: ``demo``, a hub name, or a directory.
+        model_options: Further arguments of :meth:`FocusModel.from_pretrained`.
+        data: The questions.
+        max_new_tokens: Of a response.
+        batch_tokens: Prompt tokens that are run together.
+        seed: Of every random choice.
+        scores: Figure 2 and Table 1.
+        split_softmax: Figure 3.
+        directions: Where directions come from.
+        steering: Figure 4.
+        steered_scores: Table 3.
+        retrieval: Figure 9.
+        anatomy: What directions are made of.
+    """
+
+    name: str
+    model: str
+    model_options: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    data: DataSettings = field(default_factory=DataSettings)
+    max_new_tokens: int = 100
+    batch_tokens: int = 2**14
+    seed: int = 42
+    scores: ScoreSettings = field(default_factory=ScoreSettings)
+    split_softmax: SplitSoftmaxSettings = field(default_factory=SplitSoftmaxSettings)
+    directions: DirectionSettings = field(default_factory=DirectionSettings)
+    steering: SteeringSettings = field(default_factory=SteeringSettings)
+    steered_scores: SteeredScoreSettings = field(default_factory=SteeredScoreSettings)
+    retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
+    anatomy: AnatomySettings = field(default_factory=AnatomySettings)
+
+
+def find_settings(name: str) -> Path:
+    """The YAML file of a model: a path, or the name of one that comes with the package.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    if Path(name).suffix in (".yaml", ".yml"):
+        if Path(name).is_file():
+            return Path(name)
+        raise FileNotFoundError(f"there is no file {name}")
+    known = {file.stem: file for file in sorted(Path(__file__).parent.glob("*.yaml"))}
+    if name not in known:
+        raise FileNotFoundError(f"no settings are called {name!r}; there are {', '.join(known)}, or name a YAML file")
+    return known[name]
+
+
+def load_settings(path: str | Path) -> PaperSettings:
+    """Settings of a YAML file.
+
+    Raises:
+        ValueError: If the file is no mapping, names an unknown setting, or a value is of another kind.
+    """
+    content = yaml.safe_load(Path(path).read_text())
+    return cast("PaperSettings", _read(PaperSettings, content, str(path)))
+
+
+def _read(kind: type[Any], content: Any, where: str) -> Any:
+    """A dataclass from a mapping."""
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{where} is {content!r}; it must be a mapping of settings")
+    given = cast("Mapping[str, Any]", content)
+    hints, names = get_type_hints(kind), [one.name for one in fields(kind)]
+    unknown = [name for name in given if name not in names]
+    if unknown:
+        raise ValueError(f"{where} has an unknown setting {unknown[0]!r}; there are {', '.join(names)}")
+    missing = [
+        one.name
+        for one in fields(kind)
+        if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING and one.name not in given
+    ]
+    if missing:
+        raise ValueError(f"{where} lacks {missing[0]!r}")
+    return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in given.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """One value, as the kind that is asked for."""
+    if dataclasses.is_dataclass(hint):
+        return _read(cast("type[Any]", hint), value, where)
+    origin, inner = getattr(hint, "__origin__", None), get_args(hint)
+    if origin is tuple:
+        if not isinstance(value, list) or not value:
+            raise ValueError(f"{where} is {value!r}; it must be a list with at least one entry")
+        return tuple(_value(inner[0], one, where) for one in cast("list[Any]", value))
+    if origin is Literal:
+        if value not in inner:
+            raise ValueError(f"{where} is {value!r}; it must be one of {', '.join(map(str, inner))}")
+        return value
+    if type(None) in inner:
+        return None if value is None else _value(inner[0], value, where)
+    wanted = Mapping if origin is not None else hint
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, wanted) or (hint is int and isinstance(value, bool)):
+        raise ValueError(f"{where} is {value!r}; it must be of the kind {getattr(hint, '__name__', 'mapping')}")
+    return value

@@ -1,0 +1,1 @@
+"""Files, progress bars, HTML fragments and statistics, which know nothing of models."""

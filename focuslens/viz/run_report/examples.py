@@ -1,0 +1,215 @@
+"""Samples that an intervention put right, or wrong: what was said, and where the model looked before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from focuslens.evaluation import Setting
+from focuslens.heads import Head
+from focuslens.hooks import Intervention
+from focuslens.interventions import intervention_from
+from focuslens.model.focus_model import FocusModel
+from focuslens.prompts.prompt import MultiDocSample
+from focuslens.scores.response import ResponseAttention, response_attention
+from focuslens.scores.window import window_attention
+from focuslens.util.progress import track
+from focuslens.viz import AttentionView, compare_view, token_view
+from focuslens.viz.report import Section, Table
+from focuslens.viz.run_report.reading import RunFiles, StoredSweep
+from focuslens.viz.run_report.samples import NotHere, reopen_model, reopen_samples
+from focuslens.viz.run_report.sections import chosen_setting
+
+__all__ = ["Sources", "examples_section"]
+
+_HEADS = 4
+"""Heads of a view: the first of those that the intervention acts on."""
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Where a run's model and data are now.
+
+    Attributes:
+        model: A model that is open already.
+        model_name: Where the model is, if not at its own name.
+        device: Where it is to run.
+        data: Where the data file is, if not at its own name.
+        views: Samples to show for each sweep and direction of change; none opens no model.
+    """
+
+    model: FocusModel | None = None
+    model_name: str | None = None
+    device: str | None = None
+    data: Path | None = None
+    views: int = 2
+
+
+@dataclass(frozen=True)
+class _Change:
+    """A sample whose answer changed from the baseline to a setting."""
+
+    place: int
+    setting: Setting
+    became_right: bool
+
+    @property
+    def verdict(self) -> str:
+        return "right" if self.became_right else "wrong"
+
+
+def examples_section(files: RunFiles, sources: Sources, say: Callable[[str], None]) -> Section | None:
+    """Changed samples of the run's sweeps; ``None`` where no sweep compares a setting with a baseline."""
+    tables: list[Table] = []
+    views: list[tuple[str, AttentionView]] = []
+    missing: list[str] = []
+    for stored in _sweeps(files):
+        chosen = chosen_setting(stored, files.sweeps)
+        if chosen is None:
+            continue
+        changes = _changes(stored, chosen[0])
+        if not changes:
+            missing.append(f"{stored.path.name}: no answer changed, so there is no sample to show.")
+            continue
+        try:
+            samples = _in_order(stored, reopen_samples(stored.sweep.header, sources.data))
+        except NotHere as error:
+            samples = None
+            missing.append(f"{stored.path.name}: no questions and no attention views, since {error}.")
+        tables += _tables(stored, chosen[0], changes, samples)
+        if samples is None or not sources.views:
+            continue
+        try:
+            found, silent = _views(files, stored, changes, samples, sources, say)
+            views += found
+            missing += silent
+        except NotHere as error:
+            missing.append(f"{stored.path.name}: no attention views, since {error}.")
+    if not sources.views and tables:
+        missing.append("No attention views: they were not asked for.")
+    if not tables and not missing:
+        return None
+    title = "Samples that became right, and wrong"
+    return Section("examples", title, tables=tuple(tables), views=tuple(views), missing=tuple(missing))
+
+
+def _sweeps(files: RunFiles) -> list[StoredSweep]:
+    """Sweeps to show: steering before split-softmax, one of each, on other questions than those chosen on."""
+    able = [one for one in files.sweeps if "baseline" in one.sweep.evaluations]
+    shown: list[StoredSweep] = []
+    for varied in ("alpha", "tau"):
+        those = [one for one in able if any(varied in setting.parameters for setting in one.sweep.settings)]
+        those.sort(key=lambda one: one.part == "validation")
+        shown += those[:1]
+    return shown
+
+
+def _changes(stored: StoredSweep, chosen: Setting) -> list[_Change]:
+    """What the chosen setting changed; where it put nothing wrong, what the worst setting did."""
+    sweep = stored.sweep
+    before = sweep["baseline"].correct
+
+    def changed(setting: Setting, right: bool) -> list[_Change]:
+        after = sweep[setting.name].correct
+        pairs = enumerate(zip(before, after, strict=True))
+        return [_Change(place, setting, right) for place, (was, now) in pairs if was != now and now == right]
+
+    tried = [one for one in sweep.settings if {"alpha", "tau"} & set(one.parameters)]
+    worst = min(tried, key=lambda one: sweep[one.name].em.mean)
+    return changed(chosen, True) + (changed(chosen, False) or changed(worst, False))
+
+
+def _in_order(stored: StoredSweep, samples: Sequence[MultiDocSample]) -> list[MultiDocSample]:
+    """The samples as the sweep's evaluations have them."""
+    by_id = {sample.id: sample for sample in samples}
+    return [by_id[one] for one in stored.sweep["baseline"].sample_ids]
+
+
+def _tables(
+    stored: StoredSweep, chosen: Setting, changes: Sequence[_Change], samples: Sequence[MultiDocSample] | None
+) -> list[Table]:
+    sweep = stored.sweep
+
+    def row(change: _Change) -> tuple[str, ...]:
+        place, before, after = change.place, sweep["baseline"], sweep[change.setting.name]
+        asked = before.sample_ids[place] if samples is None else samples[place].question
+        accepted = () if samples is None else (", ".join(samples[place].answers),)
+        return (change.verdict, asked, *accepted, before.responses[place], change.setting.name, after.responses[place])
+
+    columns = ("became", "sample" if samples is None else "question", *(() if samples is None else ("accepted",)))
+    caption = f"{stored.path.name}: answers that {chosen.name} changed"
+    others = {change.setting.name for change in changes} - {chosen.name}
+    caption += f"; it put none wrong, so those that {others.pop()} did follow" if others else ""
+    return [Table(caption, (*columns, "before", "setting", "after"), tuple(row(change) for change in changes))]
+
+
+def _views(
+    files: RunFiles,
+    stored: StoredSweep,
+    changes: Sequence[_Change],
+    samples: Sequence[MultiDocSample],
+    sources: Sources,
+    say: Callable[[str], None],
+) -> tuple[list[tuple[str, AttentionView]], list[str]]:
+    """Views of the first changed samples, and of which there is none to show."""
+    right, wrong = ([one for one in changes if one.became_right == kind][: sources.views] for kind in (True, False))
+    header, views, silent = stored.sweep.header, list[tuple[str, AttentionView]](), list[str]()
+    say(f"attention of {len(right) + len(wrong)} samples of {stored.path.name} ...")
+    description = header.get("model", {})
+    model = reopen_model(description, name=sources.model_name, device=sources.device, given=sources.model)
+    limit = int(header.get("max_new_tokens", 100))
+    for change in track([*right, *wrong], "attention"):
+        sample, applied = samples[change.place], _interventions(files, stored, change.setting)
+        try:
+            before, after = _look(model, sample, change.setting.name, applied, limit)
+            told = f"Became {change.verdict} under {change.setting.name}. {_asked(sample)}"
+            views.append((told, compare_view(before, after, title=sample.question)))
+            if len(views) == 1:
+                views.append(_tokens(model, sample, change.setting.name, applied, after))
+        except ValueError as error:
+            silent.append(f"{stored.path.name}: no attention view of {sample.id}, since {error}.")
+    return views, silent
+
+
+def _interventions(files: RunFiles, stored: StoredSweep, setting: Setting) -> list[Intervention]:
+    described = next(one for one in stored.sweep.header["settings"] if one["name"] == setting.name)
+    directions = [one.directions for one in files.directions]
+    try:
+        return [intervention_from(one, directions) for one in described["interventions"]]
+    except ValueError as error:
+        raise NotHere(f"{error}: put their directory into the run's folder") from error
+
+
+def _look(
+    model: FocusModel, sample: MultiDocSample, name: str, applied: Sequence[Intervention], limit: int
+) -> tuple[ResponseAttention, ResponseAttention]:
+    """Before and after.
+
+    Raises:
+        ValueError: If a response is empty, or the prompt does not fit the model's context.
+    """
+    heads, prompt = _heads(applied), sample.prompt("long")
+    before = response_attention(model, prompt, heads, max_new_tokens=limit, name="baseline")
+    return before, response_attention(model, prompt, heads, interventions=applied, max_new_tokens=limit, name=name)
+
+
+def _heads(applied: Sequence[Intervention]) -> list[Head]:
+    return list(dict.fromkeys(head for one in applied for head in one.heads))[:_HEADS]
+
+
+def _asked(sample: MultiDocSample) -> str:
+    return f"Question: {sample.question} Accepted: {', '.join(sample.answers)}."
+
+
+def _tokens(
+    model: FocusModel, sample: MultiDocSample, name: str, applied: Sequence[Intervention], after: ResponseAttention
+) -> tuple[str, AttentionView]:
+    window = window_attention(
+        model, sample.prompt("long"), _heads(applied), margin=0, response=after.text, interventions=applied
+    )
+    caption = (
+        f"The same under {name}, token by token (circuitsvis): the sink, the relevant document, the question and the "
+        "response."
+    )
+    return caption, token_view(window)

@@ -1,0 +1,138 @@
+"""The report of a run: every part of it, on one page."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from focuslens.viz.report import Section, write_sections
+from focuslens.viz.run_report.examples import Sources, examples_section
+from focuslens.viz.run_report.reading import RunFiles, read_run
+from focuslens.viz.run_report.sections import (
+    Desk,
+    artefact_section,
+    directions_section,
+    heads_section,
+    responses_section,
+    sweep_section,
+)
+
+__all__ = ["run_facts", "write_run_report"]
+
+
+def write_run_report(
+    folder: str | Path,
+    page: str | Path | None = None,
+    *,
+    sources: Sources | None = None,
+    title: str | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> tuple[Path, list[str]]:
+    """Gather a run's files into one offline page; give its path and what it had to leave out.
+
+    Figures and their data go into a folder beside the page, named like it. What the run lacks is said on the page.
+
+    Args:
+        folder: What a command wrote: a sweep's, a demo's, a paper's ``--out``, or a folder of several.
+        page: The file to write; by default ``report.html`` in the folder.
+        sources: Where model and data are, and how many samples are looked at.
+        title: The page's title; by default made of the model's name and the folder's.
+        say: Is told what is being done.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no results in it.
+    """
+    root = Path(folder)
+    files = read_run(root)
+    desk = Desk(Path(page) if page is not None else root / "report.html", root)
+    sections = _sections(desk, files)
+    examples = examples_section(files, sources or Sources(), say)
+    sections += [examples] if examples else [_no_examples(files)]
+    if files.unread:
+        told = tuple(f"{path.relative_to(root)} could not be read: {why}" for path, why in files.unread)
+        sections.append(Section("unread", "What could not be read", missing=told))
+    name = str(_first(files, "model").get("name", "")) if files.headers else ""
+    heading = title or f"FocusLens: {' on '.join(filter(None, (root.resolve().name, Path(name).name)))}"
+    written = write_sections(desk.page, title=heading, facts=_facts(desk, files), sections=sections)
+    return written, [text for section in sections for text in section.missing]
+
+
+def run_facts(folder: str | Path) -> dict[str, str]:
+    """What the page says of how a run was made: commands, models, data, seeds and versions, all that its files name.
+
+    Raises:
+        FileNotFoundError: If there is no such folder, or no results in it.
+    """
+    root = Path(folder)
+    return _facts(Desk(root / "report.html", root), read_run(root))
+
+
+def _sections(desk: Desk, files: RunFiles) -> list[Section]:
+    inside = {one.path for one in files.artefacts}
+    sections = [artefact_section(desk, one) for one in files.artefacts]
+    sections += [heads_section(desk, one) for one in files.heads]
+    alone = [one for one in files.sweeps if one.path.parent not in inside]
+    # Where settings were chosen comes after what came of them.
+    alone.sort(key=lambda one: one.part == "validation")
+    sections += [sweep_section(desk, one, files.sweeps) for one in alone]
+    sections += [directions_section(desk, one) for one in files.directions]
+    return sections + [responses_section(desk, path, content) for path, content in files.responses]
+
+
+def _no_examples(files: RunFiles) -> Section:
+    """Why no sample is shown: each kind of run for its own reason."""
+    why = (
+        "Its sweeps compare no setting with a baseline, so no sample became right or wrong."
+        if files.sweeps
+        else "This run compares no settings on the same samples; focuslens split-softmax and focuslens steer do, and "
+        "with --out their records are what is shown here."
+    )
+    return Section("examples", "Samples that became right, and wrong", missing=(why,))
+
+
+def _first(files: RunFiles, key: str) -> Mapping[str, Any]:
+    return next((header[key] for header in files.headers if isinstance(header.get(key), dict)), {})
+
+
+def _facts(desk: Desk, files: RunFiles) -> dict[str, str]:
+    """What was run: models, data, seeds and versions, all that the files name."""
+    headers = files.headers
+    facts = {
+        "commands": _several(str(header["command"]) for header in headers if "command" in header),
+        "model": _several(_model(header["model"]) for header in headers if isinstance(header.get("model"), dict)),
+        "data": _several(_data(header["data"]) for header in headers if isinstance(header.get("data"), dict)),
+        "seed": _several(str(header["seed"]) for header in headers if "seed" in header),
+        "new tokens at most": _several(
+            str(header["max_new_tokens"]) for header in headers if "max_new_tokens" in header
+        ),
+        "versions": _several(
+            ", ".join(f"{name} {number}" for name, number in header["versions"].items())
+            for header in headers
+            if "versions" in header
+        ),
+        "other pages": _several(desk.link(path) for path in files.pages),
+        "folder": files.root.resolve().name,
+    }
+    return {name: text for name, text in facts.items() if text}
+
+
+def _several(texts: Any) -> str:
+    return "; ".join(dict.fromkeys(texts))
+
+
+def _model(description: Mapping[str, Any]) -> str:
+    revision = f" at {description['revision']}" if description.get("revision") else ""
+    return (
+        f"{description.get('name')}{revision}: {description.get('backend')}, {description.get('dtype')} on "
+        f"{description.get('device')}, context {description.get('n_ctx')}, weights {description.get('weights')}"
+    )
+
+
+def _data(description: Mapping[str, Any]) -> str:
+    part = description.get("split") or description.get("part")
+    documents = description.get("num_documents", description.get("documents"))
+    return (
+        f"{description.get('file')}{f' ({part})' if part else ''}: {description.get('samples')} samples of {documents} "
+        f"documents, gold at {description.get('gold_positions')}, prompts {str(description.get('prompts_sha256'))[:16]}"
+    )

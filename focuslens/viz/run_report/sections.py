@@ -1,0 +1,358 @@
+"""What a run's files say, as parts of a report: sentences with their intervals, figures with their data, tables."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, count
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from focuslens.evaluation import Setting, Sweep, best_setting, bootstrap_mean
+from focuslens.heads import Head
+from focuslens.scores.contextual import KINDS
+from focuslens.util.files import write_atomically
+from focuslens.viz import (
+    curves,
+    direction_curves,
+    head_map,
+    loss_curves,
+    norms_by_rank,
+    save_figure,
+    split_softmax_curves,
+)
+from focuslens.viz.report import Figure, Section, Table
+from focuslens.viz.run_report.reading import HeadScores, PaperArtefact, StoredDirections, StoredSweep
+
+__all__ = [
+    "Desk",
+    "artefact_section",
+    "chosen_setting",
+    "directions_section",
+    "heads_section",
+    "responses_section",
+    "sweep_section",
+]
+
+_SHOWN_HEADS = 20
+_OUTLINED = 8
+
+
+@dataclass(frozen=True)
+class Desk:
+    """Where a report's figures and their data go.
+
+    Attributes:
+        page: The report.
+        root: The run's folder, from which parts are named.
+        named: The parts that have a name, by it.
+    """
+
+    page: Path
+    root: Path
+    named: dict[str, Path] = field(default_factory=dict[str, Path], init=False, repr=False)
+
+    @property
+    def folder(self) -> Path:
+        """The folder beside the report."""
+        return self.page.with_name(f"{self.page.stem}_files")
+
+    def figure(self, name: str, caption: str, draw: Callable[[], Axes], data: pd.DataFrame) -> Figure:
+        """Draw a figure and write what it shows as CSV."""
+        axes = draw()
+        file = save_figure(axes, self.folder / f"{name}.png")
+        plt.close(axes.get_figure(root=True))
+        numbers = self.folder / f"{name}.csv"
+        write_atomically(numbers, data.to_csv(index=False).encode())
+        return Figure(caption, file, f"{self.folder.name}/{numbers.name}")
+
+    def name(self, path: Path) -> str:
+        """What a part is called in addresses and file names: its path below the run's folder.
+
+        A number follows where another part is called so, capitals aside: some file systems do not tell them apart.
+        """
+        inside = str(path.relative_to(self.root)).removesuffix(path.suffix if path.is_file() else "")
+        plain = "--".join(re.sub(r"\W+", "-", part, flags=re.ASCII) for part in Path(inside).parts) or "run"
+        names = chain((plain,), (f"{plain}-{i}" for i in count(2)))
+        name = next(name for name in names if self.named.get(name.casefold(), path) == path)
+        self.named[name.casefold()] = path
+        return name
+
+    def link(self, path: Path) -> str:
+        """A file's address, as seen from the report."""
+        return Path(os.path.relpath(path.resolve(), self.page.parent.resolve())).as_posix()
+
+
+# Sweeps
+
+
+def chosen_setting(stored: StoredSweep, others: Sequence[StoredSweep]) -> tuple[Setting, str] | None:
+    """The setting to talk about, and where it was chosen: on a validation sweep of the same settings if there is one.
+
+    ``None`` where nothing was varied.
+    """
+    contextual = [
+        one
+        for one in stored.sweep.settings
+        if {"alpha", "tau"} & set(one.parameters) and one.parameters.get("heads", "contextual") == "contextual"
+    ]
+    if not contextual:
+        return None
+    for other in others:
+        if _chose_for_another(other, [stored]):
+            return best_setting(other.sweep, contextual), "on validation questions"
+    return best_setting(stored.sweep, contextual), ""
+
+
+def _chose_for_another(stored: StoredSweep, others: Sequence[StoredSweep]) -> bool:
+    """Whether it is on validation questions, and another has the same settings on other ones."""
+
+    def what(one: StoredSweep) -> Any:
+        return [one.sweep.header["settings"], one.sweep.header.get("model")]
+
+    return stored.part == "validation" and any(
+        other.part != "validation" and what(other) == what(stored) for other in others
+    )
+
+
+def sweep_section(desk: Desk, stored: StoredSweep, others: Sequence[StoredSweep]) -> Section:
+    """A sweep: its findings, its curves and its table."""
+    sweep, name = stored.sweep, desk.name(stored.path)
+    part = f", {stored.part} questions" if stored.part else ""
+    part += ", on which settings were chosen" if _chose_for_another(stored, others) else ""
+    partial = f"{stored.done} of {stored.wanted} samples are done; the same command goes on with the others."
+    table = Table(
+        "Exact match with its 95 % interval; samples that became right and wrong against the baseline, McNemar's "
+        "exact p over questions",
+        ("setting", "exact match", "low", "high", "gained", "lost", "p"),
+        tuple(_row(row) for row in sweep.rows()),
+    )
+    return Section(
+        name,
+        f"{_title(sweep, name)}{part}",
+        findings=() if _chose_for_another(stored, others) else tuple(_sweep_findings(stored, others)),
+        figures=tuple(_sweep_figures(desk, name, sweep)),
+        tables=(table,),
+        missing=(partial,) if stored.done < stored.wanted else (),
+        links=((f"Every response: {stored.path.name}", desk.link(stored.path)),),
+    )
+
+
+def _row(row: Mapping[str, Any]) -> tuple[str | int | float, ...]:
+    p = f"{row['mcnemar_p']:.2g}" if "mcnemar_p" in row else "-"
+    return (row["name"], row["em"], row["em_low"], row["em_high"], row.get("gained", "-"), row.get("lost", "-"), p)
+
+
+def _title(sweep: Sweep, name: str) -> str:
+    varied = {key for one in sweep.settings for key in one.parameters}
+    return "Split-softmax" if "tau" in varied else "Focus directions" if "alpha" in varied else f"Evaluation: {name}"
+
+
+def _sweep_findings(stored: StoredSweep, others: Sequence[StoredSweep]) -> list[str]:
+    sweep, data = stored.sweep, stored.sweep.evaluations
+    questions = len(set(next(iter(data.values())).question_ids))
+    size = f"{stored.done} {stored.part + ' ' if stored.part else ''}samples of {questions} questions"
+    found: list[str] = []
+    if "baseline" in data:
+        others_said = [f"{data[key].em} {what}" for key, what in _CASES.items() if key in data]
+        rest = f"; {' and '.join(others_said)}" if others_said else ""
+        found.append(f"On {size} exact match is {data['baseline'].em} with all documents{rest}.")
+    else:
+        found += [f"{name}: exact match {one.em} on {size}." for name, one in data.items()]
+    chosen = chosen_setting(stored, others)
+    if chosen is None or "baseline" not in data:
+        return found
+    setting, where = chosen
+    test = data[setting.name].compare(data["baseline"])
+    caveat = f"chosen {where}" if where else "chosen on the very questions it is shown on, which flatters it"
+    found.append(
+        f"{_title(sweep, '')}: {setting.name}, {caveat}, gives {data[setting.name].em} against {data['baseline'].em} "
+        f"without; {_samples(test.only_first)} became right, {test.only_second} wrong (exact McNemar p = "
+        f"{test.p_value:.2g})."
+    )
+    return found + _counterparts(sweep, setting)
+
+
+def _samples(number: int) -> str:
+    return f"{number} sample{'' if number == 1 else 's'}"
+
+
+_CASES = {"gold": "with the relevant document alone", "negative": "without it"}
+
+
+def _counterparts(sweep: Sweep, chosen: Setting) -> list[str]:
+    """The setting that lowers accuracy most, and random heads, if the sweep has them."""
+    found: list[str] = []
+    tried = [one for one in sweep.settings if {"alpha", "tau"} & set(one.parameters)]
+    worst = min(tried, key=lambda one: sweep[one.name].em.mean)
+    if sweep[worst.name].em.mean < sweep["baseline"].em.mean and worst.name != chosen.name:
+        test = sweep[worst.name].compare(sweep["baseline"])
+        found.append(
+            f"The lowest of all settings is {worst.name} with {sweep[worst.name].em}: {_samples(test.only_second)} "
+            f"became wrong, {test.only_first} right (p = {test.p_value:.2g})."
+        )
+    random = [one for one in tried if one.parameters.get("heads") == "random"]
+    if random:
+        control = max(random, key=lambda one: one.parameters.get("k", 0))
+        test = sweep[control.name].compare(sweep["baseline"])
+        found.append(
+            f"Control: {control.parameters['k']} random heads at tau = {control.parameters['tau']:g} give "
+            f"{sweep[control.name].em} (p = {test.p_value:.2g})."
+        )
+    return found
+
+
+def _sweep_figures(desk: Desk, name: str, sweep: Sweep) -> list[Figure]:
+    varied = "tau" if _title(sweep, "") == "Split-softmax" else "alpha"
+    if not any(varied in one.parameters and "k" in one.parameters for one in sweep.settings):
+        return []
+    levels = {key: sweep[key].em for key in ("baseline", "gold", "negative") if key in sweep.evaluations}
+
+    def draw() -> Axes:
+        if varied == "alpha":
+            return direction_curves(curves(sweep, "alpha"), levels)
+        return split_softmax_curves(
+            curves(sweep, "tau", heads="contextual") + curves(sweep, "tau", heads="random"), levels
+        )
+
+    caption = f"Exact match over the number of heads for each {varied}, with 95 % bootstrap intervals over questions."
+    return [desk.figure(name, caption, draw, sweep.to_frame("baseline" if "baseline" in levels else None))]
+
+
+# Heads
+
+
+def heads_section(desk: Desk, stored: HeadScores) -> Section:
+    """Contextual heads: how many there are, the map, and the best."""
+    frames = {case: pd.DataFrame(list(rows)) for case, rows in stored.cases.items() if rows}
+    case = "long" if "long" in frames else next(iter(frames))
+    scores = _matrix(frames[case])
+    best = [Head(int(row["layer"]), int(row["head"])) for row in stored.cases[case][:_OUTLINED]]
+    name, n = desk.name(stored.path), stored.sizes.get(case, 0)
+    figure = desk.figure(
+        f"{name}-map" if name in ("heads", "results") else name,
+        f"Relevant contextual score of every head on {case} prompts; the best {len(best)} are outlined.",
+        lambda: head_map(scores, heads=best),
+        frames[case],
+    )
+    rows = tuple(
+        (which, stored.sizes.get(which, 0), _head_name(row), *(float(row[kind]) for kind in KINDS))
+        for which in frames
+        for row in stored.cases[which][:_SHOWN_HEADS]
+    )
+    table = Table(
+        f"Contextual scores (share of the response's attention): the best {_SHOWN_HEADS} heads of each case",
+        ("case", "samples", "head", "relevant", "irrelevant", "irrelevant max", "sink"),
+        rows,
+    )
+    missing = () if stored.intervals else (f"{stored.path.name} holds means without intervals.",)
+    return Section(
+        f"{name}-heads",
+        "Contextual heads",
+        findings=_head_findings(stored, case, scores, n),
+        figures=(figure,),
+        tables=(table,),
+        missing=missing,
+    )
+
+
+def _head_name(row: Mapping[str, Any]) -> str:
+    return str(Head(int(row["layer"]), int(row["head"])))
+
+
+def _matrix(frame: pd.DataFrame) -> np.ndarray:
+    layers, heads = frame["layer"].to_numpy(int), frame["head"].to_numpy(int)
+    scores = np.full((layers.max() + 1, heads.max() + 1), np.nan)
+    scores[layers, heads] = frame["relevant"].to_numpy(float)
+    return scores
+
+
+def _head_findings(stored: HeadScores, case: str, scores: np.ndarray, n: int) -> tuple[str, ...]:
+    first = stored.cases[case][0]
+    ends = stored.intervals.get(f"{first['layer']}/{first['head']}")
+    interval = f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
+    above = int((scores > 0.1).sum())
+    return (
+        f"Of {np.isfinite(scores).sum()} heads {above} give more than a tenth of the response's attention to the "
+        f"relevant document on {n} {case} prompts; {_head_name(first)} gives most, "
+        f"{first['relevant']:.3f}{interval}, and {first['irrelevant']:.3f} to all other documents together.",
+    )
+
+
+# Directions, responses, artefacts
+
+
+def directions_section(desk: Desk, stored: StoredDirections) -> Section:
+    """Directions: their training and their norms."""
+    directions, name = stored.directions, desk.name(stored.path)
+    names, figures, found = [str(head) for head in directions.heads], list[Figure](), list[str]()
+    losses = directions.losses
+    if losses is not None and len(losses):
+        frame = pd.DataFrame(losses.numpy(), columns=names).rename_axis("epoch").reset_index()
+        caption = "Training loss of each head's direction: minus its relevant contextual score."
+        figures.append(desk.figure(f"{name}-losses", caption, lambda: loss_curves(losses.numpy(), names), frame))
+        gain = bootstrap_mean((losses[0] - losses[-1]).tolist())
+        found.append(
+            f"Training directions for {len(directions)} heads at the {directions.site} site raised their relevant "
+            f"score on the training prompts by {gain} (mean of heads, interval over heads) from the first epoch to the "
+            "last."
+        )
+    norms = {"d_Q": directions.query.norm(dim=1)}
+    if directions.key is not None:
+        norms["d_K"] = directions.key.norm(dim=1)
+        frame = pd.DataFrame({"head": names, **{part: one.numpy() for part, one in norms.items()}})
+        if all(bool((one > 0).all()) for one in norms.values()):
+            query, key = (one.double().numpy() for one in norms.values())
+            caption = "Norms of the directions, in the order of the heads."
+            figures.append(desk.figure(f"{name}-norms", caption, lambda: norms_by_rank(query, key), frame))
+    rows = tuple((head, *(float(one[i]) for one in norms.values())) for i, head in enumerate(names))
+    table = Table("Norms of the directions", ("head", *norms), rows)
+    missing = () if losses is not None else ("These directions come without the losses of their training.",)
+    return Section(f"{name}-vectors", "The directions", tuple(found), tuple(figures), (table,), missing=missing)
+
+
+def responses_section(desk: Desk, path: Path, content: Mapping[str, Any]) -> Section:
+    """The responses of ``focuslens generate``."""
+    verdicts = {True: "right", False: "wrong", None: "-"}
+    rows = tuple((one["name"], one["response"], verdicts[one["correct"]]) for one in content["responses"])
+    asked = content.get("question") or content.get("prompt", "")
+    return Section(
+        desk.name(path),
+        "Responses",
+        tables=(Table(f"Responses to: {asked}", ("setting", "response", "answer"), rows),),
+    )
+
+
+def artefact_section(desk: Desk, stored: PaperArtefact) -> Section:
+    """One table or figure of the paper, as ``focuslens paper`` left it."""
+    content = stored.content
+    figures = [
+        Figure(caption, stored.path / file, _numbers_of(desk, stored.path, file))
+        for caption, file in content["figures"]
+    ]
+    tables = [
+        Table(one["caption"], tuple(one["columns"]), tuple(tuple(row) for row in one["rows"]))
+        for one in (*content["tables"], *content["reported"])
+    ]
+    return Section(
+        desk.name(stored.path),
+        f"{content['title']} ({content['paper']})",
+        findings=tuple(f"{text}{f' [{verdict}]' if verdict else ''}" for text, verdict in content["findings"]),
+        figures=tuple(figures),
+        tables=tuple(tables),
+    )
+
+
+def _numbers_of(desk: Desk, folder: Path, file: str) -> str:
+    """The CSV of a picture, or of the artefact's first table."""
+    for name in (f"{Path(file).stem}.csv", "table_1.csv"):
+        if (folder / name).is_file():
+            return desk.link(folder / name)
+    return ""
