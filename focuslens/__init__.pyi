@@ -45,15 +45,16 @@ from .evaluation import (
 )
 from .evaluation.harness import write_harness_task
 from .heads import Head, HeadList, Sparsity, load_ranking, random_heads, rank_heads, sparsity
-from .hooks import Cursor, Intervention
+from .hooks import Cursor, HookTarget, Intervention
 from .interventions import FocusSteering, HeadAblation, SplitSoftmax, mean_head_outputs, split_softmax
 from .interventions.directions import FocusDirections
 from .model.batching import WorkerLostError
 from .model.cluster import RayPool
 from .model.execution import Executor, InProcess
 from .model.focus_model import FocusModel
+from .model.generation import Generation, Prefix
 from .prompts.answers import normalize_answer, sub_exact_match
-from .prompts.batch import EncodedPrompt, Generation, Prefix, PromptBatch
+from .prompts.batch import EncodedPrompt, PromptBatch
 from .prompts.prompt import Document, MultiDocSample, Prompt
 from .scores.contextual import ContextualScores, contextual_scores, contextual_scores_by_case
 from .scores.response import ResponseAttention, UnitAttention, response_attention
@@ -84,6 +85,7 @@ __all__ = [
     "HeadAblation",
     "HeadKeys",
     "HeadList",
+    "HookTarget",
     "InProcess",
     "Interval",
     "Intervention",

@@ -19,6 +19,7 @@ from focuslens.util.html import Markup, card, details, table
 __all__ = [
     "Head",
     "HeadList",
+    "ModelShape",
     "Sparsity",
     "as_heads",
     "check_heads",
@@ -39,6 +40,23 @@ class Head(NamedTuple):
 
     def __str__(self) -> str:
         return f"L{self.layer}H{self.head}"
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """The sizes that interventions and scores depend on."""
+
+    n_layers: int
+    n_heads: int
+    n_key_value_heads: int
+    d_head: int
+    d_model: int
+    d_vocab: int
+    n_ctx: int
+
+    def key_value_head(self, head: int) -> int:
+        """The key-value head whose keys and values query head ``head`` reads."""
+        return head // (self.n_heads // self.n_key_value_heads)
 
 
 class HeadList(list[Head]):

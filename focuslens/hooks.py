@@ -9,20 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 from torch import Tensor
 
-from focuslens.heads import Head
+from focuslens.heads import Head, ModelShape
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch
-
-if TYPE_CHECKING:
-    from focuslens.model.focus_model import FocusModel
-    from focuslens.prompts.prompt import Prompt
+from focuslens.prompts.prompt import Prompt
 
 __all__ = [
     "Cursor",
     "Hook",
+    "HookTarget",
     "Intervention",
     "PromptLike",
     "hook_name",
@@ -94,8 +92,34 @@ class Cursor:
 
 
 @runtime_checkable
+class HookTarget(Protocol):
+    """The part of a model that an intervention needs to make its hooks; :class:`focuslens.FocusModel` is one."""
+
+    @property
+    def shape(self) -> ModelShape:
+        """Layers, heads and sizes."""
+        ...
+
+    def batch(self, prompts: PromptLike) -> PromptBatch:
+        """One prompt or several as a left-padded batch."""
+        ...
+
+    def require_acting(self, names: Iterable[str]) -> None:
+        """Refuse hook points at which a hook changes nothing.
+
+        Raises:
+            ValueError: If the model has no such point, or it never fires, or ignores the value of a hook.
+        """
+        ...
+
+    def cache_window(self, layer: int) -> int | None:
+        """Keys that TransformerLens's own cache keeps of a layer; ``None`` for all of them."""
+        ...
+
+
+@runtime_checkable
 class Intervention(Protocol):
-    """What changes a forward pass: a frozen value that gives TransformerLens hooks."""
+    """A change of the forward pass: a frozen value that gives TransformerLens hooks."""
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -111,7 +135,7 @@ class Intervention(Protocol):
         """Kind and settings, as JSON, for result files."""
         ...
 
-    def hooks(self, model: FocusModel, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
+    def hooks(self, model: HookTarget, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
         """Hooks for one prompt or one left-padded batch, in the order in which they must be added."""
         ...
 

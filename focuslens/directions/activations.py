@@ -20,7 +20,7 @@ from focuslens.prompts.batch import EncodedPrompt
 from focuslens.prompts.prompt import Case, MultiDocSample
 
 if TYPE_CHECKING:
-    from focuslens.model.backends import ModelShape
+    from focuslens.heads import ModelShape
     from focuslens.model.execution import Executor
     from focuslens.model.focus_model import FocusModel
 

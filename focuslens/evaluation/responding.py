@@ -11,8 +11,9 @@ from torch import Tensor
 
 from focuslens.hooks import Intervention
 from focuslens.interventions.lanes import Lanes
-from focuslens.model.prefilling import first_layer
-from focuslens.prompts.batch import Generation, Prefix, PromptBatch
+from focuslens.model.generation import Generation, Prefix
+from focuslens.model.runner import first_layer
+from focuslens.prompts.batch import PromptBatch
 from focuslens.scores.masses import Parts, ResponseMasses
 
 if TYPE_CHECKING:
@@ -49,6 +50,7 @@ def respond(
     budget: int,
     parts: Parts | None = None,
     repetition_penalty: float = 1.0,
+    stop_tokens: Sequence[int] | None = None,
 ) -> Generator[Answered]:
     """Greedy responses of a batch under every setting, in whatever order is cheapest.
 
@@ -63,6 +65,7 @@ def respond(
         budget: Prompt tokens that are run at a time, copies for settings included.
         parts: Of the prompts, to which the responses' attention is added up in the rows that generation runs anyway.
         repetition_penalty: Of tokens that prompt or response hold already; 1 is none.
+        stop_tokens: Tokens that end a response; by default the model's.
     """
     groups: dict[int | None, list[int]] = {}
     for place, interventions in enumerate(settings):
@@ -88,6 +91,7 @@ def respond(
                 max_new_tokens=max_new_tokens,
                 observers=observers,
                 repetition_penalty=repetition_penalty,
+                stop_tokens=stop_tokens,
             )
             masses = None if seen is None else seen.means([len(one.tokens) for one in made])
             for lane, place in enumerate(lanes):

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.heads import Head, as_heads, check_heads, heads_by_layer
-from focuslens.hooks import Cursor, Hook, PromptLike, hook_name, row_wise
+from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, hook_name, row_wise
 from focuslens.interventions.common import (
     Positions,
     check_positions,
@@ -148,7 +148,7 @@ class HeadAblation:
             "heads": [list(head) for head in self.heads],
         }
 
-    def hooks(self, model: FocusModel, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
+    def hooks(self, model: HookTarget, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
         """TransformerLens hooks; the prompt is needed for ``knockout`` and for ``positions="response"``.
 
         Raises:
@@ -170,11 +170,11 @@ class HeadAblation:
             ]
         else:
             hooks = self._output_hooks(model, heads, batch, cursor)
-        model.points.require_acting(name for name, _ in hooks)
+        model.require_acting(name for name, _ in hooks)
         return hooks
 
     def _output_hooks(
-        self, model: FocusModel, heads: Sequence[Head], batch: PromptBatch | None, cursor: Cursor | None
+        self, model: HookTarget, heads: Sequence[Head], batch: PromptBatch | None, cursor: Cursor | None
     ) -> list[Hook]:
         vectors = torch.zeros(len(heads), model.shape.d_head) if self.mean is None else self.mean
         place = {head: i for i, head in enumerate(heads)}
@@ -201,7 +201,7 @@ class HeadAblation:
 
     def _cut(
         self,
-        model: FocusModel,
+        model: HookTarget,
         layer: int,
         cursor: Cursor | None,
         heads: Sequence[int],

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from focuslens.hooks import Cursor, PromptLike
+from focuslens.hooks import Cursor, HookTarget, PromptLike
 from focuslens.prompts.batch import PromptBatch, SpanLike
-
-if TYPE_CHECKING:
-    from focuslens.model.focus_model import FocusModel
 
 __all__ = [
     "Positions",
@@ -42,7 +39,7 @@ def check_span(span: SpanLike) -> None:
         raise ValueError(f"span is {span}; it must be a name or a range of token positions with 0 <= start < end")
 
 
-def require_prompt(model: FocusModel, prompt: PromptLike | None, why: str) -> PromptBatch:
+def require_prompt(model: HookTarget, prompt: PromptLike | None, why: str) -> PromptBatch:
     """The prompt as a batch; an error where there is none."""
     if prompt is None:
         raise ValueError(f"{why} needs the prompt: intervention.hooks(model, prompt)")
@@ -50,7 +47,7 @@ def require_prompt(model: FocusModel, prompt: PromptLike | None, why: str) -> Pr
 
 
 def first_row(
-    model: FocusModel,
+    model: HookTarget,
     layer: int,
     batch: PromptBatch,
     positions: Positions,
@@ -107,14 +104,13 @@ def _require_same_batch(batch: PromptBatch, tensor: Tensor) -> None:
         )
 
 
-def _require_all_keys(model: FocusModel, layer: int, n_rows: int, n_keys: int) -> None:
+def _require_all_keys(model: HookTarget, layer: int, n_rows: int, n_keys: int) -> None:
     """Refuse a user's own cached pass through a cache that keeps only the keys of a sliding window.
 
     Columns are then no longer absolute, and an edit of a part of the prompt would act elsewhere or not at all.
     """
-    window = model.backend.window(layer)
-    forgets = "Bridge" in type(model.hooked).__name__
-    if forgets and window is not None and n_rows < n_keys == window - 1 + n_rows:
+    window = model.cache_window(layer)
+    if window is not None and n_rows < n_keys == window - 1 + n_rows:
         raise ValueError(
             f"layer {layer} has a sliding window of {window} keys and its cache may hold no others, so parts of the "
             "prompt cannot be found; use model.generate, or generate without a cache"

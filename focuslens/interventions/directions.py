@@ -20,7 +20,7 @@ from focuslens.util.files import write_atomically
 from focuslens.util.html import bar, card, details, shorten, table
 
 if TYPE_CHECKING:
-    from focuslens.model.backends import ModelShape
+    from focuslens.heads import ModelShape
 
 __all__ = ["FocusDirections", "Site"]
 

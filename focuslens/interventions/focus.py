@@ -13,14 +13,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.heads import Head, check_heads, heads_by_layer
-from focuslens.hooks import Cursor, Hook, PromptLike, hook_name
+from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, hook_name
 from focuslens.interventions.common import Positions, check_positions, first_query_row, require_prompt
 from focuslens.interventions.directions import FocusDirections
 from focuslens.prompts.batch import PromptBatch
 
 if TYPE_CHECKING:
-    from focuslens.model.backends import ModelShape
-    from focuslens.model.focus_model import FocusModel
+    from focuslens.heads import ModelShape
 
 __all__ = ["FocusSteering"]
 
@@ -82,7 +81,7 @@ class FocusSteering:
             "heads": [list(head) for head in self.heads],
         }
 
-    def hooks(self, model: FocusModel, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
+    def hooks(self, model: HookTarget, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
         """TransformerLens hooks; the prompt is needed only for ``positions="response"``.
 
         Raises:
@@ -91,7 +90,7 @@ class FocusSteering:
         additions = self.additions(model.shape)
         batch = require_prompt(model, prompt, 'positions="response"') if self.positions == "response" else None
         hooks = [(name, self._add(heads, vectors, batch, cursor)) for name, heads, vectors in additions]
-        model.points.require_acting(name for name, _ in hooks)
+        model.require_acting(name for name, _ in hooks)
         return hooks
 
     def additions(self, shape: ModelShape) -> list[tuple[str, list[int], Float[Tensor, "n d_head"]]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from einops import einsum, rearrange
@@ -18,14 +18,21 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.heads import Head, check_heads
-from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, hook_name, is_row_wise, on_prompt, row_wise
+from focuslens.hooks import (
+    Cursor,
+    Hook,
+    HookTarget,
+    Intervention,
+    PromptLike,
+    hook_name,
+    is_row_wise,
+    on_prompt,
+    row_wise,
+)
 from focuslens.interventions.common import Positions, exactly, first_query_row, first_row, require_prompt
 from focuslens.interventions.focus import FocusSteering
 from focuslens.interventions.split_softmax import SplitSoftmax, split_factors
 from focuslens.prompts.batch import PromptBatch, SpanLike, disjoint
-
-if TYPE_CHECKING:
-    from focuslens.model.focus_model import FocusModel
 
 __all__ = ["Lanes"]
 
@@ -66,7 +73,7 @@ class Lanes:
         """Every setting, as JSON."""
         return {"kind": "lanes", "settings": [[one.describe() for one in setting] for setting in self.settings]}
 
-    def hooks(self, model: FocusModel, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
+    def hooks(self, model: HookTarget, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
         """Hooks for the whole batch, copies included.
 
         Raises:
@@ -80,11 +87,11 @@ class Lanes:
         for place in range(max(len(setting) for setting in self.settings)):
             acting = {lane: setting[place] for lane, setting in enumerate(self.settings) if place < len(setting)}
             hooks += self._hooks_of(model, batch, acting, cursor)
-        model.points.require_acting(name for name, _ in hooks)
+        model.require_acting(name for name, _ in hooks)
         return hooks
 
     def _hooks_of(
-        self, model: FocusModel, batch: PromptBatch, acting: dict[int, Intervention], cursor: Cursor | None
+        self, model: HookTarget, batch: PromptBatch, acting: dict[int, Intervention], cursor: Cursor | None
     ) -> list[Hook]:
         """Hooks of one intervention a lane; lanes do not meet, so the order of kinds is free."""
         copies = len(self.settings)
@@ -121,7 +128,7 @@ def _on_lane(own: Any, lane: int, copies: int) -> Any:
 
 
 def _split_hooks(
-    model: FocusModel,
+    model: HookTarget,
     batch: PromptBatch,
     span: SpanLike,
     lanes: dict[int, SplitSoftmax],
@@ -142,7 +149,7 @@ def _split_hooks(
 
 
 def _split_rows(
-    model: FocusModel,
+    model: HookTarget,
     batch: PromptBatch,
     span: SpanLike,
     taus: Float[Tensor, "copy head"],
@@ -185,7 +192,7 @@ def _split_rows(
 
 
 def _steering_hooks(
-    model: FocusModel, batch: PromptBatch, lanes: dict[int, FocusSteering], copies: int, cursor: Cursor | None
+    model: HookTarget, batch: PromptBatch, lanes: dict[int, FocusSteering], copies: int, cursor: Cursor | None
 ) -> list[Hook]:
     """Steering of all lanes in one addition a layer, hook point and kind of positions."""
     added: dict[tuple[str, Positions], Tensor] = {}

@@ -12,14 +12,13 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from focuslens.heads import Head, as_heads, check_heads, heads_by_layer
-from focuslens.hooks import Cursor, Hook, PromptLike, hook_name, row_wise
+from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, hook_name, row_wise
 from focuslens.interventions.common import check_span, exactly, first_row, require_prompt, rows_of
 from focuslens.prompts.batch import SpanLike
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from focuslens.model.focus_model import FocusModel
     from focuslens.prompts.prompt import Span
 
 __all__ = ["SplitSoftmax", "split_factors", "split_softmax"]
@@ -134,7 +133,7 @@ class SplitSoftmax:
             "heads": [list(head) for head in self.heads],
         }
 
-    def hooks(self, model: FocusModel, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
+    def hooks(self, model: HookTarget, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
         """TransformerLens hooks for one prompt, or for a batch padded on the left.
 
         Raises:
@@ -162,5 +161,5 @@ class SplitSoftmax:
         hooks = [
             (hook_name(layer, "hook_pattern"), edit(layer, chosen)) for layer, chosen in heads_by_layer(heads).items()
         ]
-        model.points.require_acting(name for name, _ in hooks)
+        model.require_acting(name for name, _ in hooks)
         return hooks

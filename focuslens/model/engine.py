@@ -11,13 +11,14 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from focuslens.heads import ModelShape
 from focuslens.hooks import is_row_wise
 from focuslens.model.attention import (
     LayerCache,
@@ -28,9 +29,6 @@ from focuslens.model.attention import (
     trim,
     visible_keys,
 )
-
-if TYPE_CHECKING:
-    from focuslens.model.backends.base import ModelShape
 
 __all__ = [
     "CacheEntry",

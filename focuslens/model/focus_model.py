@@ -1,39 +1,32 @@
-"""FocusModel: tokenise, prefill, extend and generate over a TransformerLens model, under interventions."""
+"""FocusModel: a TransformerLens model that takes prompts with parts, and interventions."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Generator, Mapping, Sequence
-from contextlib import contextmanager
-from importlib import resources
-from pathlib import Path
-from threading import RLock
-from typing import Any, Literal, overload
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from typing import Any, Literal, TypeVar, overload
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, last_layer
+from focuslens.hooks import Cursor, Intervention
 from focuslens.model import loading
-from focuslens.model.backends import Backend, ModelShape, backend_for, describe
-from focuslens.model.decoding import decode, extend
-from focuslens.model.hook_points import HookPoints
+from focuslens.model.backends import backend_for, describe
+from focuslens.model.generation import Generation
 from focuslens.model.load_errors import told_errors
-from focuslens.model.prefilling import copies, prefill, rerun
-from focuslens.prompts.batch import EncodedPrompt, Generation, Prefix, PromptBatch
+from focuslens.model.runner import ModelRunner
+from focuslens.prompts.batch import EncodedPrompt, PromptBatch
 from focuslens.prompts.encoder import PromptEncoder
 
 __all__ = ["FocusModel"]
 
 _LOG = logging.getLogger(__name__)
 
-_turns: WeakKeyDictionary[Any, RLock] = WeakKeyDictionary()
-"""Whose turn it is on each TransformerLens model."""
+_R = TypeVar("_R")
 
 
-class FocusModel:
+class FocusModel(ModelRunner):
     """A TransformerLens model that takes prompts with parts, and interventions.
 
     Args:
@@ -63,17 +56,16 @@ class FocusModel:
         name: str | None = None,
         revision: str | None = None,
     ) -> None:
-        self.backend: Backend = backend_for(hooked)
-        self.tokenizer: Any = loading.original_tokenizer(hooked.tokenizer) if tokenizer is None else tokenizer
-        if self.tokenizer is None:
+        backend = backend_for(hooked)
+        tokenizer = loading.original_tokenizer(hooked.tokenizer) if tokenizer is None else tokenizer
+        if tokenizer is None:
             raise ValueError("the model has no tokenizer; pass one: FocusModel(hooked, tokenizer=...)")
         if chat is None:
-            chat = bool(getattr(self.tokenizer, "chat_template", None))
-        self.encoder = PromptEncoder(self.tokenizer, chat, dict(chat_template_kwargs or {}))
+            chat = bool(getattr(tokenizer, "chat_template", None))
+        self.encoder = PromptEncoder(tokenizer, chat, dict(chat_template_kwargs or {}))
         if stop_tokens is None:
-            stop_tokens = () if self.tokenizer.eos_token_id is None else (self.tokenizer.eos_token_id,)
-        self.stop_tokens = tuple(stop_tokens)
-        self.points = HookPoints(self.backend)
+            stop_tokens = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+        super().__init__(backend, tokenizer, stop_tokens)
         self.name = name or str(getattr(hooked.cfg, "model_name", "model"))
         self.revision = revision
 
@@ -94,7 +86,7 @@ class FocusModel:
         """Open a model of the Hugging Face hub, or a local directory in its format, without processing weights.
 
         Args:
-            name: Hub name or directory.
+            name: Hub name or directory; ``"demo"`` for the embedded model (``"./demo"`` for a directory of that name).
             device: ``cuda`` where there is one, else ``cpu``.
             device_map: In place of ``device``, for a model that does not fit one: ``"auto"``, or Hugging Face's map of
                 modules to devices. The backend is then ``bridge``.
@@ -120,21 +112,20 @@ class FocusModel:
             device = loading.checked_device(device)
         elif device is not None:
             raise ValueError(f"device is {device!r} and device_map {device_map!r}; give one of them")
-        # One directory has one name, wherever it is opened from.
-        name = str(Path(name).resolve()) if Path(name).is_dir() else name
-        tokenizer = loading.load_tokenizer(name, revision)
-        load = loading.loader(name, backend, revision, device_map)
-        _LOG.info("loading %s in %s on %s", name, str(resolved).removeprefix("torch."), device_map or device)
-        with told_errors(name, revision):
-            hooked = load(name, tokenizer, device=device, dtype=resolved, n_ctx=n_ctx, revision=revision)
+        path = loading.checkpoint_path(name)
+        tokenizer = loading.load_tokenizer(path, revision)
+        load = loading.loader(path, backend, revision, device_map)
+        _LOG.info("loading %s in %s on %s", path, str(resolved).removeprefix("torch."), device_map or device)
+        with told_errors(path, revision):
+            hooked = load(path, tokenizer, device=device, dtype=resolved, n_ctx=n_ctx, revision=revision)
         return cls(
             hooked,
             tokenizer,
             chat=chat,
             chat_template_kwargs=chat_template_kwargs,
-            stop_tokens=loading.stop_ids(name, tokenizer, revision),
-            name=name,
-            revision=revision or loading.resolved_revision(name),
+            stop_tokens=loading.stop_ids(path, tokenizer, revision),
+            name=name if name == loading.EMBEDDED else path,
+            revision=revision or loading.resolved_revision(path),
         )
 
     @classmethod
@@ -143,27 +134,14 @@ class FocusModel:
 
         Settings are those of :meth:`from_pretrained`, such as ``device``, ``dtype`` and ``backend``.
         """
-        with resources.as_file(resources.files("focuslens") / "assets" / "demo") as directory:
-            model = cls.from_pretrained(str(directory), **settings)
-        model.name = "demo"
-        return model
+        return cls.from_pretrained(loading.EMBEDDED, **settings)
 
     def __repr__(self) -> str:
         shape, cfg = self.shape, self.hooked.cfg
         return (
             f"FocusModel({self.name!r}: {type(self.hooked).__name__}, {shape.n_layers} layers x {shape.n_heads} heads, "
-            f"d_head {shape.d_head}, {str(cfg.dtype).removeprefix('torch.')} on {self.backend.device.type})"
+            f"d_head {shape.d_head}, {str(cfg.dtype).removeprefix('torch.')} on {self.device.type})"
         )
-
-    @property
-    def hooked(self) -> Any:
-        """The TransformerLens model."""
-        return self.backend.hooked
-
-    @property
-    def shape(self) -> ModelShape:
-        """Layers, heads and sizes."""
-        return self.backend.shape
 
     @property
     def description(self) -> dict[str, Any]:
@@ -184,35 +162,11 @@ class FocusModel:
 
     def to_tokens(self, prompt: str | EncodedPrompt) -> Int[Tensor, "1 pos"]:
         """A prompt's tokens as a batch of one, ready for ``model.hooked``; :meth:`encode` gives the parts too."""
-        return self.encode(prompt).tokens[None].to(self.backend.device)
+        return self.encode(prompt).tokens[None].to(self.device)
 
-    def batch(self, prompts: PromptLike) -> PromptBatch:
-        """One prompt or several as a left-padded batch."""
-        if isinstance(prompts, PromptBatch):
-            return prompts
-        many = [prompts] if isinstance(prompts, str | EncodedPrompt) else prompts
-        return PromptBatch.of([self.encode(prompt) for prompt in many])
-
-    @contextmanager
-    def intervened(
-        self,
-        interventions: Sequence[Intervention],
-        prompt: PromptLike | None,
-        cursor: Cursor | None = None,
-        observers: Sequence[Hook] = (),
-    ) -> Generator[None]:
-        """Run ``model.hooked`` under interventions; whatever happens inside, nothing is left behind.
-
-        Other threads wait until it is their turn.
-
-        Observers are further hooks, added after those of the interventions.
-        """
-        # Hooks are on the model itself: another thread's pass, or this one's, would run under the hooks of both.
-        with _turns.setdefault(self.hooked, RLock()):
-            hooks = [hook for one in interventions for hook in one.hooks(self, prompt, cursor=cursor)]
-            self.points.require_acting(name for name, _ in hooks)
-            with self.hooked.hooks(fwd_hooks=[*hooks, *observers]):
-                yield
+    def map(self, function: Callable[..., _R], calls: Iterable[tuple[Any, ...]]) -> Generator[_R]:
+        """``function(model, *call)`` for every call, when its result is asked for; see :class:`focuslens.Executor`."""
+        return (function(self, *call) for call in calls)
 
     @torch.no_grad()
     def logits(
@@ -250,91 +204,6 @@ class FocusModel:
             mask = torch.ones(1, len(ids), dtype=torch.long)
             return self.run(ids[None], mask, None, last_only=False)[0]
 
-    @torch.no_grad()
-    def observe(
-        self,
-        tokens: Int[Tensor, "pos"],
-        observers: Sequence[Hook],
-        interventions: Sequence[Intervention] = (),
-        *,
-        prompt: EncodedPrompt | None = None,
-    ) -> None:
-        """Run the model once on given tokens, for what plain hooks see of it, and no further than they look.
-
-        The prompt is what ``tokens`` begin with; interventions may need it.
-
-        Raises:
-            ValueError: If the tokens do not fit the context, or a hook point does not exist or fire.
-        """
-        self.require_room(len(tokens))
-        self.points.require_firing(name for name, _ in observers)
-        batch = None if prompt is None else PromptBatch.of([prompt])
-        mask, last = torch.ones(1, len(tokens), dtype=torch.long), last_layer(name for name, _ in observers)
-        with self.intervened(interventions, batch, Cursor(0), observers):
-            if last is None:
-                self.run(tokens[None], mask, None, last_only=True)
-            else:
-                self.backend.run_to(last, tokens[None].to(self.backend.device), mask)
-
-    def prefill(
-        self,
-        prompts: PromptLike,
-        interventions: Sequence[Intervention] = (),
-        *,
-        hold_last: bool = False,
-        keep: Collection[int] = (),
-    ) -> Prefix:
-        """Run prompts once; the result can be extended and generated from any number of times.
-
-        With ``hold_last`` every token but the last of each prompt is run. The last token's row produces the first
-        response token, so interventions on the response begin there: held back, it is run under each setting of a
-        sweep in turn, over keys and values that all settings share. ``keep`` names layers from which :meth:`rerun` may
-        go on: their input is kept.
-
-        Raises:
-            ValueError: If a prompt does not fit the context.
-        """
-        batch = self.batch(prompts)
-        self.require_room(batch.width)
-        return prefill(self, batch, interventions, hold_last=hold_last, keep=keep)
-
-    def rerun(self, prefix: Prefix, interventions: Sequence[Intervention], *, copies: int = 1) -> Prefix:
-        """Run a prefix's prompts again under interventions that change them, each prompt ``copies`` times in a row.
-
-        What lies below the first layer that the interventions touch is taken over, where the prefix kept that layer's
-        input, and not computed again.
-
-        Raises:
-            ValueError: If the prefix was run under interventions, or does not hold its last token back.
-        """
-        return rerun(self, prefix, interventions, copies)
-
-    def extend(
-        self,
-        prefix: Prefix,
-        tokens: Int[Tensor, "batch new"],
-        interventions: Sequence[Intervention] = (),
-        observers: Sequence[Hook] = (),
-        *,
-        mask: Int[Tensor, "batch new"] | None = None,
-    ) -> tuple[Float[Tensor, "batch new d_vocab"], Prefix]:
-        """Run further tokens after a prefix, which stays as it is; logits of each, and the longer prefix.
-
-        ``observers`` are plain hooks that see what the interventions made; ``mask`` is 0 behind the end of a row that
-        is shorter than the others.
-
-        A last token that was held back is run first, under the interventions and unobserved.
-
-        Raises:
-            ValueError: If the tokens do not fit the context or are not one row a prompt, an intervention should have
-                acted on the prefix and did not, or a hook point does not fire.
-        """
-        return extend(self, prefix, tokens, interventions, observers, mask)
-
-    def copies(self, prefix: Prefix, n: int) -> Prefix:
-        """A prefix in which every prompt stands ``n`` times in a row, over the keys and values of the one given."""
-        return copies(self, prefix, n)
-
     @overload
     def generate(
         self, prompts: str | EncodedPrompt, interventions: Sequence[Intervention] = ..., *, max_new_tokens: int = ...
@@ -368,53 +237,3 @@ class FocusModel:
         prefix = self.prefill(prompts, interventions, hold_last=True)
         responses = self.decode(prefix, interventions, max_new_tokens=max_new_tokens)
         return responses[0] if isinstance(prompts, str | EncodedPrompt) else responses
-
-    def decode(
-        self,
-        prefix: Prefix,
-        interventions: Sequence[Intervention] = (),
-        *,
-        max_new_tokens: int = 100,
-        observers: Sequence[Hook] = (),
-        repetition_penalty: float = 1.0,
-    ) -> list[Generation]:
-        """Greedy responses that follow a prefix, which stays as it is.
-
-        ``observers`` are plain hooks that see what the interventions made, in passes of one row a prompt: the prompt's
-        last token where it was held back, then every token of the responses. ``repetition_penalty`` is that of Hugging
-        Face's generation configs.
-
-        Raises:
-            ValueError: If an intervention changes the prompt's rows and the prefix, which holds its last token back,
-                was run without it, or a hook point does not fire.
-        """
-        self.points.require_firing(name for name, _ in observers)
-        return decode(self, prefix, interventions, max_new_tokens, observers, repetition_penalty)
-
-    def run(
-        self, tokens: Int[Tensor, "batch row"], mask: Int[Tensor, "batch column"], cache: Any | None, *, last_only: bool
-    ) -> Float[Tensor, "batch logit_row d_vocab"]:
-        """One pass of the model as it stands, hooks included; ``cache``, if there is one, grows.
-
-        Gives logits of every row, or of the last alone. ``mask`` is 1 where a column, of the cache or of these rows,
-        holds a token, and 0 where it is padding.
-        """
-        return self.backend.forward(tokens.to(self.backend.device), mask, cache, last_only=last_only)
-
-    @property
-    def pad_token(self) -> int:
-        """The token that padding is made of."""
-        # It is masked out, so any token will do; a valid one is needed for the embedding.
-        return 0 if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
-
-    def require_room(self, length: int) -> None:
-        """Refuse more tokens than the model's context has room for.
-
-        Raises:
-            ValueError: If there are more.
-        """
-        if length > self.shape.n_ctx:
-            raise ValueError(
-                f"{length} tokens do not fit the model's context of {self.shape.n_ctx}; "
-                "shorten the prompt, or load the model with a larger n_ctx"
-            )

@@ -10,6 +10,7 @@ import copy
 import re
 from collections.abc import Mapping
 from functools import partial
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -22,9 +23,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from focuslens.model.load_errors import require_checkpoint, require_decoder, told_errors
 
 __all__ = [
+    "EMBEDDED",
     "FAMILIES",
     "DeviceMap",
     "checked_device",
+    "checkpoint_path",
     "hooked_config",
     "hooked_state_dict",
     "load_bridge",
@@ -40,8 +43,17 @@ __all__ = [
 DeviceMap: TypeAlias = str | Mapping[str, str | int]
 """Which part of a model goes to which device: ``"auto"``, ``"balanced"``, ``"sequential"``, or device by module."""
 
+EMBEDDED = "demo"
+"""The name of the model that ships with the package."""
+
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Architectures that can be opened as a ``HookedTransformer``."""
+
+
+def checkpoint_path(name: str) -> str:
+    """The directory of a local or embedded model, in full, so that it has one name; a hub name as it is."""
+    path = Path(str(resources.files("focuslens"))) / "assets" / EMBEDDED if name == EMBEDDED else Path(name)
+    return str(path.resolve()) if path.is_dir() else name
 
 
 def checked_device(device: str | None) -> str:
@@ -120,9 +132,10 @@ def stop_ids(name: str, tokenizer: Any, revision: str | None = None) -> tuple[in
 
 
 def repetition_penalty(name: str, revision: str | None = None) -> float:
-    """What the checkpoint's generation config asks of greedy decoding too; 1, none, where it asks for nothing."""
+    """The repetition penalty of the checkpoint's generation config; 1, which is none, where there is none."""
     try:
-        declared: Any = cast("Any", GenerationConfig).from_pretrained(name, revision=revision).repetition_penalty
+        config: Any = cast("Any", GenerationConfig).from_pretrained(checkpoint_path(name), revision=revision)
+        declared = config.repetition_penalty
     except OSError:
         declared = None
     return 1.0 if declared is None else float(declared)

@@ -1,4 +1,4 @@
-"""Left-padded batches of tokenised prompts, where their parts lie, and what a model has made of them.
+"""Left-padded batches of tokenised prompts, and the columns of their parts.
 
 Every position in the package is counted in one of two ways. A *token position* counts from the first token of the
 prompt itself (BOS included). A *column* counts in the padded batch: column = token position + left padding. Because
@@ -9,16 +9,15 @@ that column is the one that produces the first response token.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from focuslens.prompts.prompt import Span
 
-__all__ = ["EncodedPrompt", "Generation", "Prefix", "PromptBatch", "SpanLike", "disjoint"]
+__all__ = ["EncodedPrompt", "PromptBatch", "SpanLike", "disjoint"]
 
 SpanLike = str | Span
 """A part of the prompt: its name, or a half-open range of token positions."""
@@ -138,49 +137,3 @@ class PromptBatch:
             for start, end in prompt.resolve(span):
                 row[padding + start : padding + end] = True
         return mask
-
-
-@dataclass(frozen=True, eq=False)
-class Generation:
-    """A response.
-
-    Attributes:
-        text: The response, special tokens and surrounding white space removed.
-        tokens: Its token ids, without the token that ended it.
-        finished: Whether a stop token ended it; ``False`` where the limit of new tokens or the context length did.
-        stop: The token that ended it; ``None`` where none did.
-    """
-
-    text: str
-    tokens: Int[Tensor, "response"]
-    finished: bool
-    stop: int | None = None
-
-    def __repr__(self) -> str:
-        return f"Generation({self.text!r}, {len(self.tokens)} tokens, finished={self.finished})"
-
-
-@dataclass(frozen=True, eq=False)
-class Prefix:
-    """A batch that has been run, ready to be extended any number of times.
-
-    Attributes:
-        batch: The prompts.
-        cache: Keys and values of all columns so far.
-        mask: 1 where a column holds a token, 0 where it is padding.
-        logits: Of the last column; ``None`` where the prompts' last token has been held back.
-        under: The interventions that the prompts' rows were run under.
-        residuals: The input of some layers, ``[batch column d_model]`` each.
-    """
-
-    batch: PromptBatch
-    cache: Any
-    mask: Int[Tensor, "batch column"]
-    logits: Float[Tensor, "batch d_vocab"] | None
-    under: tuple[Any, ...] = ()
-    residuals: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
-
-    @property
-    def is_shared(self) -> bool:
-        """Whether copies of the prompts read the same keys and values; else each copy takes memory of its own."""
-        return hasattr(self.cache, "shared")

@@ -17,7 +17,7 @@ from focuslens.prompts.batch import EncodedPrompt, PromptBatch
 from focuslens.util.progress import progress_bar
 
 if TYPE_CHECKING:
-    from focuslens.model.backends import ModelShape
+    from focuslens.heads import ModelShape
     from focuslens.model.execution import Executor
     from focuslens.model.focus_model import FocusModel
 

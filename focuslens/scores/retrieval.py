@@ -29,7 +29,7 @@ from focuslens.util.progress import progress_bar, track
 if TYPE_CHECKING:
     import pandas as pd
 
-    from focuslens.model.backends import ModelShape
+    from focuslens.heads import ModelShape
     from focuslens.model.focus_model import FocusModel
 
 __all__ = ["NoRunCountsError", "RetrievalScores", "copy_runs", "copy_scores", "retrieval_scores"]

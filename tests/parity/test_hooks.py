@@ -145,7 +145,7 @@ class Exploding:
     def describe(self) -> dict[str, Any]:
         return {}
 
-    def hooks(self, model: FocusModel, prompt: Any = None, *, cursor: Any = None) -> list[Any]:
+    def hooks(self, model: fl.HookTarget, prompt: Any = None, *, cursor: Any = None) -> list[Any]:
         left = [self.after]
 
         def fail(tensor: Tensor, hook: Any) -> None:

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 
 import focuslens as fl
 from focuslens import FocusModel, NeedleSample, Prompt, RetrievalScores
-from focuslens.prompts.batch import EncodedPrompt, Generation, Prefix, PromptBatch
+from focuslens.model.generation import Generation, Prefix
+from focuslens.prompts.batch import EncodedPrompt, PromptBatch
 from focuslens.scores.retrieval import NoRunCountsError, _run, copy_scores
 from focuslens.scores.rouge import rouge_1_recall
 

@@ -19,7 +19,6 @@ from focuslens import (
     PromptBatch,
     SplitSoftmax,
 )
-from focuslens.model.decoding import response_of
 
 HEADS = [(0, 1), (1, 3), (2, 0), (2, 2)]
 
@@ -93,7 +92,7 @@ def test_each_prompt_of_a_batch_ends_for_itself(model: FocusModel) -> None:
 
 def test_special_tokens_and_white_space_are_not_in_the_text(model: FocusModel) -> None:
     ids = [0, *model.tokenizer(" two words ")["input_ids"][1:], 2]
-    response = response_of(model, ids)
+    response = model._generation(ids, model.stop_tokens)
     assert response.text == "two words"
     assert response.tokens.tolist() == ids
 

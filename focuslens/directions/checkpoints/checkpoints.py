@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from focuslens.directions.checkpoints.shards import Shard, dtype_of, open_shard
-from focuslens.model.backends import ModelShape
+from focuslens.heads import ModelShape
 
 __all__ = ["CONFIG", "INDEX", "SINGLE", "TENSOR_SUFFIXES", "Checkpoint", "open_checkpoint"]
 

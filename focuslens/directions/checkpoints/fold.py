@@ -16,9 +16,8 @@ from focuslens.directions.checkpoints.checkpoints import Checkpoint, open_checkp
 from focuslens.directions.checkpoints.origin import warn_of_another_model
 from focuslens.directions.checkpoints.shards import dtype_of, read, rewrite
 from focuslens.directions.checkpoints.writing import require_writable, write_index, write_steered
-from focuslens.heads import Head
+from focuslens.heads import Head, ModelShape
 from focuslens.interventions import FocusSteering
-from focuslens.model.backends import ModelShape
 from focuslens.util.progress import progress_bar
 
 __all__ = ["FoldedCheckpoint", "SharedKeys", "fold"]

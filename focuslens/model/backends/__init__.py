@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from focuslens.model.backends.base import Backend, ModelShape, describe
+from focuslens.model.backends.base import Backend, describe
 from focuslens.model.backends.bridge import BridgeBackend
 from focuslens.model.backends.hooked import HookedBackend
 
-__all__ = ["Backend", "BridgeBackend", "HookedBackend", "ModelShape", "backend_for", "describe"]
+__all__ = ["Backend", "BridgeBackend", "HookedBackend", "backend_for", "describe"]
 
 
 def backend_for(hooked: Any) -> Backend:

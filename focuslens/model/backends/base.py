@@ -3,33 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from focuslens.heads import ModelShape
 from focuslens.model.rotary import Rotary
 
-__all__ = ["Backend", "ModelShape", "describe", "shape_of"]
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """The sizes that interventions and scores depend on."""
-
-    n_layers: int
-    n_heads: int
-    n_key_value_heads: int
-    d_head: int
-    d_model: int
-    d_vocab: int
-    n_ctx: int
-
-    def key_value_head(self, head: int) -> int:
-        """The key-value head whose keys and values query head ``head`` reads."""
-        return head // (self.n_heads // self.n_key_value_heads)
+__all__ = ["Backend", "describe", "shape_of"]
 
 
 @runtime_checkable
@@ -38,6 +21,8 @@ class Backend(Protocol):
 
     hooked: Any
     shape: ModelShape
+    is_bridge: bool
+    """Whether the model is a ``TransformerBridge``, whose own cache keeps no more keys of a layer than its window."""
 
     @property
     def device(self) -> torch.device: ...

@@ -27,6 +27,8 @@ __all__ = ["BridgeBackend"]
 class BridgeBackend:
     """A ``TransformerBridge`` (TransformerLens 3.x and 4.x): hooks around the Hugging Face model."""
 
+    is_bridge = True
+
     def __init__(self, hooked: Any) -> None:
         self.hooked = hooked
         self.shape = shape_of(hooked.cfg)

@@ -42,6 +42,8 @@ class HookedBackend:
     Its weights keep their values and shapes, and get the strides in which TransformerLens multiplies by them.
     """
 
+    is_bridge = False
+
     def __init__(self, hooked: Any) -> None:
         self.hooked = hooked
         _lay_out(hooked)

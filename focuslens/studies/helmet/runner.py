@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 from collections.abc import Mapping, Sequence
@@ -22,8 +21,9 @@ from focuslens.heads import Head
 from focuslens.model.batching import BATCH_TOKENS, map_batches
 from focuslens.model.execution import Executor
 from focuslens.model.focus_model import FocusModel
+from focuslens.model.generation import Generation
 from focuslens.model.loading import repetition_penalty
-from focuslens.prompts.batch import EncodedPrompt, Generation, PromptBatch
+from focuslens.prompts.batch import EncodedPrompt, PromptBatch
 from focuslens.scores.masses import SINK
 from focuslens.studies.helmet.checkout import Checkout
 from focuslens.studies.helmet.plan import Entry
@@ -72,9 +72,6 @@ class Answering:
             sample: The prompt.
             budget: Tokens that are run at a time, copies of the prompt for several settings included.
         """
-        if self.stop_tokens is not None:
-            model = copy.copy(model)
-            model.stop_tokens = self.stop_tokens
         batch = PromptBatch.of([EncodedPrompt(sample.tokens, {})])
         interventions = [setting.interventions for setting in self.settings]
         parts: Parts | None = _sink if self.heads else None
@@ -87,6 +84,7 @@ class Answering:
             budget=budget,
             parts=parts,
             repetition_penalty=self.repetition_penalty,
+            stop_tokens=self.stop_tokens,
         ):
             setting, (response,) = self.settings[answered.setting], answered.responses
             sink = None if answered.masses is None else _of_heads(answered.masses[0], self.heads)
@@ -157,7 +155,7 @@ def declared_penalty(executor: Executor) -> float:
 
 
 def _declared_penalty(model: FocusModel) -> float:
-    return 1.0 if model.name == "demo" else repetition_penalty(model.name, model.revision)
+    return repetition_penalty(model.name, model.revision)
 
 
 def answering_for(
