@@ -19,7 +19,7 @@ from focuslens.data.multidoc import load_multidoc
 from focuslens.data.synthetic import Split, load_synthetic, spread_positions
 from focuslens.heads import Head, load_ranking
 from focuslens.interventions.directions import FocusDirections
-from focuslens.model.execution import Executor, InProcess
+from focuslens.model.execution import Executor
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.prompt import MultiDocSample, prompts_digest
 from focuslens.scores.contextual import ContextualScores, contextual_scores
@@ -77,7 +77,7 @@ def require_figures(args: argparse.Namespace) -> None:
 def open_model(args: argparse.Namespace) -> FocusModel:
     """The model that the options name, in this process."""
     settings = _model_settings(args)
-    return FocusModel.demo(**settings) if args.model == "demo" else FocusModel.from_pretrained(args.model, **settings)
+    return FocusModel.from_pretrained(args.model, **settings)
 
 
 def _model_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _model_settings(args: argparse.Namespace) -> dict[str, Any]:
 def open_executor(args: argparse.Namespace) -> Generator[Executor]:
     """What runs the model that the options name: this process or, with ``--ray``, the workers of a cluster."""
     with open_pool(args, args.model, _model_settings(args)) as pool:
-        yield InProcess(open_model(args)) if pool is None else pool
+        yield open_model(args) if pool is None else pool
 
 
 def open_samples(args: argparse.Namespace, model: FocusModel | Executor, side: Side, n: int | None = None) -> Samples:

@@ -31,7 +31,8 @@ from focuslens.directions.objective import Attention, direction_losses, record_a
 from focuslens.heads import Head, check_heads
 from focuslens.interventions.directions import FocusDirections, Site
 from focuslens.model.batching import BATCH_TOKENS, map_batches
-from focuslens.model.execution import Executor, InProcess, executor_for
+from focuslens.model.execution import Executor, executor_for
+from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.answers import list_samples
 from focuslens.prompts.batch import EncodedPrompt
 from focuslens.prompts.prompt import Case, MultiDocSample, prompts_digest
@@ -39,8 +40,7 @@ from focuslens.util.files import versions, write_atomically
 from focuslens.util.progress import progress_bar, track
 
 if TYPE_CHECKING:
-    from focuslens.model.backends import ModelShape
-    from focuslens.model.focus_model import FocusModel
+    from focuslens.heads import ModelShape
 
 __all__ = ["TrainingConfig", "train_focus_directions"]
 
@@ -238,8 +238,8 @@ def _attention(
     config: TrainingConfig,
 ) -> Attention:
     """The model's rotation, scales and windows, which the steps in this process need."""
-    if isinstance(executor, InProcess):
-        return executor.model.backend
+    if isinstance(executor, FocusModel):
+        return executor.backend
     prompts = [executor.encode(sample.prompt(config.prompts)) for sample in samples]
     lengths = [len(one.tokens) + len(response) for one, response in zip(prompts, responses, strict=True)]
     layers = [group.layer for group in groups]

@@ -8,12 +8,11 @@ together with, so the same batches are what makes the same bytes come out everyw
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import torch
 
-from focuslens.model.backends import ModelShape
+from focuslens.heads import ModelShape
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.batch import EncodedPrompt
 
@@ -62,60 +61,23 @@ class Executor(Protocol):
         arguments must be picklable, and tensors in results arrive on :attr:`device`.
 
         Raises:
-            WorkerLostError: If whoever ran a call was lost with it, time and again.
+            WorkerLostError: If a call was lost with its worker, three times in a row.
             Exception: What ``function`` raises, when that call's turn comes.
         """
         ...
 
 
-@dataclass(frozen=True)
-class InProcess:
-    """The model of this process, one call after the other."""
-
-    model: FocusModel
-
-    @property
-    def name(self) -> str:
-        """What result files call the model."""
-        return self.model.name
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """What result files say of the model."""
-        return self.model.description
-
-    @property
-    def shape(self) -> ModelShape:
-        """Layers, heads and sizes."""
-        return self.model.shape
-
-    @property
-    def tokenizer(self) -> Any:
-        """The checkpoint's own tokenizer."""
-        return self.model.tokenizer
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model is."""
-        return self.model.backend.device
-
-    def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:
-        """A prompt's tokens and parts."""
-        return self.model.encode(prompt)
-
-    def map(self, function: Callable[..., _R], calls: Iterable[tuple[Any, ...]]) -> Generator[_R]:
-        """``function(model, *call)`` for every call, when its result is asked for."""
-        return (function(self.model, *call) for call in calls)
+def InProcess(model: FocusModel) -> Executor:
+    """The model itself: a :class:`FocusModel` is an executor, which runs one call after the other in this process."""
+    return model
 
 
 def executor_for(model: FocusModel | Executor) -> Executor:
-    """What runs work on a model: the model itself, or the executor that was given in its place.
+    """The model or executor that was given, if it is one.
 
     Raises:
         TypeError: If it is neither.
     """
-    if isinstance(model, FocusModel):
-        return InProcess(model)
     if not callable(getattr(model, "map", None)):
         hint = "fl.FocusModel.from_pretrained(name)" if isinstance(model, str) else "fl.FocusModel(model)"
         raise TypeError(f"model is a {type(model).__name__}; it must be a FocusModel: {hint}")

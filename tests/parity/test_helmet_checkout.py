@@ -24,7 +24,6 @@ from transformers import AutoTokenizer
 import focuslens as fl
 from focuslens.cli.main import main
 from focuslens.directions.checkpoints import fold
-from focuslens.model.execution import InProcess
 from focuslens.studies.helmet.checkout import Checkout, open_checkout
 from focuslens.studies.helmet.plan import Entry, read_plan
 from focuslens.studies.helmet.recall import make_recall
@@ -163,7 +162,7 @@ def test_metrics_are_helmets_on_the_same_outputs(dataset, checkout, world, folde
     entry = entry_of(checkout, world, dataset, "--tag", "v1")
     model = fl.FocusModel.from_pretrained(str(folders["llama"]), chat=False, device="cpu", n_ctx=4096)
     answering = Answering((fl.Setting("baseline"),), entry.max_new_tokens)
-    data, store = answer_entry(InProcess(model), checkout, entry, answering, tmp_path / "records")
+    data, store = answer_entry(model, checkout, entry, answering, tmp_path / "records")
     # Answers that are right, in part, and wrong: a random model's would all be wrong.
     for place, record in enumerate(store.records.values()):
         answer = data["data"][place]["answer"]
@@ -193,7 +192,7 @@ def test_responses_are_those_of_helmets_model_where_a_checkpoint_penalises_repet
     (folder / "generation_config.json").write_text(json.dumps({**config, "repetition_penalty": 1.3}))
     entry = entry_of(checkout, world, "kilt_nq", "--stop_newline", "True", "--generation_max_length", "30")
     theirs = own_model(checkout, folder, entry, monkeypatch)
-    executor = InProcess(fl.FocusModel.from_pretrained(str(folder), chat=False, device="cpu", n_ctx=4096))
+    executor = fl.FocusModel.from_pretrained(str(folder), chat=False, device="cpu", n_ctx=4096)
     penalty = declared_penalty(executor)
     answering = answering_for(executor, entry, (fl.Setting("baseline"),), (), penalty)
     data, store = answer_entry(executor, checkout, entry, answering, tmp_path / "records")
@@ -204,7 +203,7 @@ def test_responses_are_those_of_helmets_model_where_a_checkpoint_penalises_repet
         found = record["results"]["baseline"]
         assert (found["output"], len(found["tokens"])) == (said["output"], said["output_len"])
         assert (record["input_len"], record["input_text"]) == (said["input_len"], said["input_text"])
-        changed += plain(executor.model, sample)["results"]["baseline"] != found
+        changed += plain(executor, sample)["results"]["baseline"] != found
     assert changed
 
 
@@ -213,7 +212,7 @@ def test_helmets_own_script_reads_the_files(checkout, world, folders, tmp_path, 
     entry = entry_of(checkout, world, "json_kv", "--tag", "v1")
     model = fl.FocusModel.from_pretrained(str(folders["llama"]), chat=False, device="cpu", n_ctx=4096)
     answering = Answering((fl.Setting("baseline"),), entry.max_new_tokens)
-    data, store = answer_entry(InProcess(model), checkout, entry, answering, tmp_path / "records")
+    data, store = answer_entry(model, checkout, entry, answering, tmp_path / "records")
     for record in store.records.values():
         record["results"]["baseline"]["output"] = data["data"][int(record["id"])]["answer"]
     write_results(checkout, entry, data, store, model.tokenizer, tmp_path / "output")

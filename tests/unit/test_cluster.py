@@ -18,7 +18,7 @@ from focuslens.model.batching import map_batches
 from focuslens.model.cluster import crew, pool
 from focuslens.model.cluster.shares import Shares, share_out
 from focuslens.model.cluster.worker import Facts, Failure, Worker, unpack
-from focuslens.model.execution import InProcess, executor_for
+from focuslens.model.execution import executor_for
 
 HEADS = [(2, 3), (0, 1), (2, 0), (2, 2)]
 
@@ -181,7 +181,8 @@ def test_memory_that_runs_out_elsewhere_makes_the_same_batches_as_here(load_mode
         expected = list(
             in_batches(lengths, 100, lambda batch, now: picky(None, [lengths[i] for i in batch], now), divisible=True)
         )
-    here, sent = (made(kind(load_model("llama"))) for kind in (InProcess, Sent))
+    model = load_model("llama")
+    here, sent = made(model), made(Sent(model))
     assert here[0] == sent[0] == expected
     assert here[1] == sent[1]
     assert [(len(items), budget) for _, (items, budget) in expected][:2] == [(3, 36), (1, 18)]
@@ -240,7 +241,8 @@ def test_the_model_itself_is_the_default_executor(load_model: Any) -> None:
     model = load_model("llama")
     executor = executor_for(model)
     assert isinstance(executor, fl.Executor)
-    assert executor == InProcess(model)
+    assert executor is model
+    assert fl.InProcess(model) is model
     assert executor_for(executor) is executor
     assert (executor.name, executor.description, executor.shape) == (model.name, model.description, model.shape)
     assert (executor.tokenizer, executor.device) == (model.tokenizer, torch.device("cpu"))

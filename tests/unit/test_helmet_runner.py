@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM
 
 import focuslens as fl
 from focuslens.evaluation import OtherResultsError
-from focuslens.model.execution import InProcess
 from focuslens.scores.contextual import attention_pattern
 from focuslens.studies.helmet.results import write_results
 from focuslens.studies.helmet.runner import Answering, answer_entry, answering_for, declared_penalty, require_askable
@@ -82,7 +81,7 @@ def test_chat_templates_are_helmets_with_arguments_only_where_asked_for(root, lo
 def test_a_chat_template_that_there_is_not_is_refused_before_anything_is_run(root, model):
     checkout, both = entries(root, "--use_chat_template", "True")
     with pytest.raises(ValueError, match=r"json_kv is to be asked in the chat template.*--use-chat-template False"):
-        require_askable(InProcess(model), checkout, both)
+        require_askable(model, checkout, both)
 
 
 def test_a_length_without_room_for_any_context_is_named(root, model):
@@ -104,7 +103,7 @@ def test_prompts_that_do_not_fit_are_named_with_the_remedy_before_any_is_run(roo
     with pytest.raises(
         ValueError, match=r"sample \d of json_kv has \d+ tokens.*context has 110: leave out the length 160.*--n-ctx 1"
     ):
-        require_askable(InProcess(small), checkout, both)
+        require_askable(small, checkout, both)
     samples = read_samples(checkout, both[1], load(checkout, both[1]), small.tokenizer)
     longest = max(len(sample.tokens) for sample in samples)
     require_room(both[1], samples, longest + 4)
@@ -112,13 +111,13 @@ def test_prompts_that_do_not_fit_are_named_with_the_remedy_before_any_is_run(roo
         require_room(both[1], samples, longest + 3)
     answering = Answering((fl.Setting("baseline"),), both[0].max_new_tokens)
     with pytest.raises(ValueError, match="leave out the length 160"):
-        answer_entry(InProcess(small), checkout, both[0], answering, tmp_path)
+        answer_entry(small, checkout, both[0], answering, tmp_path)
     assert not list(tmp_path.glob("*.jsonl"))
 
 
 def test_new_lines_end_a_response_where_helmet_says_so(root, model):
     _, (entry, _) = entries(root)
-    own, runs = model.stop_tokens, InProcess(model)
+    own, runs = model.stop_tokens, model
     assert stop_tokens(model.tokenizer, own, entry) == answering_for(runs, entry, (), ()).stop_tokens == own
     _, (entry, _) = entries(root, "--stop_newline", "True")
     newline = model.tokenizer.convert_tokens_to_ids("Ċ")
@@ -172,8 +171,8 @@ def test_a_checkpoints_repetition_penalty_is_that_of_hugging_face(root, model, c
     theirs: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
     own = fl.FocusModel.from_pretrained(str(folder), chat=False, device="cpu")
     checkout, (entry, _) = entries(root)
-    assert declared_penalty(InProcess(model)) == 1
-    penalty, chosen = declared_penalty(InProcess(own)), (*settings(), steered(-1))
+    assert declared_penalty(model) == 1
+    penalty, chosen = declared_penalty(own), (*settings(), steered(-1))
     assert penalty == 1.3
     changed = 0
     samples = read_samples(checkout, entry, load(checkout, entry), own.tokenizer)
@@ -214,7 +213,7 @@ def test_the_work_on_a_sample_is_a_plain_value(root, model):
 def run(root: Path, model: fl.FocusModel, folder: Path, chosen: Any = None, **options: Any) -> Any:
     checkout, (entry, _) = entries(root)
     answering = Answering(settings() if chosen is None else chosen, entry.max_new_tokens, HEADS)
-    return checkout, entry, *answer_entry(InProcess(model), checkout, entry, answering, folder, **options)
+    return checkout, entry, *answer_entry(model, checkout, entry, answering, folder, **options)
 
 
 def test_a_killed_run_goes_on_and_repeats_nothing(root, model, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from focuslens.model.backends import ModelShape
+from focuslens.heads import ModelShape
 from focuslens.model.cluster.crew import AHEAD, Crew, Work
 from focuslens.model.cluster.shares import Shares, share_out
 from focuslens.model.cluster.worker import Worker, load_model, unpack

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from focuslens.model.backends import ModelShape
+from focuslens.heads import ModelShape
 from focuslens.model.batching import is_out_of_memory, release_memory
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.encoder import PromptEncoder
@@ -89,7 +89,7 @@ class Worker:
 
 def load_model(name: str, settings: Mapping[str, Any]) -> FocusModel:
     """A model by its name or directory; ``demo`` is the embedded one."""
-    return FocusModel.demo(**settings) if name == "demo" else FocusModel.from_pretrained(name, **settings)
+    return FocusModel.from_pretrained(name, **settings)
 
 
 def _failure(error: Exception) -> Failure:

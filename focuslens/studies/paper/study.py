@@ -25,7 +25,7 @@ from focuslens.evaluation import Interval, Setting, Sweep, bootstrap_mean, resam
 from focuslens.heads import Head
 from focuslens.hooks import Intervention
 from focuslens.interventions.directions import FocusDirections
-from focuslens.model.execution import Executor, InProcess
+from focuslens.model.execution import Executor
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.prompt import MultiDocSample, prompts_digest
 from focuslens.scores.contextual import ContextualScores, by_outcome
@@ -62,14 +62,13 @@ class Study:
     @cached_property
     def executor(self) -> Executor:
         """What runs the model."""
-        return InProcess(self.model) if self.pool is None else self.pool
+        return self.model if self.pool is None else self.pool
 
     @cached_property
     def model(self) -> FocusModel:
         """The model, in this process."""
         options = dict(self.settings.model_options)
-        name = self.settings.model
-        return FocusModel.demo(**options) if name == "demo" else FocusModel.from_pretrained(name, **options)
+        return FocusModel.from_pretrained(self.settings.model, **options)
 
     @cached_property
     def _halves(self) -> dict[Part, MultiDocData]:
