@@ -30,9 +30,10 @@ test-notebooks: $(VENV)/.installed ## run the notebooks, and throw away what the
 notebooks: $(VENV)/.installed ## run the notebooks in place, so that they show what their code gives
 	$(VENV)/bin/python experiments/run_notebooks.py $(NOTEBOOKS)
 
-lint: $(VENV)/.installed-dev ## ruff and pyright
+lint: $(VENV)/.installed-dev ## ruff, the floors of the imports, and pyright
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/lint-imports
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
 
 format: $(VENV)/.installed-dev ## rewrite the sources as ruff would have them
