@@ -12,7 +12,7 @@ NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 # Threads that spin while they wait for each other cost small models on busy machines several times the work itself.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-notebooks notebooks lint format docs test-tl4 demo-model bench pictures clean
+.PHONY: help demo test test-notebooks notebooks lint format docs test-tl4 demo-model bench pictures release-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -56,6 +56,9 @@ bench: $(VENV)/.installed ## FocusLens beside the plain model, the paper's proce
 pictures: $(VENV)/.installed ## the README's pictures, from the demo's run (needs chromium)
 	@test -f $(OUT)/report.html || $(VENV)/bin/focuslens demo --out $(OUT)
 	$(VENV)/bin/python experiments/readme_pictures.py --run $(OUT) --docs docs
+
+release-check: $(VENV)/.installed-dev ## build the distributions, and try the wheel in an empty environment, without extras
+	$(VENV)/bin/python experiments/check_release.py
 
 clean: ## remove environments, builds and caches; runs/ stays
 	rm -rf $(VENV) $(VENV_TL4) build dist .coverage .hypothesis .pytest_cache .ruff_cache
