@@ -13,8 +13,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from checkpoints import build_checkpoint
-from parity.reference import ReferenceModel, tokens_of_ranges
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -23,6 +21,8 @@ from focuslens import FocusModel, NeedleSample, Prompt, RetrievalScores
 from focuslens.prompts.batch import EncodedPrompt, Generation, Prefix, PromptBatch
 from focuslens.scores.retrieval import NoRunCountsError, _run, copy_scores
 from focuslens.scores.rouge import rouge_1_recall
+from tests.support.checkpoints import build_checkpoint
+from tests.support.reference import ReferenceModel, tokens_of_ranges
 
 FAMILIES = ("llama", "qwen3", "mistral_window")
 
