@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -14,9 +14,7 @@ import pytest
 
 if TYPE_CHECKING:
     from focuslens import FocusModel, MultiDocSample
-
-# Under `--import-mode=importlib` nothing beside a test can be imported unless it is on the path: `import checkpoints`.
-sys.path.insert(0, str(Path(__file__).parent))
+    from tests.support.browser import Browser
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
@@ -45,7 +43,7 @@ class LoadModel(Protocol):
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     """``checkpoint("llama")`` is the directory of that tiny random checkpoint; see ``checkpoints.CHECKPOINTS``."""
-    from checkpoints import build_checkpoint
+    from tests.support.checkpoints import build_checkpoint
 
     built: dict[str, Path] = {}
 
@@ -100,6 +98,39 @@ def tiny_model(load_model: LoadModel, backend: str) -> FocusModel:
 @pytest.fixture(scope="session")
 def samples() -> list[MultiDocSample]:
     """Four multi-document samples of unequal length (6, 6, 6 and 4 documents)."""
-    from checkpoints import multidoc_samples
+    from tests.support.checkpoints import multidoc_samples
 
     return multidoc_samples()
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """Types and shapes go unchecked, as they do for users: a bad argument meets the package's own errors."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+@pytest.fixture(scope="session")
+def paper_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Questions in a file, and a haystack."""
+    from tests.support.paper_runs import write_files
+
+    return write_files(tmp_path_factory.mktemp("files"))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium without a network; where there is none, tests that need it are skipped."""
+    from tests.support.browser import chromium
+
+    with chromium() as opened:
+        yield opened
+
+
+@pytest.fixture(scope="session")
+def recorded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What every command leaves behind on a tiny model; a test that changes it works on a copy."""
+    from tests.support.recorded_runs import run_everything
+
+    return run_everything(tmp_path_factory.mktemp("run"))

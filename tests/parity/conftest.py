@@ -9,7 +9,7 @@ import pytest
 import torch
 
 if TYPE_CHECKING:
-    from parity.reference import ReferenceModel
+    from tests.support.reference import ReferenceModel
 
 
 class References(Protocol):
@@ -20,7 +20,7 @@ class References(Protocol):
 
 @pytest.fixture(scope="session")
 def reference(checkpoint) -> References:
-    from parity.reference import ReferenceModel
+    from tests.support.reference import ReferenceModel
 
     opened: dict[tuple[str, torch.dtype], ReferenceModel] = {}
 

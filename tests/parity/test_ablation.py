@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from parity.reference import Edits, document_ranges, gap, prompt_text, tokens_of_ranges
 from torch import Tensor
 
 import focuslens as fl
+from tests.support.reference import Edits, document_ranges, gap, prompt_text, tokens_of_ranges
 
 HEADS = [(0, 1), (1, 0), (1, 3), (2, 2)]
 TOLERANCE = 1e-3

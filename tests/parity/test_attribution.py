@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from parity.reference import document_ranges, gap, prompt_text, tokens_of_ranges
 
 import focuslens as fl
 from focuslens.scores.documents import BUDGET_PARTS, AttentionBudget, DocumentScores
+from tests.support.reference import document_ranges, gap, prompt_text, tokens_of_ranges
 
 TOLERANCE = 1e-4
 QUICK: dict[str, Any] = {"max_new_tokens": 4}

@@ -8,7 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from parity.reference import (
+from torch import Tensor
+
+import focuslens as fl
+from focuslens import FocusModel
+from tests.support.reference import (
     Edits,
     add_to_rows,
     document_ranges,
@@ -17,10 +21,6 @@ from parity.reference import (
     split_softmax_rows,
     tokens_of_ranges,
 )
-from torch import Tensor
-
-import focuslens as fl
-from focuslens import FocusModel
 
 if TYPE_CHECKING:
     from focuslens import Intervention, MultiDocSample

@@ -13,12 +13,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import helmet_files
 import pytest
 import torch
 import yaml
-from checkpoints import CHECKPOINTS, build_checkpoint
-from helmet_eval import stand_in_for_pkg_resources
 from transformers import AutoTokenizer
 
 import focuslens as fl
@@ -31,6 +28,9 @@ from focuslens.studies.helmet.results import write_results
 from focuslens.studies.helmet.runner import Answering, answer_entry, answering_for, declared_penalty
 from focuslens.studies.helmet.samples import read_samples, stop_tokens
 from focuslens.studies.helmet.tasks import TASKS
+from tests.support import helmet_eval, helmet_files
+from tests.support.checkpoints import CHECKPOINTS, build_checkpoint
+from tests.support.helmet_eval import stand_in_for_pkg_resources
 
 HELMET = os.environ.get("HELMET_DIR", "")
 pytestmark = pytest.mark.skipif(not HELMET, reason="HELMET_DIR names no checkout of HELMET")
@@ -284,7 +284,7 @@ def by_helmet(checkout: Checkout, model: Path, config: Path, folder: Path) -> tu
     tokens, out = folder / f"{model.name}.jsonl", folder / f"out-{model.name}"
     options = ["--config", str(config), "--model_name_or_path", str(model), "--output_dir", str(out), "--tag", "v1"]
     options += ["--max_test_samples", "2", "--no_bf16", "--no_cuda", "--no_torch_compile", "--num_workers", "0"]
-    script = Path(__file__).parents[1] / "helmet_eval.py"
+    script = Path(helmet_eval.__file__)
     run = subprocess.run(
         [sys.executable, str(script), str(checkout.root), str(tokens), *options],
         cwd=folder,

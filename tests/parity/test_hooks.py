@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-from parity.reference import gap
 from torch import Tensor
 
 import focuslens as fl
 from focuslens import FocusModel
+from tests.support.reference import gap
 
 HEADS = [(0, 1), (1, 2), (2, 0)]
 

@@ -8,7 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from parity.reference import (
+from transformers import AutoTokenizer
+
+import focuslens as fl
+from focuslens import FocusModel
+from tests.support.reference import (
     Edits,
     ReferenceModel,
     add_to_rows,
@@ -18,10 +22,6 @@ from parity.reference import (
     split_softmax_rows,
     tokens_of_ranges,
 )
-from transformers import AutoTokenizer
-
-import focuslens as fl
-from focuslens import FocusModel
 
 HEADS = [(0, 1), (1, 2), (2, 0)]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from checkpoints import CHECKPOINTS
-from parity.reference import document_ranges, gap, prompt_text, tokens_of_ranges
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from focuslens import FocusModel
+from tests.support.checkpoints import CHECKPOINTS
+from tests.support.reference import document_ranges, gap, prompt_text, tokens_of_ranges
 
 ALL = pytest.mark.parametrize("name", list(CHECKPOINTS))
 FAMILIES = pytest.mark.parametrize("name", ["llama", "llama_chat", "qwen2", "qwen3", "mistral", "mistral_window"])

@@ -6,9 +6,9 @@ from typing import Any
 
 import pytest
 import torch
-from parity.reference import Edits, document_ranges, gap, prompt_text, split_softmax_rows, tokens_of_ranges
 
 import focuslens as fl
+from tests.support.reference import Edits, document_ranges, gap, prompt_text, split_softmax_rows, tokens_of_ranges
 
 HEADS = [(2, 3), (0, 1), (2, 0)]
 RESPONSE = "The silver lantern"

@@ -13,8 +13,6 @@ from typing import Any, cast
 
 import pytest
 import torch
-from checkpoints import build_checkpoint
-from parity.reference import ReferenceModel, tokens_of_ranges
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -24,6 +22,8 @@ from focuslens.model.generation import Generation, Prefix
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch
 from focuslens.scores.retrieval import NoRunCountsError, _run, copy_scores
 from focuslens.scores.rouge import rouge_1_recall
+from tests.support.checkpoints import build_checkpoint
+from tests.support.reference import ReferenceModel, tokens_of_ranges
 
 FAMILIES = ("llama", "qwen3", "mistral_window")
 

@@ -6,7 +6,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from parity.reference import (
+from torch import Tensor
+
+import focuslens as fl
+from focuslens import FocusModel
+from focuslens.scores.contextual import ScoredCase
+from tests.support.reference import (
     Edits,
     ReferenceModel,
     add_to_rows,
@@ -16,11 +21,6 @@ from parity.reference import (
     split_softmax_rows,
     tokens_of_ranges,
 )
-from torch import Tensor
-
-import focuslens as fl
-from focuslens import FocusModel
-from focuslens.scores.contextual import ScoredCase
 
 if TYPE_CHECKING:
     from focuslens import MultiDocSample

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from parity.reference import (
+
+import focuslens as fl
+from tests.support.reference import (
     Edits,
     document_ranges,
     gap,
@@ -12,8 +14,6 @@ from parity.reference import (
     split_softmax_rows,
     tokens_of_ranges,
 )
-
-import focuslens as fl
 
 HEADS = [(0, 1), (0, 3), (1, 0), (1, 2), (2, 2), (2, 3)]
 TOLERANCE = 1e-3

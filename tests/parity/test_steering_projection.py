@@ -11,11 +11,11 @@ from typing import Any
 
 import pytest
 import torch
-from parity.reference import ReferenceModel, gap, prompt_text
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import focuslens as fl
+from tests.support.reference import ReferenceModel, gap, prompt_text
 
 SEPARATE = [(0, 0), (0, 3), (1, 1), (2, 2)]
 """Heads that share no key-value head (query heads 0 and 1 read the first, 2 and 3 the second)."""

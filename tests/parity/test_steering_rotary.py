@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from parity.reference import Edits, add_to_rows, document_ranges, gap, largest, prompt_text, tokens_of_ranges
 from torch import Tensor
 
 import focuslens as fl
+from tests.support.paths import SHARED_DATA
+from tests.support.reference import Edits, add_to_rows, document_ranges, gap, largest, prompt_text, tokens_of_ranges
 
 HEADS = [(0, 0), (0, 3), (1, 1), (1, 2), (2, 0), (2, 1)]
 ALPHA = 0.7
@@ -151,8 +151,7 @@ def test_the_gradient_is_zero_at_the_hook_points_too(name, backend, load_model, 
 
 
 def published_directories() -> list[Path]:
-    data = Path(os.environ.get("FOCUSLENS_DATA") or Path(__file__).parents[3] / "shared" / "data")
-    return sorted(data.glob("published/head_features/*/direction_relevant"))
+    return sorted(SHARED_DATA.glob("published/head_features/*/direction_relevant"))
 
 
 @pytest.mark.skipif(not published_directories(), reason="the authors' published files are not here")

@@ -17,10 +17,10 @@ import pytest
 import torch
 import transformers
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
-from multidoc_files import oracle_record, write
 
 import focuslens as fl
 from focuslens.cli.main import main
+from tests.support.multidoc_files import oracle_record, write
 
 SHAPE = {"n_layers": 3, "n_heads": 4, "n_key_value_heads": 2, "d_head": 16}
 GOLD = fl.MultiDocSample("who?", ("Ann",), (fl.Document("a", "Ann did it."), fl.Document("b", "Bob did.")), 0)

@@ -14,14 +14,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from multidoc_files import oracle_record, write
-from pages import Elements, loads
 from PIL import Image
 
 import focuslens as fl
 from focuslens.evaluation import DocumentScores, bootstrap_mean
 from focuslens.heads import HeadList
 from focuslens.util.html import Markup, bar, map_image, shorten, table
+from tests.support.multidoc_files import oracle_record, write
+from tests.support.pages import Elements, loads
 
 HOSTILE = "</td></table><script>alert(1)</script>"
 

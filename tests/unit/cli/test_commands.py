@@ -1,0 +1,239 @@
+"""The commands say what they cannot do before they begin, keep what others made, and control with other heads."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+from dataclasses import replace
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+
+from focuslens import ContextualScores, Document, MultiDocSample
+from focuslens.cli import sweeps
+from focuslens.cli.common import count_heads, open_samples, score_intervals
+from focuslens.cli.main import _parser, main
+from focuslens.data.multidoc import load_multidoc
+from focuslens.data.synthetic import spread_positions
+from focuslens.heads import Head
+from tests.support.multidoc_files import oracle_record, placed_record, write
+
+MODEL = ["--documents", "2", "--samples", "2", "--max-new-tokens", "3"]
+
+
+@pytest.fixture(autouse=True)
+def _closed_figures():
+    """Pyplot keeps every figure that a command drew."""
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "--sample", "-1"], "there is no sample -1"),
+        (["generate", "--prompt", "x", "--device", "nowhere"], "device is 'nowhere', which is not here"),
+        (["generate", "--prompt", "x", "--dtype", "float64x"], "dtype is 'float64x'"),
+        (["heads", "--model", "/nowhere/at/all"], "there is no directory '/nowhere/at/all'"),
+        (["steer", "--directions", "runs/a/b/direction_relevant"], "there is no directory 'runs/a/b/direction_rele"),
+        (["steer", "--directions", "./nothing"], "there is no directory './nothing'"),
+        (["heads", "--split", "all"], "--split all is for data files; the synthetic corpus has train, validation and"),
+    ],
+)
+def test_what_is_not_there_is_named(arguments, message, capsys):
+    assert main([*arguments, *MODEL] if arguments[0] != "generate" else arguments) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_sample_beyond_the_last_is_named(tmp_path, capsys):
+    file = write(tmp_path / "oracle.jsonl", [oracle_record(i) for i in range(8)])
+    assert main(["generate", "--sample", "3000", "--data", str(file), "--documents", "2"]) == 1
+    assert "there is no sample 3000" in capsys.readouterr().err
+
+
+def test_a_ranking_that_is_no_json_names_the_file(tmp_path, capsys):
+    (tmp_path / "heads.json").write_text("")
+    assert main(["split-softmax", "--heads", str(tmp_path / "heads.json"), *MODEL]) == 1
+    assert "heads.json is not a ranking of heads: it is not JSON" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["heads", "split-softmax"])
+def test_figures_that_cannot_be_drawn_are_known_before_the_work(command, tmp_path, monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("focuslens.viz")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "circuitsvis", None)
+    assert main([command, *MODEL, "--out", str(tmp_path / "out")]) == 1
+    assert "pip install 'focuslens[viz]'" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_figures_a_command_needs_nothing_to_draw_with(monkeypatch, capsys):
+    for name in [name for name in sys.modules if name.startswith("focuslens.viz")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["split-softmax", *MODEL, "--k", "1", "--tau", "0.1"]) == 0
+    assert "split-softmax random tau=0.3 k=1" in capsys.readouterr().out
+
+
+def test_intervals_of_scores_draw_questions_and_leave_out_what_has_no_response():
+    relevant = torch.tensor([0.0, 0.2, 1.0, math.nan]).reshape(4, 1, 1).repeat(1, 1, 2)
+    asked = [
+        MultiDocSample(q, ("a",), (Document("t", "x"),), i, q) for i, q in ((0, "p"), (0, "q"), (0, "r"), (0, "s"))
+    ]
+    asked[1] = replace(asked[1], question_id="p", name="other")
+    ids = tuple(one.id for one in asked)
+    scores = ContextualScores(relevant, relevant, relevant, relevant, "long", ids, ("x",) * 4, (True,) * 4)
+    found = score_intervals(scores, asked, [Head(0, 1), Head(0, 0)], seed=0, most=1)
+    # Two questions: p with 0 and 0.2, r with 1. Both p: 0.1; both r: 1; one of each: 0.4.
+    assert list(found) == ["0/1"]
+    assert found["0/1"] == pytest.approx([0.1, 1.0])
+
+
+def test_the_demo_offers_only_what_it_uses(capsys):
+    for option in ("--model", "--data", "--samples", "--documents", "--split", "--batch-tokens", "--chat"):
+        with pytest.raises(SystemExit):
+            _parser().parse_args(["demo", option, "1"])
+    args = _parser().parse_args(["demo", "--dtype", "float64"])
+    assert (args.model, args.data, args.dtype) == ("demo", "synthetic", "float64")
+
+
+def test_controls_are_outside_every_contextual_set_of_the_sweep(load_model, caplog):
+    model = load_model("llama")
+    ranking = [Head(layer, head) for layer in range(3) for head in range(4)]
+    args = argparse.Namespace(random_tau=0.3, exclude_top=1, seed=0)
+    settings = sweeps.controls(model, ranking, args, [2, 7])
+    assert [setting.parameters["k"] for setting in settings] == [2]
+    assert not set(ranking[:7]) & set(settings[0].interventions[0].heads)
+    assert "no random heads for --k 7: 5 heads are left beside the 7 best" in caplog.text
+
+
+def test_a_demo_sets_the_records_of_another_demo_aside(tmp_path, monkeypatch, capsys):
+    from focuslens.cli.common import Samples
+    from focuslens.cli.demo import _fresh_sweep
+    from focuslens.data.synthetic import load_synthetic
+    from focuslens.evaluation import Setting
+    from focuslens.model.focus_model import FocusModel
+
+    model, path = FocusModel.demo(device="cpu"), tmp_path / "sweep.jsonl"
+    samples = Samples(load_synthetic(1, num_documents=1, gold_positions=[0]), {})
+    args = argparse.Namespace(max_new_tokens=3, batch_tokens=1, seed=1)
+    first = _fresh_sweep(args, model, samples, [Setting("baseline")], path)
+    content = path.read_text()
+    args.seed = 2
+    _fresh_sweep(args, model, samples, [Setting("baseline")], path)
+    assert (tmp_path / "sweep.1.jsonl").read_text() == content
+    assert json.loads(path.read_text().splitlines()[0])["header"]["seed"] == 2
+    assert len(first["baseline"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--alpha", "0.4", "--sample", "0"], "--alpha 0.4 is the strength of directions, and there are none"),
+        (["--top-k", "4", "--sample", "0"], "--top-k 4 chooses heads to change, and nothing does; name --tau or --di"),
+        (["--tau", "0.3", "--prompt", "x"], "the text of --prompt has none; give --sample with --case long or gold"),
+        (
+            ["--tau", "0.3", "--sample", "0", "--case", "negative"],
+            "a prompt of --case negative has none; give",
+        ),
+    ],
+)
+def test_generate_refuses_what_it_would_ignore_before_it_opens_anything(options, message, capsys):
+    assert main(["generate", "--model", "no/such/directory", *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["heads", "--top", "0"], "--top 0: there are 12 heads to choose from; give a number from 1 to 12"),
+        (["heads", "--top", "13"], "--top 13: there are 12 heads"),
+        (["train", "--top-k", "-1"], "--top-k -1: there are 12 heads"),
+        (["train", "--top-k", "13"], "--top-k 13: there are 12 heads"),
+        (["generate", "--sample", "0", "--tau", "0.3", "--top-k", "0"], "--top-k 0: there are 12 heads"),
+        (["generate", "--sample", "0", "--tau", "0.3", "--top-k", "13"], "--top-k 13: there are 12 heads"),
+    ],
+)
+def test_a_number_of_heads_that_there_is_not_is_refused_before_any_is_scored(
+    arguments, message, checkpoint, tmp_path, monkeypatch, capsys
+):
+    scored = []
+    for module in ("common", "heads"):
+        monkeypatch.setattr(f"focuslens.cli.{module}.score_samples", lambda *args: scored.append(args))
+    options = ["--model", str(checkpoint("llama")), "--n-ctx", "4096", "--out", str(tmp_path / "out"), *MODEL]
+    assert main([*arguments, *options]) == 1
+    assert message in capsys.readouterr().err
+    assert not scored
+
+
+@pytest.mark.parametrize("command", ["train", "generate"])
+def test_no_more_heads_are_asked_for_than_a_ranking_names(command, checkpoint, tmp_path, capsys):
+    (tmp_path / "heads.json").write_text("[[1, 0], [0, 3]]")
+    options = ["--model", str(checkpoint("llama")), "--n-ctx", "4096", "--out", str(tmp_path / "out"), *MODEL]
+    options += ["--heads", str(tmp_path / "heads.json"), "--top-k", "3"]
+    assert main([command, *(["--sample", "0", "--tau", "0.3"] if command == "generate" else []), *options]) == 1
+    assert "--top-k 3: there are 2 heads to choose from; give a number from 1 to 2" in capsys.readouterr().err
+    with pytest.raises(ValueError, match="no heads to choose from: the ranking is empty, or no head of it has a dir"):
+        count_heads("--top-k", None, 0)
+
+
+def test_halves_of_a_file_share_no_question(tmp_path, load_model):
+    file = write(tmp_path / "oracle.jsonl", [oracle_record(i) for i in range(30)])
+    options = ["heads", "--data", str(file), "--documents", "2"]
+    ids = {}
+    for split in ("train", "test", "all"):
+        data = open_samples(_parser().parse_args([*options, "--split", split]), load_model("llama"), "test")
+        ids[split] = {sample.question_id for sample in data.samples}
+    train, test = load_multidoc(file, num_documents=2, gold_positions=[0, 1]).split(seed=42)
+    assert ids["train"] == {sample.question_id for sample in train}
+    assert ids["test"] == {sample.question_id for sample in test}
+    assert not ids["train"] & ids["test"]
+    assert ids["all"] == ids["train"] | ids["test"] == set(map(str, range(30)))
+
+
+def test_all_prompts_of_a_command_have_as_many_documents_as_fit_the_longer_half(
+    checkpoint, load_model, tmp_path, capsys
+):
+    """The documents of test questions are longer; training prompts alone would hold 20."""
+    records = [placed_record(i, total=20) for i in range(8)]
+    file = write(tmp_path / "placed.jsonl", records)
+    for sample in load_multidoc(file, gold_positions=[0]).split(seed=42)[1]:
+        for document in records[int(sample.question_id)]["ctxs"]:
+            document["text"] += " harbour" * 50
+    write(file, records)
+    options = ["--model", str(checkpoint("llama")), "--data", str(file), "--n-ctx", "500", "--max-new-tokens", "4"]
+
+    def longest(half, documents):
+        data = load_multidoc(file, num_documents=documents, gold_positions=spread_positions(documents))
+        return max(len(load_model("llama").encode(sample.prompt()).tokens) for sample in data.split(seed=42)[half])
+
+    assert longest(0, 20) <= 496
+    assert longest(1, 5) <= 496 < longest(1, 7)
+    assert main(["heads", *options, "--out", str(tmp_path)]) == 0
+    assert json.loads((tmp_path / "heads.json").read_text())["data"]["num_documents"] == 5
+    capsys.readouterr()
+    assert main(["split-softmax", *options, "--tau", "0.1", "--k", "1", "--out", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / "split_softmax.json").read_text())
+    assert result["data"]["num_documents"] == result["ranking"]["scored_on"]["num_documents"] == 5
+    assert capsys.readouterr().err.count("5 documents a prompt: more do not fit") == 1
+    assert main(["train", *options, "--top-k", "1", "--epochs", "1", "--out", str(tmp_path)]) == 0
+    provenance = json.loads((tmp_path / "directions.json").read_text())["provenance"]
+    assert provenance["data"]["num_documents"] == provenance["ranking"]["scored_on"]["num_documents"] == 5
+    assert capsys.readouterr().err.count("5 documents a prompt: more do not fit") == 1
+    steer = ["steer", *options, "--directions", str(tmp_path), "--alpha", "1", "--k", "1", "--out", str(tmp_path)]
+    assert main(steer) == 0
+    result = json.loads((tmp_path / "steering.json").read_text())
+    assert result["data"]["num_documents"] == result["ranking"]["scored_on"]["num_documents"] == 5
+    assert capsys.readouterr().err.count("5 documents a prompt: more do not fit") == 1
+
+
+def test_everything_is_read_where_everything_is_used(tmp_path, checkpoint, capsys):
+    """One question has no halves; with ``--split all`` it needs none."""
+    file = write(tmp_path / "placed.jsonl", [placed_record(0, total=20)])
+    options = ["--model", str(checkpoint("llama")), "--data", str(file), "--n-ctx", "500", "--max-new-tokens", "4"]
+    assert main(["heads", *options, "--split", "all"]) == 0
+    assert main(["heads", *options]) == 1
+    assert "leaves nothing on one side" in capsys.readouterr().err

@@ -1,0 +1,52 @@
+"""Every public name is in the reference, once, and the pages can all be reached."""
+
+from __future__ import annotations
+
+import pkgutil
+import re
+from collections import Counter
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import focuslens as fl
+from tests.support.paths import ROOT
+
+REFERENCE = ROOT / "docs" / "reference"
+
+
+def names_on(page: Path) -> list[str]:
+    """What a page documents; where a module is called as a function is, the function has its whole path."""
+    return re.findall(r"^::: (\S+)$", page.read_text(), flags=re.MULTILINE)
+
+
+def test_every_public_name_is_in_the_reference_once() -> None:
+    pytest.importorskip("matplotlib")
+    documented = [pkgutil.resolve_name(name) for page in REFERENCE.glob("*.md") for name in names_on(page)]
+    public = [getattr(fl, name) for name in fl.__all__] + [getattr(fl.viz, name) for name in fl.viz.__all__]
+    assert Counter(map(id, documented)) == Counter(map(id, public))
+    assert not any(isinstance(one, ModuleType) for one in documented)
+
+
+def test_the_list_of_the_reference_names_every_name_on_its_page() -> None:
+    index = (REFERENCE / "index.md").read_text()
+    rows = dict(re.findall(r"^\| \[[^\]]+\]\((\w+\.md)\) \| (.*) \|$", index, flags=re.MULTILINE))
+    assert set(rows) | {"index.md"} == {page.name for page in REFERENCE.glob("*.md")}
+    for page, row in rows.items():
+        if page != "views.md":
+            found = [name.rpartition(".")[2] for name in names_on(REFERENCE / page)]
+            assert re.findall(r"`(\w+)`", row) == found, page
+
+
+@pytest.mark.parametrize("folder", ["errors", "gotchas"])
+def test_every_error_and_gotcha_is_in_its_list_with_what_its_page_says(folder: str) -> None:
+    pages = {page.name: page.read_text() for page in (ROOT / "docs" / folder).glob("*.md")}
+    rows = re.findall(r"^\| \[(.+?)\]\((\S+?\.md)\) \|(.*)\|$", pages.pop("index.md"), flags=re.MULTILINE)
+    assert [name for _, name, _ in rows] == list(dict.fromkeys(name for _, name, _ in rows))
+    assert {name for _, name, _ in rows} == set(pages)
+    for title, name, rest in rows:
+        assert pages[name].startswith(f"# {title}\n"), name
+        message = re.search(r'```text title="\w+Error"\n(.*)\n', pages[name])
+        if folder == "errors" and message:
+            assert rest.strip() == f"`{message[1]}`", name
