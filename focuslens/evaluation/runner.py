@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from focuslens.evaluation.records import RecordFile
 from focuslens.evaluation.responding import respond
 from focuslens.hooks import Intervention
-from focuslens.model.batching import BATCH_TOKENS, map_batches
+from focuslens.model.batching import BATCH_TOKENS, RunOptions, map_batches
 from focuslens.model.execution import Executor, executor_for
 from focuslens.prompts.answers import list_samples, require_comparable_answers, sub_exact_match
 from focuslens.prompts.batch import Generation
@@ -226,32 +226,44 @@ def run_sweep(
         ValueError: If there are no samples or settings, a name or id occurs twice, or ``out`` holds other results.
     """
     executor, chosen = executor_for(model), list_samples(samples)
+    options = RunOptions(max_new_tokens, batch_tokens, progress)
     _require_unique("setting", [setting.name for setting in settings])
     _require_unique("sample", [sample.id for sample in chosen])
     require_comparable_answers(chosen)
     _require_gold(settings, chosen)
-    # Data that come from a file say so themselves.
+    # A data set that was read from a file describes itself.
     data = getattr(samples, "description", None) if data is None else data
     header = _header(executor, chosen, settings, max_new_tokens, data, seed)
     store = None if out is None else RecordFile(out, header)
-    records: dict[str, dict[str, Any]] = {} if store is None else store.records
-    todo = [sample for sample in chosen if sample.id not in records]
-    lengths = [
-        len(executor.encode(sample.prompt("long")).tokens) for sample in track(todo, "tokenising", show=progress)
-    ]
-    done = len(chosen) - len(todo)
-    run = partial(_run_batch, settings=tuple(settings), max_new_tokens=max_new_tokens)
-    names, divisible = [sample.id for sample in todo], len(settings) > 1
-
-    with progress_bar("evaluation", len(chosen), done=done, show=progress) as bar:
-        for batch, made in map_batches(executor, run, todo, names, lengths, batch_tokens, divisible=divisible):
-            if store is None:
-                records.update((record["id"], record) for record in made)
-            else:
-                store.append(made)
-            bar.update(len(batch))
+    records: dict[str, dict[str, Any]] = {} if store is None else dict(store.records)
+    for batch in _missing_records(executor, chosen, tuple(settings), options, frozenset(records)):
+        if store is not None:
+            store.append(batch)
+        records.update((record["id"], record) for record in batch)
     ordered = [records[sample.id] for sample in chosen]
     return Sweep(tuple(settings), {s.name: evaluation_of(ordered, s.name, seed) for s in settings}, header)
+
+
+def _missing_records(
+    executor: Executor,
+    samples: Sequence[MultiDocSample],
+    settings: tuple[Setting, ...],
+    options: RunOptions,
+    done: Collection[str],
+) -> Generator[list[dict[str, Any]]]:
+    """Run the samples whose id is not in ``done``, and yield their records batch by batch."""
+    todo = [sample for sample in samples if sample.id not in done]
+    lengths = [
+        len(executor.encode(sample.prompt("long")).tokens)
+        for sample in track(todo, "tokenising", show=options.progress)
+    ]
+    run = partial(_run_batch, settings=settings, max_new_tokens=options.max_new_tokens)
+    names, divisible = [sample.id for sample in todo], len(settings) > 1
+    n_done = len(samples) - len(todo)
+    with progress_bar("evaluation", len(samples), done=n_done, show=options.progress) as bar:
+        for _, records in map_batches(executor, run, todo, names, lengths, options.batch_tokens, divisible=divisible):
+            yield records
+            bar.update(len(records))
 
 
 def _require_gold(settings: Sequence[Setting], samples: Sequence[MultiDocSample]) -> None:

@@ -14,14 +14,13 @@ from torch import Tensor
 
 from focuslens.heads import HeadList, Sparsity, heads_by_layer, random_heads, rank_heads, sparsity, top_heads
 from focuslens.hooks import Hook, Intervention, hook_name, row_wise
-from focuslens.model.batching import BATCH_TOKENS
+from focuslens.model.batching import BATCH_TOKENS, RunOptions
 from focuslens.model.execution import Executor, executor_for
 from focuslens.prompts.answers import answered_right, require_samples
 from focuslens.prompts.batch import EncodedPrompt
-from focuslens.prompts.prompt import Case, MultiDocSample
-from focuslens.scores.masses import masses_in_batches, sink_and_documents
+from focuslens.prompts.prompt import MultiDocSample
+from focuslens.scores.masses import ResponseRun, sink_and_documents
 from focuslens.util.html import Markup, bar, card, map_image, table
-from focuslens.util.progress import track
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -174,46 +173,25 @@ class ContextualScores:
         )
 
 
-def _score_case(
-    executor: Executor,
-    samples: Sequence[MultiDocSample],
-    case: Case,
-    responses: Sequence[str] | None,
-    interventions: Sequence[Intervention],
-    max_new_tokens: int,
-    batch_tokens: int,
-    progress: bool | None,
-) -> ContextualScores:
-    prompts = [executor.encode(sample.prompt(case)) for sample in track(samples, "tokenising", show=progress)]
-    names = [sample.id for sample in samples]
-    shape = (len(samples), executor.shape.n_layers, executor.shape.n_heads)
-    collected = {kind: torch.full(shape, torch.nan) for kind in KINDS}
-    texts = [""] * len(samples)
-    label = f"contextual scores ({case})"
-    for indices, masses, said in masses_in_batches(
-        executor,
-        prompts,
-        names,
-        sink_and_documents,
-        responses,
-        interventions,
-        max_new_tokens,
-        batch_tokens,
-        label,
-        progress,
-    ):
-        for kind, scores in _scores_of(masses).items():
-            collected[kind][indices] = scores
-        for i, text in zip(indices, said, strict=True):
-            texts[i] = text
-    # Where no document is relevant there is no attention to it, not attention of zero.
-    collected["relevant"][[i for i, sample in enumerate(samples) if sample.gold_index is None]] = torch.nan
+def _score_case(run: ResponseRun) -> ContextualScores:
+    """Contextual scores of the samples of a run."""
+    samples, model_shape = run.samples, run.executor.shape
+    shape = (len(samples), model_shape.n_layers, model_shape.n_heads)
+    scores = {kind: torch.full(shape, torch.nan) for kind in KINDS}
+    responses = [""] * len(samples)
+    for indices, masses, batch_responses in run.masses(sink_and_documents, f"contextual scores ({run.case})"):
+        for kind, batch_scores in _scores_of(masses).items():
+            scores[kind][indices] = batch_scores
+        for i, response in zip(indices, batch_responses, strict=True):
+            responses[i] = response
+    # Without a relevant document the score is missing, not zero.
+    scores["relevant"][[i for i, sample in enumerate(samples) if sample.gold_index is None]] = torch.nan
     return ContextualScores(
-        *(collected[kind] for kind in KINDS),
-        case=case,
+        *(scores[kind] for kind in KINDS),
+        case=run.case,
         sample_ids=tuple(sample.id for sample in samples),
-        responses=tuple(texts),
-        correct=answered_right(texts, samples),
+        responses=tuple(responses),
+        correct=answered_right(responses, samples),
     )
 
 
@@ -264,16 +242,11 @@ def contextual_scores(
     executor, chosen = executor_for(model), require_samples(samples)
     if responses is not None and len(responses) != len(chosen):
         raise ValueError(f"there are {len(responses)} responses for {len(chosen)} samples; give one a sample")
-    settings: dict[str, Any] = {
-        "interventions": interventions,
-        "max_new_tokens": max_new_tokens,
-        "batch_tokens": batch_tokens,
-        "progress": progress,
-    }
-    if case in get_args(Case):
-        return _score_case(executor, chosen, case, responses, **settings)  # pyright: ignore[reportArgumentType]
-    long = _score_case(executor, chosen, "long", responses, **settings)
-    gold = _score_case(executor, chosen, "gold", None, **settings)
+    options = RunOptions(max_new_tokens, batch_tokens, progress)
+    if case in ("long", "gold", "negative"):
+        return _score_case(ResponseRun(executor, chosen, case, options, interventions, responses))
+    long = _score_case(ResponseRun(executor, chosen, "long", options, interventions, responses))
+    gold = _score_case(ResponseRun(executor, chosen, "gold", options, interventions))
     return by_outcome(long, gold)[case]
 
 
@@ -287,15 +260,10 @@ def contextual_scores_by_case(
     progress: bool | None = None,
 ) -> dict[str, ContextualScores]:
     """Scores of the ``long``, ``gold``, ``correct`` and ``wrong`` cases, each prompt run once (the paper's Table 1)."""
-    chosen = list(samples)
-    settings: dict[str, Any] = {
-        "interventions": interventions,
-        "max_new_tokens": max_new_tokens,
-        "batch_tokens": batch_tokens,
-        "progress": progress,
-    }
-    long = contextual_scores(model, chosen, "long", **settings)
-    gold = contextual_scores(model, chosen, "gold", **settings)
+    executor, chosen = executor_for(model), require_samples(samples)
+    options = RunOptions(max_new_tokens, batch_tokens, progress)
+    long = _score_case(ResponseRun(executor, chosen, "long", options, interventions))
+    gold = _score_case(ResponseRun(executor, chosen, "gold", options, interventions))
     return {"long": long, "gold": gold, **by_outcome(long, gold)}
 
 

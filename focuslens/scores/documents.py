@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,12 @@ from torch import Tensor
 
 from focuslens.heads import as_heads, check_heads
 from focuslens.hooks import Intervention
-from focuslens.model.batching import BATCH_TOKENS
+from focuslens.model.batching import BATCH_TOKENS, RunOptions
 from focuslens.model.execution import Executor, executor_for
 from focuslens.prompts.answers import answered_right, require_samples
 from focuslens.prompts.batch import PromptBatch
 from focuslens.prompts.prompt import Case, MultiDocSample
-from focuslens.scores.masses import SINK, Parts, masses_in_batches
-from focuslens.util.progress import track
+from focuslens.scores.masses import SINK, ResponseRun
 from focuslens.util.statistics import Interval, bootstrap_mean
 
 if TYPE_CHECKING:
@@ -36,6 +35,10 @@ __all__ = [
 
 BUDGET_PARTS = ("sink", "relevant", "irrelevant", "question", "template", "response")
 """What attention is spent on: the first two tokens, documents, the question, the rest of the prompt, the response."""
+
+
+_LABEL = "attention by part"
+"""Text of the progress bars."""
 
 
 @dataclass(frozen=True)
@@ -203,11 +206,11 @@ def document_scores(
         ValueError: If there are no samples, or an answer normalises to nothing.
     """
     executor, chosen = executor_for(model), require_samples(samples)
+    run = ResponseRun(executor, chosen, "long", RunOptions(max_new_tokens, batch_tokens, progress), interventions)
     scores, responses = [torch.empty(0)] * len(chosen), [""] * len(chosen)
-    for place, masses, said in _run(
-        executor, chosen, "long", _documents, interventions, max_new_tokens, batch_tokens, progress
-    ):
-        scores[place], responses[place] = masses[..., : len(chosen[place].documents)], said
+    for batch in run.masses(_documents, _LABEL):
+        for index, masses, response in zip(*batch, strict=True):
+            scores[index], responses[index] = masses[..., : len(chosen[index].documents)], response
     return DocumentScores(
         tuple(scores),
         tuple(sample.gold_index for sample in chosen),
@@ -234,14 +237,14 @@ def attention_budget(
     :func:`document_scores`; ``case`` says which prompt.
     """
     executor, chosen = executor_for(model), require_samples(samples)
+    run = ResponseRun(executor, chosen, case, RunOptions(max_new_tokens, batch_tokens, progress), interventions)
     shape = (len(chosen), executor.shape.n_layers, executor.shape.n_heads, len(BUDGET_PARTS))
     shares, responses = torch.full(shape, torch.nan), [""] * len(chosen)
-    for place, masses, said in _run(
-        executor, chosen, case, _prompt_parts, interventions, max_new_tokens, batch_tokens, progress
-    ):
-        # Rows sum to one: what is not on the prompt is on the response itself.
-        shares[place] = torch.cat((masses, 1 - masses.sum(dim=-1, keepdim=True)), dim=-1)
-        responses[place] = said
+    for batch in run.masses(_prompt_parts, _LABEL):
+        for index, masses, response in zip(*batch, strict=True):
+            # Rows sum to one: attention that is not on the prompt is on the response itself.
+            shares[index] = torch.cat((masses, 1 - masses.sum(dim=-1, keepdim=True)), dim=-1)
+            responses[index] = response
     return AttentionBudget(
         shares,
         tuple(sample.id for sample in chosen),
@@ -249,34 +252,6 @@ def attention_budget(
         answered_right(responses, chosen),
         tuple(sample.question_id for sample in chosen),
     )
-
-
-def _run(
-    executor: Executor,
-    samples: Sequence[MultiDocSample],
-    case: Case,
-    parts: Parts,
-    interventions: Sequence[Intervention],
-    max_new_tokens: int,
-    batch_tokens: int,
-    progress: bool | None,
-) -> Iterator[tuple[int, Float[Tensor, "layer head part"], str]]:
-    """Index, attention by part and response of every sample, in batches of similar length."""
-    prompts = [executor.encode(sample.prompt(case)) for sample in track(samples, "tokenising", show=progress)]
-    names = [sample.id for sample in samples]
-    for batch in masses_in_batches(
-        executor,
-        prompts,
-        names,
-        parts,
-        None,
-        interventions,
-        max_new_tokens,
-        batch_tokens,
-        "attention by part",
-        progress,
-    ):
-        yield from zip(*batch, strict=True)
 
 
 def _documents(batch: PromptBatch) -> Float[Tensor, "batch key part"]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.hooks import Hook, Intervention, hook_name
-from focuslens.model.batching import map_batches
+from focuslens.model.batching import RunOptions, map_batches
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch
-from focuslens.util.progress import progress_bar
+from focuslens.prompts.prompt import Case, MultiDocSample
+from focuslens.util.progress import progress_bar, track
 
 if TYPE_CHECKING:
     from focuslens.model.backends import ModelShape
@@ -25,8 +27,8 @@ __all__ = [
     "SINK",
     "Parts",
     "ResponseMasses",
+    "ResponseRun",
     "attention_to_parts",
-    "masses_in_batches",
     "response_masses",
     "sink_and_documents",
 ]
@@ -132,42 +134,56 @@ def response_masses(
     return masses.means(lengths.tolist()), list(responses)
 
 
-def masses_in_batches(
-    executor: Executor,
-    prompts: Sequence[EncodedPrompt],
-    names: Sequence[str],
-    parts: Parts,
-    responses: Sequence[str] | None,
-    interventions: Sequence[Intervention],
-    max_new_tokens: int,
-    batch_tokens: int,
-    label: str,
-    progress: bool | None,
-) -> Generator[tuple[list[int], Float[Tensor, "batch layer head part"], list[str]]]:
-    """:func:`response_masses` of any number of prompts, in batches of similar length, shortest first.
+@dataclass(frozen=True, eq=False)
+class ResponseRun:
+    """A run over samples that measures how much attention their responses pay to parts of their prompts.
 
-    Args:
+    Attributes:
         executor: Runs the batches.
-        prompts: Any number of them.
-        names: What an error calls each.
-        parts: Their parts; an executor elsewhere than in this process needs a function that can be pickled.
-        responses: One a prompt, or ``None``.
+        samples: The samples, in any order.
+        case: The prompt to run of each sample.
+        options: Response length, batch size and progress bars.
         interventions: Applied in order.
-        max_new_tokens: Of a generated response.
-        batch_tokens: Prompt tokens that are run together; halved when memory runs out.
-        label: Of the progress bar.
-        progress: Show it; by default where someone may watch.
-
-    Yields:
-        The batch's place among the prompts, its masses, and its responses.
+        responses: One response per sample; ``None`` to let the model generate them.
     """
-    items = list(zip(prompts, [None] * len(prompts) if responses is None else responses, strict=True))
-    run = partial(_run_batch, parts=parts, interventions=tuple(interventions), max_new_tokens=max_new_tokens)
-    lengths = [len(one.tokens) for one in prompts]
-    with progress_bar(label, len(prompts), show=progress) as bar:
-        for indices, (masses, said) in map_batches(executor, run, items, names, lengths, batch_tokens):
-            yield indices, masses, said
-            bar.update(len(indices))
+
+    executor: Executor
+    samples: Sequence[MultiDocSample]
+    case: Case
+    options: RunOptions
+    interventions: Sequence[Intervention] = ()
+    responses: Sequence[str] | None = None
+
+    def masses(
+        self, parts: Parts, label: str
+    ) -> Generator[tuple[list[int], Float[Tensor, "batch layer head part"], list[str]]]:
+        """Measure the samples in batches of prompts of similar length, shortest first.
+
+        Args:
+            parts: Parts of the prompts; an executor in another process needs a function that can be pickled.
+            label: Text of the progress bar.
+
+        Yields:
+            Per batch: the indices of its samples, the attention to each part, and the responses.
+        """
+        n, show = len(self.samples), self.options.progress
+        prompts = [
+            self.executor.encode(sample.prompt(self.case)) for sample in track(self.samples, "tokenising", show=show)
+        ]
+        items = list(zip(prompts, [None] * n if self.responses is None else self.responses, strict=True))
+        names, lengths = [sample.id for sample in self.samples], [len(prompt.tokens) for prompt in prompts]
+        run = partial(
+            _run_batch,
+            parts=parts,
+            interventions=tuple(self.interventions),
+            max_new_tokens=self.options.max_new_tokens,
+        )
+        with progress_bar(label, n, show=show) as bar:
+            for indices, (masses, responses) in map_batches(
+                self.executor, run, items, names, lengths, self.options.batch_tokens
+            ):
+                yield indices, masses, responses
+                bar.update(len(indices))
 
 
 @torch.no_grad()

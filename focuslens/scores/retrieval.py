@@ -20,7 +20,7 @@ from torch import Tensor
 from focuslens.data.needles import NeedleSample
 from focuslens.heads import Head, rank_heads, top_heads
 from focuslens.hooks import Hook, hook_name
-from focuslens.model.batching import BATCH_TOKENS, map_batches
+from focuslens.model.batching import BATCH_TOKENS, RunOptions, map_batches
 from focuslens.model.execution import Executor, executor_for
 from focuslens.prompts.batch import EncodedPrompt
 from focuslens.scores.rouge import rouge_1_recall
@@ -206,28 +206,22 @@ def _run(
 
 
 def copy_runs(
-    model: FocusModel | Executor,
-    samples: Sequence[NeedleSample],
-    *,
-    span: str | None = None,
-    max_new_tokens: int = 50,
-    batch_tokens: int = BATCH_TOKENS,
-    progress: bool | None = None,
+    model: FocusModel | Executor, samples: Sequence[NeedleSample], options: RunOptions, *, span: str | None = None
 ) -> tuple[Float[Tensor, "sample layer head"], list[str]]:
     """Copy scores of every head in every run, and the responses, whether or not they find the needle.
 
-    Arguments and errors are those of :func:`retrieval_scores`.
+    ``span`` and errors are those of :func:`retrieval_scores`.
     """
     for sample in samples:
-        rouge_1_recall("", sample.reference)  # what is wrong with it is better known before hours of running
-    executor = executor_for(model)
-    encoded = [_encode(executor, sample, span) for sample in track(samples, "tokenising", show=progress)]
-    lengths, names = [len(one.tokens) for one in encoded], [sample.id for sample in samples]
-    run = partial(_run, max_new_tokens=max_new_tokens)
+        rouge_1_recall("", sample.reference)  # a bad reference is reported before hours of running, not after
+    executor, show = executor_for(model), options.progress
+    prompts = [_encode(executor, sample, span) for sample in track(samples, "tokenising", show=show)]
+    lengths, names = [len(prompt.tokens) for prompt in prompts], [sample.id for sample in samples]
+    run = partial(_run, max_new_tokens=options.max_new_tokens)
     by_sample = torch.zeros(len(samples), executor.shape.n_layers, executor.shape.n_heads)
     responses = [""] * len(samples)
-    with progress_bar("retrieval scores", len(samples), show=progress) as bar:
-        for indices, (scores, texts) in map_batches(executor, run, encoded, names, lengths, batch_tokens):
+    with progress_bar("retrieval scores", len(samples), show=show) as bar:
+        for indices, (scores, texts) in map_batches(executor, run, prompts, names, lengths, options.batch_tokens):
             by_sample[indices] = scores
             for i, text in zip(indices, texts, strict=True):
                 responses[i] = text
@@ -275,7 +269,6 @@ def retrieval_scores(
         raise ValueError("there are no samples to score")
     if not 0 <= min_recall < 1:
         raise ValueError(f"min_recall is {min_recall:g}; recall must exceed it, so it is from 0 to below 1")
-    by_sample, responses = copy_runs(
-        model, chosen, span=span, max_new_tokens=max_new_tokens, batch_tokens=batch_tokens, progress=progress
-    )
+    options = RunOptions(max_new_tokens, batch_tokens, progress)
+    by_sample, responses = copy_runs(model, chosen, options, span=span)
     return RetrievalScores.of_runs(chosen, by_sample, responses, min_recall)

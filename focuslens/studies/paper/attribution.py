@@ -24,7 +24,7 @@ def run(study: Study) -> Artefact:
     """Ranks documents of test questions by the scores of contextual heads, of random ones and of all heads."""
     ranking, settings = study.ranking, study.settings
     scores = documents_in_chunks(
-        study.executor, study.samples("test"), study.kept("test-documents", part="test"), study.how()
+        study.executor, study.samples("test"), study.kept("test-documents", part="test"), study.run_options()
     )
     ks = [k for k in possible(settings.split_softmax.ks, len(ranking)) if k <= _MOST] or [min(_MOST, len(ranking))]
     others = random_order(ranking, min(settings.split_softmax.exclude, len(ranking) // 2), settings.seed)
