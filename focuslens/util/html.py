@@ -23,8 +23,8 @@ class Markup(str):
     """HTML, as opposed to text, which is escaped wherever it comes to stand."""
 
 
-Cell: TypeAlias = "Markup | str | int | float"
-"""What a table holds: HTML, text, or numbers, which are set right-aligned, floats with three decimals."""
+Cell: TypeAlias = str | int | float
+"""The content of a table's cell: text, or a number, which is set right-aligned."""
 
 
 def _html(cell: Cell) -> str:

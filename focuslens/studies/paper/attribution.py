@@ -10,8 +10,9 @@ from focuslens.studies.paper.artefact import Artefact, Finding, keep_curves
 from focuslens.studies.paper.choosing import possible, random_order
 from focuslens.studies.paper.scored import documents_in_chunks
 from focuslens.studies.paper.study import Study
+from focuslens.util.html import Cell
 from focuslens.viz import Curve, sweep_curves
-from focuslens.viz.report import Cell, Table
+from focuslens.viz.report import Table
 
 __all__ = ["KEY", "SECTIONS", "run"]
 
