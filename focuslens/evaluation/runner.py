@@ -35,7 +35,7 @@ _N_SHOWN = 20
 
 @dataclass(frozen=True)
 class Setting:
-    """One setting of a sweep.
+    """A setting to evaluate: interventions, and the prompt to answer.
 
     Attributes:
         name: Name of the setting, unique within the sweep.
@@ -329,7 +329,7 @@ def _run_batch(
         for result, sample, response in zip(results, samples, responses, strict=True):
             correct = sub_exact_match(response.text, sample.answers)
             result[setting.name] = {"response": response.text, "correct": correct, "finished": response.finished}
-    # Settings finish in another order than the one they were given in.
+    # Settings may finish in another order than the given one.
     ordered = [{setting.name: result[setting.name] for setting in settings} for result in results]
     return [
         {"id": sample.id, "question_id": sample.question_id, "answers": list(sample.answers), "results": result}

@@ -1,4 +1,4 @@
-"""Contextual scores: how much attention the response's tokens pay to parts of the prompt (equation 1 of the paper)."""
+"""Contextual scores: attention from the response's tokens to parts of the prompt (equation 1 of the paper)."""
 
 from __future__ import annotations
 
@@ -38,12 +38,15 @@ __all__ = [
 ]
 
 KINDS = ("relevant", "irrelevant", "irrelevant_max", "sink")
-"""What attention is summed over: the relevant document, all others, the one other that gets most, and the sink."""
+"""Kinds of score: attention to the relevant document, to all others, to the other that gets most, and to the sink."""
 
 
 ScoredCase: TypeAlias = Literal["long", "gold", "negative", "correct", "wrong"]
-"""A prompt's case, or the long prompts of questions answered right with the gold document alone, split by whether the
-long prompt was answered right too (``correct``) or not (``wrong``)."""
+"""The case of the scored prompts, or a group of samples by outcome.
+
+The groups hold long prompts whose gold prompt is answered right: ``correct`` those whose long prompt is answered right
+too, ``wrong`` the others.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,17 +54,17 @@ class ContextualScores:
     """Contextual scores of every head on every sample.
 
     A score is the attention from a response token to a part of the prompt, summed over the part and averaged over the
-    response's tokens: between 0 and 1. It is NaN for a sample whose response is empty; the relevant score also for one
-    without a relevant document.
+    response's tokens. It lies between 0 and 1. Samples with an empty response have NaN for every score; samples without
+    a relevant document have NaN for the relevant score.
 
     Attributes:
-        relevant: To the relevant document.
-        irrelevant: To all other documents together.
-        irrelevant_max: To the one other document that gets most, chosen for each head and sample.
-        sink: To the first two tokens.
-        case: Which prompts were scored.
-        sample_ids: ``MultiDocSample.id`` of each.
-        responses: What was scored.
+        relevant: Attention to the relevant document.
+        irrelevant: Attention to all other documents together.
+        irrelevant_max: Attention to the other document that gets most, chosen per head and sample.
+        sink: Attention to the first two tokens.
+        case: Case of the scored prompts.
+        sample_ids: ``MultiDocSample.id`` of each sample.
+        responses: The scored response of each sample.
         correct: Whether each response holds an accepted answer.
     """
 
@@ -85,9 +88,9 @@ class ContextualScores:
             f"x {n_heads} heads{best})"
         )
 
-    def _best(self, most: int) -> str:
+    def _best(self, n: int) -> str:
         means = self.mean()
-        return ", ".join(f"{head} {float(means[head]):.3f}" for head in self.top_heads(min(most, means.numel())))
+        return ", ".join(f"{head} {float(means[head]):.3f}" for head in self.top_heads(min(n, means.numel())))
 
     def _repr_html_(self) -> str:
         n_layers, n_heads = self.relevant.shape[1:]
@@ -115,7 +118,7 @@ class ContextualScores:
         )
 
     def mean(self, kind: str = "relevant") -> Float[Tensor, "layer head"]:
-        """One kind of score averaged over the samples that have one.
+        """Mean of one kind of score over the samples that have one.
 
         Raises:
             ValueError: If ``kind`` is unknown, or no sample has a response (and, for ``relevant``, a gold document).
@@ -141,16 +144,16 @@ class ContextualScores:
         return top_heads(self.mean("relevant"), k)
 
     def random_heads(self, k: int, *, exclude: Iterable[tuple[int, int]] = (), seed: int = 0) -> HeadList:
-        """``k`` random heads other than those excluded: the control for ``k`` contextual heads."""
+        """``k`` random heads outside ``exclude``: the control for ``k`` contextual heads."""
         _, n_layers, n_heads = self.relevant.shape
         return random_heads(n_layers, n_heads, k, exclude=exclude, seed=seed)
 
     def sparsity(self, thresholds: Sequence[float] = (0.2, 0.1, 0.05)) -> tuple[Sparsity, ...]:
-        """How many heads have a mean relevant score above each threshold, and in which layers."""
+        """Number of heads whose mean relevant score exceeds each threshold, and their layers."""
         return sparsity(self.mean("relevant"), thresholds)
 
     def to_frame(self) -> pd.DataFrame:
-        """Mean scores as a table, one row a head, highest relevant score first."""
+        """Mean scores as a table: one row per head, highest relevant score first."""
         import pandas as pd
 
         means = {kind: self.mean(kind) for kind in KINDS}
@@ -161,8 +164,8 @@ class ContextualScores:
         return pd.DataFrame(rows)
 
     def where(self, keep: Sequence[bool], case: ScoredCase) -> ContextualScores:
-        """Some of the samples, as another case."""
-        index = torch.tensor([i for i, wanted in enumerate(keep) if wanted], dtype=torch.long)
+        """The scores of some samples, under the name of another case."""
+        index = torch.tensor([i for i, is_kept in enumerate(keep) if is_kept], dtype=torch.long)
         chosen = index.tolist()
         return ContextualScores(
             *(getattr(self, kind)[index] for kind in KINDS),
@@ -196,13 +199,13 @@ def _score_case(run: ResponseRun) -> ContextualScores:
 
 
 def _scores_of(by_part: Float[Tensor, "batch layer head part"]) -> dict[str, Float[Tensor, "batch layer head"]]:
-    """Scores of every kind from the attention to the sink, the relevant document, and each of the others."""
+    """Scores of every kind, from the attention to the sink, the relevant document and each irrelevant document."""
     others = by_part[..., 2:]
     irrelevant = reduce(others, "batch layer head part -> batch layer head", "sum")
     largest = reduce(others, "batch layer head part -> batch layer head", "max") if others.shape[-1] else irrelevant
     sink, relevant = by_part[..., 0], by_part[..., 1]
-    # A sum over no documents is zero, also of a response that says nothing and has no scores.
-    irrelevant, largest = (torch.where(sink.isnan(), sink, one) for one in (irrelevant, largest))
+    # A sum over no documents is zero, but an empty response has no score.
+    irrelevant, largest = (torch.where(sink.isnan(), sink, score) for score in (irrelevant, largest))
     return {"relevant": relevant, "irrelevant": irrelevant, "irrelevant_max": largest, "sink": sink}
 
 
@@ -217,31 +220,31 @@ def contextual_scores(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool | None = None,
 ) -> ContextualScores:
-    """Attention of every head from the response to the relevant document, the others, and the sink (equation 1).
+    """Attention of every head from the response to the relevant document, the others and the sink (equation 1).
 
-    ``S_C = mean over response tokens i of the sum over j in C of W[i, j]``: the rows are those of the response tokens
-    themselves. Rows are reduced as they are made; no pattern of the whole prompt is kept.
+    ``S_C = mean over response tokens i of the sum over j in C of W[i, j]``, where row ``i`` is that of the response
+    token itself. Rows are reduced as they are computed, and no pattern of the whole prompt is stored.
 
     Args:
         model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
-        samples: What to score.
-        case: ``long``, ``gold`` or ``negative`` prompts; or the long prompts of the samples that were ``correct`` or
-            ``wrong`` (see :data:`ScoredCase`), for which the model answers the gold prompts too.
-        responses: One a sample, scored in place of what the model generates.
-        interventions: Applied while generating and while scoring.
-        max_new_tokens: Of a generated response.
-        batch_tokens: Prompt tokens that are run together, in batches of similar length; halved when memory runs out.
-        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.util.progress`.
+        samples: The samples to score.
+        case: Prompts to score: ``long``, ``gold`` or ``negative``; or the long prompts of the samples that were
+            ``correct`` or ``wrong`` (see :data:`ScoredCase`), for which the model also answers the gold prompts.
+        responses: One response per sample, to score in place of generated responses.
+        interventions: Applied in order, both to generation and to scoring.
+        max_new_tokens: Maximum length of a generated response, in tokens.
+        batch_tokens: Prompt tokens per batch of prompts of similar length; halved when memory runs out.
+        progress: Whether to show a progress bar; the default is that of :mod:`focuslens.util.progress`.
 
     Raises:
-        ValueError: If the case is unknown, there are no samples, not one response a sample, or an answer normalises to
-            nothing.
+        ValueError: If the case is unknown, there are no samples, the number of responses is not that of the samples, or
+            an answer normalises to nothing.
     """
     if case not in get_args(ScoredCase):
         raise ValueError(f"case is {case!r}; it must be one of {', '.join(get_args(ScoredCase))}")
     executor, chosen = executor_for(model), require_samples(samples)
     if responses is not None and len(responses) != len(chosen):
-        raise ValueError(f"there are {len(responses)} responses for {len(chosen)} samples; give one a sample")
+        raise ValueError(f"there are {len(responses)} responses for {len(chosen)} samples; give one per sample")
     options = RunOptions(max_new_tokens, batch_tokens, progress)
     if case in ("long", "gold", "negative"):
         return _score_case(ResponseRun(executor, chosen, case, options, interventions, responses))
@@ -259,7 +262,7 @@ def contextual_scores_by_case(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool | None = None,
 ) -> dict[str, ContextualScores]:
-    """Scores of the ``long``, ``gold``, ``correct`` and ``wrong`` cases, each prompt run once (the paper's Table 1)."""
+    """Scores of the cases ``long``, ``gold``, ``correct`` and ``wrong`` (Table 1 of the paper); prompts run once."""
     executor, chosen = executor_for(model), require_samples(samples)
     options = RunOptions(max_new_tokens, batch_tokens, progress)
     long = _score_case(ResponseRun(executor, chosen, "long", options, interventions))
@@ -268,11 +271,11 @@ def contextual_scores_by_case(
 
 
 def by_outcome(long: ContextualScores, gold: ContextualScores) -> dict[str, ContextualScores]:
-    """The ``correct`` and ``wrong`` cases: long prompts of the samples that are right with the gold document alone."""
+    """The cases ``correct`` and ``wrong``: long prompts of the samples whose gold prompt is answered right."""
     outcomes = list(zip(gold.correct, long.correct, strict=True))
     return {
-        "correct": long.where([with_gold and with_all for with_gold, with_all in outcomes], "correct"),
-        "wrong": long.where([with_gold and not with_all for with_gold, with_all in outcomes], "wrong"),
+        "correct": long.where([gold_right and long_right for gold_right, long_right in outcomes], "correct"),
+        "wrong": long.where([gold_right and not long_right for gold_right, long_right in outcomes], "wrong"),
     }
 
 
@@ -286,15 +289,15 @@ def attention_pattern(
     *,
     interventions: Sequence[Intervention] = (),
 ) -> Float[Tensor, "n position position"]:
-    """Attention of some heads among some token positions of a prompt and its response: something to look at.
+    """Attention of some heads between some token positions of a prompt and its response, for display.
 
     Args:
         model: The model.
         prompt: The prompt.
-        response: Token ids that follow it.
-        heads: Heads, one pattern each.
-        positions: Token positions, of rows and of columns.
-        interventions: Applied in order; the pattern is what they make of it.
+        response: Token ids of the response.
+        heads: The heads, one pattern each.
+        positions: Token positions of the rows, which are also those of the columns.
+        interventions: Applied in order; the pattern is the one that results from them.
     """
     encoded = model.encode(prompt)
     chosen = torch.as_tensor(positions, dtype=torch.long)
@@ -306,10 +309,10 @@ def attention_pattern(
             n_rows, n_keys = pattern.shape[-2:]
             first = n_keys - n_rows
             rows = ((chosen >= first) & (chosen < n_keys)).nonzero()[:, 0]
-            seen = (chosen < n_keys).nonzero()[:, 0]  # keys beyond a block's last row are not visible from it
+            columns = (chosen < n_keys).nonzero()[:, 0]  # later keys are hidden from every row of the block
             for head in indices:
-                part = pattern[0, head][chosen[rows] - first][:, chosen[seen]]
-                patterns[layer, head][rows[:, None], seen] = part.float().cpu()
+                part = pattern[0, head][chosen[rows] - first][:, chosen[columns]]
+                patterns[layer, head][rows[:, None], columns] = part.float().cpu()
 
         return observe
 
