@@ -69,11 +69,11 @@ class RecordFile:
 
     def _require_same(self, header: Mapping[str, Any]) -> None:
         """Refuse a file whose header is not that of this run."""
-        differing = [key for key in {**header, **self.header} if header.get(key) != self.header.get(key)]
-        if differing:
-            key, old, new = _first_difference(sorted(differing)[0], header, self.header)
+        differing_keys = [key for key in {**header, **self.header} if header.get(key) != self.header.get(key)]
+        if differing_keys:
+            key, old, new = _first_difference(sorted(differing_keys)[0], header, self.header)
             raise OtherResultsError(
-                f"{self.path} holds results made otherwise ({', '.join(sorted(differing))} differ; {key} was "
+                f"{self.path} holds results made otherwise ({', '.join(sorted(differing_keys))} differ; {key} was "
                 f"{_short(old)}, is now {_short(new)}); name another file, or delete it"
             )
 

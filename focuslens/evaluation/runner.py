@@ -231,23 +231,23 @@ def run_sweep(
         ValueError: If there are no samples or settings, a name or id occurs twice, or ``out`` holds the results of
             another run.
     """
-    executor, chosen = executor_for(model), list_samples(samples)
+    executor, sample_list = executor_for(model), list_samples(samples)
     options = RunOptions(max_new_tokens, batch_tokens, progress)
     _require_unique("setting", [setting.name for setting in settings])
-    _require_unique("sample", [sample.id for sample in chosen])
-    require_comparable_answers(chosen)
-    _require_gold(settings, chosen)
+    _require_unique("sample", [sample.id for sample in sample_list])
+    require_comparable_answers(sample_list)
+    _require_gold(settings, sample_list)
     # Samples that were read from a file carry a description of it.
     data = getattr(samples, "description", None) if data is None else data
-    header = _header(executor, chosen, settings, max_new_tokens, data, seed)
+    header = _header(executor, sample_list, settings, max_new_tokens, data, seed)
     store = None if out is None else RecordFile(out, header)
     records: dict[str, dict[str, Any]] = {} if store is None else dict(store.records)
-    for batch in _missing_records(executor, chosen, tuple(settings), options, frozenset(records)):
+    for batch in _missing_records(executor, sample_list, tuple(settings), options, frozenset(records)):
         if store is not None:
             store.append(batch)
         records.update((record["id"], record) for record in batch)
-    ordered = [records[sample.id] for sample in chosen]
-    return Sweep(tuple(settings), {s.name: evaluation_of(ordered, s.name, seed) for s in settings}, header)
+    ordered_records = [records[sample.id] for sample in sample_list]
+    return Sweep(tuple(settings), {s.name: evaluation_of(ordered_records, s.name, seed) for s in settings}, header)
 
 
 def _missing_records(
@@ -258,16 +258,18 @@ def _missing_records(
     done: Collection[str],
 ) -> Generator[list[dict[str, Any]]]:
     """Run the samples whose id is not in ``done``, and yield their records batch by batch."""
-    todo = [sample for sample in samples if sample.id not in done]
+    remaining = [sample for sample in samples if sample.id not in done]
     lengths = [
         len(executor.encode(sample.prompt("long")).tokens)
-        for sample in track(todo, "tokenising", show=options.progress)
+        for sample in track(remaining, "tokenising", show=options.progress)
     ]
     run = partial(_run_batch, settings=settings, max_new_tokens=options.max_new_tokens)
-    names, divisible = [sample.id for sample in todo], len(settings) > 1
-    n_done = len(samples) - len(todo)
+    names, divisible = [sample.id for sample in remaining], len(settings) > 1
+    n_done = len(samples) - len(remaining)
     with progress_bar("evaluation", len(samples), done=n_done, show=options.progress) as bar:
-        for _, records in map_batches(executor, run, todo, names, lengths, options.batch_tokens, divisible=divisible):
+        for _, records in map_batches(
+            executor, run, remaining, names, lengths, options.batch_tokens, divisible=divisible
+        ):
             yield records
             bar.update(len(records))
 
@@ -275,16 +277,16 @@ def _missing_records(
 def _require_gold(settings: Sequence[Setting], samples: Sequence[MultiDocSample]) -> None:
     """Refuse settings that act on the relevant document if no sample has one; warn if some samples have none."""
     n_missing = sum(sample.gold_index is None for sample in samples)
-    acting = [
+    setting_names = [
         setting.name
         for setting in settings
         if any(getattr(intervention, "span", None) == "relevant" for intervention in setting.interventions)
     ]
-    if not n_missing or not acting:
+    if not n_missing or not setting_names:
         return
     fact = (
         f"{n_missing} of {len(samples)} samples have no relevant document (gold_index is None), and setting "
-        f"{acting[0]!r} acts on it"
+        f"{setting_names[0]!r} acts on it"
     )
     if n_missing == len(samples):
         raise ValueError(f"{fact}; give gold_index, counted from 0, or let the intervention act on another span")
@@ -294,10 +296,10 @@ def _require_gold(settings: Sequence[Setting], samples: Sequence[MultiDocSample]
 def _require_unique(kind: str, names: Sequence[str]) -> None:
     if not names:
         raise ValueError(f"there is no {kind} to evaluate")
-    repeated = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if repeated:
+    duplicates = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if duplicates:
         raise ValueError(
-            f"{kind} {repeated[0]!r} occurs more than once; results are stored by name, so names must differ "
+            f"{kind} {duplicates[0]!r} occurs more than once; results are stored by name, so names must differ "
             "(for samples: question_id or gold_index)"
         )
 
@@ -330,10 +332,10 @@ def _run_batch(
             correct = sub_exact_match(response.text, sample.answers)
             result[setting.name] = {"response": response.text, "correct": correct, "finished": response.finished}
     # Settings may finish in another order than the given one.
-    ordered = [{setting.name: result[setting.name] for setting in settings} for result in results]
+    ordered_results = [{setting.name: result[setting.name] for setting in settings} for result in results]
     return [
         {"id": sample.id, "question_id": sample.question_id, "answers": list(sample.answers), "results": result}
-        for sample, result in zip(samples, ordered, strict=True)
+        for sample, result in zip(samples, ordered_results, strict=True)
     ]
 
 

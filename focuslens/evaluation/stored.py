@@ -34,8 +34,8 @@ def load_sweep(path: str | Path, *, order: Sequence[str] = (), rows: Sequence[Ma
     header, records = read_records(path)
     if not records or not all("results" in record for record in records) or "settings" not in header:
         raise ValueError(f"{path} holds no results of a sweep: it has {len(records)} records")
-    place = {name: i for i, name in enumerate(order)}
-    records.sort(key=lambda record: place.get(record["id"], len(place)))
+    index_of = {name: i for i, name in enumerate(order)}
+    records.sort(key=lambda record: index_of.get(record["id"], len(index_of)))
     settings = tuple(
         Setting(description["name"], case=description["case"], parameters=description["parameters"])
         for description in header["settings"]

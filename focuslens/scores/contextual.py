@@ -166,13 +166,13 @@ class ContextualScores:
     def where(self, keep: Sequence[bool], case: ScoredCase) -> ContextualScores:
         """The scores of some samples, under the name of another case."""
         index = torch.tensor([i for i, is_kept in enumerate(keep) if is_kept], dtype=torch.long)
-        chosen = index.tolist()
+        indices = index.tolist()
         return ContextualScores(
             *(getattr(self, kind)[index] for kind in KINDS),
             case=case,
-            sample_ids=tuple(self.sample_ids[i] for i in chosen),
-            responses=tuple(self.responses[i] for i in chosen),
-            correct=tuple(self.correct[i] for i in chosen),
+            sample_ids=tuple(self.sample_ids[i] for i in indices),
+            responses=tuple(self.responses[i] for i in indices),
+            correct=tuple(self.correct[i] for i in indices),
         )
 
 
@@ -242,14 +242,14 @@ def contextual_scores(
     """
     if case not in get_args(ScoredCase):
         raise ValueError(f"case is {case!r}; it must be one of {', '.join(get_args(ScoredCase))}")
-    executor, chosen = executor_for(model), require_samples(samples)
-    if responses is not None and len(responses) != len(chosen):
-        raise ValueError(f"there are {len(responses)} responses for {len(chosen)} samples; give one per sample")
+    executor, sample_list = executor_for(model), require_samples(samples)
+    if responses is not None and len(responses) != len(sample_list):
+        raise ValueError(f"there are {len(responses)} responses for {len(sample_list)} samples; give one per sample")
     options = RunOptions(max_new_tokens, batch_tokens, progress)
     if case in ("long", "gold", "negative"):
-        return _score_case(ResponseRun(executor, chosen, case, options, interventions, responses))
-    long = _score_case(ResponseRun(executor, chosen, "long", options, interventions, responses))
-    gold = _score_case(ResponseRun(executor, chosen, "gold", options, interventions))
+        return _score_case(ResponseRun(executor, sample_list, case, options, interventions, responses))
+    long = _score_case(ResponseRun(executor, sample_list, "long", options, interventions, responses))
+    gold = _score_case(ResponseRun(executor, sample_list, "gold", options, interventions))
     return by_outcome(long, gold)[case]
 
 
@@ -263,10 +263,10 @@ def contextual_scores_by_case(
     progress: bool | None = None,
 ) -> dict[str, ContextualScores]:
     """Scores of the cases ``long``, ``gold``, ``correct`` and ``wrong`` (Table 1 of the paper); prompts run once."""
-    executor, chosen = executor_for(model), require_samples(samples)
+    executor, sample_list = executor_for(model), require_samples(samples)
     options = RunOptions(max_new_tokens, batch_tokens, progress)
-    long = _score_case(ResponseRun(executor, chosen, "long", options, interventions))
-    gold = _score_case(ResponseRun(executor, chosen, "gold", options, interventions))
+    long = _score_case(ResponseRun(executor, sample_list, "long", options, interventions))
+    gold = _score_case(ResponseRun(executor, sample_list, "gold", options, interventions))
     return {"long": long, "gold": gold, **by_outcome(long, gold)}
 
 
@@ -299,19 +299,19 @@ def attention_pattern(
         positions: Token positions of the rows, which are also those of the columns.
         interventions: Applied in order; the pattern is the one that results from them.
     """
-    encoded = model.encode(prompt)
-    chosen = torch.as_tensor(positions, dtype=torch.long)
-    patterns = {(layer, head): torch.zeros(len(chosen), len(chosen)) for layer, head in heads}
+    encoded_prompt = model.encode(prompt)
+    position_tensor = torch.as_tensor(positions, dtype=torch.long)
+    patterns = {(layer, head): torch.zeros(len(position_tensor), len(position_tensor)) for layer, head in heads}
 
     def read(layer: int, indices: list[int]) -> Any:
         @row_wise
         def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
             n_rows, n_keys = pattern.shape[-2:]
             first = n_keys - n_rows
-            rows = ((chosen >= first) & (chosen < n_keys)).nonzero()[:, 0]
-            columns = (chosen < n_keys).nonzero()[:, 0]  # later keys are hidden from every row of the block
+            rows = ((position_tensor >= first) & (position_tensor < n_keys)).nonzero()[:, 0]
+            columns = (position_tensor < n_keys).nonzero()[:, 0]  # later keys are hidden from every row of the block
             for head in indices:
-                part = pattern[0, head][chosen[rows] - first][:, chosen[columns]]
+                part = pattern[0, head][position_tensor[rows] - first][:, position_tensor[columns]]
                 patterns[layer, head][rows[:, None], columns] = part.float().cpu()
 
         return observe
@@ -319,5 +319,5 @@ def attention_pattern(
     observers: list[Hook] = [
         (hook_name(layer, "hook_pattern"), read(layer, indices)) for layer, indices in heads_by_layer(heads).items()
     ]
-    model.observe(torch.cat((encoded.tokens, response)), observers, interventions, prompt=encoded)
+    model.observe(torch.cat((encoded_prompt.tokens, response)), observers, interventions, prompt=encoded_prompt)
     return torch.stack([patterns[layer, head] for layer, head in heads])

@@ -92,12 +92,12 @@ class DocumentScores:
         Raises:
             ValueError: If there are no heads, or one does not exist.
         """
-        chosen = as_heads(heads)
-        if not chosen:
+        head_list = as_heads(heads)
+        if not head_list:
             raise ValueError("there are no heads to attribute by; give at least one, such as scores.top_heads(4)")
         if self.scores:
-            check_heads(chosen, *self.scores[0].shape[:2])
-        return [torch.stack([scores[layer, head] for layer, head in chosen]).mean(dim=0) for scores in self.scores]
+            check_heads(head_list, *self.scores[0].shape[:2])
+        return [torch.stack([scores[layer, head] for layer, head in head_list]).mean(dim=0) for scores in self.scores]
 
     def attribution(
         self, heads: Iterable[tuple[int, int]], *, correct: bool | None = None, seed: int = 0
@@ -112,16 +112,16 @@ class DocumentScores:
         Raises:
             ValueError: If no remaining sample has a gold document and a response.
         """
-        ranked: list[tuple[int, int, str]] = []
+        rankings: list[tuple[int, int, str]] = []
         for scores, gold, question, is_right in zip(
             self.of(heads), self.gold, self.question_ids, self.correct, strict=True
         ):
             if gold is None or bool(scores.isnan().any()) or correct not in (None, is_right):
                 continue
-            ranked.append((int(scores.argmax()), int((scores >= scores[gold]).sum()), question))
-        if not ranked:
+            rankings.append((int(scores.argmax()), int((scores >= scores[gold]).sum()), question))
+        if not rankings:
             raise ValueError("no sample has a gold document and a response, so there is nothing to attribute")
-        top, rank, questions = (tuple(column) for column in zip(*ranked, strict=True))
+        top, rank, questions = (tuple(column) for column in zip(*rankings, strict=True))
         accuracy, mrr, ndcg = (
             bootstrap_mean(values, groups=questions, seed=seed)
             for values in (
@@ -177,10 +177,10 @@ class AttentionBudget:
 
     def _of(self, heads: Iterable[tuple[int, int]]) -> Float[Tensor, "sample part"]:
         """Each sample's shares, averaged over some heads."""
-        chosen = check_heads(heads, *self.shares.shape[1:3])
-        if not chosen:
+        head_list = check_heads(heads, *self.shares.shape[1:3])
+        if not head_list:
             raise ValueError("there are no heads to average over; give at least one, such as scores.top_heads(4)")
-        return torch.stack([self.shares[:, layer, head] for layer, head in chosen]).mean(dim=0)
+        return torch.stack([self.shares[:, layer, head] for layer, head in head_list]).mean(dim=0)
 
 
 def document_scores(
@@ -205,19 +205,19 @@ def document_scores(
     Raises:
         ValueError: If there are no samples, or an answer normalises to nothing.
     """
-    executor, chosen = executor_for(model), require_samples(samples)
-    run = ResponseRun(executor, chosen, "long", RunOptions(max_new_tokens, batch_tokens, progress), interventions)
-    scores, responses = [torch.empty(0)] * len(chosen), [""] * len(chosen)
+    executor, sample_list = executor_for(model), require_samples(samples)
+    run = ResponseRun(executor, sample_list, "long", RunOptions(max_new_tokens, batch_tokens, progress), interventions)
+    scores, responses = [torch.empty(0)] * len(sample_list), [""] * len(sample_list)
     for batch in run.masses(_documents, _LABEL):
         for index, masses, response in zip(*batch, strict=True):
-            scores[index], responses[index] = masses[..., : len(chosen[index].documents)], response
+            scores[index], responses[index] = masses[..., : len(sample_list[index].documents)], response
     return DocumentScores(
         tuple(scores),
-        tuple(sample.gold_index for sample in chosen),
-        tuple(sample.id for sample in chosen),
-        tuple(sample.question_id for sample in chosen),
+        tuple(sample.gold_index for sample in sample_list),
+        tuple(sample.id for sample in sample_list),
+        tuple(sample.question_id for sample in sample_list),
         tuple(responses),
-        answered_right(responses, chosen),
+        answered_right(responses, sample_list),
     )
 
 
@@ -236,10 +236,10 @@ def attention_budget(
     A token of two parts counts as part of the one that :data:`BUDGET_PARTS` names first. Arguments are those of
     :func:`document_scores`; ``case`` is the prompt to answer.
     """
-    executor, chosen = executor_for(model), require_samples(samples)
-    run = ResponseRun(executor, chosen, case, RunOptions(max_new_tokens, batch_tokens, progress), interventions)
-    shape = (len(chosen), executor.shape.n_layers, executor.shape.n_heads, len(BUDGET_PARTS))
-    shares, responses = torch.full(shape, torch.nan), [""] * len(chosen)
+    executor, sample_list = executor_for(model), require_samples(samples)
+    run = ResponseRun(executor, sample_list, case, RunOptions(max_new_tokens, batch_tokens, progress), interventions)
+    shape = (len(sample_list), executor.shape.n_layers, executor.shape.n_heads, len(BUDGET_PARTS))
+    shares, responses = torch.full(shape, torch.nan), [""] * len(sample_list)
     for batch in run.masses(_prompt_parts, _LABEL):
         for index, masses, response in zip(*batch, strict=True):
             # Rows sum to one: attention that is not on the prompt is on the response itself.
@@ -247,10 +247,10 @@ def attention_budget(
             responses[index] = response
     return AttentionBudget(
         shares,
-        tuple(sample.id for sample in chosen),
+        tuple(sample.id for sample in sample_list),
         tuple(responses),
-        answered_right(responses, chosen),
-        tuple(sample.question_id for sample in chosen),
+        answered_right(responses, sample_list),
+        tuple(sample.question_id for sample in sample_list),
     )
 
 

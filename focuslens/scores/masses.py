@@ -129,9 +129,9 @@ def response_masses(
     ]
     lengths = [len(ids) for ids in tokens]
     if any(lengths):
-        padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
-        is_token = torch.arange(padded.shape[1]) < torch.tensor(lengths)[:, None]
-        model.extend(prefix, padded, interventions, masses.hooks(), mask=is_token.long())
+        padded_tokens = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
+        is_token = torch.arange(padded_tokens.shape[1]) < torch.tensor(lengths)[:, None]
+        model.extend(prefix, padded_tokens, interventions, masses.hooks(), mask=is_token.long())
     return masses.means(lengths), list(responses)
 
 

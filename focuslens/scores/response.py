@@ -208,15 +208,15 @@ def response_attention(
     Raises:
         ValueError: If a head does not exist, the response is empty, or the tokens do not fit the context.
     """
-    named, encoded = check_heads(heads, model.shape.n_layers, model.shape.n_heads), model.encode(prompt)
-    if not named:
+    head_list, encoded_prompt = check_heads(heads, model.shape.n_layers, model.shape.n_heads), model.encode(prompt)
+    if not head_list:
         raise ValueError("there are no heads to read; give at least one, such as scores.top_heads(4)")
     if response is not None and not response.strip():
         raise ValueError(
             "the response is empty, so it has no tokens whose attention can be read; give another response"
         )
-    reader = _Reader(named)
-    prefix = model.prefill(encoded, interventions, hold_last=True)
+    reader = _Reader(head_list)
+    prefix = model.prefill(encoded_prompt, interventions, hold_last=True)
     if response is None:
         (generated,) = model.decode(prefix, interventions, max_new_tokens=max_new_tokens, observers=reader.hooks())
         if not len(generated.tokens):
@@ -225,12 +225,12 @@ def response_attention(
             )
         ids, text, first = generated.tokens, generated.text, 1  # row 0 is that of the prompt's last token
     else:
-        ids, text, first = model.encoder.encode_response(encoded, response), response.strip(), 0
+        ids, text, first = model.encoder.encode_response(encoded_prompt, response), response.strip(), 0
         model.extend(prefix, ids[None], interventions, reader.hooks())
-    tokens = (*model.encoder.texts(encoded), *model.encoder.response_texts(encoded, ids))
-    names = tuple(str(head) for head in named)
+    tokens = (*model.encoder.texts(encoded_prompt), *model.encoder.response_texts(encoded_prompt, ids))
+    names = tuple(str(head) for head in head_list)
     return ResponseAttention(
-        reader.rows(len(encoded.tokens), len(ids), first), names, tokens, encoded.spans, text, name
+        reader.rows(len(encoded_prompt.tokens), len(ids), first), names, tokens, encoded_prompt.spans, text, name
     )
 
 
@@ -245,11 +245,11 @@ class _Reader:
         return [(hook_name(layer, "hook_pattern"), self._observer(layer)) for layer in self._rows]
 
     def _observer(self, layer: int) -> Any:
-        chosen = heads_by_layer(self._heads)[layer]
+        head_indices = heads_by_layer(self._heads)[layer]
 
         @row_wise
         def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
-            part = pattern[0, torch.as_tensor(chosen, device=pattern.device)].float().cpu()
+            part = pattern[0, torch.as_tensor(head_indices, device=pattern.device)].float().cpu()
             self._rows[layer] += list(part.unbind(dim=1))
 
         return observe

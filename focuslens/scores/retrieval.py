@@ -176,14 +176,14 @@ class _MostAttended:
 
 def _encode(executor: Executor, sample: NeedleSample, span: str | None) -> EncodedPrompt:
     """The prompt of a sample, with the needle to copy as its only part."""
-    encoded = executor.encode(sample.prompt)
-    name = span or ("answer" if encoded.spans.get("answer") else "needle")
-    if not encoded.spans.get(name):
+    prompt = executor.encode(sample.prompt)
+    name = span or ("answer" if prompt.spans.get("answer") else "needle")
+    if not prompt.spans.get(name):
         raise ValueError(
-            f"the prompt of sample {sample.id!r} has no part {name!r}; it has {', '.join(sorted(encoded.spans))}. "
+            f"the prompt of sample {sample.id!r} has no part {name!r}; it has {', '.join(sorted(prompt.spans))}. "
             "span must name one of these, or be None"
         )
-    return EncodedPrompt(encoded.tokens, {_COPIED: encoded.spans[name]}, encoded.text)
+    return EncodedPrompt(prompt.tokens, {_COPIED: prompt.spans[name]}, prompt.text)
 
 
 @torch.no_grad()
@@ -268,11 +268,11 @@ def retrieval_scores(
         NoRunCountsError: If no run counts; the message names the best recall.
         ImportError: If rouge-score is not installed.
     """
-    chosen = list(samples)
-    if not chosen:
+    sample_list = list(samples)
+    if not sample_list:
         raise ValueError("there are no samples to score")
     if not 0 <= min_recall < 1:
         raise ValueError(f"min_recall is {min_recall:g}; recall must exceed it, so it must be at least 0 and below 1")
     options = RunOptions(max_new_tokens, batch_tokens, progress)
-    by_sample, responses = copy_runs(model, chosen, options, span=span)
-    return RetrievalScores.of_runs(chosen, by_sample, responses, min_recall)
+    by_sample, responses = copy_runs(model, sample_list, options, span=span)
+    return RetrievalScores.of_runs(sample_list, by_sample, responses, min_recall)

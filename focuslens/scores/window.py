@@ -107,24 +107,24 @@ def window_attention(
         KeyError: If the prompt has no part of that name.
         ValueError: If a head or a range does not exist, or there are no heads.
     """
-    named, encoded = check_heads(heads, model.shape.n_layers, model.shape.n_heads), model.encode(prompt)
-    if not named:
+    head_list, encoded_prompt = check_heads(heads, model.shape.n_layers, model.shape.n_heads), model.encode(prompt)
+    if not head_list:
         raise ValueError("there are no heads to read; give at least one, such as scores.top_heads(4)")
     if response is None:
-        generated = model.generate(encoded, interventions, max_new_tokens=max_new_tokens)
+        generated = model.generate(encoded_prompt, interventions, max_new_tokens=max_new_tokens)
         ids, text = generated.tokens, generated.text
     else:
-        ids, text = model.encoder.encode_response(encoded, response), response.strip()
-    n_prompt, length = len(encoded.tokens), len(encoded.tokens) + len(ids)
-    spans = [span for part in around for span in encoded.resolve(part)]
+        ids, text = model.encoder.encode_response(encoded_prompt, response), response.strip()
+    n_prompt, length = len(encoded_prompt.tokens), len(encoded_prompt.tokens) + len(ids)
+    spans = [span for part in around for span in encoded_prompt.resolve(part)]
     spans += [(n_prompt, length)] if len(ids) else []
-    room = most if most is not None else min(160, int((_MAX_CELLS / len(named)) ** 0.5))
+    room = most if most is not None else min(160, int((_MAX_CELLS / len(head_list)) ** 0.5))
     positions, left_out = window_positions(spans, length, margin=margin, most=room)
-    pattern = attention_pattern(model, encoded, ids, named, positions, interventions=interventions)
-    texts = [*model.encoder.texts(encoded), *model.encoder.response_texts(encoded, ids)]
+    pattern = attention_pattern(model, encoded_prompt, ids, head_list, positions, interventions=interventions)
+    texts = [*model.encoder.texts(encoded_prompt), *model.encoder.response_texts(encoded_prompt, ids)]
     return WindowAttention(
         pattern,
-        tuple(str(head) for head in named),
+        tuple(str(head) for head in head_list),
         tuple(texts[position] for position in positions),
         tuple(positions),
         length,

@@ -73,10 +73,10 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str | 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that decide results."""
-    installed = {"python": platform.python_version()}
+    package_versions = {"python": platform.python_version()}
     for name in ("focuslens", "torch", "transformer-lens", "transformers", "tokenizers"):
         try:
-            installed[name] = version(name)
+            package_versions[name] = version(name)
         except PackageNotFoundError:
-            installed[name] = "not installed"
-    return installed
+            package_versions[name] = "not installed"
+    return package_versions

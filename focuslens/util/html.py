@@ -104,8 +104,8 @@ def map_image(values: Sequence[Sequence[float]], alt: str, *, size: int = 12) ->
         alt: Description of the image for screen readers.
         size: Width of a square in pixels; large maps get smaller squares.
     """
-    finite = [value for row in values for value in row if math.isfinite(value)]
-    top = max(finite, default=0.0) or 1.0
+    finite_values = [value for row in values for value in row if math.isfinite(value)]
+    top = max(finite_values, default=0.0) or 1.0
     pixels = b"".join(b"\0" + b"".join(bytes(_colour(value / top)) for value in row) for row in values)
     width, height = len(values[0]), len(values)
 

@@ -290,9 +290,9 @@ def _booleans(values: npt.ArrayLike, name: str) -> npt.NDArray[np.bool_]:
     array = np.asarray(values)
     if array.ndim != 1:
         raise ValueError(f"{name} has the shape {array.shape}; it must be a list of booleans")
-    wrong = ~np.isin(array, (0, 1)) if array.dtype.kind in "biuf" else np.ones(array.shape, dtype=np.bool_)
-    if wrong.any():
-        raise ValueError(f"{name} contains {array[wrong].tolist()[0]!r}; all values must be booleans, or 0 and 1")
+    is_wrong = ~np.isin(array, (0, 1)) if array.dtype.kind in "biuf" else np.ones(array.shape, dtype=np.bool_)
+    if is_wrong.any():
+        raise ValueError(f"{name} contains {array[is_wrong].tolist()[0]!r}; all values must be booleans, or 0 and 1")
     return array.astype(np.bool_)
 
 
