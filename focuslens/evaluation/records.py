@@ -33,7 +33,7 @@ def read_records(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]
 
 
 class RecordFile:
-    """A JSON-lines file whose first line is a header and whose others are records with an ``id``.
+    """A JSON-lines file: the first line is a header, and every other line is a record with an ``id``.
 
     Records are written and flushed as whole lines. A kill can leave the last line incomplete; it is then removed, and
     its sample is run again. No record is lost or repeated.

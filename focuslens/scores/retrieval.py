@@ -1,8 +1,8 @@
 """Retrieval heads: heads that copy the needle out of the haystack, token by token.
 
-After "Retrieval Head Mechanistically Explains Long-Context Factuality" (Wu et al., 2024, arXiv 2404.15574). Contextual
-scores measure how much a response's tokens attend to the relevant document. Copy scores measure how often a head's
-most attended key, in the row that *generates* a token, is that very token in the needle.
+The method is that of "Retrieval Head Mechanistically Explains Long-Context Factuality" (Wu et al., 2024, arXiv
+2404.15574). Contextual scores measure how much a response's tokens attend to the relevant document. Copy scores measure
+how often a head's most attended key, in the row that *generates* a token, is that very token in the needle.
 """
 
 from __future__ import annotations

@@ -72,7 +72,7 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str | 
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide results."""
+    """Versions of Python and of the packages that affect results."""
     package_versions = {"python": platform.python_version()}
     for name in ("focuslens", "torch", "transformer-lens", "transformers", "tokenizers"):
         try:

@@ -33,7 +33,7 @@ _LOCAL_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"
 
 
 class RayPool:
-    """Copies of a model on the devices of a Ray cluster; takes the model's place in scores, evaluations and training.
+    """Copies of a model on a Ray cluster, which replace the model in scores, evaluation and training.
 
     By default there is one worker per GPU, or one per machine where there are no GPUs. Each worker loads the model
     once. Batches and the order of results are those of a single process, and so are the results: they are equal byte

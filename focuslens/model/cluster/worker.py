@@ -30,7 +30,7 @@ class WorkerInfo:
         description: Description of the model in result files.
         shape: Layers, heads and sizes of the model.
         encoder: Turns prompts into tokens.
-        versions: Versions of Python and of the packages that decide results.
+        versions: Versions of Python and of the packages that affect results.
         location: Machine and process of the worker.
     """
 
