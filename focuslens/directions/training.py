@@ -30,7 +30,7 @@ from focuslens.directions.activations import ActivationStore, LayerHeads, RowAct
 from focuslens.directions.objective import Attention, direction_losses, record_attention, require_same_attention
 from focuslens.heads import Head, check_heads
 from focuslens.interventions.directions import FocusDirections, Site
-from focuslens.model.batching import BATCH_TOKENS, map_batches
+from focuslens.model.batching import BATCH_TOKENS, RunOptions, map_batches
 from focuslens.model.execution import Executor, executor_for
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.answers import list_samples
@@ -182,8 +182,9 @@ def train_focus_directions(
     config = config or TrainingConfig(**settings)
     data = getattr(samples, "description", None) if data is None else data
     executor = executor_for(model)
+    options = RunOptions(config.max_new_tokens, batch_tokens, progress)
     named = _chosen_heads(executor.shape, heads)
-    usable, responses = _gold_responses(executor, list_samples(samples), config, batch_tokens, progress)
+    usable, responses = _gold_responses(executor, list_samples(samples), config, options)
     groups = LayerHeads.group(named, executor.shape)
     state = _start(executor, named, groups, config)
     provenance = _provenance(executor, usable, config, data)
@@ -279,11 +280,11 @@ def _run_epochs(
 
 
 def _gold_responses(
-    executor: Executor, samples: list[MultiDocSample], config: TrainingConfig, batch_tokens: int, progress: bool | None
+    executor: Executor, samples: list[MultiDocSample], config: TrainingConfig, options: RunOptions
 ) -> tuple[list[MultiDocSample], list[Tensor]]:
     """Samples with a response to their gold prompt, and that response's tokens, as far as the context has room."""
     answerable = [sample for sample in samples if sample.gold_index is not None]
-    read = track(answerable, "tokenising", show=progress)
+    read = track(answerable, "tokenising", show=options.progress)
     limits, prompts = list[int](), list[EncodedPrompt]()
     for sample in read:
         limits.append(_response_limit(executor, sample, config))
@@ -291,8 +292,8 @@ def _gold_responses(
     lengths, names = [len(one.tokens) for one in prompts], [sample.id for sample in answerable]
     items = list(zip(prompts, limits, strict=True))
     responses = [torch.zeros(0, dtype=torch.long)] * len(answerable)
-    with progress_bar("gold responses", len(answerable), show=progress) as bar:
-        for indices, made in map_batches(executor, _responses, items, names, lengths, batch_tokens):
+    with progress_bar("gold responses", len(answerable), show=options.progress) as bar:
+        for indices, made in map_batches(executor, _responses, items, names, lengths, options.batch_tokens):
             for i, response in zip(indices, made, strict=True):
                 responses[i] = response
             bar.update(len(indices))

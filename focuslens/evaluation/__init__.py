@@ -1,4 +1,4 @@
-"""Is an answer right, how sure can one be, and what happens over a grid of settings."""
+"""Accuracy of responses with confidence intervals, under one setting or a grid of settings."""
 
 from focuslens.evaluation.records import OtherResultsError, read_records
 from focuslens.evaluation.runner import Evaluation, Setting, Sweep, evaluate, run_sweep

@@ -1,4 +1,4 @@
-"""Samples as a task of lm-evaluation-harness, which then scores any model it can run as FocusLens would."""
+"""Samples as a task of lm-evaluation-harness, which scores any model that it can run in the same way as FocusLens."""
 
 from __future__ import annotations
 
@@ -49,22 +49,22 @@ def write_harness_task(
     files are written: ``NAME.yaml``, ``NAME.jsonl`` and ``NAME_score.py``, which imports focuslens for the score.
 
     Args:
-        samples: What is asked.
-        directory: Where the files go.
-        name: Of the task: letters, digits and underscores.
-        case: ``long``, ``gold`` or ``negative`` prompts.
-        max_new_tokens: Of a response.
+        samples: The samples of the task.
+        directory: Folder of the three files.
+        name: Name of the task: letters, digits and underscores.
+        case: Prompt of each sample: ``long``, ``gold`` or ``negative``.
+        max_new_tokens: Maximum length of a response, in tokens.
 
     Returns:
         The path of the YAML file.
 
     Raises:
-        ValueError: If there are no samples, an answer cannot be compared, or the name is none.
+        ValueError: If there are no samples, an answer cannot be compared, or the name is not valid.
     """
     if not samples:
         raise ValueError("there are no samples to make a task of")
     if not re.fullmatch(r"[A-Za-z_]\w*", name, flags=re.ASCII):
-        raise ValueError(f"{name!r} is no name of a task: use letters, digits and underscores")
+        raise ValueError(f"{name!r} is not a valid name of a task: use letters, digits and underscores")
     require_comparable_answers(samples)
     directory = Path(directory)
     lines = [json.dumps(_document(sample, case), ensure_ascii=False) + "\n" for sample in samples]
@@ -92,7 +92,7 @@ def _task(name: str, max_new_tokens: int) -> str:
         "doc_to_text": "{{prompt}}",
         "doc_to_target": "{{answers[0]}}",
         "process_results": f"!function {name}_score.score",
-        # Nothing but the end of the text ends a response; the harness would stop at an empty line.
+        # Only the end of the text ends a response. Without this, the harness would end it at an empty line.
         "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": max_new_tokens},
         "metric_list": [{"metric": "em", "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": 1.0},

@@ -1,4 +1,4 @@
-"""Result files that survive a kill at any moment: a header that says what made them, then one JSON line a sample."""
+"""Result files that survive a kill at any moment: a header that describes the run, then one JSON line per sample."""
 
 from __future__ import annotations
 
@@ -12,39 +12,39 @@ __all__ = ["OtherResultsError", "RecordFile", "read_records"]
 
 
 class OtherResultsError(ValueError):
-    """A result file holds records made by another model, on other data or under other settings."""
+    """A result file holds records of another model, of other data or of other settings."""
 
 
 def read_records(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The header and the whole records of a result file, whatever made them; the file stays as it is.
+    """The header and the complete records of a result file, which is not changed.
 
-    A last line that a killed run left unfinished is passed over.
+    An incomplete last line, as a killed run leaves it, is ignored.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it is no result file.
+        ValueError: If it is not a result file.
     """
     path = Path(path)
     content = path.read_bytes()
     entries = _entries(path, content[: content.rfind(b"\n") + 1])
     if not entries:
-        raise ValueError(f"{path} holds no whole line: this is no result file, or its run was stopped at once")
+        raise ValueError(f"{path} holds no whole line: it is not a result file, or its run was killed at once")
     return entries[0]["header"], entries[1:]
 
 
 class RecordFile:
-    """A JSON-lines file whose first line is a header and whose others are records with an ``id``.
+    """A JSON-lines file: the first line is a header, and every other line is a record with an ``id``.
 
-    A record is written and flushed as a whole line. After a kill the last line may be half a line: it is cut off, and
-    its sample is run again. Nothing is repeated and nothing lost.
+    Records are written and flushed as whole lines. A kill can leave the last line incomplete; it is then removed, and
+    its sample is run again. No record is lost or repeated.
 
     Args:
-        path: The file; made, with its directory, when the first record is written.
-        header: What made the records. A file with another header is not continued.
+        path: The file; created, with its folder, when the first record is written.
+        header: Description of the run. A file with another header is refused.
 
     Raises:
-        OtherResultsError: If the file holds records made otherwise; the message says what differs.
-        ValueError: If it holds something else.
+        OtherResultsError: If the file holds records of another run; the message names the difference.
+        ValueError: If the file is not a result file.
     """
 
     def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
@@ -56,28 +56,29 @@ class RecordFile:
 
     def _read(self) -> None:
         content = self.path.read_bytes()
-        whole = content[: content.rfind(b"\n") + 1]
-        entries = _entries(self.path, whole)
+        complete_lines = content[: content.rfind(b"\n") + 1]
+        entries = _entries(self.path, complete_lines)
         if entries:
             self._require_same(entries[0]["header"])
             self.records = {record["id"]: record for record in entries[1:]}
         elif not _line({"header": self.header}).startswith(content):
             kind = OtherResultsError if content.startswith(b'{"header"') else ValueError
-            raise kind(f"{self.path} is no result file of these settings; name another file, or delete it")
-        if len(whole) < len(content):
-            os.truncate(self.path, len(whole))
+            raise kind(f"{self.path} is not a result file of these settings; name another file, or delete it")
+        if len(complete_lines) < len(content):
+            os.truncate(self.path, len(complete_lines))
 
-    def _require_same(self, found: Mapping[str, Any]) -> None:
-        differing = [key for key in {**found, **self.header} if found.get(key) != self.header.get(key)]
-        if differing:
-            key, was, now = _first_difference(sorted(differing)[0], found, self.header)
+    def _require_same(self, header: Mapping[str, Any]) -> None:
+        """Refuse a file whose header is not that of this run."""
+        differing_keys = [key for key in {**header, **self.header} if header.get(key) != self.header.get(key)]
+        if differing_keys:
+            key, old, new = _first_difference(sorted(differing_keys)[0], header, self.header)
             raise OtherResultsError(
-                f"{self.path} holds results made otherwise ({', '.join(sorted(differing))} differ; {key} was "
-                f"{_short(was)}, is now {_short(now)}); name another file, or delete it"
+                f"{self.path} holds results made otherwise ({', '.join(sorted(differing_keys))} differ; {key} was "
+                f"{_short(old)}, is now {_short(new)}); name another file, or delete it"
             )
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
-        """Write records, and have them on disk before returning."""
+        """Write records; they are on disk when this returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             header = [] if file.tell() else [{"header": self.header}]
@@ -88,8 +89,8 @@ class RecordFile:
         self.records.update((record["id"], record) for record in records)
 
 
-def _entries(path: Path, whole: bytes) -> list[dict[str, Any]]:
-    return [_entry(path, line, number) for number, line in enumerate(whole.splitlines(), start=1)]
+def _entries(path: Path, content: bytes) -> list[dict[str, Any]]:
+    return [_entry(path, line, number) for number, line in enumerate(content.splitlines(), start=1)]
 
 
 def _entry(path: Path, line: bytes, number: int) -> dict[str, Any]:
@@ -99,7 +100,7 @@ def _entry(path: Path, line: bytes, number: int) -> dict[str, Any]:
         raise ValueError(f"{path}, line {number} is not JSON ({error}); name another file") from error
     key, kind = ("header", dict) if number == 1 else ("id", str)
     if not isinstance(entry, dict) or not isinstance(cast("dict[str, Any]", entry).get(key), kind):
-        raise ValueError(f"{path}, line {number} has no {key!r}: this is no result file; name another")
+        raise ValueError(f"{path}, line {number} has no {key!r}: it is not a result file; name another")
     return cast("dict[str, Any]", entry)
 
 
@@ -107,14 +108,15 @@ def _line(entry: Mapping[str, Any]) -> bytes:
     return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
 
 
-def _first_difference(key: str, found: Any, wanted: Any) -> tuple[str, Any, Any]:
-    """Where two headers first differ below ``key``, as deep as both are objects: ``model.weights``, not ``model``."""
-    was, now = found.get(key), wanted.get(key)
-    while isinstance(was, dict) and isinstance(now, dict):
-        old, new = cast("dict[str, Any]", was), cast("dict[str, Any]", now)
-        inner = min(name for name in {**old, **new} if old.get(name) != new.get(name))
-        key, was, now = f"{key}.{inner}", old.get(inner), new.get(inner)
-    return key, was, now
+def _first_difference(key: str, old_header: Any, new_header: Any) -> tuple[str, Any, Any]:
+    """The innermost key below ``key`` at which two headers differ, such as ``model.weights``, and its two values."""
+    old, new = old_header.get(key), new_header.get(key)
+    while isinstance(old, dict) and isinstance(new, dict):
+        old_object, new_object = cast("dict[str, Any]", old), cast("dict[str, Any]", new)
+        names = {**old_object, **new_object}
+        inner = min(name for name in names if old_object.get(name) != new_object.get(name))
+        key, old, new = f"{key}.{inner}", old_object.get(inner), new_object.get(inner)
+    return key, old, new
 
 
 def _short(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""A batch of prompts under several settings: what settings have in common is run once."""
+"""Responses to a batch of prompts under several settings, which share as much of the computation as they can."""
 
 from __future__ import annotations
 
@@ -19,21 +19,21 @@ from focuslens.scores.masses import Parts, ResponseMasses
 if TYPE_CHECKING:
     from focuslens.model.focus_model import FocusModel
 
-__all__ = ["SCORES", "Answered", "respond"]
+__all__ = ["SettingResponses", "respond"]
 
-SCORES = 1024
-"""Attention scores a layer that may be held at a time for each token of a batch's budget."""
+_SCORES_PER_TOKEN = 1024
+"""Attention scores per layer that may be in memory for each token of a batch's budget."""
 
 
 @dataclass(frozen=True, eq=False)
-class Answered:
-    """What a batch of prompts gave under one setting.
+class SettingResponses:
+    """Responses to a batch of prompts under one setting.
 
     Attributes:
-        setting: Which, counted from 0.
-        responses: One a prompt.
+        setting: Index of the setting.
+        responses: One response per prompt.
         masses: Attention from each response to the parts of its prompt, averaged over the response's tokens; ``None``
-            where no parts were asked for.
+            if no parts were given.
     """
 
     setting: int
@@ -51,60 +51,60 @@ def respond(
     parts: Parts | None = None,
     repetition_penalty: float = 1.0,
     stop_tokens: Sequence[int] | None = None,
-) -> Generator[Answered]:
-    """Greedy responses of a batch under every setting, in whatever order is cheapest.
+) -> Generator[SettingResponses]:
+    """Generate the greedy responses of a batch under every setting, in the cheapest order of settings.
 
-    Settings that leave the prompt as it is decode together over one run of it; those that change it start from the
-    first layer they touch.
+    Settings that leave the prompt unchanged decode together, after a single run of it. Settings that change the prompt
+    start from the first layer that they change.
 
     Args:
         model: The model.
         batch: The prompts.
         settings: Interventions of each setting; none for a baseline.
-        max_new_tokens: Of a response.
-        budget: Prompt tokens that are run at a time, copies for settings included.
-        parts: Of the prompts, to which the responses' attention is added up in the rows that generation runs anyway.
-        repetition_penalty: Of tokens that prompt or response hold already; 1 is none.
+        max_new_tokens: Maximum length of a response, in tokens.
+        budget: Prompt tokens per pass, including the copies of a prompt for several settings.
+        parts: Parts of the prompts; the attention that responses pay to them is read during generation.
+        repetition_penalty: Penalty on tokens that the prompt or the response already holds; 1 is none.
         stop_tokens: Tokens that end a response; by default the model's.
     """
-    groups: dict[int | None, list[int]] = {}
-    for place, interventions in enumerate(settings):
-        changes = any(one.changes_prompt for one in interventions)
-        layer = first_layer(model, interventions, batch) if changes else None
-        groups.setdefault(layer, []).append(place)
+    groups: dict[int | None, list[int]] = {}  # settings by the first layer that they change
+    for index, interventions in enumerate(settings):
+        changes_prompt = any(intervention.changes_prompt for intervention in interventions)
+        layer = first_layer(model, interventions, batch) if changes_prompt else None
+        groups.setdefault(layer, []).append(index)
     shared = _shared_run(model, batch, groups)
     for layer, group in groups.items():
-        # Of settings that share the prompt's keys and values only the response rows' scores take memory.
-        sharing = layer is None and shared is not None and shared.is_shared
-        taken = model.shape.n_heads / SCORES if sharing else 1
-        for lanes in _pieces(group, int(budget / (len(batch) * batch.width * taken))):
-            n, together = len(lanes), [Lanes([settings[place] for place in lanes])]
+        # Settings that share the prompt's keys and values need memory for the scores of response rows only.
+        shares_cache = layer is None and shared is not None and shared.is_shared
+        cost = model.shape.n_heads / _SCORES_PER_TOKEN if shares_cache else 1
+        for indices in _pieces(group, int(budget / (len(batch) * batch.width * cost))):
+            n, lanes = len(indices), [Lanes([settings[index] for index in indices])]
             if shared is None:
-                prefix = model.prefill(batch.repeated(n), together, hold_last=True)
+                prefix = model.prefill(batch.repeated(n), lanes, hold_last=True)
             else:
-                prefix = model.copies(shared, n) if layer is None else model.rerun(shared, together, copies=n)
-            seen = None if parts is None else ResponseMasses(model.shape, prefix.batch, parts)
-            observers = () if seen is None else seen.hooks()
-            made = model.decode(
+                prefix = model.copies(shared, n) if layer is None else model.rerun(shared, lanes, copies=n)
+            reader = None if parts is None else ResponseMasses(model.shape, prefix.batch, parts)
+            observers = () if reader is None else reader.hooks()
+            responses = model.decode(
                 prefix,
-                together,
+                lanes,
                 max_new_tokens=max_new_tokens,
                 observers=observers,
                 repetition_penalty=repetition_penalty,
                 stop_tokens=stop_tokens,
             )
-            masses = None if seen is None else seen.means([len(one.tokens) for one in made])
-            for lane, place in enumerate(lanes):
-                yield Answered(place, made[lane::n], None if masses is None else masses[lane::n])
+            masses = None if reader is None else reader.means([len(response.tokens) for response in responses])
+            for lane, index in enumerate(indices):
+                yield SettingResponses(index, responses[lane::n], None if masses is None else masses[lane::n])
 
 
 def _shared_run(model: FocusModel, batch: PromptBatch, groups: dict[int | None, list[int]]) -> Prefix | None:
-    """One run of the prompts that settings go on from, where that spares anything."""
-    # Layers that would be run again for each setting, were they not run once for all.
-    spared = sum(max(layer, 0) * len(group) for layer, group in groups.items() if layer is not None)
-    if None not in groups and spared <= model.shape.n_layers:
+    """A run of the prompts that all settings continue from; ``None`` if it would save no computation."""
+    # Layers below the first change, which each setting would otherwise run for itself.
+    n_saved = sum(max(layer, 0) * len(group) for layer, group in groups.items() if layer is not None)
+    if None not in groups and n_saved <= model.shape.n_layers:
         return None
-    # What changes the embedding shares no layer, and what acts on no heads changes none.
+    # A change of the embedding leaves no layer to share; interventions on no heads change no layer.
     keep = [layer for layer in groups if layer is not None and 0 <= layer < model.shape.n_layers]
     return model.prefill(batch, hold_last=True, keep=keep)
 

@@ -1,9 +1,9 @@
-"""Accuracy of a model under interventions: one setting, or a sweep of many over the same samples."""
+"""Accuracy of a model under interventions: one setting, or a sweep of several settings over the same samples."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from focuslens.evaluation.records import RecordFile
 from focuslens.evaluation.responding import respond
 from focuslens.hooks import Intervention
-from focuslens.model.batching import BATCH_TOKENS, map_batches
+from focuslens.model.batching import BATCH_TOKENS, RunOptions, map_batches
 from focuslens.model.execution import Executor, executor_for
 from focuslens.model.generation import Generation
 from focuslens.prompts.answers import list_samples, require_comparable_answers, sub_exact_match
@@ -29,19 +29,19 @@ if TYPE_CHECKING:
 
 __all__ = ["Evaluation", "Setting", "Sweep", "evaluate", "evaluation_of", "run_sweep"]
 
-_SHOWN = 20
-"""Responses that a notebook shows."""
+_N_SHOWN = 20
+"""Responses in the notebook display of an evaluation."""
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One column of a sweep.
+    """A setting to evaluate: interventions, and the prompt to answer.
 
     Attributes:
-        name: Unique within the sweep.
+        name: Name of the setting, unique within the sweep.
         interventions: Applied in order; none for a baseline.
-        case: Which prompt is answered.
-        parameters: What the setting varies, e.g. ``{"tau": 0.3, "k": 20}``; columns of tables.
+        case: The prompt to answer.
+        parameters: Values that the sweep varies, such as ``{"tau": 0.3, "k": 20}``; they become columns of tables.
     """
 
     name: str
@@ -50,12 +50,12 @@ class Setting:
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def describe(self) -> dict[str, Any]:
-        """As JSON, for result files."""
+        """The setting as JSON, for result files."""
         return {
             "name": self.name,
             "case": self.case,
             "parameters": dict(self.parameters),
-            "interventions": [one.describe() for one in self.interventions],
+            "interventions": [intervention.describe() for intervention in self.interventions],
         }
 
 
@@ -67,9 +67,9 @@ class Evaluation:
         em: Sub-span exact match: the fraction of responses that hold an accepted answer, with a 95 % bootstrap
             interval that resamples questions.
         sample_ids: ``MultiDocSample.id`` of each sample.
-        question_ids: The question each belongs to.
-        responses: What the model said.
-        correct: Whether it holds an accepted answer.
+        question_ids: The question of each sample.
+        responses: The response to each sample.
+        correct: Whether each response holds an accepted answer.
     """
 
     sample_ids: tuple[str, ...]
@@ -90,20 +90,23 @@ class Evaluation:
     def _repr_html_(self) -> str:
         verdicts = ("wrong", "right")
         lines = list(zip(self.sample_ids, self.correct, self.responses, strict=True))
-        rows = [(name, verdicts[right], shorten(text, 160)) for name, right, text in lines[:_SHOWN]]
+        rows = [(name, verdicts[right], shorten(text, 160)) for name, right, text in lines[:_N_SHOWN]]
         title = f"{sum(self.correct)} of {len(self)} samples right, of {len(set(self.question_ids))} questions"
-        said = details("Responses", table(("sample", "answer", "response"), rows, f"The first {len(rows)}"))
+        responses = details("Responses", table(("sample", "answer", "response"), rows, f"The first {len(rows)}"))
         em = Markup(f"<div>exact match {bar(self.em.mean, self.em.low, self.em.high)}</div>")
-        return card(title, em, said)
+        return card(title, em, responses)
 
     def compare(self, other: Evaluation) -> McNemar:
-        """Exact McNemar test against another evaluation of the same samples; samples of a question count together.
+        """Exact McNemar test against another evaluation of the same samples; samples are grouped by question.
 
         Raises:
             ValueError: If the samples are not the same.
         """
         if self.sample_ids != other.sample_ids:
-            raise ValueError("the evaluations are of different samples (or in another order), so they are not paired")
+            raise ValueError(
+                "the evaluations are of different samples, or of the same samples in another order; compare two "
+                "settings of one sweep"
+            )
         return mcnemar_exact(list(self.correct), list(other.correct), groups=self.question_ids)
 
 
@@ -112,9 +115,9 @@ class Sweep:
     """Evaluations of the same samples under several settings.
 
     Attributes:
-        settings: What was run.
-        evaluations: By the setting's name.
-        header: Model, data, settings, seed and versions.
+        settings: The settings, in the order given.
+        evaluations: The evaluation of each setting, by the setting's name.
+        header: Description of the run: model, data, settings, seed and versions.
     """
 
     settings: tuple[Setting, ...]
@@ -127,35 +130,36 @@ class Sweep:
         return self.evaluations[name]
 
     def __repr__(self) -> str:
-        done = len(next(iter(self.evaluations.values()))) if self.evaluations else 0
-        shown = [f"{name} {one.em}" for name, one in list(self.evaluations.items())[:3]]
+        n_samples = len(next(iter(self.evaluations.values()))) if self.evaluations else 0
+        first = [f"{name} {evaluation.em}" for name, evaluation in list(self.evaluations.items())[:3]]
         rest = ", ..." if len(self.evaluations) > 3 else ""
-        return f"Sweep({len(self.settings)} settings on {done} samples: {', '.join(shown)}{rest})"
+        return f"Sweep({len(self.settings)} settings on {n_samples} samples: {', '.join(first)}{rest})"
 
     def _repr_html_(self) -> str:
         rows: list[tuple[Cell, ...]] = []
         for row in self.rows():
-            tested = (row["gained"], row["lost"], f"{row['mcnemar_p']:.2g}") if "gained" in row else ("-", "-", "-")
-            rows.append((row["name"], bar(row["em"], row["em_low"], row["em_high"]), *tested))
+            test = (row["gained"], row["lost"], f"{row['mcnemar_p']:.2g}") if "gained" in row else ("-", "-", "-")
+            rows.append((row["name"], bar(row["em"], row["em_low"], row["em_high"]), *test))
         columns = ("setting", "exact match", "gained", "lost", "p")
         caption = "95 % intervals; samples gained and lost against the baseline, exact McNemar p"
         return card(repr(self).partition(":")[0].removeprefix("Sweep("), table(columns, rows, caption))
 
     def rows(self, baseline: str | None = "baseline") -> list[dict[str, Any]]:
-        """One row a setting: its parameters, EM with its interval, and the McNemar test against the baseline."""
+        """One row per setting: parameters, exact match with its interval, and the McNemar test against the baseline."""
         rows: list[dict[str, Any]] = []
         for setting in self.settings:
-            result = self[setting.name]
+            evaluation = self[setting.name]
             row: dict[str, Any] = {"name": setting.name, "case": setting.case, **setting.parameters}
-            row |= {"em": result.em.mean, "em_low": result.em.low, "em_high": result.em.high, "samples": len(result)}
+            em = evaluation.em
+            row |= {"em": em.mean, "em_low": em.low, "em_high": em.high, "samples": len(evaluation)}
             if baseline is not None and baseline in self.evaluations:
-                test = result.compare(self[baseline])
+                test = evaluation.compare(self[baseline])
                 row |= {"gained": test.only_first, "lost": test.only_second, "mcnemar_p": test.p_value}
             rows.append(row)
         return rows
 
     def to_frame(self, baseline: str | None = "baseline") -> pd.DataFrame:
-        """:meth:`rows` as a table."""
+        """The rows of :meth:`rows` as a table."""
         import pandas as pd
 
         return pd.DataFrame(self.rows(baseline))
@@ -178,18 +182,19 @@ def evaluate(
 
     Args:
         model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
-        samples: Any samples of different ``id``.
+        samples: Samples with distinct ids.
         interventions: Applied in order.
-        case: Which prompt is answered.
-        max_new_tokens: Of a response.
-        batch_tokens: Prompt tokens that are run together, in batches of similar length; halved when memory runs out.
-        out: A JSON-lines file, written as the samples are done and continued after a kill.
-        data: What the file says of the data; by default the samples' own ``description``, as ``MultiDocData`` has one.
-        seed: Of the bootstrap.
-        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.util.progress`.
+        case: The prompt to answer.
+        max_new_tokens: Maximum length of a response, in tokens.
+        batch_tokens: Prompt tokens per batch of prompts of similar length; halved when memory runs out.
+        out: A JSON-lines file. Records are written batch by batch, and a killed run is continued from them.
+        data: Description of the data for ``out``; by default the ``description`` of the samples, if they have one, as
+            :class:`MultiDocData` does.
+        seed: Seed of the bootstrap.
+        progress: Whether to show a progress bar; the default is that of :mod:`focuslens.util.progress`.
 
     Raises:
-        ValueError: If there are no samples, two have the same id, or ``out`` holds results made otherwise.
+        ValueError: If there are no samples, two have the same id, or ``out`` holds the results of another run.
     """
     setting = Setting("evaluation", tuple(interventions), case)
     sweep = run_sweep(
@@ -218,62 +223,84 @@ def run_sweep(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Sweep:
-    """Evaluate samples under every setting; settings that leave the prompt as it is share one run of it.
+    """Evaluate samples under every setting; settings that leave the prompt unchanged share one run of it.
 
-    Samples of similar length are run together. Arguments are those of :func:`evaluate`.
+    Arguments are those of :func:`evaluate`.
 
     Raises:
-        ValueError: If there are no samples or settings, a name or id occurs twice, or ``out`` holds other results.
+        ValueError: If there are no samples or settings, a name or id occurs twice, or ``out`` holds the results of
+            another run.
     """
-    executor, chosen = executor_for(model), list_samples(samples)
+    executor, sample_list = executor_for(model), list_samples(samples)
+    options = RunOptions(max_new_tokens, batch_tokens, progress)
     _require_unique("setting", [setting.name for setting in settings])
-    _require_unique("sample", [sample.id for sample in chosen])
-    require_comparable_answers(chosen)
-    _require_gold(settings, chosen)
-    # Data that come from a file say so themselves.
+    _require_unique("sample", [sample.id for sample in sample_list])
+    require_comparable_answers(sample_list)
+    _require_gold(settings, sample_list)
+    # Samples that were read from a file carry a description of it.
     data = getattr(samples, "description", None) if data is None else data
-    header = _header(executor, chosen, settings, max_new_tokens, data, seed)
+    header = _header(executor, sample_list, settings, max_new_tokens, data, seed)
     store = None if out is None else RecordFile(out, header)
-    records: dict[str, dict[str, Any]] = {} if store is None else store.records
-    todo = [sample for sample in chosen if sample.id not in records]
-    lengths = [
-        len(executor.encode(sample.prompt("long")).tokens) for sample in track(todo, "tokenising", show=progress)
-    ]
-    done = len(chosen) - len(todo)
-    run = partial(_run_batch, settings=tuple(settings), max_new_tokens=max_new_tokens)
-    names, divisible = [sample.id for sample in todo], len(settings) > 1
+    records: dict[str, dict[str, Any]] = {} if store is None else dict(store.records)
+    for batch in _missing_records(executor, sample_list, tuple(settings), options, frozenset(records)):
+        if store is not None:
+            store.append(batch)
+        records.update((record["id"], record) for record in batch)
+    ordered_records = [records[sample.id] for sample in sample_list]
+    return Sweep(tuple(settings), {s.name: evaluation_of(ordered_records, s.name, seed) for s in settings}, header)
 
-    with progress_bar("evaluation", len(chosen), done=done, show=progress) as bar:
-        for batch, made in map_batches(executor, run, todo, names, lengths, batch_tokens, divisible=divisible):
-            if store is None:
-                records.update((record["id"], record) for record in made)
-            else:
-                store.append(made)
-            bar.update(len(batch))
-    ordered = [records[sample.id] for sample in chosen]
-    return Sweep(tuple(settings), {s.name: evaluation_of(ordered, s.name, seed) for s in settings}, header)
+
+def _missing_records(
+    executor: Executor,
+    samples: Sequence[MultiDocSample],
+    settings: tuple[Setting, ...],
+    options: RunOptions,
+    done: Collection[str],
+) -> Generator[list[dict[str, Any]]]:
+    """Run the samples whose id is not in ``done``, and yield their records batch by batch."""
+    remaining = [sample for sample in samples if sample.id not in done]
+    lengths = [
+        len(executor.encode(sample.prompt("long")).tokens)
+        for sample in track(remaining, "tokenising", show=options.progress)
+    ]
+    run = partial(_run_batch, settings=settings, max_new_tokens=options.max_new_tokens)
+    names, divisible = [sample.id for sample in remaining], len(settings) > 1
+    n_done = len(samples) - len(remaining)
+    with progress_bar("evaluation", len(samples), done=n_done, show=options.progress) as bar:
+        for _, records in map_batches(
+            executor, run, remaining, names, lengths, options.batch_tokens, divisible=divisible
+        ):
+            yield records
+            bar.update(len(records))
 
 
 def _require_gold(settings: Sequence[Setting], samples: Sequence[MultiDocSample]) -> None:
-    """Refuse settings that act on the relevant document where no sample has one; warn where some have none."""
-    without = sum(sample.gold_index is None for sample in samples)
-    acting = [one.name for one in settings if any(getattr(i, "span", None) == "relevant" for i in one.interventions)]
-    if not without or not acting:
+    """Refuse settings that act on the relevant document if no sample has one; warn if some samples have none."""
+    n_missing = sum(sample.gold_index is None for sample in samples)
+    setting_names = [
+        setting.name
+        for setting in settings
+        if any(getattr(intervention, "span", None) == "relevant" for intervention in setting.interventions)
+    ]
+    if not n_missing or not setting_names:
         return
-    told = f"of {len(samples)} samples have no relevant document (gold_index is None), on which {acting[0]!r} acts"
-    if without == len(samples):
-        raise ValueError(f"all {told}; give gold_index, the place of the relevant document from 0, or another span")
-    warnings.warn(f"{without} {told}: nothing changes for them", stacklevel=3)
+    fact = (
+        f"{n_missing} of {len(samples)} samples have no relevant document (gold_index is None), and setting "
+        f"{setting_names[0]!r} acts on it"
+    )
+    if n_missing == len(samples):
+        raise ValueError(f"{fact}; give gold_index, counted from 0, or let the intervention act on another span")
+    warnings.warn(f"{fact}: the setting does not change those samples", stacklevel=3)
 
 
-def _require_unique(what: str, names: Sequence[str]) -> None:
+def _require_unique(kind: str, names: Sequence[str]) -> None:
     if not names:
-        raise ValueError(f"there is no {what} to evaluate")
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
-    if twice:
+        raise ValueError(f"there is no {kind} to evaluate")
+    duplicates = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    if duplicates:
         raise ValueError(
-            f"{what} {twice[0]!r} occurs more than once; results are kept by name, so names must differ "
-            "(of samples: question_id or gold_index)"
+            f"{kind} {duplicates[0]!r} occurs more than once; results are stored by name, so names must differ "
+            "(for samples: question_id or gold_index)"
         )
 
 
@@ -298,50 +325,50 @@ def _header(
 def _run_batch(
     model: FocusModel, samples: Sequence[MultiDocSample], budget: int, settings: Sequence[Setting], max_new_tokens: int
 ) -> list[dict[str, Any]]:
-    """Records of a batch of samples under every setting."""
+    """Run a batch of samples under every setting: one record per sample."""
     results: list[dict[str, Any]] = [{} for _ in samples]
     for setting, responses in _responses(model, samples, settings, max_new_tokens, budget):
         for result, sample, response in zip(results, samples, responses, strict=True):
             correct = sub_exact_match(response.text, sample.answers)
             result[setting.name] = {"response": response.text, "correct": correct, "finished": response.finished}
-    # In the order of the settings, whatever the order was in which they were run.
-    ordered = [{setting.name: result[setting.name] for setting in settings} for result in results]
+    # Settings may finish in another order than the given one.
+    ordered_results = [{setting.name: result[setting.name] for setting in settings} for result in results]
     return [
         {"id": sample.id, "question_id": sample.question_id, "answers": list(sample.answers), "results": result}
-        for sample, result in zip(samples, ordered, strict=True)
+        for sample, result in zip(samples, ordered_results, strict=True)
     ]
 
 
 def _responses(
     model: FocusModel, samples: Sequence[MultiDocSample], settings: Sequence[Setting], max_new_tokens: int, budget: int
 ) -> Generator[tuple[Setting, Sequence[Generation]]]:
-    """Every setting's responses."""
+    """The responses of the samples, setting by setting, in the order in which settings finish."""
     cases: list[Case] = list(dict.fromkeys(setting.case for setting in settings))
     for case in cases:
-        encoded = model.batch([sample.prompt(case) for sample in samples])
-        of_case = [setting for setting in settings if setting.case == case]
-        interventions = [setting.interventions for setting in of_case]
-        for answered in respond(model, encoded, interventions, max_new_tokens=max_new_tokens, budget=budget):
-            yield of_case[answered.setting], answered.responses
+        batch = model.batch([sample.prompt(case) for sample in samples])
+        case_settings = [setting for setting in settings if setting.case == case]
+        interventions = [setting.interventions for setting in case_settings]
+        for result in respond(model, batch, interventions, max_new_tokens=max_new_tokens, budget=budget):
+            yield case_settings[result.setting], result.responses
 
 
 def evaluation_of(records: Sequence[Mapping[str, Any]], name: str, seed: int) -> Evaluation:
-    """One setting's evaluation, from the records of a sweep's samples.
+    """The evaluation of one setting, from the records of a sweep.
 
     Args:
-        records: In the order of the samples.
-        name: The setting's.
-        seed: Of the bootstrap.
+        records: One record per sample, in the order of the samples.
+        name: Name of the setting.
+        seed: Seed of the bootstrap.
     """
     results = [record["results"][name] for record in records]
     correct = tuple(bool(result["correct"]) for result in results)
     questions = tuple(str(record["question_id"]) for record in records)
-    # Samples without a question id are each a question of their own.
+    # A sample without a question id is a question of its own.
     groups = [question or f"sample {i}" for i, question in enumerate(questions)]
     return Evaluation(
         tuple(str(record["id"]) for record in records),
         questions,
         tuple(str(result["response"]) for result in results),
         correct,
-        bootstrap_mean([float(one) for one in correct], groups=groups, seed=seed),
+        bootstrap_mean([float(is_correct) for is_correct in correct], groups=groups, seed=seed),
     )

@@ -13,13 +13,13 @@ from focuslens.interventions.directions import FocusDirections
 __all__ = ["BASELINES", "best_setting", "split_softmax_settings", "steering_settings"]
 
 BASELINES = (Setting("baseline"), Setting("gold", case="gold"), Setting("negative", case="negative"))
-"""The three lines of figure 3: all documents, the relevant one only, and all but the relevant one."""
+"""The three lines of figure 3: all documents, the relevant document alone, and all documents but the relevant one."""
 
 
 def split_softmax_settings(
     heads: Sequence[tuple[int, int]], taus: Sequence[float], ks: Sequence[int], *, label: str = "contextual"
 ) -> list[Setting]:
-    """Split-softmax on the first ``k`` heads of a ranking, or of random heads, for every ``tau`` and ``k``.
+    """Settings of split-softmax on the first ``k`` of some heads, such as a ranking, for every ``tau`` and ``k``.
 
     Raises:
         ValueError: If a ``k`` is not between 1 and the number of heads.
@@ -43,7 +43,7 @@ def steering_settings(
     *,
     positions: Positions = "all",
 ) -> list[Setting]:
-    """Focus steering of the first ``k`` heads of a ranking for every ``alpha`` and ``k``.
+    """Settings of focus steering on the first ``k`` heads of a ranking, for every ``alpha`` and ``k``.
 
     Raises:
         ValueError: If a ``k`` is not between 1 and the number of heads, or a head has no direction.
@@ -60,27 +60,29 @@ def steering_settings(
 
 
 def best_setting(sweep: Sweep, settings: Sequence[Setting] | None = None) -> Setting:
-    """The setting with the highest exact match; of equals the gentlest, then the one with the fewest heads.
+    """The setting with the highest exact match; of equal settings the gentlest, then the one with the fewest heads.
 
-    Gentle is an ``alpha`` near 0 and a ``tau`` near 1. Choose on other questions than those that are reported.
+    A gentle setting has an ``alpha`` near 0 or a ``tau`` near 1. Choose on other questions than those that are
+    reported.
 
     Args:
-        sweep: Their evaluations.
-        settings: What to choose among; all of the sweep that have an ``alpha`` or a ``tau`` when not given.
+        sweep: Evaluations of the settings.
+        settings: The settings to choose among; by default all of the sweep that have an ``alpha`` or a ``tau``.
 
     Raises:
-        ValueError: If there is nothing to choose among.
+        ValueError: If there is no setting to choose among.
     """
-    among = [one for one in sweep.settings if {"alpha", "tau"} & set(one.parameters)] if settings is None else settings
-    if not among:
+    if settings is None:
+        settings = [setting for setting in sweep.settings if {"alpha", "tau"} & set(setting.parameters)]
+    if not settings:
         raise ValueError("no setting to choose among has an alpha or a tau; sweep over split-softmax or steering")
 
-    def key(one: Setting) -> tuple[float, float, int]:
-        parameters = one.parameters
+    def key(setting: Setting) -> tuple[float, float, int]:
+        parameters = setting.parameters
         strength = abs(parameters["alpha"]) if "alpha" in parameters else abs(math.log(parameters["tau"]))
-        return sweep[one.name].em.mean, -strength, -parameters.get("k", 0)
+        return sweep[setting.name].em.mean, -strength, -parameters.get("k", 0)
 
-    return max(among, key=key)
+    return max(settings, key=key)
 
 
 def _first(heads: Sequence[tuple[int, int]], k: int) -> Sequence[tuple[int, int]]:

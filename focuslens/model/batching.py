@@ -5,15 +5,32 @@ from __future__ import annotations
 import gc
 import warnings
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from focuslens.model.execution import Executor
 
-__all__ = ["BATCH_TOKENS", "WorkerLostError", "is_out_of_memory", "map_batches", "release_memory"]
+__all__ = ["BATCH_TOKENS", "RunOptions", "WorkerLostError", "is_out_of_memory", "map_batches", "release_memory"]
 
 BATCH_TOKENS = 2**14
 """Prompt tokens that are run together by default; a longer prompt is run alone."""
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """Options of a run over many prompts, in batches.
+
+    Attributes:
+        max_new_tokens: Maximum length of a response, in tokens.
+        batch_tokens: Prompt tokens per batch; halved when memory runs out.
+        progress: Whether to show progress bars; ``None`` leaves it to the rules of :mod:`focuslens.util.progress`.
+    """
+
+    max_new_tokens: int
+    batch_tokens: int = BATCH_TOKENS
+    progress: bool | None = None
+
 
 _T = TypeVar("_T")
 

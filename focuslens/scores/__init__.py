@@ -1,1 +1,1 @@
-"""Scores of attention heads: contextual, retrieval, per document, and the attention of a response."""
+"""Scores of attention heads: contextual, per document and retrieval scores, and attention rows of single responses."""

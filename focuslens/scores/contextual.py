@@ -1,4 +1,4 @@
-"""Contextual scores: how much attention the response's tokens pay to parts of the prompt (equation 1 of the paper)."""
+"""Contextual scores: attention from the response's tokens to parts of the prompt (equation 1 of the paper)."""
 
 from __future__ import annotations
 
@@ -14,14 +14,13 @@ from torch import Tensor
 
 from focuslens.heads import HeadList, Sparsity, heads_by_layer, random_heads, rank_heads, sparsity, top_heads
 from focuslens.hooks import Hook, Intervention, hook_name, row_wise
-from focuslens.model.batching import BATCH_TOKENS
+from focuslens.model.batching import BATCH_TOKENS, RunOptions
 from focuslens.model.execution import Executor, executor_for
 from focuslens.prompts.answers import answered_right, require_samples
 from focuslens.prompts.batch import EncodedPrompt
-from focuslens.prompts.prompt import Case, MultiDocSample
-from focuslens.scores.masses import masses_in_batches, sink_and_documents
+from focuslens.prompts.prompt import MultiDocSample
+from focuslens.scores.masses import ResponseRun, sink_and_documents
 from focuslens.util.html import Markup, bar, card, map_image, table
-from focuslens.util.progress import track
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,12 +38,15 @@ __all__ = [
 ]
 
 KINDS = ("relevant", "irrelevant", "irrelevant_max", "sink")
-"""What attention is summed over: the relevant document, all others, the one other that gets most, and the sink."""
+"""Kinds of score: attention to the relevant document, to all others, to the other that gets most, and to the sink."""
 
 
 ScoredCase: TypeAlias = Literal["long", "gold", "negative", "correct", "wrong"]
-"""A prompt's case, or the long prompts of questions answered right with the gold document alone, split by whether the
-long prompt was answered right too (``correct``) or not (``wrong``)."""
+"""The case of the scored prompts, or a group of samples by outcome.
+
+The groups hold long prompts whose gold prompt is answered right: ``correct`` those whose long prompt is answered right
+too, ``wrong`` the others.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,17 +54,17 @@ class ContextualScores:
     """Contextual scores of every head on every sample.
 
     A score is the attention from a response token to a part of the prompt, summed over the part and averaged over the
-    response's tokens: between 0 and 1. It is NaN for a sample whose response is empty; the relevant score also for one
-    without a relevant document.
+    response's tokens. It lies between 0 and 1. Samples with an empty response have NaN for every score; samples without
+    a relevant document have NaN for the relevant score.
 
     Attributes:
-        relevant: To the relevant document.
-        irrelevant: To all other documents together.
-        irrelevant_max: To the one other document that gets most, chosen for each head and sample.
-        sink: To the first two tokens.
-        case: Which prompts were scored.
-        sample_ids: ``MultiDocSample.id`` of each.
-        responses: What was scored.
+        relevant: Attention to the relevant document.
+        irrelevant: Attention to all other documents together.
+        irrelevant_max: Attention to the other document that gets most, chosen per head and sample.
+        sink: Attention to the first two tokens.
+        case: Case of the scored prompts.
+        sample_ids: ``MultiDocSample.id`` of each sample.
+        responses: The scored response of each sample.
         correct: Whether each response holds an accepted answer.
     """
 
@@ -86,9 +88,9 @@ class ContextualScores:
             f"x {n_heads} heads{best})"
         )
 
-    def _best(self, most: int) -> str:
+    def _best(self, n: int) -> str:
         means = self.mean()
-        return ", ".join(f"{head} {float(means[head]):.3f}" for head in self.top_heads(min(most, means.numel())))
+        return ", ".join(f"{head} {float(means[head]):.3f}" for head in self.top_heads(min(n, means.numel())))
 
     def _repr_html_(self) -> str:
         n_layers, n_heads = self.relevant.shape[1:]
@@ -116,7 +118,7 @@ class ContextualScores:
         )
 
     def mean(self, kind: str = "relevant") -> Float[Tensor, "layer head"]:
-        """One kind of score averaged over the samples that have one.
+        """Mean of one kind of score over the samples that have one.
 
         Raises:
             ValueError: If ``kind`` is unknown, or no sample has a response (and, for ``relevant``, a gold document).
@@ -142,16 +144,16 @@ class ContextualScores:
         return top_heads(self.mean("relevant"), k)
 
     def random_heads(self, k: int, *, exclude: Iterable[tuple[int, int]] = (), seed: int = 0) -> HeadList:
-        """``k`` random heads other than those excluded: the control for ``k`` contextual heads."""
+        """``k`` random heads outside ``exclude``: the control for ``k`` contextual heads."""
         _, n_layers, n_heads = self.relevant.shape
         return random_heads(n_layers, n_heads, k, exclude=exclude, seed=seed)
 
     def sparsity(self, thresholds: Sequence[float] = (0.2, 0.1, 0.05)) -> tuple[Sparsity, ...]:
-        """How many heads have a mean relevant score above each threshold, and in which layers."""
+        """Number of heads whose mean relevant score exceeds each threshold, and their layers."""
         return sparsity(self.mean("relevant"), thresholds)
 
     def to_frame(self) -> pd.DataFrame:
-        """Mean scores as a table, one row a head, highest relevant score first."""
+        """Mean scores as a table: one row per head, highest relevant score first."""
         import pandas as pd
 
         means = {kind: self.mean(kind) for kind in KINDS}
@@ -162,69 +164,48 @@ class ContextualScores:
         return pd.DataFrame(rows)
 
     def where(self, keep: Sequence[bool], case: ScoredCase) -> ContextualScores:
-        """Some of the samples, as another case."""
-        index = torch.tensor([i for i, wanted in enumerate(keep) if wanted], dtype=torch.long)
-        chosen = index.tolist()
+        """The scores of some samples, under the name of another case."""
+        index = torch.tensor([i for i, is_kept in enumerate(keep) if is_kept], dtype=torch.long)
+        indices = index.tolist()
         return ContextualScores(
             *(getattr(self, kind)[index] for kind in KINDS),
             case=case,
-            sample_ids=tuple(self.sample_ids[i] for i in chosen),
-            responses=tuple(self.responses[i] for i in chosen),
-            correct=tuple(self.correct[i] for i in chosen),
+            sample_ids=tuple(self.sample_ids[i] for i in indices),
+            responses=tuple(self.responses[i] for i in indices),
+            correct=tuple(self.correct[i] for i in indices),
         )
 
 
-def _score_case(
-    executor: Executor,
-    samples: Sequence[MultiDocSample],
-    case: Case,
-    responses: Sequence[str] | None,
-    interventions: Sequence[Intervention],
-    max_new_tokens: int,
-    batch_tokens: int,
-    progress: bool | None,
-) -> ContextualScores:
-    prompts = [executor.encode(sample.prompt(case)) for sample in track(samples, "tokenising", show=progress)]
-    names = [sample.id for sample in samples]
-    shape = (len(samples), executor.shape.n_layers, executor.shape.n_heads)
-    collected = {kind: torch.full(shape, torch.nan) for kind in KINDS}
-    texts = [""] * len(samples)
-    label = f"contextual scores ({case})"
-    for indices, masses, said in masses_in_batches(
-        executor,
-        prompts,
-        names,
-        sink_and_documents,
-        responses,
-        interventions,
-        max_new_tokens,
-        batch_tokens,
-        label,
-        progress,
-    ):
-        for kind, scores in _scores_of(masses).items():
-            collected[kind][indices] = scores
-        for i, text in zip(indices, said, strict=True):
-            texts[i] = text
-    # Where no document is relevant there is no attention to it, not attention of zero.
-    collected["relevant"][[i for i, sample in enumerate(samples) if sample.gold_index is None]] = torch.nan
+def _score_case(run: ResponseRun) -> ContextualScores:
+    """Contextual scores of the samples of a run."""
+    samples, model_shape = run.samples, run.executor.shape
+    shape = (len(samples), model_shape.n_layers, model_shape.n_heads)
+    scores = {kind: torch.full(shape, torch.nan) for kind in KINDS}
+    responses = [""] * len(samples)
+    for indices, masses, batch_responses in run.masses(sink_and_documents, f"contextual scores ({run.case})"):
+        for kind, batch_scores in _scores_of(masses).items():
+            scores[kind][indices] = batch_scores
+        for i, response in zip(indices, batch_responses, strict=True):
+            responses[i] = response
+    # Without a relevant document the score is missing, not zero.
+    scores["relevant"][[i for i, sample in enumerate(samples) if sample.gold_index is None]] = torch.nan
     return ContextualScores(
-        *(collected[kind] for kind in KINDS),
-        case=case,
+        *(scores[kind] for kind in KINDS),
+        case=run.case,
         sample_ids=tuple(sample.id for sample in samples),
-        responses=tuple(texts),
-        correct=answered_right(texts, samples),
+        responses=tuple(responses),
+        correct=answered_right(responses, samples),
     )
 
 
 def _scores_of(by_part: Float[Tensor, "batch layer head part"]) -> dict[str, Float[Tensor, "batch layer head"]]:
-    """Scores of every kind from the attention to the sink, the relevant document, and each of the others."""
+    """Scores of every kind, from the attention to the sink, the relevant document and each irrelevant document."""
     others = by_part[..., 2:]
     irrelevant = reduce(others, "batch layer head part -> batch layer head", "sum")
     largest = reduce(others, "batch layer head part -> batch layer head", "max") if others.shape[-1] else irrelevant
     sink, relevant = by_part[..., 0], by_part[..., 1]
-    # A sum over no documents is zero, also of a response that says nothing and has no scores.
-    irrelevant, largest = (torch.where(sink.isnan(), sink, one) for one in (irrelevant, largest))
+    # A sum over no documents is zero, but an empty response has no score.
+    irrelevant, largest = (torch.where(sink.isnan(), sink, score) for score in (irrelevant, largest))
     return {"relevant": relevant, "irrelevant": irrelevant, "irrelevant_max": largest, "sink": sink}
 
 
@@ -239,41 +220,36 @@ def contextual_scores(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool | None = None,
 ) -> ContextualScores:
-    """Attention of every head from the response to the relevant document, the others, and the sink (equation 1).
+    """Attention of every head from the response to the relevant document, the others and the sink (equation 1).
 
-    ``S_C = mean over response tokens i of the sum over j in C of W[i, j]``: the rows are those of the response tokens
-    themselves. Rows are reduced as they are made; no pattern of the whole prompt is kept.
+    ``S_C = mean over response tokens i of the sum over j in C of W[i, j]``, where row ``i`` is that of the response
+    token itself. Rows are reduced as they are computed, and no pattern of the whole prompt is stored.
 
     Args:
         model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
-        samples: What to score.
-        case: ``long``, ``gold`` or ``negative`` prompts; or the long prompts of the samples that were ``correct`` or
-            ``wrong`` (see :data:`ScoredCase`), for which the model answers the gold prompts too.
-        responses: One a sample, scored in place of what the model generates.
-        interventions: Applied while generating and while scoring.
-        max_new_tokens: Of a generated response.
-        batch_tokens: Prompt tokens that are run together, in batches of similar length; halved when memory runs out.
-        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.util.progress`.
+        samples: The samples to score.
+        case: Prompts to score: ``long``, ``gold`` or ``negative``; or the long prompts of the samples that were
+            ``correct`` or ``wrong`` (see :data:`ScoredCase`), for which the model also answers the gold prompts.
+        responses: One response per sample, to score in place of generated responses.
+        interventions: Applied in order, both to generation and to scoring.
+        max_new_tokens: Maximum length of a generated response, in tokens.
+        batch_tokens: Prompt tokens per batch of prompts of similar length; halved when memory runs out.
+        progress: Whether to show a progress bar; the default is that of :mod:`focuslens.util.progress`.
 
     Raises:
-        ValueError: If the case is unknown, there are no samples, not one response a sample, or an answer normalises to
-            nothing.
+        ValueError: If the case is unknown, there are no samples, the number of responses is not that of the samples, or
+            an answer normalises to nothing.
     """
     if case not in get_args(ScoredCase):
         raise ValueError(f"case is {case!r}; it must be one of {', '.join(get_args(ScoredCase))}")
-    executor, chosen = executor_for(model), require_samples(samples)
-    if responses is not None and len(responses) != len(chosen):
-        raise ValueError(f"there are {len(responses)} responses for {len(chosen)} samples; give one a sample")
-    settings: dict[str, Any] = {
-        "interventions": interventions,
-        "max_new_tokens": max_new_tokens,
-        "batch_tokens": batch_tokens,
-        "progress": progress,
-    }
-    if case in get_args(Case):
-        return _score_case(executor, chosen, case, responses, **settings)  # pyright: ignore[reportArgumentType]
-    long = _score_case(executor, chosen, "long", responses, **settings)
-    gold = _score_case(executor, chosen, "gold", None, **settings)
+    executor, sample_list = executor_for(model), require_samples(samples)
+    if responses is not None and len(responses) != len(sample_list):
+        raise ValueError(f"there are {len(responses)} responses for {len(sample_list)} samples; give one per sample")
+    options = RunOptions(max_new_tokens, batch_tokens, progress)
+    if case in ("long", "gold", "negative"):
+        return _score_case(ResponseRun(executor, sample_list, case, options, interventions, responses))
+    long = _score_case(ResponseRun(executor, sample_list, "long", options, interventions, responses))
+    gold = _score_case(ResponseRun(executor, sample_list, "gold", options, interventions))
     return by_outcome(long, gold)[case]
 
 
@@ -286,25 +262,20 @@ def contextual_scores_by_case(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool | None = None,
 ) -> dict[str, ContextualScores]:
-    """Scores of the ``long``, ``gold``, ``correct`` and ``wrong`` cases, each prompt run once (the paper's Table 1)."""
-    chosen = list(samples)
-    settings: dict[str, Any] = {
-        "interventions": interventions,
-        "max_new_tokens": max_new_tokens,
-        "batch_tokens": batch_tokens,
-        "progress": progress,
-    }
-    long = contextual_scores(model, chosen, "long", **settings)
-    gold = contextual_scores(model, chosen, "gold", **settings)
+    """Scores of the cases ``long``, ``gold``, ``correct`` and ``wrong`` (Table 1 of the paper); prompts run once."""
+    executor, sample_list = executor_for(model), require_samples(samples)
+    options = RunOptions(max_new_tokens, batch_tokens, progress)
+    long = _score_case(ResponseRun(executor, sample_list, "long", options, interventions))
+    gold = _score_case(ResponseRun(executor, sample_list, "gold", options, interventions))
     return {"long": long, "gold": gold, **by_outcome(long, gold)}
 
 
 def by_outcome(long: ContextualScores, gold: ContextualScores) -> dict[str, ContextualScores]:
-    """The ``correct`` and ``wrong`` cases: long prompts of the samples that are right with the gold document alone."""
+    """The cases ``correct`` and ``wrong``: long prompts of the samples whose gold prompt is answered right."""
     outcomes = list(zip(gold.correct, long.correct, strict=True))
     return {
-        "correct": long.where([with_gold and with_all for with_gold, with_all in outcomes], "correct"),
-        "wrong": long.where([with_gold and not with_all for with_gold, with_all in outcomes], "wrong"),
+        "correct": long.where([gold_right and long_right for gold_right, long_right in outcomes], "correct"),
+        "wrong": long.where([gold_right and not long_right for gold_right, long_right in outcomes], "wrong"),
     }
 
 
@@ -318,35 +289,35 @@ def attention_pattern(
     *,
     interventions: Sequence[Intervention] = (),
 ) -> Float[Tensor, "n position position"]:
-    """Attention of some heads among some token positions of a prompt and its response: something to look at.
+    """Attention of some heads between some token positions of a prompt and its response, for display.
 
     Args:
         model: The model.
         prompt: The prompt.
-        response: Token ids that follow it.
-        heads: Heads, one pattern each.
-        positions: Token positions, of rows and of columns.
-        interventions: Applied in order; the pattern is what they make of it.
+        response: Token ids of the response.
+        heads: The heads, one pattern each.
+        positions: Token positions of the rows, which are also those of the columns.
+        interventions: Applied in order; the pattern is the one that results from them.
     """
-    encoded = model.encode(prompt)
-    chosen = torch.as_tensor(positions, dtype=torch.long)
-    patterns = {(layer, head): torch.zeros(len(chosen), len(chosen)) for layer, head in heads}
+    encoded_prompt = model.encode(prompt)
+    position_tensor = torch.as_tensor(positions, dtype=torch.long)
+    patterns = {(layer, head): torch.zeros(len(position_tensor), len(position_tensor)) for layer, head in heads}
 
     def read(layer: int, indices: list[int]) -> Any:
         @row_wise
         def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
             n_rows, n_keys = pattern.shape[-2:]
             first = n_keys - n_rows
-            rows = ((chosen >= first) & (chosen < n_keys)).nonzero()[:, 0]
-            seen = (chosen < n_keys).nonzero()[:, 0]  # keys beyond a block's last row are not visible from it
+            rows = ((position_tensor >= first) & (position_tensor < n_keys)).nonzero()[:, 0]
+            columns = (position_tensor < n_keys).nonzero()[:, 0]  # later keys are hidden from every row of the block
             for head in indices:
-                part = pattern[0, head][chosen[rows] - first][:, chosen[seen]]
-                patterns[layer, head][rows[:, None], seen] = part.float().cpu()
+                part = pattern[0, head][position_tensor[rows] - first][:, position_tensor[columns]]
+                patterns[layer, head][rows[:, None], columns] = part.float().cpu()
 
         return observe
 
     observers: list[Hook] = [
         (hook_name(layer, "hook_pattern"), read(layer, indices)) for layer, indices in heads_by_layer(heads).items()
     ]
-    model.observe(torch.cat((encoded.tokens, response)), observers, interventions, prompt=encoded)
+    model.observe(torch.cat((encoded_prompt.tokens, response)), observers, interventions, prompt=encoded_prompt)
     return torch.stack([patterns[layer, head] for layer, head in heads])

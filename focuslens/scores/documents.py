@@ -1,9 +1,9 @@
-"""From heads to questions: which document a response came from, and what its attention was spent on."""
+"""Scores of single responses: attention to each document, and shares of attention by part of the prompt."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -13,13 +13,12 @@ from torch import Tensor
 
 from focuslens.heads import as_heads, check_heads
 from focuslens.hooks import Intervention
-from focuslens.model.batching import BATCH_TOKENS
+from focuslens.model.batching import BATCH_TOKENS, RunOptions
 from focuslens.model.execution import Executor, executor_for
 from focuslens.prompts.answers import answered_right, require_samples
 from focuslens.prompts.batch import PromptBatch
 from focuslens.prompts.prompt import Case, MultiDocSample
-from focuslens.scores.masses import SINK, Parts, masses_in_batches
-from focuslens.util.progress import track
+from focuslens.scores.masses import SINK, ResponseRun
 from focuslens.util.statistics import Interval, bootstrap_mean
 
 if TYPE_CHECKING:
@@ -35,17 +34,21 @@ __all__ = [
 ]
 
 BUDGET_PARTS = ("sink", "relevant", "irrelevant", "question", "template", "response")
-"""What attention is spent on: the first two tokens, documents, the question, the rest of the prompt, the response."""
+"""Parts that share the attention: the first two tokens, documents, question, rest of the prompt, response."""
+
+
+_LABEL = "attention by part"
+"""Text of the progress bars."""
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """Documents ranked by their contextual score, against the one that holds the answer.
+    """Rank of the gold document when documents are ranked by their contextual score.
 
     Attributes:
-        top: The document with the highest score, for each sample.
-        rank: Place of the gold document, from 1; behind every document with the same score.
-        accuracy: Share of samples whose gold document stands first, with a 95 % bootstrap interval over questions.
+        top: Index of the document with the highest score, per sample.
+        rank: Rank of the gold document per sample, from 1; in a tie, the last of the tied ranks.
+        accuracy: Share of samples whose gold document ranks first, with a 95 % bootstrap interval over questions.
         mrr: Mean reciprocal rank of the gold document.
         ndcg: Normalised discounted cumulative gain, ``1 / log2(1 + rank)`` with a single relevant document.
     """
@@ -59,14 +62,14 @@ class Attribution:
 
 @dataclass(frozen=True, eq=False)
 class DocumentScores:
-    """Contextual scores of every document, of every head: attention from the response, averaged over its tokens.
+    """Contextual scores per head and document: attention from the response, averaged over its tokens.
 
     Attributes:
-        scores: ``[layer head document]`` of each sample, documents in prompt order; NaN where the response is empty.
-        gold: Which document holds the answer; ``None`` where none does.
-        sample_ids: ``MultiDocSample.id`` of each.
-        question_ids: The question each belongs to.
-        responses: What was scored.
+        scores: ``[layer head document]`` per sample, documents in prompt order; NaN where the response is empty.
+        gold: Index of the gold document per sample; ``None`` where there is none.
+        sample_ids: ``MultiDocSample.id`` of each sample.
+        question_ids: The question of each sample.
+        responses: The scored response of each sample.
         correct: Whether each response holds an accepted answer.
     """
 
@@ -89,42 +92,42 @@ class DocumentScores:
         Raises:
             ValueError: If there are no heads, or one does not exist.
         """
-        chosen = as_heads(heads)
-        if not chosen:
-            raise ValueError("there are no heads to attribute by")
+        head_list = as_heads(heads)
+        if not head_list:
+            raise ValueError("there are no heads to attribute by; give at least one, such as scores.top_heads(4)")
         if self.scores:
-            check_heads(chosen, *self.scores[0].shape[:2])
-        return [torch.stack([scores[layer, head] for layer, head in chosen]).mean(dim=0) for scores in self.scores]
+            check_heads(head_list, *self.scores[0].shape[:2])
+        return [torch.stack([scores[layer, head] for layer, head in head_list]).mean(dim=0) for scores in self.scores]
 
     def attribution(
         self, heads: Iterable[tuple[int, int]], *, correct: bool | None = None, seed: int = 0
     ) -> Attribution:
-        """How well the scores of some heads find the gold document.
+        """Rank documents by the mean score of some heads, and compare with the gold document.
 
         Args:
-            heads: Whose scores are averaged.
-            correct: Of right responses alone, of wrong ones alone, or of all.
-            seed: Of the bootstrap.
+            heads: The heads to average over.
+            correct: ``True`` for samples answered right, ``False`` for samples answered wrong, ``None`` for all.
+            seed: Seed of the bootstrap.
 
         Raises:
-            ValueError: If no sample is left that has a gold document and a response.
+            ValueError: If no remaining sample has a gold document and a response.
         """
-        ranked: list[tuple[int, int, str]] = []
-        for scores, gold, question, right in zip(
+        rankings: list[tuple[int, int, str]] = []
+        for scores, gold, question, is_right in zip(
             self.of(heads), self.gold, self.question_ids, self.correct, strict=True
         ):
-            if gold is None or bool(scores.isnan().any()) or correct not in (None, right):
+            if gold is None or bool(scores.isnan().any()) or correct not in (None, is_right):
                 continue
-            ranked.append((int(scores.argmax()), int((scores >= scores[gold]).sum()), question))
-        if not ranked:
+            rankings.append((int(scores.argmax()), int((scores >= scores[gold]).sum()), question))
+        if not rankings:
             raise ValueError("no sample has a gold document and a response, so there is nothing to attribute")
-        top, rank, questions = (tuple(column) for column in zip(*ranked, strict=True))
+        top, rank, questions = (tuple(column) for column in zip(*rankings, strict=True))
         accuracy, mrr, ndcg = (
             bootstrap_mean(values, groups=questions, seed=seed)
             for values in (
-                [float(place == 1) for place in rank],
-                [1 / place for place in rank],
-                [1 / math.log2(1 + place) for place in rank],
+                [float(gold_rank == 1) for gold_rank in rank],
+                [1 / gold_rank for gold_rank in rank],
+                [1 / math.log2(1 + gold_rank) for gold_rank in rank],
             )
         )
         return Attribution(top, rank, accuracy, mrr, ndcg)
@@ -132,14 +135,14 @@ class DocumentScores:
 
 @dataclass(frozen=True, eq=False)
 class AttentionBudget:
-    """What the response's tokens attend to, of every head: shares that sum to one.
+    """Shares of the attention from the response's tokens, per head and part; they sum to one.
 
     Attributes:
-        shares: Of each part of :data:`BUDGET_PARTS`; NaN for a sample whose response is empty.
-        sample_ids: ``MultiDocSample.id`` of each.
-        responses: What was looked at.
+        shares: Share of each part of :data:`BUDGET_PARTS`; NaN for a sample whose response is empty.
+        sample_ids: ``MultiDocSample.id`` of each sample.
+        responses: The response to each sample.
         correct: Whether each response holds an accepted answer.
-        question_ids: The question each belongs to; each sample is one of its own where there are none.
+        question_ids: The question of each sample; if empty, each sample is a question of its own.
     """
 
     shares: Float[Tensor, "sample layer head part"]
@@ -153,31 +156,31 @@ class AttentionBudget:
         return f"AttentionBudget({len(self.sample_ids)} samples, {n_layers} layers x {n_heads} heads)"
 
     def mean(self, heads: Iterable[tuple[int, int]]) -> dict[str, float]:
-        """Shares by part, averaged over samples and some heads."""
+        """Mean shares by part, over samples and some heads."""
         return dict(zip(BUDGET_PARTS, self._of(heads).nanmean(dim=0).tolist(), strict=True))
 
     def intervals(self, heads: Iterable[tuple[int, int]], *, seed: int = 0) -> dict[str, Interval]:
-        """Shares by part of some heads, with 95 % bootstrap intervals over questions.
+        """Mean shares by part of some heads, with 95 % bootstrap intervals over questions.
 
         Raises:
             ValueError: If there are no heads, or no sample has a response.
         """
         shares = self._of(heads)
-        kept = [i for i, row in enumerate(shares) if not bool(row.isnan().any())]
-        if not kept:
-            raise ValueError(f"none of the {len(shares)} samples has a response, so nothing is spent on anything")
-        questions = [(self.question_ids or self.sample_ids)[i] for i in kept]
+        indices = [i for i, row in enumerate(shares) if not bool(row.isnan().any())]
+        if not indices:
+            raise ValueError(f"none of the {len(shares)} samples has a response, so there is no attention to share")
+        questions = [(self.question_ids or self.sample_ids)[i] for i in indices]
         return {
-            part: bootstrap_mean(shares[kept, place].tolist(), groups=questions, seed=seed)
-            for place, part in enumerate(BUDGET_PARTS)
+            part: bootstrap_mean(shares[indices, column].tolist(), groups=questions, seed=seed)
+            for column, part in enumerate(BUDGET_PARTS)
         }
 
     def _of(self, heads: Iterable[tuple[int, int]]) -> Float[Tensor, "sample part"]:
         """Each sample's shares, averaged over some heads."""
-        chosen = check_heads(heads, *self.shares.shape[1:3])
-        if not chosen:
-            raise ValueError("there are no heads to average over")
-        return torch.stack([self.shares[:, layer, head] for layer, head in chosen]).mean(dim=0)
+        head_list = check_heads(heads, *self.shares.shape[1:3])
+        if not head_list:
+            raise ValueError("there are no heads to average over; give at least one, such as scores.top_heads(4)")
+        return torch.stack([self.shares[:, layer, head] for layer, head in head_list]).mean(dim=0)
 
 
 def document_scores(
@@ -193,28 +196,28 @@ def document_scores(
 
     Args:
         model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
-        samples: What to score.
-        interventions: Applied while generating.
-        max_new_tokens: Of a response.
-        batch_tokens: Prompt tokens that are run together; halved when memory runs out.
-        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.util.progress`.
+        samples: The samples to score.
+        interventions: Applied in order while generating.
+        max_new_tokens: Maximum length of a response, in tokens.
+        batch_tokens: Prompt tokens per batch of prompts of similar length; halved when memory runs out.
+        progress: Whether to show a progress bar; the default is that of :mod:`focuslens.util.progress`.
 
     Raises:
         ValueError: If there are no samples, or an answer normalises to nothing.
     """
-    executor, chosen = executor_for(model), require_samples(samples)
-    scores, responses = [torch.empty(0)] * len(chosen), [""] * len(chosen)
-    for place, masses, said in _run(
-        executor, chosen, "long", _documents, interventions, max_new_tokens, batch_tokens, progress
-    ):
-        scores[place], responses[place] = masses[..., : len(chosen[place].documents)], said
+    executor, sample_list = executor_for(model), require_samples(samples)
+    run = ResponseRun(executor, sample_list, "long", RunOptions(max_new_tokens, batch_tokens, progress), interventions)
+    scores, responses = [torch.empty(0)] * len(sample_list), [""] * len(sample_list)
+    for batch in run.masses(_documents, _LABEL):
+        for index, masses, response in zip(*batch, strict=True):
+            scores[index], responses[index] = masses[..., : len(sample_list[index].documents)], response
     return DocumentScores(
         tuple(scores),
-        tuple(sample.gold_index for sample in chosen),
-        tuple(sample.id for sample in chosen),
-        tuple(sample.question_id for sample in chosen),
+        tuple(sample.gold_index for sample in sample_list),
+        tuple(sample.id for sample in sample_list),
+        tuple(sample.question_id for sample in sample_list),
         tuple(responses),
-        answered_right(responses, chosen),
+        answered_right(responses, sample_list),
     )
 
 
@@ -228,61 +231,33 @@ def attention_budget(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool | None = None,
 ) -> AttentionBudget:
-    """Where the attention of the response's tokens goes, part by part, under interventions.
+    """Shares of the attention from the response's tokens by part of the prompt, under interventions.
 
-    A token that belongs to two parts counts to the one that :data:`BUDGET_PARTS` names first. Arguments are those of
-    :func:`document_scores`; ``case`` says which prompt.
+    A token of two parts counts as part of the one that :data:`BUDGET_PARTS` names first. Arguments are those of
+    :func:`document_scores`; ``case`` is the prompt to answer.
     """
-    executor, chosen = executor_for(model), require_samples(samples)
-    shape = (len(chosen), executor.shape.n_layers, executor.shape.n_heads, len(BUDGET_PARTS))
-    shares, responses = torch.full(shape, torch.nan), [""] * len(chosen)
-    for place, masses, said in _run(
-        executor, chosen, case, _prompt_parts, interventions, max_new_tokens, batch_tokens, progress
-    ):
-        # Rows sum to one: what is not on the prompt is on the response itself.
-        shares[place] = torch.cat((masses, 1 - masses.sum(dim=-1, keepdim=True)), dim=-1)
-        responses[place] = said
+    executor, sample_list = executor_for(model), require_samples(samples)
+    run = ResponseRun(executor, sample_list, case, RunOptions(max_new_tokens, batch_tokens, progress), interventions)
+    shape = (len(sample_list), executor.shape.n_layers, executor.shape.n_heads, len(BUDGET_PARTS))
+    shares, responses = torch.full(shape, torch.nan), [""] * len(sample_list)
+    for batch in run.masses(_prompt_parts, _LABEL):
+        for index, masses, response in zip(*batch, strict=True):
+            # Rows sum to one: attention that is not on the prompt is on the response itself.
+            shares[index] = torch.cat((masses, 1 - masses.sum(dim=-1, keepdim=True)), dim=-1)
+            responses[index] = response
     return AttentionBudget(
         shares,
-        tuple(sample.id for sample in chosen),
+        tuple(sample.id for sample in sample_list),
         tuple(responses),
-        answered_right(responses, chosen),
-        tuple(sample.question_id for sample in chosen),
+        answered_right(responses, sample_list),
+        tuple(sample.question_id for sample in sample_list),
     )
 
 
-def _run(
-    executor: Executor,
-    samples: Sequence[MultiDocSample],
-    case: Case,
-    parts: Parts,
-    interventions: Sequence[Intervention],
-    max_new_tokens: int,
-    batch_tokens: int,
-    progress: bool | None,
-) -> Iterator[tuple[int, Float[Tensor, "layer head part"], str]]:
-    """Index, attention by part and response of every sample, in batches of similar length."""
-    prompts = [executor.encode(sample.prompt(case)) for sample in track(samples, "tokenising", show=progress)]
-    names = [sample.id for sample in samples]
-    for batch in masses_in_batches(
-        executor,
-        prompts,
-        names,
-        parts,
-        None,
-        interventions,
-        max_new_tokens,
-        batch_tokens,
-        "attention by part",
-        progress,
-    ):
-        yield from zip(*batch, strict=True)
-
-
 def _documents(batch: PromptBatch) -> Float[Tensor, "batch key part"]:
-    """Every document in prompt order."""
-    most = max(len(prompt.spans["document"]) for prompt in batch.prompts)
-    parts = torch.zeros(len(batch), batch.width, most)
+    """One column per document, in prompt order."""
+    n_documents = max(len(prompt.spans["document"]) for prompt in batch.prompts)
+    parts = torch.zeros(len(batch), batch.width, n_documents)
     for row, prompt, padding in zip(parts, batch.prompts, batch.padding, strict=True):
         for part, (start, end) in enumerate(prompt.spans["document"]):
             row[padding + start : padding + end, part] = 1
@@ -290,12 +265,12 @@ def _documents(batch: PromptBatch) -> Float[Tensor, "batch key part"]:
 
 
 def _prompt_parts(batch: PromptBatch) -> Float[Tensor, "batch key part"]:
-    """The parts of :data:`BUDGET_PARTS` but the response, each column in one of them."""
+    """One column per part of :data:`BUDGET_PARTS` except the response; each key belongs to one of them."""
     names = BUDGET_PARTS[:-1]
     parts = torch.zeros(len(batch), batch.width, len(names))
     for row, prompt, padding in zip(parts, batch.prompts, batch.padding, strict=True):
         spans = {**prompt.spans, "sink": ((0, SINK),), "template": ((0, len(prompt.tokens)),)}
-        # The first named is written last, over the others.
+        # The first part is written last, so it overrides the others.
         for part, name in reversed(list(enumerate(names))):
             for start, end in spans.get(name, ()):
                 row[padding + start : padding + end] = 0

@@ -1,8 +1,9 @@
-"""Attention from a response's rows to parts of its prompt, reduced as the rows are made."""
+"""Attention from a response's rows to parts of its prompt, reduced as the rows are computed."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,9 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.hooks import Hook, Intervention, hook_name
-from focuslens.model.batching import map_batches
+from focuslens.model.batching import RunOptions, map_batches
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch
-from focuslens.util.progress import progress_bar
+from focuslens.prompts.prompt import Case, MultiDocSample
+from focuslens.util.progress import progress_bar, track
 
 if TYPE_CHECKING:
     from focuslens.heads import ModelShape
@@ -25,31 +27,31 @@ __all__ = [
     "SINK",
     "Parts",
     "ResponseMasses",
+    "ResponseRun",
     "attention_to_parts",
-    "masses_in_batches",
     "response_masses",
     "sink_and_documents",
 ]
 
 SINK = 2
-"""Tokens counted as the attention sink: the first two, as the paper's authors do."""
+"""Number of tokens in the attention sink: the first two, as in the paper's code."""
 
 
 def attention_to_parts(
     pattern: Float[Tensor, "batch head row key"], parts: Float[Tensor, "batch key part"]
 ) -> Float[Tensor, "batch head row part"]:
-    """Attention summed over parts of the keys; ``parts`` is 1 where a key belongs to a part, else 0."""
+    """Attention summed over each part of the keys; ``parts`` is 1 where a key belongs to a part, else 0."""
     return einsum(pattern, parts, "batch head row key, batch key part -> batch head row part")
 
 
 Parts: TypeAlias = "Callable[[PromptBatch], Float[Tensor, 'batch key part']]"
-"""Says which columns of a batch of prompts belong to which part: 1 where a key belongs to it, else 0."""
+"""A function from a batch of prompts to the parts of its keys: 1 where a key belongs to a part, else 0."""
 
 
 def sink_and_documents(batch: PromptBatch) -> Float[Tensor, "batch key part"]:
-    """The sink, the relevant document, and each irrelevant document."""
-    most = max(len(prompt.spans.get("irrelevant", ())) for prompt in batch.prompts)
-    parts = torch.zeros(len(batch), batch.width, 2 + most)
+    """One column each for the sink, the relevant document, and every irrelevant document."""
+    n_irrelevant = max(len(prompt.spans.get("irrelevant", ())) for prompt in batch.prompts)
+    parts = torch.zeros(len(batch), batch.width, 2 + n_irrelevant)
     for row, prompt, padding in zip(parts, batch.prompts, batch.padding, strict=True):
         row[padding : padding + SINK, 0] = 1
         for start, end in prompt.spans.get("relevant", ()):
@@ -60,12 +62,12 @@ def sink_and_documents(batch: PromptBatch) -> Float[Tensor, "batch key part"]:
 
 
 class ResponseMasses:
-    """Gathers, through hooks on ``hook_pattern``, what every head's response rows give to the parts of the prompt.
+    """Collector, through hooks on ``hook_pattern``, of the attention from response rows to parts of the prompt.
 
     Args:
-        shape: Sizes of the model.
+        shape: Layers and heads of the model.
         batch: The prompts.
-        parts: Their parts.
+        parts: Parts of the prompts.
     """
 
     def __init__(self, shape: ModelShape, batch: PromptBatch, parts: Parts) -> None:
@@ -74,13 +76,13 @@ class ResponseMasses:
         self._empty = torch.full((len(batch), shape.n_layers, shape.n_heads, self._parts.shape[2]), torch.nan)
 
     def hooks(self) -> list[Hook]:
-        """Observers for the passes that run the responses' tokens, in order, and nothing before them."""
+        """Observers for the passes over the responses' tokens, in order; add them after the prompt has run."""
         return [(hook_name(layer, "hook_pattern"), self._observer(rows)) for layer, rows in enumerate(self._rows)]
 
     def _observer(self, rows: list[Tensor]) -> Any:
         def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
             n_rows, n_keys = pattern.shape[-2:]
-            # A prompt's last token, where it was held back, is none of the response.
+            # This row is that of a prompt's last token, which was held back; it is not part of the response.
             if n_keys - n_rows < self._parts.shape[1]:
                 return
             self._parts = self._parts.to(pattern.device)
@@ -90,13 +92,13 @@ class ResponseMasses:
         return observe
 
     def means(self, lengths: Sequence[int]) -> Float[Tensor, "batch layer head part"]:
-        """Attention to each part, averaged over the first ``lengths`` rows of each response; NaN for an empty one."""
+        """Mean attention to each part over the first ``lengths`` rows of each response; NaN for an empty response."""
         if not self._rows[0]:
             return self._empty.clone()
-        device = self._rows[0][0].device  # layers may be on several
+        device = self._rows[0][0].device  # layers may be on several devices
         by_layer = torch.stack([torch.cat(rows, dim=2).to(device) for rows in self._rows], dim=1).cpu()
         n = torch.tensor(lengths)
-        # Rows behind a short response may have been run too, and weigh nothing.
+        # A batch also runs rows behind the end of a short response; their weight is zero.
         weight = (torch.arange(by_layer.shape[3]) < n[:, None]) / n[:, None].clamp(min=1)
         by_part = einsum(by_layer, weight, "batch layer head row part, batch row -> batch layer head part")
         return torch.where((n > 0)[:, None, None, None], by_part, torch.nan)
@@ -110,64 +112,79 @@ def response_masses(
     interventions: Sequence[Intervention],
     max_new_tokens: int,
 ) -> tuple[Float[Tensor, "batch layer head part"], list[str]]:
-    """What a batch's responses attend to, and the responses: given ones, or those that the model generates.
+    """Attention from a batch's responses to the parts of the prompts, and the responses, given or generated.
 
-    Generated responses are looked at in the rows that generation runs anyway, given ones in one pass.
+    Generated responses are read during generation, given responses in one further pass.
     """
     prefix = model.prefill(prompts, interventions, hold_last=True)
     masses = ResponseMasses(model.shape, prefix.batch, parts)
     if responses is None:
-        made = model.decode(prefix, interventions, max_new_tokens=max_new_tokens, observers=masses.hooks())
-        return masses.means([len(one.tokens) for one in made]), [one.text for one in made]
-    nothing = torch.zeros(0, dtype=torch.long)
+        generated = model.decode(prefix, interventions, max_new_tokens=max_new_tokens, observers=masses.hooks())
+        lengths = [len(response.tokens) for response in generated]
+        return masses.means(lengths), [response.text for response in generated]
+    no_tokens = torch.zeros(0, dtype=torch.long)
     tokens = [
-        model.encoder.encode_response(prompt, response) if response.strip() else nothing
+        model.encoder.encode_response(prompt, response) if response.strip() else no_tokens
         for prompt, response in zip(prompts, responses, strict=True)
     ]
-    lengths = torch.tensor([len(ids) for ids in tokens])
-    if lengths.any():
-        padded = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
-        inside = torch.arange(padded.shape[1]) < lengths[:, None]
-        model.extend(prefix, padded, interventions, masses.hooks(), mask=inside.long())
-    return masses.means(lengths.tolist()), list(responses)
+    lengths = [len(ids) for ids in tokens]
+    if any(lengths):
+        padded_tokens = torch.nn.utils.rnn.pad_sequence(tokens, batch_first=True)
+        is_token = torch.arange(padded_tokens.shape[1]) < torch.tensor(lengths)[:, None]
+        model.extend(prefix, padded_tokens, interventions, masses.hooks(), mask=is_token.long())
+    return masses.means(lengths), list(responses)
 
 
-def masses_in_batches(
-    executor: Executor,
-    prompts: Sequence[EncodedPrompt],
-    names: Sequence[str],
-    parts: Parts,
-    responses: Sequence[str] | None,
-    interventions: Sequence[Intervention],
-    max_new_tokens: int,
-    batch_tokens: int,
-    label: str,
-    progress: bool | None,
-) -> Generator[tuple[list[int], Float[Tensor, "batch layer head part"], list[str]]]:
-    """:func:`response_masses` of any number of prompts, in batches of similar length, shortest first.
+@dataclass(frozen=True, eq=False)
+class ResponseRun:
+    """A run over samples that measures how much attention their responses pay to parts of their prompts.
 
-    Args:
+    Attributes:
         executor: Runs the batches.
-        prompts: Any number of them.
-        names: What an error calls each.
-        parts: Their parts; an executor elsewhere than in this process needs a function that can be pickled.
-        responses: One a prompt, or ``None``.
+        samples: The samples, in any order.
+        case: The prompt to run of each sample.
+        options: Response length, batch size and progress bars.
         interventions: Applied in order.
-        max_new_tokens: Of a generated response.
-        batch_tokens: Prompt tokens that are run together; halved when memory runs out.
-        label: Of the progress bar.
-        progress: Show it; by default where someone may watch.
-
-    Yields:
-        The batch's place among the prompts, its masses, and its responses.
+        responses: One response per sample; ``None`` to let the model generate them.
     """
-    items = list(zip(prompts, [None] * len(prompts) if responses is None else responses, strict=True))
-    run = partial(_run_batch, parts=parts, interventions=tuple(interventions), max_new_tokens=max_new_tokens)
-    lengths = [len(one.tokens) for one in prompts]
-    with progress_bar(label, len(prompts), show=progress) as bar:
-        for indices, (masses, said) in map_batches(executor, run, items, names, lengths, batch_tokens):
-            yield indices, masses, said
-            bar.update(len(indices))
+
+    executor: Executor
+    samples: Sequence[MultiDocSample]
+    case: Case
+    options: RunOptions
+    interventions: Sequence[Intervention] = ()
+    responses: Sequence[str] | None = None
+
+    def masses(
+        self, parts: Parts, label: str
+    ) -> Generator[tuple[list[int], Float[Tensor, "batch layer head part"], list[str]]]:
+        """Measure the samples in batches of prompts of similar length, shortest first.
+
+        Args:
+            parts: Parts of the prompts; an executor in another process needs a function that can be pickled.
+            label: Text of the progress bar.
+
+        Yields:
+            Per batch: the indices of its samples, the attention to each part, and the responses.
+        """
+        n, show = len(self.samples), self.options.progress
+        prompts = [
+            self.executor.encode(sample.prompt(self.case)) for sample in track(self.samples, "tokenising", show=show)
+        ]
+        items = list(zip(prompts, [None] * n if self.responses is None else self.responses, strict=True))
+        names, lengths = [sample.id for sample in self.samples], [len(prompt.tokens) for prompt in prompts]
+        run = partial(
+            _run_batch,
+            parts=parts,
+            interventions=tuple(self.interventions),
+            max_new_tokens=self.options.max_new_tokens,
+        )
+        with progress_bar(label, n, show=show) as bar:
+            for indices, (masses, responses) in map_batches(
+                self.executor, run, items, names, lengths, self.options.batch_tokens
+            ):
+                yield indices, masses, responses
+                bar.update(len(indices))
 
 
 @torch.no_grad()
@@ -179,6 +196,6 @@ def _run_batch(
     interventions: Sequence[Intervention],
     max_new_tokens: int,
 ) -> tuple[Float[Tensor, "batch layer head part"], list[str]]:
-    """:func:`response_masses` of prompts with their responses, which all of them have or none."""
-    prompts, given = [prompt for prompt, _ in items], [response for _, response in items if response is not None]
-    return response_masses(model, prompts, parts, given or None, interventions, max_new_tokens)
+    """:func:`response_masses` of a batch in which all prompts have a given response, or none has."""
+    prompts, responses = [prompt for prompt, _ in items], [response for _, response in items if response is not None]
+    return response_masses(model, prompts, parts, responses or None, interventions, max_new_tokens)

@@ -1,7 +1,7 @@
-"""Where a response looked: the rows of its tokens over everything before them, for some heads; something to look at.
+"""Attention rows of a response's tokens over everything before them, for some heads and for display.
 
-Rows are read as the engine makes them, one for each token of the response: no pattern of the whole prompt is written
-out, however long it is.
+The rows are read as the engine computes them, one per response token. No pattern of the whole prompt is stored, however
+long the prompt is.
 """
 
 from __future__ import annotations
@@ -28,19 +28,20 @@ if TYPE_CHECKING:
 __all__ = ["ResponseAttention", "UnitAttention", "response_attention"]
 
 _NUMBER = re.compile(r"Document \[(\d+)\][^\[\]]*$")
-_GENERAL = ("instruction", "document", "relevant", "irrelevant", "question")
+_DOCUMENT_PARTS = ("instruction", "document", "relevant", "irrelevant", "question")
 
 
 @dataclass(frozen=True, eq=False)
 class UnitAttention:
-    """Attention from each token of a response to whole parts of its prompt.
+    """Attention from each token of a response to units of its prompt, such as a document or the question.
 
     Attributes:
-        labels: The units' names, such as ``sink``, ``Document [1]``, ``question``.
-        shares: Share of each row's attention; of a :class:`ResponseAttention` the units share out all of it.
-        head_names: A name for each head, such as ``L13H23``.
-        response: Text of the response's tokens.
-        relevant: Which units are the relevant document.
+        labels: Name of each unit, such as ``sink``, ``Document [1]`` or ``question``.
+        shares: Share of each row's attention that each unit gets. The units of :meth:`ResponseAttention.by_unit` get
+            all of it.
+        head_names: Name of each head, such as ``L13H23``.
+        response: Text of each response token.
+        relevant: Indices of the units that are the relevant document.
     """
 
     labels: tuple[str, ...]
@@ -54,7 +55,7 @@ class UnitAttention:
         if tuple(self.shares.shape) != expected or not self.shares.numel():
             raise ValueError(
                 f"shares have the shape {tuple(self.shares.shape)}; for these names it must be {expected} "
-                "[head response unit], and none of them 0"
+                "[head response unit], with at least one of each"
             )
         for unit in self.relevant:
             if not 0 <= unit < len(self.labels):
@@ -67,15 +68,15 @@ class ResponseAttention:
     """Attention of some heads from each token of a response to all tokens of the prompt and of the response.
 
     Attributes:
-        rows: Attention of each head in the row of each response token; 0 for keys behind it.
-        head_names: A name for each head, such as ``L13H23``.
-        tokens: Text of every token, the prompt's and then the response's.
-        spans: Name to half-open ranges of token positions of the prompt, as :class:`EncodedPrompt` has them.
+        rows: Attention of each head in the row of each response token; 0 for later keys.
+        head_names: Name of each head, such as ``L13H23``.
+        tokens: Text of each token, first the prompt's, then the response's.
+        spans: Parts of the prompt by name: half-open ranges of token positions, as in :class:`EncodedPrompt`.
         text: The response.
-        name: What it was made under, such as ``baseline``.
+        name: Name of the setting, such as ``baseline``.
 
     Raises:
-        ValueError: If the shapes do not fit each other, there is no response token, or the rows are no probabilities.
+        ValueError: If the shapes do not match, there is no response token, or the rows are not probabilities.
     """
 
     rows: Float[Tensor, "head response key"]
@@ -110,33 +111,33 @@ class ResponseAttention:
 
     @property
     def prompt_length(self) -> int:
-        """Tokens before the response."""
+        """Number of tokens before the response."""
         return len(self.tokens) - self.rows.shape[1]
 
     @property
     def response(self) -> tuple[str, ...]:
-        """Text of the response's tokens."""
+        """Text of each response token."""
         return self.tokens[self.prompt_length :]
 
     def units(self) -> list[tuple[str, list[int], bool]]:
-        """Label, token positions, and whether it is relevant, of the parts that share out all tokens.
+        """The units that divide all tokens among them: label, token positions, and whether the unit is relevant.
 
-        The sink (the first two tokens), every document or other named part, the question, the rest of the prompt
-        (``template``) and the response. A token that belongs to two counts to the one that is named first.
+        The units are the sink (the first two tokens), each document or other named part, the question, the rest of the
+        prompt (``template``) and the response. A token of two units belongs to the earlier one.
         """
-        free, units = [True] * len(self.tokens), list[tuple[str, list[int], bool]]()
-        relevant = {place for span in self.spans.get("relevant", ()) for place in range(*span)}
+        is_free, units = [True] * len(self.tokens), list[tuple[str, list[int], bool]]()
+        relevant = {position for span in self.spans.get("relevant", ()) for position in range(*span)}
 
-        def add(label: str, places: Iterable[int], *, marked: bool = False) -> None:
-            own = [place for place in places if free[place]]
-            for place in own:
-                free[place] = False
-            if own:
-                units.append((label, own, marked))
+        def add(label: str, positions: Iterable[int], *, is_relevant: bool = False) -> None:
+            free_positions = [position for position in positions if is_free[position]]
+            for position in free_positions:
+                is_free[position] = False
+            if free_positions:
+                units.append((label, free_positions, is_relevant))
 
         add("sink", range(min(SINK, self.prompt_length)))
         for label, span in self._named_parts():
-            add(label, range(*span), marked=not relevant.isdisjoint(range(*span)))
+            add(label, range(*span), is_relevant=not relevant.isdisjoint(range(*span)))
         for span in self.spans.get("question", ()):
             add("question", range(*span))
         add("template", range(self.prompt_length))
@@ -144,40 +145,41 @@ class ResponseAttention:
         return units
 
     def _named_parts(self) -> list[tuple[str, Span]]:
-        """Documents with the numbers they have in the prompt, then parts of other names."""
-        shown = self.spans.get("document") or ()
-        parts = [(f"Document [{self._number(span, i)}]", span) for i, span in enumerate(shown, start=1)]
-        names = [name for name in self.spans if name not in _GENERAL]
-        names += [] if shown else [name for name in ("relevant", "irrelevant") if name in self.spans]
+        """Documents, labelled with their numbers in the prompt, then the parts with other names."""
+        documents = self.spans.get("document") or ()
+        parts = [(f"Document [{self._number(span, i)}]", span) for i, span in enumerate(documents, start=1)]
+        names = [name for name in self.spans if name not in _DOCUMENT_PARTS]
+        names += [] if documents else [name for name in ("relevant", "irrelevant") if name in self.spans]
         for name in names:
             ranges = self.spans[name]
             parts += [(name if len(ranges) == 1 else f"{name} {i}", span) for i, span in enumerate(ranges, start=1)]
         return parts
 
     def _number(self, span: Span, default: int) -> int:
-        # A document's first token may begin with the bracket that ends its number.
-        found = _NUMBER.search("".join(self.tokens[max(0, span[0] - 12) : span[0] + 1]))
-        return int(found[1]) if found else default
+        """The number of a document, as the text before it gives it."""
+        # A document's first token may begin with the bracket that closes its number.
+        match = _NUMBER.search("".join(self.tokens[max(0, span[0] - 12) : span[0] + 1]))
+        return int(match[1]) if match else default
 
     def by_unit(self) -> UnitAttention:
-        """The same attention, summed over the parts of the prompt; see :meth:`units`."""
+        """The same attention, summed over each unit of :meth:`units`."""
         units = self.units()
-        member = torch.zeros(len(self.tokens), len(units))
-        for i, (_, places, _) in enumerate(units):
-            member[places, i] = 1
+        membership = torch.zeros(len(self.tokens), len(units))
+        for i, (_, positions, _) in enumerate(units):
+            membership[positions, i] = 1
         return UnitAttention(
             tuple(label for label, _, _ in units),
-            einsum(self.rows.float(), member, "head response key, key unit -> head response unit"),
+            einsum(self.rows.float(), membership, "head response key, key unit -> head response unit"),
             self.head_names,
             self.response,
-            tuple(i for i, (_, _, marked) in enumerate(units) if marked),
+            tuple(i for i, (_, _, is_relevant) in enumerate(units) if is_relevant),
         )
 
 
 def _require_shares(values: Tensor) -> None:
     if not bool((values.isfinite() & (values >= 0)).all()):
         raise ValueError(
-            "attention holds NaN, infinite or negative numbers; it must be probabilities, after the softmax"
+            "attention holds NaN, infinite or negative numbers; it must be the probabilities after the softmax"
         )
 
 
@@ -192,71 +194,75 @@ def response_attention(
     max_new_tokens: int = 100,
     name: str = "",
 ) -> ResponseAttention:
-    """Attention of some heads from a response's tokens, in the rows that the engine makes anyway.
+    """Attention of some heads from a response's tokens, read from the rows that the engine computes anyway.
 
     Args:
         model: The model.
-        prompt: The prompt; one with parts is shown with them.
+        prompt: The prompt. Its parts, if it has any, become the units of the result.
         heads: The heads to read.
-        response: A given response; by default the one that the model generates.
-        interventions: Applied in order; the rows are what they make of them.
-        max_new_tokens: Of a generated response.
-        name: What the result calls itself, such as ``baseline``.
+        response: The response; by default the model generates it.
+        interventions: Applied in order; the rows are those that result from them.
+        max_new_tokens: Maximum length of a generated response, in tokens.
+        name: Name of the result, such as ``baseline``.
 
     Raises:
         ValueError: If a head does not exist, the response is empty, or the tokens do not fit the context.
     """
-    named, encoded = check_heads(heads, model.shape.n_layers, model.shape.n_heads), model.encode(prompt)
-    if not named:
+    head_list, encoded_prompt = check_heads(heads, model.shape.n_layers, model.shape.n_heads), model.encode(prompt)
+    if not head_list:
         raise ValueError("there are no heads to read; give at least one, such as scores.top_heads(4)")
     if response is not None and not response.strip():
-        raise ValueError("the response is empty, so no token looks at anything; give one that says something")
-    reader = _Reader(named)
-    prefix = model.prefill(encoded, interventions, hold_last=True)
+        raise ValueError(
+            "the response is empty, so it has no tokens whose attention can be read; give another response"
+        )
+    reader = _Reader(head_list)
+    prefix = model.prefill(encoded_prompt, interventions, hold_last=True)
     if response is None:
-        made = model.decode(prefix, interventions, max_new_tokens=max_new_tokens, observers=reader.hooks())
-        if not len(made[0].tokens):
-            raise ValueError("the model ended its response at once, so no token looks at anything")
-        ids, text, first = made[0].tokens, made[0].text, 1  # the first row is that of the prompt's last token
+        (generated,) = model.decode(prefix, interventions, max_new_tokens=max_new_tokens, observers=reader.hooks())
+        if not len(generated.tokens):
+            raise ValueError(
+                "the model ended its response at once, so it has no tokens whose attention can be read; give a response"
+            )
+        ids, text, first = generated.tokens, generated.text, 1  # row 0 is that of the prompt's last token
     else:
-        ids, text, first = model.encoder.encode_response(encoded, response), response.strip(), 0
+        ids, text, first = model.encoder.encode_response(encoded_prompt, response), response.strip(), 0
         model.extend(prefix, ids[None], interventions, reader.hooks())
-    tokens = (*model.encoder.texts(encoded), *model.encoder.response_texts(encoded, ids))
-    names = tuple(str(head) for head in named)
+    tokens = (*model.encoder.texts(encoded_prompt), *model.encoder.response_texts(encoded_prompt, ids))
+    names = tuple(str(head) for head in head_list)
     return ResponseAttention(
-        reader.rows(len(encoded.tokens), len(ids), first), names, tokens, encoded.spans, text, name
+        reader.rows(len(encoded_prompt.tokens), len(ids), first), names, tokens, encoded_prompt.spans, text, name
     )
 
 
 class _Reader:
-    """Gathers rows of ``hook_pattern`` of chosen heads, pass by pass, for one prompt."""
+    """Collector of the rows of ``hook_pattern`` of some heads, pass by pass, for one prompt."""
 
     def __init__(self, heads: Sequence[Head]) -> None:
         self._heads = heads
-        self._seen: dict[int, list[Float[Tensor, "head key"]]] = {layer: [] for layer in heads_by_layer(heads)}
+        self._rows: dict[int, list[Float[Tensor, "head key"]]] = {layer: [] for layer in heads_by_layer(heads)}
 
     def hooks(self) -> list[Hook]:
-        return [(hook_name(layer, "hook_pattern"), self._observer(layer)) for layer in self._seen]
+        return [(hook_name(layer, "hook_pattern"), self._observer(layer)) for layer in self._rows]
 
     def _observer(self, layer: int) -> Any:
-        chosen = heads_by_layer(self._heads)[layer]
+        head_indices = heads_by_layer(self._heads)[layer]
 
         @row_wise
         def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
-            part = pattern[0, torch.as_tensor(chosen, device=pattern.device)].float().cpu()
-            self._seen[layer] += list(part.unbind(dim=1))
+            part = pattern[0, torch.as_tensor(head_indices, device=pattern.device)].float().cpu()
+            self._rows[layer] += list(part.unbind(dim=1))
 
         return observe
 
     def rows(self, n_prompt: int, n_response: int, first: int) -> Float[Tensor, "head response key"]:
-        """The rows of the response, ``first`` rows before it left out."""
+        """The rows of the response, which begin at collected row ``first``."""
         rows = torch.zeros(len(self._heads), n_response, n_prompt + n_response)
-        place = {head: i for i, head in enumerate(self._heads)}
-        for layer, indices in heads_by_layer(self._heads).items():
-            own = [place[Head(layer, head)] for head in indices]
-            for row, seen in enumerate(self._seen[layer][first : first + n_response]):
+        index_of = {head: i for i, head in enumerate(self._heads)}
+        for layer, layer_heads in heads_by_layer(self._heads).items():
+            indices = [index_of[Head(layer, head)] for head in layer_heads]
+            for row, attention in enumerate(self._rows[layer][first : first + n_response]):
                 end = n_prompt + row + 1
-                # Keys count back from the row's own: a window's cache may hold no others, a pass may see later ones.
-                keys = seen[:, : min(seen.shape[1], end)]
-                rows[own, row, end - keys.shape[1] : end] = keys
+                # Align at the row's own key: a sliding window's cache lacks early keys, and a pass may have later ones.
+                keys = attention[:, : min(attention.shape[1], end)]
+                rows[indices, row, end - keys.shape[1] : end] = keys
         return rows

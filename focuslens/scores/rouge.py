@@ -1,4 +1,4 @@
-"""ROUGE (Lin, 2004), as the package rouge-score computes it; imported when it is first needed."""
+"""ROUGE (Lin, 2004), as computed by the package rouge-score, which is imported on first use."""
 
 from __future__ import annotations
 
@@ -10,17 +10,18 @@ __all__ = ["rouge_1_recall"]
 
 
 def rouge_1_recall(response: str, reference: str) -> float:
-    """Share of the reference's words that the response has, 0 to 1; a word twice in the reference counts twice.
+    """Share of the reference's words that the response has, from 0 to 1; each repetition of a word counts.
 
     Words are runs of the letters a to z and of digits, lower-cased and stemmed by Porter's rules.
 
     Raises:
-        ValueError: If the reference has no such word, so that no response could recall any.
+        ValueError: If the reference has no such word.
         ImportError: If rouge-score is not installed.
     """
     if not re.search("[a-z0-9]", reference.lower()):
         raise ValueError(
-            f"the reference {reference!r} has no word that ROUGE counts (letters a to z and digits); give one that has"
+            f"the reference {reference!r} has no word that ROUGE counts (a run of letters a to z and digits); "
+            "give a reference that has one"
         )
     return float(_scorer().score(reference, response)["rouge1"].recall)
 

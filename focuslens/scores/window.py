@@ -1,4 +1,4 @@
-"""Attention between the tokens of some parts of a text: a window that can be looked at, of a text of any length."""
+"""Attention between the tokens of some parts of a text: a window that can be displayed, whatever the text's length."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["WindowAttention", "window_attention", "window_positions"]
 
-_CELLS = 640_000
-"""Of all heads together: what a page below 5 MB has room for."""
+_MAX_CELLS = 640_000
+"""Maximum number of attention values, over all heads, that keeps a page below 5 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,12 +30,12 @@ class WindowAttention:
     """Attention of some heads between the tokens of a window.
 
     Attributes:
-        pattern: Rows are the tokens that look; attention to tokens outside is left out, so rows may sum to less than 1.
-        head_names: A name for each head, such as ``L13H23``.
-        tokens: Text of every token of the window.
-        positions: Where each stands in the whole text.
-        length: Tokens of the whole text, the response included.
-        left_out: Tokens of the parts asked for that had no room.
+        pattern: Attention from rows to columns. A row may sum to less than 1, because tokens outside are left out.
+        head_names: Name of each head, such as ``L13H23``.
+        tokens: Text of each token of the window.
+        positions: Position of each token in the whole text.
+        length: Number of tokens of the whole text, including the response.
+        left_out: Number of tokens of the requested parts for which there was no room.
         text: The response.
     """
 
@@ -49,12 +49,12 @@ class WindowAttention:
 
 
 def window_positions(spans: Sequence[Span], length: int, *, margin: int = 4, most: int = 128) -> tuple[list[int], int]:
-    """Token positions of the sink and of spans with a margin around each; and how many of theirs had no room.
+    """Token positions of the sink and of spans with margins, at most ``most``; and the number of those left out.
 
-    Where there is no room for all, margins go first, then the ends of whatever part is longest.
+    If there is no room for all, the margins are dropped first, then tokens at the end of the longest part.
 
     Raises:
-        ValueError: If a span does not lie in the text, or ``most`` has no room for one token of each part.
+        ValueError: If a span does not lie in the text, or ``most`` is less than the number of parts.
     """
     for start, end in spans:
         if not 0 <= start < end <= length:
@@ -62,18 +62,18 @@ def window_positions(spans: Sequence[Span], length: int, *, margin: int = 4, mos
                 f"span ({start}, {end}) does not lie in a text of {length} tokens; "
                 "a span is a half-open range with 0 <= start < end <= length"
             )
-    asked = disjoint([(0, min(SINK, length)), *spans])
-    parts = disjoint([(max(0, start - margin), min(length, end + margin)) for start, end in asked])
+    bare_parts = disjoint([(0, min(SINK, length)), *spans])
+    parts = disjoint([(max(0, start - margin), min(length, end + margin)) for start, end in bare_parts])
     if sum(end - start for start, end in parts) > most:
-        parts = asked
-    wanted = sum(end - start for start, end in parts)
+        parts = bare_parts
+    n_requested = sum(end - start for start, end in parts)
     if len(parts) > most:
-        raise ValueError(f"most is {most}, and there are {len(parts)} parts to show; give room for a token of each")
+        raise ValueError(f"most is {most}, and there are {len(parts)} parts to show; it must be at least their number")
     lengths = [end - start for start, end in parts]
     while sum(lengths) > most:
         lengths[max(range(len(parts)), key=lambda i: lengths[i])] -= 1
-    positions = [place for (start, _), n in zip(parts, lengths, strict=True) for place in range(start, start + n)]
-    return positions, wanted - len(positions)
+    positions = [position for (start, _), n in zip(parts, lengths, strict=True) for position in range(start, start + n)]
+    return positions, n_requested - len(positions)
 
 
 def window_attention(
@@ -90,43 +90,42 @@ def window_attention(
 ) -> WindowAttention:
     """Attention between the tokens around some parts of a prompt, the sink and the response.
 
-    The model runs over the whole text; the rows of the chosen heads are read in blocks, and what is kept of them is
-    the window.
+    The model runs over the whole text. The rows of the chosen heads are read in blocks, and only the window is stored.
 
     Args:
         model: The model.
         prompt: The prompt.
         heads: The heads to read.
         around: Parts of the prompt: names, or half-open ranges of token positions.
-        margin: Tokens to show on either side of each part.
-        most: The most tokens to show; by default as many as a page of these heads has room for.
-        response: A given response; by default the one that the model generates.
+        margin: Number of tokens to show on either side of each part.
+        most: Maximum number of tokens to show; by default as many as a page with these heads has room for.
+        response: The response; by default the model generates it.
         interventions: Applied in order.
-        max_new_tokens: Of a generated response.
+        max_new_tokens: Maximum length of a generated response, in tokens.
 
     Raises:
         KeyError: If the prompt has no part of that name.
         ValueError: If a head or a range does not exist, or there are no heads.
     """
-    named, encoded = check_heads(heads, model.shape.n_layers, model.shape.n_heads), model.encode(prompt)
-    if not named:
+    head_list, encoded_prompt = check_heads(heads, model.shape.n_layers, model.shape.n_heads), model.encode(prompt)
+    if not head_list:
         raise ValueError("there are no heads to read; give at least one, such as scores.top_heads(4)")
     if response is None:
-        made = model.generate(encoded, interventions, max_new_tokens=max_new_tokens)
-        ids, text = made.tokens, made.text
+        generated = model.generate(encoded_prompt, interventions, max_new_tokens=max_new_tokens)
+        ids, text = generated.tokens, generated.text
     else:
-        ids, text = model.encoder.encode_response(encoded, response), response.strip()
-    n_prompt, length = len(encoded.tokens), len(encoded.tokens) + len(ids)
-    spans = [span for part in around for span in encoded.resolve(part)]
+        ids, text = model.encoder.encode_response(encoded_prompt, response), response.strip()
+    n_prompt, length = len(encoded_prompt.tokens), len(encoded_prompt.tokens) + len(ids)
+    spans = [span for part in around for span in encoded_prompt.resolve(part)]
     spans += [(n_prompt, length)] if len(ids) else []
-    room = most if most is not None else min(160, int((_CELLS / len(named)) ** 0.5))
+    room = most if most is not None else min(160, int((_MAX_CELLS / len(head_list)) ** 0.5))
     positions, left_out = window_positions(spans, length, margin=margin, most=room)
-    pattern = attention_pattern(model, encoded, ids, named, positions, interventions=interventions)
-    texts = [*model.encoder.texts(encoded), *model.encoder.response_texts(encoded, ids)]
+    pattern = attention_pattern(model, encoded_prompt, ids, head_list, positions, interventions=interventions)
+    texts = [*model.encoder.texts(encoded_prompt), *model.encoder.response_texts(encoded_prompt, ids)]
     return WindowAttention(
         pattern,
-        tuple(str(head) for head in named),
-        tuple(texts[place] for place in positions),
+        tuple(str(head) for head in head_list),
+        tuple(texts[position] for position in positions),
         tuple(positions),
         length,
         left_out,

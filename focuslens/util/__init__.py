@@ -1,1 +1,1 @@
-"""Files, progress bars, HTML fragments and statistics, which know nothing of models."""
+"""Files, progress bars, HTML fragments and statistics; nothing here depends on a model."""

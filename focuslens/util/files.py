@@ -1,4 +1,4 @@
-"""Writing files whole or not at all, and saying which versions wrote them."""
+"""Atomic writes of files, and the package versions that result files record."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from typing import Any
 
 __all__ = ["umask", "versions", "write_atomically", "write_csv", "write_json"]
 
-_ABANDONED = 3600.0
-"""Seconds after which nobody is writing a temporary file any more."""
+_ABANDONED_AGE = 3600.0
+"""Age in seconds from which on a temporary file counts as left behind by a killed process."""
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a file under a temporary name beside it, then rename: a reader sees old or new content, never half."""
+    """Write a temporary file in the same folder, then rename it: readers see old or new content, never a part."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
@@ -33,7 +33,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp makes files that only their owner may read; a result is an ordinary file.
+        # mkstemp creates files that only their owner may read; results get the usual permissions.
         Path(temporary).chmod(0o666 & ~umask())
         Path(temporary).replace(path)
     except BaseException:
@@ -42,27 +42,27 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Delete temporary files that killed writes of this file have left, but none that may still be written."""
+    """Delete the temporary files that killed processes have left; recent ones may still be in use."""
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.????????"):
         with suppress(OSError):
-            if time.time() - temporary.stat().st_mtime > _ABANDONED:
+            if time.time() - temporary.stat().st_mtime > _ABANDONED_AGE:
                 temporary.unlink()
 
 
 def umask() -> int:
-    """The permissions that files made by this process do not get."""
+    """The permission bits that this process removes from the files it creates."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write JSON, indented, whole or not at all."""
+    """Write indented JSON atomically."""
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str | int | float]]) -> Path:
-    """Write a table as CSV, whole or not at all; numbers with all their digits."""
+    """Write a table as CSV atomically, numbers with all their digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)
@@ -72,11 +72,11 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str | 
 
 
 def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that decide results."""
-    found = {"python": platform.python_version()}
+    """Versions of Python and of the packages that affect results."""
+    package_versions = {"python": platform.python_version()}
     for name in ("focuslens", "torch", "transformer-lens", "transformers", "tokenizers"):
         try:
-            found[name] = version(name)
+            package_versions[name] = version(name)
         except PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+            package_versions[name] = "not installed"
+    return package_versions

@@ -1,4 +1,4 @@
-"""Small HTML for notebooks: tables, bars and maps that read on light and on dark, without scripts or style sheets."""
+"""HTML fragments for notebooks: tables, bars and maps, legible on light and dark backgrounds, without scripts."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["Cell", "Markup", "bar", "card", "details", "map_image", "shorten", "
 _LINE = "1px solid rgba(128,128,128,.35)"
 _CELL = f"padding:2px 8px;border:0;border-bottom:{_LINE};text-align:"
 _BLUE, _ORANGE = "rgba(0,114,178,.75)", "rgba(213,94,0,.9)"
-# The dark, middle and light colour of a map, as those of cividis.
-_DARK, _MIDDLE, _LIGHT, _NONE = (0, 34, 78), (124, 123, 120), (254, 232, 56), (187, 187, 187)
+# Dark, middle and light colour of a map, close to matplotlib's cividis, and the colour of missing values.
+_DARK, _MIDDLE, _LIGHT, _MISSING = (0, 34, 78), (124, 123, 120), (254, 232, 56), (187, 187, 187)
 
 
 class Markup(str):
-    """HTML, as opposed to text, which is escaped wherever it comes to stand."""
+    """HTML that is inserted as it is; any other string is escaped."""
 
 
-Cell: TypeAlias = "Markup | str | int | float"
-"""What a table holds: HTML, text, or numbers, which are set right-aligned, floats with three decimals."""
+Cell: TypeAlias = str | int | float
+"""The content of a table's cell: text, or a number, which is set right-aligned."""
 
 
 def _html(cell: Cell) -> str:
@@ -35,31 +35,31 @@ def _html(cell: Cell) -> str:
     return escape(str(cell))
 
 
-def shorten(text: str, most: int = 100) -> str:
-    """A text of at most so many characters, on one line."""
+def shorten(text: str, max_length: int = 100) -> str:
+    """A text on one line, cut to at most ``max_length`` characters."""
     line = " ".join(text.split())
-    return line if len(line) <= most else line[: most - 1] + "…"
+    return line if len(line) <= max_length else line[: max_length - 1] + "…"
 
 
 def card(title: str, *parts: Markup) -> str:
-    """What a notebook shows of an object: a line in bold, and parts below it."""
+    """The display of an object in a notebook: a title in bold, with parts below it."""
     return f'<div style="font-size:13px;line-height:1.45"><div><b>{escape(title)}</b></div>{"".join(parts)}</div>'
 
 
 def details(summary: str, *parts: Markup) -> Markup:
-    """Something that opens when it is clicked."""
+    """Parts that stay folded until their summary is clicked."""
     inside = "".join(parts)
     return Markup(f'<details><summary style="cursor:pointer">{escape(summary)}</summary>{inside}</details>')
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str = "") -> Markup:
-    """A table, its numbers right-aligned."""
+    """A table; numbers are right-aligned, floats have three decimals, and :class:`Markup` is inserted as it is."""
 
     def line(tag: str, cells: Sequence[Cell]) -> str:
         parts: list[str] = []
-        for place, cell in enumerate(cells):
-            number = rows and all(isinstance(row[place], int | float) for row in rows)
-            parts.append(f'<{tag} style="{_CELL}{"right" if number else "left"}">{_html(cell)}</{tag}>')
+        for column, cell in enumerate(cells):
+            numeric = rows and all(isinstance(row[column], int | float) for row in rows)
+            parts.append(f'<{tag} style="{_CELL}{"right" if numeric else "left"}">{_html(cell)}</{tag}>')
         return f"<tr>{''.join(parts)}</tr>"
 
     head = f'<caption style="text-align:left;opacity:.75">{escape(caption)}</caption>' if caption else ""
@@ -69,13 +69,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str =
 
 
 def bar(value: float, low: float | None = None, high: float | None = None, *, full: float = 1.0) -> Markup:
-    """A number with a bar, and its interval as a thin line over it.
+    """A number beside a bar; a thin line over the bar shows the number's interval.
 
     Args:
         value: The number.
-        low: The interval's lower end.
-        high: Its upper end.
-        full: The number that fills the bar's place.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        full: The number at which the bar is full.
     """
     if math.isnan(value):
         return Markup("-")
@@ -97,16 +97,16 @@ def bar(value: float, low: float | None = None, high: float | None = None, *, fu
 
 
 def map_image(values: Sequence[Sequence[float]], alt: str, *, size: int = 12) -> Markup:
-    """Numbers as a map of colours, dark for 0 and light for the largest, grey where there is none.
+    """An image of numbers, one square each: dark for 0, light for the largest number, grey for missing numbers.
 
     Args:
-        values: Rows downward.
-        alt: What it shows, for those who cannot see it.
-        size: Of a number's square, in pixels; smaller where there are many.
+        values: Rows of the image, from the top.
+        alt: Description of the image for screen readers.
+        size: Width of a square in pixels; large maps get smaller squares.
     """
-    finite = [one for row in values for one in row if math.isfinite(one)]
-    top = max(finite, default=0.0) or 1.0
-    pixels = b"".join(b"\0" + b"".join(bytes(_colour(one / top)) for one in row) for row in values)
+    finite_values = [value for row in values for value in row if math.isfinite(value)]
+    top = max(finite_values, default=0.0) or 1.0
+    pixels = b"".join(b"\0" + b"".join(bytes(_colour(value / top)) for value in row) for row in values)
     width, height = len(values[0]), len(values)
 
     def chunk(kind: bytes, content: bytes) -> bytes:
@@ -122,7 +122,7 @@ def map_image(values: Sequence[Sequence[float]], alt: str, *, size: int = 12) ->
 
 def _colour(share: float) -> tuple[int, int, int]:
     if not math.isfinite(share):
-        return _NONE
+        return _MISSING
     share = min(1.0, max(0.0, share))
     low, high, at = (_DARK, _MIDDLE, 2 * share) if share < 0.5 else (_MIDDLE, _LIGHT, 2 * share - 1)
     red, green, blue = (round(a + (b - a) * at) for a, b in zip(low, high, strict=True))

@@ -1,11 +1,11 @@
-"""Progress bars: the one place that decides whether they are shown, and how.
+"""Progress bars, and the rules that decide whether they are shown.
 
-A bar is shown where someone may watch: where standard error is a terminal, and in a notebook. In order, the first that
-says something else decides:
+By default a bar is shown in a notebook, and where standard error is a terminal. Three settings override the default;
+the first of them that is set decides:
 
-- the environment variable ``FOCUSLENS_PROGRESS_BARS``: ``0`` for none, ``1`` for all, also into a file;
-- :func:`disable_progress_bars`, until :func:`enable_progress_bars`;
-- the ``progress`` argument of the function that works: ``False`` for none, ``True`` for one, also into a file.
+- the environment variable ``FOCUSLENS_PROGRESS_BARS``: ``0`` hides all bars, ``1`` shows all, also in a file;
+- :func:`disable_progress_bars`, until :func:`enable_progress_bars` is called;
+- the ``progress`` argument of a function: ``False`` hides its bar, ``True`` shows it, also in a file.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ __all__ = [
 ]
 
 ENVIRONMENT = "FOCUSLENS_PROGRESS_BARS"
-_ANSWERS = {"0": False, "false": False, "off": False, "no": False, "1": True, "true": True, "on": True, "yes": True}
+_BOOLEANS = {"0": False, "false": False, "off": False, "no": False, "1": True, "true": True, "on": True, "yes": True}
 
-_PATIENCE = 1.0
-"""Seconds after which a bar of something in passing is shown."""
+_MINOR_DELAY = 1.0
+"""Seconds before the bar of a minor step appears."""
 
 _T = TypeVar("_T")
 
@@ -43,19 +43,19 @@ _disabled = False
 
 
 def disable_progress_bars() -> None:
-    """Show no progress bars from here on; the environment variable ``FOCUSLENS_PROGRESS_BARS`` has the last word."""
+    """Hide progress bars from now on, unless the environment variable ``FOCUSLENS_PROGRESS_BARS`` shows them."""
     global _disabled
     _disabled = True
 
 
 def enable_progress_bars() -> None:
-    """Show progress bars again where someone may watch."""
+    """Show progress bars again: in notebooks, and where standard error is a terminal."""
     global _disabled
     _disabled = False
 
 
 def progress_bars_disabled() -> bool:
-    """Whether :func:`disable_progress_bars` was the last that was said."""
+    """Whether :func:`disable_progress_bars` has been called, and :func:`enable_progress_bars` not since."""
     return _disabled
 
 
@@ -68,20 +68,20 @@ def progress_bar(
     show: bool | None = None,
     passing: bool = False,
 ) -> tqdm[Any]:
-    """A bar with the time that is left, to be used as a context; ``update(n)`` moves it on.
+    """A progress bar with the remaining time, as a context manager; ``update(n)`` adds ``n`` finished units.
 
-    A bar inside another vanishes when it is full.
+    A bar inside another bar vanishes when it is full.
 
     Args:
-        label: What is being done.
-        total: Units of work in all.
-        unit: What is counted; ``B``, bytes, are written short.
-        done: How many were done before.
-        show: As the ``progress`` argument of the function that works; ``None`` leaves it to who may watch.
-        passing: Of many short steps beside the work itself: shown if it takes longer than a second, gone when full.
+        label: Text before the bar.
+        total: Number of units.
+        unit: Name of a unit. With ``B``, for bytes, numbers are shortened.
+        done: Units that were finished earlier.
+        show: The ``progress`` argument of the calling function; ``None`` follows the default.
+        passing: Whether this is a minor step: its bar appears after one second, and vanishes when it is full.
 
     Raises:
-        ValueError: If ``FOCUSLENS_PROGRESS_BARS`` is neither a yes nor a no.
+        ValueError: If ``FOCUSLENS_PROGRESS_BARS`` has an unknown value.
     """
     return tqdm(
         total=total,
@@ -92,13 +92,13 @@ def progress_bar(
         unit_divisor=1024 if unit == "B" else 1000,
         dynamic_ncols=True,
         leave=False if passing else None,
-        delay=_PATIENCE if passing else 0,
+        delay=_MINOR_DELAY if passing else 0,
         disable=_silenced(show),
     )
 
 
 def track(items: Sequence[_T], label: str, *, unit: str = "sample", show: bool | None = None) -> Generator[_T]:
-    """The items one after the other, with a bar in passing; see :func:`progress_bar`."""
+    """Iterate over items with the progress bar of a minor step; see :func:`progress_bar`."""
     with progress_bar(label, len(items), unit=unit, show=show, passing=True) as bar:
         for item in items:
             yield item
@@ -106,12 +106,12 @@ def track(items: Sequence[_T], label: str, *, unit: str = "sample", show: bool |
 
 
 def _silenced(show: bool | None) -> bool | None:
-    """What tqdm calls ``disable``: ``None`` for silence unless standard error is a terminal."""
-    wanted = os.environ.get(ENVIRONMENT, "").strip().lower()
-    if wanted:
-        if wanted not in _ANSWERS:
-            raise ValueError(f"{ENVIRONMENT} is {wanted!r}; it must be 0 (no bars) or 1 (bars, also into a file)")
-        return not _ANSWERS[wanted]
+    """The ``disable`` argument of tqdm; ``None`` shows the bar only if standard error is a terminal."""
+    value = os.environ.get(ENVIRONMENT, "").strip().lower()
+    if value:
+        if value not in _BOOLEANS:
+            raise ValueError(f"{ENVIRONMENT} is {value!r}; it must be 0 (no bars) or 1 (bars, also into a file)")
+        return not _BOOLEANS[value]
     if _disabled:
         return True
     if show is not None:
@@ -120,7 +120,7 @@ def _silenced(show: bool | None) -> bool | None:
 
 
 def _in_notebook() -> bool:
-    """Whether a Jupyter kernel runs this: someone watches, though its standard error is no terminal."""
+    """Whether this process is a Jupyter kernel, whose standard error is shown although it is no terminal."""
     shell = sys.modules.get("IPython")
-    running = None if shell is None else shell.get_ipython()
-    return running is not None and "IPKernelApp" in running.config
+    instance = None if shell is None else shell.get_ipython()
+    return instance is not None and "IPKernelApp" in instance.config

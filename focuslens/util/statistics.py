@@ -1,4 +1,4 @@
-"""How sure a figure is: bootstrap intervals, and an exact test between two settings on the same samples."""
+"""Bootstrap confidence intervals, and an exact test of two settings on the same samples."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ import numpy.typing as npt
 
 __all__ = ["Interval", "McNemar", "bootstrap_mean", "mcnemar_exact", "percentile_interval", "resampled_means"]
 
-# Draws held at once: 8 bytes each for the index and for what it picks.
 _CHUNK = 500_000
+"""Random draws in memory at once; each takes 8 bytes for its index and 8 for its value."""
 
 
 class Interval(float):
-    """A mean with its confidence interval: the number itself, so it compares and computes as one.
+    """A mean with its confidence interval. Comparisons and arithmetic use the mean.
 
-    Prints as ``0.590 [0.560, 0.620]``. Two intervals are equal if all four numbers are.
+    Prints as ``0.590 [0.560, 0.620]``. Two intervals are equal if all four of their numbers are equal.
 
     Attributes:
-        low: Lower end.
-        high: Upper end.
-        confidence: Between 0 and 1.
+        low: Lower end of the interval.
+        high: Upper end of the interval.
+        confidence: Confidence level, between 0 and 1.
     """
 
     low: float
@@ -30,7 +30,7 @@ class Interval(float):
     confidence: float
 
     def __new__(cls, mean: float, low: float, high: float, confidence: float) -> Interval:
-        """Keep the ends with the mean."""
+        """Create the mean together with its interval."""
         interval = super().__new__(cls, mean)
         interval.low, interval.high, interval.confidence = low, high, confidence
         return interval
@@ -49,7 +49,7 @@ class Interval(float):
         return super().__eq__(other)
 
     def __ne__(self, other: object) -> bool:
-        return not self == other  # float has one of its own, which would not look at the ends
+        return not self == other  # float defines its own, which would ignore the ends
 
     __hash__ = float.__hash__
 
@@ -66,12 +66,12 @@ class Interval(float):
 
 @dataclass(frozen=True)
 class McNemar:
-    """How two settings differ on the same samples; prints as ``p = 0.0225 (12 only first, 3 only second)``.
+    """The difference of two settings on the same samples; prints as ``p = 0.0225 (12 only first, 3 only second)``.
 
     Args:
         only_first: Samples that only the first setting gets right.
-        only_second: Samples that only the second gets right.
-        p_value: Two-sided.
+        only_second: Samples that only the second setting gets right.
+        p_value: Two-sided p-value.
     """
 
     only_first: int
@@ -98,25 +98,26 @@ def bootstrap_mean(
 
     Samples of one question are not independent: the same question with the gold document at five positions is hardly
     more evidence than at one. With ``groups``, whole groups are drawn with replacement (the cluster bootstrap), and
-    the mean of a resample is that of all values in it. A single value, or a single group, gives an interval of width
-    zero: nothing is then known about the spread.
+    the mean of a resample is the mean of all values in its groups. A single value or a single group gives an interval
+    of width zero, because it carries no information about the spread.
 
     Args:
-        values: One number a sample; booleans count as 0 and 1.
-        groups: The group of every value, such as its ``question_id``. ``None``: every value is its own.
-        confidence: Between 0 and 1.
-        resamples: How many means to draw.
-        seed: The same seed gives the same interval.
+        values: One number per sample; booleans count as 0 and 1.
+        groups: Group of each value, such as its ``question_id``. With ``None``, each value is a group of its own.
+        confidence: Confidence level, between 0 and 1.
+        resamples: Number of resamples.
+        seed: Seed of the draws; the same seed gives the same interval.
 
     Raises:
-        ValueError: If there are no values, one is not finite, or an argument is out of range or of the wrong length.
+        ValueError: If there are no values, a value is not finite, or an argument is out of range or of the wrong
+            length.
     """
     numbers = _checked(values)
     _require_confidence(confidence)
     _require_resamples(resamples)
     sums, counts = _grouped(numbers, groups)
     mean = float(numbers.mean())
-    if numbers.min() == numbers.max():  # said exactly: sums of equal numbers differ by rounding
+    if numbers.min() == numbers.max():  # exact: sums of equal numbers differ by rounding
         mean = float(numbers[0])
         return Interval(mean, mean, mean, confidence)
     means = np.concatenate(list(_resampled(sums, counts, resamples, np.random.default_rng(seed))))
@@ -131,31 +132,33 @@ def resampled_means(
     resamples: int = 10_000,
     seed: int | Sequence[int] = 0,
 ) -> npt.NDArray[np.float64]:
-    """Bootstrap means, of several quantities at once, for the interval of what is made of them.
+    """Bootstrap means of several quantities, from which the interval of any statistic of the means follows.
 
-    How many heads have a mean score above a threshold, or which are the best, is no mean itself; its spread is seen by
-    working it out on every resample: ``percentile_interval(f(values.mean(axis=0)), [f(row) for row in means])``. An
-    average over tasks is averaged draw by draw, each task with a ``seed`` of its own (such as ``(seed, 3)``): with the
-    same one, tasks of equal size would be resampled alike.
+    Some statistics are not means themselves, such as the number of heads whose mean score exceeds a threshold, or the
+    set of the best heads. Their spread is found by computing the statistic on each resample:
+    ``percentile_interval(f(values.mean(axis=0)), [f(row) for row in means])``. For an average over tasks, average the
+    means of the tasks draw by draw, and give each task its own ``seed``, such as ``(seed, 3)``: with one seed for all,
+    tasks of equal size would be resampled alike.
 
     Args:
-        values: ``[sample column]``, such as one score a head; or ``[sample]``.
-        groups: As for :func:`bootstrap_mean`: whole groups are drawn.
-        resamples: How many times.
-        seed: The same seed draws the same samples for every column.
+        values: ``[sample column]``, such as one score per head; or ``[sample]``.
+        groups: Group of each sample; whole groups are drawn, as in :func:`bootstrap_mean`.
+        resamples: Number of resamples.
+        seed: Seed of the draws. All columns share the same draws.
 
     Returns:
         ``[resample column]``, or ``[resample]``.
 
     Raises:
-        ValueError: If there are no values, one is not finite, or an argument is out of range or of the wrong length.
+        ValueError: If there are no values, a value is not finite, or an argument is out of range or of the wrong
+            length.
     """
     _require_resamples(resamples)
     numbers, rng = np.asarray(values, dtype=np.float64), np.random.default_rng(seed)
     if numbers.ndim == 1:
         return np.concatenate(list(_resampled(*_grouped(_checked(numbers), groups), resamples, rng)))
     if numbers.ndim != 2 or not numbers.size:
-        raise ValueError(f"values have the shape {numbers.shape}; they must be [sample column], with at least one each")
+        raise ValueError(f"values have the shape {numbers.shape}; they must be [sample column], and not empty")
     if not np.isfinite(numbers).all():
         row, column = np.argwhere(~np.isfinite(numbers))[0].tolist()
         raise ValueError(f"value {column} of sample {row} is {numbers[row, column]}; all must be finite")
@@ -164,26 +167,26 @@ def resampled_means(
     sums = np.zeros((sizes.size, numbers.shape[1]))
     np.add.at(sums, codes, numbers)
     means: list[npt.NDArray[np.float64]] = []
-    for drawn in _draws(sizes.size, resamples, rng):
-        rows = np.arange(len(drawn))[:, None] * sizes.size
-        times = np.bincount((drawn + rows).ravel(), minlength=drawn.size).reshape(drawn.shape).astype(np.float64)
-        means.append(times @ sums / (times @ sizes)[:, None])
+    for draws in _draws(sizes.size, resamples, rng):
+        offsets = np.arange(len(draws))[:, None] * sizes.size
+        counts = np.bincount((draws + offsets).ravel(), minlength=draws.size).reshape(draws.shape).astype(np.float64)
+        means.append(counts @ sums / (counts @ sizes)[:, None])
     return np.concatenate(means)
 
 
 def percentile_interval(estimate: float, drawn: npt.ArrayLike, *, confidence: float = 0.95) -> Interval:
-    """An estimate with the percentile interval of what resamples give in its place (Efron, 1979).
+    """An estimate with the percentile interval of the values that resamples give in its place (Efron, 1979).
 
-    Counts above a threshold and ranks lean to one side when samples are drawn again; the interval then reaches to the
-    estimate, so that it is never left out.
+    Resampling biases counts above a threshold and ranks to one side. Where the interval would leave the estimate out,
+    it is extended to the estimate.
 
     Args:
-        estimate: From all samples.
-        drawn: From each resample.
-        confidence: Between 0 and 1.
+        estimate: The value from all samples.
+        drawn: The value from each resample.
+        confidence: Confidence level, between 0 and 1.
 
     Raises:
-        ValueError: If nothing was drawn, a number is not finite, or ``confidence`` is out of range.
+        ValueError: If there are no resamples, a number is not finite, or ``confidence`` is out of range.
     """
     _require_confidence(confidence)
     low, high = np.quantile(_checked(drawn), [(1 - confidence) / 2, (1 + confidence) / 2])
@@ -216,7 +219,7 @@ def _checked(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
 def _grouped(
     numbers: npt.NDArray[np.float64], groups: Iterable[Hashable] | None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """The sum and the number of the values of every group."""
+    """Sum and number of the values of each group."""
     if groups is None:
         return numbers, np.ones_like(numbers)
     codes = _codes(groups, numbers.size)
@@ -225,18 +228,18 @@ def _grouped(
 
 
 def _codes(groups: Iterable[Hashable] | None, n: int) -> npt.NDArray[np.intp]:
-    """The number of each value's group, in the order in which groups appear."""
+    """Index of each value's group; groups are numbered in the order in which they appear."""
     if groups is None:
         return np.arange(n)
-    numbered: dict[Hashable, int] = {}
-    codes = np.array([numbered.setdefault(group, len(numbered)) for group in groups], dtype=np.intp)
+    indices: dict[Hashable, int] = {}
+    codes = np.array([indices.setdefault(group, len(indices)) for group in groups], dtype=np.intp)
     if codes.size != n:
-        raise ValueError(f"there are {codes.size} groups for {n} values; give every value its group")
+        raise ValueError(f"there are {codes.size} groups for {n} values; give one group per value")
     return codes
 
 
 def _draws(n: int, resamples: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
-    """``n`` of ``n`` groups with replacement, as many times as there are resamples, a chunk at a time."""
+    """Draw ``n`` of ``n`` groups with replacement for each resample, in chunks of resamples."""
     rows = max(1, _CHUNK // n)
     for start in range(0, resamples, rows):
         yield rng.integers(n, size=(min(rows, resamples - start), n))
@@ -245,66 +248,72 @@ def _draws(n: int, resamples: int, rng: np.random.Generator) -> Iterator[npt.NDA
 def _resampled(
     sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], resamples: int, rng: np.random.Generator
 ) -> Iterator[npt.NDArray[np.float64]]:
+    """The means of the resamples, in chunks, from the sum and the number of values of each group."""
     equal_sizes = bool((counts == counts[0]).all())
-    for drawn in _draws(sums.size, resamples, rng):
-        sizes = counts[0] * sums.size if equal_sizes else counts[drawn].sum(axis=1)
-        yield sums[drawn].sum(axis=1) / sizes
+    for draws in _draws(sums.size, resamples, rng):
+        sizes = counts[0] * sums.size if equal_sizes else counts[draws].sum(axis=1)
+        yield sums[draws].sum(axis=1) / sizes
 
 
 def mcnemar_exact(first: npt.ArrayLike, second: npt.ArrayLike, *, groups: Iterable[Hashable] | None = None) -> McNemar:
-    """McNemar's test with its exact binomial distribution (McNemar, 1947): are two settings equally often right?
+    """Test whether two settings are right equally often: McNemar's test with its exact binomial distribution (1947).
 
-    Only the samples on which they disagree count; were the settings equal, each of those would fall to either side
-    with probability 1/2. The p-value is twice the smaller tail, at most 1, and 1 where they never disagree.
+    Only samples on which the settings disagree count. If the settings were equally good, each of these samples would
+    favour either setting with probability 1/2. The p-value is twice the smaller tail, at most 1; it is 1 if the
+    settings never disagree.
 
-    Samples of one question fall to a side together. With ``groups`` it is whole groups that do: each one's net gain
-    has either sign with probability 1/2, and the p-value is the exact chance of a sum as far from zero (the sign-flip
-    permutation test; Fisher, 1935). With groups of one sample each it is McNemar's.
+    Samples of one question are not independent. With ``groups``, the net gain of each group has either sign with
+    probability 1/2, and the p-value is the exact probability of a sum that is at least as far from zero (the sign-flip
+    permutation test; Fisher, 1935). With groups of one sample each, this is McNemar's test.
 
     Args:
-        first: Whether the first setting is right, one boolean (or 0 and 1) a sample.
-        second: The same for the second, in the same order of samples.
-        groups: The group of every sample, such as its ``question_id``. ``None``: every sample is its own.
+        first: Whether the first setting is right on each sample: booleans, or 0 and 1.
+        second: The same for the second setting, in the same order.
+        groups: Group of each sample, such as its ``question_id``. With ``None``, each sample is a group of its own.
 
     Raises:
-        ValueError: If the lengths differ, or a value is neither true nor false.
+        ValueError: If the lengths differ, or a value is not a boolean.
     """
-    right, other = _booleans(first, "first"), _booleans(second, "second")
-    if right.size != other.size:
-        raise ValueError(f"first has {right.size} samples, second {other.size}; they must be the same samples")
-    only_first, only_second = int((right & ~other).sum()), int((other & ~right).sum())
-    gains, sizes = _grouped(right.astype(np.float64) - other, groups)
-    alone = bool((sizes == 1).all())
-    return McNemar(only_first, only_second, _two_sided(only_first, only_second) if alone else _sign_flips(gains))
+    first_right, second_right = _booleans(first, "first"), _booleans(second, "second")
+    if first_right.size != second_right.size:
+        raise ValueError(
+            f"first has {first_right.size} samples, second {second_right.size}; they must be the same samples"
+        )
+    only_first, only_second = int((first_right & ~second_right).sum()), int((second_right & ~first_right).sum())
+    gains, sizes = _grouped(first_right.astype(np.float64) - second_right, groups)
+    is_ungrouped = bool((sizes == 1).all())
+    p_value = _two_sided(only_first, only_second) if is_ungrouped else _sign_flips(gains)
+    return McNemar(only_first, only_second, p_value)
 
 
 def _booleans(values: npt.ArrayLike, name: str) -> npt.NDArray[np.bool_]:
     array = np.asarray(values)
     if array.ndim != 1:
         raise ValueError(f"{name} has the shape {array.shape}; it must be a list of booleans")
-    wrong = ~np.isin(array, (0, 1)) if array.dtype.kind in "biuf" else np.ones(array.shape, dtype=np.bool_)
-    if wrong.any():
-        raise ValueError(f"{name} contains {array[wrong].tolist()[0]!r}; it must hold true and false, or 1 and 0, only")
+    is_wrong = ~np.isin(array, (0, 1)) if array.dtype.kind in "biuf" else np.ones(array.shape, dtype=np.bool_)
+    if is_wrong.any():
+        raise ValueError(f"{name} contains {array[is_wrong].tolist()[0]!r}; all values must be booleans, or 0 and 1")
     return array.astype(np.bool_)
 
 
 def _sign_flips(gains: npt.NDArray[np.float64]) -> float:
-    """The chance that whole numbers with random signs add up to something as far from zero as they do."""
+    """Probability that the gains, with random signs, have a sum at least as far from zero as their actual sum."""
     steps = np.abs(gains).astype(np.intp)
     steps = steps[steps > 0]
-    chances = np.ones(1)  # of each sum from -reach to reach
+    probabilities = np.ones(1)  # of each possible sum, smallest first
     for step in steps:
-        wider = np.zeros(chances.size + 2 * step)
-        wider[: chances.size] += chances / 2
-        wider[2 * step :] += chances / 2
-        chances = wider
-    sums = np.arange(chances.size) - int(steps.sum())
-    return min(1.0, float(chances[np.abs(sums) >= abs(int(gains.sum()))].sum()))
+        wider = np.zeros(probabilities.size + 2 * step)
+        wider[: probabilities.size] += probabilities / 2
+        wider[2 * step :] += probabilities / 2
+        probabilities = wider
+    sums = np.arange(probabilities.size) - int(steps.sum())
+    return min(1.0, float(probabilities[np.abs(sums) >= abs(int(gains.sum()))].sum()))
 
 
 def _two_sided(successes: int, failures: int) -> float:
+    """Two-sided p-value of a binomial test with probability 1/2."""
     n = successes + failures
-    term = tail = 1  # of n choose i: integers are exact, and their quotient is correctly rounded at any size
+    term = tail = 1  # binomial coefficients and their sum; integers are exact, so only the last division rounds
     for i in range(min(successes, failures)):
         term = term * (n - i) // (i + 1)
         tail += term

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, UInt8, UInt16, UInt32
 
-__all__ = ["PackedRows", "pack_rows", "unpack_rows"]
+__all__ = ["PackedRows", "pack_rows"]
 
 _SCALE = 65535
 _LONGEST_STEP = 255
@@ -76,14 +76,3 @@ def _entries(columns: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.nd
     all_steps[places] = steps - fillers * _LONGEST_STEP
     all_values[places] = levels
     return all_steps, all_values
-
-
-def unpack_rows(packed: PackedRows, n_columns: int) -> Float[np.ndarray, "row {n_columns}"]:
-    """The rows again, 0 where nothing was kept."""
-    rows = np.zeros((len(packed.counts), n_columns))
-    start = 0
-    for row, count in zip(rows, packed.counts.tolist(), strict=True):
-        columns = np.cumsum(packed.steps[start : start + count].astype(np.int64)) - 1
-        row[columns] = packed.values[start : start + count] / _SCALE
-        start += count
-    return rows

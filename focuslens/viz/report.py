@@ -8,16 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TypeAlias
 from urllib.parse import quote
 
 from focuslens.util.files import write_atomically
+from focuslens.util.html import Cell
 from focuslens.viz.page import asset, inner_page, page
 from focuslens.viz.view import AttentionView
 
 __all__ = [
     "CSS",
-    "Cell",
     "Figure",
     "Section",
     "Table",
@@ -27,10 +26,6 @@ __all__ = [
     "write_report",
     "write_sections",
 ]
-
-Cell: TypeAlias = str | int | float
-"""What a table holds. Numbers are set right-aligned, floats with three decimals, or with two digits where those would
-all be zero; for others give the text."""
 
 CSS = asset("report.css")
 """The style sheet of reports."""
@@ -47,7 +42,8 @@ class Table:
     Args:
         caption: What it shows, with the units.
         columns: Names of the columns.
-        rows: The lines, each with a cell for every column.
+        rows: The lines, each with a cell for every column. Floats have three decimals, or two significant digits where
+            three decimals would be zero; give other numbers as text.
 
     Raises:
         ValueError: If a row has not one cell for each column.

@@ -357,7 +357,11 @@ def sample(text: str = "a river. Where?", reference: str = "river") -> NeedleSam
     ("samples", "settings", "message"),
     [
         ([], {}, "there are no samples"),
-        ([sample()], {"min_recall": 50}, "min_recall is 50; recall must exceed it, so it is from 0 to below 1"),
+        (
+            [sample()],
+            {"min_recall": 50},
+            "min_recall is 50; recall must exceed it, so it must be at least 0 and below 1",
+        ),
         ([sample()], {"min_recall": 1.0}, "min_recall is 1;"),
         ([sample()], {"min_recall": -0.1}, "min_recall is -0.1;"),
         ([sample()], {"span": "answer"}, "'the sample' has no part 'answer'; it has needle"),

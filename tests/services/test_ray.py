@@ -1,4 +1,4 @@
-"""On a local Ray cluster of two workers: the bytes of one process, also when a worker is killed in mid-run."""
+"""Results on a local Ray cluster of two workers: the bytes of one process, also when a worker is killed in mid-run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HEADS = [(2, 3), (0, 1), (2, 0)]
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """As workers have: the last bits of a score can depend on it."""
+    """One thread in this process too: the last bits of a score can depend on the number of threads."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -37,7 +37,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """A Ray of two CPUs that reports to nobody; functions of this module are sent as they are."""
+    """A local Ray with two CPUs and no usage reports; functions of this module are pickled by value."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     ray.init(address="local", num_cpus=2, object_store_memory=100 * 2**20, **quiet)
@@ -60,7 +60,7 @@ def model(one_thread: None, load_model: Any) -> fl.FocusModel:
 @pytest.fixture(scope="module")
 def many(samples: list[fl.MultiDocSample]) -> list[fl.MultiDocSample]:
     """Twelve samples of several lengths."""
-    return [dataclasses.replace(one, question_id=f"{i}{one.question_id}") for i in range(3) for one in samples]
+    return [dataclasses.replace(sample, question_id=f"{i}{sample.question_id}") for i in range(3) for sample in samples]
 
 
 def settings() -> list[fl.Setting]:
@@ -143,10 +143,10 @@ def test_copy_scores_are_the_same_to_the_bit(pool: fl.RayPool, model: fl.FocusMo
     text = "The river runs to the harbour. A lantern hangs there. " * 10
     needles = [fl.Needle("where?", "The queen sleeps in the tower.", "tower")]
     samples = fl.needle_samples(model, text, needles, [40, 60], [0.0, 1.0])
-    responses = [model.generate(one.prompt, max_new_tokens=12).text for one in samples]
+    responses = [model.generate(sample.prompt, max_new_tokens=12).text for sample in samples]
     samples = [
-        dataclasses.replace(one, reference=said if re.search("[a-z0-9]", said) else "tower")
-        for one, said in zip(samples, responses, strict=True)
+        dataclasses.replace(sample, reference=response if re.search("[a-z0-9]", response) else "tower")
+        for sample, response in zip(samples, responses, strict=True)
     ]
     arguments: dict[str, Any] = {"span": "needle", "max_new_tokens": 12, "batch_tokens": 150}
     assert same(*(fl.retrieval_scores(runs, samples, **arguments) for runs in (model, pool)))
@@ -172,7 +172,7 @@ def test_directions_are_the_same_to_the_bit(
 
 @dataclasses.dataclass(frozen=True)
 class Deadly:
-    """An intervention that changes nothing, notes that it is asked, and once, in mid-run, kills whoever asks."""
+    """An intervention without effect that logs each use, and once, in mid-run, kills the process that uses it."""
 
     folder: Path
     heads = ()
@@ -210,16 +210,16 @@ def test_a_worker_killed_in_mid_run_costs_its_batch_and_changes_no_byte(
         asked.append(deadly.asked())
     assert written[0] == written[1]
     victim = (tmp_path / "pool" / "killed").read_text()
-    # It is asked once a batch: one batch was run twice, the one that was lost, and no other.
+    # The intervention is used once per batch: only the lost batch was run twice.
     assert len(asked[1]) == len(asked[0]) + 1 > 8
     assert len(set(asked[1])) > 1
     assert int(victim) not in set(pool.map(pid_of, [()] * 4))
 
 
-# --- errors, and work that is given up ---
+# --- errors, and maps that are given up ---
 
 
-def test_an_error_comes_when_its_turn_does_and_what_was_before_is_kept(
+def test_an_error_is_raised_in_order_and_earlier_results_are_kept(
     pool: fl.RayPool, model: fl.FocusModel, many: list[fl.MultiDocSample], tmp_path: Path
 ) -> None:
     long = dataclasses.replace(many[0], question="where is " + "the river " * 2000 + "?", question_id="long")
@@ -236,7 +236,7 @@ def test_an_error_comes_when_its_turn_does_and_what_was_before_is_kept(
 
 
 def logged(model: Any, number: int, log: Path) -> int:
-    """Says in a file that it is run."""
+    """Log the call in a file, and return the square."""
     with log.open("a") as file:
         file.write(f"{number}\n")
     time.sleep(0.05)
@@ -250,13 +250,13 @@ def test_maps_can_be_given_up_and_interleaved(pool: fl.RayPool, tmp_path: Path) 
     given_up.close()
     one, other = (pool.map(logged, [(i, log) for i in range(start, start + 4)]) for start in (0, 10))
     assert list(zip(one, other, strict=True)) == [(i * i, (i + 10) ** 2) for i in range(4)]
-    assert len(log.read_text().splitlines()) < 20  # of the first no more was begun than may be ahead
+    assert len(log.read_text().splitlines()) < 20  # of the first map, only the calls that may run ahead were begun
 
 
 # --- opening and closing ---
 
 
-def test_what_the_users_own_ray_has_no_room_for_is_refused(pool: fl.RayPool) -> None:
+def test_more_workers_than_the_users_own_ray_has_room_for_are_refused(pool: fl.RayPool) -> None:
     with pytest.raises(ValueError, match=r"room for 2 of 5 worker\(s\) of 1 thread\(s\) each"):
         fl.RayPool("demo", workers=5)
     assert ray.is_initialized()
@@ -268,7 +268,7 @@ def test_the_command_with_a_ray_of_its_own_writes_the_same_files(
     options = ["split-softmax", "--device", "cpu", "--documents", "2", "--samples", "3", "--max-new-tokens", "4"]
     options += ["--tau", "0.1", "--k", "1", "--batch-tokens", "300", "--seed", "3"]
     assert main([*options, "--out", str(tmp_path / "one")]) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     command = [sys.executable, "-m", "focuslens", *options, "--ray", "--ray-workers", "1", "--ray-threads", "1"]
     environment = {**os.environ, "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -278,7 +278,7 @@ def test_the_command_with_a_ray_of_its_own_writes_the_same_files(
     for name in ("split_softmax.jsonl", "split_softmax.json", "split_softmax.png"):
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "ray" / name).read_bytes(), name
     assert "\nRay: 1 worker(s) of 1 thread(s) each\n" in done.stderr
-    assert done.stdout.splitlines()[:-1] == said.splitlines()[:-1]
+    assert done.stdout.splitlines()[:-1] == output.splitlines()[:-1]
 
 
 def test_a_closed_pool_leaves_the_users_ray(pool: fl.RayPool) -> None:

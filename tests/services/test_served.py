@@ -233,6 +233,6 @@ def test_the_command_writes_the_samples_of_steer(model, tmp_path, capsys):
 def test_a_task_that_cannot_be_is_refused(questions, tmp_path):
     with pytest.raises(ValueError, match="no samples"):
         fl.write_harness_task([], tmp_path)
-    with pytest.raises(ValueError, match="'a-b' is no name of a task"):
+    with pytest.raises(ValueError, match="'a-b' is not a valid name of a task"):
         fl.write_harness_task(questions, tmp_path, "a-b")
     assert not list(tmp_path.iterdir())

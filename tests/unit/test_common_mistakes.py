@@ -211,9 +211,9 @@ def test_data_that_are_not_what_they_should_be(content, message, checkpoint, tmp
 
 def test_samples_without_a_relevant_document(model, recwarn):
     split = fl.SplitSoftmax([(0, 0)], 0.3)
-    with pytest.raises(ValueError, match=r"all of 1 samples have no relevant document \(gold_index is None\)"):
+    with pytest.raises(ValueError, match=r"1 of 1 samples have no relevant document \(gold_index is None\)"):
         fl.evaluate(model, [NO_GOLD], [split], max_new_tokens=2)
-    with pytest.warns(UserWarning, match="1 of 2 samples have no relevant document .* nothing changes for them"):
+    with pytest.warns(UserWarning, match="1 of 2 samples have no relevant document .* does not change those samples"):
         fl.evaluate(model, [NO_GOLD, GOLD], [split], max_new_tokens=2)
     assert len(fl.evaluate(model, [NO_GOLD], max_new_tokens=2)) == 1
     with pytest.raises(ValueError, match="has a response and a relevant document"):

@@ -1,5 +1,5 @@
-"""Copies of a model on the devices of a Ray cluster, which share the samples of a run among them."""
+"""Copies of a model on the devices of a Ray cluster, which share the samples of a run."""
 
-from focuslens.model.cluster.pool import RayPool
+from focuslens.model.cluster.ray_pool import RayPool
 
 __all__ = ["RayPool"]

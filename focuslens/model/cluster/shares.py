@@ -1,4 +1,4 @@
-"""How many workers a cluster gets, and what of its machines each of them gets."""
+"""The number of workers on a cluster, and the CPUs and GPUs of each."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ __all__ = ["Shares", "share_out"]
 
 @dataclass(frozen=True)
 class Shares:
-    """What is asked of a cluster.
+    """Resources that a pool requests from a cluster.
 
     Attributes:
         workers: Copies of the model.
-        gpus: Of each; below 1 where several share one.
-        threads: Of each, for computations on the CPU.
+        gpus: GPUs per worker; below 1 where several workers share one.
+        threads: CPU threads per worker.
     """
 
     workers: int
@@ -24,7 +24,7 @@ class Shares:
 
     @property
     def cpus(self) -> int:
-        """CPUs that are reserved for each: none where GPUs say how many workers a machine takes."""
+        """CPUs to reserve per worker: none where GPUs already limit the number of workers per machine."""
         return 0 if self.gpus else self.threads
 
     def __str__(self) -> str:
@@ -41,57 +41,63 @@ def share_out(
     device: str | None = None,
     grows: bool = False,
 ) -> Shares:
-    """One worker a GPU or, where there are none, one a machine; unless something else is asked for.
+    """Divide a cluster among workers: by default one worker per GPU, or one per machine where there are no GPUs.
 
     Args:
-        machines: ``CPU`` and ``GPU`` of each, as far as it has any.
-        workers: How many in all.
-        gpus_per_worker: Several for a model that does not fit one, a fraction for a small one, 0 for none.
-        threads: Of each worker; by default its share of a machine's CPUs.
-        device: Where the model goes; with ``cpu`` no GPU is asked for.
-        grows: Whether the cluster may get more machines than it has: then more can be asked for than is there.
+        machines: The resources of each machine, as Ray names them: ``CPU`` and ``GPU``.
+        workers: Total number of workers.
+        gpus_per_worker: More than 1 for a model too large for one GPU, a fraction for a small model, 0 for none.
+        threads: CPU threads per worker; by default an equal share of a machine's CPUs.
+        device: Device of the model; ``cpu`` requests no GPU.
+        grows: Whether machines may join the cluster later; more workers than fit now may then be requested.
 
     Raises:
-        ValueError: If a number is not positive, or the cluster does not have what is asked for.
+        ValueError: If a number is not positive, or the cluster lacks the requested resources.
     """
     for option, value in (("workers", workers), ("threads", threads)):
         if value is not None and value < 1:
             raise ValueError(f"{option} is {value}; it must be at least 1")
-    cpus, cards = ([int(one.get(kind, 0)) for one in machines] for kind in ("CPU", "GPU"))
+    cpus, cards = ([int(machine.get(kind, 0)) for machine in machines] for kind in ("CPU", "GPU"))
     gpus = _gpus(gpus_per_worker, device, any(cards))
-    on_gpus = [int(n / gpus + 1e-9) if gpus else 0 for n in cards]
-    wanted = workers or (sum(on_gpus) if gpus else sum(n > 0 for n in cpus))
-    if gpus:
-        share = min((n // place for n, place in zip(cpus, on_gpus, strict=True) if place), default=1)
-    elif workers is None:
-        share = min((n for n in cpus if n), default=1)
-    else:
-        share = next((n for n in range(max(cpus, default=1), 1, -1) if sum(one // n for one in cpus) >= workers), 1)
-    shares = Shares(wanted, gpus, threads or max(1, share))
-    room = sum(on_gpus) if gpus else sum(n // shares.threads for n in cpus)
-    if shares.workers > room and not (grows and workers):
+    slots = [int(n / gpus + 1e-9) if gpus else 0 for n in cards]  # workers that each machine's GPUs allow
+    n_workers = workers or (sum(slots) if gpus else sum(n > 0 for n in cpus))
+    shares = Shares(n_workers, gpus, threads or _cpus_per_worker(cpus, slots, gpus, workers))
+    capacity = sum(slots) if gpus else sum(n // shares.threads for n in cpus)
+    if n_workers > capacity and not (grows and workers):
         raise ValueError(
-            f"there is room for {room} of {shares} (CPUs of the machines: {_listed(cpus)}; GPUs: {_listed(cards)}); "
-            "ask for fewer workers, threads or GPUs"
+            f"the cluster has room for {capacity} of {shares} (CPUs of the machines: {_listed(cpus)}; GPUs: "
+            f"{_listed(cards)}); request fewer workers, threads or GPUs"
         )
-    if not shares.workers:
+    if not n_workers:
         raise ValueError(
-            f"no worker fits: each is to have {shares.gpus:g} GPU(s), and the machines have {_listed(cards)}"
+            f"no worker fits: each needs {shares.gpus:g} GPU(s), and the machines have {_listed(cards)}"
             if gpus
             else "the cluster has no CPUs"
         )
     return shares
 
 
-def _gpus(asked: float | None, device: str | None, any_there: bool) -> float:
+def _cpus_per_worker(cpus: Sequence[int], slots: Sequence[int], gpus: float, workers: int | None) -> int:
+    """The largest number of CPUs, at least 1, that every worker can have."""
+    if gpus:
+        share = min((n // n_slots for n, n_slots in zip(cpus, slots, strict=True) if n_slots), default=1)
+    elif workers is None:
+        share = min((n for n in cpus if n), default=1)
+    else:
+        sizes = range(max(cpus, default=1), 1, -1)
+        share = next((size for size in sizes if sum(n // size for n in cpus) >= workers), 1)
+    return max(1, share)
+
+
+def _gpus(requested: float | None, device: str | None, has_gpus: bool) -> float:
     on_cpu = device is not None and device.startswith("cpu")
-    if asked is None:
-        return float(any_there and not on_cpu)
-    if asked < 0 or (asked > 1 and asked != int(asked)):
-        raise ValueError(f"gpus_per_worker is {asked:g}; it must be a whole number, or a part of 1")
-    if asked and on_cpu:
-        raise ValueError(f"gpus_per_worker is {asked:g}, but the device is {device!r}; leave one of them away")
-    return float(asked)
+    if requested is None:
+        return float(has_gpus and not on_cpu)
+    if requested < 0 or (requested > 1 and requested != int(requested)):
+        raise ValueError(f"gpus_per_worker is {requested:g}; it must be a whole number, or a fraction below 1")
+    if requested and on_cpu:
+        raise ValueError(f"gpus_per_worker is {requested:g}, but the device is {device!r}; give only one of them")
+    return float(requested)
 
 
 def _listed(numbers: Sequence[int]) -> str:

@@ -1,4 +1,4 @@
-"""What runs where a copy of the model is: one actor of Ray, in a process of its own."""
+"""A worker: a Ray actor that holds one copy of a model, in a process of its own."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.encoder import PromptEncoder
 from focuslens.util.files import versions
 
-__all__ = ["Facts", "Failure", "Worker", "load_model", "unpack"]
+__all__ = ["Failure", "Worker", "WorkerInfo", "load_model", "unpack"]
 
 
 @dataclass(frozen=True, eq=False)
-class Facts:
-    """What is known of a worker and of its copy of the model.
+class WorkerInfo:
+    """A worker's description of itself and of its copy of the model.
 
     Attributes:
-        name: What result files call the model.
-        description: What result files say of it.
-        shape: Its sizes.
-        encoder: Makes tokens of prompts.
-        versions: Of the packages that decide results.
-        where: The machine and the process.
+        name: Name of the model in result files.
+        description: Description of the model in result files.
+        shape: Layers, heads and sizes of the model.
+        encoder: Turns prompts into tokens.
+        versions: Versions of Python and of the packages that affect results.
+        location: Machine and process of the worker.
     """
 
     name: str
@@ -39,16 +39,16 @@ class Facts:
     shape: ModelShape
     encoder: PromptEncoder
     versions: Mapping[str, str]
-    where: str
+    location: str
 
 
 @dataclass(frozen=True, eq=False)
 class Failure:
-    """An error that a call ended with.
+    """An error that ended a call on a worker.
 
     Attributes:
-        error: What was raised, or a ``RuntimeError`` that names it where it cannot be sent.
-        traceback: Where it was raised.
+        error: The error; or, where it cannot be pickled, a ``RuntimeError`` with its type and message.
+        traceback: The traceback on the worker, as text.
     """
 
     error: Exception
@@ -56,46 +56,49 @@ class Failure:
 
 
 class Worker:
-    """A copy of a model, and whoever runs functions on it.
+    """One copy of a model, and the functions that run on it.
 
     Args:
-        threads: Of computations on the CPU.
+        threads: CPU threads of the worker.
     """
 
     def __init__(self, threads: int) -> None:
         torch.set_num_threads(threads)
         self._model: FocusModel | None = None
 
-    def open(self, load: Callable[[], FocusModel]) -> Facts | Failure:
+    def open(self, load: Callable[[], FocusModel]) -> WorkerInfo | Failure:
         """Load the model."""
         try:
             self._model = model = load()
-            found, description = versions(), model.description
+            package_versions, description = versions(), model.description
         except Exception as error:
             return _failure(error)
-        where = f"{platform.node()}, process {os.getpid()}"
-        return Facts(model.name, description, model.shape, model.encoder, found, where)
+        location = f"{platform.node()}, process {os.getpid()}"
+        return WorkerInfo(model.name, description, model.shape, model.encoder, package_versions, location)
 
-    def run(self, function: Callable[..., Any], call: tuple[Any, ...]) -> tuple[Failure | None, bytes]:
-        """``function(model, *call)``, packed: whether it failed is known before the result has been sent anywhere."""
+    def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Failure | None, bytes]:
+        """Run ``function(model, *arguments)``: the failure, if there was one, and the packed result.
+
+        The failure is a value of its own, so that the pool learns of it before it fetches a large result.
+        """
         try:
-            return None, _pack(function(self._model, *call))
+            return None, _pack(function(self._model, *arguments))
         except Exception as error:
-            failure, ran_out = _failure(error), is_out_of_memory(error)
-        if ran_out:
+            failure, out_of_memory = _failure(error), is_out_of_memory(error)
+        if out_of_memory:
             release_memory()
         return failure, b""
 
 
 def load_model(name: str, settings: Mapping[str, Any]) -> FocusModel:
-    """A model by its name or directory; ``demo`` is the embedded one."""
+    """Open a model by its name or directory; ``demo`` is the embedded model."""
     return FocusModel.from_pretrained(name, **settings)
 
 
 def _failure(error: Exception) -> Failure:
     text = "".join(traceback.format_exception(error))
     if is_out_of_memory(error):
-        # CUDA's own error cannot be told from others once it has been sent.
+        # Pickling loses the type of CUDA's own error, so another process could not recognise it.
         return Failure(MemoryError(" ".join(str(error).split())), text)
     try:
         unpack(_pack(error), torch.device("cpu"))
@@ -114,5 +117,5 @@ def _pack(result: Any) -> bytes:
 
 
 def unpack(content: bytes, device: torch.device) -> Any:
-    """A packed result, its tensors on a device."""
+    """A packed result, with its tensors on a device."""
     return torch.load(io.BytesIO(content), map_location=device, weights_only=False)

@@ -10,7 +10,7 @@ from statistics import fmean
 
 from focuslens.evaluation import Interval
 from focuslens.studies.helmet.reported import ReportedRow
-from focuslens.studies.helmet.tables import BASELINE, OVERALL, Cell, LengthTable
+from focuslens.studies.helmet.tables import BASELINE, OVERALL, ComparedScore, LengthTable
 from focuslens.studies.helmet.tasks import CATEGORIES, TASKS
 from focuslens.viz.page import page
 from focuslens.viz.report import CSS
@@ -152,12 +152,12 @@ def _sink_grid(table: LengthTable, reported: Sequence[ReportedRow]) -> Grid:
     return Grid(caption, ("setting", *columns), tuple(rows))
 
 
-def _cell(cell: Cell) -> GridCell:
-    change = cell.difference
+def _cell(score: ComparedScore) -> GridCell:
+    change = score.difference
     if change is None:
-        return _level(cell.score)
+        return _level(score.score)
     detail = f"{change.mean:+.2f} [{change.low:+.2f}, {change.high:+.2f}]"
-    return GridCell(f"{cell.score.mean:.2f}", detail, cell.mark, cell.certain)
+    return GridCell(f"{score.score.mean:.2f}", detail, score.mark, score.certain)
 
 
 def _level(level: Interval | None) -> GridCell:

@@ -16,7 +16,7 @@ from focuslens.studies.helmet.results import TaskScores
 from focuslens.studies.helmet.tasks import CATEGORIES, NEEDLE_QA, TASKS
 from focuslens.util.statistics import bootstrap_mean, percentile_interval, resampled_means
 
-__all__ = ["BASELINE", "OVERALL", "Cell", "LengthTable", "Mark", "length_tables", "tidy_rows"]
+__all__ = ["BASELINE", "OVERALL", "ComparedScore", "LengthTable", "Mark", "length_tables", "tidy_rows"]
 
 BASELINE = "baseline"
 OVERALL = "Overall Average"
@@ -27,12 +27,12 @@ Mark: TypeAlias = Literal["better", "worse", "same", ""]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One figure of a table.
+class ComparedScore:
+    """A score of a table, and its difference to the baseline.
 
     Attributes:
-        score: With its 95 % interval over questions.
-        difference: To the baseline, on the same samples; ``None`` for the baseline.
+        score: The score, with its 95 % interval over questions.
+        difference: The difference to the baseline on the same samples; ``None`` for the baseline itself.
     """
 
     score: Interval
@@ -71,7 +71,7 @@ class LengthTable:
     settings: tuple[str, ...]
     tasks: tuple[str, ...]
     averages: tuple[str, ...]
-    cells: Mapping[tuple[str, str], Cell]
+    cells: Mapping[tuple[str, str], ComparedScore]
     sinks: Mapping[tuple[str, str], Interval]
     samples: Mapping[str, int]
     truncated: Mapping[str, int]
@@ -121,12 +121,12 @@ def length_tables(scores: Iterable[TaskScores], settings: Sequence[str], seed: i
 def _length_table(length: int, scores: Sequence[TaskScores], settings: Sequence[str], seed: int) -> LengthTable:
     ordered = sorted(scores, key=lambda one: (*TASKS, NEEDLE_QA).index(one.task))
     levels = {name: _columns([_resample(one, name, None, seed) for one in ordered], ordered) for name in settings}
-    cells: dict[tuple[str, str], Cell] = {}
+    cells: dict[tuple[str, str], ComparedScore] = {}
     for name in settings:
         against = name != BASELINE and BASELINE in settings
         changes = _columns([_resample(one, name, BASELINE, seed) for one in ordered], ordered) if against else {}
         for column, level in levels[name].items():
-            cells[name, column] = Cell(level.interval(), changes[column].interval() if against else None)
+            cells[name, column] = ComparedScore(level.interval(), changes[column].interval() if against else None)
     tasks = tuple(one.task.name for one in ordered)
     return LengthTable(
         length,

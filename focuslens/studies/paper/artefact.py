@@ -15,8 +15,9 @@ from matplotlib.axes import Axes
 
 from focuslens.evaluation import Interval
 from focuslens.util.files import write_csv, write_json
+from focuslens.util.html import Cell
 from focuslens.viz import Curve, save_figure
-from focuslens.viz.report import Cell, Table
+from focuslens.viz.report import Table
 
 __all__ = [
     "Artefact",

@@ -10,8 +10,9 @@ from focuslens.studies.paper.artefact import Artefact, Finding, keep_curves
 from focuslens.studies.paper.choosing import possible, random_order
 from focuslens.studies.paper.scored import documents_in_chunks
 from focuslens.studies.paper.study import Study
+from focuslens.util.html import Cell
 from focuslens.viz import Curve, sweep_curves
-from focuslens.viz.report import Cell, Table
+from focuslens.viz.report import Table
 
 __all__ = ["KEY", "SECTIONS", "run"]
 
@@ -24,7 +25,7 @@ def run(study: Study) -> Artefact:
     """Ranks documents of test questions by the scores of contextual heads, of random ones and of all heads."""
     ranking, settings = study.ranking, study.settings
     scores = documents_in_chunks(
-        study.executor, study.samples("test"), study.kept("test-documents", part="test"), study.how()
+        study.executor, study.samples("test"), study.kept("test-documents", part="test"), study.run_options()
     )
     ks = [k for k in possible(settings.split_softmax.ks, len(ranking)) if k <= _MOST] or [min(_MOST, len(ranking))]
     others = random_order(ranking, min(settings.split_softmax.exclude, len(ranking) // 2), settings.seed)

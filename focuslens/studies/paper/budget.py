@@ -53,7 +53,7 @@ def _shares(study: Study, steered: Sequence[Head]) -> dict[float, Float[Tensor, 
         focus = [FocusSteering(study.directions, alpha, steered)] if alpha else []
         described = [one.describe() for one in focus]
         folder = study.kept("validation-budget", samples=len(samples), interventions=described)
-        found = budget_in_chunks(study.executor, samples, folder, study.how(), focus)
+        found = budget_in_chunks(study.executor, samples, folder, study.run_options(), focus)
         shares[alpha] = torch.stack([found.shares[:, head.layer, head.head] for head in steered]).mean(dim=0)
     return shares
 

@@ -21,9 +21,9 @@ from focuslens.heads import Head
 from focuslens.studies.paper.artefact import Finding, Piece, keep_figure
 from focuslens.studies.paper.study import Study
 from focuslens.util.files import write_csv
+from focuslens.util.html import Cell
 from focuslens.viz import Table
 from focuslens.viz.anatomy import frequency_profiles, position_biases, variance_parts
-from focuslens.viz.report import Cell
 
 __all__ = ["piece"]
 

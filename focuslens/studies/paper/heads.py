@@ -16,8 +16,8 @@ from focuslens.studies.paper import reported
 from focuslens.studies.paper.artefact import Artefact, Finding, all_of, keep_heads, signed, verdict_below, verdict_by
 from focuslens.studies.paper.scored import KINDS_SAID
 from focuslens.studies.paper.study import Study
+from focuslens.util.html import Cell
 from focuslens.viz import Table, head_map
-from focuslens.viz.report import Cell
 
 __all__ = ["KEY", "SECTIONS", "run"]
 

@@ -33,7 +33,7 @@ def run(study: Study) -> Artefact:
     wanted, ranking, samples = study.settings.retrieval, study.ranking, _samples(study)
     try:
         scores = retrieval_in_chunks(
-            study.executor, samples, study.kept("needles", "retrieval"), study.how(wanted.max_new_tokens)
+            study.executor, samples, study.kept("needles", "retrieval"), study.run_options(wanted.max_new_tokens)
         )
     except NoRunCountsError as error:
         finding = Finding(f"The model finds no needle, so its retrieval heads are not known: {error}", "cannot be told")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TypedDict
 
 import torch
 from einops import rearrange
@@ -13,6 +13,7 @@ from focuslens.data.needles import NeedleSample
 from focuslens.evaluation import AttentionBudget, DocumentScores, attention_budget, document_scores
 from focuslens.heads import Head
 from focuslens.hooks import Intervention
+from focuslens.model.batching import RunOptions
 from focuslens.model.execution import Executor
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.prompt import Case, MultiDocSample
@@ -22,7 +23,6 @@ from focuslens.studies.paper.chunks import Measured, measure_in_chunks
 
 __all__ = [
     "KINDS_SAID",
-    "How",
     "budget_in_chunks",
     "documents_in_chunks",
     "head_mean",
@@ -38,30 +38,22 @@ KINDS_SAID = (
 """What the columns of a table of scores are."""
 
 
-class How(TypedDict):
-    """How a model is run: tokens of a response, prompt tokens at a time, and whether a progress bar is shown."""
-
-    max_new_tokens: int
-    batch_tokens: int
-    progress: bool | None
-
-
 def score_in_chunks(
     model: FocusModel | Executor,
     samples: Sequence[MultiDocSample],
     case: Case,
     folder: Path,
-    how: How,
+    options: RunOptions,
     interventions: Sequence[Intervention] = (),
 ) -> ContextualScores:
     """:func:`contextual_scores`, taken from ``folder`` as far as they are there."""
 
     def measure(chunk: Sequence[MultiDocSample]) -> Measured:
-        scores = contextual_scores(model, chunk, case, interventions=interventions, **how)
+        scores = contextual_scores(model, chunk, case, interventions=interventions, **asdict(options))
         about = {name: getattr(scores, name) for name in ("sample_ids", "responses", "correct")}
         return Measured({kind: getattr(scores, kind) for kind in KINDS}, about)
 
-    found = measure_in_chunks(samples, folder, measure, label=f"scores ({case})", progress=how["progress"])
+    found = measure_in_chunks(samples, folder, measure, label=f"scores ({case})", progress=options.progress)
     return ContextualScores(
         *(found.tensors[kind] for kind in KINDS),
         case=case,
@@ -70,18 +62,18 @@ def score_in_chunks(
 
 
 def documents_in_chunks(
-    model: FocusModel | Executor, samples: Sequence[MultiDocSample], folder: Path, how: How
+    model: FocusModel | Executor, samples: Sequence[MultiDocSample], folder: Path, options: RunOptions
 ) -> DocumentScores:
     """:func:`document_scores`, taken from ``folder`` as far as they are there."""
 
     def measure(chunk: Sequence[MultiDocSample]) -> Measured:
-        scores = document_scores(model, chunk, **how)
+        scores = document_scores(model, chunk, **asdict(options))
         # Prompts may differ in how many documents they have, so these are what is joined.
         documents = [rearrange(one, "layer head document -> document layer head") for one in scores.scores]
         about = {name: getattr(scores, name) for name in ("sample_ids", "responses", "correct")}
         return Measured({"scores": torch.cat(documents)}, about)
 
-    found = measure_in_chunks(samples, folder, measure, label="scores (documents)", progress=how["progress"])
+    found = measure_in_chunks(samples, folder, measure, label="scores (documents)", progress=options.progress)
     by_sample = found.tensors["scores"].split([len(sample.documents) for sample in samples])
     return DocumentScores(
         tuple(rearrange(one, "document layer head -> layer head document") for one in by_sample),
@@ -95,22 +87,22 @@ def budget_in_chunks(
     model: FocusModel | Executor,
     samples: Sequence[MultiDocSample],
     folder: Path,
-    how: How,
+    options: RunOptions,
     interventions: Sequence[Intervention] = (),
 ) -> AttentionBudget:
     """:func:`attention_budget` of the long prompts, taken from ``folder`` as far as it is there."""
 
     def measure(chunk: Sequence[MultiDocSample]) -> Measured:
-        budget = attention_budget(model, chunk, interventions=interventions, **how)
+        budget = attention_budget(model, chunk, interventions=interventions, **asdict(options))
         about = {name: getattr(budget, name) for name in ("sample_ids", "responses", "correct")}
         return Measured({"shares": budget.shares}, about)
 
-    found = measure_in_chunks(samples, folder, measure, label="attention budget", progress=how["progress"])
+    found = measure_in_chunks(samples, folder, measure, label="attention budget", progress=options.progress)
     return AttentionBudget(found.tensors["shares"], **{name: tuple(values) for name, values in found.about.items()})
 
 
 def retrieval_in_chunks(
-    model: FocusModel | Executor, samples: Sequence[NeedleSample], folder: Path, how: How
+    model: FocusModel | Executor, samples: Sequence[NeedleSample], folder: Path, options: RunOptions
 ) -> RetrievalScores:
     """:func:`focuslens.retrieval_scores`, taken from ``folder`` as far as they are there.
 
@@ -119,10 +111,10 @@ def retrieval_in_chunks(
     """
 
     def measure(chunk: Sequence[NeedleSample]) -> Measured:
-        copies, responses = copy_runs(model, chunk, **how)
+        copies, responses = copy_runs(model, chunk, options)
         return Measured({"copies": copies}, {"sample_ids": [one.id for one in chunk], "responses": responses})
 
-    found = measure_in_chunks(samples, folder, measure, label="retrieval scores", progress=how["progress"])
+    found = measure_in_chunks(samples, folder, measure, label="retrieval scores", progress=options.progress)
     return RetrievalScores.of_runs(samples, found.tensors["copies"], found.about["responses"])
 
 

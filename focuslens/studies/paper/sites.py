@@ -12,8 +12,8 @@ from focuslens.scores.contextual import KINDS, ContextualScores
 from focuslens.studies.paper.artefact import Finding, Piece
 from focuslens.studies.paper.scored import KINDS_SAID, head_mean
 from focuslens.studies.paper.study import Study
+from focuslens.util.html import Cell
 from focuslens.viz import Table
-from focuslens.viz.report import Cell
 
 __all__ = ["piece"]
 

@@ -17,7 +17,8 @@ from focuslens.studies.paper.artefact import Artefact, Finding, Verdict, all_of,
 from focuslens.studies.paper.scored import KINDS_SAID, head_mean
 from focuslens.studies.paper.steering import steerable
 from focuslens.studies.paper.study import Study
-from focuslens.viz.report import Cell, Table
+from focuslens.util.html import Cell
+from focuslens.viz.report import Table
 
 __all__ = ["KEY", "SECTIONS", "run"]
 

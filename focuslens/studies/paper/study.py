@@ -25,11 +25,12 @@ from focuslens.evaluation import Interval, Setting, Sweep, bootstrap_mean, resam
 from focuslens.heads import Head
 from focuslens.hooks import Intervention
 from focuslens.interventions.directions import FocusDirections
+from focuslens.model.batching import RunOptions
 from focuslens.model.execution import Executor
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.prompt import MultiDocSample, prompts_digest
 from focuslens.scores.contextual import ContextualScores, by_outcome
-from focuslens.studies.paper.scored import How, score_in_chunks
+from focuslens.studies.paper.scored import score_in_chunks
 from focuslens.studies.paper.settings import PaperSettings
 from focuslens.util.files import versions, write_json
 
@@ -186,15 +187,12 @@ class Study:
         """Contextual scores of one part's prompts, made in chunks that are kept."""
         described = [one.describe() for one in interventions]
         folder = self.kept(f"{part}-{case}", part=part, case=case, interventions=described)
-        return score_in_chunks(self.executor, self.samples(part), case, folder, self.how(), interventions)
+        return score_in_chunks(self.executor, self.samples(part), case, folder, self.run_options(), interventions)
 
-    def how(self, max_new_tokens: int | None = None) -> How:
-        """How the model is run, with responses of the settings' length where no other is given."""
-        return {
-            "max_new_tokens": self.settings.max_new_tokens if max_new_tokens is None else max_new_tokens,
-            "batch_tokens": self.settings.batch_tokens,
-            "progress": self.progress,
-        }
+    def run_options(self, max_new_tokens: int | None = None) -> RunOptions:
+        """Options of running the model; the response length is that of the settings unless another is given."""
+        length = self.settings.max_new_tokens if max_new_tokens is None else max_new_tokens
+        return RunOptions(length, self.settings.batch_tokens, self.progress)
 
     def kept(self, name: str, *sections: str, **made_of: Any) -> Path:
         """The folder of measurements, whose name tells what they are made of from anything else.

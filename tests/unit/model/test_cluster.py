@@ -1,11 +1,10 @@
-"""What a pool of workers does, without any Ray: how it shares out machines, and that work survives being sent."""
+"""The parts of a Ray pool that need no Ray: how machines are shared out, and calls that are sent to a worker."""
 
 from __future__ import annotations
 
 import pickle
 import sys
 from collections.abc import Callable, Generator, Iterable
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,9 +13,10 @@ import torch
 import focuslens as fl
 from focuslens.cli.main import main
 from focuslens.model.batching import map_batches
-from focuslens.model.cluster import crew, pool
+from focuslens.model.cluster import ray_pool
 from focuslens.model.cluster.shares import Shares, share_out
-from focuslens.model.cluster.worker import Facts, Failure, Worker, unpack
+from focuslens.model.cluster.worker import Failure, Worker, WorkerInfo, unpack
+from focuslens.model.cluster.worker_pool import mismatch
 from focuslens.model.execution import executor_for
 from tests.support.batches import in_batches
 
@@ -60,17 +60,17 @@ def test_machines_are_shared_out(machines: Any, asked: dict[str, Any], expected:
         ),
         ([{"CPU": 2.0}], {"workers": 2, "threads": 2}, r"room for 1 of 2 worker\(s\) of 2 thread"),
         ([CARDS], {"workers": 5}, r"room for 4 of 5 worker\(s\) of 1 GPU\(s\), 4 thread\(s\) each"),
-        ([CARDS], {"gpus_per_worker": 8}, r"no worker fits: each is to have 8 GPU\(s\), and the machines have 4"),
+        ([CARDS], {"gpus_per_worker": 8}, r"no worker fits: each needs 8 GPU\(s\), and the machines have 4"),
         ([{"CPU": 2.0}], {"gpus_per_worker": 1, "grows": True}, "no worker fits"),
         ([], {}, "the cluster has no CPUs"),
         ([CARDS], {"workers": 0}, "workers is 0; it must be at least 1"),
         ([CARDS], {"threads": -1}, "threads is -1"),
-        ([CARDS], {"gpus_per_worker": 1.5}, "gpus_per_worker is 1.5; it must be a whole number, or a part of 1"),
+        ([CARDS], {"gpus_per_worker": 1.5}, "gpus_per_worker is 1.5; it must be a whole number, or a fraction below 1"),
         ([CARDS], {"gpus_per_worker": -1}, "gpus_per_worker is -1"),
         ([CARDS], {"gpus_per_worker": 1, "device": "cpu"}, "gpus_per_worker is 1, but the device is 'cpu'"),
     ],
 )
-def test_what_machines_do_not_have_is_refused(machines: Any, asked: dict[str, Any], message: str) -> None:
+def test_more_than_the_machines_have_is_refused(machines: Any, asked: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         share_out(machines, **asked)
 
@@ -97,31 +97,31 @@ def test_options_of_the_cluster_need_a_cluster(capsys: pytest.CaptureFixture[str
         assert f"{option} 2 is an option of --ray" in capsys.readouterr().err
 
 
-def test_a_model_is_opened_from_wherever_a_worker_stands_and_on_no_gpu_that_it_was_not_given(
+def test_a_worker_opens_the_model_in_any_directory_and_on_no_gpu_but_its_own(
     checkpoint: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = checkpoint("llama")
     monkeypatch.chdir(directory.parent)
     on_cpu, on_gpu = Shares(1, 0, 1), Shares(1, 1, 1)
-    assert pool._loader(directory.name, on_cpu, {}).args == (str(directory), {"device": "cpu"})
-    assert pool._loader("user/name", on_gpu, {"dtype": "float16"}).args == ("user/name", {"dtype": "float16"})
+    assert ray_pool._loader(directory.name, on_cpu, {}).args == (str(directory), {"device": "cpu"})
+    assert ray_pool._loader("user/name", on_gpu, {"dtype": "float16"}).args == ("user/name", {"dtype": "float16"})
     for given in ({"device": "cuda"}, {"device_map": "auto"}):
-        assert pool._loader("user/name", on_cpu, given).args == ("user/name", given)
-    assert pool._loader("demo", on_cpu, {})().name == "demo"
-    assert pool._loader(fl.FocusModel.demo, on_cpu, {"device": "cpu"})().name == "demo"
+        assert ray_pool._loader("user/name", on_cpu, given).args == ("user/name", given)
+    assert ray_pool._loader("demo", on_cpu, {})().name == "demo"
+    assert ray_pool._loader(fl.FocusModel.demo, on_cpu, {"device": "cpu"})().name == "demo"
 
 
 # --- work that is sent ---
 
 
 class Sent:
-    """Runs everything on a worker of this process: function, arguments and results are packed and unpacked."""
+    """An executor whose worker is in this process; functions, arguments and results are packed and unpacked."""
 
     def __init__(self, model: fl.FocusModel) -> None:
         self.name, self.description, self.shape = model.name, model.description, model.shape
         self.tokenizer, self.device, self.encode = model.tokenizer, torch.device("cpu"), model.encode
         self._worker = Worker(torch.get_num_threads())
-        assert isinstance(self._worker.open(lambda: model), Facts)
+        assert isinstance(self._worker.open(lambda: model), WorkerInfo)
 
     def map(self, function: Callable[..., Any], calls: Iterable[tuple[Any, ...]]) -> Generator[Any]:
         for call in calls:
@@ -139,7 +139,7 @@ def test_directions_trained_away_from_the_model_are_the_same(
     pytest.importorskip("ray")
     model = load_model(name, backend)
     settings: dict[str, Any] = {"site": site, "epochs": 2, "batch_size": 2, "max_new_tokens": 3}
-    here, sent = (fl.train_focus_directions(one, samples, HEADS, **settings) for one in (model, Sent(model)))
+    here, sent = (fl.train_focus_directions(executor, samples, HEADS, **settings) for executor in (model, Sent(model)))
     assert here.digest == sent.digest
     assert here.provenance == sent.provenance
 
@@ -162,27 +162,27 @@ def test_tables_that_depend_on_the_length_cannot_be_recorded(
 
 
 def picky(model: Any, items: list[int], budget: int) -> tuple[list[int], int]:
-    """Has memory for 28 tokens."""
+    """Run a batch as if memory held 28 tokens."""
     if sum(items) > 28:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
     return items, budget
 
 
-def test_memory_that_runs_out_elsewhere_makes_the_same_batches_as_here(load_model: Any) -> None:
+def test_running_out_of_memory_on_a_worker_makes_the_same_batches_as_in_this_process(load_model: Any) -> None:
     pytest.importorskip("ray")
     lengths = [10, 12, 8, 20, 9, 11, 25, 10]
 
-    def made(executor: Any) -> list[Any]:
+    def run(executor: Any) -> list[Any]:
         with pytest.warns(UserWarning, match="memory ran out") as caught:
             result = list(map_batches(executor, picky, lengths, [""] * 8, lengths, 100, divisible=True))
-        return [result, [str(one.message) for one in caught]]
+        return [result, [str(warning.message) for warning in caught]]
 
     with pytest.warns(UserWarning, match="memory ran out"):
         expected = list(
             in_batches(lengths, 100, lambda batch, now: picky(None, [lengths[i] for i in batch], now), divisible=True)
         )
     model = load_model("llama")
-    here, sent = made(model), made(Sent(model))
+    here, sent = run(model), run(Sent(model))
     assert here[0] == sent[0] == expected
     assert here[1] == sent[1]
     assert [(len(items), budget) for _, (items, budget) in expected][:2] == [(3, 36), (1, 18)]
@@ -191,7 +191,7 @@ def test_memory_that_runs_out_elsewhere_makes_the_same_batches_as_here(load_mode
 
 
 class TwoArguments(ValueError):
-    """Cannot be made again from what it says of itself."""
+    """An error that cannot be unpickled."""
 
     def __init__(self, one: int, two: int) -> None:
         super().__init__(f"{one} and {two}")
@@ -220,21 +220,20 @@ def test_errors_are_sent_as_they_are_or_by_name(load_model: Any) -> None:
 def test_a_worker_with_another_model_or_other_versions_is_told_from_the_first(load_model: Any) -> None:
     model = load_model("llama")
 
-    def facts(**changed: Any) -> Facts:
+    def info(**changed: Any) -> WorkerInfo:
         versions = {"python": "3.12.1", "torch": "2.13.0", "focuslens": "1", **changed.pop("versions", {})}
         description = {"name": "m", "weights": "abc", "device": "cuda", **changed}
-        return Facts("m", description, model.shape, model.encoder, versions, "node7, process 5")
+        return WorkerInfo("m", description, model.shape, model.encoder, versions, "node7, process 5")
 
-    def difference(found: Facts, first: Facts | None) -> str:
-        own = {"python": "3.12.9", "torch": "2.13.0", "focuslens": "1"}
-        return str(crew.Crew._difference(SimpleNamespace(_versions=own, _facts=first), found))  # type: ignore[arg-type]
+    def message(worker: WorkerInfo, first: WorkerInfo | None) -> str:
+        return str(mismatch(worker, {"python": "3.12.9", "torch": "2.13.0", "focuslens": "1"}, first))
 
-    assert difference(facts(), None) == difference(facts(), facts()) == "None"
-    assert "the version of torch is '2.6.0' on node7, process 5, and '2.13.0' elsewhere" in difference(
-        facts(versions={"torch": "2.6.0"}), None
+    assert message(info(), None) == message(info(), info()) == "None"
+    assert "the version of torch is '2.6.0' on node7, process 5, and '2.13.0' elsewhere" in message(
+        info(versions={"torch": "2.6.0"}), None
     )
-    assert "the weights is 'abd' on node7" in difference(facts(weights="abd"), facts())
-    assert "the device is 'cpu' on node7" in difference(facts(device="cpu"), facts())
+    assert "the weights is 'abd' on node7" in message(info(weights="abd"), info())
+    assert "the device is 'cpu' on node7" in message(info(device="cpu"), info())
 
 
 def test_the_model_itself_is_the_default_executor(load_model: Any) -> None:

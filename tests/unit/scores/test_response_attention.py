@@ -87,7 +87,7 @@ def test_attention_that_does_not_fit_is_refused(changes: Any, message: str):
         ({"labels": ("a",)}, r"shape \(1, 2, 2\); for these names it must be \(1, 2, 1\)"),
         ({"head_names": ()}, r"must be \(0, 2, 2\)"),
         ({"response": ("x",)}, r"must be \(1, 1, 2\)"),
-        ({"shares": torch.zeros(1, 0, 2), "response": ()}, "none of them 0"),
+        ({"shares": torch.zeros(1, 0, 2), "response": ()}, "with at least one of each"),
         ({"shares": torch.full((1, 2, 2), torch.nan)}, "NaN"),
         ({"relevant": (2,)}, "relevant unit 2 does not exist: there are 2"),
     ],

@@ -285,7 +285,7 @@ def test_what_cannot_be_scored_is_refused(model: FocusModel, samples: list[Multi
         contextual_scores(model, samples, cast("Any", "short"))
     with pytest.raises(ValueError, match="there are no samples to score"):
         contextual_scores(model, [])
-    with pytest.raises(ValueError, match="there are 1 responses for 4 samples; give one a sample"):
+    with pytest.raises(ValueError, match="there are 1 responses for 4 samples; give one per sample"):
         contextual_scores(model, samples, responses=["x"])
     with pytest.raises(ValueError, match="batch_tokens is 0; it must be at least 1"):
         contextual_scores(model, samples, batch_tokens=0)

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import focuslens as fl
+from focuslens.model.batching import RunOptions
 from focuslens.scores.retrieval import copy_runs
 from focuslens.studies.paper import attribution, budget, chunks, retrieval, scored, steering
-from focuslens.studies.paper.scored import How
 from focuslens.studies.paper.settings import RetrievalSettings
 from focuslens.studies.paper.study import Study
 from tests.support.paper_runs import opened
 
-HOW: How = {"max_new_tokens": 3, "batch_tokens": 2**14, "progress": False}
+OPTIONS = RunOptions(max_new_tokens=3, progress=False)
 
 
 @pytest.fixture
@@ -74,10 +74,10 @@ def test_what_was_measured_is_not_measured_again(
     monkeypatch.setattr(chunks, "CHUNK", 2)
     model, split = load_model("llama"), [fl.SplitSoftmax([(1, 2)], 0.3)]
     run = {
-        "scores": lambda out: scored.score_in_chunks(model, samples, "long", out, HOW),
-        "steered scores": lambda out: scored.score_in_chunks(model, samples, "gold", out, HOW, split),
-        "documents": lambda out: scored.documents_in_chunks(model, samples, out, HOW),
-        "budget": lambda out: scored.budget_in_chunks(model, samples, out, HOW, split),
+        "scores": lambda out: scored.score_in_chunks(model, samples, "long", out, OPTIONS),
+        "steered scores": lambda out: scored.score_in_chunks(model, samples, "gold", out, OPTIONS, split),
+        "documents": lambda out: scored.documents_in_chunks(model, samples, out, OPTIONS),
+        "budget": lambda out: scored.budget_in_chunks(model, samples, out, OPTIONS, split),
     }[what]
     whole = run(tmp_path / "whole")
     again = killed_and_again(prefills, 2, lambda: run(tmp_path / "killed"))
@@ -92,15 +92,15 @@ def test_chunks_together_are_the_whole(load_model: Any, samples: Any, tmp_path: 
     monkeypatch.setattr(chunks, "CHUNK", 3)
     model, split = load_model("qwen2"), [fl.SplitSoftmax([(1, 2)], 0.3)]
     options: Any = {"max_new_tokens": 3, "interventions": split}
-    scores = scored.score_in_chunks(model, samples, "long", tmp_path / "a", HOW, split)
+    scores = scored.score_in_chunks(model, samples, "long", tmp_path / "a", OPTIONS, split)
     whole = fl.contextual_scores(model, samples, **options)
     for kind in ("relevant", "irrelevant", "irrelevant_max", "sink"):
         torch.testing.assert_close(getattr(scores, kind), getattr(whole, kind), atol=1e-5, rtol=0)
     assert (scores.sample_ids, scores.responses, scores.correct) == (whole.sample_ids, whole.responses, whole.correct)
-    budget_ = scored.budget_in_chunks(model, samples, tmp_path / "b", HOW, split)
+    budget_ = scored.budget_in_chunks(model, samples, tmp_path / "b", OPTIONS, split)
     torch.testing.assert_close(budget_.shares, fl.attention_budget(model, samples, **options).shares, atol=1e-5, rtol=0)
     # Prompts of six documents and of four.
-    documents = scored.documents_in_chunks(model, samples, tmp_path / "c", HOW)
+    documents = scored.documents_in_chunks(model, samples, tmp_path / "c", OPTIONS)
     at_once = fl.document_scores(model, samples, max_new_tokens=3)
     assert [one.shape for one in documents.scores] == [one.shape for one in at_once.scores]
     for ours, theirs in zip(documents.scores, at_once.scores, strict=True):
@@ -112,9 +112,11 @@ def test_chunks_together_are_the_whole(load_model: Any, samples: Any, tmp_path: 
 def test_needles_that_were_asked_for_are_not_asked_for_again(prefills: Any, tmp_path: Path, monkeypatch: Any):
     monkeypatch.setattr(chunks, "CHUNK", 2)
     model, needles = fl.FocusModel.demo(device="cpu"), fl.synthetic_needles(3, n=5)
-    how: How = {**HOW, "max_new_tokens": 20}
-    whole = scored.retrieval_in_chunks(model, needles, tmp_path / "whole", how)
-    again = killed_and_again(prefills, 4, lambda: scored.retrieval_in_chunks(model, needles, tmp_path / "killed", how))
+    options = RunOptions(max_new_tokens=20, progress=False)
+    whole = scored.retrieval_in_chunks(model, needles, tmp_path / "whole", options)
+    again = killed_and_again(
+        prefills, 4, lambda: scored.retrieval_in_chunks(model, needles, tmp_path / "killed", options)
+    )
     assert prefills.n == 5
     same(again, whole)
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
@@ -122,14 +124,14 @@ def test_needles_that_were_asked_for_are_not_asked_for_again(prefills: Any, tmp_
     torch.testing.assert_close(whole.by_sample, at_once.by_sample, atol=1e-5, rtol=0)
     assert (whole.recall, whole.responses, whole.sample_ids) == (at_once.recall, at_once.responses, at_once.sample_ids)
     assert any(whole.counted)
-    copies, responses = copy_runs(model, needles, max_new_tokens=20)
+    copies, responses = copy_runs(model, needles, RunOptions(max_new_tokens=20))
     assert torch.equal(copies, at_once.by_sample)
     assert tuple(responses) == at_once.responses
 
 
 def test_nothing_to_measure_is_refused(load_model: Any, tmp_path: Path):
     with pytest.raises(ValueError, match="there are no samples to score"):
-        scored.documents_in_chunks(load_model("llama"), [], tmp_path, HOW)
+        scored.documents_in_chunks(load_model("llama"), [], tmp_path, OPTIONS)
 
 
 # --- the artefacts ---

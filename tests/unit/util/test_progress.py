@@ -101,7 +101,7 @@ def test_what_is_done_in_passing_is_silent_where_it_is_quick(monkeypatch):
     monkeypatch.setattr(sys, "stderr", terminal := Terminal())
     assert list(track([1, 2, 3], "counting")) == [1, 2, 3]
     assert terminal.getvalue() == ""
-    monkeypatch.setattr(progress, "_PATIENCE", 0)
+    monkeypatch.setattr(progress, "_MINOR_DELAY", 0)
     assert list(track([1, 2, 3], "counting")) == [1, 2, 3]
     assert "counting" in terminal.getvalue()
 

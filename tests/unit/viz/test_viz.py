@@ -17,9 +17,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jaxtyping import Float
 
 from focuslens import ResponseAttention, UnitAttention, WindowAttention, viz
-from focuslens.viz.packing import pack_rows, unpack_rows
+from focuslens.viz.packing import PackedRows, pack_rows
 from focuslens.viz.page import page
 from tests.support.pages import Elements, data_of, loads, stands_alone
 
@@ -380,6 +381,17 @@ def test_documents_are_there_without_a_script():
 
 
 # Packing
+
+
+def unpack_rows(packed: PackedRows, n_columns: int) -> Float[np.ndarray, "row {n_columns}"]:
+    """The rows as a page's script reads them, 0 where an entry was left out."""
+    rows = np.zeros((len(packed.counts), n_columns))
+    start = 0
+    for row, count in zip(rows, packed.counts.tolist(), strict=True):
+        columns = np.cumsum(packed.steps[start : start + count].astype(np.int64)) - 1
+        row[columns] = packed.values[start : start + count] / 65535
+        start += count
+    return rows
 
 
 @given(st.data())

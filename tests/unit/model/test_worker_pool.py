@@ -1,4 +1,4 @@
-"""What a pool does about answers out of order and workers that are lost, with a Ray of this process in place of Ray."""
+"""A pool's answer to results out of order and to lost workers, on a stand-in for Ray in this process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 
 import focuslens as fl
 from focuslens.model.batching import map_batches
-from focuslens.model.cluster import crew, pool
+from focuslens.model.cluster import ray_pool, worker_pool
 from focuslens.studies.paper import retrieval
 
 pytest.importorskip("ray")  # whose pickles the workers use
@@ -37,7 +37,7 @@ def never(number: int) -> bool:
 
 
 class Reference:
-    """Something asked for: run when it is waited for."""
+    """A stand-in for Ray's ``ObjectRef``; its task runs when the pool waits for it."""
 
     def __init__(self, run: Callable[[], Any] | None = None) -> None:
         self.run, self.done, self.lost = run, False, False
@@ -53,14 +53,14 @@ class Reference:
 
 
 class FakeRay:
-    """The calls of Ray that a pool makes. What workers have been asked is done in a random order.
+    """The part of Ray that a pool uses, on one machine; tasks run in a random order.
 
     Args:
-        cpus: Of its one machine.
-        runs: Which calls, counted as they are run, are lost with their worker.
-        starts: Which starts are.
-        payloads: Which answers are lost after they were given.
-        broken: Which calls cannot even be begun.
+        cpus: CPUs of the machine.
+        runs: True for the numbers of the calls that are lost with their worker; calls count in the order they run.
+        starts: True for the numbers of the starts that are lost.
+        results: True for the numbers of the results that are lost after their call has ended.
+        broken: True for the numbers of the calls that Ray cannot begin.
     """
 
     exceptions = SimpleNamespace(RayError=Lost, RayTaskError=TaskFailed)
@@ -71,14 +71,14 @@ class FakeRay:
         *,
         runs: Callable[[int], bool] = never,
         starts: Callable[[int], bool] = never,
-        payloads: Callable[[int], bool] = never,
+        results: Callable[[int], bool] = never,
         broken: Callable[[int], bool] = never,
     ) -> None:
-        self._cpus, self._runs, self._starts, self._payloads, self._broken = cpus, runs, starts, payloads, broken
+        self._cpus, self._runs, self._starts, self._results, self._broken = cpus, runs, starts, results, broken
         self.ran = self.started = self.taken = 0
         self._random = random.Random(5)
         self.dead: list[Any] = []
-        self.asked: list[dict[str, Any]] = []
+        self.requests: list[dict[str, Any]] = []
 
     def is_initialized(self) -> bool:
         return True
@@ -90,7 +90,7 @@ class FakeRay:
         return value
 
     def remote(self, kind: Any) -> Any:
-        def hire(*arguments: Any) -> Any:
+        def create_actor(*arguments: Any) -> Any:
             worker = kind(*arguments)
             actor = SimpleNamespace(open=SimpleNamespace(remote=lambda load: Reference(lambda: open_(load))))
             actor.run = SimpleNamespace(options=lambda num_returns: SimpleNamespace(remote=run))
@@ -102,7 +102,7 @@ class FakeRay:
                 return worker.open(load)
 
             def run(function: Any, arguments: Any) -> tuple[Reference, Reference]:
-                payload = Reference()
+                result = Reference()
 
                 def now() -> Any:
                     assert actor not in self.dead
@@ -112,34 +112,34 @@ class FakeRay:
                     if self._broken(self.ran):
                         raise TaskFailed("Traceback\nModuleNotFoundError: No module named 'x'\n")
                     try:
-                        failure, payload.value = worker.run(function, arguments)
+                        failure, result.value = worker.run(function, arguments)
                     except Death:
                         raise Lost("the worker died\nand more") from None
-                    payload.done = True
+                    result.done = True
                     return failure
 
-                return Reference(now), payload
+                return Reference(now), result
 
             return actor
 
-        def options(**asked: Any) -> Any:
-            self.asked.append(asked)
-            return SimpleNamespace(remote=hire)
+        def options(**request: Any) -> Any:
+            self.requests.append(request)
+            return SimpleNamespace(remote=create_actor)
 
         return SimpleNamespace(options=options)
 
     def wait(
         self, references: list[Reference], *, num_returns: int, timeout: float | None, fetch_local: bool
     ) -> tuple[list[Reference], list[Reference]]:
-        if timeout != 0 and not any(one.done for one in references):
+        if timeout != 0 and not any(reference.done for reference in references):
             self._random.choice(references).settle()
-        done = [one for one in references if one.done][:num_returns]
-        return done, [one for one in references if one not in done]
+        done = [reference for reference in references if reference.done][:num_returns]
+        return done, [reference for reference in references if reference not in done]
 
     def get(self, reference: Reference) -> Any:
         if reference.run is None:
             self.taken += 1
-            if self._payloads(self.taken):
+            if self._results(self.taken):
                 raise Lost("the machine that held it is gone")
         if reference.lost:
             raise reference.value
@@ -156,10 +156,10 @@ def model(load_model: Any) -> fl.FocusModel:
 
 @pytest.fixture
 def open_pool(model: fl.FocusModel, monkeypatch: pytest.MonkeyPatch) -> Callable[..., fl.RayPool]:
-    """``open_pool(ray)`` is a pool of two workers on it."""
+    """``open_pool(ray)`` opens a pool of two workers on a stand-in for Ray."""
 
     def open_(ray: FakeRay, load: Callable[[], Any] = lambda: model, workers: int = 2) -> fl.RayPool:
-        monkeypatch.setattr(pool, "_require_ray", lambda: ray)
+        monkeypatch.setattr(ray_pool, "_require_ray", lambda: ray)
         return fl.RayPool(load, workers=workers)
 
     return open_
@@ -173,41 +173,41 @@ def squares(n: int) -> list[int]:
     return [i * i for i in range(n)]
 
 
-def test_results_come_in_order_and_none_runs_far_ahead(open_pool: Any) -> None:
+def test_results_come_in_order_and_no_call_runs_far_ahead(open_pool: Any) -> None:
     ray, order, ahead = FakeRay(), list[int](), list[int]()
 
-    def noted(model: Any, number: int) -> int:
+    def record_order(model: Any, number: int) -> int:
         order.append(number)
         return number * number
 
     with open_pool(ray) as opened:
-        for turn, result in enumerate(opened.map(noted, ((i,) for i in range(200)))):
+        for turn, result in enumerate(opened.map(record_order, ((i,) for i in range(200)))):
             assert result == turn * turn
             ahead.append(max(order) - turn)
         assert sorted(order) == list(range(200))
         assert order != sorted(order)
-        assert 1 < max(ahead) < crew.AHEAD * 2
+        assert 1 < max(ahead) < worker_pool.MAX_AHEAD * 2
     assert len(ray.dead) == 2
-    assert ray.asked == [{"num_cpus": 1, "num_gpus": 0, "max_restarts": 0, "scheduling_strategy": "SPREAD"}] * 2
+    assert ray.requests == [{"num_cpus": 1, "num_gpus": 0, "max_restarts": 0, "scheduling_strategy": "SPREAD"}] * 2
 
 
 @pytest.mark.parametrize("lost", [[1], [2, 3], [1, 4, 9], [5, 6]])
-def test_what_a_worker_was_running_is_run_again_by_its_successor(open_pool: Any, lost: list[int]) -> None:
+def test_a_lost_call_is_run_again_by_a_new_worker(open_pool: Any, lost: list[int]) -> None:
     ray = FakeRay(runs=lost.__contains__)
     with open_pool(ray) as opened:
         assert list(opened.map(square, [(i,) for i in range(12)])) == squares(12)
     assert ray.ran == 12 + len(lost)
-    assert len(ray.asked) == 2 + len(lost)
+    assert len(ray.requests) == 2 + len(lost)
 
 
-def test_an_answer_that_is_lost_with_its_machine_is_made_again(open_pool: Any) -> None:
-    ray = FakeRay(payloads=lambda number: number in (1, 5))
+def test_a_result_that_is_lost_with_its_machine_is_computed_again(open_pool: Any) -> None:
+    ray = FakeRay(results=lambda number: number in (1, 5))
     with open_pool(ray) as opened:
         assert list(opened.map(square, [(i,) for i in range(6)])) == squares(6)
     assert ray.ran == 6 + 2
 
 
-def test_what_every_worker_is_lost_with_is_named_and_what_was_before_is_kept(open_pool: Any) -> None:
+def test_a_call_that_kills_every_worker_ends_the_run_and_earlier_results_are_kept(open_pool: Any) -> None:
     deaths: list[int] = []
 
     def deadly(model: Any, items: list[int], budget: int) -> list[int]:
@@ -218,13 +218,13 @@ def test_what_every_worker_is_lost_with_is_named_and_what_was_before_is_kept(ope
 
     names = [f"sample {i}" for i in range(6)]
     with open_pool(FakeRay()) as opened:
-        made = map_batches(opened, deadly, list(range(6)), names, [10] * 6, 10)
-        assert [next(made) for _ in range(3)] == [([i], [i]) for i in range(3)]
-        said = r"while sample 3 was run: 3 workers were lost, one after the other \(the worker died\); if their mac"
-        with pytest.raises(fl.WorkerLostError, match=said) as caught:
-            next(made)
+        batches = map_batches(opened, deadly, list(range(6)), names, [10] * 6, 10)
+        assert [next(batches) for _ in range(3)] == [([i], [i]) for i in range(3)]
+        message = r"while sample 3 was run: 3 workers in a row were lost \(the worker died\); if their machines"
+        with pytest.raises(fl.WorkerLostError, match=message) as caught:
+            next(batches)
         assert isinstance(caught.value, OSError)  # of which the command prints a line
-        assert len(deaths) == crew.ATTEMPTS == 3
+        assert len(deaths) == worker_pool.MAX_ATTEMPTS == 3
         assert list(map_batches(opened, deadly, [0, 1], names, [10] * 2, 20)) == [([0, 1], [0, 1])]
 
 
@@ -232,12 +232,12 @@ def test_when_no_worker_can_be_started_the_run_ends(open_pool: Any) -> None:
     ray = FakeRay(starts=lambda number: True)
     with pytest.raises(fl.WorkerLostError, match="no worker can be started: the worker died while it started"):
         open_pool(ray)
-    assert ray.started == 2 + crew.ATTEMPTS - 1
-    # One that starts is enough, and a good start forgets the bad ones before it.
+    assert ray.started == 2 + worker_pool.MAX_ATTEMPTS - 1
+    # One good start is enough, and it resets the count of failed starts.
     ray = FakeRay(starts=lambda number: number in (1, 2, 4, 5), runs=lambda number: number == 3)
     with open_pool(ray) as opened:
         assert list(opened.map(square, [(i,) for i in range(8)])) == squares(8)
-    # The last of all workers dies, and its successors do.
+    # The only worker dies, and so does every worker started in its place.
     ray = FakeRay(1, starts=lambda number: number > 1, runs=lambda number: number == 2)
     with (
         open_pool(ray, workers=1) as opened,
@@ -246,7 +246,7 @@ def test_when_no_worker_can_be_started_the_run_ends(open_pool: Any) -> None:
         list(opened.map(square, [(i,) for i in range(8)]))
 
 
-def test_a_model_that_cannot_be_opened_is_said_in_its_own_words(open_pool: Any, model: fl.FocusModel) -> None:
+def test_an_error_of_opening_the_model_is_raised_as_it_is(open_pool: Any, model: fl.FocusModel) -> None:
     opened: list[int] = []
 
     def missing() -> Any:
@@ -262,38 +262,38 @@ def test_a_model_that_cannot_be_opened_is_said_in_its_own_words(open_pool: Any, 
     assert len(ray.dead) == 2
     with (
         open_pool(FakeRay(), once) as workers,
-        pytest.warns(UserWarning, match="a worker cannot take part, and the others go on without it: there is no dir"),
+        pytest.warns(UserWarning, match="one worker was stopped and the others go on: there is no dir"),
     ):
         assert list(workers.map(square, [(i,) for i in range(8)])) == squares(8)
 
 
-def test_what_cannot_even_be_begun_is_an_error_and_ends_no_worker(open_pool: Any) -> None:
+def test_a_call_that_ray_cannot_begin_is_an_error_and_stops_no_worker(open_pool: Any) -> None:
     with open_pool(FakeRay(broken=lambda number: number == 1)) as opened:
         with pytest.raises(RuntimeError, match="ModuleNotFoundError: No module named 'x'"):
             list(opened.map(square, [(1,)]))
         assert list(opened.map(square, [(2,)])) == [4]
 
 
-def test_workers_that_keep_one_waiting_are_mentioned(open_pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crew, "PATIENCE", 0)
+def test_a_slow_start_of_the_workers_is_warned_of(open_pool: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_pool, "START_WARNING_SECONDS", 0)
     with pytest.warns(UserWarning, match="none of 2 workers has loaded its model in 0 s"):
         open_pool(FakeRay())
 
 
-def test_rows_that_are_lost_with_workers_are_made_again(
+def test_training_rows_that_are_lost_with_workers_are_computed_again(
     open_pool: Any, model: fl.FocusModel, samples: list[fl.MultiDocSample]
 ) -> None:
     arguments: dict[str, Any] = {"heads": [(2, 3), (0, 1)], "epochs": 2, "max_new_tokens": 3, "batch_tokens": 1}
     expected = fl.train_focus_directions(model, samples, **arguments)
-    ray = FakeRay(runs=lambda number: number in (3, 6, 10), payloads=lambda number: number == 7)
+    ray = FakeRay(runs=lambda number: number in (3, 6, 10), results=lambda number: number == 7)
     with open_pool(ray) as opened:
-        found = fl.train_focus_directions(opened, samples, **arguments)
+        actual = fl.train_focus_directions(opened, samples, **arguments)
     assert ray.ran > 12
-    assert (found.digest, found.provenance) == (expected.digest, expected.provenance)
+    assert (actual.digest, actual.provenance) == (expected.digest, expected.provenance)
 
 
 def content(path: Path) -> Any:
-    """A file's bytes; where names of metadata stand in any order, as they do in safetensors, what they say."""
+    """The bytes of a file; of a safetensors file, whose header has no fixed order, the parsed header and the rest."""
     written = path.read_bytes()
     if path.suffix != ".safetensors":
         return written
@@ -322,9 +322,9 @@ def test_a_reproduction_of_the_paper_is_the_same_on_a_pool(
         assert content(here.out / path) == content(there.out / path), path
 
 
-def test_a_pool_without_its_model_is_closed(open_pool: Any) -> None:
+def test_a_closed_pool_refuses_calls(open_pool: Any) -> None:
     opened = open_pool(FakeRay())
     opened.close()
     opened.close()
-    with pytest.raises(RuntimeError, match="the pool is closed; make another"):
+    with pytest.raises(RuntimeError, match="the pool is closed; open a new RayPool"):
         list(opened.map(square, [(1,)]))

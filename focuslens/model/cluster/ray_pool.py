@@ -1,0 +1,204 @@
+"""An executor whose copies of the model are Ray actors, on the devices of one or many machines."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import os
+from collections.abc import Callable, Generator, Iterable
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+
+from focuslens.heads import ModelShape
+from focuslens.model.cluster.shares import Shares, share_out
+from focuslens.model.cluster.worker import Worker, load_model, unpack
+from focuslens.model.cluster.worker_pool import MAX_AHEAD, CallQueue, WorkerPool
+from focuslens.model.focus_model import FocusModel
+from focuslens.prompts.batch import EncodedPrompt
+from focuslens.util.files import versions
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["RayPool"]
+
+_R = TypeVar("_R")
+
+_LOCAL_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
+"""Environment of a Ray that is started here: no usage reports, and workers with the priority of this process."""
+
+
+class RayPool:
+    """Copies of a model on a Ray cluster, which replace the model in scores, evaluation and training.
+
+    By default there is one worker per GPU, or one per machine where there are no GPUs. Each worker loads the model
+    once. Batches and the order of results are those of a single process, and so are the results: they are equal byte
+    for byte where devices and threads are the same. If a worker is killed, another worker runs its batch again.
+
+    If this process is already connected to Ray, the pool uses that connection and leaves it open.
+
+    Args:
+        model: Hub name or directory, which every machine must have; ``"demo"`` for the embedded model; or a function
+            that opens the model.
+        address: ``None`` or ``"local"`` to start Ray here; ``"auto"``, ``"HOST:PORT"`` or ``"ray://HOST:PORT"`` to join
+            a cluster whose machines have the same package versions.
+        workers: Total number of workers.
+        gpus_per_worker: More than 1 for a model too large for one GPU (with ``device_map="auto"``), a fraction for a
+            small model, 0 for none.
+        threads: CPU threads per worker; by default an equal share of a machine's CPUs. The last bits of a result can
+            depend on the number of threads, as they can in one process.
+        **settings: Arguments of :meth:`FocusModel.from_pretrained`.
+
+    Raises:
+        ImportError: If Ray is not installed.
+        ConnectionError: If there is no cluster at the address.
+        ValueError: If the cluster has no room for the workers, or its package versions differ from this process's.
+        Exception: The error that opening the model raises.
+    """
+
+    def __init__(
+        self,
+        model: str | Callable[..., FocusModel],
+        *,
+        address: str | None = None,
+        workers: int | None = None,
+        gpus_per_worker: float | None = None,
+        threads: int | None = None,
+        **settings: Any,
+    ) -> None:
+        self._ray = _require_ray()
+        self._worker_pool: WorkerPool | None = None
+        self._connected_here = _connect(self._ray, address)
+        try:
+            machines = [node["Resources"] for node in self._ray.nodes() if node["Alive"]]
+            self.shares = share_out(
+                machines,
+                workers=workers,
+                gpus_per_worker=gpus_per_worker,
+                threads=threads,
+                device=settings.get("device"),
+                grows=address not in (None, "local"),
+            )
+            create_actor, load = partial(_create_actor, self._ray, self.shares), _loader(model, self.shares, settings)
+            self._worker_pool = WorkerPool(self._ray, create_actor, self.shares.workers, load, versions())
+            self._worker_pool.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers, and disconnect from Ray if this pool made the connection."""
+        if self._worker_pool is not None and self._ray.is_initialized():
+            self._worker_pool.stop()
+        self._worker_pool = None
+        if self._connected_here:
+            self._ray.shutdown()
+            self._connected_here = False
+
+    @property
+    def name(self) -> str:
+        """Name of the model in result files."""
+        return self._workers.info.name
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """Description of the model in result files."""
+        return dict(self._workers.info.description)
+
+    @property
+    def shape(self) -> ModelShape:
+        """Layers, heads and sizes of the model."""
+        return self._workers.info.shape
+
+    @property
+    def tokenizer(self) -> Any:
+        """The checkpoint's own tokenizer."""
+        return self._workers.info.encoder.tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the results: CUDA if both the workers and this process have it, else the CPU."""
+        kind = self._workers.info.description["device"]
+        return torch.device(kind if kind == "cuda" and torch.cuda.is_available() else "cpu")
+
+    def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:
+        """Tokens and parts of a prompt; see :meth:`FocusModel.encode`."""
+        return prompt if isinstance(prompt, EncodedPrompt) else self._workers.info.encoder.encode(prompt)
+
+    def map(self, function: Callable[..., _R], calls: Iterable[tuple[Any, ...]]) -> Generator[_R]:
+        """Results of ``function(model, *call)`` for each call, in the order of the calls; any idle worker takes a call.
+
+        Raises:
+            WorkerLostError: If several workers in a row are lost with one call, or no worker can be started any more.
+            Exception: The error that ``function`` raises, when the result of that call is read.
+        """
+        queue = CallQueue(self._ray.put(function), list(calls), MAX_AHEAD * self.shares.workers)
+        for _ in queue.arguments:
+            yield unpack(self._workers.next_result(queue), self.device)
+
+    @property
+    def _workers(self) -> WorkerPool:
+        if self._worker_pool is None:
+            raise RuntimeError("the pool is closed; open a new RayPool")
+        return self._worker_pool
+
+
+def _require_ray() -> Any:
+    try:
+        return importlib.import_module("ray")
+    except ImportError as error:
+        raise ImportError(
+            f"a RayPool needs Ray, and the package {error.name!r} is missing: pip install 'focuslens[ray]'"
+        ) from error
+
+
+def _connect(ray: Any, address: str | None) -> bool:
+    """Start Ray here or join a cluster; false if this process is already connected."""
+    if ray.is_initialized():
+        return False
+    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if address in (None, "local"):
+        for name, value in _LOCAL_ENVIRONMENT.items():
+            os.environ.setdefault(name, value)
+        ray.init(address="local", include_dashboard=False, **options)
+        return True
+    try:
+        ray.init(address=address, **options)
+    except ImportError:
+        raise
+    except Exception as error:  # Ray raises errors of many types here
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ConnectionError(
+            f"no Ray cluster can be joined at {address!r} ({reason[:300]}); start one with 'ray start --head', set "
+            "RAY_AUTH_MODE=token if the cluster requires a token, or omit the address to start Ray here"
+        ) from error
+    return True
+
+
+def _create_actor(ray: Any, shares: Shares) -> Any:
+    """A new actor, which has not loaded its model yet."""
+    options: dict[str, Any] = {"num_cpus": shares.cpus, "num_gpus": shares.gpus, "max_restarts": 0}
+    return ray.remote(Worker).options(scheduling_strategy="SPREAD", **options).remote(shares.threads)
+
+
+def _loader(model: str | Callable[..., FocusModel], shares: Shares, settings: dict[str, Any]) -> Any:
+    """A function without arguments that opens the model on a worker."""
+    if not isinstance(model, str):
+        return partial(model, **settings)
+    if not shares.gpus and settings.get("device") is None and settings.get("device_map") is None:
+        # A worker without a GPU of its own may still see the machine's GPUs.
+        settings = {**settings, "device": "cpu"}
+    name = str(Path(model).resolve()) if Path(model).is_dir() else model  # a worker has another working directory
+    return partial(load_model, name, settings)

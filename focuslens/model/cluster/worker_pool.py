@@ -1,0 +1,277 @@
+"""The workers of a Ray cluster: start them, hand out calls, collect results, and replace workers that are lost."""
+
+from __future__ import annotations
+
+import warnings
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from focuslens.model.batching import WorkerLostError
+from focuslens.model.cluster.worker import Failure, WorkerInfo
+
+if TYPE_CHECKING:
+    from focuslens.model.focus_model import FocusModel
+
+__all__ = ["CallQueue", "WorkerPool"]
+
+MAX_ATTEMPTS = 3
+"""Attempts at running one call, or at starting a worker, before the pool gives up."""
+
+MAX_AHEAD = 4
+"""Calls per worker that may run before earlier results are read; a kill of this process loses at most these."""
+
+START_WARNING_SECONDS = 120.0
+"""Seconds without a ready worker after which the pool warns that the cluster may have no free resources."""
+
+
+@dataclass(eq=False)
+class _Call:
+    """One call of a function: its arguments, its index among all calls, and the number of workers lost with it."""
+
+    queue: CallQueue
+    index: int
+    arguments: tuple[Any, ...]
+    losses: int = 0
+
+
+@dataclass(eq=False)
+class CallQueue:
+    """The calls of one function, and the results that have arrived but have not been read.
+
+    Results are read in the order of the calls.
+
+    Attributes:
+        function: Ray's reference to the function.
+        arguments: The arguments of each call, without the model.
+        max_ahead: Calls that may be submitted beyond the next result to be read.
+    """
+
+    function: Any
+    arguments: Sequence[tuple[Any, ...]]
+    max_ahead: int
+    results: dict[int, tuple[_Call, Any]] = field(default_factory=dict[int, "tuple[_Call, Any]"])
+    retries: deque[_Call] = field(default_factory=deque[_Call])
+    n_read: int = 0
+    n_submitted: int = 0
+
+    def next_call(self) -> _Call | None:
+        """The next call to submit; lost calls come first. ``None`` if no call may be submitted now."""
+        if self.retries:
+            return self.retries.popleft()
+        if self.n_submitted >= min(len(self.arguments), self.n_read + self.max_ahead):
+            return None
+        call = _Call(self, self.n_submitted, self.arguments[self.n_submitted])
+        self.n_submitted += 1
+        return call
+
+    def retry(self, call: _Call, error: Exception) -> None:
+        """Queue a lost call again; after the last attempt, record its failure instead."""
+        call.losses += 1
+        if call.losses < MAX_ATTEMPTS:
+            self.retries.appendleft(call)
+            return
+        lines = str(error).strip().splitlines()
+        reason = lines[0] if lines else type(error).__name__
+        final_error = WorkerLostError(
+            f"{call.losses} workers in a row were lost ({reason}); if their machines ran out of memory, use smaller "
+            "batches or fewer workers per machine"
+        )
+        self.results[call.index] = call, Failure(final_error, str(error))
+
+
+@dataclass(eq=False)
+class _WorkerHandle:
+    """A worker as the pool sees it.
+
+    Attributes:
+        actor: The Ray actor.
+        status: Reference to the outcome of the task that the worker is running; ``None`` if it is idle.
+        call: The call that it is running; ``None`` while it loads its model.
+        result: Reference to the result of that call.
+    """
+
+    actor: Any
+    status: Any = None
+    call: _Call | None = None
+    result: Any = None
+
+
+class RemoteError(Exception):
+    """The traceback of an error that was raised on a worker."""
+
+
+class WorkerPool:
+    """A fixed number of workers; each loads the model, runs calls, and is replaced when it is lost.
+
+    Args:
+        ray: The module ``ray``.
+        create_actor: Creates the actor of one worker.
+        size: Number of workers.
+        load: Opens the model; it runs on each worker.
+        versions: Package versions of this process, which every worker must have too.
+    """
+
+    def __init__(
+        self,
+        ray: Any,
+        create_actor: Callable[[], Any],
+        size: int,
+        load: Callable[[], FocusModel],
+        versions: Mapping[str, str],
+    ) -> None:
+        self._ray, self._create_actor, self._load, self._versions = ray, create_actor, load, versions
+        self._workers: list[_WorkerHandle] = []
+        self._failed_starts = 0
+        self._size = size
+        self._info: WorkerInfo | None = None
+
+    def start(self) -> None:
+        """Start the workers, and wait until the first of them has loaded its model.
+
+        Raises:
+            WorkerLostError: If no worker can be started.
+            Exception: The error that opening the model raised.
+        """
+        for _ in range(self._size):
+            self._start_worker()
+        if not self._wait(START_WARNING_SECONDS):
+            warnings.warn(
+                f"none of {self._size} workers has loaded its model in {START_WARNING_SECONDS:.0f} s; workers that "
+                "need more CPUs or GPUs than are free wait until they are",
+                stacklevel=2,
+            )
+        while self._info is None:
+            self._wait(None)
+
+    @property
+    def info(self) -> WorkerInfo:
+        """The description of the model by the first worker, which every other worker must match."""
+        if self._info is None:
+            raise RuntimeError("no worker has loaded the model")
+        return self._info
+
+    def next_result(self, queue: CallQueue) -> Any:
+        """The next result of a queue, in the order of its calls, as the worker packed it.
+
+        Raises:
+            WorkerLostError: If the call was lost too often, or no worker is left.
+            Exception: The error that the call raised.
+        """
+        while True:
+            self._wait(0)
+            self._submit(queue)
+            if queue.n_read not in queue.results:
+                if not self._wait(None):
+                    raise RuntimeError("no worker is running the call whose result is needed")
+                continue
+            call, result = queue.results.pop(queue.n_read)
+            if isinstance(result, Failure):
+                raise result.error from RemoteError(result.traceback)
+            try:
+                content = self._ray.get(result)
+            except self._ray.exceptions.RayError as error:  # the machine that held the result is gone
+                queue.retry(call, error)
+                continue
+            queue.n_read += 1
+            self._submit(queue)
+            return content
+
+    def stop(self) -> None:
+        """Stop all workers."""
+        for worker in self._workers:
+            self._ray.kill(worker.actor)
+        self._workers.clear()
+
+    def _start_worker(self) -> None:
+        actor = self._create_actor()
+        self._workers.append(_WorkerHandle(actor, actor.open.remote(self._load)))
+
+    def _submit(self, queue: CallQueue) -> None:
+        """Give each idle worker a call."""
+        for worker in self._workers:
+            if worker.status is not None:
+                continue
+            call = queue.next_call()
+            if call is None:
+                return
+            worker.call = call
+            # Two return values: the small status is fetched at once, the result stays on its machine until it is read.
+            task = worker.actor.run.options(num_returns=2)
+            worker.status, worker.result = task.remote(queue.function, call.arguments)
+
+    def _wait(self, timeout: float | None) -> bool:
+        """Receive finished tasks, after waiting for the first of them; true if there was one."""
+        busy = {worker.status: worker for worker in self._workers if worker.status is not None}
+        if not busy:
+            return False
+        n_tasks = len(busy) if timeout == 0 else 1
+        finished, _ = self._ray.wait(list(busy), num_returns=n_tasks, timeout=timeout, fetch_local=False)
+        for status in finished:
+            self._receive(busy[status])
+        return bool(finished)
+
+    def _receive(self, worker: _WorkerHandle) -> None:
+        """Read the outcome of a worker's finished task; the worker is idle from then on."""
+        reference, call, result = worker.status, worker.call, worker.result
+        worker.status = worker.call = worker.result = None
+        try:
+            outcome = self._ray.get(reference)
+        except self._ray.exceptions.RayTaskError as error:  # Ray could not begin the task
+            outcome = Failure(RuntimeError(str(error).strip().splitlines()[-1]), str(error))
+        except self._ray.exceptions.RayError as error:
+            self._replace(worker, call, error)
+            return
+        if call is None:
+            self._accept(worker, outcome)
+        else:
+            call.queue.results[call.index] = call, result if outcome is None else outcome
+
+    def _accept(self, worker: _WorkerHandle, outcome: WorkerInfo | Failure) -> None:
+        """Accept a worker that has loaded its model; stop it if the loading failed or the model differs."""
+        error = outcome.error if isinstance(outcome, Failure) else mismatch(outcome, self._versions, self._info)
+        if error is None and isinstance(outcome, WorkerInfo):
+            self._failed_starts, self._info = 0, self._info or outcome
+            return
+        self._ray.kill(worker.actor)
+        self._workers.remove(worker)
+        trace = RemoteError(outcome.traceback) if isinstance(outcome, Failure) else None
+        if error is not None and (self._info is None or not self._workers):
+            raise error from trace
+        warnings.warn(f"one worker was stopped and the others go on: {error}", stacklevel=2)
+
+    def _replace(self, worker: _WorkerHandle, call: _Call | None, error: Exception) -> None:
+        """Start a worker in place of a lost one, and queue the lost call again."""
+        self._workers.remove(worker)
+        if call is not None:
+            call.queue.retry(call, error)
+        else:
+            self._failed_starts += 1
+        if self._failed_starts < MAX_ATTEMPTS:
+            self._start_worker()
+        elif not self._workers:
+            raise WorkerLostError(f"no worker can be started: {str(error).strip()}") from error
+
+
+def mismatch(info: WorkerInfo, versions: Mapping[str, str], first: WorkerInfo | None) -> ValueError | None:
+    """The error for a worker whose package versions or model differ from those expected; ``None`` if they match.
+
+    Args:
+        info: The worker's description of itself.
+        versions: Package versions of this process.
+        first: The first worker's description of itself, if there is one.
+    """
+    # A different Python alone changes no result.
+    expected = {f"version of {name}": number for name, number in versions.items() if name != "python"}
+    actual = {f"version of {name}": info.versions.get(name) for name in versions}
+    if first is not None:
+        expected |= first.description
+        actual |= info.description
+    for key, value in expected.items():
+        if actual.get(key) != value:
+            return ValueError(
+                f"the {key} is {actual.get(key)!r} on {info.location}, and {value!r} elsewhere; results would differ "
+                "from those of one process"
+            )
+    return None
