@@ -21,7 +21,6 @@ from focuslens.cli import main as cli
 LANGUAGES = {"bash", "given", "json", "python", "text", "yaml"}
 
 NOT_RUN: dict[str, tuple[str, ...]] = {
-    "README.md": ("needs a cluster; tests/unit/test_ray.py starts one",),
     "docs/how-to/cluster.md": ("needs a cluster; tests/unit/test_ray.py starts one",),
     "docs/serving.md": ("needs the server; tests/serving/test_served.py starts one",),
 }
@@ -63,14 +62,16 @@ PARSED = {
 """Commands that are only parsed, and why or where they are run. So are all with ``--ray``: tests/unit/test_ray.py."""
 
 OTHERS = {
+    ".": "the environment of a release",
     "cd": "of a checkout of HELMET",
     "eval": "of a shell's start-up file; tests/unit/test_completion.py",
     "bash": "a script of HELMET, which downloads",
-    "git": "downloads",
+    "git": "downloads, or changes a repository",
     "lm-eval": "tests/serving/test_served.py",
-    "python": "llama.cpp's converter; tests/serving/test_gguf.py",
+    "python": "llama.cpp's converter (tests/serving/test_gguf.py), and a release's build",
     "ray": "starts a cluster",
     "transformers": "starts a server; tests/serving/test_served.py",
+    "twine": "uploads a release",
     "vllm": "needs a GPU",
 }
 """Programs that are not ours and not run, and why."""
