@@ -12,7 +12,7 @@ NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 # Threads that spin while they wait for each other cost small models on busy machines several times the work itself.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-notebooks notebooks lint format docs test-tl4 demo-model bench pictures release-check clean
+.PHONY: help demo test test-notebooks notebooks lint format docs floors test-tl4 demo-model bench pictures release-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ format: $(VENV)/.installed-dev ## rewrite the sources as ruff would have them
 
 docs: $(VENV)/.installed ## the documentation's site, into build/docs, from where it opens; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+
+floors: ## the picture of docs/architecture.md, from the package's imports
+	$(PYTHON) experiments/draw_floors.py
 
 test-tl4: $(VENV_TL4)/.installed ## the parity tests on TransformerLens 4, in an environment of their own
 	$(VENV_TL4)/bin/python -m pytest -q tests/parity

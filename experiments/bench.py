@@ -48,6 +48,8 @@ MEMORY_BAR, DEMO_BAR = 24 * 2**30, 90
 """Bytes that every length has to fit in, and seconds that the demo may take."""
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 FORMULA = "samples * (caching + heads * epochs * step)"
+MARKER = "<!-- `make bench` writes the rest of this page -->\n\n"
+"""End of the introduction of ``bench.md``, which is written by hand."""
 
 
 # --- time ---
@@ -358,9 +360,12 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 
 
 def write(results: Mapping[str, Any], folder: Path) -> None:
-    """``bench.json``, ``bench.md`` and ``bench.png``."""
+    """``bench.json``, ``bench.md`` and ``bench.png``; the introduction of an existing page stays."""
     write_json(folder / "bench.json", results)
-    write_atomically(folder / "bench.md", table(results).encode())
+    page = folder / "bench.md"
+    old = page.read_text() if page.exists() else ""
+    introduction = old[: old.index(MARKER) + len(MARKER)] if MARKER in old else ""
+    write_atomically(page, (introduction + table(results)).encode())
     draw(results, folder / "bench.png")
 
 

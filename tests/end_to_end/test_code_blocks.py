@@ -22,7 +22,6 @@ from tests.support.paths import ROOT
 LANGUAGES = {"bash", "given", "json", "python", "text", "yaml"}
 
 NOT_RUN: dict[str, tuple[str, ...]] = {
-    "README.md": ("needs a cluster; tests/services/test_ray.py starts one",),
     "docs/how-to/cluster.md": ("needs a cluster; tests/services/test_ray.py starts one",),
     "docs/serving.md": ("needs the server; tests/services/test_served.py starts one",),
 }
@@ -64,14 +63,16 @@ PARSED = {
 """Commands that are only parsed, and where they are run. So are all with ``--ray``: tests/services/test_ray.py."""
 
 OTHERS = {
+    ".": "the environment of a release",
     "cd": "of a checkout of HELMET",
     "eval": "of a shell's start-up file; tests/unit/cli/test_completion.py",
     "bash": "a script of HELMET, which downloads",
-    "git": "downloads",
+    "git": "downloads, or changes a repository",
     "lm-eval": "tests/services/test_served.py",
-    "python": "llama.cpp's converter; tests/services/test_gguf.py",
+    "python": "llama.cpp's converter (tests/services/test_gguf.py), and a release's build",
     "ray": "starts a cluster",
     "transformers": "starts a server; tests/services/test_served.py",
+    "twine": "uploads a release",
     "vllm": "needs a GPU",
 }
 """Programs that are not ours and not run, and why."""

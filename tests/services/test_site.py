@@ -125,7 +125,7 @@ def test_links_to_files_that_the_site_does_not_hold_become_their_paths(hooks: Si
 
 
 @pytest.mark.parametrize("width", [1200, 390])
-@pytest.mark.parametrize("page", ["index", "concepts", "reference/interventions", "errors/context", "reproduction"])
+@pytest.mark.parametrize("page", ["index", "concepts", "reference/interventions", "errors", "gotchas", "reproduction"])
 def test_a_page_opens_from_disk_without_a_request_or_an_error(
     site: Path, browser: Browser, page: str, width: int
 ) -> None:

@@ -404,8 +404,11 @@ def test_the_whole_of_it_writes_its_files(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(bench, "output_of", output_of)
     for name, value in {"TAUS": (0.1, 0.3, 0.6), "KS": (1, 2), "TRAINED_SAMPLES": 1, "EPOCHS": 1}.items():
         monkeypatch.setattr(contestants, name, value)
-    tiny = ["--device", "cpu", "--length", "200", "--lengths", "100", "200", "--rounds", "1", "--processes", "1"]
     folders = [tmp_path / "out", tmp_path / "docs"]
+    introduction = f"# Speed and memory\n\nBy hand.\n\n{bench.MARKER}"
+    folders[1].mkdir()
+    (folders[1] / "bench.md").write_text(f"{introduction}| old |\n")
+    tiny = ["--device", "cpu", "--length", "200", "--lengths", "100", "200", "--rounds", "1", "--processes", "1"]
     bench.main([*tiny, "--threads", "1", "--out", str(folders[0]), "--docs", str(folders[1])])
     for folder in folders:
         assert sorted(path.name for path in folder.iterdir()) == ["bench.json", "bench.md", "bench.png"]
@@ -427,4 +430,6 @@ def test_the_whole_of_it_writes_its_files(tmp_path: Path, monkeypatch: pytest.Mo
     ours = found["length"]["FocusLens, TransformerBridge"]
     assert ours["slope"] == pytest.approx(1)
     assert ours["lengths"]["200"]["total_bytes"] == 200 * 2**21
-    assert "Training writes" in (folders[1] / "bench.md").read_text()
+    tables, page = ((folder / "bench.md").read_text() for folder in folders)
+    assert "Training writes" in tables
+    assert page == introduction + tables
