@@ -20,7 +20,7 @@ from focuslens.evaluation import Interval, McNemar, Setting, Sweep, best_setting
 from focuslens.heads import Head
 from focuslens.interventions.directions import Site
 from focuslens.scores.contextual import KINDS, ContextualScores
-from focuslens.studies.paper.scored import KINDS_SAID
+from focuslens.studies.paper.scored import KINDS_CAPTION
 from focuslens.studies.paper.settings import PaperSettings, find_settings, load_settings
 from focuslens.studies.paper.study import Part, Study
 from focuslens.util.files import versions, write_atomically, write_csv, write_json
@@ -152,7 +152,7 @@ def markdown(found: Comparison, study: Study) -> str:
         "",
         f"Projection less rotary, the same test questions: {between[0]}, McNemar's {between[1]} (first: projection).",
         "",
-        f"Change of contextual scores on test questions under the chosen settings. {KINDS_SAID}.",
+        f"Change of contextual scores on test questions under the chosen settings. {KINDS_CAPTION}.",
         "",
     ]
     heads = list(dict.fromkeys(row[1] for row in found.scores))

@@ -1,4 +1,4 @@
-"""Where samples come from."""
+"""Sources of samples: multi-document files, needles in a haystack, and the synthetic corpus."""
 
 from focuslens.data.multidoc import MultiDocData, load_multidoc
 

@@ -12,20 +12,29 @@ from focuslens.prompts.answers import normalize_answer
 
 __all__ = ["draw_distractors"]
 
-# Normalised, about 1 kB each: all of nq-open-oracle fits, and a file of any length stays at a few megabytes.
+# About 1 kB per normalised record. All of nq-open-oracle fits, and a longer file still takes only a few megabytes.
 _CACHED_RECORDS = 4096
 
 
 def draw_distractors(
     read: Callable[[int], Record], lines: int, questions: int, count: int, seed: int
 ) -> Iterator[array[int]]:
-    """For each of the first ``questions`` lines, the numbers of ``count`` other lines whose gold passages it can have.
+    """Numbers of ``count`` other lines whose gold passages can be distractors, for each of the first lines of a file.
 
-    The draw is uniform and depends on the seed and on the question's line, not on how many questions are drawn for.
-    A passage that contains an accepted answer of the question (title included, both normalised) is not drawn, nor are
-    the question's own passage and two passages that are the same. Only where that leaves too few (one answer in
-    NQ-Open is "S", which every passage contains) may the answer be a part of a word in the passages that make up the
-    number; a whole word it never is. An array that is shorter than ``count`` holds all the passages there are.
+    The draw is uniform. It depends on the seed and on the question's line, not on the number of questions. It skips
+    the question's own passage, repeated passages, and passages that contain an accepted answer of the question (title
+    included, both normalised).
+
+    Some answers leave too few passages: one answer in NQ-Open is "S", which every passage contains. A second round
+    then adds passages in which the answer is only a part of a word, never a whole word. An array shorter than
+    ``count`` holds all usable passages.
+
+    Args:
+        read: Reader of a record by its line number.
+        lines: Number of lines in the file.
+        questions: Number of lines, from the first, that need distractors.
+        count: Distractors per question.
+        seed: Seed of the draw.
     """
 
     @lru_cache(maxsize=_CACHED_RECORDS)
@@ -48,7 +57,7 @@ def draw_distractors(
 
 
 def _permutation(size: int, rng: random.Random) -> Iterator[int]:
-    """A uniform permutation of ``range(size)``, made only as far as it is asked for (Fisher and Yates)."""
+    """A uniform permutation of ``range(size)``, computed lazily (Fisher and Yates)."""
     moved: dict[int, int] = {}
     for i in range(size):
         j = rng.randrange(i, size)

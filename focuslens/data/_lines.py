@@ -1,4 +1,4 @@
-"""Lines of a text file by number, for files too large to hold in memory, compressed or not."""
+"""Access by number to the lines of a text file, compressed or not, that is too large for the memory."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ _GZIP_MAGIC = b"\x1f\x8b"
 class LineStore:
     """The lines of one file: streamed once by :meth:`scan`, then read back by number.
 
-    Only the offsets of the lines are held in memory. A gzip stream cannot be entered in the middle, so the lines of a
-    compressed file (recognised by its first bytes) are written to an anonymous temporary file as they stream past. It
-    is deleted by :meth:`close`, or when the store is garbage collected. A plain file is read where it lies.
+    Only the offsets of the lines are held in memory. A gzip stream cannot be read from the middle. The lines of a
+    compressed file (recognised by its first bytes) are therefore copied to an anonymous temporary file during the
+    scan. :meth:`close` deletes that file, and so does garbage collection of the store. A plain file is read in place.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -38,14 +38,14 @@ class LineStore:
             raise IsADirectoryError(f"{str(self.path)!r} is a directory; name a file in it, such as *.jsonl.gz")
         with self.path.open("rb") as file:
             self._compressed = file.read(2) == _GZIP_MAGIC
-        # Open for as long as the store lives. The cast: systems have different classes for it, all binary files.
+        # The file stays open as long as the store lives. Its class depends on the system, hence the cast.
         file = tempfile.TemporaryFile() if self._compressed else self.path.open("rb")  # noqa: SIM115
         self._file = cast("BinaryIO", file)
         self._offsets = array("Q")
         weakref.finalize(self, self._file.close)
 
     def scan(self) -> Iterator[bytes]:
-        """Every line in order, one in memory at a time. Lines that have passed can be read back once this has ended.
+        """Every line in order, with one line in memory at a time. Lines can be read back by number after the scan.
 
         Raises:
             ValueError: If a compressed file is damaged or cut off.
@@ -79,5 +79,5 @@ class LineStore:
         return self._file.readline()
 
     def close(self) -> None:
-        """Close the file, and delete the temporary one. Harmless when repeated."""
+        """Close the file, and delete the temporary copy if there is one. A second call has no effect."""
         self._file.close()

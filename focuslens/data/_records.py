@@ -1,4 +1,4 @@
-"""One line of a lost-in-the-middle file: what must be in it, and what it means."""
+"""Parsing and checking of one line of a lost-in-the-middle file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from focuslens.prompts.prompt import Document
 __all__ = ["Kind", "Record", "detect_kind", "parse_object", "parse_record"]
 
 Kind: TypeAlias = Literal["retrieval", "placed", "oracle"]
-"""Retrieved passages without the gold one, N passages with the gold one in place, or the gold passage alone."""
+"""Kind of file: retrieved passages without the gold passage, passages with it in place, or the gold passage alone."""
 
 Fields: TypeAlias = Mapping[str, object]
 
@@ -28,11 +28,11 @@ class Record:
 
     Args:
         question: The question.
-        answers: The accepted answers that can be compared with.
-        dropped: The answers that normalise to nothing, which every prediction would contain.
+        answers: The usable accepted answers.
+        dropped: The answers that normalise to the empty string, which every prediction would contain.
         gold: The passage that answers the question.
         distractors: The other usable passages, in the order of the file; none in an oracle file.
-        gold_index: Where the file has the gold passage; -1 in retrieval results, which do not have it among theirs.
+        gold_index: Index of the gold passage in the file; -1 in retrieval results, whose passages lack it.
     """
 
     question: str
@@ -44,7 +44,11 @@ class Record:
 
 
 def parse_object(line: bytes) -> Fields:
-    """The JSON object on one line; ``ValueError`` where there is none."""
+    """The JSON object on one line.
+
+    Raises:
+        ValueError: If the line holds no JSON object.
+    """
     try:
         value: object = json.loads(line)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
@@ -54,7 +58,7 @@ def parse_object(line: bytes) -> Fields:
 
 
 def detect_kind(fields: Fields) -> Kind:
-    """The kind of file that a record comes from: no ``isgold`` is retrieval results, one passage is an oracle file."""
+    """Kind of a record's file: retrieval results have no ``isgold``, and an oracle file has one passage per record."""
     passages = _passages(fields)
     if not any("isgold" in passage for passage in passages):
         return "retrieval"
@@ -65,8 +69,8 @@ def parse_record(fields: Fields, kind: Kind) -> Record:
     """The question and passages of one record.
 
     Raises:
-        ValueError: If a field is missing or of the wrong type (named), if there is not exactly one gold passage, or
-            if no answer is usable.
+        ValueError: If a field is missing or of the wrong type, if there is not exactly one gold passage, or if no
+            answer is usable. The message names the field.
     """
     question = _get(fields, "question", str)
     if not question.strip():

@@ -36,34 +36,34 @@ def load_multidoc(
 ) -> MultiDocData:
     """Samples of ``num_documents`` documents each, one for every question and gold position.
 
-    The first record tells which of the three kinds of file it is (JSON lines, gzipped or not):
+    The file holds JSON lines, gzipped or not. Its first record determines which of three kinds it is:
 
     * **Retrieval results** (``nq-open-contriever-msmarco-retrieved-documents``): ``ctxs`` without ``isgold``. The
       distractors are the first ``num_documents - 1`` passages whose ``hasanswer`` is false, shuffled for every
       question and position; the gold passage is ``nq_annotated_gold``, its title and ``chunked_long_answer``.
     * **Placed** (``nq-open-N_total_documents_gold_at_K``): several ``ctxs``, exactly one with ``isgold`` true. The
-      first ``num_documents - 1`` others stay in their order; the gold passage moves to the positions asked for.
+      first ``num_documents - 1`` others stay in their order; the gold passage moves to ``gold_positions``.
     * **Oracle** (``nq-open-oracle``): a single ``ctxs``, the gold passage. The distractors are gold passages of other
-      questions, the same for all positions of a question, in an order of their own for each; never one that contains
-      an accepted answer, and never the same passage twice.
+      questions, never one with an accepted answer and never the same passage twice. All positions of a question have
+      the same distractors, each in its own order.
 
-    Every line is checked here, once, and read again when its samples are asked for: nothing but offsets stays in
-    memory (see :class:`MultiDocData`). An answer that normalises to nothing (NQ-Open accepts "*" once) is dropped with
-    a warning where the question has another one.
+    Every line is checked once, here, and read again when one of its samples is accessed. Only the offsets stay in
+    memory (see :class:`MultiDocData`). An answer that normalises to the empty string (NQ-Open accepts "*" once) is
+    dropped with a warning if the question has other answers.
 
     Args:
         path: The file.
-        num_documents: Documents in a sample, the gold one included.
-        gold_positions: Where the gold document goes, from 0, one sample each. ``None`` leaves it where a placed file
-            has it.
-        seed: For the order of the distractors, and for which of them an oracle file's question gets.
-        limit: Use only the first ``limit`` questions. Later lines are not read, save for an oracle file's
+        num_documents: Documents per sample, the gold document included.
+        gold_positions: Positions of the gold document, from 0, with one sample each. ``None`` keeps the position that
+            a placed file gives.
+        seed: Seed of the distractors' order and, for an oracle file, of their choice.
+        limit: Use only the first ``limit`` questions. Later lines are not read, except for an oracle file's
             distractors.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If an argument is out of range, or, with file and line number, if a line cannot be used: broken
-            JSON, a missing field, not exactly one gold passage, too few distractors, no usable answer.
+        ValueError: If an argument is out of range, or if a line cannot be used: broken JSON, a missing field, not
+            exactly one gold passage, too few distractors, no usable answer. The message names file and line number.
     """
     positions = None if gold_positions is None else tuple(map(operator.index, gold_positions))
     layout = _Layout(num_documents, positions, seed)
@@ -102,17 +102,17 @@ class _Layout:
 
     @property
     def slots(self) -> int:
-        """Samples of one question."""
+        """Number of samples per question."""
         return 1 if self.gold_positions is None else len(self.gold_positions)
 
 
 class _Source:
-    """One validated file, and how its lines become samples."""
+    """One validated file, and the conversion of its lines to samples."""
 
     def __init__(self, store: LineStore, layout: _Layout, limit: int | None) -> None:
         self.store, self.layout, self.limit = store, layout, limit
         self.needed = layout.num_documents - 1
-        # For every line the first line that asks the same question: one file made of several repeats its questions.
+        # Each line's first line with the same question: a file joined from several files repeats its questions.
         self.first_lines = array("Q")
         self.dropped: list[tuple[int, str]] = []
         self._records: OrderedDict[int, Record] = OrderedDict()
@@ -131,11 +131,11 @@ class _Source:
             self.first_lines.append(seen.setdefault(digest, index))
             if self.limit is None or index < self.limit:
                 self.dropped += [(index + 1, answer) for answer in record.dropped]
-            # Only oracle files go on: their later lines are distractors of the first ones.
+            # An oracle file is read to its end: later lines are distractors of the first ones.
             if index + 1 == self.limit and self.kind != "oracle":
                 break
         if not len(self.store):
-            raise ValueError(f"{self.store.path} is empty; it must hold one JSON object a line")
+            raise ValueError(f"{self.store.path} is empty; it must hold one JSON object per line")
 
     def _detect(self, line: bytes) -> Kind:
         try:
@@ -167,11 +167,11 @@ class _Source:
                 f"ask for at least {place + 1} documents, or give gold_positions"
             )
 
-    def _check_distractors(self, found: int) -> None:
-        if found < self.needed:
+    def _check_distractors(self, count: int) -> None:
+        if count < self.needed:
             raise ValueError(
-                f"there are {found} distractors, but num_documents={self.layout.num_documents} needs {self.needed}; "
-                f"ask for at most {found + 1} documents"
+                f"there are {count} distractors, but num_documents={self.layout.num_documents} needs {self.needed}; "
+                f"ask for at most {count + 1} documents"
             )
 
     def _draw(self) -> Iterator[array[int]]:
@@ -189,7 +189,7 @@ class _Source:
         return ValueError(f"{self.store.path}, line {index + 1}: {error}")
 
     def record(self, index: int) -> Record:
-        """The record of one line, parsed again unless it was among the last few."""
+        """The record of one line, parsed again unless it is in the cache of recent records."""
         record = self._records.pop(index, None) or self._parse(index, self.store[index])
         self._records[index] = record
         if len(self._records) > _CACHED_RECORDS:
@@ -197,7 +197,7 @@ class _Source:
         return record
 
     def sample(self, pick: int) -> MultiDocSample:
-        """The sample of one question and slot, numbered question by question."""
+        """The sample with the number ``pick``. Samples are numbered question by question."""
         index, slot = divmod(pick, self.layout.slots)
         record = self.record(index)
         positions = self.layout.gold_positions
@@ -213,13 +213,13 @@ class _Source:
             return list(record.distractors)
         oracle = self.kind == "oracle"
         distractors = [self.record(line).gold for line in self._draws[index]] if oracle else list(record.distractors)
-        # A text seeds the generator through SHA-512: the same everywhere, and unrelated between neighbours.
+        # A text seeds the generator through SHA-512: equal on every machine, and unrelated between adjacent lines.
         random.Random(f"{self.layout.seed}/{index}/{place}").shuffle(distractors)
         return distractors
 
     @cached_property
     def sha256(self) -> str:
-        """Of the file's bytes, as they are on disk."""
+        """SHA-256 of the file's bytes on disk."""
         digest = hashlib.sha256()
         with self.store.path.open("rb") as file:
             while block := file.read(1 << 20):
@@ -228,15 +228,16 @@ class _Source:
 
 
 class MultiDocData(Sequence[MultiDocSample]):
-    """A lazy sequence of samples, made by :func:`load_multidoc`.
+    """A lazy sequence of samples, returned by :func:`load_multidoc`.
 
-    Samples come question by question, each with its gold positions in the order asked for. ``data[i]`` reads one
-    question's line, for an oracle file also the lines of its distractors; slices, :meth:`split` and :meth:`sample`
-    are views of the same file and cost nothing. In memory are the offsets of the lines and a few parsed records. A
-    gzipped file is unpacked once, into a temporary file that goes with the last view, or with :meth:`close`.
+    Samples are in the order of the questions, and those of one question in the order of ``gold_positions``.
+    ``data[i]`` reads one question's line, for an oracle file also the lines of its distractors. Slices, :meth:`split`
+    and :meth:`sample` are views of the same file and copy no data. The memory holds the offsets of the lines and a few
+    parsed records. A gzipped file is unpacked once, into a temporary file that is deleted with the last view or by
+    :meth:`close`.
 
-    The ``question_id`` of a sample is the number of the first line in the file, from 0, that asks its question.
-    Where a line repeats an earlier question, its samples have their line's number in their ``name``.
+    The ``question_id`` of a sample is the number of the first line in the file, from 0, with its question. Where a
+    line repeats an earlier question, the ``name`` of its samples has the line's number.
     """
 
     def __init__(self, source: _Source, picks: Sequence[int], selection: tuple[str, ...] = ()) -> None:
@@ -285,15 +286,15 @@ class MultiDocData(Sequence[MultiDocSample]):
 
     @property
     def questions(self) -> int:
-        """How many different questions there are."""
+        """Number of different questions."""
         return len(self._by_question())
 
     @property
     def description(self) -> dict[str, object]:
-        """What these samples are, for a result file: equal descriptions mean equal samples.
+        """Description of these samples for a result file. Equal descriptions mean equal samples.
 
-        ``sha256`` is of the whole file, computed when first asked for. ``selection`` lists the slices, splits and
-        samplings that led to this view.
+        ``sha256`` is the digest of the whole file, computed at the first access. ``selection`` lists the slices, splits
+        and samplings that led to this view.
         """
         source, positions = self._source, self._source.layout.gold_positions
         return {
@@ -311,18 +312,18 @@ class MultiDocData(Sequence[MultiDocSample]):
         }
 
     def split(self, fraction: float = 0.5, seed: int = 42) -> tuple[MultiDocData, MultiDocData]:
-        """Train and test, by question: all samples of a question fall on the same side.
+        """Train and test samples, split by question: all samples of a question are on the same side.
 
-        The authors' split: the questions are shuffled by ``random.Random(seed)`` and the first ``fraction``, rounded
-        down, are the training ones. Both sides keep the shuffled order. With the defaults, on a whole file, these are
-        the questions of "Focus Directions" (arXiv 2503.23306) in their order.
+        This is the split of "Focus Directions" (arXiv 2503.23306). ``random.Random(seed)`` shuffles the questions. The
+        first ``fraction`` of them, rounded down, are the training questions. Both sides keep the shuffled order. The
+        defaults give the paper's questions in the paper's order, if applied to a whole file.
 
         Raises:
             ValueError: If a side would be empty.
         """
         groups = list(self._by_question().values())
         random.Random(seed).shuffle(groups)
-        # The small amount: 0.29 * 100 is 28.999999999999996.
+        # The added 1e-9 undoes rounding errors: 0.29 * 100 is 28.999999999999996.
         cut = math.floor(len(groups) * fraction + 1e-9) if 0 < fraction < 1 else 0
         if not 0 < cut < len(groups):
             raise ValueError(
@@ -334,9 +335,9 @@ class MultiDocData(Sequence[MultiDocSample]):
         return self._view(train, f"{step}[0]"), self._view(test, f"{step}[1]")
 
     def sample(self, n: int, seed: int = 42) -> MultiDocData:
-        """``n`` samples of different questions, drawn at random, as evenly over the gold positions as can be.
+        """``n`` samples of different questions, drawn at random and spread evenly over the gold positions.
 
-        A smaller ``n`` with the same seed gives the first ones of a larger ``n``.
+        A smaller ``n`` with the same seed gives the first samples of a larger ``n``.
 
         Raises:
             ValueError: If ``n`` is below 1, or above the number of questions.
@@ -349,14 +350,14 @@ class MultiDocData(Sequence[MultiDocSample]):
         used: Counter[int] = Counter()
         picks: list[int] = []
         for group in groups[:n]:
-            # The least used position that this question has; ties fall at random.
+            # The least used position of this question's samples; ties are broken at random.
             pick = min(group, key=lambda pick: (used[pick % self._source.layout.slots], rng.random()))
             used[pick % self._source.layout.slots] += 1
             picks.append(pick)
         return self._view(picks, f"sample({n}, seed={seed})")
 
     def close(self) -> None:
-        """Close the file and delete the temporary one, for all views; samples cannot be read afterwards."""
+        """Close the file for all views and delete its temporary copy. Samples cannot be read afterwards."""
         self._source.store.close()
 
     def _view(self, picks: Sequence[int], step: str) -> MultiDocData:

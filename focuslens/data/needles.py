@@ -1,8 +1,8 @@
 """Needle-in-a-haystack prompts: a sentence that answers a question, somewhere in a long text about other things.
 
 Task, wording and files are those of "Retrieval Head Mechanistically Explains Long-Context Factuality" (Wu et al., 2024,
-arXiv 2404.15574; code: nightdessert/Retrieval_Head). Because the prompt is assembled here, the character range of the
-needle is known exactly; their code searches the prompt's tokens for a window that holds most of the needle's.
+arXiv 2404.15574; code: nightdessert/Retrieval_Head). The prompt is assembled here, so the character range of the needle
+is known exactly. The authors' code searches the prompt's tokens for a window with most of the needle's tokens.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ _SENTENCE_END = re.compile(r"[.!?][\"')\]]*(?=\s|$)")
 
 @dataclass(frozen=True)
 class Needle:
-    """A sentence to hide, and what to ask for.
+    """A sentence to hide in a haystack, and the question that it answers.
 
     Args:
-        question: The question that it answers.
+        question: The question that the sentence answers.
         text: The sentence, as it is put into the haystack.
-        answer: The reference that responses are compared with; usually the part of the sentence that answers.
+        answer: The reference for responses, usually the part of the sentence that answers the question.
 
     Raises:
-        ValueError: If one of them is empty.
+        ValueError: If any of the three is empty.
     """
 
     question: str
@@ -49,9 +49,9 @@ class Needle:
 
     @property
     def answer_span(self) -> Span | None:
-        """Where the answer stands in the sentence, upper and lower case aside; ``None`` where it is not part of it."""
-        found = re.search(re.escape(self.answer), self.text, re.IGNORECASE)
-        return found.span() if found else None
+        """Character range of the answer in the sentence, case ignored; ``None`` if the sentence does not contain it."""
+        match = re.search(re.escape(self.answer), self.text, re.IGNORECASE)
+        return match.span() if match else None
 
 
 @dataclass(frozen=True)
@@ -59,15 +59,15 @@ class NeedleSample:
     """One prompt of a needle-in-a-haystack test.
 
     Args:
-        prompt: With the parts ``needle`` (what holds the answer) and ``question``; where the answer is known to be a
-            part of the needle, also ``answer``.
-        reference: What a right response says.
-        length: How long the context is: tokens of haystack and needle, or documents.
-        depth: How deep in it the needle was wanted, from 0 (first) to 1 (last).
-        id: Tells the sample from others.
+        prompt: The prompt, with the spans ``needle`` (the text with the answer) and ``question``, and with the span
+            ``answer`` if the needle contains the answer word for word.
+        reference: The answer that a right response gives.
+        length: Length of the context: tokens of haystack and needle, or documents.
+        depth: Requested depth of the needle in the context, from 0 (first) to 1 (last).
+        id: Unique name of the sample.
 
     Raises:
-        ValueError: If the prompt does not say where its needle is.
+        ValueError: If the prompt has no span ``needle``.
     """
 
     prompt: Prompt
@@ -89,7 +89,7 @@ def load_needles(path: str | os.PathLike[str]) -> list[Needle]:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it has no line, or, with file and line number, if a line cannot be used.
+        ValueError: If the file has no line, or a line cannot be used. The message names file and line number.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
@@ -104,7 +104,7 @@ def load_needles(path: str | os.PathLike[str]) -> list[Needle]:
         except ValueError as error:
             raise ValueError(f"{path}, line {number}: {error}") from error
     if not needles:
-        raise ValueError(f"{path} is empty; it must hold one JSON object a line")
+        raise ValueError(f"{path} is empty; it must hold one JSON object per line")
     return needles
 
 
@@ -118,11 +118,11 @@ def _text(fields: Mapping[str, object], name: str) -> str:
 
 
 def load_haystack(directory: str | os.PathLike[str]) -> str:
-    """All ``*.txt`` files of a directory as one text, by name, an empty line between one and the next.
+    """All ``*.txt`` files of a directory as one text, in the order of their names, separated by empty lines.
 
     Raises:
         FileNotFoundError: If the directory has no such file.
-        ValueError: If the files hold nothing but white space, or one of them is not UTF-8.
+        ValueError: If all files are empty, or a file is not UTF-8.
     """
     paths = sorted(Path(directory).glob("*.txt"))
     if not paths:
@@ -144,47 +144,49 @@ def needle_samples(
 ) -> list[NeedleSample]:
     """One sample for every needle, length and depth, in the wording that Wu et al. use for chat models.
 
-    The haystack is cut so that it and the needle have ``length`` tokens together (where the two meet, a tokenizer may
-    make one more or less). The needle follows the last sentence that ends within the first ``depth`` of the cut
-    haystack's tokens: at 0 it comes first, at 1 it comes last, even where the cut falls into a sentence. Lengths do not
-    count question, wording and chat template; those of Wu et al. do, with 200 tokens, so their 5,000 is 4,800 here.
+    The haystack is cut so that it and the needle have ``length`` tokens together. A tokenizer may produce one token
+    more or less where the two meet. The needle follows the last sentence that ends within the first ``depth`` of the
+    cut haystack's tokens. At 0 it comes first. At 1 it comes last, even if the cut falls into a sentence. Lengths do
+    not include the question, the wording and the chat template. Wu et al. count 200 tokens for these, so their length
+    of 5,000 is 4,800 here.
 
-    The prompt's parts are ``needle`` (the sentence), ``question``, and ``answer`` where the sentence holds the needle's
+    The prompt's spans are ``needle`` (the sentence), ``question``, and ``answer`` if the sentence contains the needle's
     answer word for word.
 
     Args:
-        tokenizer: A fast Hugging Face tokenizer, or what has one: a :class:`FocusModel` or its encoder.
+        tokenizer: A fast Hugging Face tokenizer, or an object with the attribute ``tokenizer``: a :class:`FocusModel`
+            or its encoder.
         haystack: The text, at least as long as the longest length.
-        needles: What is hidden, one at a time.
+        needles: The needles, each hidden alone.
         lengths: Tokens of haystack and needle, swept.
-        depths: Where the needle goes, 0 to 1, swept.
+        depths: Depths of the needle, 0 to 1, swept.
 
     Raises:
-        ValueError: If there is nothing to sweep, a value repeats or is out of range, a needle does not fit into a
-            length, or the haystack is too short for one.
+        ValueError: If an argument is empty, a value repeats or is out of range, a needle does not fit into a length, or
+            the haystack is too short for a length.
     """
-    hidden = _distinct("needles", list(needles))
-    sizes = _distinct("lengths", [operator.index(length) for length in lengths])
-    shares = _distinct("depths", [float(depth) for depth in depths])
-    for depth in shares:
+    distinct_needles = _distinct("needles", list(needles))
+    distinct_lengths = _distinct("lengths", [operator.index(length) for length in lengths])
+    distinct_depths = _distinct("depths", [float(depth) for depth in depths])
+    for depth in distinct_depths:
         if not 0 <= depth <= 1:
             raise ValueError(f"depth {depth:g} is not a share of the haystack; it must be from 0 (first) to 1 (last)")
     text = _Haystack(tokenizer, haystack)
     return [
         NeedleSample(prompt, needle.answer, length, depth, f"needle-{number}@{length}/{depth:g}")
-        for number, needle in enumerate(hidden)
-        for length in sizes
-        for depth, prompt in zip(shares, text.prompts(needle, length, shares), strict=True)
+        for number, needle in enumerate(distinct_needles)
+        for length in distinct_lengths
+        for depth, prompt in zip(distinct_depths, text.prompts(needle, length, distinct_depths), strict=True)
     ]
 
 
 def _distinct(name: str, values: list[Any]) -> list[Any]:
-    """The values, if there are any and none repeats: samples are told apart by them."""
+    """The values, after a check that there are some and that they differ. They distinguish the samples."""
     if not values:
         raise ValueError(f"there are no {name}; give at least one")
-    twice: list[Hashable] = [value for i, value in enumerate(values) if value in values[:i]]
-    if twice:
-        raise ValueError(f"{name} repeats {twice[0]!r}; give each once")
+    repeated: list[Hashable] = [value for i, value in enumerate(values) if value in values[:i]]
+    if repeated:
+        raise ValueError(f"{name} repeats {repeated[0]!r}; give each once")
     return values
 
 
@@ -197,32 +199,32 @@ class _Haystack:
             raise ValueError(f"{type(self._tokenizer).__name__} is no fast tokenizer; offsets of tokens need one")
         self._text = text
         self._token_ends = self._ends_of_tokens(text)
-        self._sentence_ends = [found.end() for found in _SENTENCE_END.finditer(text)]
+        self._sentence_ends = [match.end() for match in _SENTENCE_END.finditer(text)]
 
     def _ends_of_tokens(self, text: str) -> list[int]:
         encoding = self._tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
         return [end for _, end in encoding["offset_mapping"]]
 
     def prompts(self, needle: Needle, length: int, depths: Sequence[float]) -> list[Prompt]:
-        """Prompts with a needle at each depth of so much haystack that both have ``length`` tokens."""
-        taken, there = len(self._ends_of_tokens(" " + needle.text)), len(self._token_ends)
-        kept = length - taken
-        if kept < 1:
+        """Prompts with the needle at each depth. Haystack and needle have ``length`` tokens together."""
+        n_needle, n_available = len(self._ends_of_tokens(" " + needle.text)), len(self._token_ends)
+        n_haystack = length - n_needle
+        if n_haystack < 1:
             raise ValueError(
-                f"length {length} leaves no room for a haystack around a needle of {taken} tokens ({needle.text!r}); "
-                f"it must be at least {taken + 1}"
+                f"length {length} leaves no room for a haystack around a needle of {n_needle} tokens "
+                f"({needle.text!r}); it must be at least {n_needle + 1}"
             )
-        if kept > there:
+        if n_haystack > n_available:
             raise ValueError(
-                f"length {length} needs a haystack of {kept:,} tokens beside the needle's {taken}, and this one has "
-                f"{there:,}; give more text, or lengths of at most {there + taken:,}"
+                f"length {length} needs a haystack of {n_haystack:,} tokens beside the needle's {n_needle}, and this "
+                f"one has {n_available:,}; give more text, or lengths of at most {n_available + n_needle:,}"
             )
-        cut = self._token_ends[kept - 1]
-        return [_assemble(self._text[:cut], self._place(kept, depth), needle) for depth in depths]
+        cut = self._token_ends[n_haystack - 1]
+        return [_assemble(self._text[:cut], self._place(n_haystack, depth), needle) for depth in depths]
 
-    def _place(self, kept: int, depth: float) -> int:
-        """The character before which the needle goes, among the first ``kept`` tokens."""
-        before = kept if depth == 1 else int(kept * depth)
+    def _place(self, n_tokens: int, depth: float) -> int:
+        """Index of the character in front of which the needle goes, among the first ``n_tokens`` tokens."""
+        before = n_tokens if depth == 1 else int(n_tokens * depth)
         limit = self._token_ends[before - 1] if before else 0
         if depth == 1:
             return limit
@@ -235,8 +237,8 @@ def _assemble(haystack: str, place: int, needle: Needle) -> Prompt:
     head = "<book>" + before + (" " if before and not before[-1].isspace() else "")
     tail = (" " if after and not after[0].isspace() else "") + after + "</book>\n"
     start, end = len(head), len(head) + len(needle.text)
-    asked = "Based on the content of the book, Question: "
-    question = end + len(tail) + len(asked)
+    lead = "Based on the content of the book, Question: "
+    question = end + len(tail) + len(lead)
     spans: dict[str, list[Span]] = {
         "needle": [(start, end)],
         "question": [(question, question + len(needle.question))],
@@ -244,7 +246,7 @@ def _assemble(haystack: str, place: int, needle: Needle) -> Prompt:
     if needle.answer_span is not None:
         first, last = needle.answer_span
         spans["answer"] = [(start + first, start + last)]
-    return Prompt(f"{head}{needle.text}{tail}{asked}{needle.question}\nAnswer:", spans)
+    return Prompt(f"{head}{needle.text}{tail}{lead}{needle.question}\nAnswer:", spans)
 
 
 def synthetic_needles(
@@ -254,17 +256,17 @@ def synthetic_needles(
     split: Split = "test",
     seed: int = 42,
 ) -> list[NeedleSample]:
-    """Needles for the demo model, which knows only its own corpus: the long prompts of :func:`load_synthetic`.
+    """Needles from the long prompts of :func:`load_synthetic`, for the demo model, which knows only that corpus.
 
-    The part ``needle`` is the sentence of the gold document that holds the answer, or the whole text of the document
-    where no single sentence does; the reference is the answer. The prompt's other parts stay.
+    The span ``needle`` is the sentence of the gold document with the answer, or the document's whole text if not
+    exactly one sentence contains the answer. The reference is the answer. The prompt's other spans stay.
 
     Args:
-        num_documents: Documents in a prompt; a sequence is swept.
-        gold_positions: Where the gold document stands, from 0, swept; from first to last in five steps by default.
+        num_documents: Documents per prompt; a sequence is swept.
+        gold_positions: Positions of the gold document, from 0, swept. The default is five from first to last.
         n: Samples for each number of documents.
-        split: Of the corpus.
-        seed: Of the corpus.
+        split: Split of the corpus.
+        seed: Seed of the corpus.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -274,7 +276,7 @@ def synthetic_needles(
         load_synthetic(n, num_documents=count, gold_positions=gold_positions, split=split, seed=seed)
         for count in _distinct("num_documents", counts)
     ]
-    return [_planted(sample) for some in samples for sample in some]
+    return [_planted(sample) for group in samples for sample in group]
 
 
 def _planted(sample: MultiDocSample) -> NeedleSample:
@@ -283,15 +285,15 @@ def _planted(sample: MultiDocSample) -> NeedleSample:
     prompt, (answer,) = sample.prompt("long"), sample.answers
     text, last = sample.documents[sample.gold_index].text, len(sample.documents) - 1
     ((_, end),) = prompt.spans["relevant"]
-    start = end - len(text)  # a document's part is its title and then its text
+    start = end - len(text)  # a document's span is its title and then its text
     first, past = _sentence_with(answer, text)
     planted = Prompt(prompt.text, {**prompt.spans, "needle": [(start + first, start + past)]})
     return NeedleSample(planted, answer, last + 1, sample.gold_index / max(1, last), sample.id)
 
 
 def _sentence_with(answer: str, text: str) -> Span:
-    """The range of the one sentence that holds the answer as whole words; of all the text where not just one does."""
-    ends = [found.end() for found in _SENTENCE_END.finditer(text)]
+    """Range of the sentence with the answer as whole words, or of the whole text if not exactly one sentence has it."""
+    ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     # The white space between two sentences belongs to neither.
     starts = [0, *(end + len(text[end:]) - len(text[end:].lstrip()) for end in ends[:-1])]
     word = re.compile(rf"\b{re.escape(answer)}\b")

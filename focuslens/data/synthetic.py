@@ -1,13 +1,14 @@
-"""Multi-document question answering that is made up: the corpus of the embedded demo model.
+"""Synthetic multi-document question answering: the corpus of the embedded demo model.
 
-Every context is a small world of people and places. Each has a document with some facts in varied wording and
-order, between filler sentences; names share parts across documents ("Alden Marsh", "Edith Marsh", "Alden Stark"),
-most attributes are told of several entities, and documents mention each other's subjects. So every question has
-competitors that look like its answer. Questions that no document answers have a refusal as their response.
+Every context is a small world of people and places. Each entity has a document with some facts in varied wording and
+order, between filler sentences. Three properties give every question competitors that look like its answer. Names
+share parts across documents ("Alden Marsh", "Edith Marsh", "Alden Stark"). Most attributes are recorded for several
+entities. Documents mention each other's subjects. Questions without an answer in any document have a refusal as their
+response.
 
-Held out for validation and for test are names, values and wordings, by one rule: each is a pair of parts (first name
-and surname, "Port" and "Ashby", sentence opening and sentence core), the parts have indices, and the sum of the two
-indices modulo 5 says which split the pair belongs to. Every part occurs in training, no held-out pair does.
+Names, values and wordings are held out for validation and for test by one rule. Each of them is a pair of parts (first
+name and surname, "Port" and "Ashby", sentence opening and sentence core). The parts have indices, and the sum of the
+two indices modulo 5 determines the pair's split. Every part occurs in training, and no held-out pair does.
 """
 
 from __future__ import annotations
@@ -54,23 +55,23 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 _MODULUS = 5
 _RESIDUES: dict[str, tuple[int, ...]] = {"test": (0,), "validation": (1,), "train": (2, 3, 4)}
 _TRIES = 10_000
-"""Draws after which a kind of value is used up; with one of fifty left, all of them miss it with probability 2e-88."""
+"""Draws after which a kind of value counts as used up. All of them miss one value of fifty with probability 2e-88."""
 _STATEMENT = "the {noun} of {s} was {v}"
 _PARTS = {"person": (FIRST_NAMES, SURNAMES), "place": (PLACE_NAMES, PLACE_KINDS)}
 
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """How hard a context is; the defaults are the corpus that :func:`load_synthetic` gives.
+    """Difficulty of a context. The defaults are those of the corpus of :func:`load_synthetic`.
 
     Args:
         facts: Fewest and most facts per document.
         fillers: Fewest and most filler sentences per document.
-        lookalikes: From 0, where names share a part only where there are more entities than parts (from about 20
-            documents on), to 1, where parts are shared as widely as distinct names allow.
-        mentions: Probability that a document mentions the subject of another.
-        plain: Share of facts that are worded as responses are, and of titles that are nothing but a name, for the first
-            lessons of a curriculum. Only for the train split: the plain wording belongs to it.
+        lookalikes: Degree to which names share parts. At 0, names share a part only if there are more entities than
+            parts (from about 20 documents on). At 1, parts are shared as widely as distinct names allow.
+        mentions: Probability that a document mentions the subject of another document.
+        plain: Share of facts in the wording of responses, and of titles that are only a name, for the first lessons of
+            a curriculum. The plain wording belongs to the train split, so other splits need 0.
 
     Raises:
         ValueError: If a range is not a fewest and a most, or a share or probability is not from 0 to 1.
@@ -98,9 +99,9 @@ class SyntheticQuestion:
 
     Args:
         question: The question's text.
-        answer: The value asked for; ``"not recorded"`` where no document tells it.
-        response: The sentence a model should give, with the answer in it.
-        gold_index: Index of the document that tells the answer, or ``None``.
+        answer: The value in question; ``"not recorded"`` if no document has it.
+        response: The sentence that a model should generate, with the answer in it.
+        gold_index: Index of the document with the answer, or ``None``.
     """
 
     question: str
@@ -111,12 +112,12 @@ class SyntheticQuestion:
 
 @dataclass(frozen=True)
 class SyntheticContext:
-    """Documents, and everything that can be asked about them.
+    """Documents, and all questions about them.
 
     Args:
         documents: The documents, in prompt order.
         answerable: One question for every fact.
-        unanswerable: Questions for an entity or an attribute that no document tells of.
+        unanswerable: Questions about an entity or an attribute that no document records.
     """
 
     documents: tuple[Document, ...]
@@ -146,7 +147,7 @@ class _Entity:
 
 @dataclass
 class _World:
-    """What the documents of one context share while they are written."""
+    """State that the documents of one context share while they are written."""
 
     rng: Random
     split: Split
@@ -162,7 +163,7 @@ class _World:
                 return first, second
 
     def value(self, kind: str) -> str:
-        """A value whose last word (for a person, whose whole name) no other value of the context has."""
+        """A value that differs from all others of the context in its last word (for a person, in its whole name)."""
         firsts, seconds = (FIRST_NAMES, SURNAMES) if kind == "person" else VALUES[kind]
         for _ in range(_TRIES):
             first, second = self.pair(len(firsts), len(seconds))
@@ -174,24 +175,24 @@ class _World:
                 return value
         raise ValueError(
             f"the word lists have no further {kind} that can be told from those in the context; "
-            f"ask for fewer documents or fewer facts than {self.settings.facts} a document"
+            f"ask for fewer documents or fewer facts than {self.settings.facts} per document"
         )
 
 
 def generate_context(
     rng: Random, num_documents: int, split: Split = "train", settings: CorpusSettings | None = None
 ) -> SyntheticContext:
-    """Writes one context.
+    """One random context of documents and questions.
 
     Args:
-        rng: Source of every choice.
-        num_documents: How many documents, 1 to 60.
-        split: Which names, values and wordings are used.
-        settings: How hard the context is; the corpus' defaults where it is ``None``.
+        rng: Source of every random choice.
+        num_documents: Number of documents, 1 to 60.
+        split: Split of the names, values and wordings.
+        settings: Difficulty of the context; the corpus' defaults if it is ``None``.
 
     Raises:
         ValueError: If the number of documents is out of range, the split is unknown or has no plain wording, or the
-            word lists have too few values for so many facts.
+            word lists have too few values for the number of facts.
     """
     if not 1 <= num_documents <= 60:
         raise ValueError(f"num_documents is {num_documents}; the word lists allow 1 to 60")
@@ -210,9 +211,9 @@ def generate_context(
         facts = _facts(world, entity)
         documents.append(_document(world, entity, facts, present))
         for key, attribute in ATTRIBUTES[entity.kind].items():
-            found = facts.get(key)
-            asked = _question(world, entity, attribute, found, None if found is None else index)
-            (unanswerable if found is None else answerable).append(asked)
+            value = facts.get(key)
+            question = _question(world, entity, attribute, value, None if value is None else index)
+            (unanswerable if value is None else answerable).append(question)
     unanswerable += [
         _question(world, entity, attribute, None, None)
         for entity in absent
@@ -232,17 +233,17 @@ def load_synthetic(
 ) -> list[MultiDocSample]:
     """Samples of the synthetic corpus, the same for the same arguments on any machine.
 
-    Each answerable question is asked once for every gold position, with the distractors in the same order, and all
-    of these share a ``question_id``. An unanswerable question gives a single sample, with ``gold_index`` ``None``.
+    Each answerable question gives one sample per gold position. These samples have the distractors in the same order
+    and share a ``question_id``. An unanswerable question gives a single sample, with ``gold_index`` ``None``.
 
     Args:
-        num_samples: How many samples; the last question may have fewer positions than the others.
+        num_samples: Number of samples. The last question may have fewer positions than the others.
         num_documents: Documents per sample.
-        gold_positions: Where the gold document stands, from 0; five positions from first to last (0, 4, 9, 14 and 19 of
-            20) where it is ``None``.
+        gold_positions: Positions of the gold document, from 0. ``None`` gives five positions from first to last (0, 4,
+            9, 14 and 19 of 20).
         split: Names, values and wordings of ``validation`` and ``test`` occur in no other split.
         answerable: Share of questions that a document answers, 0 to 1.
-        seed: Everything follows from it and from the other arguments.
+        seed: Seed of all random choices.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -262,13 +263,13 @@ def load_synthetic(
     samples: list[MultiDocSample] = []
     while len(samples) < num_samples:
         context = generate_context(rng, num_documents, split)
-        # Drawn whatever the share is, so that the contexts of one seed do not depend on it.
-        told, untold, draw = rng.choice(context.answerable), rng.choice(context.unanswerable), rng.random()
+        # All three are always drawn, so that the contexts of a seed do not depend on the share.
+        known, unknown, draw = rng.choice(context.answerable), rng.choice(context.unanswerable), rng.random()
         question_id = f"synthetic-{split}-{num_documents}-{seed}-{draw:.9f}"
         if draw < answerable:
-            samples += [_sample(context, told, position, question_id) for position in gold_positions]
+            samples += [_sample(context, known, position, question_id) for position in gold_positions]
         else:
-            samples.append(_sample(context, untold, None, question_id))
+            samples.append(_sample(context, unknown, None, question_id))
     return samples[:num_samples]
 
 
@@ -278,16 +279,16 @@ def spread_positions(num_documents: int) -> tuple[int, ...]:
 
 
 def _sample(
-    context: SyntheticContext, asked: SyntheticQuestion, position: int | None, question_id: str
+    context: SyntheticContext, question: SyntheticQuestion, position: int | None, question_id: str
 ) -> MultiDocSample:
     documents = list(context.documents)
-    if position is not None and asked.gold_index is not None:
-        documents.insert(position, documents.pop(asked.gold_index))
-    return MultiDocSample(asked.question, (asked.answer,), tuple(documents), position, question_id)
+    if position is not None and question.gold_index is not None:
+        documents.insert(position, documents.pop(question.gold_index))
+    return MultiDocSample(question.question, (question.answer,), tuple(documents), position, question_id)
 
 
 def _entities(world: _World, count: int) -> tuple[list[_Entity], list[_Entity]]:
-    """Entities that get a document, in random order, and entities that get none but share their names' parts."""
+    """Entities with a document, in random order, and entities without a document whose names share the same parts."""
     places = round(count * world.rng.uniform(0.2, 0.4))
     present: list[_Entity] = []
     absent: list[_Entity] = []
@@ -300,7 +301,7 @@ def _entities(world: _World, count: int) -> tuple[list[_Entity], list[_Entity]]:
 
 
 def _grid(world: _World, kind: str, count: int) -> list[tuple[int, int]]:
-    """Distinct pairs of name parts, of as few parts as ``lookalikes`` asks for, each used about equally often."""
+    """Distinct pairs of name parts. ``lookalikes`` sets the number of parts, which are used about equally often."""
     firsts, seconds = _PARTS[kind]
     residue = world.rng.choice(_RESIDUES[world.split])
     first_class = world.rng.randrange(_MODULUS)
@@ -319,7 +320,7 @@ def _grid(world: _World, kind: str, count: int) -> list[tuple[int, int]]:
 
 
 def _facts(world: _World, entity: _Entity) -> dict[str, str]:
-    """Attribute to value, in the order they are told."""
+    """Attribute to value, in the order of the document's sentences."""
     attributes = ATTRIBUTES[entity.kind]
     keys = world.rng.sample(list(attributes), min(len(attributes), world.rng.randint(*world.settings.facts)))
     return {key: world.value(attributes[key].value) for key in keys}
@@ -327,7 +328,7 @@ def _facts(world: _World, entity: _Entity) -> dict[str, str]:
 
 def _document(world: _World, entity: _Entity, facts: dict[str, str], present: list[_Entity]) -> Document:
     rng, settings = world.rng, world.settings
-    # What each sentence is: a fact's key, filler, or the mention of another. The first fact names the subject in full.
+    # Kind of each sentence: a fact's key, filler, or a mention of another entity. The first fact has the full name.
     plan: list[str] = list(facts)
     for _ in range(rng.randint(*settings.fillers)):
         plan.insert(rng.randint(1, len(plan)), "filler")
@@ -347,7 +348,7 @@ def _document(world: _World, entity: _Entity, facts: dict[str, str], present: li
 
 
 def _fact(world: _World, entity: _Entity, attribute: Attribute, value: str, before: str) -> str:
-    """One sentence that tells a fact, after a sentence of the kind ``before``."""
+    """One sentence with a fact, after a sentence of the kind ``before``."""
     cores = (_STATEMENT.replace("{noun}", attribute.noun), *attribute.facts)
     subject = entity.name
     if world.rng.random() < world.settings.plain:
@@ -355,7 +356,7 @@ def _fact(world: _World, entity: _Entity, attribute: Attribute, value: str, befo
     else:
         lead, core = world.pair(len(LEADS), len(cores))
         draw = world.rng.random()
-        # Right after a mention a short name could mean the other, and a pronoun needs a sentence about its subject.
+        # After a mention, a short name could mean the other entity. A pronoun needs a sentence about its subject.
         if before not in ("", "mention") and draw < 0.5:
             pronoun = draw < 0.25 and core != 0 and before != "filler"
             subject = entity.pronoun if pronoun else entity.short_name

@@ -11,17 +11,17 @@ __all__ = ["build_tokenizer"]
 
 _SPECIAL = ("<pad>", "<s>", "</s>")
 _INSTRUCTION = "high answer for the given question using only provided search results of which might be irrelevant"
-# Pieces that follow something other than a space in the prompt, and punctuation.
+# Pieces without a space before them in the prompt, and punctuation.
 _UNSPACED = ("Write", "Document", "Question", "Answer", "(Title", "-quality", " (some", "\n\n", " [", "'s")
-# "(Title" is one piece, so that a document's span starts at a token; digits go in pairs, a year in two pieces.
+# "(Title" is one piece, so that a document's span starts at a token. Digits form pairs: a year is two pieces.
 _PIECES = r"\(Title|-quality| \(some|'s| ?[A-Za-z]+| ?[0-9]{1,2}|\n\n| ?[^\sA-Za-z0-9]|\s"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A fast tokenizer that puts ``<s>`` before a text and can encode and decode any text without loss.
 
-    Every word of the corpus, with the space before it, is one token; a year is two ("18", "74"); everything else
-    falls apart into bytes. It has no chat template: the demo model is a base model.
+    Every word of the corpus, with the space before it, is one token. A year is two tokens ("18", "74"). Everything else
+    is split into bytes. The tokenizer has no chat template: the demo model is a base model.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     spaced = [f" {word}" for word in words()]

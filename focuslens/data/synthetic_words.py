@@ -1,8 +1,8 @@
 """Words and wordings of the synthetic corpus: plain data, no logic.
 
-Names and values are pairs of words ("Alden" + "Marsh", "Port" + "Ashby", "18" + "74"), so that a held-out pair is
-made of words that training has seen. As it is written, capitals included, no word of one value list occurs in another
-list, in a name or in a filler sentence: an answer can only be found where its fact was written.
+Names and values are pairs of words ("Alden" + "Marsh", "Port" + "Ashby", "18" + "74"), so that a held-out pair
+consists of words from the training data. No word of a value list occurs in another list, in a name or in a filler
+sentence, capitals considered. An answer therefore occurs only in the sentence of its fact.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Attribute:
-    """One thing that can be asked of an entity.
+    """An attribute of an entity that questions are about.
 
     Args:
-        noun: What a response calls it: "The birthplace of Alden Marsh was Port Ashby."
+        noun: Its noun in a response: "The birthplace of Alden Marsh was Port Ashby."
         value: Key of :data:`VALUES`, or ``person`` for a person's name.
         facts: Sentence cores, with ``{s}`` for the subject and ``{v}`` for the value.
         questions: Question cores, with ``{s}`` for the full name.
@@ -224,7 +224,7 @@ ATTRIBUTES: dict[str, dict[str, Attribute]] = {
     },
 }
 
-# The bare sentence stands third, so that its plainest core is a wording of the train split.
+# The empty lead is third, so that it forms a wording of the train split with the plainest sentence core.
 LEADS = (
     "By all accounts,",
     "As the register shows,",
@@ -233,7 +233,7 @@ LEADS = (
     "One letter tells us that",
     "It is well known that",
 )
-# The bare question stands third too: none of its sums is held out, so training sees every first word with its capital.
+# The bare question is third too: none of its sums is held out, so every first word occurs capitalised in training.
 QUESTION_FRAMES = (
     "According to the documents, {q}?",
     "From these results, {q}?",
@@ -281,11 +281,11 @@ FILLER_ENDS = (
 )
 
 
-PRONOUNS = ("she", "he", "it")  # A woman by an even index in FIRST_NAMES, a man by an odd one, a place.
+PRONOUNS = ("she", "he", "it")  # for an even index in FIRST_NAMES, for an odd index, for a place
 
 
 def words() -> list[str]:
-    """Every word the corpus can contain, sorted, each once; words that may begin a sentence with a capital as well."""
+    """Every word that the corpus can contain, sorted and distinct. Possible first words also occur capitalised."""
     texts = [*FIRST_NAMES, *SURNAMES, *PLACE_NAMES, *PLACE_KINDS, *LEADS, *TITLES, *MENTIONS, *PRONOUNS, UNKNOWN]
     texts += [*QUESTION_FRAMES, *FILLER_STARTS, *FILLER_ENDS, *(kind.lower() for kind in PLACE_KINDS)]
     texts += [word for firsts, seconds in VALUES.values() for word in (*firsts, *seconds)]
@@ -293,5 +293,5 @@ def words() -> list[str]:
     for attribute in (attribute for kind in ATTRIBUTES.values() for attribute in kind.values()):
         texts += [attribute.noun, *attribute.facts, *attribute.questions]
         starts += [question.split()[0].capitalize() for question in attribute.questions]
-    found = re.findall(r"[A-Za-z]+|[0-9]+", " ".join(re.sub(r"\{.\}", "", text) for text in texts))
-    return sorted({*found, *starts})
+    parts = re.findall(r"[A-Za-z]+|[0-9]+", " ".join(re.sub(r"\{.\}", "", text) for text in texts))
+    return sorted({*parts, *starts})

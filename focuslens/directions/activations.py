@@ -1,4 +1,4 @@
-"""What training needs of a forward pass: queries of the response's rows and all keys, nothing of size T x T."""
+"""Activations for training: the queries of the response's rows and all keys, without anything of size T x T."""
 
 from __future__ import annotations
 
@@ -41,10 +41,10 @@ class LayerHeads:
 
     Attributes:
         layer: The layer.
-        heads: Query heads, in the order in which they were chosen.
-        places: Where each stands among all chosen heads.
-        key_value_heads: The different key-value heads they read, ascending.
-        reads: Which of those each query head reads.
+        heads: Chosen query heads, in the order of the choice.
+        places: Index of each among all chosen heads.
+        key_value_heads: The different key-value heads that they read, ascending.
+        reads: Index into ``key_value_heads`` for each query head.
     """
 
     layer: int
@@ -55,7 +55,7 @@ class LayerHeads:
 
     @classmethod
     def group(cls, heads: Sequence[tuple[int, int]], shape: ModelShape) -> list[LayerHeads]:
-        """Chosen heads, layer by layer."""
+        """The chosen heads, grouped by layer."""
         place = {tuple(head): i for i, head in enumerate(heads)}
         groups: list[LayerHeads] = []
         for layer, chosen in heads_by_layer(heads).items():
@@ -68,12 +68,12 @@ class LayerHeads:
 
 @dataclass(frozen=True, eq=False)
 class RowActivations:
-    """One sample's training data: of each layer with chosen heads, queries of the response rows and all keys.
+    """One sample's training data: the queries of the response rows and all keys, per layer with chosen heads.
 
     Attributes:
-        queries: By layer, at the site trained for.
-        keys: By layer, at the same site; one a key-value head that a chosen head reads.
-        relevant: Which keys belong to the relevant document.
+        queries: Queries of the chosen heads by layer, at the site of the training.
+        keys: Keys by layer, at the same site, of the key-value heads that chosen heads read.
+        relevant: Mask of the keys that belong to the relevant document.
         rows: Positions of the response tokens.
     """
 
@@ -84,7 +84,7 @@ class RowActivations:
 
     @property
     def nbytes(self) -> int:
-        """Memory of queries and keys."""
+        """Bytes of the queries and keys."""
         return sum(t.numel() * t.element_size() for t in (*self.queries.values(), *self.keys.values()))
 
 
@@ -96,9 +96,9 @@ def row_scores(
     scale: float,
     window: int | None = None,
 ) -> Float[Tensor, "head"]:
-    """Contextual scores ``S_C`` (equation 1) from rotated queries of some rows and all rotated keys.
+    """Contextual scores ``S_C`` (equation 1) from the rotated queries of some rows and all rotated keys.
 
-    Row ``i`` sees key ``j`` where ``j <= i`` and, with a sliding window, ``j > i - window``.
+    Row ``i`` attends to key ``j`` if ``j <= i`` and, with a sliding window, ``j > i - window``.
     """
     logits = einsum(queries, keys, "row head d_head, key head d_head -> head row key") * scale
     columns = torch.arange(keys.shape[0], device=keys.device)
@@ -113,7 +113,7 @@ def row_scores(
 def measured_scores(
     model: FocusModel, prompt: EncodedPrompt, response: Int[Tensor, "response"], groups: Sequence[LayerHeads]
 ) -> dict[int, Float[Tensor, "head"]]:
-    """Contextual scores of the chosen heads by layer, read off the model's own attention pattern."""
+    """Contextual scores of the chosen heads by layer, from the model's own attention pattern."""
     scores: dict[int, Tensor] = {}
     relevant = torch.zeros(len(prompt.tokens) + len(response))
     for first, last in prompt.resolve("relevant"):
@@ -139,7 +139,7 @@ def capture_rows(
     groups: Sequence[LayerHeads],
     site: Site,
 ) -> RowActivations:
-    """Run an unmodified model once on a prompt and its response, and keep what training needs.
+    """Run an unmodified model once on a prompt and its response, and record the activations for training.
 
     Raises:
         ValueError: If the response is empty, or prompt and response do not fit the context.
@@ -151,7 +151,7 @@ def capture_rows(
 
     def keep(store: dict[int, Tensor], layer: int, heads: tuple[int, ...], first: int) -> Any:
         def observe(activation: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
-            # A copy, and on one device, also where the layers are on several.
+            # A copy on one device, because the layers may be on several.
             store[layer] = activation[0, first:, list(heads)].clone().to(model.backend.device)
 
         return observe
@@ -179,21 +179,21 @@ def sample_rows(
     case: Case,
     site: Site,
 ) -> RowActivations:
-    """:func:`capture_rows` of a sample's prompt of one case."""
+    """Training data of one sample: :func:`capture_rows` for its prompt of one case."""
     return capture_rows(model, model.encode(sample.prompt(case)), response, groups, site)
 
 
 class ActivationStore:
-    """Training data by sample, kept in memory up to a budget of bytes, otherwise made anew by another forward pass.
+    """Training data by sample, stored up to a budget of bytes and otherwise recomputed by another forward pass.
 
     Args:
-        executor: Runs the forward passes.
+        executor: Executor of the forward passes.
         samples: The training samples.
-        responses: The tokens that follow each one's prompt.
+        responses: Response tokens of each sample.
         groups: The heads.
-        case: Which prompt of a sample is run.
-        site: Where queries and keys are taken.
-        budget: Bytes that may be kept.
+        case: Case of the prompts.
+        site: Site of the queries and keys.
+        budget: Largest number of bytes to store.
     """
 
     def __init__(
@@ -207,8 +207,8 @@ class ActivationStore:
         budget: int,
     ) -> None:
         self._executor, self._samples, self._responses, self._budget = executor, samples, responses, budget
-        self._make = partial(sample_rows, groups=groups, case=case, site=site)
-        self._kept: dict[int, RowActivations] = {}
+        self._compute = partial(sample_rows, groups=groups, case=case, site=site)
+        self._stored: dict[int, RowActivations] = {}
         self._bytes = 0
         self._full = False
 
@@ -216,23 +216,23 @@ class ActivationStore:
         return len(self._samples)
 
     def follow(self, order: Sequence[int]) -> Generator[RowActivations]:
-        """The data of samples in a given order; what is not kept is made as it is asked for, or ahead of it."""
-        missing = [index for index in order if index not in self._kept]
-        made = self._executor.map(self._make, ((self._samples[i], self._responses[i]) for i in missing))
+        """The data of samples in a given order. Data that is not stored is recomputed lazily or ahead of its turn."""
+        missing = [index for index in order if index not in self._stored]
+        recomputed = self._executor.map(self._compute, ((self._samples[i], self._responses[i]) for i in missing))
         for index in order:
-            yield self._kept[index] if index in self._kept else self.keep(index, next(made))
+            yield self._stored[index] if index in self._stored else self.keep(index, next(recomputed))
 
-    def keep(self, index: int, made: RowActivations) -> RowActivations:
-        """A sample's data, kept if there is room."""
-        # What does not fit is not kept. Throwing out older samples would gain nothing: all are used equally often.
-        if self._bytes + made.nbytes <= self._budget:
-            self._kept[index] = made
-            self._bytes += made.nbytes
+    def keep(self, index: int, rows: RowActivations) -> RowActivations:
+        """A sample's data, stored if there is room."""
+        # A full store evicts nothing. Eviction would gain nothing, because all samples are used equally often.
+        if self._bytes + rows.nbytes <= self._budget:
+            self._stored[index] = rows
+            self._bytes += rows.nbytes
         elif not self._full:
             self._full = True
             warnings.warn(
-                f"activations of {len(self._kept)} of {len(self)} samples fill {self._budget / 2**30:.3g} GB; those of "
-                "the others are computed anew in every epoch (a larger memory_gb, or fewer heads, would spare that)",
+                f"activations of {len(self._stored)} of {len(self)} samples fill {self._budget / 2**30:.3g} GB; those "
+                "of the others are computed anew in every epoch (a larger memory_gb, or fewer heads, would spare that)",
                 stacklevel=2,
             )
-        return made
+        return rows

@@ -1,12 +1,13 @@
-"""What a focus direction does at the rotary site: how much of it is content, how much is position.
+"""Effect of a focus direction at the rotary site, split into content and position.
 
-There ``alpha * d_Q`` adds ``alpha * b`` to the logit of a key, the same for every query, with::
+At the rotary site ``alpha * d_Q`` adds ``alpha * b`` to the logit of a key, the same for every query, with::
 
     b(p, kappa) = scale * d_Q . R(p) kappa = scale * (R(p)^T d_Q) . kappa
 
-where ``kappa`` is the key before the rotation (its content), ``R(p)`` the rotation at its absolute position ``p``, and
-``scale`` what query-key products are multiplied by, ``1 / sqrt(d_head)`` as a rule. Softmax ignores what all keys of a
-row have in common, so only differences of ``b`` between keys count. Everything here is in logits at ``alpha = 1``.
+where ``kappa`` is the key before the rotation (its content), ``R(p)`` is the rotation at its absolute position ``p``,
+and ``scale`` is the factor of the query-key products, usually ``1 / sqrt(d_head)``. Softmax ignores a summand that all
+keys of a row have in common, so only differences of ``b`` between keys count. All values here are in logits at
+``alpha = 1``.
 """
 
 from __future__ import annotations
@@ -48,15 +49,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Variance of ``b`` over positions and contents, in squared logits, and the parts it is the sum of.
+    """Variance of ``b`` over positions and contents, in squared logits, and its three summands.
 
-    At strength ``alpha`` all four are ``alpha ** 2`` times as large.
+    At strength ``alpha`` all four numbers are ``alpha ** 2`` times as large.
 
     Attributes:
         total: ``Var b``.
         content: ``Var`` over contents of the mean over positions.
         position: ``Var`` over positions of the mean over contents.
-        interaction: The rest: which contents are favoured depends on where they stand.
+        interaction: The rest: the preference for contents that depends on their position.
     """
 
     total: float
@@ -70,9 +71,9 @@ class HeadKeys:
     """Keys that a query head reads, before the rotation.
 
     Attributes:
-        contents: What enters the rotation: projected and, where the model has a key norm, normed.
-        token_ids: The token at each key.
-        positions: The absolute position of each.
+        contents: Input of the rotation: projected and, if the model has a key norm, normalised keys.
+        token_ids: The token of each key.
+        positions: The absolute position of each key.
     """
 
     contents: Float[Tensor, "key d_head"]
@@ -83,14 +84,14 @@ class HeadKeys:
 def frequency_energy(
     vectors: Float[Tensor, "n d_head"], *, adjacent_pairs: bool = False, rotary_dim: int | None = None
 ) -> Float64[Tensor, "n pair"]:
-    """Share of each vector's squared norm that lies in each rotary pair, fastest first; rows sum to 1.
+    """Share of each vector's squared norm in each rotary pair, fastest first. Rows sum to 1.
 
-    Dimensions that are not rotated are a last column of their own.
+    Dimensions that are not rotated share one last column.
 
     Args:
         vectors: Vectors at the rotary site, or keys or queries before it: a rotation moves no energy between pairs.
         adjacent_pairs: Pairs are dimensions (0, 1), (2, 3), ... (GPT-J), not (i, i + rotary_dim / 2) (Hugging Face).
-        rotary_dim: How many dimensions, from the first, are rotated; by default all.
+        rotary_dim: Number of rotated dimensions, from the first; the default is all.
 
     Raises:
         ValueError: If ``rotary_dim`` is odd or not from 2 to ``d_head``, or a vector is zero.
@@ -120,40 +121,41 @@ def collect_keys(
     seed: int = 0,
     progress: bool | None = None,
 ) -> dict[Head, HeadKeys]:
-    """The keys that each head reads on some prompts, before the rotation; on the CPU.
+    """Keys that each head reads on some prompts, before the rotation, on the CPU.
 
     Heads that share a key-value head have the same keys. Nothing of size T x T is computed.
 
     Args:
         model: The model.
-        prompts: What it reads, each alone.
+        prompts: Prompts, each run alone.
         heads: Query heads.
-        max_keys: Where the prompts have more tokens, that many are drawn from all of them, each equally likely.
-        seed: Of the draw.
-        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.util.progress`.
+        max_keys: Largest number of keys. If the prompts have more tokens, keys are drawn from all of them, each equally
+            likely.
+        seed: Seed of the draw.
+        progress: Show a progress bar; by default only on terminals and in notebooks (:mod:`focuslens.util.progress`).
 
     Raises:
         ValueError: If there are no prompts or heads, ``max_keys`` is not positive, a head does not exist or is named
             twice, a prompt does not fit the context, or the model has no rotary embedding.
     """
     encoded = [model.encode(prompt) for prompt in prompts]
-    named = check_heads(heads, model.shape.n_layers, model.shape.n_heads)
-    if not encoded or not named:
-        raise ValueError(f"there are {len(encoded)} prompts and {len(named)} heads; give at least one of each")
+    chosen = check_heads(heads, model.shape.n_layers, model.shape.n_heads)
+    if not encoded or not chosen:
+        raise ValueError(f"there are {len(encoded)} prompts and {len(chosen)} heads; give at least one of each")
     if max_keys < 1:
         raise ValueError(f"max_keys is {max_keys}; it must be at least 1")
-    chosen = _draw([len(prompt.tokens) for prompt in encoded], max_keys, seed)
-    groups = LayerHeads.group(named, model.shape)
-    drawn = [(prompt, at) for prompt, at in zip(encoded, chosen, strict=True) if len(at)]
-    reading = track(drawn, "keys of heads", unit="prompt", show=progress)
-    seen = [_contents(model, prompt, groups, at) for prompt, at in reading]
-    tokens = torch.cat([prompt.tokens[at] for prompt, at in zip(encoded, chosen, strict=True)])
+    positions = _draw([len(prompt.tokens) for prompt in encoded], max_keys, seed)
+    groups = LayerHeads.group(chosen, model.shape)
+    drawn = [(prompt, at) for prompt, at in zip(encoded, positions, strict=True) if len(at)]
+    tracked = track(drawn, "keys of heads", unit="prompt", show=progress)
+    contents_by_prompt = [_contents(model, prompt, groups, at) for prompt, at in tracked]
+    tokens = torch.cat([prompt.tokens[at] for prompt, at in zip(encoded, positions, strict=True)])
     keys: dict[Head, HeadKeys] = {}
     for group in groups:
-        contents = torch.cat([one[group.layer] for one in seen])
+        contents = torch.cat([by_layer[group.layer] for by_layer in contents_by_prompt])
         for head, read in zip(group.heads, group.reads, strict=True):
-            keys[Head(group.layer, head)] = HeadKeys(contents[:, read], tokens, torch.cat(chosen))
-    return {head: keys[head] for head in named}
+            keys[Head(group.layer, head)] = HeadKeys(contents[:, read], tokens, torch.cat(positions))
+    return {head: keys[head] for head in chosen}
 
 
 def logit_bias(
@@ -163,17 +165,17 @@ def logit_bias(
     rotary: Rotary,
     scale: float,
 ) -> Float64[Tensor, "key"]:
-    """``b`` of keys where they stand: what the direction adds to their logits at ``alpha = 1``.
+    """``b`` of keys at their own positions: the summand of their logits from the direction at ``alpha = 1``.
 
     Args:
         direction: ``d_Q``, at the rotary site.
         contents: The keys before the rotation.
         positions: Their absolute positions.
         rotary: The layer's rotation; its norms are not applied.
-        scale: What query-key products are multiplied by.
+        scale: Factor of the query-key products.
 
     Raises:
-        ValueError: If there are not as many positions as keys, or the tables end before a position.
+        ValueError: If the numbers of positions and keys differ, or the tables end before a position.
     """
     if len(positions) != len(contents):
         raise ValueError(f"there are {len(positions)} positions for {len(contents)} keys; give one for each")
@@ -188,32 +190,32 @@ def decompose(
     rotary: Rotary,
     scale: float,
 ) -> Decomposition:
-    """Two-way functional analysis of variance of ``b(p, kappa)``, every content at every position.
+    """Two-way functional analysis of variance of ``b(p, kappa)``, with every content at every position.
 
     With ``u(p) = scale * R(p)^T d_Q`` and means and covariances over positions and contents, in double precision::
 
         content = Var(mean(u) . kappa)    position = Var(u(p) . mean(kappa))    interaction = trace(Cov(u) Cov(kappa))
 
-    In a text, contents and positions are not independent (the first token is always at position 0): the variance of
-    :func:`logit_bias` over the keys where they stand is another number.
+    In a text, contents and positions are not independent: the first token is always at position 0. The variance of
+    :func:`logit_bias` over the keys at their own positions is therefore another number.
 
     Args:
         direction: ``d_Q``, at the rotary site.
         contents: Keys before the rotation, all equally likely.
-        positions: Absolute positions, all equally likely; they are not those of the contents.
+        positions: Absolute positions, all equally likely and independent of the contents.
         rotary: The layer's rotation; its norms are not applied.
-        scale: What query-key products are multiplied by.
+        scale: Factor of the query-key products.
 
     Raises:
         ValueError: If there are no contents or positions, or the tables end before a position.
     """
-    readers, contents = _readers(direction, rotary, positions, scale), _some(contents)
+    readers, contents = _readers(direction, rotary, positions, scale), _require_keys(contents)
     reader, content = readers.mean(dim=0), contents.mean(dim=0)
     by_position, by_content = (readers - reader) @ content, (contents - content) @ reader
     parts = {
         "content": float(by_content.square().mean()),
         "position": float(by_position.square().mean()),
-        # b less both means is (u - mean u) . (kappa - mean kappa): a product of independent factors.
+        # b minus both means is (u - mean u) . (kappa - mean kappa), a product of independent factors.
         "interaction": float((_covariance(readers) * _covariance(contents)).sum()),
     }
     return Decomposition(total=sum(parts.values()), **parts)
@@ -226,10 +228,10 @@ def position_bias(
     positions: Int[Tensor, "pos"],
     scale: float,
 ) -> Float64[Tensor, "pos"]:
-    """``b`` as a function of absolute position, at a fixed content: the mean over contents if that is their mean.
+    """``b`` as a function of absolute position, at a fixed content. For the mean content, this is the mean of ``b``.
 
     Raises:
-        ValueError: If there are no positions, or the tables end before one.
+        ValueError: If there are no positions, or the tables end before a position.
     """
     return _readers(direction, rotary, positions, scale) @ mean_content.double().cpu()
 
@@ -245,29 +247,28 @@ def token_preferences(
     *,
     tokenizer: Any | None = None,
 ) -> pd.DataFrame:
-    """Which tokens a direction favours: ``b`` averaged over positions and over the occurrences of each token.
+    """A direction's preference for tokens: ``b`` averaged over positions and over the occurrences of each token.
 
     Args:
         direction: ``d_Q``, at the rotary site.
         contents: Keys before the rotation.
-        token_ids: The token at each.
+        token_ids: The token of each key.
         rotary: The layer's rotation; its norms are not applied.
         positions: Absolute positions to average over, all equally likely.
-        scale: What query-key products are multiplied by.
+        scale: Factor of the query-key products.
         min_count: Tokens that occur less often are left out.
-        tokenizer: Gives a further column ``text``, where there is one.
+        tokenizer: Tokenizer for a further column ``text``.
 
     Returns:
-        ``token``, ``count``, ``mean_bias``, most favoured first, most disfavoured last; empty if no token occurs so
-        often.
+        ``token``, ``count``, ``mean_bias``, most favoured first; empty if no token occurs ``min_count`` times.
 
     Raises:
-        ValueError: If there are no contents or positions, not as many tokens as contents, or the tables end before a
-            position.
+        ValueError: If there are no contents or positions, the numbers of tokens and contents differ, or the tables end
+            before a position.
     """
     if len(token_ids) != len(contents):
         raise ValueError(f"there are {len(token_ids)} tokens for {len(contents)} keys; give one for each")
-    bias = _some(contents) @ _readers(direction, rotary, positions, scale).mean(dim=0)
+    bias = _require_keys(contents) @ _readers(direction, rotary, positions, scale).mean(dim=0)
     keys = pd.DataFrame({"token": token_ids.cpu().numpy(), "bias": bias.numpy()})
     frame = keys.groupby("token", as_index=False).agg(count=("bias", "size"), mean_bias=("bias", "mean"))
     frame = frame[frame["count"] >= min_count].sort_values("mean_bias", ascending=False, kind="stable")
@@ -282,25 +283,25 @@ def decompose_heads(
     keys: Mapping[Head, HeadKeys],
     positions: Int[Tensor, "pos"] | None = None,
 ) -> pd.DataFrame:
-    """:func:`decompose` of every head that keys were collected for.
+    """Table of :func:`decompose` for every head with collected keys.
 
     Args:
-        model: The model that the keys are of.
+        model: The model of the keys.
         directions: Its directions, at the rotary site.
-        keys: Of :func:`collect_keys`.
-        positions: Absolute positions, all equally likely; by default from 0 to the last that any key has.
+        keys: Keys by head, from :func:`collect_keys`.
+        positions: Absolute positions, all equally likely; the default is from 0 to the last position of any key.
 
     Returns:
         ``layer``, ``head``, ``total``, ``content``, ``position``, ``interaction`` and ``in_place``, the variance of
-        ``b`` over the keys where they stand; in squared logits at ``alpha = 1``.
+        ``b`` over the keys at their own positions; in squared logits at ``alpha = 1``.
 
     Raises:
-        ValueError: If the directions are of another site or model, or a head has none.
+        ValueError: If the directions belong to another site or model, or a head has no direction.
     """
     if directions.site != "rotary":
         raise ValueError(
-            f"directions are of the {directions.site!r} site; a bias that is the same for every query is what they "
-            "add at the rotary site alone"
+            f"directions are of the {directions.site!r} site; they add the same bias for every query only at the "
+            "rotary site"
         )
     directions.require_shape(model.shape)
     rows: list[dict[str, Any]] = []
@@ -318,7 +319,7 @@ def decompose_heads(
 def _readers(
     direction: Float[Tensor, "d_head"], rotary: Rotary, positions: Int[Tensor, "pos"], scale: float
 ) -> Float64[Tensor, "pos d_head"]:
-    """``scale * R(p)^T d_Q``: what a position's bias is the product of with the content there."""
+    """``u(p) = scale * R(p)^T d_Q`` for each position. Its product with a content is the bias ``b``."""
     if not len(positions):
         raise ValueError("there are no positions; give at least one")
     if int(positions.min()) < 0 or int(positions.max()) >= len(rotary.cos):
@@ -328,12 +329,12 @@ def _readers(
         )
     cos, sin = (table.double().cpu()[positions.cpu()] for table in (rotary.cos, rotary.sin))
     direction = scale * rearrange(direction.double().cpu(), "d_head -> 1 1 d_head").expand(len(positions), 1, -1)
-    # The transpose of a rotation turns the other way.
-    turned = rotate(direction, cos, -sin, adjacent_pairs=rotary.adjacent_pairs)
-    return rearrange(turned, "pos 1 d_head -> pos d_head")
+    # The transpose of a rotation is the rotation by the opposite angle.
+    rotated = rotate(direction, cos, -sin, adjacent_pairs=rotary.adjacent_pairs)
+    return rearrange(rotated, "pos 1 d_head -> pos d_head")
 
 
-def _some(contents: Float[Tensor, "key d_head"]) -> Float64[Tensor, "key d_head"]:
+def _require_keys(contents: Float[Tensor, "key d_head"]) -> Float64[Tensor, "key d_head"]:
     if not len(contents):
         raise ValueError("there are no keys; give at least one")
     return contents.double().cpu()
@@ -345,31 +346,32 @@ def _covariance(x: Float64[Tensor, "n d_head"]) -> Float64[Tensor, "d_head d_hea
 
 
 def _draw(lengths: Sequence[int], most: int, seed: int) -> list[Int[Tensor, "chosen"]]:
-    """Positions of each prompt, ascending: all, or ``most`` of all of them, each equally likely."""
+    """Positions in each prompt, ascending: all, or a uniform draw of ``most`` from all prompts."""
     total = sum(lengths)
-    everything = torch.arange(total)
+    drawn = torch.arange(total)
     if total > most:
         generator = torch.Generator().manual_seed(seed)
-        everything = torch.randperm(total, generator=generator)[:most].sort().values
+        drawn = torch.randperm(total, generator=generator)[:most].sort().values
     starts = torch.tensor([0, *lengths]).cumsum(0).tolist()
-    return [everything[(everything >= start) & (everything < end)] - start for start, end in pairwise(starts)]
+    return [drawn[(drawn >= start) & (drawn < end)] - start for start, end in pairwise(starts)]
 
 
 def _contents(
     model: FocusModel, prompt: EncodedPrompt, groups: Sequence[LayerHeads], positions: Int[Tensor, "chosen"]
 ) -> dict[int, Float[Tensor, "chosen kv_head d_head"]]:
-    """One prompt's keys before the rotation, by layer, of the key-value heads that are read."""
-    kept: dict[int, Tensor] = {}
+    """Keys of one prompt before the rotation, by layer, for the key-value heads that chosen heads read."""
+    projected: dict[int, Tensor] = {}
 
-    def keep(group: LayerHeads) -> Any:
+    def record(group: LayerHeads) -> Any:
         def observe(keys: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
-            kept[group.layer] = keys[0, positions.to(keys.device)][:, list(group.key_value_heads)]
+            projected[group.layer] = keys[0, positions.to(keys.device)][:, list(group.key_value_heads)]
 
         return observe
 
-    observers: list[Hook] = [(hook_name(group.layer, "hook_k"), keep(group)) for group in groups]
+    observers: list[Hook] = [(hook_name(group.layer, "hook_k"), record(group)) for group in groups]
     model.observe(prompt.tokens, observers)
-    norms = {layer: model.backend.rotary(layer, 1).key_norm for layer in kept}
+    norms = {layer: model.backend.rotary(layer, 1).key_norm for layer in projected}
     return {
-        layer: (keys if (norm := norms[layer]) is None else norm(keys)).float().cpu() for layer, keys in kept.items()
+        layer: (keys if (norm := norms[layer]) is None else norm(keys)).float().cpu()
+        for layer, keys in projected.items()
     }

@@ -1,4 +1,4 @@
-"""What focus directions are trained for: the contextual scores of rows to which they are added (equation 4)."""
+"""Training objective of focus directions: the contextual scores of the rows that they are added to (equation 4)."""
 
 from __future__ import annotations
 
@@ -23,18 +23,18 @@ __all__ = ["Attention", "RecordedAttention", "direction_losses", "record_attenti
 
 @runtime_checkable
 class Attention(Protocol):
-    """What differentiating scores needs of a model's layers: what a backend says, or a record of it."""
+    """Properties of a model's layers that differentiable scores need. A backend has them, and so has a record."""
 
     def rotary(self, layer: int, length: int) -> Rotary:
         """The step from ``hook_q``, ``hook_k`` to ``hook_rot_q``, ``hook_rot_k`` for positions below ``length``."""
         ...
 
     def scale(self, layer: int) -> float:
-        """What query-key products are multiplied by."""
+        """Factor of the query-key products."""
         ...
 
     def window(self, layer: int) -> int | None:
-        """How many keys, its own included, a row sees at most; ``None`` for all."""
+        """Largest number of keys that a row attends to, its own included; ``None`` for all."""
         ...
 
 
@@ -43,9 +43,9 @@ class RecordedAttention:
     """An :class:`Attention` without its model.
 
     Attributes:
-        scales: By layer.
-        windows: By layer.
-        rotaries: By layer; none for training at the rotary site.
+        scales: Factor of the query-key products by layer.
+        windows: Sliding window by layer.
+        rotaries: Rotation by layer; empty for training at the rotary site.
     """
 
     scales: Mapping[int, float]
@@ -53,7 +53,7 @@ class RecordedAttention:
     rotaries: Mapping[int, Rotary]
 
     def rotary(self, layer: int, length: int) -> Rotary:
-        """The layer's tables, which go at least so far."""
+        """The layer's rotation tables, which have at least ``length`` positions."""
         return self.rotaries[layer]
 
     def scale(self, layer: int) -> float:
@@ -67,11 +67,11 @@ class RecordedAttention:
 
 @torch.no_grad()
 def record_attention(model: FocusModel, layers: Sequence[int], lengths: Sequence[int], site: Site) -> RecordedAttention:
-    """What training on these layers, and on sequences of these lengths, needs of a model.
+    """Record of a model's attention for training on these layers and on sequences of these lengths.
 
     Raises:
-        ValueError: If the tables of the shortest sequence are not the beginning of those of the longest: then there is
-            no one record for all.
+        ValueError: If the rotation depends on the sequence length, so that the tables of the shortest sequence are not
+            the beginning of those of the longest.
     """
     backend = model.backend
     rotaries = {layer: backend.rotary(layer, max(lengths)) for layer in layers} if site == "projection" else {}
@@ -96,15 +96,15 @@ def direction_losses(
     sample: RowActivations,
     site: Site,
 ) -> Float[Tensor, "n"]:
-    """``-S_C`` of every chosen head on one sample.
+    """Loss ``-S_C`` on one sample, per chosen head (equation 4).
 
     Args:
         attention: The model's rotation, scale and windows: its ``backend``, or a record of it.
         query: ``d_Q`` of each head.
-        key: ``d_K`` of each key-value head that a chosen head reads, layer by layer; at the projection site alone.
+        key: ``d_K`` of each key-value head that a chosen head reads, layer by layer; only at the projection site.
         groups: The heads.
         sample: Their queries and keys.
-        site: Where the directions are added.
+        site: Site of the directions.
     """
     losses = torch.zeros(len(query), device=query.device)
     first_key = 0
@@ -138,32 +138,32 @@ def require_same_attention(
 ) -> None:
     """Refuse a model whose attention is not the softmax of rotated queries and keys that training differentiates.
 
-    A soft cap, a learned sink or another mask would otherwise give plausible directions for no model at all.
+    Without this check, a soft cap, a learned sink or another mask would give plausible but meaningless directions.
 
     Args:
         model: The model.
         prompt: A prompt.
-        response: What follows it.
-        groups: The heads to be trained.
+        response: Tokens of the response to it.
+        groups: The heads to train.
         rows: Their queries and keys on that prompt and response.
-        site: Where the directions will be added.
+        site: Site of the directions.
 
     Raises:
-        ValueError: If the model says that its attention is another, or scores of the response's rows are not those of
-            the model's own patterns.
+        ValueError: If the backend declares another kind of attention, or the contextual scores of the response's rows
+            differ from those of the model's own attention patterns.
     """
-    # A soft cap far above a model's scores hides in rounding: what is declared need not be measured.
+    # The measurement misses a soft cap far above a model's scores. The declaration catches it.
     if (declared := model.backend.unusual_attention()) is not None:
         raise ValueError(f"{model.name!r} has {declared}; directions cannot be trained on such attention")
     n, d_head = sum(len(group.heads) for group in groups), model.shape.d_head
     zeros = torch.zeros(n, d_head, device=model.backend.device)
     n_keys = sum(len(group.key_value_heads) for group in groups)
     key = zeros.new_zeros(n_keys, d_head) if site == "projection" else None
-    ours = -direction_losses(model.backend, zeros, key, groups, rows, site).cpu()
+    computed = -direction_losses(model.backend, zeros, key, groups, rows, site).cpu()
     measured = measured_scores(model, prompt, response, groups)
     for group in groups:
-        gap = float((ours[list(group.places)] - measured[group.layer].cpu()).abs().max())
-        # Half-precision models round every weight of a row; a wrong mask or scale is off by far more.
+        gap = float((computed[list(group.places)] - measured[group.layer].cpu()).abs().max())
+        # Half-precision models round every weight of a row. A wrong mask or scale gives a far larger difference.
         if gap > (1e-3 if rows.queries[group.layer].dtype in (torch.float32, torch.float64) else 2e-2):
             raise ValueError(
                 f"layer {group.layer} of {model.name!r} does not attend as softmax(Q K^T * scale) over visible keys: "
@@ -176,5 +176,5 @@ def _to_rotary_site(
 ) -> tuple[Float[Tensor, "row head d_head"], Float[Tensor, "key kv_head d_head"]]:
     positions = torch.arange(len(k), device=k.device)
     rotary = attention.rotary(layer, len(k))
-    # Hugging Face's query and key norms may give the model's own dtype back.
+    # Hugging Face's query and key norms may return the model's own dtype.
     return rotary.query(q, sample.rows).float(), rotary.key(k, positions).float()

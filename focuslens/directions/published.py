@@ -1,4 +1,4 @@
-"""The directions and rankings that the paper's authors publish: what they look like, without any model's weights."""
+"""Statistics of the directions and rankings that the paper's authors publish, without any model's weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 INITIAL_STD = 0.01
-"""Standard deviation of the normal numbers that the authors' training starts from."""
+"""Standard deviation of the normal distribution of initial vectors in the authors' training."""
 
 _DIRECTIONS, _RANKINGS = "head_features", "contextual_heads_scores_full_seq"
 _DRAWS = 2000
@@ -43,13 +43,13 @@ _DRAWS = 2000
 
 @dataclass(frozen=True, eq=False)
 class PublishedModel:
-    """What is published of one model.
+    """The published directions and ranking of one model.
 
     Attributes:
         name: The name of its folder.
         directions: Vectors of every head, at the rotary site.
         ranking: Heads by relevant contextual score, best first.
-        sources: SHA-256 of every file that was read, by its path from the folder that was named.
+        sources: SHA-256 of every source file, by its path relative to the published folder.
     """
 
     name: str
@@ -59,12 +59,12 @@ class PublishedModel:
 
     @property
     def n_layers(self) -> int:
-        """How many layers it has."""
+        """Number of layers."""
         return 1 + max(head.layer for head in self.directions.heads)
 
     @property
     def n_heads(self) -> int:
-        """How many query heads a layer has."""
+        """Number of query heads per layer."""
         return 1 + max(head.head for head in self.directions.heads)
 
     @property
@@ -76,7 +76,7 @@ class PublishedModel:
         """The best ``k`` heads.
 
         Raises:
-            ValueError: If the ranking has not so many.
+            ValueError: If the ranking has fewer heads.
         """
         if not 1 <= k <= len(self.ranking):
             raise ValueError(
@@ -90,12 +90,12 @@ def load_published_ranking(path: str | Path, n_layers: int | None = None, n_head
 
     Args:
         path: The file.
-        n_layers: Layers of the model, if known.
-        n_heads: Query heads of each of its layers, if known.
+        n_layers: Number of the model's layers, if known.
+        n_heads: Number of query heads per layer, if known.
 
     Raises:
-        FileNotFoundError: If it does not exist.
-        ValueError: If it is no ranking, is empty, or names a head twice or one that the model does not have.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is no ranking, is empty, repeats a head, or names a head that the model does not have.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -114,14 +114,14 @@ def load_published_ranking(path: str | Path, n_layers: int | None = None, n_head
 
 
 def load_published(directory: str | Path) -> list[PublishedModel]:
-    """All models of a folder in the authors' layout, by name.
+    """All models of a folder in the authors' layout, sorted by name.
 
-    Read are ``head_features/MODEL/direction_relevant/head_{q,k}_directions_LAYER.pth`` and, of the same models,
+    The files are ``head_features/MODEL/direction_relevant/head_{q,k}_directions_LAYER.pth`` and, for the same models,
     ``contextual_heads_scores_full_seq/MODEL/relevant_heads.json``.
 
     Raises:
         FileNotFoundError: If a folder or a file is missing.
-        ValueError: If files do not fit together, or a ranking names a head twice or one that does not exist.
+        ValueError: If files do not fit together, or a ranking repeats a head or names a head that does not exist.
     """
     directory = Path(directory)
     if not (directory / _DIRECTIONS).is_dir():
@@ -149,15 +149,16 @@ def _load(directory: Path, name: str) -> PublishedModel:
 
 
 def initial_norm(d_head: int) -> float:
-    """Root mean square norm of the noise that training starts from: ``0.01 * sqrt(d_head)``."""
+    """Root mean square norm of the initial vectors of the training: ``0.01 * sqrt(d_head)``."""
     return INITIAL_STD * math.sqrt(d_head)
 
 
 def head_table(model: PublishedModel) -> pd.DataFrame:
-    """Every head, best first: ``rank`` (from 1; none where it is not ranked), ``layer``, ``head``, norms, quarters.
+    """Table of every head, best first: ``rank``, ``layer``, ``head``, norms and quarters.
 
-    ``query_norm`` and ``key_norm`` are those of ``d_Q`` and ``d_K``; ``quarter_1`` to ``quarter_4`` are the shares of
-    ``d_Q``'s energy by quarters of the rotary frequencies, fastest first.
+    ``rank`` counts from 1 and is missing for a head without a rank. ``query_norm`` and ``key_norm`` are the norms of
+    ``d_Q`` and ``d_K``. ``quarter_1`` to ``quarter_4`` are the shares of ``d_Q``'s energy by quarters of the rotary
+    frequencies, fastest first.
     """
     directions, ranks = model.directions, {head: rank for rank, head in enumerate(model.ranking, start=1)}
     numbers = pd.Series([ranks.get(head) for head in directions.heads], dtype="Int64", name="rank")
@@ -171,24 +172,24 @@ def head_table(model: PublishedModel) -> pd.DataFrame:
 
 
 def frequency_profile(model: PublishedModel, top: int) -> pd.DataFrame:
-    """Mean share of ``d_Q``'s energy by rotary pair, fastest first: of the best heads (``top``) and of ``all``."""
-    every = frequency_energy(model.directions.query).numpy()
+    """Mean share of ``d_Q``'s energy by rotary pair, fastest first, for the best heads (``top``) and for ``all``."""
+    shares = frequency_energy(model.directions.query).numpy()
     best = frequency_energy(model.directions.select(model.top(top)).query).numpy()
-    return pd.DataFrame({"pair": range(every.shape[1]), "top": best.mean(axis=0), "all": every.mean(axis=0)})
+    return pd.DataFrame({"pair": range(shares.shape[1]), "top": best.mean(axis=0), "all": shares.mean(axis=0)})
 
 
 def depth_profile(heads: Iterable[tuple[int, int]], n_layers: int, bins: int = 10) -> Float[np.ndarray, "bin"]:
     """Share of heads by depth, in equal bins from the first layer (0) to the end of the last (1).
 
-    Layer ``l`` takes up ``l / n_layers`` to ``(l + 1) / n_layers``: one that lies in two bins counts in both, by
-    how much of it lies there, so that models of different depths can be compared.
+    Layer ``l`` covers the depths from ``l / n_layers`` to ``(l + 1) / n_layers``. A layer in two bins counts in both,
+    in proportion to its overlap with each. Models of different depths can therefore be compared.
     """
     counts = np.bincount([layer for layer, _ in heads], minlength=n_layers)
     return rebin(counts / counts.sum(), bins)
 
 
 def rebin(mass: Float[np.ndarray, "cell"], bins: int) -> Float[np.ndarray, "bin"]:
-    """Mass in equal cells divided anew into equal bins, each cell's mass being spread evenly over it."""
+    """Mass in equal cells, divided into equal bins. Each cell's mass is spread evenly over the cell."""
     cumulative = np.concatenate(([0.0], np.cumsum(mass)))
     edges = np.interp(np.linspace(0, 1, bins + 1), np.linspace(0, 1, len(mass) + 1), cumulative)
     return np.diff(edges)
@@ -197,8 +198,9 @@ def rebin(mass: Float[np.ndarray, "cell"], bins: int) -> Float[np.ndarray, "bin"
 def summarize_published(model: PublishedModel, top: int) -> dict[str, Any]:
     """One row of numbers: shape, layers of the best heads, norms (least, median, most) and energy by quarters.
 
-    ``top`` is the best heads, ``all`` all that have a direction. Quarters are means of the heads' shares;
-    ``peak_pair_top`` is the rotary pair (from 0, fastest first) with the largest mean share, ``peak_share_top``.
+    ``top`` stands for the best heads, and ``all`` for all heads with a direction. Quarters are means of the heads'
+    shares. ``peak_pair_top`` is the rotary pair (from 0, fastest first) with the largest mean share, and
+    ``peak_share_top`` is that share.
 
     Raises:
         ValueError: If fewer than ``top`` heads are ranked.
@@ -214,24 +216,26 @@ def summarize_published(model: PublishedModel, top: int) -> dict[str, Any]:
         "last_layer": max(head.layer for head in heads),
         "initial_norm": initial_norm(model.directions.d_head),
     }
-    for name, some in (("top", table.head(top)), ("all", table)):
+    for name, subset in (("top", table.head(top)), ("all", table)):
         for part in ("query", "key"):
-            norms = some[f"{part}_norm"]
+            norms = subset[f"{part}_norm"]
             row |= {f"{part}_norm_{name}_{of}": float(norms.agg(of)) for of in ("min", "median", "max")}
-        row |= {f"quarter_{i}_{name}": float(some[f"quarter_{i}"].mean()) for i in range(1, 5)}
+        row |= {f"quarter_{i}_{name}": float(subset[f"quarter_{i}"].mean()) for i in range(1, 5)}
     return row | {"peak_pair_top": int(pairs.argmax()), "peak_share_top": float(pairs.max())}
 
 
 def compare_published(models: Sequence[PublishedModel], top: int, bins: int = 10, *, seed: int = 0) -> pd.DataFrame:
-    """How alike the best heads of every two models are, a row a pair; empty for a single model.
+    """Similarity of the best heads of every two models, one row per pair; empty for a single model.
 
-    ``shared`` counts ``(layer, head)`` pairs among the best ``top`` of both, beside the number ``expected`` of as many
-    heads drawn at random from each, and ``p``, the chance of at least so many. A head's index within its layer means
-    nothing across models that were trained apart, so it is a check on common ancestry; depth is what compares.
+    ``shared`` is the number of ``(layer, head)`` pairs among the best ``top`` heads of both models. ``expected`` is
+    the mean of that number for heads drawn at random from each model, and ``p`` is the probability of at least
+    ``shared``. A head's index within its layer means nothing across independently trained models, so these columns
+    only test for common ancestry. The depth columns compare the models.
 
-    ``depth_overlap`` is the mass that both :func:`depth_profile` have in common (1: the same), ``depth_correlation``
-    Pearson's over the bins (NaN where one is flat). ``depth_overlap_chance`` is the mean overlap of 2,000 random draws
-    of ``top`` heads from each, ``depth_p`` how many of them overlap at least as much.
+    ``depth_overlap`` is the mass that the two :func:`depth_profile` have in common (1 if they are equal).
+    ``depth_correlation`` is Pearson's correlation over the bins (NaN if a profile is flat). ``depth_overlap_chance`` is
+    the mean overlap of 2,000 random draws of ``top`` heads from each model. ``depth_p`` is the share of these draws
+    that overlap at least as much.
 
     Raises:
         ValueError: If fewer than ``top`` heads of a model are ranked.
@@ -264,19 +268,19 @@ def _compare(a: PublishedModel, b: PublishedModel, top: int, bins: int, seed: in
 
 
 def shared_by_chance(first: tuple[int, int], second: tuple[int, int], k: int) -> list[float]:
-    """Chance of 0, 1, ... k common ``(layer, head)`` pairs among ``k`` heads drawn from each of two models.
+    """Probability of 0, 1, ... k common ``(layer, head)`` pairs among ``k`` heads drawn from each of two models.
 
-    Only heads whose layer and index both models have can be common. The mean is
+    A head can be common only if both models have its layer and its index. The mean is
     ``k * k * common / (heads of the first * heads of the second)``.
 
     Args:
-        first: Layers and heads a layer of one model.
-        second: Of the other.
+        first: Number of layers, and of heads per layer, of one model.
+        second: The same numbers of the other model.
         k: Heads drawn from each, without replacement.
     """
     common = min(first[0], second[0]) * min(first[1], second[1])
     chances = [0.0] * (k + 1)
-    # Some of the first draw exist in the second model, and of these some are drawn there.
+    # Some heads of the first draw exist in the second model, and some of these are drawn there too.
     for reachable, chance in enumerate(_hypergeometric(math.prod(first), common, k)):
         for number, given in enumerate(_hypergeometric(math.prod(second), reachable, k)):
             chances[number] += chance * given
@@ -284,7 +288,7 @@ def shared_by_chance(first: tuple[int, int], second: tuple[int, int], k: int) ->
 
 
 def _hypergeometric(total: int, marked: int, drawn: int) -> list[float]:
-    """Chance of 0, 1, ... marked ones among those drawn."""
+    """Probability of 0, 1, ... marked items among the drawn ones."""
     ways = math.comb(total, drawn)
     return [math.comb(marked, n) * math.comb(total - marked, drawn - n) / ways for n in range(drawn + 1)]
 

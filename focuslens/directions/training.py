@@ -1,9 +1,10 @@
-"""Training focus directions (section 3.1 of the paper), from the rows that matter and for all heads in one pass.
+"""Training of focus directions (section 3.1 of the paper), from the response's rows and for all heads in one pass.
 
-For each head, ``d_Q`` (and at the projection site ``d_K``) minimises ``-S_C`` on activations of the unmodified model:
-prompts whose response is the one the model gives with the gold document alone. A head's loss depends on its own
-vectors only and AdamW acts on every number by itself, so training all heads together is training each alone; the one
-exception is ``d_K``, which query heads of a group share at the projection site as they share their keys.
+For each head, ``d_Q`` (and at the projection site ``d_K``) minimises ``-S_C`` on activations of the unmodified model.
+Each prompt is followed by the model's own response to the prompt with the gold document alone. A head's loss depends
+on its own vectors only, and AdamW updates every number independently. Training all heads together therefore equals
+training each head alone. The one exception is ``d_K`` at the projection site: the query heads of a group share it, as
+they share their keys.
 
 At the rotary site no ``d_K`` is trained: ``(q_i + d_Q) . d_K`` is the same for every key, softmax ignores it, and its
 gradient is zero.
@@ -47,19 +48,19 @@ __all__ = ["TrainingConfig", "train_focus_directions"]
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of the training; the defaults are the paper's and its code's.
+    """Settings of the training. The defaults are those of the paper and of its authors' code.
 
     Attributes:
-        site: Where the vectors act; see :class:`FocusSteering`.
-        prompts: Which prompt the gold prompt's response is put after: ``long`` as in the authors' code, or ``gold`` as
-            in the paper's text.
-        epochs: Passes over the samples, in a new random order each.
-        batch_size: Samples a step, whose losses are averaged; the authors' code takes one.
-        learning_rate: Of AdamW.
-        weight_decay: Of AdamW; 0.01 is its default, which the authors' code leaves.
-        init_std: Standard deviation of the normal numbers that the vectors start from.
-        max_new_tokens: Of the gold prompt's response.
-        seed: Of the start and of the order.
+        site: Site of the vectors; see :class:`FocusSteering`.
+        prompts: Prompt in front of the gold prompt's response: ``long`` as in the authors' code, or ``gold`` as in the
+            paper's text.
+        epochs: Passes over the samples, each in a new random order.
+        batch_size: Samples per step, whose losses are averaged. The authors' code takes one.
+        learning_rate: Learning rate of AdamW.
+        weight_decay: Weight decay of AdamW. The authors' code keeps PyTorch's default of 0.01.
+        init_std: Standard deviation of the normal distribution that the initial vectors are drawn from.
+        max_new_tokens: Largest number of tokens of the gold prompt's response.
+        seed: Seed of the initial vectors and of the order of the samples.
     """
 
     site: Site = "rotary"
@@ -87,7 +88,7 @@ class TrainingConfig:
 
 @dataclass(eq=False)
 class _State:
-    """What training changes."""
+    """The mutable state of a training."""
 
     query: Float[Tensor, "n d_head"]
     key: Float[Tensor, "m d_head"] | None
@@ -103,7 +104,7 @@ class _State:
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """The file that an interrupted training goes on from, if it is the same training by its fingerprint."""
+    """The file from which an interrupted training is resumed. A fingerprint ties the file to its training."""
 
     path: Path
     fingerprint: str
@@ -138,7 +139,7 @@ class _Checkpoint:
         state.step, state.losses, state.running = saved["step"], saved["losses"], saved["running"]
 
 
-@torch.inference_mode(False)  # notebooks of TransformerLens turn gradients off for good
+@torch.inference_mode(False)  # TransformerLens's notebooks disable gradients globally
 @torch.enable_grad()
 def train_focus_directions(
     model: FocusModel | Executor,
@@ -154,27 +155,27 @@ def train_focus_directions(
     progress: bool | None = None,
     **settings: Any,
 ) -> FocusDirections:
-    """Train one focus direction a head (equation 4, loss ``-S_C``), all heads together, the model frozen.
+    """Train one focus direction per head (equation 4, loss ``-S_C``), for all heads together, with the model frozen.
 
-    Losses of every epoch are in ``directions.losses``.
+    ``directions.losses`` holds the losses of every epoch.
 
     Args:
-        model: The model, which is not changed, or an executor such as :class:`RayPool` that runs it elsewhere: the
-            forward passes; the steps, which are small, are taken in this process.
-        samples: Training samples; those whose gold prompt gets an empty response are left out.
-        heads: Heads to train, by default all.
-        config: Settings; or give single ones by name, e.g. ``site="projection"``.
-        checkpoint: A file that holds the state, and from which an interrupted training goes on to the same numbers.
-        checkpoint_every: Steps between two writes of it; it is also written after each epoch.
-        memory_gb: How much of the activations is kept between epochs, in gigabytes; the rest is computed anew.
-        batch_tokens: Prompt tokens that are run together where responses are generated; see :func:`run_sweep`.
-        data: What ``provenance`` says of the data; by default the samples' own ``description``.
-        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.util.progress`.
+        model: The model, which is not changed, or an executor such as :class:`RayPool` that runs the forward passes
+            elsewhere. The optimizer's steps, which are small, run in this process.
+        samples: Training samples. Samples with an empty response to the gold prompt are left out.
+        heads: Heads to train; the default is all.
+        config: Settings. Single settings can be given by name instead, e.g. ``site="projection"``.
+        checkpoint: A file for the state. An interrupted training resumes from it and reaches the same numbers.
+        checkpoint_every: Steps between two writes of the checkpoint. It is also written after each epoch.
+        memory_gb: Gigabytes of activations to store between epochs. The rest is recomputed.
+        batch_tokens: Prompt tokens that run together while responses are generated; see :func:`run_sweep`.
+        data: Description of the data for ``provenance``; the default is the samples' own ``description``.
+        progress: Show a progress bar; by default only on terminals and in notebooks (:mod:`focuslens.util.progress`).
         **settings: Fields of :class:`TrainingConfig`.
 
     Raises:
-        ValueError: If no sample has a gold document and a response, a prompt leaves no room for one, or ``checkpoint``
-            is another training's.
+        ValueError: If no sample has a gold document and a response, a prompt leaves no room for a response, or
+            ``checkpoint`` belongs to another training.
         TypeError: If both ``config`` and single settings are given, or a setting is unknown.
     """
     if config is not None and settings:
@@ -183,38 +184,38 @@ def train_focus_directions(
     data = getattr(samples, "description", None) if data is None else data
     executor = executor_for(model)
     options = RunOptions(config.max_new_tokens, batch_tokens, progress)
-    named = _chosen_heads(executor.shape, heads)
+    chosen = _chosen_heads(executor.shape, heads)
     usable, responses = _gold_responses(executor, list_samples(samples), config, options)
-    groups = LayerHeads.group(named, executor.shape)
-    state = _start(executor, named, groups, config)
+    groups = LayerHeads.group(chosen, executor.shape)
+    state = _start(executor, chosen, groups, config)
     provenance = _provenance(executor, usable, config, data)
-    fingerprint = hashlib.sha256(json.dumps([provenance, named, [r.tolist() for r in responses]]).encode()).hexdigest()
-    kept = None if checkpoint is None else _Checkpoint(Path(checkpoint), fingerprint, checkpoint_every)
-    if kept is not None and kept.path.exists():
-        kept.load(state)
+    fingerprint = hashlib.sha256(json.dumps([provenance, chosen, [r.tolist() for r in responses]]).encode()).hexdigest()
+    state_file = None if checkpoint is None else _Checkpoint(Path(checkpoint), fingerprint, checkpoint_every)
+    if state_file is not None and state_file.path.exists():
+        state_file.load(state)
     memory = int(memory_gb * 2**30)
     activations = ActivationStore(executor, usable, responses, groups, config.prompts, config.site, memory)
     check = partial(_checked_rows, groups=groups, case=config.prompts, site=config.site)
     activations.keep(0, next(executor.map(check, [(usable[0], responses[0])])))
     attention = _attention(executor, groups, usable, responses, config)
-    _run_epochs(attention, state, groups, activations, config, kept, progress)
+    _run_epochs(attention, state, groups, activations, config, state_file, progress)
     return FocusDirections(
-        named,
+        chosen,
         state.query,
-        _key_by_head(state.key, named, groups),
+        _key_by_head(state.key, chosen, groups),
         config.site,
         {**provenance, "losses": torch.stack(state.losses).tolist()},
     )
 
 
 def _chosen_heads(shape: ModelShape, heads: Iterable[tuple[int, int]] | None) -> list[Head]:
-    """The heads to train, by default all."""
+    """The heads to train; the default is all."""
     n_layers, n_heads = shape.n_layers, shape.n_heads
-    everything = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
-    named = check_heads(everything if heads is None else heads, n_layers, n_heads)
-    if not named:
+    all_heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+    chosen = check_heads(all_heads if heads is None else heads, n_layers, n_heads)
+    if not chosen:
         raise ValueError("there are no heads to train")
-    return list(named)
+    return list(chosen)
 
 
 def _checked_rows(
@@ -225,7 +226,7 @@ def _checked_rows(
     case: Case,
     site: Site,
 ) -> RowActivations:
-    """A sample's data, after making sure that the model attends to them as training assumes."""
+    """A sample's training data, after a check that the model's attention is the one that training assumes."""
     rows = sample_rows(model, sample, response, groups, case, site)
     require_same_attention(model, model.encode(sample.prompt(case)), response, groups, rows, site)
     return rows
@@ -238,11 +239,11 @@ def _attention(
     responses: Sequence[Tensor],
     config: TrainingConfig,
 ) -> Attention:
-    """The model's rotation, scales and windows, which the steps in this process need."""
+    """The model's rotation, scales and windows, for the optimizer's steps in this process."""
     if isinstance(executor, FocusModel):
         return executor.backend
     prompts = [executor.encode(sample.prompt(config.prompts)) for sample in samples]
-    lengths = [len(one.tokens) + len(response) for one, response in zip(prompts, responses, strict=True)]
+    lengths = [len(prompt.tokens) + len(response) for prompt, response in zip(prompts, responses, strict=True)]
     layers = [group.layer for group in groups]
     return next(executor.map(record_attention, [(layers, [min(lengths), max(lengths)], config.site)]))
 
@@ -253,10 +254,10 @@ def _run_epochs(
     groups: Sequence[LayerHeads],
     activations: ActivationStore,
     config: TrainingConfig,
-    kept: _Checkpoint | None,
+    state_file: _Checkpoint | None,
     progress: bool | None,
 ) -> None:
-    """All steps that the state has not taken yet."""
+    """Run all steps that are still missing from the state."""
     samples, size = len(activations), config.batch_size
     batches = math.ceil(samples / size)
     total = config.epochs * batches
@@ -274,27 +275,26 @@ def _run_epochs(
                 if state.step % batches == 0:
                     state.losses.append(state.running / samples)
                     state.running = None
-                if kept is not None and (state.step % kept.every == 0 or state.running is None):
-                    kept.save(state)
+                if state_file is not None and (state.step % state_file.every == 0 or state.running is None):
+                    state_file.save(state)
                 bar.update()
 
 
 def _gold_responses(
     executor: Executor, samples: list[MultiDocSample], config: TrainingConfig, options: RunOptions
 ) -> tuple[list[MultiDocSample], list[Tensor]]:
-    """Samples with a response to their gold prompt, and that response's tokens, as far as the context has room."""
+    """Samples with a response to their gold prompt, and the response's tokens, cut to the room in the context."""
     answerable = [sample for sample in samples if sample.gold_index is not None]
-    read = track(answerable, "tokenising", show=options.progress)
     limits, prompts = list[int](), list[EncodedPrompt]()
-    for sample in read:
+    for sample in track(answerable, "tokenising", show=options.progress):
         limits.append(_response_limit(executor, sample, config))
         prompts.append(executor.encode(sample.prompt("gold")))
-    lengths, names = [len(one.tokens) for one in prompts], [sample.id for sample in answerable]
+    lengths, names = [len(prompt.tokens) for prompt in prompts], [sample.id for sample in answerable]
     items = list(zip(prompts, limits, strict=True))
     responses = [torch.zeros(0, dtype=torch.long)] * len(answerable)
     with progress_bar("gold responses", len(answerable), show=options.progress) as bar:
-        for indices, made in map_batches(executor, _responses, items, names, lengths, options.batch_tokens):
-            for i, response in zip(indices, made, strict=True):
+        for indices, batch in map_batches(executor, _responses, items, names, lengths, options.batch_tokens):
+            for i, response in zip(indices, batch, strict=True):
                 responses[i] = response
             bar.update(len(indices))
     usable = [i for i, response in enumerate(responses) if len(response)]
@@ -305,12 +305,12 @@ def _gold_responses(
 
 def _responses(model: FocusModel, items: Sequence[tuple[EncodedPrompt, int]], budget: int) -> list[Tensor]:
     """Tokens of the responses to a batch of prompts, each cut to its own limit."""
-    made = model.generate([prompt for prompt, _ in items], max_new_tokens=max(limit for _, limit in items))
-    return [one.tokens[:limit] for one, (_, limit) in zip(made, items, strict=True)]
+    generations = model.generate([prompt for prompt, _ in items], max_new_tokens=max(limit for _, limit in items))
+    return [generation.tokens[:limit] for generation, (_, limit) in zip(generations, items, strict=True)]
 
 
 def _response_limit(executor: Executor, sample: MultiDocSample, config: TrainingConfig) -> int:
-    """Tokens that a response may have so that the prompt to be trained on has room for it."""
+    """Largest number of response tokens for which the training prompt leaves room in the context."""
     room = executor.shape.n_ctx - len(executor.encode(sample.prompt(config.prompts)).tokens)
     if room < 1:
         raise ValueError(
@@ -324,7 +324,7 @@ def _start(executor: Executor, heads: Sequence[Head], groups: Sequence[LayerHead
     d_head, device = executor.shape.d_head, executor.device
 
     def noise(places: Sequence[tuple[int, int]], of_keys: int) -> Tensor:
-        """A head starts from the same numbers whichever other heads are trained beside it."""
+        """Initial vectors. Those of a head do not depend on the other heads in the training."""
         rows: list[Tensor] = []
         for layer, head in places:
             digest = hashlib.sha256(f"{config.seed}/{of_keys}/{layer}/{head}".encode()).digest()
@@ -348,12 +348,16 @@ def _step(
     size: int,
     site: Site,
 ) -> Float[Tensor, "n"]:
-    """One AdamW step on some samples' mean loss; the losses of each head before it, summed over the samples."""
+    """Take one AdamW step on the mean loss of some samples.
+
+    Returns:
+        The losses before the step, per head, summed over the samples.
+    """
     total = torch.zeros(len(state.query))
     gradients = [torch.zeros_like(vector) for vector in state.vectors]
     for rows in batch:
         losses = direction_losses(attention, state.query, state.key, groups, rows, site)
-        # Gradients are asked for by name, so that none are left in the model's own parameters.
+        # Only gradients of the named vectors are computed, so none stay in the model's own parameters.
         for sum_, gradient in zip(gradients, torch.autograd.grad(losses.sum(), state.vectors), strict=True):
             sum_ += gradient
         total += losses.detach().cpu()

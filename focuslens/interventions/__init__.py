@@ -1,4 +1,4 @@
-"""What can be done to attention heads: every intervention is a frozen value that gives TransformerLens hooks."""
+"""Interventions on attention heads. Each is a frozen value that returns TransformerLens hooks."""
 
 from focuslens.interventions.ablation import HeadAblation, mean_head_outputs
 from focuslens.interventions.described import intervention_from

@@ -1,4 +1,4 @@
-"""Ablations: replacing what heads write, or cutting what they read."""
+"""Ablations: replacement of head outputs, and knockout of attention to a span."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["AblationMode", "HeadAblation", "mean_head_outputs"]
 
 AblationMode: TypeAlias = Literal["zero", "mean", "knockout"]
-"""What takes the place of a head's output: nothing, its mean, or its output without the attention to a span."""
+"""Replacement of a head's output: zero, its mean, or its output without the attention to a span."""
 
 
 @torch.no_grad()
@@ -44,13 +44,13 @@ def mean_head_outputs(
     *,
     progress: bool | None = None,
 ) -> Float[Tensor, "n d_head"]:
-    """Mean of ``hook_z`` over every token of every prompt, one vector a head: what ``mode="mean"`` puts in its place.
+    """Mean of ``hook_z`` over all tokens of all prompts, one vector per head, for ``HeadAblation(mode="mean")``.
 
     Args:
         model: The model.
-        prompts: What it reads, each alone.
+        prompts: Prompts, each run alone.
         heads: The heads.
-        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.util.progress`.
+        progress: Show a progress bar; by default only on terminals and in notebooks (:mod:`focuslens.util.progress`).
 
     Raises:
         ValueError: If there are no prompts.
@@ -58,7 +58,7 @@ def mean_head_outputs(
     """
     if isinstance(prompts, str):
         raise TypeError("prompts is one string; give a list of prompts, such as [prompt]")
-    named = check_heads(heads, model.shape.n_layers, model.shape.n_heads)
+    chosen = check_heads(heads, model.shape.n_layers, model.shape.n_heads)
     sums = torch.zeros(model.shape.n_layers, model.shape.n_heads, model.shape.d_head, dtype=torch.double)
     count = 0
 
@@ -68,14 +68,14 @@ def mean_head_outputs(
 
         return observe
 
-    observers = [(hook_name(layer, "hook_z"), add(layer)) for layer in heads_by_layer(named)]
+    observers = [(hook_name(layer, "hook_z"), add(layer)) for layer in heads_by_layer(chosen)]
     for prompt in track(list(prompts), "mean outputs of heads", unit="prompt", show=progress):
         tokens = model.encode(prompt).tokens
         model.observe(tokens, observers)
         count += len(tokens)
     if count == 0:
         raise ValueError("no prompts to take a mean over")
-    return torch.stack([sums[layer, head] / count for layer, head in named]).float()
+    return torch.stack([sums[layer, head] / count for layer, head in chosen]).float()
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,18 +84,18 @@ class HeadAblation:
 
     ``zero`` and ``mean`` replace a head's output before the output projection (``hook_z``). ``knockout`` sets its
     attention scores on a span to minus infinity before the softmax (``hook_attn_scores``; Geva et al., 2023), so that
-    attention moves to the other tokens; rows that would have no key left stay as they are.
+    attention moves to the other tokens. Rows without any other key do not change.
 
     Args:
         heads: ``(layer, head)`` pairs.
         mode: ``zero``, ``mean`` or ``knockout``.
-        mean: For ``mean``, one vector a head, e.g. from :func:`mean_head_outputs`.
-        span: For ``knockout``, the part of the prompt: a name, or a half-open range of token positions.
-        positions: Rows that change: ``all`` (the default of ``zero`` and ``mean``) or those that produce the
+        mean: For ``mean``, one vector per head, e.g. from :func:`mean_head_outputs`.
+        span: For ``knockout``, the span of the prompt: a name, or a half-open range of token positions.
+        positions: Rows that change: ``all`` (the default of ``zero`` and ``mean``), or the rows that produce the
             ``response`` (the default of ``knockout``).
 
     Raises:
-        ValueError: If an argument that the mode needs is missing, or one it has no use for is given.
+        ValueError: If an argument that the mode needs is missing, or an argument that the mode does not use is given.
     """
 
     heads: tuple[Head, ...]
@@ -113,31 +113,32 @@ class HeadAblation:
         span: SpanLike | None = None,
         positions: Positions | None = None,
     ) -> None:
-        named = as_heads(heads)
+        chosen = as_heads(heads)
         if mode not in get_args(AblationMode):
             raise ValueError(f"mode is {mode!r}; it must be one of {', '.join(get_args(AblationMode))}")
         for name, value, needed_by in (("mean", mean, "mean"), ("span", span, "knockout")):
             if (value is not None) != (mode == needed_by):
                 raise ValueError(f"{name} {'is needed' if mode == needed_by else 'has no use'} with mode={mode!r}")
-        if mean is not None and (mean.ndim != 2 or len(mean) != len(named)):
+        if mean is not None and (mean.ndim != 2 or len(mean) != len(chosen)):
             raise ValueError(
-                f"mean has shape {tuple(mean.shape)}; for {len(named)} heads it must be ({len(named)}, d_head)"
+                f"mean has shape {tuple(mean.shape)}; for {len(chosen)} heads it must be ({len(chosen)}, d_head)"
             )
         if span is not None:
             check_span(span)
         mean = None if mean is None else mean.detach().clone()
         positions = positions or ("response" if mode == "knockout" else "all")
         check_positions(positions)
-        for name, value in (("heads", named), ("mode", mode), ("mean", mean), ("span", span), ("positions", positions)):
+        fields = {"heads": chosen, "mode": mode, "mean": mean, "span": span, "positions": positions}
+        for name, value in fields.items():
             object.__setattr__(self, name, value)
 
     @property
     def changes_prompt(self) -> bool:
-        """Whether rows before the last prompt token change too."""
+        """Whether rows before the last prompt token also change."""
         return self.positions == "all"
 
     def describe(self) -> dict[str, Any]:
-        """Kind and settings, as JSON; the mean by its digest."""
+        """Kind and settings as JSON, with a digest in place of the mean."""
         mean = None if self.mean is None else self.mean.detach().float().cpu().contiguous().numpy().tobytes()
         return {
             "kind": "head_ablation",
@@ -152,8 +153,8 @@ class HeadAblation:
         """TransformerLens hooks; the prompt is needed for ``knockout`` and for ``positions="response"``.
 
         Raises:
-            ValueError: If a head does not exist, the mean does not fit, or the prompt is needed and missing.
-            KeyError: If the prompt has no part called ``span``.
+            ValueError: If a head does not exist, the mean does not fit, or a needed prompt is missing.
+            KeyError: If the prompt has no span of that name.
         """
         heads = check_heads(self.heads, model.shape.n_layers, model.shape.n_heads)
         if self.mean is not None and self.mean.shape[1] != model.shape.d_head:
@@ -163,7 +164,7 @@ class HeadAblation:
         needs_prompt = self.mode == "knockout" or self.positions == "response"
         batch = require_prompt(model, prompt, "this ablation") if needs_prompt else None
         if batch is not None and self.span is not None:
-            batch.columns(self.span, batch.width)  # an unknown span is an error now, not during a forward pass
+            batch.columns(self.span, batch.width)  # raises for an unknown span before any forward pass
             hooks = [
                 (hook_name(layer, "hook_attn_scores"), self._cut(model, layer, cursor, chosen, batch, self.span))
                 for layer, chosen in heads_by_layer(heads).items()
@@ -215,9 +216,9 @@ class HeadAblation:
                 return None
             inside = rearrange(batch.columns(span, scores.shape[-1]).to(scores.device), "batch key -> batch 1 1 key")
             rows = scores[:, torch.as_tensor(heads, device=scores.device), first:]
-            # A Hugging Face mask holds the most negative number of the type, TransformerLens's minus infinity.
+            # A masked score is the type's most negative number in Hugging Face, and minus infinity in TransformerLens.
             visible = rows > torch.finfo(rows.dtype).min / 2
-            left = (visible & ~inside).any(dim=-1, keepdim=True)
-            return rows_of(scores, heads, first, rows.masked_fill(inside & left, -torch.inf))
+            has_other_key = (visible & ~inside).any(dim=-1, keepdim=True)
+            return rows_of(scores, heads, first, rows.masked_fill(inside & has_other_key, -torch.inf))
 
         return cut

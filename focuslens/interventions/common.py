@@ -1,4 +1,4 @@
-"""What the interventions share: the prompt they are for, the rows they act on, and safe edits of some heads."""
+"""Common parts of the interventions: checks of prompts and rows, and safe edits of some heads."""
 
 from __future__ import annotations
 
@@ -28,21 +28,25 @@ Positions: TypeAlias = Literal["all", "response"]
 
 
 def check_positions(positions: str) -> None:
-    """Refuse anything but the two names."""
+    """Refuse any value but ``all`` and ``response``."""
     if positions not in get_args(Positions):
         raise ValueError(f"positions is {positions!r}; it must be one of {', '.join(get_args(Positions))}")
 
 
 def check_span(span: SpanLike) -> None:
-    """Refuse an empty or reversed token range; whether it lies in the prompt is known only with the prompt."""
+    """Refuse an empty or reversed token range. The check against the prompt's length needs the prompt."""
     if not isinstance(span, str) and not 0 <= span[0] < span[1]:
         raise ValueError(f"span is {span}; it must be a name or a range of token positions with 0 <= start < end")
 
 
-def require_prompt(model: HookTarget, prompt: PromptLike | None, why: str) -> PromptBatch:
-    """The prompt as a batch; an error where there is none."""
+def require_prompt(model: HookTarget, prompt: PromptLike | None, purpose: str) -> PromptBatch:
+    """The prompt as a batch.
+
+    Raises:
+        ValueError: If the prompt is missing.
+    """
     if prompt is None:
-        raise ValueError(f"{why} needs the prompt: intervention.hooks(model, prompt)")
+        raise ValueError(f"{purpose} needs the prompt: intervention.hooks(model, prompt)")
     return model.batch(prompt)
 
 
@@ -57,7 +61,7 @@ def first_row(
     """Index of the first row to act on, at a hook whose tensor has a key axis.
 
     Raises:
-        ValueError: If the pass is not one of this batch's prompts, or its columns are not absolute.
+        ValueError: If the forward pass is not one of this batch's prompts, or its columns are not absolute.
     """
     n_rows, n_keys = tensor.shape[-2:]
     if not _known(cursor):
@@ -77,7 +81,7 @@ def first_query_row(
     """Index of the first row to act on, at a hook whose tensor has no key axis.
 
     Raises:
-        ValueError: If the pass is not one of this batch's prompts, or it cannot be known where its rows stand.
+        ValueError: If the forward pass is not one of this batch's prompts, or the columns of its rows are unknown.
     """
     if positions == "all" or batch is None:
         return 0
@@ -105,9 +109,9 @@ def _require_same_batch(batch: PromptBatch, tensor: Tensor) -> None:
 
 
 def _require_all_keys(model: HookTarget, layer: int, n_rows: int, n_keys: int) -> None:
-    """Refuse a user's own cached pass through a cache that keeps only the keys of a sliding window.
+    """Refuse a user's own cached forward pass if the cache keeps only the keys of a sliding window.
 
-    Columns are then no longer absolute, and an edit of a part of the prompt would act elsewhere or not at all.
+    Columns are then no longer absolute, so an edit of a span would act on other tokens or on none.
     """
     window = model.cache_window(layer)
     if window is not None and n_rows < n_keys == window - 1 + n_rows:
@@ -118,14 +122,14 @@ def _require_all_keys(model: HookTarget, layer: int, n_rows: int, n_keys: int) -
 
 
 def exactly(x: Tensor) -> Tensor:
-    """In double precision, except on Apple's GPUs, which have none."""
+    """The tensor in double precision, or unchanged on Apple's GPUs, which lack it."""
     return x if x.device.type == "mps" else x.double()
 
 
 def rows_of(tensor: Tensor, heads: Sequence[int], first: int, edited: Tensor) -> Tensor:
     """A copy of ``tensor [batch head row key]`` whose chosen heads and rows from ``first`` on are ``edited``.
 
-    A copy, because the tensor may already be in somebody's activation cache.
+    The tensor itself must not change, because it may already be in an activation cache.
     """
     result = tensor.clone()
     result[:, torch.as_tensor(heads, device=tensor.device), first:] = edited.to(tensor.dtype)

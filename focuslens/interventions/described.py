@@ -1,4 +1,4 @@
-"""Interventions from what result files say of them."""
+"""Reconstruction of interventions from their descriptions in result files."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ __all__ = ["intervention_from"]
 
 
 def intervention_from(description: Mapping[str, Any], directions: Iterable[FocusDirections] = ()) -> Intervention:
-    """The intervention whose ``describe()`` gave a description.
+    """The intervention whose ``describe()`` returned a description.
 
     Args:
-        description: As it stands in a result file.
-        directions: Where steering may find its own: those with the digest that the description has, or of which the
-            heads described have it.
+        description: A description from a result file.
+        directions: Candidates for the directions of steering. The description has a digest of the directions of its
+            heads, which identifies them among the candidates.
 
     Raises:
-        ValueError: If the description lacks what made the intervention: vectors, which it names by their digest only.
+        ValueError: If the intervention needs vectors that the description names only by their digest, and no candidate
+            has that digest.
     """
     kind, heads = description.get("kind"), [(layer, head) for layer, head in description.get("heads", ())]
     if kind == "split_softmax":
         return SplitSoftmax(heads, description["tau"], _span(description["span"]))
     if kind == "focus_steering":
-        wanted = description["directions_sha256"]
-        for one in directions:
-            if set(heads) <= set(one.heads) and one.select(heads).digest == wanted:
-                return FocusSteering(one, description["alpha"], heads, description["positions"])
-        raise ValueError(f"the directions with the digest {wanted[:16]}... are not here")
+        digest = description["directions_sha256"]
+        for candidate in directions:
+            if set(heads) <= set(candidate.heads) and candidate.select(heads).digest == digest:
+                return FocusSteering(candidate, description["alpha"], heads, description["positions"])
+        raise ValueError(f"the directions with the digest {digest[:16]}... are not here")
     if kind == "head_ablation" and description["mode"] != "mean":
         span = None if description["span"] is None else _span(description["span"])
         return HeadAblation(heads, description["mode"], span=span, positions=description["positions"])

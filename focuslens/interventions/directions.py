@@ -1,4 +1,4 @@
-"""Focus directions as an artefact: vectors, the heads they belong to, where they act, and how they were made."""
+"""Focus directions as an artefact: vectors, their heads, their site, and their provenance."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["FocusDirections", "Site"]
 
 Site: TypeAlias = Literal["rotary", "projection"]
-"""Where vectors are added: after the rotary embedding (``hook_rot_q``) or before it (``hook_q``, ``hook_k``)."""
+"""Hook points of the vectors: after the rotary embedding (``hook_rot_q``) or before it (``hook_q``, ``hook_k``)."""
 
 _VECTORS, _CONFIG = "directions.safetensors", "directions.json"
 _FORMAT = 1
@@ -35,14 +35,14 @@ _SHOWN = 20
 
 @dataclass(frozen=True, eq=False)
 class FocusDirections:
-    """One query vector a head and, for the projection site, one key vector a head.
+    """One query vector per head and, for the projection site, one key vector per head.
 
     Args:
-        heads: The heads, best first where there is a ranking.
-        query: ``d_Q`` of each.
-        key: ``d_K`` of each, or ``None``. At the rotary site it has no effect (see :class:`FocusSteering`).
-        site: Where the vectors act; a vector trained at one site means nothing at the other.
-        provenance: How they were made: model, data, settings, seed, versions.
+        heads: The heads, best first if there is a ranking.
+        query: ``d_Q`` of each head.
+        key: ``d_K`` of each head, or ``None``. At the rotary site it has no effect (see :class:`FocusSteering`).
+        site: Site of the vectors. A vector trained at one site means nothing at the other.
+        provenance: Model, data, settings, seed and versions of the training.
 
     Raises:
         ValueError: If shapes disagree, a vector is not finite, a head is named twice, or the site is unknown.
@@ -62,24 +62,23 @@ class FocusDirections:
         site: Site = "rotary",
         provenance: Mapping[str, Any] | None = None,
     ) -> None:
-        named = as_heads(heads)
-        if len(set(named)) < len(named):
-            raise ValueError("a head is named more than once; give one direction a head")
+        chosen = as_heads(heads)
+        if len(set(chosen)) < len(chosen):
+            raise ValueError("a head is named more than once; give one direction per head")
         if site not in get_args(Site):
             raise ValueError(f"site is {site!r}; it must be one of {', '.join(get_args(Site))}")
         for name, vectors in (("query", query), ("key", key)):
             if vectors is None:
                 continue
-            if vectors.ndim != 2 or len(vectors) != len(named):
-                raise ValueError(
-                    f"{name} has shape {tuple(vectors.shape)}; for {len(named)} heads it must be ({len(named)}, d_head)"
-                )
+            if vectors.ndim != 2 or len(vectors) != len(chosen):
+                n = len(chosen)
+                raise ValueError(f"{name} has shape {tuple(vectors.shape)}; for {n} heads it must be ({n}, d_head)")
             if not vectors.isfinite().all():
                 raise ValueError(f"{name} holds values that are not finite")
         if key is not None and key.shape != query.shape:
             raise ValueError(f"query is {tuple(query.shape)} and key {tuple(key.shape)}; they must have the same shape")
-        object.__setattr__(self, "heads", named)
-        # Copies: a frozen value does not follow what its maker goes on to do with the tensors.
+        object.__setattr__(self, "heads", chosen)
+        # Copies, so that later changes of the caller's tensors do not reach this frozen value.
         object.__setattr__(self, "query", query.detach().float().cpu().clone())
         object.__setattr__(self, "key", None if key is None else key.detach().float().cpu().clone())
         object.__setattr__(self, "site", site)
@@ -112,23 +111,23 @@ class FocusDirections:
         ]
         columns = ("head", "norm of d_Q", *(() if key is None else ("norm of d_K",)))
         columns += ("score, first epoch", "score, last epoch") if trained else ()
-        left = f", the first {_SHOWN} shown" if len(self) > _SHOWN else ""
-        made = [
+        shown = f", the first {_SHOWN} shown" if len(self) > _SHOWN else ""
+        provenance = [
             (name, shorten(json.dumps(value, default=str), 160))
             for name, value in self.provenance.items()
             if name != "losses"
         ]
-        title = f"Focus directions of {len(self)} heads at the {self.site} site, d_head {self.d_head}{left}"
-        return card(title, table(columns, rows), details("How they were made", table(("", ""), made)))
+        title = f"Focus directions of {len(self)} heads at the {self.site} site, d_head {self.d_head}{shown}"
+        return card(title, table(columns, rows), details("How they were made", table(("", ""), provenance)))
 
     @property
     def d_head(self) -> int:
-        """Length of a vector."""
+        """Length of each vector."""
         return self.query.shape[1]
 
     @property
     def origin(self) -> str | None:
-        """The model that they were made on, by name, where that is recorded."""
+        """Name of the model that they were trained on; ``None`` if it is not recorded."""
         source, model = str(self.provenance.get("source", "")), self.provenance.get("model")
         if source.startswith(_PUBLISHED):
             return source.removeprefix(_PUBLISHED).replace("_", "/", 1)
@@ -136,44 +135,44 @@ class FocusDirections:
 
     @property
     def losses(self) -> Float[Tensor, "epoch n"] | None:
-        """Mean training loss ``-S_C`` of each head in each epoch; ``None`` for directions from elsewhere."""
+        """Mean training loss ``-S_C`` of each head in each epoch; ``None`` without a recorded training."""
         recorded = self.provenance.get("losses")
         return None if recorded is None else torch.tensor(recorded)
 
     @property
     def digest(self) -> str:
-        """SHA-256 of heads, site and vectors: tells one set of directions from another in result files."""
+        """SHA-256 of heads, site and vectors, which identifies a set of directions in result files."""
         content = hashlib.sha256(json.dumps([self.site, self.heads]).encode())
         for vectors in (self.query, self.key):
             content.update(b"" if vectors is None else vectors.contiguous().numpy().tobytes())
         return content.hexdigest()
 
     def select(self, heads: Iterable[tuple[int, int]]) -> FocusDirections:
-        """The directions of some heads, in the order given.
+        """The directions of some heads, in the given order.
 
         Raises:
             ValueError: If a head has no direction.
         """
-        wanted = as_heads(heads)
+        chosen = as_heads(heads)
         place = {head: i for i, head in enumerate(self.heads)}
-        missing = [head for head in wanted if head not in place]
+        missing = [head for head in chosen if head not in place]
         if missing:
             raise ValueError(
                 f"no direction for {', '.join(map(str, missing))}; there are {len(self)} heads: {self.heads[:5]}..."
             )
-        rows = torch.tensor([place[head] for head in wanted], dtype=torch.long)
+        rows = torch.tensor([place[head] for head in chosen], dtype=torch.long)
         provenance = dict(self.provenance)
         if self.losses is not None:
             provenance["losses"] = self.losses[:, rows].tolist()
         return FocusDirections(
-            wanted, self.query[rows], None if self.key is None else self.key[rows], self.site, provenance
+            chosen, self.query[rows], None if self.key is None else self.key[rows], self.site, provenance
         )
 
     def require_shape(self, shape: ModelShape) -> None:
-        """Refuse a model that these directions cannot belong to.
+        """Refuse the shape of a model that these directions cannot belong to.
 
         Raises:
-            ValueError: If its head size, layers or heads do not fit.
+            ValueError: If the head size, layers or heads do not fit.
         """
         if self.d_head != shape.d_head:
             raise ValueError(
@@ -190,7 +189,7 @@ class FocusDirections:
             raise ValueError(f"directions are of another model: {error}") from error
 
     def save(self, directory: str | Path) -> Path:
-        """Write ``directions.safetensors`` and ``directions.json`` into a directory, which is made if need be."""
+        """Write ``directions.safetensors`` and ``directions.json`` into a directory, which is created if missing."""
         directory = Path(directory)
         vectors = {"query": self.query.contiguous()}
         if self.key is not None:
@@ -214,7 +213,7 @@ class FocusDirections:
 
         Raises:
             FileNotFoundError: If the directory lacks a file.
-            ValueError: If the files are of another format, or do not fit together.
+            ValueError: If the files have another format, or do not belong together.
         """
         directory = Path(source)
         if not directory.is_dir():
@@ -240,7 +239,7 @@ class FocusDirections:
         return loaded
 
     def push_to_hub(self, repository: str, *, private: bool = False, token: str | None = None) -> str:
-        """Upload to a repository on the Hugging Face hub, which is made if need be; returns its address."""
+        """Upload to a repository on the Hugging Face hub, which is created if missing, and return its address."""
         from tempfile import TemporaryDirectory
 
         from huggingface_hub import HfApi
@@ -253,12 +252,12 @@ class FocusDirections:
 
     @classmethod
     def from_published(cls, directory: str | Path) -> FocusDirections:
-        """The files the paper's authors publish: ``head_q_directions_LAYER.pth`` and ``head_k_directions_LAYER.pth``.
+        """Read the paper authors' files ``head_q_directions_LAYER.pth`` and ``head_k_directions_LAYER.pth``.
 
-        Each holds ``[n_heads, d_head]``; they act at the rotary site. All heads of all layers are read, in order.
+        Each file holds ``[n_heads, d_head]`` for the rotary site. All heads of all layers are read, in order.
 
         Raises:
-            FileNotFoundError: If there are none, or a layer or its key file is missing.
+            FileNotFoundError: If there are no such files, or a layer or its key file is missing.
             ValueError: If layers differ in shape.
         """
         directory = Path(directory)

@@ -30,15 +30,15 @@ class FocusSteering:
 
     At the ``rotary`` site ``d_Q`` is added to ``hook_rot_q`` and ``d_K`` is not applied: ``(q_i + d_Q) . d_K`` is the
     same for every key ``j``, and softmax ignores it. At the ``projection`` site ``d_Q`` is added to ``hook_q`` and
-    ``d_K`` to ``hook_k``, which has one vector a key-value head: where several of the chosen heads share one, the mean
-    of their key vectors (trained ones are equal).
+    ``d_K`` to ``hook_k``, which has one vector per key-value head. If several chosen heads share a key-value head, it
+    gets the mean of their key vectors (trained key vectors are equal).
 
     Args:
-        directions: Trained or published directions; they say at which site they act.
-        alpha: The strength; 0 changes nothing, less than 0 lowers attention on relevant contexts.
-        heads: Heads to steer, by default all that have a direction.
-        positions: ``all`` rows, as in the paper, or only those that produce the ``response``, which leaves the
-            prompt's keys and values as they are.
+        directions: Trained or published directions, with their site.
+        alpha: The strength. 0 changes nothing, and a negative value lowers attention on relevant contexts.
+        heads: Heads to steer; the default is all heads with a direction.
+        positions: ``all`` rows, as in the paper, or only the rows that produce the ``response``. The latter does not
+            change the prompt's keys and values.
 
     Raises:
         ValueError: If a head has no direction, or ``alpha`` is not finite.
@@ -67,11 +67,11 @@ class FocusSteering:
 
     @property
     def changes_prompt(self) -> bool:
-        """Whether rows before the last prompt token are steered too."""
+        """Whether rows before the last prompt token are also steered."""
         return self.positions == "all"
 
     def describe(self) -> dict[str, Any]:
-        """Kind and settings, as JSON; the directions by their digest."""
+        """Kind and settings as JSON, with a digest in place of the directions."""
         return {
             "kind": "focus_steering",
             "alpha": self.alpha,
@@ -85,7 +85,7 @@ class FocusSteering:
         """TransformerLens hooks; the prompt is needed only for ``positions="response"``.
 
         Raises:
-            ValueError: If the directions do not fit the model, or the prompt is needed and missing.
+            ValueError: If the directions do not fit the model, or a needed prompt is missing.
         """
         additions = self.additions(model.shape)
         batch = require_prompt(model, prompt, 'positions="response"') if self.positions == "response" else None
@@ -94,7 +94,7 @@ class FocusSteering:
         return hooks
 
     def additions(self, shape: ModelShape) -> list[tuple[str, list[int], Float[Tensor, "n d_head"]]]:
-        """Hook points, and what is added there to which query or key-value heads: the vectors times ``alpha``.
+        """Hook points, the query or key-value heads at each, and the added vectors, ``alpha`` included.
 
         Raises:
             ValueError: If the directions do not fit the model.
@@ -102,16 +102,16 @@ class FocusSteering:
         self.directions.require_shape(shape)
         check_heads(self.heads, shape.n_layers, shape.n_heads)
         at_rotary = self.directions.site == "rotary"
-        added = [
+        additions = [
             (hook_name(layer, "hook_rot_q" if at_rotary else "hook_q"), chosen, self.alpha * vectors)
             for layer, chosen, vectors in self._query_vectors()
         ]
         if not at_rotary and self.directions.key is not None:
-            added += [
+            additions += [
                 (hook_name(layer, "hook_k"), chosen, self.alpha * vectors)
                 for layer, chosen, vectors in self._key_vectors(shape)
             ]
-        return added
+        return additions
 
     def _query_vectors(self) -> list[tuple[int, list[int], Float[Tensor, "n d_head"]]]:
         place = {head: i for i, head in enumerate(self.heads)}

@@ -1,8 +1,8 @@
-"""Many settings in one batch: every row of a prompt's ``copies`` runs under interventions of its own.
+"""Many settings in one batch, with one copy of each prompt per setting.
 
-Settings that leave the prompt as it is differ only in their response rows: as consecutive rows of a batch they share
-one prefill. Settings that change it share what lies below the first layer they touch. What interventions do to the rows
-of a batch is done to all of them at once.
+The copies of a prompt are adjacent rows of the batch. Settings that do not change the prompt differ only in their
+response rows, so their copies share one prefill. Settings that change the prompt share the layers below the first
+changed layer. Each intervention edits all its rows of the batch in one operation.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ __all__ = ["Lanes"]
 
 @dataclass(frozen=True, eq=False)
 class Lanes:
-    """An intervention for batches in which each prompt stands ``len(settings)`` times, once a setting, in a row.
+    """An intervention for batches with ``len(settings)`` adjacent copies of each prompt, one copy per setting.
 
     Args:
-        settings: What each copy of a prompt runs under, in order.
+        settings: The interventions of each copy, in order.
 
     Raises:
-        ValueError: If there are none.
+        ValueError: If there are no settings.
     """
 
     settings: tuple[tuple[Intervention, ...], ...]
@@ -58,26 +58,28 @@ class Lanes:
     @property
     def heads(self) -> tuple[Head, ...]:
         """All heads that any setting acts on."""
-        return tuple(dict.fromkeys(head for setting in self.settings for one in setting for head in one.heads))
+        interventions = [intervention for setting in self.settings for intervention in setting]
+        return tuple(dict.fromkeys(head for intervention in interventions for head in intervention.heads))
 
     @property
     def changes_prompt(self) -> bool:
         """Whether any setting changes rows before the last prompt token."""
-        return any(one.changes_prompt for setting in self.settings for one in setting)
+        return any(intervention.changes_prompt for setting in self.settings for intervention in setting)
 
     def prompt_part(self) -> Lanes:
-        """What changes the prompt's own rows, without what acts on responses alone."""
+        """The interventions that change the prompt's own rows, without those that act only on responses."""
         return Lanes([on_prompt(setting) for setting in self.settings])
 
     def describe(self) -> dict[str, Any]:
-        """Every setting, as JSON."""
-        return {"kind": "lanes", "settings": [[one.describe() for one in setting] for setting in self.settings]}
+        """Descriptions of all settings as JSON."""
+        settings = [[intervention.describe() for intervention in setting] for setting in self.settings]
+        return {"kind": "lanes", "settings": settings}
 
     def hooks(self, model: HookTarget, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
         """Hooks for the whole batch, copies included.
 
         Raises:
-            ValueError: If the batch does not hold each prompt once a setting, or an intervention does not fit.
+            ValueError: If the batch does not hold one copy of each prompt per setting, or an intervention does not fit.
         """
         batch = require_prompt(model, prompt, "a batch of settings")
         copies = len(self.settings)
@@ -93,38 +95,37 @@ class Lanes:
     def _hooks_of(
         self, model: HookTarget, batch: PromptBatch, acting: dict[int, Intervention], cursor: Cursor | None
     ) -> list[Hook]:
-        """Hooks of one intervention a lane; lanes do not meet, so the order of kinds is free."""
+        """Hooks of one intervention per lane. Lanes are disjoint, so the order of the kinds does not matter."""
         copies = len(self.settings)
         splits: defaultdict[SpanLike, dict[int, SplitSoftmax]] = defaultdict(dict)
         steered: dict[int, FocusSteering] = {}
         hooks: list[Hook] = []
-        for lane, one in acting.items():
-            if type(one) is SplitSoftmax:
-                splits[one.span][lane] = one
-            elif type(one) is FocusSteering:
-                steered[lane] = one
+        for lane, intervention in acting.items():
+            if type(intervention) is SplitSoftmax:
+                splits[intervention.span][lane] = intervention
+            elif type(intervention) is FocusSteering:
+                steered[lane] = intervention
             else:
                 prompts = PromptBatch(batch.prompts[lane::copies])
-                hooks += [
-                    (name, _on_lane(hook, lane, copies)) for name, hook in one.hooks(model, prompts, cursor=cursor)
-                ]
+                own_hooks = intervention.hooks(model, prompts, cursor=cursor)
+                hooks += [(name, _on_lane(hook, lane, copies)) for name, hook in own_hooks]
         for span, lanes in splits.items():
             hooks += _split_hooks(model, batch, span, lanes, copies, cursor)
         return hooks + _steering_hooks(model, batch, steered, copies, cursor)
 
 
-def _on_lane(own: Any, lane: int, copies: int) -> Any:
-    """A hook of one setting on its rows of the batch."""
+def _on_lane(lane_hook: Any, lane: int, copies: int) -> Any:
+    """A hook of one setting, applied to its rows of the batch."""
 
     def act(tensor: Tensor, hook: Any) -> Tensor | None:
-        changed = own(tensor[lane::copies], hook)
+        changed = lane_hook(tensor[lane::copies], hook)
         if changed is None:
             return None
         result = tensor.clone()
         result[lane::copies] = changed
         return result
 
-    return row_wise(act) if is_row_wise(own) else act
+    return row_wise(act) if is_row_wise(lane_hook) else act
 
 
 def _split_hooks(
@@ -135,16 +136,16 @@ def _split_hooks(
     copies: int,
     cursor: Cursor | None,
 ) -> list[Hook]:
-    """Split-softmax of all lanes in one edit a layer: each row and head has its own ``tau``, 1 where it has none."""
-    batch.columns(span, batch.width)  # an unknown span is an error now, not in the middle of a forward pass
+    """Split-softmax of all lanes in one edit per layer. Rows and heads have their own ``tau``, by default 1."""
+    batch.columns(span, batch.width)  # raises for an unknown span before any forward pass
     taus = torch.ones(copies, model.shape.n_layers, model.shape.n_heads, dtype=torch.float64)
-    for lane, one in lanes.items():
-        for layer, head in check_heads(one.heads, model.shape.n_layers, model.shape.n_heads):
-            taus[lane, layer, head] = one.tau
-    touched = [layer for layer in range(model.shape.n_layers) if (taus[:, layer] != 1).any()]
+    for lane, split in lanes.items():
+        for layer, head in check_heads(split.heads, model.shape.n_layers, model.shape.n_heads):
+            taus[lane, layer, head] = split.tau
+    layers = [layer for layer in range(model.shape.n_layers) if (taus[:, layer] != 1).any()]
     return [
         (hook_name(layer, "hook_pattern"), _split_rows(model, batch, span, taus[:, layer], layer, copies, cursor))
-        for layer in touched
+        for layer in layers
     ]
 
 
@@ -166,7 +167,7 @@ def _split_rows(
     ]
 
     @row_wise
-    def turn(pattern: Float[Tensor, "batch head row key"], hook: Any) -> Tensor | None:
+    def rescale(pattern: Float[Tensor, "batch head row key"], hook: Any) -> Tensor | None:
         first, n_keys = first_row(model, layer, batch, "response", cursor, pattern), pattern.shape[-1]
         if first >= pattern.shape[-2]:
             return None
@@ -174,8 +175,8 @@ def _split_rows(
         outside = (~prompts.columns(span, n_keys)).to(rows)
         elsewhere = einsum(rows, outside, "prompt copy head row key, prompt key -> prompt copy head row")
         elsewhere = exactly(elsewhere)
-        # The span itself, which is short, in double precision: a factor that single precision has no room for belongs
-        # to a mass that is as small.
+        # The span is short, so its weights are in double precision. The factor of a tiny mass would overflow single
+        # precision.
         parts = [(i, part, exactly(rows[i, ..., part])) for i, part in places]
         on_span = torch.zeros_like(elsewhere)
         for i, _, weights in parts:
@@ -188,21 +189,21 @@ def _split_rows(
             edited[i, ..., part] = (weights * raised[i, ..., None]).to(rows.dtype)
         return result
 
-    return turn
+    return rescale
 
 
 def _steering_hooks(
     model: HookTarget, batch: PromptBatch, lanes: dict[int, FocusSteering], copies: int, cursor: Cursor | None
 ) -> list[Hook]:
-    """Steering of all lanes in one addition a layer, hook point and kind of positions."""
-    added: dict[tuple[str, Positions], Tensor] = {}
-    for lane, one in lanes.items():
-        for name, heads, vectors in one.additions(model.shape):
+    """Steering of all lanes in one addition per hook point and kind of positions."""
+    additions: dict[tuple[str, Positions], Tensor] = {}
+    for lane, steering in lanes.items():
+        for name, heads, vectors in steering.additions(model.shape):
             n_heads = model.shape.n_key_value_heads if name.endswith("hook_k") else model.shape.n_heads
-            nothing = torch.zeros(copies, n_heads, model.shape.d_head)
-            added.setdefault((name, one.positions), nothing)[lane, heads] = vectors
+            zeros = torch.zeros(copies, n_heads, model.shape.d_head)
+            additions.setdefault((name, steering.positions), zeros)[lane, heads] = vectors
     return [
-        (name, _add_rows(batch, vectors, copies, positions, cursor)) for (name, positions), vectors in added.items()
+        (name, _add_rows(batch, vectors, copies, positions, cursor)) for (name, positions), vectors in additions.items()
     ]
 
 

@@ -1,4 +1,4 @@
-"""Split-softmax: turning the attention that heads pay to a span up or down (equations 2 and 3 of the paper)."""
+"""Split-softmax: more or less attention of heads to a span (equations 2 and 3 of the paper)."""
 
 from __future__ import annotations
 
@@ -34,11 +34,11 @@ def _check_tau(tau: float) -> None:
 def split_softmax(
     pattern: Float[Tensor, "... key"], span: Span | Bool[Tensor, "*#batch key"], tau: float
 ) -> Float[Tensor, "... key"]:
-    """Attention rows whose mass ``p`` on a span becomes ``p ** tau`` while each side keeps its proportions.
+    """Attention rows whose mass ``p`` on a span becomes ``p ** tau``. Proportions inside and outside stay the same.
 
     ``W'[j] = p**tau / p * W[j]`` inside the span and ``(1 - p**tau) / (1 - p) * W[j]`` outside (equation 3; Li et al.,
-    2024). ``tau < 1`` raises attention on the span, ``tau = 1`` is the identity, ``tau > 1`` lowers it; at ``tau = 0``
-    all attention is on the span. Rows with ``p = 0`` or ``p = 1`` have only one side and stay as they are.
+    2024). ``tau < 1`` raises attention on the span, ``tau = 1`` is the identity, and ``tau > 1`` lowers it. At
+    ``tau = 0`` all attention is on the span. Rows with ``p = 0`` or ``p = 1`` do not change.
 
     Args:
         pattern: Attention weights; each row sums to one.
@@ -55,8 +55,8 @@ def split_softmax(
     inside = span if isinstance(span, Tensor) else _key_mask(span, pattern)
     if tau == 1:
         return pattern.clone()
-    # Double precision, since p**tau / p leaves the range of single precision where p is tiny, and 1 - p its digits
-    # where p is almost 1. Rows are few.
+    # Double precision: p**tau / p overflows single precision for tiny p, and 1 - p loses its digits near p = 1. There
+    # are few rows, so this is cheap.
     exact = exactly(pattern)
     on_span = torch.where(inside, exact, 0).sum(dim=-1, keepdim=True)
     elsewhere = torch.where(inside, 0, exact).sum(dim=-1, keepdim=True)
@@ -67,13 +67,13 @@ def split_softmax(
 def split_factors(
     on_span: Float[Tensor, "*rows"], elsewhere: Float[Tensor, "*rows"], tau: float | Float[Tensor, "*#rows"]
 ) -> tuple[Float[Tensor, "*rows"], Float[Tensor, "*rows"]]:
-    """What split-softmax multiplies a row by inside its span and outside, from the row's mass on either side.
+    """Factors of split-softmax inside and outside the span, from the row's mass on each side.
 
-    Both are one where a side is empty, and where ``tau`` is one.
+    Both factors are one if a side is empty or ``tau`` is one.
     """
     split = (on_span > 0) & (elsewhere > 0)
-    # Shares of the row's own sum, which rounding keeps from being one: 1 - p would be mostly rounding where p is
-    # almost 1, and a large tau would make whole rows of it.
+    # Rounding keeps a row's sum from being exactly one, so both sides are divided by that sum. For p close to 1, the
+    # difference 1 - p would be mostly rounding error, and a large tau would amplify it.
     total = torch.where(split, on_span + elsewhere, 1)
     p, rest = (torch.where(split, side / total, 0.5) for side in (on_span, elsewhere))
     log_p = torch.log(p)
@@ -97,15 +97,15 @@ def _key_mask(span: Span, pattern: Tensor) -> Bool[Tensor, "key"]:
 class SplitSoftmax:
     """Split-softmax on chosen heads, on the rows that produce the response.
 
-    The first of those is the row of the last prompt token. The prompt's own rows, and so its keys and values, stay as
-    they are. Where a prompt's part is empty (``relevant`` in a negative prompt), so do all rows. Acts on
-    ``hook_pattern``.
+    The first of these rows is the row of the last prompt token. The earlier rows do not change, and neither do the
+    prompt's keys and values. No row changes if the span is empty (``relevant`` in a negative prompt). The hook point
+    is ``hook_pattern``.
 
     Args:
         heads: ``(layer, head)`` pairs.
         tau: The exponent; see :func:`split_softmax`.
-        span: The part of the prompt whose attention changes: a name, such as ``relevant``, or a half-open range of
-            token positions.
+        span: The span that gets more or less attention: a name, such as ``relevant``, or a half-open range of token
+            positions.
     """
 
     heads: tuple[Head, ...]
@@ -121,7 +121,7 @@ class SplitSoftmax:
 
     @property
     def changes_prompt(self) -> bool:
-        """Never: only rows that produce the response are edited."""
+        """Always ``False``: only the rows that produce the response change."""
         return False
 
     def describe(self) -> dict[str, Any]:
@@ -138,16 +138,16 @@ class SplitSoftmax:
 
         Raises:
             ValueError: If there is no prompt, a head does not exist, or the model's patterns cannot be changed. The
-                hooks raise too, when the model is run on anything but the prompt and what follows it.
-            KeyError: If the prompt has no part called ``span``.
+                hooks also raise it if the model runs on anything but the prompt and its continuation.
+            KeyError: If the prompt has no span of that name.
         """
         batch = require_prompt(model, prompt, "split-softmax")
-        batch.columns(self.span, batch.width)  # an unknown span is an error now, not in the middle of a forward pass
+        batch.columns(self.span, batch.width)  # raises for an unknown span before any forward pass
         heads = check_heads(self.heads, model.shape.n_layers, model.shape.n_heads)
 
         def edit(layer: int, chosen: list[int]) -> Any:
             @row_wise
-            def turn(pattern: Float[Tensor, "batch head row key"], hook: Any) -> Tensor | None:
+            def rescale(pattern: Float[Tensor, "batch head row key"], hook: Any) -> Tensor | None:
                 first = first_row(model, layer, batch, "response", cursor, pattern)
                 if first >= pattern.shape[-2]:
                     return None
@@ -156,7 +156,7 @@ class SplitSoftmax:
                 edited = split_softmax(rows, rearrange(inside, "batch key -> batch 1 1 key"), self.tau)
                 return rows_of(pattern, chosen, first, edited)
 
-            return turn
+            return rescale
 
         hooks = [
             (hook_name(layer, "hook_pattern"), edit(layer, chosen)) for layer, chosen in heads_by_layer(heads).items()

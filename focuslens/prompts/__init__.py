@@ -1,4 +1,4 @@
-"""Prompts that know where their documents are, their tokens, and the matching of answers."""
+"""Prompts with known document positions, their tokens, and the matching of answers."""
 
 from focuslens.prompts.prompt import Case, Document, MultiDocSample, Prompt, Span, prompts_digest
 

@@ -1,4 +1,4 @@
-"""Is an answer right? Sub-span exact match, as the lost-in-the-middle benchmark defines it."""
+"""Sub-span exact match of responses with accepted answers, as the lost-in-the-middle benchmark defines it."""
 
 from __future__ import annotations
 
@@ -24,52 +24,52 @@ _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 def normalize_answer(text: str) -> str:
     """The text as SQuAD compares it: lower case, no ASCII punctuation, no articles, single spaces.
 
-    The steps come in this order, that of the SQuAD evaluation script (Rajpurkar et al., 2016): "U.S. the" first
-    becomes "us the", then "us". Only the marks of ``string.punctuation`` go; typographic quotes and dashes stay.
-    The result may be empty: "The" and "!!!" are nothing but what is removed.
+    The steps are applied in this order, as in the SQuAD evaluation script (Rajpurkar et al., 2016): "U.S. the" first
+    becomes "us the", then "us". Only the marks of ``string.punctuation`` are removed; typographic quotes and dashes
+    stay. The result may be empty: "The" and "!!!" normalise to the empty string.
     """
     without_articles = _ARTICLE.sub(" ", text.lower().translate(_PUNCTUATION))
     return " ".join(without_articles.split())
 
 
 def sub_exact_match(prediction: str, answers: Sequence[str]) -> bool:
-    """Whether any accepted answer, normalised, is a substring of the normalised prediction.
+    """Whether the normalised prediction contains any accepted answer, normalised too.
 
     This is the exact match (EM) of "Focus Directions" (arXiv 2503.23306), which takes it from "Lost in the Middle"
-    (Liu et al., 2024, ``best_subspan_em``). It looks at characters, not at words: "art" is found in "party".
+    (Liu et al., 2024, ``best_subspan_em``). It compares characters, not words: "party" contains "art".
 
     Args:
-        prediction: What the model said.
-        answers: The accepted answers, any of which counts.
+        prediction: The model's response.
+        answers: The accepted answers. One match is enough.
 
     Raises:
         TypeError: If ``answers`` is one string instead of a sequence of strings.
-        ValueError: If there are no answers, or one of them normalises to nothing: every text contains it.
+        ValueError: If there are no answers, or an answer normalises to the empty string, which every text contains.
     """
     if isinstance(answers, str):
         raise TypeError(f"answers is the string {answers!r}; it must be a sequence of strings, such as [{answers!r}]")
     if not answers:
         raise ValueError("there are no answers to compare with; give at least one")
     normalised = _normalised(answers)
-    spoken = normalize_answer(prediction)
-    return any(answer in spoken for answer in normalised)
+    response = normalize_answer(prediction)
+    return any(answer in response for answer in normalised)
 
 
 def answered_right(responses: Sequence[str], samples: Sequence[MultiDocSample]) -> tuple[bool, ...]:
-    """Whether each response holds an accepted answer of its sample: :func:`sub_exact_match`."""
-    return tuple(sub_exact_match(text, one.answers) for text, one in zip(responses, samples, strict=True))
+    """Whether each response contains an accepted answer of its sample, by :func:`sub_exact_match`."""
+    return tuple(sub_exact_match(text, sample.answers) for text, sample in zip(responses, samples, strict=True))
 
 
 def list_samples(samples: Iterable[MultiDocSample]) -> list[MultiDocSample]:
     """The samples as a list.
 
     Raises:
-        TypeError: If they are something else than samples.
+        TypeError: If an element is not a sample.
     """
     if isinstance(samples, MultiDocSample):
         raise TypeError("samples is one MultiDocSample; give a list of them: [sample]")
     chosen = list(samples)
-    other = next((one for one in chosen if not isinstance(one, MultiDocSample)), None)  # pyright: ignore[reportUnnecessaryIsInstance]
+    other = next((sample for sample in chosen if not isinstance(sample, MultiDocSample)), None)  # pyright: ignore[reportUnnecessaryIsInstance]
     if other is not None:
         raise TypeError(
             f"samples hold a {type(other).__name__}; they must be MultiDocSample(question, answers, documents, "
@@ -79,11 +79,11 @@ def list_samples(samples: Iterable[MultiDocSample]) -> list[MultiDocSample]:
 
 
 def require_samples(samples: Iterable[MultiDocSample]) -> list[MultiDocSample]:
-    """The samples as a list, if there are any and predictions can be compared with the answers of all.
+    """The samples as a list, after a check that each of them can be scored.
 
     Raises:
-        TypeError: If they are something else than samples.
-        ValueError: If there are no samples, or an answer normalises to nothing.
+        TypeError: If an element is not a sample.
+        ValueError: If there are no samples, or an answer normalises to the empty string.
     """
     chosen = list_samples(samples)
     if not chosen:
@@ -93,10 +93,10 @@ def require_samples(samples: Iterable[MultiDocSample]) -> list[MultiDocSample]:
 
 
 def require_comparable_answers(samples: Iterable[MultiDocSample]) -> None:
-    """Check that predictions can be compared with the answers of all samples, before any is made.
+    """Check the answers of all samples before any prediction is made.
 
     Raises:
-        ValueError: If an answer normalises to nothing.
+        ValueError: If an answer normalises to the empty string.
     """
     for sample in samples:
         _normalised(sample.answers)

@@ -1,9 +1,9 @@
-"""Left-padded batches of tokenised prompts, and the columns of their parts.
+"""Left-padded batches of tokenised prompts, and the positions of their spans.
 
 Every position in the package is counted in one of two ways. A *token position* counts from the first token of the
 prompt itself (BOS included). A *column* counts in the padded batch: column = token position + left padding. Because
-padding is on the left, the last prompt token of every sample is in the same column, ``width - 1``, and the row of
-that column is the one that produces the first response token.
+padding is on the left, the last prompt token of every sample is in the same column, ``width - 1``. The row of that
+column produces the first response token.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from focuslens.prompts.prompt import Span
 __all__ = ["EncodedPrompt", "PromptBatch", "SpanLike", "disjoint"]
 
 SpanLike = str | Span
-"""A part of the prompt: its name, or a half-open range of token positions."""
+"""A span of the prompt: its name, or a half-open range of token positions."""
 
 
 def disjoint(spans: Sequence[Span]) -> list[Span]:
-    """The same positions as ranges that do not overlap: two parts of a text can share a token."""
+    """The same positions as ranges without overlap. Two spans of a text can share a token."""
     merged: list[Span] = []
     for start, end in sorted(spans):
         if merged and start <= merged[-1][1]:
@@ -36,12 +36,12 @@ def disjoint(spans: Sequence[Span]) -> list[Span]:
 
 @dataclass(frozen=True, eq=False)
 class EncodedPrompt:
-    """A prompt's tokens, as the model's own tokenizer gives them, and its parts as token ranges.
+    """A prompt's tokens, from the model's own tokenizer, and its spans as token ranges.
 
     Attributes:
         tokens: Token ids, BOS and chat template included.
-        spans: Name to half-open ranges of token positions; a token belongs to a part if they share a character.
-        text: What was tokenised, chat template included; empty where only tokens are known.
+        spans: Name to half-open ranges of token positions. A token belongs to a span if they share a character.
+        text: The tokenised text, chat template included; empty where only tokens are known.
     """
 
     tokens: Int[Tensor, "pos"]
@@ -49,15 +49,15 @@ class EncodedPrompt:
     text: str = ""
 
     def resolve(self, span: SpanLike) -> tuple[Span, ...]:
-        """The token ranges of a part.
+        """The token ranges of a span.
 
         Raises:
-            KeyError: If no part has that name.
+            KeyError: If no span has that name.
             ValueError: If a range does not lie in the prompt.
         """
         if isinstance(span, str):
             if span not in self.spans:
-                raise KeyError(self._lacking(span))
+                raise KeyError(self._unknown_span(span))
             return self.spans[span]
         start, end = span
         if not 0 <= start < end <= len(self.tokens):
@@ -67,8 +67,8 @@ class EncodedPrompt:
             )
         return ((start, end),)
 
-    def _lacking(self, name: str) -> str:
-        """What to say to who names a part that there is not."""
+    def _unknown_span(self, name: str) -> str:
+        """Error message for the name of a span that the prompt does not have."""
         if self.spans:
             return (
                 f"this prompt has no part {name!r}; it has {sorted(self.spans)}. Name one of these, or give a "
@@ -102,12 +102,12 @@ class PromptBatch:
 
     @property
     def width(self) -> int:
-        """Columns: the length of the longest prompt."""
+        """Number of columns: the length of the longest prompt."""
         return max(len(prompt.tokens) for prompt in self.prompts)
 
     @property
     def padding(self) -> tuple[int, ...]:
-        """Padding tokens to the left of each prompt."""
+        """Number of padding tokens to the left of each prompt."""
         return tuple(self.width - len(prompt.tokens) for prompt in self.prompts)
 
     def tokens(self, pad_token: int) -> Int[Tensor, "batch pos"]:
@@ -123,15 +123,15 @@ class PromptBatch:
         return (columns >= torch.tensor(self.padding)[:, None]).long()
 
     def repeated(self, copies: int) -> PromptBatch:
-        """Every prompt ``copies`` times in a row."""
+        """A batch with ``copies`` adjacent copies of every prompt."""
         return PromptBatch(tuple(prompt for prompt in self.prompts for _ in range(copies)))
 
     def first_response_row(self, start: int) -> int:
-        """Index of the first row that produces a response token, of rows that begin in column ``start``."""
+        """Index of the first row that produces a response token, among the rows from column ``start`` on."""
         return max(0, self.width - 1 - start)
 
     def columns(self, span: SpanLike, n_keys: int) -> Bool[Tensor, "batch key"]:
-        """Which key columns belong to a part, for ``n_keys`` columns in all."""
+        """Mask of the key columns that belong to a span, for ``n_keys`` columns in all."""
         mask = torch.zeros(len(self), n_keys, dtype=torch.bool)
         for row, prompt, padding in zip(mask, self.prompts, self.padding, strict=True):
             for start, end in prompt.resolve(span):

@@ -1,4 +1,4 @@
-"""Prompts to tokens, and characters to token positions, by the model's own tokenizer."""
+"""Conversion of prompts to tokens, and of characters to token positions, by the model's own tokenizer."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from focuslens.prompts.prompt import Prompt, Span
 __all__ = ["PromptEncoder", "token_span"]
 
 _MARK = "\ue000"
-"""A character of the private use area, which no chat template writes."""
+"""A character of Unicode's private use area, which no chat template writes."""
 
 
 def token_span(offsets: list[Span], span: Span) -> Span | None:
-    """Half-open range of the tokens that share a character with a half-open character range, ``None`` if none does."""
+    """Half-open range of the tokens that share a character with a half-open character range, ``None`` without any."""
     start, end = span
     inside = [i for i, (first, last) in enumerate(offsets) if first < end and last > start]
     return (inside[0], inside[-1] + 1) if inside else None
@@ -29,13 +29,13 @@ def token_span(offsets: list[Span], span: Span) -> Span | None:
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Turns prompts into the tokens the model's own tokenizer gives, chat template included.
+    """Encoder of prompts by the model's own tokenizer, chat template included.
 
     Attributes:
-        tokenizer: A fast Hugging Face tokenizer, as the checkpoint has it.
+        tokenizer: The checkpoint's fast Hugging Face tokenizer.
         chat: Whether prompts become the user's turn of the tokenizer's chat template.
-        template_kwargs: Further arguments of the chat template (Llama 3 puts today's date into the prompt unless
-            ``date_string`` is given).
+        template_kwargs: Further arguments of the chat template. Llama 3 puts today's date into the prompt unless
+            ``date_string`` is given.
     """
 
     tokenizer: Any
@@ -47,18 +47,18 @@ class PromptEncoder:
             raise ValueError("chat=True, but the tokenizer has no chat template; use chat=False for a base model")
 
     def _text(self, prompt: str) -> tuple[str, int]:
-        """What is tokenised, and the character in it at which the prompt begins."""
+        """The text to tokenise, and the index of the prompt's first character in it."""
         if not self.chat:
             return str(prompt), 0
         text = self._render(str(prompt))
-        # The template's own words may be the prompt's too ("user"), so the place is looked up with a mark instead.
+        # The template's own words may occur in the prompt too ("user"), so a mark takes the prompt's place here.
         start = self._render(_MARK).find(_MARK)
         if start >= 0 and text.startswith(str(prompt), start):
             return text, start
-        # Llama 3's template strips the turn. Parts that white space at the ends does not belong to are still known.
+        # Llama 3's template strips the turn. Spans stay known unless they include white space at the prompt's ends.
         stripped, ranges = prompt.strip(), getattr(prompt, "spans", {}).values()
         before = len(prompt) - len(prompt.lstrip())
-        inside = all(before <= a and b <= before + len(stripped) for part in ranges for a, b in part)
+        inside = all(before <= a and b <= before + len(stripped) for span in ranges for a, b in span)
         if start < 0 or not text.startswith(stripped, start) or not inside:
             if any(ranges):
                 raise ValueError(
@@ -70,7 +70,7 @@ class PromptEncoder:
 
     @property
     def digest(self) -> str:
-        """Of how prompts become tokens: the chat template with all that it writes, today's date included, and BOS."""
+        """Digest of the conversion to tokens: of BOS and of the chat template's whole text, today's date included."""
         text, _ = self._text(_MARK)
         return hashlib.sha256(repr((text, self._tokenize(text)[0])).encode()).hexdigest()[:16]
 
@@ -89,23 +89,24 @@ class PromptEncoder:
         """Tokens and token spans of a prompt.
 
         Raises:
-            ValueError: If a part of the prompt shares no character with any token.
+            ValueError: If a span of the prompt shares no character with any token.
         """
         text, shift = self._text(prompt)
         ids, offsets = self._tokenize(text)
         spans: dict[str, tuple[Span, ...]] = {}
         for name, ranges in (prompt.spans if isinstance(prompt, Prompt) else {}).items():
-            found = [token_span(offsets, (start + shift, end + shift)) for start, end in ranges]
-            if None in found:
+            token_spans = [token_span(offsets, (start + shift, end + shift)) for start, end in ranges]
+            if None in token_spans:
                 raise ValueError(f"part {name!r} of the prompt has no token; is it only white space?")
-            spans[name] = tuple(span for span in found if span is not None)
+            spans[name] = tuple(span for span in token_spans if span is not None)
         return EncodedPrompt(torch.tensor(ids, dtype=torch.long), spans, text)
 
     def encode_response(self, prompt: EncodedPrompt, response: str) -> Int[Tensor, "response"]:
         """Tokens of a response that follows a prompt: after one space for base models, directly in a chat template.
 
-        The response is tokenised together with the prompt, as text, so that a tokenizer that merges across the
-        space gives what the model would have generated; where that would change the prompt's own tokens, alone.
+        The prompt and the response are tokenised as one text. A tokenizer that merges across the space then gives
+        the tokens that the model would have generated. The response is tokenised alone where the joint text would
+        change the prompt's own tokens.
         """
         continuation = response if self.chat else " " + response.lstrip()
         ids, _ = self._tokenize(prompt.text + continuation)
@@ -115,20 +116,20 @@ class PromptEncoder:
         return torch.tensor(ids[length:], dtype=torch.long)
 
     def texts(self, prompt: EncodedPrompt) -> list[str]:
-        """What each token of a prompt stands for: together the text, as far as tokens do not share characters.
+        """The text of each token of a prompt. Joined, these are the prompt's text unless tokens share characters.
 
-        A token that holds no character of its own (BOS, all but the first of several that make up one character) is
-        called by its name in the vocabulary, or is empty.
+        A special token without characters of its own (BOS) has its name in the vocabulary as its text. Where several
+        tokens make up one character, the first one has it and the others have the empty string.
         """
         ids = prompt.tokens.tolist()
-        found, offsets = self._tokenize(prompt.text) if prompt.text else ([], [])
-        if found != ids:
-            return [str(self.tokenizer.decode([one])) for one in ids]
+        retokenised, offsets = self._tokenize(prompt.text) if prompt.text else ([], [])
+        if retokenised != ids:
+            return [str(self.tokenizer.decode([token])) for token in ids]
         texts: list[str] = []
         reached = 0
-        for one, (start, end) in zip(ids, offsets, strict=True):
+        for token, (start, end) in zip(ids, offsets, strict=True):
             if start == end == 0 or end <= start:
-                texts.append(str(self.tokenizer.convert_ids_to_tokens(one)) if one in self._special else "")
+                texts.append(str(self.tokenizer.convert_ids_to_tokens(token)) if token in self._special else "")
                 continue
             # White space that a tokenizer leaves out belongs to the token behind it.
             texts.append(prompt.text[reached:end])
@@ -136,13 +137,13 @@ class PromptEncoder:
         return texts
 
     def response_texts(self, prompt: EncodedPrompt, tokens: Int[Tensor, "response"]) -> list[str]:
-        """What each token of a response that follows a prompt stands for, the space before it included."""
+        """The text of each token of a response to a prompt, the space before the response included."""
         ids, last = tokens.tolist(), prompt.tokens.tolist()[-1:]
         texts: list[str] = []
         before = str(self.tokenizer.decode(last))
         for n in range(1, len(ids) + 1):
             text = str(self.tokenizer.decode([*last, *ids[:n]]))
-            # A character of several tokens is there with the last of them; one that is never finished, in the end.
+            # A character of several tokens is complete with the last of them. One cut off by the end shows there.
             unfinished = text.endswith("\ufffd") and n < len(ids)
             texts.append("" if unfinished else text[len(before) :])
             before = before if unfinished else text

@@ -1,9 +1,8 @@
-"""Multi-document prompts that know where their parts are.
+"""Multi-document prompts with the character ranges of their spans.
 
-The wording is that of the lost-in-the-middle benchmark (Liu et al., 2024), which "Focus Directions"
-(arXiv 2503.23306) uses unchanged: it is part of the experiment. Because the prompt is assembled here, the
-character range of every document, of the instruction and of the question is known exactly, and nothing has
-to be searched for later.
+The wording is that of the lost-in-the-middle benchmark (Liu et al., 2024). "Focus Directions" (arXiv 2503.23306)
+uses it unchanged: it is part of the experiment. The prompt is assembled here, so the character range of every
+document, of the instruction and of the question is known exactly. No later search is needed.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Span: TypeAlias = tuple[int, int]
 """A half-open range ``[start, end)`` of characters or of tokens."""
 
 Case: TypeAlias = Literal["long", "gold", "negative"]
-"""Which documents a prompt holds: all, the relevant one only, or all but the relevant one."""
+"""The documents that a prompt holds: all, only the relevant one, or all but the relevant one."""
 
 _INSTRUCTION = (
     "Write a high-quality answer for the given question using only the provided search results "
@@ -32,18 +31,18 @@ _INSTRUCTION = (
 
 
 class Prompt(str):
-    """A prompt's text, with the character ranges of its parts.
+    """A prompt's text, with the character ranges of its spans.
 
-    It is an ordinary string (print it, tokenise it, measure it); ``spans`` maps a part's name to its half-open
-    character ranges. Prompts of :class:`MultiDocSample` have ``instruction``, ``question``, ``document`` (every
-    document in order), ``relevant`` (the gold document; empty where it is not in the prompt) and ``irrelevant``.
-    A part may have any name: interventions and scores refer to parts by these names.
+    It is an ordinary string that can be printed, tokenised and measured. ``spans`` maps a span's name to its
+    half-open character ranges. Prompts of :class:`MultiDocSample` have the spans ``instruction``, ``question``,
+    ``document`` (every document in order), ``relevant`` (the gold document; empty where it is not in the prompt) and
+    ``irrelevant``. A span may have any name. Interventions and scores refer to spans by these names.
     """
 
     spans: Mapping[str, tuple[Span, ...]]
 
     def __new__(cls, text: str, spans: Mapping[str, Iterable[Span]] | None = None) -> Prompt:
-        """A prompt with parts.
+        """A prompt with named spans.
 
         Args:
             text: The text.
@@ -75,7 +74,7 @@ class Prompt(str):
         return str.__str__(self)
 
     def part(self, name: str) -> tuple[str, ...]:
-        """The text of every range called ``name``."""
+        """The texts of the ranges of span ``name``."""
         if name not in self.spans:
             raise KeyError(f"this prompt has no part {name!r}; it has {sorted(self.spans)}")
         return tuple(self[start:end] for start, end in self.spans[name])
@@ -94,16 +93,16 @@ class Document:
 
 @dataclass(frozen=True)
 class MultiDocSample:
-    """A question, its accepted answers, and the documents a model is shown.
+    """A question, its accepted answers, and the documents in the prompt.
 
     Args:
         question: The question, as it stands in the prompt.
-        answers: Accepted answers, any of which counts.
+        answers: The accepted answers. One match is enough.
         documents: The search results, in prompt order.
-        gold_index: Which document answers the question, from 0; ``None`` where none does.
-        question_id: The same for all samples of one question, so that splits can keep them together; by default made
-            from the question's text.
-        name: Tells the sample from others of its question; by default ``gold_index`` does.
+        gold_index: Index of the document that answers the question, from 0; ``None`` where none does.
+        question_id: The same for all samples of one question, so that splits keep them together. The default is a
+            digest of the question's text.
+        name: Distinguishes the samples of one question; the default is ``gold_index``.
 
     Raises:
         ValueError: If there are no answers or documents, or ``gold_index`` is out of range.
@@ -151,11 +150,11 @@ class MultiDocSample:
 
     @property
     def id(self) -> str:
-        """``question_id@gold_index``, or ``question_id@name`` where it has one: unique among the samples of a file."""
+        """``question_id@name``, or ``question_id@gold_index`` without a name: unique among the samples of a file."""
         return f"{self.question_id}@{self.name or self.gold_index}"
 
     def prompt(self, case: Case = "long") -> Prompt:
-        """The prompt of one case; documents keep the number they have in the long prompt.
+        """The prompt of one case. Documents keep their number from the long prompt.
 
         Raises:
             ValueError: For an unknown case, for ``gold`` or ``negative`` where there is no gold document,
@@ -166,19 +165,19 @@ class MultiDocSample:
     def _shown(self, case: Case) -> list[int]:
         if case not in get_args(Case):
             raise ValueError(f"case is {case!r}; it must be one of {', '.join(get_args(Case))}")
-        everything = range(len(self.documents))
+        indices = range(len(self.documents))
         if case == "long":
-            return list(everything)
+            return list(indices)
         if self.gold_index is None:
             raise ValueError(f"the question {self.question!r} has no gold document, so it has no {case!r} prompt")
-        shown = [i for i in everything if (i == self.gold_index) == (case == "gold")]
+        shown = [i for i in indices if (i == self.gold_index) == (case == "gold")]
         if not shown:
             raise ValueError("the gold document is the only one, so nothing is left for the 'negative' prompt")
         return shown
 
 
 def prompts_digest(samples: Iterable[MultiDocSample], case: Case = "long") -> str:
-    """SHA-256 of ids, answers and prompts: tells one set of samples from another in result files."""
+    """SHA-256 of ids, answers and prompts, which identifies a set of samples in result files."""
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(json.dumps([sample.id, sample.answers, str(sample.prompt(case))]).encode())

@@ -1,1 +1,1 @@
-"""The two published studies that the package reproduces: the paper's artefacts, and HELMET."""
+"""The two reproduced studies: the artefacts of "Focus Directions", and its HELMET tables."""

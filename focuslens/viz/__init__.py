@@ -1,7 +1,7 @@
-"""Something to look at: figures (matplotlib), attention views (circuitsvis) and a report that is one HTML file.
+"""Figures (matplotlib), attention views (circuitsvis) and reports as single HTML files.
 
-Everything here takes arrays, names and numbers, so it needs no model, and nothing here loads anything from the network.
-What views show is read from a model by ``focuslens.scores.response`` and ``focuslens.window_attention``.
+All functions here take arrays, names and numbers, and need neither a model nor the network.
+``focuslens.scores.response`` and ``focuslens.window_attention`` read the attention of the views from a model.
 """
 
 from __future__ import annotations

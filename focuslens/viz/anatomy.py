@@ -1,6 +1,6 @@
-"""Figures of directions themselves: their norms, frequencies and depths, and what they make of content and position.
+"""Figures of directions: their norms, frequencies and depths, and the content and position in their bias.
 
-Drawn in the style of :mod:`focuslens.viz.style`: on the axes given, or on new ones, which are returned.
+The figures have the style of :mod:`focuslens.viz.style`. Each function draws on given or new axes and returns them.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ def norms_by_rank(
 
     Args:
         query: Norm of each head's ``d_Q``.
-        key: Norm of its ``d_K``.
-        noise: The norm that training started from, drawn as a level line.
-        top: The last rank that counts as a contextual head, drawn as an upright line.
+        key: Norm of each head's ``d_K``.
+        noise: Norm of the initial vectors of the training, drawn as a horizontal line.
+        top: The last rank that counts as a contextual head, drawn as a vertical line.
         title: The figure's title.
-        ax: Axes to draw on; new ones if ``None``.
+        ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If there are no heads, not as many of one as of the other, or a norm is not positive.
+        ValueError: If there are no heads, the numbers of norms differ, or a norm is not positive.
     """
     if not len(query) or len(query) != len(key):
         raise ValueError(f"there are {len(query)} norms of d_Q and {len(key)} of d_K; give one of each for every head")
@@ -66,12 +66,12 @@ def frequency_profiles(
     title: str = "Energy by rotary frequency",
     ax: Axes | None = None,
 ) -> Axes:
-    """How a vector's energy is spread over rotary frequencies, fastest first; a line each, 1 being an even spread.
+    """Energy of vectors by rotary frequency, fastest first, one line per vector. An even spread is 1.
 
     Args:
-        shares: By name, the share of the energy in each pair; dimensions that are not rotated must not be among them.
+        shares: Share of the energy in each pair, by name, without the dimensions that are not rotated.
         title: The figure's title.
-        ax: Axes to draw on; new ones if ``None``.
+        ax: Axes to draw on; new axes if ``None``.
 
     Raises:
         ValueError: If there is nothing to draw.
@@ -90,12 +90,12 @@ def frequency_profiles(
 def depth_profiles(
     shares: Mapping[str, Float[np.ndarray, "_bin"]], *, title: str = "Depth of the best heads", ax: Axes | None = None
 ) -> Axes:
-    """Where in depth heads lie, in equal bins from the first layer to the last; a line each, 1 being an even spread.
+    """Heads by depth, in equal bins from the first layer to the last, one line per model. An even spread is 1.
 
     Args:
-        shares: By name, the share of heads in each bin.
+        shares: Share of the heads in each bin, by name.
         title: The figure's title.
-        ax: Axes to draw on; new ones if ``None``.
+        ax: Axes to draw on; new axes if ``None``.
 
     Raises:
         ValueError: If there is nothing to draw.
@@ -114,18 +114,18 @@ def position_biases(
     title: str = "Bias by position at fixed content",
     ax: Axes | None = None,
 ) -> Axes:
-    """What directions add to a key's logit by where it stands, at one content; each line is centred at 0.
+    """Bias of a key's logit by the key's position, at one content. Each line is centred at 0.
 
-    Softmax ignores a line's level: only its shape counts.
+    Softmax ignores a line's level, so only its shape counts.
 
     Args:
         positions: Absolute positions, ascending.
-        biases: By name, the bias at each, in logits.
+        biases: Bias at each position, in logits, by the name of the direction.
         title: The figure's title.
-        ax: Axes to draw on; new ones if ``None``.
+        ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If there is nothing to draw, or a line has not one value for each position.
+        ValueError: If there is nothing to draw, or the numbers of values and positions differ.
     """
     _require_lines(biases)
     for name, bias in biases.items():
@@ -136,7 +136,7 @@ def position_biases(
         for index, (name, bias) in enumerate(biases.items()):
             ax.plot(positions, bias - bias.mean(), label=name, **_look(index))
         ax.set(
-            title=title, xlabel="position of the key (tokens)", ylabel="bias less its mean (logits at $\\alpha$ = 1)"
+            title=title, xlabel="position of the key (tokens)", ylabel="bias minus its mean (logits at $\\alpha$ = 1)"
         )
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         legend_beside(ax)
@@ -149,21 +149,21 @@ def variance_parts(
     position: Float[np.ndarray, "n"],
     interaction: Float[np.ndarray, "n"],
     *,
-    title: str = "What the bias depends on",
+    title: str = "Variance of the bias",
     ax: Axes | None = None,
 ) -> Axes:
-    """Shares of content, position and their interaction in the variance of each direction's bias, a bar a head.
+    """Shares of content, position and their interaction in the variance of each direction's bias, one bar per head.
 
     Args:
-        labels: The heads' names, drawn from the top.
-        content: Variance that is content's.
-        position: Variance that is position's.
-        interaction: The rest.
+        labels: The heads' names, from top to bottom.
+        content: Variance from content.
+        position: Variance from position.
+        interaction: Variance from their interaction.
         title: The figure's title.
-        ax: Axes to draw on; new ones if ``None``.
+        ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If there are no heads, or not one number of each kind for every head.
+        ValueError: If there are no heads, or the lengths differ.
     """
     parts = {"content": content, "position": position, "interaction": interaction}
     lengths = {"labels": len(labels), **{name: len(values) for name, values in parts.items()}}
@@ -186,7 +186,7 @@ def variance_parts(
 
 
 def _profiles(shares: Mapping[str, Float[np.ndarray, "_cell"]], ax: Axes | None) -> Axes:
-    """Densities over [0, 1] as steps."""
+    """Axes with densities over [0, 1] as steps."""
     _require_lines(shares)
     ax = ax or new_axes()
     for index, (name, share) in enumerate(shares.items()):
@@ -202,5 +202,5 @@ def _require_lines(lines: Mapping[str, Any]) -> None:
 
 
 def _look(index: int) -> dict[str, Any]:
-    """Colour and dash of the n-th line: no two of the first thirty share both."""
+    """Colour and dash of the n-th line. The first thirty lines differ in at least one of them."""
     return {"color": COLOURS[index % len(COLOURS)], "ls": DASHES[index % len(DASHES)], "lw": 1.8}

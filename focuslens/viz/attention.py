@@ -1,4 +1,4 @@
-"""Attention between tokens (circuitsvis), in a page that stands alone."""
+"""Attention between tokens (circuitsvis), in a self-contained page."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ from focuslens.viz.view import AttentionView, visible
 __all__ = ["attention_view", "token_view"]
 
 _DECIMALS = 3
-# Stands for "<" while circuitsvis writes the tokens into a script, where "</script>" would end it: see `_script`.
+# Placeholder for "<" while circuitsvis writes the tokens into a script, which "</script>" would end: see `_script`.
 _LESS_THAN = "\ue000"
 
 
 def token_view(window: WindowAttention, *, title: str = "", max_value: float | None = None) -> AttentionView:
-    """Attention between the tokens of a window around chosen parts of a prompt; see :func:`attention_view`.
+    """Attention between the tokens of a window around chosen spans of a prompt; see :func:`attention_view`.
 
     Args:
-        window: What to show; see :func:`focuslens.scores.window.window_attention`.
-        title: The page's title; by default it has the response.
-        max_value: Attention drawn in full colour; by default the largest in the window.
+        window: Attention in the window, from :func:`focuslens.scores.window.window_attention`.
+        title: The page's title; the default contains the response.
+        max_value: Attention with full colour; the default is the largest in the window.
     """
-    notes = (f"{window.left_out} tokens of the parts asked for had no room and are left out.",) * bool(window.left_out)
+    notes = (f"{window.left_out} tokens of the chosen spans did not fit and are left out.",) * bool(window.left_out)
     return attention_view(
         window.tokens,
         window.pattern,
@@ -55,26 +55,26 @@ def attention_view(
     title: str = "Attention between tokens",
     notes: Sequence[str] = (),
 ) -> AttentionView:
-    """Attention patterns of some heads, token by token: a map to choose heads from and one head in full (circuitsvis).
+    """Attention patterns of some heads, token by token: small maps of all heads and one head in full (circuitsvis).
 
-    A pattern's size grows with the square of the tokens, so a part of a long text is shown, and the page says which.
-    Values are rounded to three decimals.
+    The size of a pattern grows with the square of the number of tokens. The page therefore shows only a part of a long
+    text, and names that part. Values are rounded to three decimals.
 
     Args:
         tokens: Text of every token.
-        pattern: Attention of each head. Where there are fewer rows than tokens, they are those of the last tokens, and
-            the others stay empty.
+        pattern: Attention of each head. If there are fewer rows than tokens, the rows are those of the last tokens, and
+            the other rows stay empty.
         head_names: A name for each head, such as ``L13H23``.
-        places: Where each token stands in the whole text, if these are only some of its tokens.
-        window: Tokens to show, ``[start, end)``; by default the last ``max_tokens``.
-        max_tokens: The most tokens to show.
-        max_value: Attention drawn in full colour; by default the largest in the part shown.
+        places: Position of each token in the whole text, if these are only some of its tokens.
+        window: Tokens to show, ``[start, end)``; the default is the last ``max_tokens``.
+        max_tokens: Largest number of tokens to show.
+        max_value: Attention with full colour; the default is the largest value shown.
         title: The page's title.
-        notes: Sentences that the page should say besides.
+        notes: Further sentences for the page.
 
     Raises:
-        ValueError: If the shapes do not fit each other, the pattern holds NaN or negative numbers, or the window is not
-            inside the text or longer than ``max_tokens``.
+        ValueError: If the shapes do not match, the pattern holds NaN or negative numbers, or the window is not inside
+            the text or longer than ``max_tokens``.
     """
     values = _as_array(pattern)
     n_heads, n_rows, n_tokens = values.shape
@@ -94,28 +94,28 @@ def attention_view(
         rows = slice(first - (n_tokens - n_rows), end - (n_tokens - n_rows))
         square[:, first - start :] = values[:, rows, start:end]
     script = _script(tokens[start:end], square, head_names, max_value or float(square.max()) or 1.0)
-    said = [_note((start, end), n_tokens, n_rows, None if places is None else places[start:end]), *notes]
-    note = " ".join(map(escape, said))
+    sentences = [_note((start, end), n_tokens, n_rows, None if places is None else places[start:end]), *notes]
+    note = " ".join(map(escape, sentences))
     body = f'<h1>{escape(title)}</h1>\n<p>{note}</p>\n<main id="view">\n{script}\n</main>'
     scripts = (asset("circuitsvis.js"), asset("height.js"))
     return AttentionView(page(title, body, css=asset("circuitsvis.css"), scripts=scripts), title)
 
 
 def _note(window: tuple[int, int], n_tokens: int, n_rows: int, places: Sequence[int] | None) -> str:
-    """What rows and columns are, and what is left out."""
+    """Explanation of rows and columns, and of the tokens that are left out."""
     start, end = window
-    note = "Rows are the tokens that look, columns the tokens looked at"
+    note = "Rows are query tokens, columns are key tokens."
     if places is not None:
         note += (
-            f". Shown are tokens {_ranges(places)} of the text, numbered here from 0; attention to the others is left "
+            f" The page shows tokens {_ranges(places)} of the text, numbered from 0. Attention to other tokens is left "
             "out, so rows may sum to less than 1."
         )
     else:
-        note += "; the number in brackets is the token's place."
+        note += " The number in brackets is the token's position."
         if window != (0, n_tokens):
             note += (
-                f" Shown are tokens {start} to {end - 1} of 0 to {n_tokens - 1}, and the places count from the first "
-                "of them; attention to the others is left out, so rows may sum to less than 1."
+                f" The page shows tokens {start} to {end - 1} of 0 to {n_tokens - 1}, and positions count from the "
+                "first token shown. Attention to other tokens is left out, so rows may sum to less than 1."
             )
     if n_rows < n_tokens:
         note += f" Rows before token {n_tokens - n_rows} were not computed and stay empty."
@@ -123,7 +123,7 @@ def _note(window: tuple[int, int], n_tokens: int, n_rows: int, places: Sequence[
 
 
 def _ranges(places: Sequence[int]) -> str:
-    """``0 to 1, 44 to 90`` for runs of neighbouring places."""
+    """Text such as ``0 to 1, 44 to 90`` for runs of adjacent positions."""
     runs: list[list[int]] = []
     for place in places:
         if runs and place == runs[-1][-1] + 1:
@@ -158,9 +158,9 @@ def _window(window: tuple[int, int] | None, n_tokens: int, max_tokens: int) -> t
 def _script(
     tokens: Sequence[str], square: Float[np.ndarray, "head query key"], head_names: Sequence[str], max_value: float
 ) -> str:
-    """The circuitsvis view with its code inside, as an HTML fragment that is the same for the same input."""
+    """The circuitsvis view as an HTML fragment with its code inside. Equal input gives an equal fragment."""
     rounded = np.round(square, _DECIMALS)
-    # A pattern is mostly zeros, and "0" is a third of "0.0".
+    # A pattern is mostly zeros, and "0" is shorter than "0.0".
     numbers = [[[0 if x == 0 else x for x in row] for row in head] for head in rounded.tolist()]
     source = attention_heads(
         attention=numbers,
@@ -169,6 +169,6 @@ def _script(
         max_value=max_value,
         min_value=0.0,
     ).local_src
-    # JSON writes the stand-in as an escape; this one means "<" to JavaScript and nothing to the HTML parser.
+    # JSON escapes the placeholder. The replacement means "<" to JavaScript and nothing to the HTML parser.
     source = source.replace(r"\ue000", r"\u003c")
     return re.sub(r"circuits-vis-[0-9a-f-]{13}", "attention", source)

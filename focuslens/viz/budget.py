@@ -1,4 +1,4 @@
-"""Where attention goes: shares of the parts of a prompt, with their intervals."""
+"""Figure of the attention budget: shares of the parts of a prompt, with their intervals."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def budget_shares(
     x_label: str = "share of the response's attention",
     ax: Axes | None = None,
 ) -> Axes:
-    """What the response's tokens attend to: a line a part, a mark a setting, with its interval where it has one.
+    """Attention of the response's tokens: one line per part of the prompt, one mark per setting, with its interval.
 
     Args:
-        shares: By setting, then by part, such as :meth:`focuslens.AttentionBudget.intervals` gives; the parts of the
-            first setting, in their order.
+        shares: Share or interval by setting, then by part, as in :meth:`focuslens.AttentionBudget.intervals`. The first
+            setting gives the order of the parts.
         title: The figure's title.
-        x_label: What a share is of.
-        ax: Axes to draw on; new ones if ``None``.
+        x_label: Label of the axis of shares.
+        ax: Axes to draw on; new axes if ``None``.
 
     Raises:
         ValueError: If there is nothing to draw, or settings differ in their parts.
@@ -36,18 +36,20 @@ def budget_shares(
     if not shares or not all(shares.values()):
         raise ValueError("there are no shares to draw; give at least one setting with at least one part")
     parts = list(next(iter(shares.values())))
-    for name, one in shares.items():
-        if set(one) != set(parts):
-            raise ValueError(f"{name!r} has the parts {sorted(one)}, the first setting {sorted(parts)}; give the same")
+    for name, by_part in shares.items():
+        if set(by_part) != set(parts):
+            raise ValueError(
+                f"{name!r} has the parts {sorted(by_part)}, the first setting {sorted(parts)}; give the same"
+            )
     places = np.arange(len(parts), dtype=float)
     with style():
         ax = ax or new_axes(height=1.6 + 0.2 * len(parts) * max(2, len(shares)))
-        for index, (name, one) in enumerate(shares.items()):
+        for index, (name, by_part) in enumerate(shares.items()):
             y = places + 0.6 * ((index + 0.5) / len(shares) - 0.5)
             look: dict[str, Any] = {**line_look(index), "ls": "none"}
-            ax.plot([_mean(one[part]) for part in parts], y, label=name, **look)
+            ax.plot([_mean(by_part[part]) for part in parts], y, label=name, **look)
             for height, part in zip(y, parts, strict=True):
-                value = one[part]
+                value = by_part[part]
                 if isinstance(value, IntervalLike):
                     ax.plot([value.low, value.high], [height, height], color=look["color"], lw=1.6, marker="|", ms=5)
         ax.set_yticks(places, parts)

@@ -1,4 +1,4 @@
-"""Documents as tokens: what each part of the prompt gets of a response's attention."""
+"""View of a response's attention to whole parts of the prompt, such as documents."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ _FRAME = """<h1>{title}</h1>
 {means}
 <div class="controls"><label>Head <select id="head" aria-controls="tokens"></select></label></div>
 <div class="scroll" id="tokens"></div>
-<noscript>The response token by token is drawn by a script in this file, and scripts are switched off.</noscript>
+<noscript>A script in this file draws the response token by token, and scripts are switched off.</noscript>
 """
 
 
 def document_view(attention: ResponseAttention | UnitAttention, *, title: str = "") -> AttentionView:
-    """How much a response attends to whole parts of the prompt: each document, the question, the template, the sink.
+    """Attention of a response to whole parts of the prompt: each document, the question, the template, the sink.
 
-    A table has a row for every head, averaged over the response (for a document, its contextual score: equation 1 of
-    "Focus Directions"); below it is the chosen head, a row for every response token. Light, however long the prompt
-    is; without scripts the first table is there still.
+    The first table has one row per head, averaged over the response. For a document, this is its contextual score
+    (equation 1 of "Focus Directions"). The second table shows the chosen head, with one row per response token. The
+    size of the page does not depend on the prompt's length. The first table needs no scripts.
 
     Args:
-        attention: What to show; attention to tokens is summed over the parts.
+        attention: Attention of the response. Attention to tokens is summed over each part.
         title: The page's title.
     """
     units = attention.by_unit() if isinstance(attention, ResponseAttention) else attention
@@ -68,7 +68,7 @@ def document_view(attention: ResponseAttention | UnitAttention, *, title: str = 
 
 
 def _means(units: UnitAttention, heads: Sequence[str], means: Float[np.ndarray, "choice unit"]) -> str:
-    """The table of all heads, which needs no script."""
+    """The table of all heads, which needs no scripts."""
     top = float(means.max()) or 1.0
 
     def cell(value: float) -> str:
@@ -94,11 +94,11 @@ def _means(units: UnitAttention, heads: Sequence[str], means: Float[np.ndarray, 
 
 
 def pool_attention(rows: Float[Tensor, "head query key"], spans: Sequence[Span]) -> Float[Tensor, "head query unit"]:
-    """Attention summed over spans of keys: documents become units. Sums are at least of float32 precision.
+    """Attention summed over spans of keys, such as documents. Sums have at least float32 precision.
 
     Args:
         rows: Attention of each head from some query rows.
-        spans: Half-open token ranges, one a unit; they may overlap and need not cover everything.
+        spans: Half-open token ranges, one per unit. They may overlap and need not cover all keys.
 
     Raises:
         ValueError: If a span is empty, reversed, or not inside the keys.

@@ -1,6 +1,6 @@
 """All figures (matplotlib), in one style: readable in grey and by the colour-blind, with units on every axis.
 
-Every function draws on the axes it is given, or on new ones, and returns them, so that figures can be put together.
+Every function draws on given or new axes and returns them, so that figures can be combined.
 """
 
 from __future__ import annotations

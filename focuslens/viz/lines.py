@@ -53,13 +53,13 @@ class Curve:
 
     Args:
         label: Its name in the legend.
-        x: Where it was measured; of any order.
+        x: Values of the swept setting, in any order.
         estimate: The estimates, one for each ``x``.
         low: Lower ends of their intervals.
-        high: Upper ends.
+        high: Upper ends of their intervals.
 
     Raises:
-        ValueError: If the four differ in length, are empty, or an estimate lies outside its interval.
+        ValueError: If the lengths differ or are 0, or an estimate lies outside its interval.
     """
 
     label: str
@@ -81,7 +81,7 @@ class Curve:
 
     @classmethod
     def from_intervals(cls, label: str, points: Iterable[tuple[float, IntervalLike]]) -> Curve:
-        """A curve from pairs of ``x`` and the interval measured there."""
+        """A curve from pairs of ``x`` and its interval."""
         x, intervals = zip(*points, strict=True)
         estimate, low, high = zip(
             *((interval.mean, interval.low, interval.high) for interval in intervals), strict=True
@@ -96,7 +96,7 @@ def split_softmax_curves(
     title: str = "Split-softmax",
     ax: Axes | None = None,
 ) -> Axes:
-    """Accuracy over the number of heads, one curve a ``tau`` (figure 3); see :func:`sweep_curves`."""
+    """Accuracy over the number of heads, one curve per ``tau`` (figure 3); see :func:`sweep_curves`."""
     return sweep_curves(curves, baselines, x_label="heads changed (top k)", title=title, ax=ax)
 
 
@@ -107,7 +107,7 @@ def direction_curves(
     title: str = "Focus directions",
     ax: Axes | None = None,
 ) -> Axes:
-    """Accuracy over the number of heads, one curve an ``alpha`` (figure 4); see :func:`sweep_curves`."""
+    """Accuracy over the number of heads, one curve per ``alpha`` (figure 4); see :func:`sweep_curves`."""
     return sweep_curves(curves, baselines, x_label="heads steered (top k)", title=title, ax=ax)
 
 
@@ -121,19 +121,19 @@ def sweep_curves(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Lines with interval bands over a swept setting, and the settings they compare with as level lines.
+    """Lines with interval bands over a swept setting, and baselines as horizontal lines.
 
     Args:
         curves: The lines.
-        baselines: Level lines by name, each with its interval.
-        x_label: What was swept, with its unit.
-        y_label: What was measured, with its unit.
-        x_scale: ``category`` puts all values of ``x`` at equal distances, so that 1, 2, 5, 20 and 600 can all be read.
+        baselines: Horizontal lines by name, each with its interval.
+        x_label: The swept setting, with its unit.
+        y_label: The measured quantity, with its unit.
+        x_scale: ``category`` puts all values of ``x`` at equal distances, so that 1, 2, 5, 20 and 600 are all legible.
         title: The figure's title.
-        ax: Axes to draw on; new ones if ``None``.
+        ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If there is nothing to draw, or a logarithmic scale is asked for values that are not positive.
+        ValueError: If there is nothing to draw, or a logarithmic scale has values that are not positive.
     """
     if not curves:
         raise ValueError("there are no curves to draw; give at least one")
@@ -163,16 +163,16 @@ def loss_curves(
     title: str = "Training of focus directions",
     ax: Axes | None = None,
 ) -> Axes:
-    """Training loss by epoch, one line a head; many heads are drawn thin, with their median and quartiles.
+    """Training loss by epoch, one line per head. More than eight heads have thin lines, with median and quartiles.
 
     Args:
         losses: Mean loss of each epoch, for every head: minus its contextual score.
         labels: The heads' names.
         title: The figure's title.
-        ax: Axes to draw on; new ones if ``None``.
+        ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If there are no losses, or not one label for each column.
+        ValueError: If there are no losses, or the numbers of labels and columns differ.
     """
     n_epochs, n_lines = losses.shape
     if not losses.size or n_lines != len(labels):
@@ -188,7 +188,7 @@ def loss_curves(
         else:
             ax.plot(epochs, losses, color=COLOURS[-1], lw=0.8, alpha=0.5)
             low, high = np.quantile(losses, (0.25, 0.75), axis=1)
-            ax.fill_between(epochs, low, high, color=COLOURS[0], alpha=0.2, lw=0, label="middle half of them")
+            ax.fill_between(epochs, low, high, color=COLOURS[0], alpha=0.2, lw=0, label="middle half of the heads")
             ax.plot(epochs, np.median(losses, axis=1), color=COLOURS[0], marker="o", label=f"median of {n_lines} heads")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         ax.set(xlabel="epoch", ylabel="loss (minus the contextual score)", title=title)
@@ -202,7 +202,7 @@ def _draw(ax: Axes, curve: Curve, place: Mapping[float, float], index: int) -> N
     estimate, low, high = (np.asarray(values)[order] for values in (curve.estimate, curve.low, curve.high))
     look = line_look(index)
     if len(x) == 1:
-        # A band over a single place has no area.
+        # A band over a single value of x has no area.
         ax.vlines(x, low, high, color=look["color"], alpha=0.4, lw=3)
     ax.fill_between(x, low, high, color=look["color"], alpha=0.13, lw=0)
     ax.plot(x, estimate, label=curve.label, **look)

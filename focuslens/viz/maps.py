@@ -1,4 +1,4 @@
-"""Figures of colours: a score for every head of a model, and any table as a heat map."""
+"""Heat maps: a score for every head of a model, and tables of numbers."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from focuslens.viz.style import legend_beside, new_axes, style
 __all__ = ["head_groups", "head_map", "table_heat_map"]
 
 _MISSING = "#BBBBBB"
-# As different in grey as in colour.
+# These colours also differ in grey.
 _GROUPS = ("#EDEDED", "#E69F00", "#0072B2", "#000000")
 
 
@@ -35,11 +35,11 @@ def head_map(
     """A score for every head of a model, layers downward (figure 2 of "Focus Directions").
 
     Args:
-        scores: Score of each head; NaN where there is none, drawn as grey.
+        scores: Score of each head. A missing score is NaN and drawn in grey.
         heads: Heads to outline, as (layer, head).
         title: The figure's title.
-        label: What a score is, with its unit.
-        ax: Axes to draw on; new ones if ``None``.
+        label: Name of the score, with its unit.
+        ax: Axes to draw on; new axes if ``None``.
 
     Raises:
         ValueError: If a head to outline is not in ``scores``.
@@ -56,12 +56,12 @@ def head_map(
         image = ax.imshow(scores, cmap=cmap, aspect="auto", interpolation="nearest", vmin=min(0.0, _smallest(scores)))
         for layer, head in heads:
             box = Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, ec="#B00020", lw=1.6, clip_on=False, zorder=3)
-            # Dark within white, so that an outline shows on both ends of the colour map.
+            # A dark line on a white one is visible on both ends of the colour map.
             box.set_path_effects([withStroke(linewidth=3.4, foreground="white")])
             ax.add_patch(box)
         outlined = f" ({len(heads)} outlined)" if heads else ""
         _name_heads(ax, title + outlined)
-        # Its unit goes below it: the map of a small model is not as high as the whole is long.
+        # The unit is on a second line, because the map of a small model is lower than the whole label is long.
         ax.figure.colorbar(image, ax=ax, label=label.replace(" (", "\n("))
     return ax
 
@@ -73,13 +73,13 @@ def head_groups(
     title: str = "Heads",
     ax: Axes | None = None,
 ) -> Axes:
-    """Which of a few kinds every head of a model is of, layers downward (figure 9 of "Focus Directions").
+    """The kind of every head of a model, layers downward (figure 9 of "Focus Directions").
 
     Args:
-        groups: The kind of each head, from 0; the kind 0 is drawn as background.
-        names: Of the kinds; the legend says how many heads are of each.
+        groups: The kind of each head, from 0. Kind 0 is drawn as background.
+        names: Names of the kinds. The legend adds the number of heads.
         title: The figure's title.
-        ax: Axes to draw on; new ones if ``None``.
+        ax: Axes to draw on; new axes if ``None``.
 
     Raises:
         ValueError: If there are more names than colours, or a kind has no name.
@@ -126,24 +126,24 @@ def table_heat_map(
     center: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """A table of numbers as a heat map, each cell with its number and, below it, its interval.
+    """A table of numbers as a heat map. Each cell has its number and, below it, its interval.
 
     Args:
-        table: Rows downward, columns across; a cell that is NaN is grey and holds a dash.
+        table: Rows downward, columns across. A NaN cell is grey and has a dash.
         low: Lower ends of the intervals, of the same shape.
-        high: Their upper ends.
-        label: What the numbers are, with their unit.
+        high: Upper ends of the intervals, of the same shape.
+        label: Name of the numbers, with their unit.
         title: The figure's title.
-        x_label: What the columns are; by default their name in the table.
-        y_label: What the rows are; by default the index's name.
+        x_label: Label of the columns; the default is their name in the table.
+        y_label: Label of the rows; the default is the index's name.
         digits: Decimals of the numbers.
-        limits: Numbers at the ends of the colours; by default the table's smallest and largest.
-        center: A number that means nothing happened: colours then part there, equally far to both sides.
-        ax: Axes to draw on; new ones if ``None``.
+        limits: Numbers at the ends of the colour scale; the default is the table's smallest and largest.
+        center: Number that stands for no change. The colour scale then diverges from it, equally far to both sides.
+        ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If the table is empty or holds something else than numbers, one end of the intervals is given
-            without the other, or they have another shape.
+        ValueError: If the table is empty or has cells that are not numbers, only one end of the intervals is given, or
+            the shapes differ.
     """
     values = _numbers(table, "table")
     if not values.size:
@@ -156,25 +156,25 @@ def table_heat_map(
         smallest, largest = limits or _limits(values, center)
         image = ax.imshow(values, cmap=cmap, aspect="auto", interpolation="nearest", vmin=smallest, vmax=largest)
         for (row, column), value in np.ndenumerate(values):
-            here = None if ends is None else (float(ends[0][row, column]), float(ends[1][row, column]))
+            interval = None if ends is None else (float(ends[0][row, column]), float(ends[1][row, column]))
             colour: Any = image.cmap(image.norm(value)) if np.isfinite(value) else None
-            text = _cell(float(value), here, digits)
+            text = _cell(float(value), interval, digits)
             ax.text(column, row, text, ha="center", va="center", size=8, color=_ink(colour))
-        ax.set_xticks(range(values.shape[1]), [_name(one) for one in table.columns], rotation=30, ha="right")
-        ax.set_yticks(range(values.shape[0]), [_name(one) for one in table.index])
+        ax.set_xticks(range(values.shape[1]), [_name(label) for label in table.columns], rotation=30, ha="right")
+        ax.set_yticks(range(values.shape[0]), [_name(label) for label in table.index])
         ax.grid(visible=False)
         ax.tick_params(length=0)
-        across = _names(table.columns) if x_label is None else x_label
-        ax.set(title=title, xlabel=across, ylabel=_names(table.index) if y_label is None else y_label)
+        x_text = _names(table.columns) if x_label is None else x_label
+        ax.set(title=title, xlabel=x_text, ylabel=_names(table.index) if y_label is None else y_label)
         ax.figure.colorbar(image, ax=ax, label=label)
     return ax
 
 
-def _numbers(table: pd.DataFrame, what: str) -> Float[np.ndarray, "row column"]:
+def _numbers(table: pd.DataFrame, name: str) -> Float[np.ndarray, "row column"]:
     try:
         return table.to_numpy(dtype=float, na_value=np.nan)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the {what} holds something else than numbers ({error}); leave other columns away") from error
+        raise ValueError(f"the {name} holds something else than numbers ({error}); leave other columns away") from error
 
 
 def _ends(
@@ -208,7 +208,7 @@ def _cell(value: float, ends: tuple[float, float] | None, digits: int) -> str:
 
 
 def _ink(colour: tuple[float, float, float, float] | None) -> str:
-    """Black or white, whichever is read on a colour; black on that of missing cells."""
+    """Black or white, for contrast with a colour; black for missing cells."""
     if colour is None:
         return "black"
     red, green, blue, _ = colour
@@ -216,7 +216,7 @@ def _ink(colour: tuple[float, float, float, float] | None) -> str:
 
 
 def _names(axis: pd.Index) -> str:
-    return " / ".join(str(one) for one in axis.names if one is not None)
+    return " / ".join(str(name) for name in axis.names if name is not None)
 
 
 def _name(label: object) -> str:

@@ -1,4 +1,4 @@
-"""Attention rows in few bytes: what a page of some thousand tokens and twenty heads can hold."""
+"""Compact attention rows, for pages with some thousand tokens and twenty heads."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ _LONGEST_STEP = 255
 
 @dataclass(frozen=True, eq=False)
 class PackedRows:
-    """Rows of shares, sparse: the largest entries of each, in order of their columns.
+    """Sparse rows of shares: the largest entries of each row, in the order of their columns.
 
-    An entry is a step from the column before it (from -1 in the first) and a value in 65,535ths. A value of 0 is there
-    to take a step longer than 255.
+    An entry has a step from the previous entry's column (-1 before the first) and a value in 65,535ths. A step longer
+    than 255 is split, and the additional entries have the value 0.
 
     Attributes:
-        counts: Entries of each row.
-        steps: Of all rows, one after the other.
-        values: Of each entry.
-        kept: The least share of its sum that any row kept.
+        counts: Number of entries per row.
+        steps: Steps of all entries, row after row.
+        values: Values of all entries.
+        kept: Smallest share of a row's sum in its entries, over all rows.
     """
 
     counts: UInt32[np.ndarray, "row"]
@@ -43,14 +43,14 @@ class PackedRows:
 
 
 def pack_rows(rows: Float[np.ndarray, "row column"], most_bytes: int) -> PackedRows:
-    """The largest entries of each row: so many that all rows together take ``most_bytes`` in base 64, or all.
+    """The largest entries of each row, as many as fit into ``most_bytes`` in base 64.
 
     Args:
         rows: Shares between 0 and 1.
-        most_bytes: The size that is aimed at; a row keeps at least eight entries.
+        most_bytes: Target size of all rows together. A row keeps at least eight entries.
     """
     n_rows, n_columns = rows.shape
-    quota = min(n_columns, max(8, most_bytes // (4 * n_rows)))  # three bytes an entry are four characters
+    quota = min(n_columns, max(8, most_bytes // (4 * n_rows)))  # three bytes per entry are four characters
     levels = np.round(np.clip(rows, 0, 1) * _SCALE).astype(np.int64)
     counts, steps, values = [], [], []
     kept = 1.0
@@ -67,7 +67,7 @@ def pack_rows(rows: Float[np.ndarray, "row column"], most_bytes: int) -> PackedR
 
 
 def _entries(columns: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one row, long steps in several."""
+    """Steps and values of one row. Long steps are split."""
     steps = np.diff(columns, prepend=-1)
     fillers = (steps - 1) // _LONGEST_STEP
     places = np.cumsum(1 + fillers) - 1

@@ -1,4 +1,4 @@
-"""HTML that stands alone: the frame of a page that cannot load anything, and of a page within a page."""
+"""Self-contained HTML: the frame of a page that loads nothing, and of a page inside another page."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 __all__ = ["asset", "data_block", "inner_page", "page"]
 
-# The browser itself refuses whatever is not in the file: a page opens the same with and without a network, and a token
-# that happens to hold markup can reach no one.
+# The browser itself blocks everything that is not in the file. A page is the same with and without a network, and
+# markup in a token cannot send data anywhere.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 
 
@@ -23,13 +23,13 @@ def asset(name: str) -> str:
 
 
 def page(title: str, body: str, *, css: str = "", scripts: Sequence[str] = ()) -> str:
-    """A complete HTML document, under a content security policy that allows nothing from outside the file.
+    """A complete HTML document, with a content security policy that blocks everything outside the file.
 
     Args:
-        title: Plain text; escaped here.
-        body: HTML; whatever text it was made of must have been escaped already.
+        title: Plain text, which is escaped here.
+        body: HTML. The caller must have escaped all text in it.
         css: The page's style sheet.
-        scripts: Sources of scripts that run when the body is there.
+        scripts: Sources of scripts that run after the body.
     """
     code = "".join(f"<script>{source}</script>\n" for source in scripts)
     return (
@@ -41,7 +41,7 @@ def page(title: str, body: str, *, css: str = "", scripts: Sequence[str] = ()) -
 
 
 def data_block(content: Any) -> str:
-    """An element that holds data for the page's own script; no text in it can end it.
+    """An element with data for the page's own script. No text in the data can end the element.
 
     Raises:
         ValueError: If a number is NaN or infinite, which JSON does not have.
@@ -51,14 +51,14 @@ def data_block(content: Any) -> str:
 
 
 def inner_page(document: str, *, title: str, height: int) -> str:
-    """An ``iframe`` that holds a whole document, so that its scripts and styles and those around it stay apart.
+    """An ``iframe`` with a whole document. It separates the document's scripts and styles from the page's.
 
-    What is inside has an origin of its own: it can neither read nor change the page around it.
+    The document has an origin of its own, so it can neither read nor change the page around it.
 
     Args:
         document: HTML of a complete page.
-        title: What the frame shows, for those who cannot see it.
-        height: In CSS pixels; on a lower screen nine tenths of it.
+        title: Description of the content, for screen readers.
+        height: Height in CSS pixels, at most nine tenths of the screen.
     """
     return (
         f'<iframe title="{escape(title)}" sandbox="allow-scripts" '

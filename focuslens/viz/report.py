@@ -1,4 +1,4 @@
-"""A report that is one HTML file: it opens from disk, on a phone as well, in light and dark, without a network."""
+"""A report as one HTML file, which opens from disk, on phones, in light and dark mode, and without a network."""
 
 from __future__ import annotations
 
@@ -32,21 +32,21 @@ CSS = asset("report.css")
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LONG = 24
-"""Rows from which on a table scrolls within its place."""
+"""Largest number of rows of a table that does not scroll."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a report; on the page its columns sort.
+    """A table of a report, with sortable columns on the page.
 
     Args:
-        caption: What it shows, with the units.
+        caption: Description of the content, with the units.
         columns: Names of the columns.
         rows: The lines, each with a cell for every column. Floats have three decimals, or two significant digits where
             three decimals would be zero; give other numbers as text.
 
     Raises:
-        ValueError: If a row has not one cell for each column.
+        ValueError: If a row does not have one cell per column.
     """
 
     caption: str
@@ -67,9 +67,9 @@ class Figure:
     """A picture of a report.
 
     Args:
-        caption: What it shows.
+        caption: Description of the content.
         file: A PNG, which is copied into the report.
-        data: The file that holds its numbers, as the report is to link to it: relative to where the report lies.
+        data: Link to the file with its numbers, relative to the report.
     """
 
     caption: str
@@ -82,13 +82,13 @@ class Section:
     """A part of a report.
 
     Args:
-        key: Its name in addresses; letters, digits, hyphens and underscores.
+        key: Its name in addresses: letters, digits, hyphens and underscores.
         title: Its heading.
-        findings: What came out, a sentence each; all sections' findings stand first in the report.
+        findings: The findings, one sentence each. The findings of all sections come first in the report.
         figures: The pictures.
-        tables: The numbers.
+        tables: The tables.
         views: Caption and view of each interactive picture.
-        missing: What could not be shown, and why, a sentence each.
+        missing: Missing content and the reason, one sentence each.
         links: Text and address of files that belong to it.
     """
 
@@ -118,22 +118,22 @@ def write_report(
     figures: Sequence[tuple[str, str | Path]] = (),
     views: Sequence[tuple[str, AttentionView]] = (),
 ) -> Path:
-    """Write a short report with everything in it, whole or not at all, and return its path.
+    """Write a short self-contained report atomically, and return its path.
 
-    All text is taken as plain text.
+    All text is treated as plain text.
 
     Args:
-        path: The file to write, ``report.html`` by custom.
-        title: What was run.
-        facts: Model, data, settings, seed, versions: what a reader needs in order to repeat it.
-        findings: What came out, a sentence each; they stand first.
-        tables: The numbers.
-        figures: Caption and PNG file of each figure; the files are copied into the report.
+        path: The file to write, usually ``report.html``.
+        title: Name of the run.
+        facts: Model, data, settings, seed and versions, as needed to repeat the run.
+        findings: The findings, one sentence each. They come first.
+        tables: The tables.
+        figures: Caption and PNG file of each figure. The files are copied into the report.
         views: Caption and view of each interactive picture.
 
     Raises:
         FileNotFoundError: If a figure's file does not exist.
-        ValueError: If it is not a PNG.
+        ValueError: If a figure's file is not a PNG.
     """
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -147,27 +147,27 @@ def write_report(
 
 
 def write_sections(path: str | Path, *, title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> Path:
-    """Write a report of several parts, whole or not at all, and return its path.
+    """Write a report with several sections atomically, and return its path.
 
-    The findings of all parts stand first; then each part with its figures, tables and views; then how it was made.
+    The findings of all sections come first, then each section with its figures, tables and views, then the facts.
 
     Args:
         path: The file to write.
-        title: What was run.
-        facts: Model, data, settings, seed, versions.
-        sections: The parts, of different keys.
+        title: Name of the run.
+        facts: Model, data, settings, seed and versions.
+        sections: The sections, with different keys.
 
     Raises:
         FileNotFoundError: If a figure's file does not exist.
-        ValueError: If it is not a PNG.
+        ValueError: If a figure's file is not a PNG.
     """
-    links = "".join(f'<a href="#{one.key}">{escape(one.title)}</a>' for one in sections)
-    found = [text for one in sections for text in one.findings]
+    links = "".join(f'<a href="#{section.key}">{escape(section.title)}</a>' for section in sections)
+    findings = [text for section in sections for text in section.findings]
     parts = [
         f"<h1>{escape(title)}</h1>",
         f'<nav aria-label="Parts of the report">{links}</nav>' if len(sections) > 1 else "",
-        _section("What was found", [_findings(found)] if found else []),
-        *(_section(one.title, _content(one), one.key) for one in sections),
+        _section("Findings", [_findings(findings)] if findings else []),
+        *(_section(section.title, _content(section), section.key) for section in sections),
         _section("How it was made", [_facts(facts)] if facts else []),
     ]
     return _write(Path(path), title, parts)
@@ -182,12 +182,12 @@ def _write(path: Path, title: str, parts: Sequence[str]) -> Path:
 def _content(section: Section) -> list[str]:
     missing = "".join(f"<p>{escape(text)}</p>" for text in section.missing)
     parts = [f'<div class="missing" role="note">{missing}</div>'] if missing else []
-    for one in section.figures:
-        parts.append(figure_html(one.caption, one.file))
-        parts += [link_html(f"The numbers of this figure: {one.data}", one.data)] if one.data else []
+    for figure in section.figures:
+        parts.append(figure_html(figure.caption, figure.file))
+        parts += [link_html(f"The numbers of this figure: {figure.data}", figure.data)] if figure.data else []
     for table in section.tables:
-        whole = table_html(table)
-        parts.append(f'<div class="long">{whole}</div>' if len(table.rows) > _LONG else whole)
+        html = table_html(table)
+        parts.append(f'<div class="long">{html}</div>' if len(table.rows) > _LONG else html)
     parts += [_view(caption, view) for caption, view in section.views]
     return parts + [link_html(text, address) for text, address in section.links]
 
@@ -213,7 +213,7 @@ def link_html(text: str, address: str) -> str:
 
 
 def table_html(table: Table) -> str:
-    """A table, which scrolls sideways where the page is too narrow for it."""
+    """HTML of a table, which scrolls sideways if the page is too narrow."""
     numeric = [all(not isinstance(row[place], str) for row in table.rows) for place in range(len(table.columns))]
     head = _line("th", table.columns, numeric)
     body = "\n".join(_line("td", row, [not isinstance(cell, str) for cell in row]) for row in table.rows)
@@ -228,16 +228,16 @@ def _line(tag: str, cells: Sequence[Cell], numeric: Sequence[bool]) -> str:
 
 
 def _shown(number: float) -> str:
-    """Three decimals; a p-value of 0.000 would say nothing."""
+    """Text with three decimals, or two significant digits for tiny numbers such as p-values."""
     return f"{number:.2g}" if 0 < abs(number) < 0.0005 else f"{number:.3f}"
 
 
 def figure_html(caption: str, file: Path) -> str:
-    """A PNG with its caption, the picture within the page itself.
+    """HTML of a PNG and its caption, with the picture embedded.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If it is not a PNG.
+        ValueError: If the file is not a PNG.
     """
     content = file.read_bytes()
     if not content.startswith(_PNG):

@@ -1,4 +1,4 @@
-"""What all figures share: one style, readable in grey and by the colour-blind, and how a figure becomes a file."""
+"""The style of all figures, readable in grey and by the colour-blind, and the saving of figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from focuslens.util.files import write_atomically
 __all__ = ["COLOURS", "DASHES", "HATCHES", "MARKERS", "legend_beside", "line_look", "new_axes", "save_figure", "style"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's colours, darkest first: they differ for the colour-blind too."""
+"""Okabe and Ito's colours, darkest first, which also differ for the colour-blind."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (6, 2, 1, 2, 1, 2)))
@@ -47,9 +47,9 @@ _STYLE: Any = {
 
 @contextmanager
 def style() -> Generator[None]:
-    """The style of the figures here, as a context manager, for figures of your own."""
-    # Not matplotlib's own context, which takes back every setting at its end: a notebook's backend, which the first
-    # figure loads, switches interactive mode on, and without that no later figure would be shown.
+    """Context manager with the style of these figures, for other figures."""
+    # matplotlib's own context would restore every setting at its end. A notebook's backend, loaded with the first
+    # figure, switches interactive mode on. Restoring that too would hide all later figures.
     before = {name: plt.rcParams[name] for name in _STYLE}
     try:
         plt.rcParams.update(_STYLE)
@@ -59,7 +59,7 @@ def style() -> Generator[None]:
 
 
 def line_look(index: int) -> dict[str, Any]:
-    """Colour, marker and dash of the n-th line: no two of the first dozens share all three."""
+    """Colour, marker and dash of the n-th line. The first dozens of lines differ in at least one of them."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[index % len(MARKERS)],
@@ -73,14 +73,14 @@ def new_axes(width: float = 6.4, height: float = 4.0) -> Axes:
 
 
 def legend_beside(ax: Axes, handles: Sequence[Artist] | None = None) -> None:
-    """A legend to the right of the axes, where it hides nothing; of what is labelled on them, or of ``handles``."""
+    """Add a legend to the right of the axes, for all labelled artists or for ``handles``."""
     ax.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.0, 1.0), borderaxespad=0.2)
 
 
 def save_figure(figure: Axes | Figure, path: str | Path) -> Path:
-    """Write a figure, or the figure that axes are part of, as PNG at 150 dots per inch, whole or not at all.
+    """Write a figure, or the figure of some axes, atomically as a PNG with 150 dots per inch.
 
-    The same data drawn and saved again give the same bytes.
+    Equal data give equal bytes.
 
     Raises:
         ValueError: If ``path`` does not end in ``.png``.

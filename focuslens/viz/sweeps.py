@@ -1,4 +1,4 @@
-"""A sweep's accuracies, as lines that can be drawn and as a table."""
+"""A sweep's accuracies as curves and as a table."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ __all__ = ["curves", "sweep_table"]
 
 
 def curves(sweep: Sweep, varied: str, *, over: str = "k", **fixed: Any) -> list[Curve]:
-    """A sweep's accuracy over ``k``: one curve for each value of ``varied`` among the settings with the fixed ones.
+    """A sweep's accuracy over ``k``: one curve for each value of ``varied`` among settings with the ``fixed`` values.
 
     Args:
-        sweep: What was measured.
-        varied: The parameter that tells curves apart, such as ``tau`` or ``alpha``.
-        over: The parameter that lies along them.
-        **fixed: Values that other parameters must have.
+        sweep: The sweep.
+        varied: The parameter that distinguishes the curves, such as ``tau`` or ``alpha``.
+        over: The parameter along each curve.
+        **fixed: Required values of other parameters.
     """
-    wanted = {**fixed, varied: None, over: None}
+    required = {**fixed, varied: None, over: None}
     lines: dict[float, dict[float, Any]] = {}
     for setting in sweep.settings:
         parameters = setting.parameters
-        if wanted.keys() <= parameters.keys() and all(parameters[name] == value for name, value in fixed.items()):
+        if required.keys() <= parameters.keys() and all(parameters[name] == value for name, value in fixed.items()):
             lines.setdefault(parameters[varied], {})[parameters[over]] = sweep[setting.name].em
     prefix = "random heads, " if fixed.get("heads") == "random" else ""
     return [Curve.from_intervals(f"{prefix}{varied} = {value:g}", points.items()) for value, points in lines.items()]
 
 
 def sweep_table(caption: str, sweep: Sweep) -> Table:
-    """Every setting's exact match with its interval, and the exact test against the baseline."""
+    """Table of every setting's exact match with its interval, and of the exact test against the baseline."""
     names = ("name", "em", "em_low", "em_high", "gained", "lost", "mcnemar_p")
     return Table(
         f"{caption}: exact match (share of samples), its 95 % interval, samples gained and lost against the baseline, "

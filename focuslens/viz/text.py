@@ -1,4 +1,4 @@
-"""A prompt coloured token by token by the attention of its response, alone or before and after an intervention."""
+"""View of a prompt whose tokens are coloured by the response's attention, alone or with and without an intervention."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from focuslens.viz.view import AttentionView
 __all__ = ["SHARE", "compare_view", "head_choices", "text_view", "with_means"]
 
 SHARE = 10_000
-"""Parts of the whole in which shares are written into pages."""
+"""Integer in pages that stands for a share of 1."""
 
 _MOST_BYTES = 3_800_000
-"""Of a page's attention rows: it stays below 5 MB with everything around them."""
+"""Largest size of a page's attention rows, so that the whole page stays below 5 MB."""
 
 _FRAME = """<h1>{title}</h1>
 <p>{note}</p>
 <div class="controls"><label>Head <select id="head"></select></label>
-<span class="legend"><span>0</span><i></i><span><span id="top"></span> and more; colours go by the square
+<span class="legend"><span>0</span><i></i><span><span id="top"></span> and more; the colour grows with the square
 root</span></span></div>
 {parts}
-<div class="status" id="status" role="status" aria-live="polite">Point at a token, or go to a text and use the arrow
+<div class="status" id="status" role="status" aria-live="polite">Point at a token, or focus a text and use the arrow
 keys.</div>
-<noscript>This view is drawn by a script in this file, and scripts are switched off.</noscript>
+<noscript>A script in this file draws this view, and scripts are switched off.</noscript>
 """
 
-_PARTS = """<details open><summary>What the parts of the prompt get</summary>
+_PARTS = """<details open><summary>Attention to the parts of the prompt</summary>
 <div class="scroll" id="parts"></div></details>"""
 _PANELS = '<div class="panels" id="panels"></div>'
 
@@ -42,16 +42,16 @@ _PANELS = '<div class="panels" id="panels"></div>'
 def text_view(
     attention: ResponseAttention, *, title: str = "", head: int | None = None, said: int | None = None
 ) -> AttentionView:
-    """The prompt as text, each token coloured by its attention from a token of the response.
+    """The prompt as text, with each token coloured by its attention from a token of the response.
 
-    Head and response token are chosen on the page; the relevant document is outlined. By keyboard: the text takes the
-    arrow keys, left and right token by token, up and down in the order of attention.
+    Head and response token can be chosen on the page. The relevant document is outlined. On the keyboard, the left and
+    right arrow keys move through the text token by token, and the up and down keys in the order of attention.
 
     Args:
-        attention: What to show; see :func:`focuslens.scores.response.response_attention`.
-        title: The page's title; by default the response.
-        head: Which head is shown first, by its place among the heads; ``None`` for the mean of all.
-        said: Which response token, by its place; ``None`` for the mean of all.
+        attention: Attention of the response, from :func:`focuslens.scores.response.response_attention`.
+        title: The page's title; the default is the response.
+        head: Index of the head that is shown first; ``None`` for the mean of all heads.
+        said: Index of the response token that is shown first; ``None`` for the mean of all tokens.
 
     Raises:
         ValueError: If there is no such head or response token.
@@ -63,16 +63,16 @@ def text_view(
 def compare_view(
     before: ResponseAttention, after: ResponseAttention, *, title: str = "", head: int | None = None
 ) -> AttentionView:
-    """The same prompt before and after an intervention, side by side, on one scale of colours.
+    """The same prompt without and with an intervention, side by side, with one colour scale.
 
-    A table says what every part of the prompt gets and by how much that changes. One choice of head holds for both;
-    each side has response tokens of its own.
+    A table has the attention to every part of the prompt on both sides, and the change. The choice of a head applies to
+    both sides. Each side has its own response tokens.
 
     Args:
-        before: Without the intervention.
-        after: With it; of the same prompt and heads.
+        before: Attention without the intervention.
+        after: Attention with the intervention, for the same prompt and heads.
         title: The page's title.
-        head: Which head is shown first, by its place among the heads; ``None`` for the mean of all.
+        head: Index of the head that is shown first; ``None`` for the mean of all heads.
 
     Raises:
         ValueError: If prompts or heads differ.
@@ -90,32 +90,32 @@ def compare_view(
 
 
 def head_choices(head_names: Sequence[str]) -> list[str]:
-    """Names of what can be chosen: the mean of all heads, then each; one head needs no mean."""
+    """Names of the choices: the mean of all heads, unless there is only one, then each head."""
     return [f"mean of {len(head_names)} heads", *head_names] if len(head_names) > 1 else list(head_names)
 
 
 def with_means(values: Float[np.ndarray, "head response column"]) -> Float[np.ndarray, "choice said column"]:
-    """In front of each axis its mean: of all heads, where there are several, and of all response tokens."""
+    """The values with means in front: over all heads (if there are several), and over all response tokens."""
     if len(values) > 1:
         values = np.concatenate((values.mean(axis=0, keepdims=True), values))
     return np.concatenate((values.mean(axis=1, keepdims=True), values), axis=1)
 
 
 def _view(
-    shown: Sequence[ResponseAttention], title: str, head: int | None, said: Sequence[int | None]
+    shown: Sequence[ResponseAttention], title: str, head: int | None, tokens: Sequence[int | None]
 ) -> AttentionView:
     heads = head_choices(shown[0].head_names)
-    names = [one.name or fallback for one, fallback in zip(shown, ("before", "after"), strict=False)]
-    packed = [pack_rows(_rows(one), _MOST_BYTES // len(shown)) for one in shown]
-    tops = np.max([_largest(one) for one in shown], axis=0)
+    names = [attention.name or fallback for attention, fallback in zip(shown, ("before", "after"), strict=False)]
+    packed = [pack_rows(_rows(attention), _MOST_BYTES // len(shown)) for attention in shown]
+    tops = np.max([_largest(attention) for attention in shown], axis=0)
     panels = [
         {
-            **_panel(one),
-            "name": name if len(shown) > 1 else one.name,
-            "said": _place(chosen, one.response, "response token"),
+            **_panel(attention),
+            "name": name if len(shown) > 1 else attention.name,
+            "said": _place(token, attention.response, "response token"),
             "rows": rows.to_json(),
         }
-        for one, name, rows, chosen in zip(shown, names, packed, said, strict=True)
+        for attention, name, rows, token in zip(shown, names, packed, tokens, strict=True)
     ]
     data = {
         "kind": "text",
@@ -125,21 +125,21 @@ def _view(
         "tops": tops.tolist(),
         "panels": panels,
     }
-    # One text is read first; of two, the table says where to look.
+    # A single text comes first. With two texts, the table comes first, because it shows the differences.
     parts = f"{_PANELS}\n{_PARTS}" if len(shown) == 1 else f"{_PARTS}\n{_PANELS}"
-    body = _FRAME.format(title=escape(title), note=_note(shown, min(one.kept for one in packed)), parts=parts)
+    body = _FRAME.format(title=escape(title), note=_note(shown, min(rows.kept for rows in packed)), parts=parts)
     scripts = (asset("view.js"), asset("height.js"))
     html = page(title, body + data_block(data), css=asset("view.css"), scripts=scripts)
     return AttentionView(html, title, 900)
 
 
-def _place(chosen: int | None, among: Sequence[str], what: str) -> int:
-    """The place on the page, where the mean of all stands first."""
-    if chosen is None:
+def _place(index: int | None, names: Sequence[str], kind: str) -> int:
+    """Index among the choices on the page, whose first is the mean of all."""
+    if index is None:
         return 0
-    if not 0 <= chosen < len(among):
-        raise ValueError(f"there is no {what} {chosen}: there are {len(among)}, counted from 0")
-    return chosen + 1
+    if not 0 <= index < len(names):
+        raise ValueError(f"there is no {kind} {index}: there are {len(names)}, counted from 0")
+    return index + 1
 
 
 def _rows(attention: ResponseAttention) -> Float[np.ndarray, "row key"]:
@@ -164,9 +164,9 @@ def _panel(attention: ResponseAttention) -> dict[str, Any]:
 
 
 def _largest(attention: ResponseAttention) -> Float[np.ndarray, "choice 2"]:
-    """For each choice of head the largest attention to a token of the prompt outside the sink: of the mean, of a row.
+    """Largest attention to a prompt token outside the sink, per choice of head: in the mean row, and in any other row.
 
-    Sinks take most of many heads' attention, and would leave no colour for the rest.
+    A sink has most of the attention of many heads. Including it would leave the other tokens without colour.
     """
     sink = next((places for label, places, _ in attention.units() if label == "sink"), [])
     outside = np.setdiff1d(np.arange(attention.prompt_length), sink)
@@ -178,11 +178,13 @@ def _largest(attention: ResponseAttention) -> Float[np.ndarray, "choice 2"]:
 
 
 def _note(shown: Sequence[ResponseAttention], kept: float) -> str:
-    said = " ".join(
-        f"<strong>{escape(one.name or 'Response')}:</strong> “{escape(one.text)}”" for one in shown if one.text
+    responses = " ".join(
+        f"<strong>{escape(attention.name or 'Response')}:</strong> “{escape(attention.text)}”"
+        for attention in shown
+        if attention.text
     )
-    cut = "" if kept > 0.999 else f" The smallest shares are left out; every row shows at least {kept:.1%} of its own."
+    cut = "" if kept > 0.999 else f" The smallest shares are left out; every row shows at least {kept:.1%} of its sum."
     return (
-        f"{said}<br>Colours are attention in the rows of the response's own tokens, up to the largest outside the sink."
-        f"{cut} ★ marks the relevant part."
+        f"{responses}<br>Colours are attention from the response's tokens. Full colour is the largest attention "
+        f"outside the sink.{cut} ★ marks the relevant part."
     )

@@ -1,4 +1,4 @@
-"""A picture of attention that is one HTML page."""
+"""Views of attention as single HTML pages."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _SIGNS = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "␍"})
 
 @dataclass(frozen=True)
 class AttentionView:
-    """A picture of attention that is one HTML page and loads nothing from the network.
+    """A view of attention as one HTML page that loads nothing from the network.
 
-    Leave it as the last value of a notebook's cell to see it there, or :meth:`save` it and open the file.
+    As the last value of a notebook's cell it is displayed there. :meth:`save` writes it to a file.
 
     Args:
         html: The complete page.
-        title: What it shows, as plain text.
-        height: The height, in CSS pixels, at which it is shown inside another page.
+        title: Description of the content, as plain text.
+        height: Height inside another page, in CSS pixels.
     """
 
     html: str
@@ -37,13 +37,13 @@ class AttentionView:
         return inner_page(self.html, title=self.title, height=self.height)
 
     def save(self, path: str | Path) -> Path:
-        """Write the page to a file, whole or not at all, and return its path."""
+        """Write the page to a file atomically, and return its path."""
         path = Path(path)
         write_atomically(path, self.html.encode())
         return path
 
 
 def visible(token: str) -> str:
-    """A token as one short line: line breaks as signs, the end of a long one cut off."""
+    """A token as one short line: line breaks are signs, and a long token is cut off."""
     text = token.translate(_SIGNS)
     return text if len(text) <= _LONGEST_TOKEN else text[: _LONGEST_TOKEN - 1] + "…"

@@ -118,8 +118,8 @@ GRID = {"a": {"alpha": 2.0, "k": 1}, "b": {"alpha": -1.0, "k": 8}, "c": {"alpha"
 def test_the_setting_is_chosen_on_validation_and_reported_on_test():
     validation, settings = made_up({"baseline": 10, "a": 20, "b": 25, "c": 25}, GRID)
     test, _ = made_up({"baseline": 12, "a": 30, "b": 28, "c": 20}, GRID)
-    table, honest = choosing.chosen_table(validation, test, settings[1:])
-    assert honest.name == "c"  # as good as b with fewer heads
+    table, chosen = choosing.chosen_table(validation, test, settings[1:])
+    assert chosen.name == "c"  # as good as b with fewer heads
     assert [(row[1], row[2]) for row in table.rows] == [("baseline", 0.3), ("c", 0.5), ("a", 0.75)]
     assert table.rows[1][5:7] == (8, 0)
 

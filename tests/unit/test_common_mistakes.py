@@ -189,7 +189,7 @@ def test_an_architecture_that_cannot_be_read(changes, message, checkpoint, tmp_p
         ("question,answer\nwho,Ann\n", "{path}, line 1: broken JSON (Expecting value"),
         ('[{"question": "who"}]\n', '{path}, line 1: the line is [{{"question": "who"}}]; it must be a JSON'),
         ('{"question": "who", "answers": ["Ann"]}\n', "{path}, line 1: the field 'ctxs' is missing; there are 'ques"),
-        ("", "{path} is empty; it must hold one JSON object a line"),
+        ("", "{path} is empty; it must hold one JSON object per line"),
         ("/", "'{path}' is a directory; name a file in it, such as *.jsonl.gz"),
     ],
 )

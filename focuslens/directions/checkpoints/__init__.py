@@ -1,4 +1,4 @@
-"""Steered models as ordinary checkpoints, for the tools that people serve models with."""
+"""Steered models as ordinary checkpoints, for common serving tools."""
 
 from focuslens.directions.checkpoints.export import ExportedCheckpoint, export
 from focuslens.directions.checkpoints.fold import FoldedCheckpoint, fold

@@ -1,4 +1,4 @@
-"""Reading a checkpoint in Hugging Face format, from a directory or the hub, without reading its weights."""
+"""Reading of a checkpoint in Hugging Face format, from a directory or the hub, without its weights."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ TENSOR_SUFFIXES = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".gguf", ".onnx", ".onnx_data", ".h5"),
     *(".msgpack", ".ot", ".tflite"),
 )
-"""How the names of files of weights end."""
-_NOT_AT_FIRST = (
+"""Suffixes of files of weights."""
+_FETCHED_LATER = (
     *(f"*{suffix}" for suffix in TENSOR_SUFFIXES),
     *("original/*", "onnx/*", "openvino/*", "coreml/*", "checkpoint-*/*", "runs/*"),
 )
-"""What is not fetched from the hub with the small files: weights, in whatever format, and what lies beside copies."""
+"""Patterns that the first fetch from the hub skips: weights in any format, and folders of copies of them."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in Hugging Face format, by its files' headers.
+    """A checkpoint in Hugging Face format: its configuration and the headers of its files.
 
     Attributes:
-        name: What the user called it.
-        revision: Of the hub, if one was asked for.
-        commit: Of the hub, that this resolved to.
-        directory: Where it lies.
+        name: The directory or hub name from the user.
+        revision: The requested revision on the hub, or ``None``.
+        commit: The commit on the hub that the revision resolved to, if known.
+        directory: Its local directory.
         config: Its ``config.json``.
         shards: Its files of weights.
     """
@@ -50,14 +50,14 @@ class Checkpoint:
 
     @cached_property
     def resolved(self) -> Any:
-        """The configuration with what its class takes where ``config.json`` is silent, such as Mistral's window."""
+        """The configuration with its class's defaults for missing entries, such as Mistral's window."""
         from transformers import AutoConfig
 
         return AutoConfig.for_model(**self.config)
 
     @property
     def shape(self) -> ModelShape:
-        """The sizes that directions have to fit."""
+        """The model's sizes, which directions must fit."""
         config, n_heads = self.resolved, int(self.resolved.num_attention_heads)
         return ModelShape(
             n_layers=int(config.num_hidden_layers),
@@ -71,11 +71,11 @@ class Checkpoint:
 
     @cached_property
     def homes(self) -> Mapping[str, Shard]:
-        """The file that every tensor lies in."""
+        """The file of every tensor, by the tensor's name."""
         return {name: shard for shard in self.shards for name in shard.tensors}
 
     def config_with_dtype(self) -> dict[str, Any]:
-        """A copy of the configuration that names the weights' dtype, which float32 vectors among them would hide."""
+        """A copy of the configuration that names the weights' dtype. Added float32 vectors would obscure it."""
         config = dict(self.config)
         if not (config.get("dtype") or config.get("torch_dtype")):
             shard = next(shard for shard in self.shards if shard.tensors)
@@ -89,26 +89,26 @@ class Checkpoint:
 
     @property
     def is_single(self) -> bool:
-        """Whether all weights are in the one file that needs no index."""
+        """Whether all weights are in one file, which needs no index."""
         return [shard.path.name for shard in self.shards] == [SINGLE]
 
 
 def open_checkpoint(source: str | Path, revision: str | None, families: Mapping[str, str], verb: str) -> Checkpoint:
-    """Open a directory, or a model on the hub: of the latter only the files that make the model are fetched.
+    """Open a directory, or a model on the hub. Only the files that make the model are fetched from the hub.
 
     Args:
         source: Directory or hub name.
         revision: Branch, tag or commit on the hub.
-        families: The ``model_type`` of checkpoints that are accepted, to what their classes' names begin with.
-        verb: What they can be, for the error.
+        families: Accepted values of ``model_type``, each with the prefix of its classes' names.
+        verb: Participle for the error message, such as "folded".
 
     Raises:
-        FileNotFoundError: If the checkpoint is not there, or has no safetensors.
-        ValueError: If it is no causal language model of an accepted type, brings code of its own, is quantized, or its
+        FileNotFoundError: If the checkpoint does not exist, or has no safetensors.
+        ValueError: If it is no causal language model of an accepted type, has code of its own, is quantized, or its
             tensors are not those of its type.
     """
     remote = not Path(source).is_dir()
-    directory = _fetched(str(source), revision, ignore=_NOT_AT_FIRST) if remote else Path(source)
+    directory = _fetched(str(source), revision, ignore=_FETCHED_LATER) if remote else Path(source)
     if not (directory / CONFIG).is_file():
         raise FileNotFoundError(f"{directory} holds no {CONFIG}; is it a Hugging Face checkpoint?")
     config: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
@@ -124,11 +124,11 @@ def open_checkpoint(source: str | Path, revision: str | None, families: Mapping[
 def _fetched(
     name: str, revision: str | None, *, allow: Sequence[str] | None = None, ignore: Sequence[str] | None = None
 ) -> Path:
-    """The hub's snapshot, with the files that fit the patterns."""
+    """Directory of the hub's snapshot, with the files that match the patterns."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
-    allowed, ignored = (None if some is None else list(some) for some in (allow, ignore))
+    allowed, ignored = (None if patterns is None else list(patterns) for patterns in (allow, ignore))
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=ignored))
     except (HFValidationError, OSError) as error:
@@ -136,7 +136,7 @@ def _fetched(
 
 
 def _fetch_weights(name: str, revision: str | None) -> Path:
-    """The snapshot with the weights: the one file, or where there is none those that the index names."""
+    """Directory of the snapshot with the weights: the single file, or without one the files that the index names."""
     directory = _fetched(name, revision, allow=[SINGLE])
     if not (directory / SINGLE).is_file() and (directory / INDEX).is_file():
         directory = _fetched(name, revision, allow=_indexed(directory))
@@ -147,9 +147,11 @@ def _require_steerable(name: str, config: Mapping[str, Any], families: Mapping[s
     family = str(config.get("model_type"))
     if family not in families:
         raise ValueError(f"{name} is of the type {family!r}; {', '.join(families)} can be {verb}")
-    wanted, named = f"{families[family]}ForCausalLM", config.get("architectures") or []
-    if named and wanted not in named:
-        raise ValueError(f"{name} is a {', '.join(named)}; of the type {family!r} only a {wanted} can be {verb}")
+    required, architectures = f"{families[family]}ForCausalLM", config.get("architectures") or []
+    if architectures and required not in architectures:
+        raise ValueError(
+            f"{name} is a {', '.join(architectures)}; of the type {family!r} only a {required} can be {verb}"
+        )
     if config.get("auto_map"):
         raise ValueError(f"{name} brings code of its own (auto_map), which may compute attention otherwise")
     if config.get("quantization_config"):
@@ -157,13 +159,13 @@ def _require_steerable(name: str, config: Mapping[str, Any], families: Mapping[s
 
 
 def _require_projections(base: Checkpoint) -> None:
-    """Refuse weights under other names than those of the type, such as queries, keys and values in one matrix."""
+    """Refuse weights whose names are not those of the type, such as queries, keys and values in one matrix."""
     for layer in range(base.shape.n_layers):
         for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
             name = f"model.layers.{layer}.self_attn.{projection}.weight"
             if name not in base.homes:
                 raise ValueError(f"{base.name} has no {name}; its tensors are not named as those of its type")
-            dtype_of(base.homes[name], name)  # raises where it is none that can be added to
+            dtype_of(base.homes[name], name)  # raises for a dtype without addition
 
 
 def _indexed(directory: Path) -> list[str]:
@@ -172,7 +174,7 @@ def _indexed(directory: Path) -> list[str]:
 
 
 def _shards(directory: Path) -> list[Shard]:
-    if (directory / SINGLE).is_file():  # which Hugging Face takes before an index too
+    if (directory / SINGLE).is_file():  # Hugging Face prefers it to an index too
         names = [SINGLE]
     elif (directory / INDEX).is_file():
         names = _indexed(directory)

@@ -1,4 +1,4 @@
-"""Exporting steering at the rotary site: a checkpoint that brings the few lines of code that add the vectors."""
+"""Export of steering at the rotary site: a checkpoint with a few lines of code that add the vectors."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "
 _CODE = Path(__file__).with_name("modeling_focus_directions.py")
 _VECTORS = "focus_directions.safetensors"
 _FIRST = "model-00001-of-00001.safetensors"
-"""The name of a single file of weights: beside a ``model.safetensors`` the index would not be looked at."""
+"""New name of a single file of weights. Hugging Face ignores the index beside a ``model.safetensors``."""
 
 
 @dataclass(frozen=True)
 class ExportedCheckpoint:
-    """What :func:`export` wrote.
+    """The result of :func:`export`.
 
     Attributes:
         directory: The checkpoint; load it with ``trust_remote_code=True``.
-        left_out: Files and directories that were not copied: other copies of the weights.
-        training: Files that were not copied either: what a training of the base goes on from.
+        left_out: Other copies of the weights, which were not copied: files and directories.
+        training: Files for resuming a training of the base, which were not copied either.
     """
 
     directory: Path
@@ -57,25 +57,25 @@ def export(
 
     ``AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)`` gives the base's own class with one addition:
     in steered layers ``alpha d_Q`` is added to the queries after the rotary embedding (equation 5; key vectors change
-    nothing there). The vectors lie in ``focus_directions.safetensors`` beside the weights, which are copied as they
-    are. Without ``trust_remote_code`` nothing is loaded: the checkpoint is of a type of its own, so that the
-    Auto classes do not run it unsteered by mistake.
+    nothing there). The vectors are in ``focus_directions.safetensors`` beside the weights, which are copied unchanged.
+    The checkpoint has a model type of its own. Without ``trust_remote_code`` the Auto classes therefore refuse it, and
+    cannot run it unsteered by mistake.
 
     Args:
         source: Directory or hub name of a Llama, Mistral, Qwen2 or Qwen3 checkpoint, in safetensors.
         steering: Directions of the rotary site, their strength and heads, at all positions.
         out: Directory to write, new or empty.
         revision: Branch, tag or commit on the hub.
-        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.util.progress`.
+        progress: Show a progress bar; by default only on terminals and in notebooks (:mod:`focuslens.util.progress`).
 
     Raises:
-        FileNotFoundError: If the checkpoint is not there, or has no safetensors.
-        FileExistsError: If ``out`` holds anything.
-        ValueError: If the steering or the architecture cannot be exported, the directions are of a model of another
-            shape, or ``out`` is a link, holds the working directory, or lies inside the source.
+        FileNotFoundError: If the checkpoint does not exist, or has no safetensors.
+        FileExistsError: If ``out`` is not empty.
+        ValueError: If the steering or the architecture cannot be exported, the directions belong to a model of another
+            shape, or ``out`` is a link, contains the working directory, or lies inside the source.
 
     Warns:
-        UserWarning: If the directions are recorded as those of another model.
+        UserWarning: If the recorded model of the directions is another one.
     """
     _require_exportable(steering)
     require_writable(Path(out), source)
@@ -110,10 +110,10 @@ def _vectors(steering: FocusSteering, base: Checkpoint) -> dict[str, Float[Tenso
     """The buffers of the steered layers, in float32."""
     vectors: dict[str, Tensor] = {}
     for point, heads, added in steering.additions(base.shape):
-        everyone = torch.zeros(base.shape.n_heads, base.shape.d_head)
-        everyone[heads] = added
+        all_heads = torch.zeros(base.shape.n_heads, base.shape.d_head)
+        all_heads[heads] = added
         layer = int(point.split(".")[1])
-        vectors[f"model.layers.{layer}.self_attn.focus_query"] = rearrange(everyone, "head d_head -> head 1 d_head")
+        vectors[f"model.layers.{layer}.self_attn.focus_query"] = rearrange(all_heads, "head d_head -> head 1 d_head")
     return vectors
 
 
@@ -133,7 +133,7 @@ def _config(base: Checkpoint, layers: list[int]) -> dict[str, Any]:
 
 
 def _chapter(base: Checkpoint, steering: FocusSteering) -> list[str]:
-    """What the model card says."""
+    """Lines of the model card about the steering."""
     return [
         "# With focus directions",
         "",

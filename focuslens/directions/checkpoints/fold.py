@@ -1,4 +1,4 @@
-"""Folding focus directions into a checkpoint: at the projection site they are biases of ``q_proj`` and ``k_proj``."""
+"""Folding of focus directions into a checkpoint. At the projection site they are biases of ``q_proj``, ``k_proj``."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class SharedKeys:
     Attributes:
         layer: The layer.
         key_value_head: Its key-value head.
-        chosen: Query heads that read it and were chosen.
-        others: Those that were not.
+        chosen: Chosen query heads that read it.
+        others: Other query heads that read it.
     """
 
     layer: int
@@ -48,13 +48,13 @@ class SharedKeys:
 
 @dataclass(frozen=True)
 class FoldedCheckpoint:
-    """What :func:`fold` wrote.
+    """The result of :func:`fold`.
 
     Attributes:
         directory: The checkpoint.
-        shared: Key-value heads whose key vector acts on heads that were not chosen too.
-        left_out: Files and directories that were not copied: other copies of the weights.
-        training: Files that were not copied either: what a training of the base goes on from.
+        shared: Key-value heads whose key vector also acts on heads that were not chosen.
+        left_out: Other copies of the weights, which were not copied: files and directories.
+        training: Files for resuming a training of the base, which were not copied either.
     """
 
     directory: Path
@@ -73,26 +73,26 @@ def fold(
 ) -> FoldedCheckpoint:
     """Write a Hugging Face checkpoint that is steered without any hook.
 
-    At the projection site ``(W x + alpha d)`` is the projection ``W x`` with a bias. Qwen2 and Qwen3 keep their class;
-    Llama gets ``attention_bias``, with zeros where nothing is added; Mistral without a sliding window is the same
-    computation as Llama, and becomes one. Weights are copied file by file, as they are, and never loaded; the biases
-    that steer are in float32, whatever the weights are.
+    At the projection site ``(W x + alpha d)`` is the projection ``W x`` with a bias. Qwen2 and Qwen3 keep their class.
+    Llama gets ``attention_bias``, with zeros for all other biases. Mistral without a sliding window is the same
+    computation as Llama, and becomes a Llama checkpoint. Weights are copied unchanged, file by file, and never loaded.
+    The steering biases are in float32, independently of the dtype of the weights.
 
     Args:
         source: Directory or hub name of the checkpoint, in safetensors.
         steering: Directions of the projection site, their strength and heads, at all positions.
         out: Directory to write, new or empty.
         revision: Branch, tag or commit on the hub.
-        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.util.progress`.
+        progress: Show a progress bar; by default only on terminals and in notebooks (:mod:`focuslens.util.progress`).
 
     Raises:
-        FileNotFoundError: If the checkpoint is not there, or has no safetensors.
-        FileExistsError: If ``out`` holds anything.
-        ValueError: If the steering or the architecture cannot be folded, the directions are of a model of another
-            shape, or ``out`` is a link, holds the working directory, or lies inside the source.
+        FileNotFoundError: If the checkpoint does not exist, or has no safetensors.
+        FileExistsError: If ``out`` is not empty.
+        ValueError: If the steering or the architecture cannot be folded, the directions belong to a model of another
+            shape, or ``out`` is a link, contains the working directory, or lies inside the source.
 
     Warns:
-        UserWarning: If the directions are recorded as those of another model.
+        UserWarning: If the recorded model of the directions is another one.
     """
     _require_foldable(steering)
     require_writable(Path(out), source)
@@ -123,7 +123,7 @@ def _folded_config(base: Checkpoint) -> dict[str, Any]:
     """The configuration of the folded checkpoint.
 
     Raises:
-        ValueError: If the window of the base allows no bias.
+        ValueError: If the base is a Mistral with a sliding window, which no class with biases has.
     """
     config = base.config
     new = base.config_with_dtype()
@@ -133,17 +133,17 @@ def _folded_config(base: Checkpoint) -> dict[str, Any]:
                 f"{base.name} is a mistral with a sliding window of {window} tokens; Mistral has no "
                 "biases, and Llama, which could stand in, no window"
             )
-        # Written out in full: what the two classes take where a configuration is silent is not the same.
+        # All entries are written out, because the two classes have different defaults.
         new = {**base.resolved.to_dict(), "dtype": new.get("dtype") or new["torch_dtype"]}
         new.pop("sliding_window", None)
         new |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "mlp_bias": False}
-    if config["model_type"] != "qwen2":  # whose queries, keys and values have biases always
+    if config["model_type"] != "qwen2":  # Qwen2's queries, keys and values always have biases
         new["attention_bias"] = True
     return new
 
 
 def _biases(steering: FocusSteering, shape: ModelShape) -> dict[str, Float[Tensor, "out"]]:
-    """What is added to which bias, in float32."""
+    """Summand of each bias by the bias's name, in float32."""
     added: dict[str, Tensor] = {}
     for point, heads, vectors in steering.additions(shape):
         layer, of_queries = int(point.split(".")[1]), point.endswith("hook_q")
@@ -158,7 +158,7 @@ def _bias_name(layer: int, projection: str) -> str:
 
 
 def _every_bias(config: Mapping[str, Any], shape: ModelShape) -> dict[str, int]:
-    """All biases that the folded class has, and their sizes."""
+    """Size of every bias of the folded class, by the bias's name."""
     queries, keys = shape.n_heads * shape.d_head, shape.n_key_value_heads * shape.d_head
     sizes = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "o_proj": shape.d_model}
     if config["model_type"] == "qwen2":
@@ -172,18 +172,18 @@ def _shared_keys(steering: FocusSteering, shape: ModelShape) -> tuple[SharedKeys
     chosen: defaultdict[tuple[int, int], set[int]] = defaultdict(set)
     for layer, head in steering.heads:
         chosen[layer, shape.key_value_head(head)].add(head)
-    found: list[SharedKeys] = []
+    shared: list[SharedKeys] = []
     for (layer, key_value_head), heads in sorted(chosen.items()):
         readers = [head for head in range(shape.n_heads) if shape.key_value_head(head) == key_value_head]
         others = [head for head in readers if head not in heads]
         if others:
-            pairs = [tuple(Head(layer, head) for head in some) for some in (sorted(heads), others)]
-            found.append(SharedKeys(layer, key_value_head, pairs[0], pairs[1]))
-    return tuple(found)
+            pairs = [tuple(Head(layer, head) for head in group) for group in (sorted(heads), others)]
+            shared.append(SharedKeys(layer, key_value_head, pairs[0], pairs[1]))
+    return tuple(shared)
 
 
 def _changes(base: Checkpoint, added: Mapping[str, Tensor]) -> dict[Path, dict[str, Tensor]]:
-    """For every file the biases that it gets, each beside its projection's weight."""
+    """New biases for every file. Each bias is in the file of its projection's weight."""
     homes = base.homes
     changes: dict[Path, dict[str, Tensor]] = {shard.path: {} for shard in base.shards}
     for name, size in _every_bias(base.config, base.shape).items():
@@ -192,13 +192,13 @@ def _changes(base: Checkpoint, added: Mapping[str, Tensor]) -> dict[Path, dict[s
             continue
         home = homes.get(name, homes[weight])
         bias = read(home, name).float() if name in homes else torch.zeros(size)
-        # In float32 where something was added: whoever loads the model in half precision rounds the sum once.
+        # Sums are in float32, so that loading the model in half precision rounds them only once.
         changes[home.path][name] = bias + added[name] if name in added else bias.to(dtype_of(home, weight))
     return changes
 
 
 def _chapter(base: Checkpoint, steering: FocusSteering, shared: tuple[SharedKeys, ...]) -> list[str]:
-    """What the model card says."""
+    """Lines of the model card about the steering."""
     return [
         "# With focus directions folded in",
         "",
@@ -208,5 +208,5 @@ def _chapter(base: Checkpoint, steering: FocusSteering, shared: tuple[SharedKeys
         "`focuslens.json` has the heads, the digest of the directions, and the versions.",
         "",
         f"Heads: {', '.join(map(str, steering.heads))}.",
-        *(["", *(f"- Layer {one.layer}: {one}." for one in shared)] if shared else []),
+        *(["", *(f"- Layer {keys.layer}: {keys}." for keys in shared)] if shared else []),
     ]

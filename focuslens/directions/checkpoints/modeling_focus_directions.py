@@ -1,11 +1,11 @@
 """Models with focus directions: vectors added to the queries of chosen heads, between rotary embedding and attention.
 
 Equation 5 of arXiv 2503.23306, ``softmax((Q + alpha d_Q) K^T / sqrt(d_head))``, for every attention implementation of
-transformers. Each steered attention layer holds a buffer ``focus_query``, ``alpha d_Q`` of all its heads (zero for
-those that are not steered), and looks up its attention function under a name of its own; that function adds the vectors
-and calls the one that the layer would have called. ``focus_layers`` of the configuration says which layers those are.
+transformers. Each steered attention layer has a buffer ``focus_query`` with ``alpha d_Q`` of all its heads (zero for
+heads without steering). It looks up its attention function under a separate name. That function adds the vectors and
+calls the layer's original attention function. ``focus_layers`` of the configuration lists the steered layers.
 
-This file travels with a checkpoint that focuslens wrote, and needs nothing but transformers. Load the checkpoint with
+This file is part of a checkpoint that focuslens wrote, and depends only on transformers. Load the checkpoint with
 ``trust_remote_code=True``.
 """
 
@@ -32,13 +32,13 @@ PREFIX = "focus_directions|"
 
 
 class _Renamed:
-    """The configuration as a steered layer sees it: the model's own, with another name for the attention function."""
+    """The configuration of a steered layer: the model's own, with another name for the attention function."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
 
     def __getattr__(self, name: str) -> Any:
-        if name == "config":  # not there yet while a copy is being made
+        if name == "config":  # still missing while a copy is being made
             raise AttributeError(name)
         return getattr(self.config, name)
 
@@ -51,7 +51,7 @@ class _Renamed:
 
 
 def _attend(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Attention from steered queries [batch, head, row, d_head], by whatever function the model is set to."""
+    """Attention from steered queries [batch, head, row, d_head], by the model's configured attention function."""
     (plain,) = module.unsteered
     name = str(plain.config._attn_implementation)
     if name not in ALL_ATTENTION_FUNCTIONS:
@@ -64,15 +64,15 @@ def _attend(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Te
 
 
 def _steer(attention: Any, n_heads: int) -> None:
-    # A view of the layer, with the same weights, under the model's own configuration: some attention functions read it.
-    # In a tuple, because a module in an attribute would become a part of the layer.
+    # A view of the layer with the same weights and the model's own configuration, which some attention functions read.
+    # The tuple keeps PyTorch from registering the view as a submodule of the layer.
     attention.unsteered = (copy.copy(attention),)
     attention.register_buffer("focus_query", torch.zeros(n_heads, 1, attention.head_dim))
     attention.config = _Renamed(attention.config)
 
 
 class _Steered:
-    """In front of a causal language model of transformers: its steered layers get their vectors."""
+    """A mixin for causal language models of transformers that gives the steered layers their vectors."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
@@ -81,48 +81,48 @@ class _Steered:
 
 
 class SteeredLlamaConfig(LlamaConfig):
-    """Llama, with the layers that are steered."""
+    """Llama's configuration, with the steered layers."""
 
     model_type = "steered_llama"
 
 
 class SteeredLlamaForCausalLM(_Steered, LlamaForCausalLM):
-    """Llama, steered."""
+    """Llama with focus directions."""
 
     config_class = SteeredLlamaConfig
 
 
 class SteeredMistralConfig(MistralConfig):
-    """Mistral, with the layers that are steered."""
+    """Mistral's configuration, with the steered layers."""
 
     model_type = "steered_mistral"
 
 
 class SteeredMistralForCausalLM(_Steered, MistralForCausalLM):
-    """Mistral, steered."""
+    """Mistral with focus directions."""
 
     config_class = SteeredMistralConfig
 
 
 class SteeredQwen2Config(Qwen2Config):
-    """Qwen2, with the layers that are steered."""
+    """Qwen2's configuration, with the steered layers."""
 
     model_type = "steered_qwen2"
 
 
 class SteeredQwen2ForCausalLM(_Steered, Qwen2ForCausalLM):
-    """Qwen2, steered."""
+    """Qwen2 with focus directions."""
 
     config_class = SteeredQwen2Config
 
 
 class SteeredQwen3Config(Qwen3Config):
-    """Qwen3, with the layers that are steered."""
+    """Qwen3's configuration, with the steered layers."""
 
     model_type = "steered_qwen3"
 
 
 class SteeredQwen3ForCausalLM(_Steered, Qwen3ForCausalLM):
-    """Qwen3, steered."""
+    """Qwen3 with focus directions."""
 
     config_class = SteeredQwen3Config

@@ -1,4 +1,4 @@
-"""Which model directions were made on, said beside the one that they are put into."""
+"""Comparison of the model that directions were trained on with the model that they are put into."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ __all__ = ["origin_lines", "origin_of", "warn_of_another_model"]
 
 
 def origin_of(directions: FocusDirections) -> dict[str, Any]:
-    """How directions were made, without the losses of their training."""
+    """Provenance of directions, without the losses of their training."""
     return {name: value for name, value in directions.provenance.items() if name != "losses"}
 
 
 def warn_of_another_model(base: Checkpoint, directions: FocusDirections) -> None:
-    """Warn where directions are recorded as another model's; those of another shape are refused elsewhere."""
+    """Warn if the recorded model of the directions is another one. A different shape is refused elsewhere."""
     origin = directions.origin
     if origin is None or _same(origin, base):
         return
     warnings.warn(
-        f"the directions were made on {_said(directions)}, and are put into {_base_said(base)}: a vector means nothing "
-        "in another model. If they are the same model under two names, all is well",
+        f"the directions were made on {_origin_text(directions)}, and are put into {_base_text(base)}: a vector means "
+        "nothing in another model. If they are the same model under two names, all is well",
         stacklevel=3,
     )
 
 
 def origin_lines(base: Checkpoint, directions: FocusDirections) -> list[str]:
-    """What the model card says of where base and directions are from."""
+    """Lines of the model card about the origins of base and directions."""
     lines = [f"- Base: `{base.name}`" + (f", commit `{base.commit}`." if base.commit else ".")]
     if directions.origin is None:
         return [*lines, f"- Directions: their model is not recorded; SHA-256 `{directions.digest}`."]
@@ -40,14 +40,14 @@ def origin_lines(base: Checkpoint, directions: FocusDirections) -> list[str]:
     samples = f", on {data['samples']} samples" if isinstance(data, Mapping) and "samples" in data else ""
     return [
         *lines,
-        f"- Directions: made on {_said(directions)}{samples}{f' of `{file}`' if file else ''}; SHA-256 "
+        f"- Directions: made on {_origin_text(directions)}{samples}{f' of `{file}`' if file else ''}; SHA-256 "
         f"`{directions.digest}`.",
         *([] if _same(directions.origin, base) else ["- These names differ; the directions may be of another model."]),
     ]
 
 
 def _same(origin: str, base: Checkpoint) -> bool:
-    """Whether two names are of one model; the last part decides where only one is a directory."""
+    """Whether two names belong to the same model. If only one is a directory, the last parts are compared."""
     if origin == base.name:
         return True
     source = Path(base.name)
@@ -58,7 +58,7 @@ def _same(origin: str, base: Checkpoint) -> bool:
     return source.name == Path(origin).name
 
 
-def _said(directions: FocusDirections) -> str:
+def _origin_text(directions: FocusDirections) -> str:
     revision, shape = _text(directions.provenance.get("model"), "revision"), directions.provenance.get("shape")
     sizes = ""
     if isinstance(shape, Mapping):
@@ -66,7 +66,7 @@ def _said(directions: FocusDirections) -> str:
     return f"`{directions.origin}`{f' at `{revision}`' if revision else ''}{sizes}"
 
 
-def _base_said(base: Checkpoint) -> str:
+def _base_text(base: Checkpoint) -> str:
     shape = base.shape
     return (
         f"`{base.name}`{f' at `{base.commit}`' if base.commit else ''} (n_layers = {shape.n_layers}, n_heads = "
@@ -74,5 +74,5 @@ def _base_said(base: Checkpoint) -> str:
     )
 
 
-def _text(found: Any, name: str) -> str:
-    return str(found.get(name) or "") if isinstance(found, Mapping) else ""  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]
+def _text(entry: Any, name: str) -> str:
+    return str(entry.get(name) or "") if isinstance(entry, Mapping) else ""  # pyright: ignore[reportUnknownArgumentType, reportUnknownMemberType]

@@ -1,6 +1,6 @@
-"""Rewriting safetensors files without reading their tensors: the bytes are copied, whatever their number.
+"""Rewriting of safetensors files of any size by copying bytes, without loading the tensors.
 
-The format is eight bytes that say how long the header is, a header in JSON, and the tensors' bytes without holes
+A file has eight bytes with the length of the header, the header in JSON, and the tensors' bytes without gaps
 (https://github.com/huggingface/safetensors#format).
 """
 
@@ -19,12 +19,12 @@ __all__ = ["Shard", "copy", "dtype_of", "open_shard", "read", "rewrite"]
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_MAX_HEADER = 100_000_000  # what the library itself reads at most
-_PART = 2**22  # bytes copied at once
+_MAX_HEADER = 100_000_000  # the limit of the safetensors library
+_PART = 2**22  # bytes per read
 
 
 class Shard(NamedTuple):
-    """A safetensors file by its header."""
+    """The header of a safetensors file."""
 
     path: Path
     tensors: Mapping[str, Mapping[str, Any]]
@@ -41,7 +41,7 @@ def open_shard(path: Path) -> Shard:
     """Read a file's header.
 
     Raises:
-        ValueError: If it is no safetensors file, or one that was cut off.
+        ValueError: If the file is no safetensors file, or was cut off.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -63,7 +63,7 @@ def dtype_of(shard: Shard, name: str) -> torch.dtype:
     """The dtype of a tensor.
 
     Raises:
-        ValueError: If it is none that can be added to.
+        ValueError: If the dtype is not a floating-point type that vectors can be added to.
     """
     dtype = str(shard.tensors[name]["dtype"])
     if dtype not in _DTYPES:
@@ -72,7 +72,7 @@ def dtype_of(shard: Shard, name: str) -> torch.dtype:
 
 
 def read(shard: Shard, name: str) -> Tensor:
-    """One tensor, read by itself."""
+    """One tensor, read without the rest of the file."""
     entry = shard.tensors[name]
     start, end = entry["data_offsets"]
     with shard.path.open("rb") as file:
@@ -82,25 +82,27 @@ def read(shard: Shard, name: str) -> Tensor:
 
 
 def rewrite(
-    shard: Shard, target: Path, tensors: Mapping[str, Tensor], told: Callable[[int], object] = lambda written: None
+    shard: Shard, target: Path, tensors: Mapping[str, Tensor], progress: Callable[[int], object] = lambda written: None
 ) -> None:
-    """Write a file that holds a shard's tensors and some more, or some in another's place.
+    """Write a file with a shard's tensors, some of them replaced or added.
 
     Args:
-        shard: What is copied.
+        shard: The source file.
         target: The new file.
-        tensors: Replace those of the same name, whose shape they have, and are added otherwise.
-        told: Is told how many bytes were written, part by part.
+        tensors: New tensors. Each replaces the tensor of the same name, or is added if there is none.
+        progress: Callback that receives the number of bytes written, part by part.
 
     Raises:
-        ValueError: If a tensor has not the shape of the one that it replaces.
+        ValueError: If the shape of a tensor differs from the shape of the tensor that it replaces.
     """
     entries: dict[str, Mapping[str, Any]] = dict(shard.tensors)
     for name, tensor in tensors.items():
         if name in entries and list(entries[name]["shape"]) != list(tensor.shape):
-            raise ValueError(f"{name} is {entries[name]['shape']}; what replaces it is {list(tensor.shape)}")
+            raise ValueError(
+                f"{name} has the shape {entries[name]['shape']}; its replacement has the shape {list(tensor.shape)}"
+            )
         entries[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "bytes": _bytes(tensor)}
-    # Widest types first, as the library writes them: so every tensor begins at a multiple of its type's size.
+    # Widest types come first, as in the library, so that every tensor begins at a multiple of its type's size.
     names = sorted(entries, key=lambda name: -_width(entries[name]))
     header, end = dict[str, Mapping[str, Any]](), 0
     for name in names:
@@ -115,13 +117,13 @@ def rewrite(
                 file.write(entries[name]["bytes"])
             else:
                 source.seek(shard.data_start + entries[name]["data_offsets"][0])
-                _copy(source, file, _size(entries[name]), told)
+                _copy(source, file, _size(entries[name]), progress)
 
 
-def copy(shard: Shard, target: Path, told: Callable[[int], object] = lambda written: None) -> None:
-    """Write a file that holds what a shard holds; ``told`` is told how many bytes were written, part by part."""
+def copy(shard: Shard, target: Path, progress: Callable[[int], object] = lambda written: None) -> None:
+    """Copy a shard to a new file. ``progress`` receives the number of bytes written, part by part."""
     with shard.path.open("rb") as source, target.open("wb") as file:
-        _copy(source, file, shard.data_start + shard.data_size, told)
+        _copy(source, file, shard.data_start + shard.data_size, progress)
 
 
 def _size(entry: Mapping[str, Any]) -> int:
@@ -132,18 +134,18 @@ def _size(entry: Mapping[str, Any]) -> int:
 
 
 def _width(entry: Mapping[str, Any]) -> int:
-    """Bytes of a number; types of less than one count as none, and come last."""
+    """Bytes per number. Types with less than one byte count as 0 and come last."""
     return _size(entry) // max(prod(entry["shape"]), 1)
 
 
-def _copy(source: BinaryIO, target: BinaryIO, size: int, told: Callable[[int], object]) -> None:
+def _copy(source: BinaryIO, target: BinaryIO, size: int, progress: Callable[[int], object]) -> None:
     while size:
         part = source.read(min(size, _PART))
         if not part:
             raise ValueError(f"{source.name} was cut off while it was copied")
         target.write(part)
         size -= len(part)
-        told(len(part))
+        progress(len(part))
 
 
 def _bytes(tensor: Tensor) -> bytes:

@@ -1,4 +1,4 @@
-"""The class of a checkpoint's tokenizer, which is looked up by the type of the model and so has to be written down."""
+"""Explicit tokenizer class of a steered checkpoint, because the default depends on the model type."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _FILES = (TOKENIZER_CONFIG, "tokenizer.json", "tokenizer.model", "vocab.json", "
 
 
 def tokenizer_config(base: Checkpoint) -> dict[str, Any] | None:
-    """The base's ``tokenizer_config.json`` with the class that ``AutoTokenizer`` opens the base with.
+    """The base's ``tokenizer_config.json`` with the class that ``AutoTokenizer`` chooses for the base.
 
-    ``AutoTokenizer`` corrects what is written there for some types of models (for all Qwen2, say) and takes it as it is
-    for others: of another ``model_type``, the same files would be another tokenizer.
+    For some model types (all Qwen2, for example) ``AutoTokenizer`` overrides the class in the file, for others it does
+    not. With another ``model_type``, the same files could therefore give another tokenizer.
 
     Returns:
-        The configuration; ``None`` where the base has no tokenizer, or one of its own code.
+        The configuration; ``None`` if the base has no tokenizer, or a tokenizer with its own code.
 
     Raises:
         ValueError: If the base's tokenizer cannot be opened.
@@ -28,17 +28,17 @@ def tokenizer_config(base: Checkpoint) -> dict[str, Any] | None:
     if not any((base.directory / name).is_file() for name in _FILES):
         return None
     path = base.directory / TOKENIZER_CONFIG
-    written: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    if written.get("auto_map"):
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    if config.get("auto_map"):
         return None
-    return {**written, "tokenizer_class": _class_of(base)}
+    return {**config, "tokenizer_class": _class_of(base)}
 
 
 def _class_of(base: Checkpoint) -> str:
     from transformers import AutoConfig, AutoTokenizer
 
     config: Any = AutoConfig.for_model(**base.config)
-    config.name_or_path = base.name  # some names on the hub are exceptions
+    config.name_or_path = base.name  # AutoTokenizer makes exceptions for some names on the hub
     loading = cast("Any", AutoTokenizer)
     try:
         return type(loading.from_pretrained(str(base.directory), config=config, trust_remote_code=False)).__name__

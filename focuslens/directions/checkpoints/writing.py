@@ -1,4 +1,4 @@
-"""Writing a steered checkpoint beside its base, whole or not at all, with everything that is not weights."""
+"""Atomic writing of a steered checkpoint, with copies of all files of the base that are not weights."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class LeftOut:
     """Files and directories that were not copied.
 
     Attributes:
-        weights: Other copies of the weights, which would not be steered, and directories that hold some.
-        training: What a training of the base goes on from, such as ``optimizer.pt``.
+        weights: Other copies of the weights, which would not be steered, and directories with such copies.
+        training: Files for resuming a training of the base, such as ``optimizer.pt``.
     """
 
     weights: list[str] = field(default_factory=list[str])
@@ -40,11 +40,11 @@ class LeftOut:
 
 
 def require_writable(out: Path, source: str | Path) -> None:
-    """Refuse a place that the new checkpoint cannot become, before anything is done.
+    """Refuse an unsuitable place for the new checkpoint before any work is done.
 
     Raises:
         FileExistsError: If it is no new or empty directory.
-        ValueError: If it is a link, holds the working directory, or lies inside the source.
+        ValueError: If it is a link, contains the working directory, or lies inside the source.
     """
     if out.is_symlink():
         raise ValueError(f"{out} is a symbolic link, which a new directory would replace; name {out.resolve()} itself")
@@ -64,17 +64,17 @@ def require_writable(out: Path, source: str | Path) -> None:
 def write_steered(
     base: Checkpoint, steering: FocusSteering, out: Path, config: Mapping[str, Any], chapter: Sequence[str]
 ) -> Generator[tuple[Path, LeftOut]]:
-    """A new directory to write weights into; when the block ends, all else is added and it becomes ``out``.
+    """A new directory for the weights. At the end of the block, all other files are added and it becomes ``out``.
 
     Args:
-        base: The checkpoint that is steered.
-        steering: How, for the record.
-        out: The directory to become, as :func:`require_writable` accepts it.
+        base: The base checkpoint.
+        steering: The steering, for the record.
+        out: The final directory, accepted by :func:`require_writable`.
         config: The new ``config.json``.
         chapter: Lines of the model card, in front of the base's own text.
 
     Yields:
-        The directory, and what will have been left out.
+        The directory, and the list of files that were left out, complete after the block.
     """
     tokenizer = tokenizer_config(base)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -89,9 +89,9 @@ def write_steered(
         chapter = [*chapter, "", *origin_lines(base, steering.directions)]
         (partial / _CARD).write_text(_card(base.directory, chapter), encoding="utf-8")
         for directory in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
-            directory.chmod(0o777 & ~umask())  # mkdtemp's are their maker's alone, copied ones as they were
+            directory.chmod(0o777 & ~umask())  # mkdtemp's directories are private, and copies keep their mode
         if out.exists():
-            out.rmdir()  # an empty one, as was checked
+            out.rmdir()  # require_writable has checked that it is empty
         partial.replace(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -99,7 +99,7 @@ def write_steered(
 
 
 def write_index(directory: Path, names: Sequence[str]) -> None:
-    """Write the index of a checkpoint in several files."""
+    """Write the index of a checkpoint with several files of weights."""
     shards = [open_shard(directory / name) for name in names]
     places = {tensor: shard.path.name for shard in shards for tensor in shard.tensors}
     total = sum(shard.data_size for shard in shards)
@@ -118,7 +118,7 @@ def _record(base: Checkpoint, steering: FocusSteering) -> dict[str, Any]:
 
 
 def _copy_rest(base: Checkpoint, out: Path, left_out: LeftOut) -> None:
-    """Copy everything beside the weights, such as ``additional_chat_templates``; tells what was left out."""
+    """Copy all other files, such as ``additional_chat_templates``, and record the files that are left out."""
     weights = {shard.path for shard in base.shards}
     for path in sorted(base.directory.iterdir()):
         if path.name in (INDEX, CONFIG, _CARD, _RECORD) or path.name.startswith(".") or path in weights:
@@ -134,14 +134,14 @@ def _copy_rest(base: Checkpoint, out: Path, left_out: LeftOut) -> None:
 
 
 def _is_weights(path: Path) -> bool:
-    """Whether a file holds tensors, by its name, or a directory any such file."""
+    """Whether a file holds tensors, by its name, or a directory contains such a file."""
     if path.is_dir():
         return any(_is_weights(inner) for inner in path.rglob("*") if not inner.is_dir())
     return path.suffix in TENSOR_SUFFIXES or path.name.endswith(".index.json")
 
 
 def _card(directory: Path, chapter: Sequence[str]) -> str:
-    """The model card of the base, with a chapter in front of its text."""
+    """The model card of the base, with a new chapter in front of its text."""
     card = directory / _CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     front, _, body = text[4:].partition("\n---\n") if text.startswith("---\n") else ("", "", text)

@@ -1,1 +1,1 @@
-"""Every table and figure of "Focus Directions" (arXiv 2503.23306), one module an artefact, one YAML file a model."""
+"""Tables and figures of "Focus Directions" (arXiv 2503.23306): one module per artefact, one YAML file per model."""

@@ -1,4 +1,4 @@
-"""What a focus direction is made of, where attention goes under it, and whether site and rows matter."""
+"""Anatomy of focus directions: content and position, attention under steering, and the effect of site and rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SECTIONS = ("directions", "anatomy")
 
 
 def run(study: Study) -> Artefact:
-    """Content and position, frequencies, tokens, attention budget, sites and rows."""
+    """The artefact: content and position, frequencies, tokens, attention budget, sites and rows."""
     heads, folder = steerable(study), study.folder(KEY)
     pieces = [budget.piece(study, heads, folder), sites.piece(study, heads, KEY)]
     if study.directions.site == "rotary":

@@ -1,4 +1,4 @@
-"""What a reproduction leaves behind: artefacts on disk, whole or not at all, each with what made it."""
+"""Artefacts of a reproduction, and their files, which are written atomically and record their origin."""
 
 from __future__ import annotations
 
@@ -36,28 +36,28 @@ __all__ = [
 ]
 
 Verdict: TypeAlias = Literal["holds", "does not hold", "cannot be told", ""]
-"""Whether a finding of the paper is seen here; empty where the sentence is no such finding."""
+"""Verdict on a finding of the paper; empty for a sentence that is not a finding of the paper."""
 
 
 def verdict_by(value: Interval, above: float = 0.0) -> Verdict:
-    """Whether something that should be above a limit is, by its interval."""
+    """Verdict on the claim that a value is above a limit, by its interval."""
     return "holds" if value.low > above else "does not hold" if value.high < above else "cannot be told"
 
 
 def verdict_below(value: Interval, limit: float) -> Verdict:
-    """Whether something that should be below a limit is, by its interval."""
+    """Verdict on the claim that a value is below a limit, by its interval."""
     return "holds" if value.high < limit else "does not hold" if value.low > limit else "cannot be told"
 
 
 def all_of(*verdicts: Verdict) -> Verdict:
-    """Of a finding that says several things: it holds if all of them do, and not if one does not."""
+    """Verdict on a finding with several claims. It holds if all claims hold, and fails if any claim fails."""
     if "does not hold" in verdicts:
         return "does not hold"
     return "cannot be told" if "cannot be told" in verdicts else "holds"
 
 
 def signed(change: Interval, digits: int = 3) -> str:
-    """A change with its interval, each with its sign, or 0 where it has none in so many digits."""
+    """Text of a change and its interval, with signs. A number that rounds to zero is ``0``."""
     texts = (f"{number:+.{digits}f}" for number in (change.mean, change.low, change.high))
     mean, low, high = (text if float(text) else "0" for text in texts)
     return f"{mean} [{low}, {high}]"
@@ -65,7 +65,7 @@ def signed(change: Interval, digits: int = 3) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence about what came out, and whether a finding of the paper is seen in it."""
+    """One sentence about the results, and the verdict on the paper's finding that it tests."""
 
     text: str
     verdict: Verdict = ""
@@ -76,13 +76,13 @@ class Artefact:
     """One table or figure of the paper.
 
     Attributes:
-        key: Its folder, and its name on the command line.
-        title: What it shows.
-        paper: Which figures and tables of the paper it stands for.
-        findings: What came out.
+        key: Name of its folder, and its name on the command line.
+        title: Its heading.
+        paper: The corresponding figures and tables of the paper.
+        findings: The findings.
         figures: Caption and file name of each picture, in the artefact's folder.
-        tables: The numbers; each is written as CSV too.
-        reported: The paper's own figures for Llama-3.2-3B-Instruct, where its text gives any.
+        tables: The tables. Each is also written as CSV.
+        reported: The paper's own numbers for Llama-3.2-3B-Instruct, if its text has any.
     """
 
     key: str
@@ -96,7 +96,7 @@ class Artefact:
 
 @dataclass(frozen=True)
 class Piece:
-    """What one subject of an artefact adds to it; see :class:`Artefact`."""
+    """Findings, figures and tables of one subject of an artefact; see :class:`Artefact`."""
 
     findings: tuple[Finding, ...]
     figures: tuple[tuple[str, str], ...]
@@ -104,15 +104,17 @@ class Piece:
 
 
 def keep_figure(axes: Axes, path: Path) -> None:
-    """Write a figure, and let it go: a reproduction draws dozens."""
+    """Write a figure and close it, because a reproduction draws dozens of figures."""
     save_figure(axes, path)
     plt.close(axes.get_figure(root=True))
 
 
 def keep_curves(axes: Axes, path: Path, lines: Sequence[Curve], levels: Mapping[str, Interval] | None = None) -> None:
-    """Write a figure of lines, and beside it a CSV file of the numbers, under the names of its axes."""
+    """Write a figure of lines, and beside it a CSV file of the numbers. Its columns are named after the axes."""
     columns = ("line", axes.get_xlabel(), axes.get_ylabel(), "low", "high")
-    rows: list[tuple[Cell, ...]] = [(name, "", one.mean, one.low, one.high) for name, one in (levels or {}).items()]
+    rows: list[tuple[Cell, ...]] = [
+        (name, "", level.mean, level.low, level.high) for name, level in (levels or {}).items()
+    ]
     for line in lines:
         rows += [(line.label, *point) for point in zip(line.x, line.estimate, line.low, line.high, strict=True)]
     keep_figure(axes, path)
@@ -120,15 +122,15 @@ def keep_curves(axes: Axes, path: Path, lines: Sequence[Curve], levels: Mapping[
 
 
 def keep_heads(axes: Axes, path: Path, columns: Mapping[str, Shaped[np.ndarray, "layer head"]]) -> None:
-    """Write a map of all heads, and beside it a CSV file of the numbers, a line a head."""
+    """Write a map of all heads, and beside it a CSV file of the numbers, one row per head."""
     keep_figure(axes, path)
     places = np.ndindex(next(iter(columns.values())).shape)
-    rows = [(*place, *(one[place].item() for one in columns.values())) for place in places]
+    rows = [(*place, *(values[place].item() for values in columns.values())) for place in places]
     write_csv(path.with_suffix(".csv"), ("layer", "head", *columns), rows)
 
 
 def save_artefact(folder: Path, artefact: Artefact, header: Mapping[str, Any]) -> None:
-    """Write an artefact's tables as CSV and, last, ``artefact.json``, which says that it is finished."""
+    """Write an artefact's tables as CSV and, last, ``artefact.json``, which marks the artefact as finished."""
     for place, table in enumerate(artefact.tables, start=1):
         write_csv(folder / f"table_{place}.csv", table.columns, table.rows)
     content = {
@@ -136,8 +138,8 @@ def save_artefact(folder: Path, artefact: Artefact, header: Mapping[str, Any]) -
         "key": artefact.key,
         "title": artefact.title,
         "paper": artefact.paper,
-        "findings": [[one.text, one.verdict] for one in artefact.findings],
-        "figures": [list(one) for one in artefact.figures],
+        "findings": [[finding.text, finding.verdict] for finding in artefact.findings],
+        "figures": [list(figure) for figure in artefact.figures],
         "tables": [_to_json(table) for table in artefact.tables],
         "reported": [_to_json(table) for table in artefact.reported],
     }
@@ -145,7 +147,7 @@ def save_artefact(folder: Path, artefact: Artefact, header: Mapping[str, Any]) -
 
 
 def load_artefact(folder: Path, header: Mapping[str, Any]) -> Artefact | None:
-    """An artefact that was finished under the same header; ``None`` where there is none."""
+    """The finished artefact with the same header, or ``None``."""
     path = folder / "artefact.json"
     if not path.is_file():
         return None

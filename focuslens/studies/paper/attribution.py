@@ -1,4 +1,4 @@
-"""From heads to questions: is the document with the highest contextual score the one the answer came from?"""
+"""Attribution of answers: rank of the gold document by the contextual scores of heads."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MOST = 20
 
 
 def run(study: Study) -> Artefact:
-    """Ranks documents of test questions by the scores of contextual heads, of random ones and of all heads."""
+    """Rank the documents of test questions by the scores of contextual heads, random heads and all heads."""
     ranking, settings = study.ranking, study.settings
     scores = documents_in_chunks(
         study.executor, study.samples("test"), study.kept("test-documents", part="test"), study.run_options()
@@ -32,17 +32,17 @@ def run(study: Study) -> Artefact:
     sets: list[tuple[str, int, Sequence[Head]]] = [("contextual", k, ranking[:k]) for k in ks]
     sets += [("random", k, others[:k]) for k in ks]
     sets.append(("all", len(ranking), ranking))
-    found = {(name, k): scores.attribution(heads, seed=settings.seed) for name, k, heads in sets}
-    _draw(study, found, ks)
+    attributions = {(name, k): scores.attribution(heads, seed=settings.seed) for name, k, heads in sets}
+    _draw(study, attributions, ks)
     return Artefact(
         KEY,
         "Which document did the answer come from?",
         "beyond the paper",
-        tuple(_findings(study, scores, found, ks)),
+        tuple(_findings(study, scores, attributions, ks)),
         (
             (
-                "Share of test questions whose gold document has the highest contextual score, by the heads whose "
-                "scores are averaged, with 95 % bootstrap intervals.",
+                "Share of test questions whose gold document has the highest mean contextual score over the top k "
+                "heads, with 95 % bootstrap intervals.",
                 "attribution.png",
             ),
         ),
@@ -50,13 +50,13 @@ def run(study: Study) -> Artefact:
     )
 
 
-def _draw(study: Study, found: dict[tuple[str, int], Attribution], ks: Sequence[int]) -> None:
+def _draw(study: Study, attributions: dict[tuple[str, int], Attribution], ks: Sequence[int]) -> None:
     lines = [
-        Curve.from_intervals(f"{name} heads", [(k, found[name, k].accuracy) for k in ks])
+        Curve.from_intervals(f"{name} heads", [(k, attributions[name, k].accuracy) for k in ks])
         for name in ("contextual", "random")
     ]
     chance = 1 / study.settings.data.documents
-    levels = {"all heads": found["all", len(study.ranking)].accuracy}
+    levels = {"all heads": attributions["all", len(study.ranking)].accuracy}
     axes = sweep_curves(
         lines,
         levels,
@@ -68,7 +68,7 @@ def _draw(study: Study, found: dict[tuple[str, int], Attribution], ks: Sequence[
 
 
 def _attribution(scores: DocumentScores, heads: Sequence[Head], correct: bool | None, seed: int) -> Attribution | None:
-    """Of all answers, right ones or wrong ones; ``None`` where there are none with anything said."""
+    """Attribution of all, right or wrong answers; ``None`` if no such answer has a token."""
     try:
         return scores.attribution(heads, correct=correct, seed=seed)
     except ValueError:
@@ -78,16 +78,15 @@ def _attribution(scores: DocumentScores, heads: Sequence[Head], correct: bool | 
 def _table(study: Study, scores: DocumentScores, sets: Sequence[tuple[str, int, Sequence[Head]]]) -> Table:
     rows: list[tuple[Cell, ...]] = []
     for name, k, heads in sets:
-        for of, correct in (("all", None), ("right", True), ("wrong", False)):
-            one = _attribution(scores, heads, correct, study.settings.seed)
-            if one is None:
+        for answers, correct in (("all", None), ("right", True), ("wrong", False)):
+            attribution = _attribution(scores, heads, correct, study.settings.seed)
+            if attribution is None:
                 continue
-            measures = (
-                part for of_all in (one.accuracy, one.mrr, one.ndcg) for part in (of_all.mean, of_all.low, of_all.high)
-            )
-            rows.append((name, k, of, len(one.rank), *measures))
+            measures = (attribution.accuracy, attribution.mrr, attribution.ndcg)
+            numbers = (number for measure in measures for number in (measure.mean, measure.low, measure.high))
+            rows.append((name, k, answers, len(attribution.rank), *numbers))
     return Table(
-        "Rank of the gold document by contextual score, held-out questions: share that stands first, mean reciprocal "
+        "Rank of the gold document by contextual score on held-out questions: share of first ranks, mean reciprocal "
         "rank, NDCG, each with its 95 % interval",
         (
             "heads",
@@ -101,22 +100,24 @@ def _table(study: Study, scores: DocumentScores, sets: Sequence[tuple[str, int, 
 
 
 def _findings(
-    study: Study, scores: DocumentScores, found: dict[tuple[str, int], Attribution], ks: Sequence[int]
+    study: Study, scores: DocumentScores, attributions: dict[tuple[str, int], Attribution], ks: Sequence[int]
 ) -> list[Finding]:
-    k = max(ks, key=lambda k: found["contextual", k].accuracy.mean)
-    best, same, everything = found["contextual", k], found["random", k], found["all", len(study.ranking)]
-    sentences = [
+    k = max(ks, key=lambda k: attributions["contextual", k].accuracy.mean)
+    best, random = attributions["contextual", k], attributions["random", k]
+    all_heads = attributions["all", len(study.ranking)]
+    findings = [
         Finding(
-            f"The top {k} heads together give the gold document the highest score in {best.accuracy} of test "
-            f"questions, as many random other heads in {same.accuracy}, all heads in {everything.accuracy}; the best "
-            "k is chosen on these questions."
+            f"The gold document has the highest score by the top {k} heads together in {best.accuracy} of test "
+            f"questions, by {k} random other heads in {random.accuracy}, and by all heads in {all_heads.accuracy}. "
+            "This k is the best on the same questions."
         )
     ]
-    right, wrong = (_attribution(scores, study.ranking[:k], one, study.settings.seed) for one in (True, False))
+    right, wrong = (_attribution(scores, study.ranking[:k], correct, study.settings.seed) for correct in (True, False))
     if right is not None and wrong is not None:
-        sentences.append(
+        findings.append(
             Finding(
-                f"Where the answer is right it stands first in {right.accuracy}, where it is wrong in {wrong.accuracy}."
+                f"The gold document ranks first in {right.accuracy} of right answers and in {wrong.accuracy} of wrong "
+                "answers."
             )
         )
-    return sentences
+    return findings

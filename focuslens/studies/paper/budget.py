@@ -1,4 +1,4 @@
-"""Where the attention of steered heads goes: sink, documents, question, template, response."""
+"""Attention budget of steered heads: sink, documents, question, template, response."""
 
 from __future__ import annotations
 
@@ -22,24 +22,27 @@ __all__ = ["piece"]
 
 
 def piece(study: Study, heads: Sequence[Head], folder: Path) -> Piece:
-    """Where the steered heads' attention goes at each strength, on validation prompts."""
+    """Attention budget of the steered heads at each strength, on validation prompts."""
     steered = list(heads[: study.settings.anatomy.k])
     shares = _shares(study, steered)
-    means = {alpha: known for alpha, one in shares.items() if (known := _intervals(study, one))}
-    lines = [Curve.from_intervals(part, [(alpha, one[part]) for alpha, one in means.items()]) for part in BUDGET_PARTS]
+    means = {alpha: by_part for alpha, values in shares.items() if (by_part := _intervals(study, values))}
+    lines = [
+        Curve.from_intervals(part, [(alpha, by_part[part]) for alpha, by_part in means.items()])
+        for part in BUDGET_PARTS
+    ]
     title = f"Attention of the top {len(steered)} heads"
     axes = sweep_curves(lines, x_label="strength alpha", y_label="share of attention", title=title)
     keep_curves(axes, folder / "budget.png", lines)
     table = Table(
-        f"Where the attention of response tokens goes (share of attention), mean of the {len(steered)} steered heads "
-        f"on {len(_samples(study))} validation prompts; each line sums to 1",
+        f"Shares of the response tokens' attention by part of the prompt, mean of the {len(steered)} steered heads on "
+        f"{len(_samples(study))} validation prompts; each row sums to 1",
         ("alpha", *BUDGET_PARTS),
-        tuple((f"{alpha:g}", *(one[part].mean for part in BUDGET_PARTS)) for alpha, one in means.items()),
+        tuple((f"{alpha:g}", *(by_part[part].mean for part in BUDGET_PARTS)) for alpha, by_part in means.items()),
     )
-    caption = "Where the steered heads' attention goes at each strength, with 95 % bootstrap intervals."
+    caption = "Shares of the steered heads' attention by part and strength, with 95 % bootstrap intervals."
     largest = max(means)
-    moved = _intervals(study, shares[largest] - shares[0.0])
-    return Piece((_finding(largest, moved),), ((caption, "budget.png"),), (table,))
+    changes = _intervals(study, shares[largest] - shares[0.0])
+    return Piece((_finding(largest, changes),), ((caption, "budget.png"),), (table,))
 
 
 def _samples(study: Study) -> Sequence[MultiDocSample]:
@@ -47,29 +50,29 @@ def _samples(study: Study) -> Sequence[MultiDocSample]:
 
 
 def _shares(study: Study, steered: Sequence[Head]) -> dict[float, Float[Tensor, "sample part"]]:
-    """The mean shares of the steered heads, by strength."""
+    """Mean shares of the steered heads, by strength."""
     samples, shares = _samples(study), {}
     for alpha in sorted({0.0, *study.settings.anatomy.alphas}):
         focus = [FocusSteering(study.directions, alpha, steered)] if alpha else []
-        described = [one.describe() for one in focus]
-        folder = study.kept("validation-budget", samples=len(samples), interventions=described)
-        found = budget_in_chunks(study.executor, samples, folder, study.run_options(), focus)
-        shares[alpha] = torch.stack([found.shares[:, head.layer, head.head] for head in steered]).mean(dim=0)
+        descriptions = [steering.describe() for steering in focus]
+        folder = study.kept("validation-budget", samples=len(samples), interventions=descriptions)
+        budget = budget_in_chunks(study.executor, samples, folder, study.run_options(), focus)
+        shares[alpha] = torch.stack([budget.shares[:, head.layer, head.head] for head in steered]).mean(dim=0)
     return shares
 
 
 def _intervals(study: Study, shares: Float[Tensor, "sample part"]) -> dict[str, Interval]:
-    """The mean of each part with its interval over questions; none where no prompt has a response."""
+    """Mean of each part with its interval over questions; empty if no prompt has a response."""
     ids = [sample.id for sample in _samples(study)]
-    found = {part: study.interval("validation", shares[:, i], ids) for i, part in enumerate(BUDGET_PARTS)}
-    return {part: one for part, one in found.items() if one is not None}
+    intervals = {part: study.interval("validation", shares[:, i], ids) for i, part in enumerate(BUDGET_PARTS)}
+    return {part: interval for part, interval in intervals.items() if interval is not None}
 
 
-def _finding(alpha: float, moved: Mapping[str, Interval]) -> Finding:
-    if not moved:
-        return Finding(f"Nothing is said of alpha = {alpha:g}: no response to look at.")
-    gains, losses = max(moved, key=lambda part: moved[part]), min(moved, key=lambda part: moved[part])
+def _finding(alpha: float, changes: Mapping[str, Interval]) -> Finding:
+    if not changes:
+        return Finding(f"The budget at alpha = {alpha:g} is unknown, because no prompt has a response.")
+    gain, loss = max(changes, key=lambda part: changes[part]), min(changes, key=lambda part: changes[part])
     return Finding(
-        f"At alpha = {alpha:g} attention moves most from {losses} ({signed(moved[losses])}) to {gains} "
-        f"({signed(moved[gains])}); the relevant document gets {signed(moved['relevant'])}."
+        f"At alpha = {alpha:g} most attention moves from {loss} ({signed(changes[loss])}) to {gain} "
+        f"({signed(changes[gain])}). The share of the relevant document changes by {signed(changes['relevant'])}."
     )

@@ -1,4 +1,4 @@
-"""What is measured of many samples, in chunks that are on disk before the next one is begun."""
+"""Measurements of many samples in chunks. Each chunk is on disk before the next one starts."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from focuslens.util.progress import progress_bar
 __all__ = ["CHUNK", "Measured", "measure_in_chunks"]
 
 CHUNK = 64
-"""Samples that are measured between two writes."""
+"""Samples per chunk."""
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What was measured of some samples.
+    """Measurements of some samples.
 
     Attributes:
-        tensors: By name; those of two chunks are joined along their first axis.
-        about: What goes with them, by name: lists of what JSON can hold.
+        tensors: Tensors by name. Tensors of two chunks are joined along their first axis.
+        about: Lists of further JSON values by name, such as the samples' ids.
     """
 
     tensors: Mapping[str, Tensor]
@@ -44,16 +44,16 @@ def measure_in_chunks(
     label: str,
     progress: bool | None = None,
 ) -> Measured:
-    """Measure samples, taking what is there already from ``folder``.
+    """Measure samples, and read finished chunks from ``folder``.
 
-    Chunks are the same whether or not a run was killed, so the results are the same to the last bit.
+    Chunks do not depend on interruptions, so a resumed run gives bit-identical results.
 
     Args:
-        samples: Any number of them.
-        folder: Where chunks are kept. Its name must tell the model, the samples and the settings from others.
-        measure: Measures some of them.
-        label: Of the progress bar.
-        progress: Show one; by default where someone may watch.
+        samples: The samples.
+        folder: Folder of the chunks. Its name must identify the model, the samples and the settings.
+        measure: Function that measures one chunk of samples.
+        label: Label of the progress bar.
+        progress: Show a progress bar; by default only on terminals and in notebooks.
 
     Raises:
         ValueError: If there are no samples.
@@ -70,14 +70,14 @@ def measure_in_chunks(
             bar.update(len(chunk))
     return Measured(
         {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors},
-        {name: [one for part in parts for one in part.about[name]] for name in parts[0].about},
+        {name: [entry for part in parts for entry in part.about[name]] for name in parts[0].about},
     )
 
 
 def _packed(measured: Measured) -> bytes:
-    """Tensors, and what goes with them as metadata: one file, whole or not there."""
+    """Content of one safetensors file, with the JSON values as metadata."""
     about = {name: list(values) for name, values in measured.about.items()}
-    # One entry: safetensors writes several in any order, and the same results shall be the same file.
+    # The metadata is a single entry, because safetensors writes several entries in any order.
     metadata = {"about": json.dumps(about, sort_keys=True)}
     return save({name: tensor.contiguous() for name, tensor in measured.tensors.items()}, metadata=metadata)
 

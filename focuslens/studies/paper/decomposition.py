@@ -1,4 +1,4 @@
-"""What directions add to the logits of keys: content and position, rotary frequencies, favoured tokens."""
+"""Bias of directions on the logits of keys: content and position, rotary frequencies, favoured tokens."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ from focuslens.viz.anatomy import frequency_profiles, position_biases, variance_
 
 __all__ = ["piece"]
 
-_SHOWN = (" token", ": seen", ": added (logits)")
+_COLUMNS = (" token", ": seen", ": added (logits)")
 _SHARES = ("content", "position", "interaction")
 
 
 def piece(study: Study, heads: Sequence[Head], folder: Path) -> Piece:
-    """The first heads' directions, taken apart over the keys of validation prompts."""
-    wanted = study.settings.anatomy
-    prompts = [sample.prompt("long") for sample in study.samples("validation")[: wanted.samples]]
+    """Decomposition of the first heads' directions over the keys of validation prompts."""
+    anatomy = study.settings.anatomy
+    prompts = [sample.prompt("long") for sample in study.samples("validation")[: anatomy.samples]]
     keys = collect_keys(
-        study.model, prompts, heads[: wanted.heads], wanted.keys, seed=study.settings.seed, progress=study.progress
+        study.model, prompts, heads[: anatomy.heads], anatomy.keys, seed=study.settings.seed, progress=study.progress
     )
     frame = decompose_heads(study.model, study.directions, dict(keys), _positions(keys))
     parts, sentence = _parts(keys, frame)
@@ -45,7 +45,7 @@ def piece(study: Study, heads: Sequence[Head], folder: Path) -> Piece:
 
 
 def _positions(keys: Mapping[Head, HeadKeys]) -> torch.Tensor:
-    return torch.arange(1 + max(int(one.positions.max()) for one in keys.values()))
+    return torch.arange(1 + max(int(head_keys.positions.max()) for head_keys in keys.values()))
 
 
 def _frequencies(study: Study, keys: Mapping[Head, HeadKeys], folder: Path) -> tuple[str, str]:
@@ -56,9 +56,9 @@ def _frequencies(study: Study, keys: Mapping[Head, HeadKeys], folder: Path) -> t
         energy = frequency_energy(vector[None], adjacent_pairs=rotary.adjacent_pairs, rotary_dim=2 * pairs)
         energies[str(head)] = energy[0, :pairs].numpy()
     keep_figure(frequency_profiles(energies), folder / "frequencies.png")
-    rows = [(head, pair, float(share)) for head, own in energies.items() for pair, share in enumerate(own)]
+    rows = [(head, pair, float(share)) for head, shares in energies.items() for pair, share in enumerate(shares)]
     write_csv(folder / "frequencies.csv", ("head", "rotary pair, fastest first", "share of energy"), rows)
-    caption = "Where a direction's energy lies among the rotary frequencies, fastest first; 1 is an even spread."
+    caption = "Energy of each direction by rotary frequency, fastest first; 1 is an even spread."
     return caption, "frequencies.png"
 
 
@@ -70,10 +70,10 @@ def _biases(study: Study, keys: Mapping[Head, HeadKeys], folder: Path) -> tuple[
         scale = study.model.backend.scale(head.layer)
         biases[str(head)] = position_bias(vector, mean, rotary, positions, scale).numpy()
     keep_figure(position_biases(positions.numpy(), biases), folder / "positions.png")
-    rows = [(int(position), *(float(own[i]) for own in biases.values())) for i, position in enumerate(positions)]
+    rows = [(int(position), *(float(bias[i]) for bias in biases.values())) for i, position in enumerate(positions)]
     write_csv(folder / "positions.csv", ("position", *biases), rows)
     return (
-        "What a direction adds to the logit of a key of average content, by its absolute position (alpha = 1).",
+        "Bias of each direction on the logit of a key with average content, by the key's position (alpha = 1).",
         "positions.png",
     )
 
@@ -84,7 +84,7 @@ def _variance(keys: Mapping[Head, HeadKeys], frame: pd.DataFrame, folder: Path) 
     rows = [(name, *row) for name, row in zip(names, frame[list(_SHARES)].to_numpy().tolist(), strict=True)]
     write_csv(folder / "variance.csv", ("head", *(f"{name} (squared logits)" for name in _SHARES)), rows)
     return (
-        "How much of the variance of that addition is the key's content, its position, and both together.",
+        "Shares of the key's content, its position and their interaction in the variance of that bias.",
         "variance.png",
     )
 
@@ -95,35 +95,35 @@ def _parts(keys: Mapping[Head, HeadKeys], frame: pd.DataFrame) -> tuple[Table, F
     for head, total, *parts in zip(keys, *columns, strict=True):
         rows.append((str(head), total**0.5, *(part / total for part in parts)))
     table = Table(
-        "What directions add to a key's logit at alpha = 1, every content at every position: standard deviation, and "
-        "shares of its variance",
+        "Bias of directions on a key's logit at alpha = 1, with every content at every position: standard deviation, "
+        "and shares of its variance",
         ("head", "standard deviation (logits)", *_SHARES),
         tuple(rows),
     )
     mean = float((frame["content"] / frame["total"]).mean())
     return table, Finding(
-        f"Of what the first {len(rows)} directions add to the logits, {100 * mean:.0f} % of the variance is content "
-        "(which token, whatever its place), the rest position or both together."
+        f"Content (the token, regardless of its position) explains {100 * mean:.0f} % of the variance of the first "
+        f"{len(rows)} directions' bias. The rest is position and the interaction of both."
     )
 
 
 def _tokens(study: Study, keys: Mapping[Head, HeadKeys]) -> Table:
     """The tokens that each head's direction favours most and least."""
     return Table(
-        "Tokens whose keys directions favour and disfavour most, how many of them were seen, and what is added to "
-        "their logits at alpha = 1, positions averaged out",
-        ("head", *(f"{which}{what}" for which in ("favoured", "disfavoured") for what in _SHOWN)),
+        "Tokens that directions favour and disfavour most, their number of occurrences, and the bias on their logits "
+        "at alpha = 1, averaged over positions",
+        ("head", *(f"{side}{column}" for side in ("favoured", "disfavoured") for column in _COLUMNS)),
         tuple((str(head), *row) for head in keys for row in _tokens_of(study, keys, head)),
     )
 
 
 def _tokens_of(study: Study, keys: Mapping[Head, HeadKeys], head: Head) -> list[tuple[Cell, ...]]:
-    own, positions, n = keys[head], _positions(keys), study.settings.anatomy.tokens
+    head_keys, positions, n = keys[head], _positions(keys), study.settings.anatomy.tokens
     rotary = study.model.backend.rotary(head.layer, len(positions))
     frame = token_preferences(
         study.directions.select([head]).query[0],
-        own.contents,
-        own.token_ids,
+        head_keys.contents,
+        head_keys.token_ids,
         rotary,
         positions,
         study.model.backend.scale(head.layer),
@@ -131,6 +131,6 @@ def _tokens_of(study: Study, keys: Mapping[Head, HeadKeys], head: Head) -> list[
     )
     records = frame.to_dict("records")
     return [
-        tuple(cell for one in pair for cell in (repr(one["text"]), int(one["count"]), float(one["mean_bias"])))
+        tuple(cell for row in pair for cell in (repr(row["text"]), int(row["count"]), float(row["mean_bias"])))
         for pair in zip(records[:n], records[::-1][:n], strict=True)
     ]

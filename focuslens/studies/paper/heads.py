@@ -1,4 +1,4 @@
-"""Figures 2, 5 and 6 and Table 1: which heads read the relevant document, and what they do when the answer is wrong."""
+"""Figures 2, 5 and 6 and Table 1: contextual heads, and their scores for right and wrong answers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from focuslens.heads import Head
 from focuslens.scores.contextual import ContextualScores
 from focuslens.studies.paper import reported
 from focuslens.studies.paper.artefact import Artefact, Finding, all_of, keep_heads, signed, verdict_below, verdict_by
-from focuslens.studies.paper.scored import KINDS_SAID
+from focuslens.studies.paper.scored import KINDS_CAPTION
 from focuslens.studies.paper.study import Study
 from focuslens.util.html import Cell
 from focuslens.viz import Table, head_map
@@ -24,11 +24,11 @@ __all__ = ["KEY", "SECTIONS", "run"]
 KEY = "heads"
 SECTIONS = ("scores",)
 _OUTLINED = 20
-"""Heads that are outlined, where they are no more than a quarter of all."""
+"""Largest number of outlined heads. At most a quarter of all heads are outlined."""
 _READS = 0.1
-"""The relevant score above which a head counts as one that reads the relevant document."""
+"""Relevant score above which a head counts as a contextual head."""
 _FEW = 0.25
-"""The share of heads below which they are few."""
+"""Share of all heads below which contextual heads count as sparse."""
 _KINDS = {"R": "relevant", "IR": "irrelevant", "IR max": "irrelevant_max", "sink": "sink"}
 
 
@@ -44,11 +44,12 @@ def run(study: Study) -> Artefact:
     counts = Table(
         "Heads whose relevant contextual score (share of attention, training questions) exceeds a threshold",
         ("threshold", "heads", "share of heads", "first layer", "last layer"),
-        tuple((one.threshold, one.count, one.fraction, *(one.layers or ("-", "-"))) for one in sparsity),
+        tuple((level.threshold, level.count, level.fraction, *(level.layers or ("-", "-"))) for level in sparsity),
     )
     caption = (
-        f"Contextual scores of the top {settings.top} heads on held-out questions. {KINDS_SAID}. Samples: "
-        f"{_sizes(cases)}; correct and wrong: right with the relevant document alone, and right or wrong with all"
+        f"Contextual scores of the top {settings.top} heads on held-out questions. {KINDS_CAPTION}. Samples: "
+        f"{_sizes(cases)}. Correct and wrong are answers to the long prompt, of samples that are right with the "
+        "relevant document alone"
     )
     return Artefact(
         KEY,
@@ -57,7 +58,7 @@ def run(study: Study) -> Artefact:
         tuple(_findings(study, ranked_on, cases, top)),
         (
             (
-                f"Relevant contextual score of every head on training questions; the best {len(best)} are outlined.",
+                f"Relevant contextual score of every head on training questions. The best {len(best)} are outlined.",
                 "head_map.png",
             ),
         ),
@@ -67,15 +68,15 @@ def run(study: Study) -> Artefact:
 
 
 def scores_table(caption: str, cases: Mapping[str, ContextualScores], heads: Sequence[Head]) -> Table:
-    """Mean scores of some heads in every case that has samples, in the layout of Table 1."""
+    """Mean scores of some heads in every case with samples, in the layout of Table 1."""
     columns: list[str] = ["head"]
     rows: list[list[Cell]] = [[str(head)] for head in heads]
     for case, scores in cases.items():
         kinds = ("R", "sink") if case == "gold" else tuple(_KINDS)
         columns += [f"{kind} {case}" for kind in kinds]
         for kind in kinds:
-            nothing = not len(scores) or bool(getattr(scores, _KINDS[kind]).isnan().all())
-            means = None if nothing else scores.mean(_KINDS[kind])
+            is_empty = not len(scores) or bool(getattr(scores, _KINDS[kind]).isnan().all())
+            means = None if is_empty else scores.mean(_KINDS[kind])
             for row, head in zip(rows, heads, strict=True):
                 row.append("-" if means is None else float(means[head]))
     return Table(caption, tuple(columns), tuple(tuple(row) for row in rows))
@@ -95,34 +96,34 @@ def _map_table(scores: ContextualScores) -> Table:
 
 
 def _over_heads(values: Tensor, heads: Sequence[Head]) -> Float[Tensor, "sample"]:
-    """One value a sample: the mean of some heads."""
+    """Mean over some heads, one value per sample."""
     return torch.stack([values[:, head.layer, head.head] for head in heads]).mean(dim=0)
 
 
 def _where_they_are(study: Study, ranked_on: ContextualScores) -> list[Finding]:
-    """How many heads read the relevant document, and in which layers; resampled over training questions."""
+    """Findings on the number of contextual heads and on their layers, with training questions resampled."""
     (above,), n = ranked_on.sparsity((_READS,)), study.executor.shape.n_layers
     reads = study.resampled("train", ranked_on.relevant, ranked_on.sample_ids) > _READS
     share = percentile_interval(above.fraction, reads.mean(axis=1))
     sparse = Finding(
         f"Contextual heads are sparse: {above.count} of {reads.shape[1]} heads, a share of {share}, have a relevant "
-        f"score above {_READS:g}; sparse is less than {_FEW:g}.",
+        f"score above {_READS:g}. The limit for sparse is a share of {_FEW:g}.",
         all_of(verdict_by(share), verdict_below(share, _FEW)),
     )
     drawn = reads[reads.any(axis=1)]
     if above.layers is None or not len(drawn):
         return [sparse]
-    # The depth of a layer is that of its middle; every layer has as many heads.
+    # The depth of a layer is the depth of its middle. Every layer has the same number of heads.
     late = np.repeat([(layer + 0.5) / n > 1 / 3 for layer in range(n)], study.executor.shape.n_heads)
     estimate = float((ranked_on.mean().flatten().numpy() > _READS)[late].sum() / above.count)
-    lying = percentile_interval(estimate, drawn[:, late].sum(axis=1) / drawn.sum(axis=1))
+    late_share = percentile_interval(estimate, drawn[:, late].sum(axis=1) / drawn.sum(axis=1))
     return [
         sparse,
         Finding(
-            f"They lie mostly in middle and late layers: {lying} of them lie behind the first third of the layers, "
-            f"where {late.mean():.3f} of all heads do; they are in layers {above.layers[0]} to {above.layers[1]} of "
-            f"{n}, counted from 0.",
-            verdict_by(lying, above=float(late.mean())),
+            f"Contextual heads are mostly in middle and late layers: {late_share} of them are behind the first third "
+            f"of the layers, where {late.mean():.3f} of all heads are. They are in layers {above.layers[0]} to "
+            f"{above.layers[1]} of {n}, counted from 0.",
+            verdict_by(late_share, above=float(late.mean())),
         ),
     ]
 
@@ -130,21 +131,21 @@ def _where_they_are(study: Study, ranked_on: ContextualScores) -> list[Finding]:
 def _findings(
     study: Study, ranked_on: ContextualScores, cases: Mapping[str, ContextualScores], top: Sequence[Head]
 ) -> list[Finding]:
-    found = _where_they_are(study, ranked_on)
+    findings = _where_they_are(study, ranked_on)
     for case, sign in (("correct", 1), ("wrong", -1)):
         scores = cases[case]
         gaps = sign * _over_heads(scores.relevant - scores.irrelevant_max, top)
         margin = study.interval("test", gaps, scores.sample_ids)
         text = (
-            f"Where the answer is {case}, the top {len(top)} heads attend {'more' if sign > 0 else 'less'} to the "
-            "relevant document than to any other"
+            f"For {case} answers, the top {len(top)} heads attend {'more' if sign > 0 else 'less'} to the relevant "
+            "document than to any other"
         )
         if margin is None:
-            found.append(Finding(f"{text}: there is no such question.", "cannot be told"))
+            findings.append(Finding(f"{text}: there is no such question.", "cannot be told"))
             continue
-        found.append(Finding(f"{text}: by {signed(margin, 4)}.", verdict_by(margin)))
+        findings.append(Finding(f"{text}: by {signed(margin, 4)}.", verdict_by(margin)))
     more = study.interval("test", _over_heads(cases["gold"].sink - cases["long"].sink, top), cases["long"].sample_ids)
     if more is not None:
-        text = "Where the relevant document stands alone, the sink gets more of these heads' attention: by"
-        found.append(Finding(f"{text} {signed(more, 4)}.", verdict_by(more)))
-    return found
+        text = "With the relevant document alone, these heads attend more to the sink: by"
+        findings.append(Finding(f"{text} {signed(more, 4)}.", verdict_by(more)))
+    return findings

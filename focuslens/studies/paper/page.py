@@ -1,4 +1,4 @@
-"""``index.html``: all artefacts of one model on one page that opens from disk."""
+"""The page ``index.html`` with all artefacts of one model, which opens from disk."""
 
 from __future__ import annotations
 
@@ -29,40 +29,40 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .3rem }
 """
 _CLASSES = {"holds": "holds", "does not hold": "not", "cannot be told": "unknown"}
 _LONG = 40
-"""Rows from which on a table scrolls within its place."""
+"""Largest number of rows of a table that does not scroll."""
 
 
 def write_index(path: Path, title: str, facts: Mapping[str, str], artefacts: Sequence[Artefact]) -> None:
     """Write the page.
 
     Args:
-        path: The file; artefacts lie in folders beside it.
-        title: What was reproduced.
-        facts: What made it.
-        artefacts: In the order in which they are shown.
+        path: The file. Artefacts are in folders beside it.
+        title: Title of the reproduction.
+        facts: Model, questions, seed and versions.
+        artefacts: The artefacts, in the order of the page.
 
     Raises:
         FileNotFoundError: If a picture is missing.
     """
-    links = "".join(f'<a href="#{escape(one.key)}">{escape(one.title)}</a>' for one in artefacts)
+    links = "".join(f'<a href="#{escape(artefact.key)}">{escape(artefact.title)}</a>' for artefact in artefacts)
     lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     body = [
         f"<h1>{escape(title)}</h1>",
         f"<nav>{links}</nav>",
         _summary(artefacts),
-        *(_section(path.parent, one) for one in artefacts),
+        *(_section(path.parent, artefact) for artefact in artefacts),
         f'<section><h2>How it was made</h2><div class="card"><dl>{lines}</dl></div></section>',
     ]
     write_atomically(path, page(title, "\n".join(body), css=CSS + _CSS).encode())
 
 
 def _summary(artefacts: Sequence[Artefact]) -> str:
-    """The paper's findings, how many of them hold, and which; what is no finding of the paper stands further down."""
-    verdicts = [one.verdict for artefact in artefacts for one in artefact.findings]
+    """The paper's findings with their verdicts and the counts of these, without any other findings."""
+    verdicts = [finding.verdict for artefact in artefacts for finding in artefact.findings]
     counts = ", ".join(f"{_verdict(verdict)}{verdicts.count(verdict)}" for verdict in _CLASSES)
-    parts = ["<section><h2>What the paper finds, and whether it is seen here</h2>", f"<p>{counts}</p>"]
+    parts = ["<section><h2>The paper's findings, and the verdicts of this run</h2>", f"<p>{counts}</p>"]
     for artefact in artefacts:
-        judged = [one for one in artefact.findings if one.verdict]
+        judged = [finding for finding in artefact.findings if finding.verdict]
         if judged:
             link = f'<a href="#{escape(artefact.key)}">{escape(artefact.title)}</a>'
             parts += [f'<h3>{link} <span class="paper">({escape(artefact.paper)})</span></h3>', _findings(judged)]
@@ -70,7 +70,7 @@ def _summary(artefacts: Sequence[Artefact]) -> str:
 
 
 def _findings(findings: Sequence[Finding]) -> str:
-    items = [f"<li>{_verdict(one.verdict)}{escape(one.text)}</li>" for one in findings]
+    items = [f"<li>{_verdict(finding.verdict)}{escape(finding.text)}</li>" for finding in findings]
     return f'<ul class="findings">{"".join(items)}</ul>' if items else ""
 
 
@@ -89,8 +89,8 @@ def _section(folder: Path, artefact: Artefact) -> str:
         parts.append(figure_html(caption, folder / artefact.key / name))
         parts.append(_link(f"{artefact.key}/{Path(name).stem}.csv"))
     for place, table in enumerate(artefact.tables, start=1):
-        whole = table_html(table)
-        parts.append(f'<div class="long">{whole}</div>' if len(table.rows) > _LONG else whole)
+        html = table_html(table)
+        parts.append(f'<div class="long">{html}</div>' if len(table.rows) > _LONG else html)
         parts.append(_link(f"{artefact.key}/table_{place}.csv"))
     parts += [f'<div class="reported">{table_html(table)}</div>' for table in artefact.reported]
     return "\n".join([*parts, "</section>"])

@@ -1,4 +1,4 @@
-"""What the paper's text says of Llama-3.2-3B-Instruct, to stand beside what is measured here."""
+"""Numbers from the paper's text for Llama-3.2-3B-Instruct, for comparison with the measured ones."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from focuslens.viz.report import Table
 
 __all__ = ["FIGURE_2", "FIGURE_3", "FIGURE_4", "FIGURE_9", "TABLE_1", "TABLE_3_FEW", "TABLE_3_MANY"]
 
-_WHOSE = "As reported by the paper for Llama-3.2-3B-Instruct"
+_SOURCE = "As reported by the paper for Llama-3.2-3B-Instruct"
 
 FIGURE_2 = Table(
-    f"{_WHOSE} (section 2.2): heads whose relevant score exceeds a threshold, of 672; those above 0.1 lie mostly in "
+    f"{_SOURCE} (section 2.2): heads whose relevant score exceeds a threshold, of 672; heads above 0.1 are mostly in "
     "layers 8 to 18",
     ("threshold", "heads", "share of heads"),
     ((0.2, 2, 0.003), (0.1, 37, 0.055), (0.05, 113, 0.168)),
 )
 
 TABLE_1 = Table(
-    f"{_WHOSE} (Table 1)",
+    f"{_SOURCE} (Table 1)",
     (
         "head",
         *("R long", "IR long", "IR max long", "sink long"),
@@ -34,7 +34,7 @@ TABLE_1 = Table(
 )  # fmt: skip
 
 FIGURE_3 = Table(
-    f"{_WHOSE} (section 2.3)",
+    f"{_SOURCE} (section 2.3)",
     ("setting", "exact match"),
     (
         ("20 documents", 0.590),
@@ -46,7 +46,7 @@ FIGURE_3 = Table(
 )
 
 FIGURE_4 = Table(
-    f"{_WHOSE} (section 3.4)",
+    f"{_SOURCE} (section 3.4)",
     ("setting", "exact match"),
     (
         ("20 documents", 0.594),
@@ -58,7 +58,7 @@ FIGURE_4 = Table(
 )
 
 TABLE_3_FEW = Table(
-    f"{_WHOSE} (Table 3, left): scores with the top 5 heads steered, and their change",
+    f"{_SOURCE} (Table 3, left): scores with the top 5 heads steered, and their change",
     ("head", "alpha", "R", "IR", "IR max", "sink", "R gold", "sink gold"),
     (
         ("L13H23", -.2, "0.10 (-0.11)", "0.43 (-0.08)", "0.12 (-0.04)", "0.30 (+0.19)", "0.30 (-0.26)", "0.42 (+0.23)"),
@@ -80,7 +80,7 @@ TABLE_3_FEW = Table(
 )  # fmt: skip
 
 TABLE_3_MANY = Table(
-    f"{_WHOSE} (Table 3, right): scores with the top 20 heads steered",
+    f"{_SOURCE} (Table 3, right): scores with the top 20 heads steered",
     ("head", "alpha", "R", "IR", "IR max", "sink"),
     (
         ("L13H23", .4, .40784, .46287, .21073, .00626),
@@ -102,7 +102,7 @@ TABLE_3_MANY = Table(
 )  # fmt: skip
 
 FIGURE_9 = Table(
-    f"{_WHOSE} (section 5): contextual heads against the retrieval heads of Wu et al. (2024)",
+    f"{_SOURCE} (section 5): contextual heads against the retrieval heads of Wu et al. (2024)",
     ("what", "heads"),
     (("among the top 20 of both", 5),),
 )

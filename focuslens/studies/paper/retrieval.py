@@ -25,20 +25,20 @@ __all__ = ["KEY", "SECTIONS", "check", "run"]
 KEY = "retrieval"
 SECTIONS = ("retrieval",)
 _TITLE = "Contextual heads and retrieval heads"
-_ALONE = "All needles that were found answer the same question, so how much that depends on it is not known."
+_ALONE = "All needles in counted runs answer the same question, so the dependence on the question is unknown."
 
 
 def run(study: Study) -> Artefact:
-    """Copy scores on needle-in-a-haystack prompts, and the overlap of the best with the best contextual heads."""
-    wanted, ranking, samples = study.settings.retrieval, study.ranking, _samples(study)
+    """The artefact: copy scores on needle prompts, and the overlap of the best heads with contextual heads."""
+    settings, ranking, samples = study.settings.retrieval, study.ranking, _samples(study)
     try:
         scores = retrieval_in_chunks(
-            study.executor, samples, study.kept("needles", "retrieval"), study.run_options(wanted.max_new_tokens)
+            study.executor, samples, study.kept("needles", "retrieval"), study.run_options(settings.max_new_tokens)
         )
     except NoRunCountsError as error:
-        finding = Finding(f"The model finds no needle, so its retrieval heads are not known: {error}", "cannot be told")
+        finding = Finding(f"The model finds no needle, so its retrieval heads are unknown: {error}", "cannot be told")
         return Artefact(KEY, _TITLE, "Figure 9", (finding,), reported=(reported.FIGURE_9,))
-    k = min(wanted.top, len(ranking) // 4)
+    k = min(settings.top, len(ranking) // 4)
     retrieving, contextual = scores.top_heads(k), ranking[:k]
     _draw(study, scores, contextual, retrieving)
     return Artefact(
@@ -47,8 +47,8 @@ def run(study: Study) -> Artefact:
         "Figure 9",
         tuple(_findings(study, samples, scores, contextual, retrieving)),
         (
-            (f"Copy score of every head; the best {k} are outlined.", "retrieval_heads.png"),
-            (f"The top {k} contextual heads, the top {k} retrieval heads, and those that are both.", "overlap.png"),
+            (f"Copy score of every head. The best {k} are outlined.", "retrieval_heads.png"),
+            (f"The top {k} contextual heads, the top {k} retrieval heads, and the heads that are both.", "overlap.png"),
         ),
         (_heads_table(study, scores, contextual, retrieving),),
         (reported.FIGURE_9,),
@@ -56,15 +56,15 @@ def run(study: Study) -> Artefact:
 
 
 def check(study: Study) -> None:
-    """Say now, not after hours of other work, that there are no essays.
+    """Check that the essays and needles exist, before hours of other work.
 
     Raises:
-        FileNotFoundError: If there are none, or no needles.
+        FileNotFoundError: If there are no essays or no needles.
     """
-    wanted = study.settings.retrieval.haystack
-    if wanted == "synthetic":
+    haystack = study.settings.retrieval.haystack
+    if haystack == "synthetic":
         return
-    folder = study.haystack or Path(wanted)
+    folder = study.haystack or Path(haystack)
     try:
         load_needles(folder / "needles.jsonl")
         load_haystack(folder)
@@ -73,22 +73,22 @@ def check(study: Study) -> None:
 
 
 def _samples(study: Study) -> list[NeedleSample]:
-    wanted = study.settings.retrieval
-    if wanted.haystack == "synthetic":
+    settings = study.settings.retrieval
+    if settings.haystack == "synthetic":
         samples: list[NeedleSample] = []
-        for count in wanted.lengths:
-            places = sorted({round(depth * (count - 1)) for depth in wanted.depths})
+        for count in settings.lengths:
+            places = sorted({round(depth * (count - 1)) for depth in settings.depths})
             samples += synthetic_needles(
-                count, places, wanted.repeats * len(places), split="train", seed=study.settings.seed
+                count, places, settings.repeats * len(places), split="train", seed=study.settings.seed
             )
         return samples
-    folder = study.haystack or Path(wanted.haystack)
+    folder = study.haystack or Path(settings.haystack)
     needles = load_needles(folder / "needles.jsonl")
-    return needle_samples(study.executor, load_haystack(folder), needles, wanted.lengths, wanted.depths)
+    return needle_samples(study.executor, load_haystack(folder), needles, settings.lengths, settings.depths)
 
 
 def _draw(study: Study, scores: RetrievalScores, contextual: Sequence[Head], retrieving: Sequence[Head]) -> None:
-    """The map of copy scores, and that of both kinds of heads."""
+    """Draw the map of copy scores and the map of both kinds of heads."""
     copies, folder = scores.scores.numpy(), study.folder(KEY)
     label = "copy score (share of the needle)"
     axes = head_map(copies, heads=retrieving, title="Retrieval heads", label=label)
@@ -108,13 +108,13 @@ def _heads_table(
 ) -> Table:
     place = {head: i for i, head in enumerate(study.ranking, start=1)}
     rows = tuple(
-        (i, str(ours), str(theirs), float(scores.scores[theirs]), place[theirs])
-        for i, (ours, theirs) in enumerate(zip(contextual, retrieving, strict=True), start=1)
+        (i, str(contextual_head), str(head), float(scores.scores[head]), place[head])
+        for i, (contextual_head, head) in enumerate(zip(contextual, retrieving, strict=True), start=1)
     )
     counted = sum(scores.counted)
     return Table(
-        f"Best heads of both kinds ({counted} of {len(scores)} needle runs count: ROUGE-1 recall above "
-        f"{scores.min_recall:g})",
+        f"Best heads of both kinds, from {counted} of {len(scores)} needle runs with a ROUGE-1 recall above "
+        f"{scores.min_recall:g}",
         (
             "place",
             "contextual head",
@@ -127,14 +127,14 @@ def _heads_table(
 
 
 def _best(means: Float[np.ndarray, "resample head"], k: int) -> Bool[np.ndarray, "resample head"]:
-    """Which heads are the ``k`` best of each resample; ties go to the first, as in :func:`focuslens.rank_heads`."""
+    """Mask of the ``k`` best heads of each resample. Ties go to the first head, as in :func:`focuslens.rank_heads`."""
     best = np.zeros(means.shape, dtype=np.bool_)
     np.put_along_axis(best, np.argsort(-means, axis=1, kind="stable")[:, :k], True, axis=1)
     return best
 
 
 def _held(best: Bool[np.ndarray, "resample head"], n_layers: int) -> Int[np.ndarray, "resample"]:
-    """How many layers hold a head that is among the best."""
+    """Number of layers with at least one of the best heads."""
     return reduce(best, "resample (layer head) -> resample layer", "max", layer=n_layers).sum(axis=1)
 
 
@@ -150,31 +150,32 @@ def _findings(
     contextual: Sequence[Head],
     retrieving: Sequence[Head],
 ) -> list[Finding]:
-    """Overlap and places of both kinds, with training questions and the needles' questions drawn again."""
+    """Findings on overlap and layers of both kinds, with training questions and the needles' questions resampled."""
     k, n, n_layers = len(contextual), len(study.ranking), study.executor.shape.n_layers
     ranked_on, counted = study.scores("train", "long"), torch.tensor(scores.counted)
-    asked = [sample.prompt.part("question") for sample, counts in zip(samples, scores.counted, strict=True) if counts]
+    pairs = zip(samples, scores.counted, strict=True)
+    questions = [sample.prompt.part("question") for sample, is_counted in pairs if is_counted]
     copies = rearrange(scores.by_sample[counted], "sample layer head -> sample (layer head)").numpy()
-    # Another seed: these are other questions.
-    by_copies = _best(resampled_means(copies, groups=asked, seed=study.settings.seed + 1), k)
+    # The needles' questions are other questions, so they are resampled with another seed.
+    by_copies = _best(resampled_means(copies, groups=questions, seed=study.settings.seed + 1), k)
     by_scores = _best(study.resampled("train", ranked_on.relevant, ranked_on.sample_ids), k)
     shared = percentile_interval(len(set(contextual) & set(retrieving)), (by_copies & by_scores).sum(axis=1))
     more = percentile_interval(
         len({head.layer for head in retrieving}) - len({head.layer for head in contextual}),
         _held(by_copies, n_layers) - _held(by_scores, n_layers),
     )
-    alone = len(set(asked)) < 2
+    alone = len(set(questions)) < 2
     return [
         Finding(
             f"Contextual heads are not the retrieval heads: {shared.mean:g} [{shared.low:g}, {shared.high:g}] of the "
-            f"top {k} are among the top {k} of both, where {k * k / n:.1f} would be by chance and 5 of 20 are in the "
-            f"paper; different is at most half.{' ' + _ALONE if alone else ''}",
+            f"top {k} of one kind are also among the top {k} of the other. {k * k / n:.1f} are expected by chance, and "
+            f"the paper has 5 of 20. The limit for different kinds is half.{' ' + _ALONE if alone else ''}",
             "cannot be told" if alone else verdict_below(shared, k // 2 + 0.5),
         ),
         Finding(
-            f"Retrieval heads are spread over more layers: contextual heads lie in {_layers(contextual)}, retrieval "
-            f"heads in {_layers(retrieving)}, of {n_layers} layers counted from 0; the number of layers that hold one "
-            f"differs by {signed(more, 0)}.",
+            f"Retrieval heads are spread over more layers: contextual heads are in {_layers(contextual)}, retrieval "
+            f"heads in {_layers(retrieving)}, of {n_layers} layers counted from 0. The number of layers with such a "
+            f"head differs by {signed(more, 0)}.",
             "cannot be told" if alone else verdict_by(more),
         ),
     ]

@@ -1,4 +1,4 @@
-"""All artefacts of one model, one after the other; what is finished is not done again."""
+"""Reproduction of all artefacts of one model, in order. Finished artefacts are not repeated."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ __all__ = ["ARTEFACTS", "reproduce"]
 ARTEFACTS: dict[str, ModuleType] = {
     module.KEY: module for module in (heads, split_softmax, steering, steered_scores, retrieval, anatomy, attribution)
 }
-"""Every artefact by its key, in the order in which they are made and shown."""
+"""Module of every artefact by the artefact's key, in the order of the run and of the page."""
 
 
 def reproduce(
     study: Study, keys: Sequence[str] = (), *, say: Callable[[str], None] = lambda text: None
 ) -> list[Artefact]:
-    """Make artefacts, by default all, and the page that shows all that are there.
+    """Reproduce artefacts, by default all, and write the page of all finished artefacts.
 
     Args:
         study: The model and its settings.
-        keys: Which; all of :data:`ARTEFACTS` where there are none.
-        say: Is told what is being done.
+        keys: Keys of the artefacts; the default is all of :data:`ARTEFACTS`.
+        say: Function that receives messages about the progress.
 
     Raises:
         ValueError: If a key is unknown.
@@ -36,42 +36,44 @@ def reproduce(
     unknown = [key for key in keys if key not in ARTEFACTS]
     if unknown:
         raise ValueError(f"there is no artefact {unknown[0]!r}; there are {', '.join(ARTEFACTS)}")
-    wanted = list(keys) or list(ARTEFACTS)
-    if retrieval.KEY in wanted:
+    chosen = list(keys) or list(ARTEFACTS)
+    if retrieval.KEY in chosen:
         retrieval.check(study)
-    if study.settings.directions.source != "train" and any("directions" in ARTEFACTS[key].SECTIONS for key in wanted):
-        _ = study.directions  # what cannot be read is better known now than after the work
-    shown: list[Artefact] = []
-    for key in wanted:
+    if study.settings.directions.source != "train" and any("directions" in ARTEFACTS[key].SECTIONS for key in chosen):
+        _ = study.directions  # raises for unreadable files before the work starts
+    artefacts: list[Artefact] = []
+    for key in chosen:
         make(study, key, say)
-        shown = show(study)
-    return shown
+        artefacts = show(study)
+    return artefacts
 
 
 def show(study: Study) -> list[Artefact]:
-    """Write the page of the artefacts that are there, and give them."""
-    finished = [load_artefact(study.folder(key), study.header(key, *one.SECTIONS)) for key, one in ARTEFACTS.items()]
-    shown = [one for one in finished if one is not None]
-    write_index(study.out / "index.html", f"Focus Directions, on {study.settings.name}", _facts(study), shown)
-    return shown
+    """Write the page of all finished artefacts, and return these."""
+    loaded = [
+        load_artefact(study.folder(key), study.header(key, *module.SECTIONS)) for key, module in ARTEFACTS.items()
+    ]
+    finished = [artefact for artefact in loaded if artefact is not None]
+    write_index(study.out / "index.html", f"Focus Directions, on {study.settings.name}", _facts(study), finished)
+    return finished
 
 
 def make(study: Study, key: str, say: Callable[[str], None]) -> Artefact:
-    """One artefact: read if it is there, else made."""
+    """One artefact, loaded if it is finished, or else reproduced."""
     module = ARTEFACTS[key]
     header = study.header(key, *module.SECTIONS)
-    found = load_artefact(study.folder(key), header)
-    if found is not None:
+    finished = load_artefact(study.folder(key), header)
+    if finished is not None:
         say(f"{key}: already there")
-        return found
+        return finished
     say(f"{key} ...")
-    # Pictures and tables are about to change: what was finished under other settings is so no more.
+    # The run overwrites pictures and tables, so an artefact of other settings no longer counts as finished.
     (study.folder(key) / "artefact.json").unlink(missing_ok=True)
-    made: Artefact = module.run(study)
-    save_artefact(study.folder(key), made, header)
-    for one in made.findings:
-        say(f"  {f'[{one.verdict}] ' if one.verdict else ''}{one.text}")
-    return made
+    artefact: Artefact = module.run(study)
+    save_artefact(study.folder(key), artefact, header)
+    for finding in artefact.findings:
+        say(f"  {f'[{finding.verdict}] ' if finding.verdict else ''}{finding.text}")
+    return artefact
 
 
 def _facts(study: Study) -> dict[str, str]:
@@ -87,10 +89,10 @@ def _facts(study: Study) -> dict[str, str]:
         "seed": str(settings.seed),
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),
         "paper": "Zhu et al., Focus Directions Make Your Language Models Pay More Attention to Relevant Contexts, "
-        "arXiv 2503.23306; tables marked as reported are its own, for Llama-3.2-3B-Instruct",
+        "arXiv 2503.23306; tables marked as reported are from the paper, for Llama-3.2-3B-Instruct",
     }
 
 
 def results_folder(name: str) -> Path:
-    """Where a model's results go by default."""
+    """Default folder of a model's results."""
     return Path("runs") / "paper" / name

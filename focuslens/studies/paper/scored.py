@@ -1,4 +1,4 @@
-"""Scores of many samples in every form that the artefacts need, kept chunk by chunk so that a killed run goes on."""
+"""Scores of many samples in all forms that the artefacts need, stored in chunks so that a killed run can resume."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from focuslens.scores.retrieval import RetrievalScores, copy_runs
 from focuslens.studies.paper.chunks import Measured, measure_in_chunks
 
 __all__ = [
-    "KINDS_SAID",
+    "KINDS_CAPTION",
     "budget_in_chunks",
     "documents_in_chunks",
     "head_mean",
@@ -31,11 +31,11 @@ __all__ = [
 ]
 
 
-KINDS_SAID = (
-    "Shares of attention: R to the relevant document, IR to all others together, IR max to the one other that gets "
-    "most, sink to the first two tokens"
+KINDS_CAPTION = (
+    "Shares of attention: R to the relevant document, IR to all other documents together, IR max to the other document "
+    "with the largest share, sink to the first two tokens"
 )
-"""What the columns of a table of scores are."""
+"""Explanation of the columns of a table of scores."""
 
 
 def score_in_chunks(
@@ -46,40 +46,40 @@ def score_in_chunks(
     options: RunOptions,
     interventions: Sequence[Intervention] = (),
 ) -> ContextualScores:
-    """:func:`contextual_scores`, taken from ``folder`` as far as they are there."""
+    """:func:`contextual_scores` in chunks. Finished chunks are read from ``folder``."""
 
     def measure(chunk: Sequence[MultiDocSample]) -> Measured:
         scores = contextual_scores(model, chunk, case, interventions=interventions, **asdict(options))
         about = {name: getattr(scores, name) for name in ("sample_ids", "responses", "correct")}
         return Measured({kind: getattr(scores, kind) for kind in KINDS}, about)
 
-    found = measure_in_chunks(samples, folder, measure, label=f"scores ({case})", progress=options.progress)
+    measured = measure_in_chunks(samples, folder, measure, label=f"scores ({case})", progress=options.progress)
     return ContextualScores(
-        *(found.tensors[kind] for kind in KINDS),
+        *(measured.tensors[kind] for kind in KINDS),
         case=case,
-        **{name: tuple(values) for name, values in found.about.items()},
+        **{name: tuple(values) for name, values in measured.about.items()},
     )
 
 
 def documents_in_chunks(
     model: FocusModel | Executor, samples: Sequence[MultiDocSample], folder: Path, options: RunOptions
 ) -> DocumentScores:
-    """:func:`document_scores`, taken from ``folder`` as far as they are there."""
+    """:func:`document_scores` in chunks. Finished chunks are read from ``folder``."""
 
     def measure(chunk: Sequence[MultiDocSample]) -> Measured:
         scores = document_scores(model, chunk, **asdict(options))
-        # Prompts may differ in how many documents they have, so these are what is joined.
-        documents = [rearrange(one, "layer head document -> document layer head") for one in scores.scores]
+        # Samples may have different numbers of documents, so the tensors are joined along the documents.
+        documents = [rearrange(shares, "layer head document -> document layer head") for shares in scores.scores]
         about = {name: getattr(scores, name) for name in ("sample_ids", "responses", "correct")}
         return Measured({"scores": torch.cat(documents)}, about)
 
-    found = measure_in_chunks(samples, folder, measure, label="scores (documents)", progress=options.progress)
-    by_sample = found.tensors["scores"].split([len(sample.documents) for sample in samples])
+    measured = measure_in_chunks(samples, folder, measure, label="scores (documents)", progress=options.progress)
+    by_sample = measured.tensors["scores"].split([len(sample.documents) for sample in samples])
     return DocumentScores(
-        tuple(rearrange(one, "document layer head -> layer head document") for one in by_sample),
+        tuple(rearrange(shares, "document layer head -> layer head document") for shares in by_sample),
         tuple(sample.gold_index for sample in samples),
         question_ids=tuple(sample.question_id for sample in samples),
-        **{name: tuple(values) for name, values in found.about.items()},
+        **{name: tuple(values) for name, values in measured.about.items()},
     )
 
 
@@ -90,21 +90,22 @@ def budget_in_chunks(
     options: RunOptions,
     interventions: Sequence[Intervention] = (),
 ) -> AttentionBudget:
-    """:func:`attention_budget` of the long prompts, taken from ``folder`` as far as it is there."""
+    """:func:`attention_budget` of the long prompts in chunks. Finished chunks are read from ``folder``."""
 
     def measure(chunk: Sequence[MultiDocSample]) -> Measured:
         budget = attention_budget(model, chunk, interventions=interventions, **asdict(options))
         about = {name: getattr(budget, name) for name in ("sample_ids", "responses", "correct")}
         return Measured({"shares": budget.shares}, about)
 
-    found = measure_in_chunks(samples, folder, measure, label="attention budget", progress=options.progress)
-    return AttentionBudget(found.tensors["shares"], **{name: tuple(values) for name, values in found.about.items()})
+    measured = measure_in_chunks(samples, folder, measure, label="attention budget", progress=options.progress)
+    about = {name: tuple(values) for name, values in measured.about.items()}
+    return AttentionBudget(measured.tensors["shares"], **about)
 
 
 def retrieval_in_chunks(
     model: FocusModel | Executor, samples: Sequence[NeedleSample], folder: Path, options: RunOptions
 ) -> RetrievalScores:
-    """:func:`focuslens.retrieval_scores`, taken from ``folder`` as far as they are there.
+    """:func:`focuslens.retrieval_scores` in chunks. Finished chunks are read from ``folder``.
 
     Raises:
         NoRunCountsError: If no response finds its needle.
@@ -112,13 +113,13 @@ def retrieval_in_chunks(
 
     def measure(chunk: Sequence[NeedleSample]) -> Measured:
         copies, responses = copy_runs(model, chunk, options)
-        return Measured({"copies": copies}, {"sample_ids": [one.id for one in chunk], "responses": responses})
+        return Measured({"copies": copies}, {"sample_ids": [sample.id for sample in chunk], "responses": responses})
 
-    found = measure_in_chunks(samples, folder, measure, label="retrieval scores", progress=options.progress)
-    return RetrievalScores.of_runs(samples, found.tensors["copies"], found.about["responses"])
+    measured = measure_in_chunks(samples, folder, measure, label="retrieval scores", progress=options.progress)
+    return RetrievalScores.of_runs(samples, measured.tensors["copies"], measured.about["responses"])
 
 
 def head_mean(scores: ContextualScores, kind: str, head: Head) -> float | None:
-    """One head's mean score; ``None`` where no sample has one."""
+    """One head's mean score, or ``None`` if no sample has a score."""
     values = getattr(scores, kind)[:, head.layer, head.head]
     return None if bool(values.isnan().all()) else float(values.nanmean())

@@ -1,4 +1,4 @@
-"""What a reproduction runs, read from a YAML file and checked before anything is opened."""
+"""Settings of a reproduction, read from a YAML file and checked before any other file is opened."""
 
 from __future__ import annotations
 
@@ -28,17 +28,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class DataSettings:
-    """Where questions come from.
+    """Questions of a reproduction.
 
     Attributes:
-        file: ``synthetic``, or the name of a lost-in-the-middle file, which the command line points at.
-        documents: Documents a prompt.
-        gold_positions: Where the gold document stands, counted from 1 as in the paper.
-        every_position: Whether a question is asked with the gold document at each of these in turn (the paper), or at
-            one of them.
-        train: Training questions; all of the training part where it is ``None``.
-        validation: Validation questions, taken out of the training half; a fifth of it where it is ``None``.
-        test: Test questions; all where it is ``None``.
+        file: ``synthetic``, or the name of a lost-in-the-middle file. The command line can give its path.
+        documents: Documents per prompt.
+        gold_positions: Positions of the gold document, counted from 1 as in the paper.
+        every_position: Whether each question has one sample per gold position (as in the paper) or only one sample.
+        train: Number of training questions; ``None`` for all of the training part.
+        validation: Number of validation questions, taken from the training half; ``None`` for a fifth of it.
+        test: Number of test questions; ``None`` for all.
     """
 
     file: str = "nq-open-contriever-msmarco-retrieved-documents.jsonl.gz"
@@ -52,7 +51,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """Figure 2 and Table 1: ``thresholds`` above which heads are counted, and how many heads the table shows."""
+    """Figure 2 and Table 1: ``thresholds`` for the counts of heads, and the number of heads in the table."""
 
     thresholds: tuple[float, ...] = (0.2, 0.1, 0.05)
     top: int = 5
@@ -70,16 +69,16 @@ class SplitSoftmaxSettings:
 
 @dataclass(frozen=True)
 class DirectionSettings:
-    """Where focus directions come from.
+    """Source and training of the focus directions.
 
     Attributes:
-        source: ``train``, or a directory: of the authors' files, or written by ``FocusDirections.save``.
-        site: Where trained ones act.
-        prompts: What they are trained on: ``long`` as in the authors' code, ``gold`` as in the paper's text.
+        source: ``train``, or a directory with the authors' files or with files from ``FocusDirections.save``.
+        site: Site of trained directions.
+        prompts: Training prompts: ``long`` as in the authors' code, ``gold`` as in the paper's text.
         epochs: Passes over the training samples.
-        learning_rate: Of AdamW.
-        heads: How many of the ranking are trained; all where it is ``None``.
-        memory_gb: How much of the activations is kept between epochs.
+        learning_rate: Learning rate of AdamW.
+        heads: Number of heads to train, from the top of the ranking; ``None`` for all.
+        memory_gb: Gigabytes of activations to store between epochs.
     """
 
     source: str = "train"
@@ -93,7 +92,7 @@ class DirectionSettings:
 
 @dataclass(frozen=True)
 class SteeringSettings:
-    """Figure 4: strengths, numbers of heads, and how many heads are contextual; more of them are said to hurt."""
+    """Figure 4: strengths, numbers of heads, and the number of contextual heads, beyond which steering should hurt."""
 
     alphas: tuple[float, ...] = (-0.5, -0.2, -0.1, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
     ks: tuple[int, ...] = (1, 5, 10, 20, 30, 50, 100, 150, 200, 300, 400, 500, 600)
@@ -115,12 +114,12 @@ class RetrievalSettings:
     """Figure 9.
 
     Attributes:
-        haystack: ``synthetic``, or a directory of essays with ``needles.jsonl``, which the command line points at.
-        lengths: Tokens of a prompt's context, or documents where it is synthetic.
-        depths: Where the needle stands, from 0 to 1.
-        repeats: Questions for each length and depth where it is synthetic.
-        max_new_tokens: Of a response.
-        top: Heads that are compared with as many contextual ones.
+        haystack: ``synthetic``, or a directory of essays with ``needles.jsonl``. The command line can give its path.
+        lengths: Tokens of a prompt's context, or documents of a synthetic one.
+        depths: Depths of the needle, from 0 to 1.
+        repeats: Questions for each length and depth of synthetic needles.
+        max_new_tokens: Largest number of tokens of a response.
+        top: Number of retrieval heads, compared with the same number of contextual heads.
     """
 
     haystack: str = "haystack"
@@ -133,15 +132,15 @@ class RetrievalSettings:
 
 @dataclass(frozen=True)
 class AnatomySettings:
-    """What directions are made of and where attention goes under them.
+    """Anatomy of directions, and attention under steering.
 
     Attributes:
-        heads: First heads of the ranking that are taken apart.
-        samples: Prompts whose keys and attention are looked at.
+        heads: Number of decomposed directions, from the top of the ranking.
+        samples: Number of prompts for keys and attention.
         alphas: Strengths of the budget and of the comparison of sites and positions.
-        k: Heads steered in both.
-        keys: Most keys a head that are collected.
-        tokens: Tokens shown that a direction favours most, and as many that it disfavours.
+        k: Steered heads in both.
+        keys: Largest number of keys per head.
+        tokens: Number of most favoured tokens, and of most disfavoured tokens, per direction.
     """
 
     heads: int = 5
@@ -154,23 +153,23 @@ class AnatomySettings:
 
 @dataclass(frozen=True)
 class PaperSettings:
-    """One model's reproduction.
+    """Settings of one model's reproduction.
 
     Attributes:
-        name: Of the results' folder.
+        name: Name of the results' folder.
         model: ``demo``, a hub name, or a directory.
         model_options: Further arguments of :meth:`FocusModel.from_pretrained`.
         data: The questions.
-        max_new_tokens: Of a response.
-        batch_tokens: Prompt tokens that are run together.
-        seed: Of every random choice.
+        max_new_tokens: Largest number of tokens of a response.
+        batch_tokens: Prompt tokens per batch.
+        seed: Seed of all random choices.
         scores: Figure 2 and Table 1.
         split_softmax: Figure 3.
-        directions: Where directions come from.
+        directions: Source and training of the directions.
         steering: Figure 4.
         steered_scores: Table 3.
         retrieval: Figure 9.
-        anatomy: What directions are made of.
+        anatomy: Anatomy of directions.
     """
 
     name: str
@@ -190,10 +189,10 @@ class PaperSettings:
 
 
 def find_settings(name: str) -> Path:
-    """The YAML file of a model: a path, or the name of one that comes with the package.
+    """The YAML file of a model, from a path or from the name of a file in the package.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If there is no such file.
     """
     if Path(name).suffix in (".yaml", ".yml"):
         if Path(name).is_file():
@@ -206,7 +205,7 @@ def find_settings(name: str) -> Path:
 
 
 def load_settings(path: str | Path) -> PaperSettings:
-    """Settings of a YAML file.
+    """Settings from a YAML file.
 
     Raises:
         ValueError: If the file is no mapping, names an unknown setting, or a value is of another kind.
@@ -219,39 +218,41 @@ def _read(kind: type[Any], content: Any, where: str) -> Any:
     """A dataclass from a mapping."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} is {content!r}; it must be a mapping of settings")
-    given = cast("Mapping[str, Any]", content)
-    hints, names = get_type_hints(kind), [one.name for one in fields(kind)]
-    unknown = [name for name in given if name not in names]
+    entries = cast("Mapping[str, Any]", content)
+    hints, names = get_type_hints(kind), [entry.name for entry in fields(kind)]
+    unknown = [name for name in entries if name not in names]
     if unknown:
         raise ValueError(f"{where} has an unknown setting {unknown[0]!r}; there are {', '.join(names)}")
     missing = [
-        one.name
-        for one in fields(kind)
-        if one.default is dataclasses.MISSING and one.default_factory is dataclasses.MISSING and one.name not in given
+        entry.name
+        for entry in fields(kind)
+        if entry.default is dataclasses.MISSING
+        and entry.default_factory is dataclasses.MISSING
+        and entry.name not in entries
     ]
     if missing:
         raise ValueError(f"{where} lacks {missing[0]!r}")
-    return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in given.items()})
+    return kind(**{name: _value(hints[name], value, f"{where}: {name}") for name, value in entries.items()})
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    """One value, as the kind that is asked for."""
+    """One value, converted to the type of its hint."""
     if dataclasses.is_dataclass(hint):
         return _read(cast("type[Any]", hint), value, where)
     origin, inner = getattr(hint, "__origin__", None), get_args(hint)
     if origin is tuple:
         if not isinstance(value, list) or not value:
             raise ValueError(f"{where} is {value!r}; it must be a list with at least one entry")
-        return tuple(_value(inner[0], one, where) for one in cast("list[Any]", value))
+        return tuple(_value(inner[0], entry, where) for entry in cast("list[Any]", value))
     if origin is Literal:
         if value not in inner:
             raise ValueError(f"{where} is {value!r}; it must be one of {', '.join(map(str, inner))}")
         return value
     if type(None) in inner:
         return None if value is None else _value(inner[0], value, where)
-    wanted = Mapping if origin is not None else hint
+    kind = Mapping if origin is not None else hint
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if not isinstance(value, wanted) or (hint is int and isinstance(value, bool)):
+    if not isinstance(value, kind) or (hint is int and isinstance(value, bool)):
         raise ValueError(f"{where} is {value!r}; it must be of the kind {getattr(hint, '__name__', 'mapping')}")
     return value

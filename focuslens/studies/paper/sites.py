@@ -1,4 +1,4 @@
-"""The rotary site against the projection site, and all rows against the response's, on exact match and scores."""
+"""Comparison of the rotary and the projection site, and of all rows and response rows, by exact match and scores."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from focuslens.heads import Head
 from focuslens.interventions import FocusSteering
 from focuslens.scores.contextual import KINDS, ContextualScores
 from focuslens.studies.paper.artefact import Finding, Piece
-from focuslens.studies.paper.scored import KINDS_SAID, head_mean
+from focuslens.studies.paper.scored import KINDS_CAPTION, head_mean
 from focuslens.studies.paper.study import Study
 from focuslens.util.html import Cell
 from focuslens.viz import Table
@@ -21,20 +21,20 @@ _Site = Literal["rotary", "projection"]
 
 
 def piece(study: Study, heads: Sequence[Head], key: str) -> Piece:
-    """Directions at both sites (where they are trained here), on all rows and on the response's alone.
+    """Directions at both sites (or at the site of given directions), on all rows and on response rows.
 
     Args:
         study: The model and its validation questions.
-        heads: Heads that have directions, best first.
-        key: The artefact whose folder keeps the records.
+        heads: Heads with directions, best first.
+        key: Key of the artefact whose folder has the records.
     """
     sites: tuple[_Site, ...] = ("rotary", "projection")
     if study.settings.directions.source != "train":
         sites = (study.directions.site,)
     steered = heads[: study.settings.anatomy.k]
-    settings = [Setting("baseline"), *(one for site in sites for one in _settings(study, site, steered))]
+    settings = [Setting("baseline"), *(setting for site in sites for setting in _settings(study, site, steered))]
     sweep = study.sweep(key, "validation", settings)
-    kinds = [("site", site) for site in sites] + [("positions", one) for one in ("all", "response")]
+    kinds = [("site", site) for site in sites] + [("positions", positions) for positions in ("all", "response")]
     findings = tuple(_best_of(sweep, name, value) for name, value in kinds)
     return Piece(findings, (), (_table(study, sweep, steered),))
 
@@ -60,7 +60,7 @@ def _table(study: Study, sweep: Sweep, heads: Sequence[Head]) -> Table:
         rows.append((row["name"], row["em"], row["em_low"], row["em_high"], row["mcnemar_p"], *means))
     return Table(
         "Exact match (share of samples) on validation questions by site, rows and strength, its 95 % interval and the "
-        f"exact p-value, and mean contextual scores of the {len(heads)} steered heads. {KINDS_SAID}",
+        f"exact p-value, and mean contextual scores of the {len(heads)} steered heads. {KINDS_CAPTION}",
         ("setting", "exact match", "low", "high", "p", "R", "IR", "IR max", "sink"),
         tuple(rows),
     )
@@ -68,15 +68,15 @@ def _table(study: Study, sweep: Sweep, heads: Sequence[Head]) -> Table:
 
 def _mean_of_heads(scores: ContextualScores, kind: str, heads: Sequence[Head]) -> float | str:
     means = [head_mean(scores, kind, head) for head in heads]
-    known = [one for one in means if one is not None]
+    known = [mean for mean in means if mean is not None]
     return sum(known) / len(known) if known else "-"
 
 
 def _best_of(sweep: Sweep, name: str, value: str) -> Finding:
-    those = [one for one in sweep.settings if one.parameters.get(name) == value]
-    best = max(those, key=lambda one: sweep[one.name].em.mean)
-    what = f"At the {value} site" if name == "site" else f"Steering {value} rows"
+    settings = [setting for setting in sweep.settings if setting.parameters.get(name) == value]
+    best = max(settings, key=lambda setting: sweep[setting.name].em.mean)
+    subject = f"At the {value} site" if name == "site" else f"With steering on {value} rows"
     return Finding(
-        f"{what} the best of the strengths tried ({best.name}) gives {sweep[best.name].em} on validation questions, "
-        f"against {sweep['baseline'].em} without."
+        f"{subject}, the best strength ({best.name}) gives {sweep[best.name].em} on validation questions. The baseline "
+        f"gives {sweep['baseline'].em}."
     )

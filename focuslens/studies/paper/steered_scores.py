@@ -1,4 +1,4 @@
-"""Table 3: how contextual scores change under focus directions."""
+"""Table 3: changes of contextual scores under focus directions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from focuslens.interventions import FocusSteering
 from focuslens.scores.contextual import ContextualScores
 from focuslens.studies.paper import reported
 from focuslens.studies.paper.artefact import Artefact, Finding, Verdict, all_of, signed, verdict_below, verdict_by
-from focuslens.studies.paper.scored import KINDS_SAID, head_mean
+from focuslens.studies.paper.scored import KINDS_CAPTION, head_mean
 from focuslens.studies.paper.steering import steerable
 from focuslens.studies.paper.study import Study
 from focuslens.util.html import Cell
@@ -31,24 +31,24 @@ _Cases = Mapping[str, ContextualScores]
 
 
 def run(study: Study) -> Artefact:
-    """Scores of the top heads on test questions, with few and with many heads steered."""
-    wanted, heads = study.settings.steered_scores, steerable(study)
+    """The artefact: scores of the top heads on test questions, with few and with many heads steered."""
+    settings, heads = study.settings.steered_scores, steerable(study)
     top = heads[: study.settings.scores.top]
     plain = {case: study.scores("test", case) for case in ("long", "gold")}
     few, many = (
         _steered(study, heads[:k], alphas)
-        for k, alphas in ((wanted.few, wanted.few_alphas), (wanted.many, wanted.many_alphas))
+        for k, alphas in ((settings.few, settings.few_alphas), (settings.many, settings.many_alphas))
     )
-    gentle = _Changes(study, few, plain, top[: wanted.few])
-    tables = (_table(few, plain, top, heads[: wanted.few]), _table(many, plain, top, heads[: wanted.many]))
+    changes = _Changes(study, few, plain, top[: settings.few])
+    tables = (_table(few, plain, top, heads[: settings.few]), _table(many, plain, top, heads[: settings.many]))
     return Artefact(
         KEY,
-        "What focus directions do to attention",
+        "Attention under focus directions",
         "Table 3",
         (
-            *_towards(gentle),
-            *_by_strength(gentle),
-            _too_far(_Changes(study, many, plain, top[: wanted.many])),
+            *_towards(changes),
+            *_by_strength(changes),
+            _too_far(_Changes(study, many, plain, top[: settings.many])),
         ),
         (),
         tables,
@@ -58,21 +58,21 @@ def run(study: Study) -> Artefact:
 
 def _steered(study: Study, heads: Sequence[Head], alphas: Sequence[float]) -> dict[float, _Cases]:
     """Scores with some heads steered, by strength."""
-    found: dict[float, _Cases] = {}
+    by_alpha: dict[float, _Cases] = {}
     for alpha in alphas:
         focus = [FocusSteering(study.directions, alpha, heads)]
-        found[alpha] = {case: study.scores("test", case, focus) for case in ("long", "gold")}
-    return found
+        by_alpha[alpha] = {case: study.scores("test", case, focus) for case in ("long", "gold")}
+    return by_alpha
 
 
-def _table(found: Mapping[float, _Cases], plain: _Cases, top: Sequence[Head], steered: Sequence[Head]) -> Table:
+def _table(by_alpha: Mapping[float, _Cases], plain: _Cases, top: Sequence[Head], steered: Sequence[Head]) -> Table:
     columns = ("head", "alpha", *(part for name, _, _ in _COLUMNS for part in (name, f"{name} change")))
     return Table(
-        f"Contextual scores on test questions with the top {len(steered)} heads steered, and their change against no "
-        f"steering; measured with the responses that the steered model gives. {KINDS_SAID}; gold: with the relevant "
-        "document alone",
+        f"Contextual scores on test questions with the top {len(steered)} heads steered, and their change from no "
+        f"steering, with the responses of the steered model. {KINDS_CAPTION}. Columns with gold are of prompts with "
+        "the relevant document alone",
         columns,
-        tuple(row for alpha, cases in found.items() for row in _rows(cases, plain, top, alpha)),
+        tuple(row for alpha, cases in by_alpha.items() for row in _rows(cases, plain, top, alpha)),
     )
 
 
@@ -81,7 +81,7 @@ def _rows(cases: _Cases, plain: _Cases, heads: Sequence[Head], alpha: float) -> 
     for head in heads:
         cells: list[Cell] = [str(head), f"{alpha:g}"]
         for _, case, kind in _COLUMNS:
-            value, before = (head_mean(one[case], kind, head) for one in (cases, plain))
+            value, before = (head_mean(scores[case], kind, head) for scores in (cases, plain))
             cells += ["-", "-"] if value is None or before is None else [value, value - before]
         rows.append(tuple(cells))
     return rows
@@ -89,54 +89,54 @@ def _rows(cases: _Cases, plain: _Cases, heads: Sequence[Head], alpha: float) -> 
 
 @dataclass(frozen=True)
 class _Changes:
-    """What steering changes in the scores of the long prompts, averaged over heads, one number a test sample."""
+    """Changes of the long prompts' scores under steering, averaged over heads, one number per test sample."""
 
     study: Study
-    found: Mapping[float, _Cases]
+    by_alpha: Mapping[float, _Cases]
     plain: _Cases
     heads: Sequence[Head]
 
     @property
-    def ahead(self) -> list[float]:
-        """Strengths above zero, the gentlest first."""
-        return sorted(alpha for alpha in self.found if alpha > 0)
+    def positive_alphas(self) -> list[float]:
+        """Strengths above zero, ascending."""
+        return sorted(alpha for alpha in self.by_alpha if alpha > 0)
 
     def at(self, alpha: float, kind: str) -> Float[Tensor, "sample"]:
-        """Of one kind of score, against no steering."""
-        after, before = (getattr(cases["long"], kind) for cases in (self.found[alpha], self.plain))
+        """Change of one kind of score at one strength."""
+        after, before = (getattr(cases["long"], kind) for cases in (self.by_alpha[alpha], self.plain))
         return torch.stack([(after - before)[:, head.layer, head.head] for head in self.heads]).mean(dim=0)
 
-    def told(self, text: str, *changes: tuple[Float[Tensor, "sample"], int]) -> Finding:
-        """A finding on changes, whose intervals stand in the text's places.
+    def finding(self, text: str, *changes: tuple[Float[Tensor, "sample"], int]) -> Finding:
+        """A finding on changes, whose intervals fill the placeholders of ``text``.
 
-        Each comes with what is claimed of it: 1 (above zero), -1 (below zero), or 0, where nothing is.
+        Each change has a sign for the claim about it: 1 (above zero), -1 (below zero), or 0 (no claim).
         """
         ids = self.plain["long"].sample_ids
         intervals = [(self.study.interval("test", change, ids), sign) for change, sign in changes]
-        known = [(one, sign) for one, sign in intervals if one is not None]
+        known = [(interval, sign) for interval, sign in intervals if interval is not None]
         if len(known) < len(intervals):  # no sample has a response with and without steering
-            return Finding(text.format(*("(nothing said)" for _ in intervals)), "cannot be told")
+            return Finding(text.format(*("(unknown: no responses)" for _ in intervals)), "cannot be told")
         verdicts: list[Verdict] = [
-            verdict_by(one) if sign > 0 else verdict_below(one, 0.0) for one, sign in known if sign
+            verdict_by(interval) if sign > 0 else verdict_below(interval, 0.0) for interval, sign in known if sign
         ]
-        return Finding(text.format(*(signed(one, 4) for one, _ in known)), all_of(*verdicts))
+        return Finding(text.format(*(signed(interval, 4) for interval, _ in known)), all_of(*verdicts))
 
 
 def _towards(changes: _Changes) -> list[Finding]:
-    """What the gentlest direction does."""
-    if not changes.ahead:
+    """Findings on the smallest positive strength."""
+    if not changes.positive_alphas:
         return []
-    alpha = changes.ahead[0]
+    alpha = changes.positive_alphas[0]
     relevant, irrelevant, sink = (changes.at(alpha, kind) for kind in ("relevant", "irrelevant", "sink"))
     return [
-        changes.told(
-            f"A direction turns attention to the relevant document: at alpha = {alpha:g} the top {len(changes.heads)} "
-            "heads give it {}.",
+        changes.finding(
+            f"A direction turns attention to the relevant document: at alpha = {alpha:g} its share of the attention of "
+            f"the top {len(changes.heads)} heads changes by {{}}.",
             (relevant, 1),
         ),
-        changes.told(
-            "They take most of that from the sink: it changes by {}, irrelevant documents by {}; what the sink loses, "
-            "less half of what the relevant document gets, is {}.",
+        changes.finding(
+            "Most of that attention comes from the sink: the share of the sink changes by {}, and the share of "
+            "irrelevant documents by {}. The loss of the sink minus half of the gain of the relevant document is {}.",
             (sink, -1),
             (irrelevant, 0),
             (-sink - relevant / 2, 1),
@@ -145,33 +145,39 @@ def _towards(changes: _Changes) -> list[Finding]:
 
 
 def _by_strength(changes: _Changes) -> list[Finding]:
-    """The strongest direction beside the gentlest, and the opposite one."""
+    """Findings on the largest positive strength, compared with the smallest, and on the most negative strength."""
     findings: list[Finding] = []
-    if len(changes.ahead) > 1:
-        gentlest, strongest = changes.ahead[0], changes.ahead[-1]
-        more = changes.at(strongest, "relevant") - changes.at(gentlest, "relevant")
-        text = f"A stronger one turns more: from alpha = {gentlest:g} to {strongest:g} the relevant document gets {{}}."
-        findings.append(changes.told(text, (more, 1)))
-    back = min(changes.found)
-    if back < 0:
-        text = f"The opposite direction turns it away: at alpha = {back:g} the relevant document gets {{}}."
-        findings.append(changes.told(text, (changes.at(back, "relevant"), -1)))
+    if len(changes.positive_alphas) > 1:
+        smallest, largest = changes.positive_alphas[0], changes.positive_alphas[-1]
+        more = changes.at(largest, "relevant") - changes.at(smallest, "relevant")
+        text = (
+            f"A stronger direction turns more attention: from alpha = {smallest:g} to {largest:g} the share of the "
+            "relevant document changes by {}."
+        )
+        findings.append(changes.finding(text, (more, 1)))
+    lowest = min(changes.by_alpha)
+    if lowest < 0:
+        text = (
+            f"The opposite direction turns attention away: at alpha = {lowest:g} the share of the relevant document "
+            "changes by {}."
+        )
+        findings.append(changes.finding(text, (changes.at(lowest, "relevant"), -1)))
     return findings
 
 
 def _too_far(changes: _Changes) -> Finding:
-    """What the strongest direction does beside the gentlest one, many heads steered."""
-    what = "Too strong a direction turns attention to an irrelevant document"
-    if len(changes.ahead) < 2:
-        return Finding(f"{what}: fewer than two strengths were tried.", "cannot be told")
-    gentlest, strongest = changes.ahead[0], changes.ahead[-1]
-    relevant, largest = (
-        changes.at(strongest, kind) - changes.at(gentlest, kind) for kind in ("relevant", "irrelevant_max")
+    """Finding on the largest strength, compared with the smallest positive one, with many heads steered."""
+    claim = "Too strong a direction turns attention to an irrelevant document"
+    if len(changes.positive_alphas) < 2:
+        return Finding(f"{claim}: fewer than two strengths were tried.", "cannot be told")
+    smallest, largest = changes.positive_alphas[0], changes.positive_alphas[-1]
+    relevant, irrelevant = (
+        changes.at(largest, kind) - changes.at(smallest, kind) for kind in ("relevant", "irrelevant_max")
     )
-    return changes.told(
-        f"{what}: from alpha = {gentlest:g} to {strongest:g}, more heads steered, the one that gets most gets {{}} and "
-        "the relevant one {}, a difference of {}.",
-        (largest, 1),
+    return changes.finding(
+        f"{claim}: from alpha = {smallest:g} to {largest:g}, with many heads steered, the largest share of an "
+        "irrelevant document changes by {} and the share of the relevant document by {}, a difference of {}.",
+        (irrelevant, 1),
         (relevant, 0),
-        (largest - relevant, 1),
+        (irrelevant - relevant, 1),
     )

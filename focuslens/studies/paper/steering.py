@@ -18,16 +18,16 @@ SECTIONS = ("directions", "steering")
 
 
 def steerable(study: Study) -> list[Head]:
-    """Heads of the ranking that have a direction, best first."""
-    have = set(study.directions.heads)
-    return [head for head in study.ranking if head in have]
+    """Heads of the ranking with a direction, best first."""
+    heads = set(study.directions.heads)
+    return [head for head in study.ranking if head in heads]
 
 
 def run(study: Study) -> Artefact:
-    """Sweep strengths and numbers of heads on test questions; choose on validation questions."""
-    wanted, heads = study.settings.steering, steerable(study)
-    ks = possible(wanted.ks, len(heads))
-    grid = steering_settings(study.directions, heads, wanted.alphas, ks)
+    """Sweep strengths and numbers of heads on test questions, and choose a setting on validation questions."""
+    steering, heads = study.settings.steering, steerable(study)
+    ks = possible(steering.ks, len(heads))
+    grid = steering_settings(study.directions, heads, steering.alphas, ks)
     settings = [Setting("baseline"), *grid]
     validation, test = study.sweep(KEY, "validation", settings), study.sweep(KEY, "test", settings)
     lines, level = curves(test, "alpha"), {"all documents": test["baseline"].em}
@@ -43,14 +43,14 @@ def run(study: Study) -> Artefact:
     if losses is not None:
         names = [str(head) for head in study.directions.heads]
         keep_figure(loss_curves(losses.numpy(), names), study.folder(KEY) / "losses.png")
-        rows = [(epoch, *line) for epoch, line in enumerate(losses.tolist(), start=1)]
+        rows = [(epoch, *values) for epoch, values in enumerate(losses.tolist(), start=1)]
         write_csv(study.folder(KEY) / "losses.csv", ("epoch", *names), rows)
         figures.append(("Training loss of each head's direction: minus its contextual score.", "losses.png"))
     return Artefact(
         KEY,
         "Focus directions",
         "Figures 4, 7 and 8",
-        tuple(_findings(validation, test, grid, wanted.contextual)),
+        tuple(_findings(validation, test, grid, steering.contextual)),
         tuple(figures),
         (table, sweep_table("Focus directions on test questions (baseline: no steering)", test)),
         (reported.FIGURE_4,),
@@ -58,24 +58,24 @@ def run(study: Study) -> Artefact:
 
 
 def _findings(validation: Sweep, test: Sweep, grid: list[Setting], contextual: int) -> list[Finding]:
-    """What the paper says of directions: the best strength above 0, the ends of the line, and too many heads."""
-    towards = [one for one in grid if one.parameters["alpha"] > 0]
-    if not towards:
+    """Findings on the best strength above 0, on the smallest and largest strength, and on too many heads."""
+    positive = [setting for setting in grid if setting.parameters["alpha"] > 0]
+    if not positive:
         return []
-    chosen = best_setting(validation, towards)
-    at_k = [one for one in grid if one.parameters["k"] == chosen.parameters["k"]]
-    least, most = (end(at_k, key=lambda one: one.parameters["alpha"]) for end in (min, max))
-    found = [
+    chosen = best_setting(validation, positive)
+    at_k = [setting for setting in grid if setting.parameters["k"] == chosen.parameters["k"]]
+    least, most = (end(at_k, key=lambda setting: setting.parameters["alpha"]) for end in (min, max))
+    findings = [
         Finding(
             f"A focus direction mitigates distraction: {chosen.name}, chosen on validation questions, gives "
-            f"{test[chosen.name].em} on test questions against {test['baseline'].em} without.",
+            f"{test[chosen.name].em} on test questions. No steering gives {test['baseline'].em}.",
             verdict_of(test, chosen.name, higher=True),
         )
     ]
     ends = [(least, "The opposite direction leads to more distraction")] if least.parameters["alpha"] < 0 else []
     if most is not chosen:
-        ends.append((most, "Too strong a direction distracts as well"))
-    for one, text in ends:
-        verdict = verdict_of(test, one.name, higher=False)
-        found.append(Finding(f"{text}: {one.name} gives {test[one.name].em}.", verdict))
-    return [*found, gain_of_more(test, towards, contextual, "Steering")]
+        ends.append((most, "Too strong a direction also distracts"))
+    for setting, text in ends:
+        verdict = verdict_of(test, setting.name, higher=False)
+        findings.append(Finding(f"{text}: {setting.name} gives {test[setting.name].em}.", verdict))
+    return [*findings, gain_of_more(test, positive, contextual, "Steering")]

@@ -1,6 +1,6 @@
-"""What all artefacts of one model share: the model, its questions, its ranking of heads, its directions.
+"""Common inputs of all artefacts of one model: the model, its questions, its ranking of heads, its directions.
 
-Everything that takes long is kept in the results' folder as it is made, so that a killed run goes on from there.
+Slow results are stored in the results' folder as soon as they are computed, so that a killed run can resume.
 """
 
 from __future__ import annotations
@@ -44,13 +44,13 @@ class Study:
     """One model's reproduction.
 
     Attributes:
-        settings: What is run.
+        settings: The settings.
         out: The results' folder.
-        data_file: Where the questions lie, if not at the settings' own name.
-        haystack: Where the essays lie, if not at the settings' own name.
-        progress: Show progress bars; by default where someone may watch.
-        pool: Runs sweeps, scores and training; by default the model does. What looks into single heads' keys opens the
-            model in this process too.
+        data_file: File of the questions, instead of the settings' own.
+        haystack: Directory of the essays, instead of the settings' own.
+        progress: Show progress bars; by default only on terminals and in notebooks.
+        pool: Executor of sweeps, scores and training; the default is the model itself. The decomposition of directions
+            always opens the model in this process.
     """
 
     settings: PaperSettings
@@ -62,7 +62,7 @@ class Study:
 
     @cached_property
     def executor(self) -> Executor:
-        """What runs the model."""
+        """The executor of the model."""
         return self.model if self.pool is None else self.pool
 
     @cached_property
@@ -92,9 +92,9 @@ class Study:
         return self._samples[part]
 
     def interval(self, part: Part, values: Tensor, sample_ids: Sequence[str]) -> Interval | None:
-        """The mean of one value a sample with its interval over questions, without those that are NaN.
+        """Mean of one value per sample with its interval over questions, or ``None`` if all values are NaN.
 
-        Samples of one question are not independent. ``None`` where no value is left.
+        NaN values are left out. The interval is over questions, because samples of one question are not independent.
         """
         known, questions = self._known(part, rearrange(values, "sample -> sample 1"), sample_ids)
         if not questions:
@@ -104,7 +104,7 @@ class Study:
     def resampled(
         self, part: Part, values: Float[Tensor, "sample layer head"], sample_ids: Sequence[str]
     ) -> Float[np.ndarray, "resample column"]:
-        """Means of all heads, layer by layer, on resamples of a part's questions; see :func:`resampled_means`."""
+        """Mean per head, layer by layer, on resamples of a part's questions; see :func:`resampled_means`."""
         by_head = rearrange(values, "sample layer head -> sample (layer head)")
         known, questions = self._known(part, by_head, sample_ids)
         return resampled_means(known.numpy(), groups=questions, seed=self.settings.seed)
@@ -112,9 +112,11 @@ class Study:
     def _known(
         self, part: Part, values: Float[Tensor, "sample column"], sample_ids: Sequence[str]
     ) -> tuple[Float[Tensor, "known column"], list[str]]:
-        """The values of samples that are not NaN, and their questions."""
-        questions, keep = {sample.id: sample.question_id for sample in self.samples(part)}, ~values.isnan().any(dim=1)
-        return values[keep], [questions[one] for one, kept in zip(sample_ids, keep.tolist(), strict=True) if kept]
+        """Values of the samples without NaN, and these samples' questions."""
+        questions, known = {sample.id: sample.question_id for sample in self.samples(part)}, ~values.isnan().any(dim=1)
+        return values[known], [
+            questions[id] for id, is_known in zip(sample_ids, known.tolist(), strict=True) if is_known
+        ]
 
     @cached_property
     def _samples(self) -> dict[Part, list[MultiDocSample]]:
@@ -145,12 +147,12 @@ class Study:
         return [sample for sample in half if sample.question_id in questions]
 
     def header(self, key: str, *sections: str) -> dict[str, Any]:
-        """What an artefact was made of: the model, its questions, and the sections of the settings that it depends on.
+        """Origin of an artefact: the model, its questions, and the settings' sections that the artefact depends on.
 
-        The model is described by its weights, so that results of other weights are not taken for these.
+        The description of the model includes a digest of its weights, which separates the results of other weights.
         """
         shared = ("name", "model", "model_options", "data", "max_new_tokens", "seed")
-        everything = asdict(self.settings)
+        all_settings = asdict(self.settings)
         inputs: dict[str, str] = {}
         if "directions" in sections and self.settings.directions.source != "train":
             inputs["directions_sha256"] = self.directions.digest
@@ -159,7 +161,7 @@ class Study:
         return {
             "artefact": key,
             "model": self.executor.description,
-            "settings": {name: everything[name] for name in (*shared, *sections)},
+            "settings": {name: all_settings[name] for name in (*shared, *sections)},
             "prompts_sha256": self._prompts,
             **inputs,
             "versions": versions(),
@@ -171,36 +173,36 @@ class Study:
 
     @cached_property
     def _haystack_digest(self) -> str:
-        """Tells the essays and needles from others."""
+        """Digest of the essays and needles."""
         digest, folder = hashlib.sha256(), self.haystack or Path(self.settings.retrieval.haystack)
-        for path in sorted(one for one in folder.iterdir() if one.is_file()):
+        for path in sorted(path for path in folder.iterdir() if path.is_file()):
             digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
         return digest.hexdigest()
 
     def folder(self, key: str) -> Path:
-        """Where an artefact's files go."""
+        """Folder of an artefact's files."""
         return self.out / key
 
     def scores(
         self, part: Part, case: Literal["long", "gold"], interventions: Sequence[Intervention] = ()
     ) -> ContextualScores:
-        """Contextual scores of one part's prompts, made in chunks that are kept."""
-        described = [one.describe() for one in interventions]
-        folder = self.kept(f"{part}-{case}", part=part, case=case, interventions=described)
+        """Contextual scores of one part's prompts, computed in chunks that are stored."""
+        descriptions = [intervention.describe() for intervention in interventions]
+        folder = self.kept(f"{part}-{case}", part=part, case=case, interventions=descriptions)
         return score_in_chunks(self.executor, self.samples(part), case, folder, self.run_options(), interventions)
 
     def run_options(self, max_new_tokens: int | None = None) -> RunOptions:
-        """Options of running the model; the response length is that of the settings unless another is given."""
+        """Options of a model run; the default length of responses is that of the settings."""
         length = self.settings.max_new_tokens if max_new_tokens is None else max_new_tokens
         return RunOptions(length, self.settings.batch_tokens, self.progress)
 
     def kept(self, name: str, *sections: str, **made_of: Any) -> Path:
-        """The folder of measurements, whose name tells what they are made of from anything else.
+        """Folder of measurements. Its name includes a digest of everything that they depend on.
 
         Args:
-            name: What they are.
-            sections: Of the settings, those that they depend on.
-            made_of: What else they depend on, as JSON.
+            name: Name of the measurements.
+            sections: Sections of the settings that they depend on.
+            made_of: Further JSON values that they depend on.
         """
         return self.out / "measured" / f"{name}-{_short({**self.header('scores', *sections), **made_of}, 16)}"
 
@@ -217,7 +219,7 @@ class Study:
         return ranking
 
     def sweep(self, key: str, part: Part, settings: Sequence[Setting]) -> Sweep:
-        """Accuracy under every setting, with records that a killed run continues."""
+        """Accuracy under every setting, with records from which a killed run resumes."""
         return run_sweep(
             self.executor,
             self.samples(part),
@@ -231,7 +233,7 @@ class Study:
         )
 
     def _digest(self, settings: Sequence[Setting]) -> str:
-        """Tells these settings from others, whose records stay where they are."""
+        """Digest of the settings, so that other settings have other files of records."""
         return _short([self.header("sweep"), [setting.describe() for setting in settings]])
 
     @cached_property
@@ -240,54 +242,53 @@ class Study:
         return self.directions_at(self.settings.directions.site)
 
     def directions_at(self, site: Literal["rotary", "projection"]) -> FocusDirections:
-        """Directions trained at one site, or read from where the settings say.
+        """Directions trained at one site, or read from the settings' source.
 
         Raises:
-            ValueError: If directions are read and act at another site.
+            ValueError: If the directions from the source act at another site.
         """
-        wanted = self.settings.directions
-        if wanted.source != "train":
-            found = _open_directions(Path(wanted.source))
-            if found.site != site:
-                raise ValueError(f"the directions in {wanted.source} act at the {found.site} site, not at {site!r}")
-            return found
-        heads = self.ranking[: wanted.heads]
+        settings = self.settings.directions
+        if settings.source != "train":
+            given = _open_directions(Path(settings.source))
+            if given.site != site:
+                raise ValueError(f"the directions in {settings.source} act at the {given.site} site, not at {site!r}")
+            return given
+        heads = self.ranking[: settings.heads]
         made_of = {**self.header("directions", "directions"), "site": site, "heads": [list(head) for head in heads]}
         folder = self.out / "directions" / site
-        kept = _kept_directions(folder, made_of)
-        if kept is not None:
-            return kept
-        made = train_focus_directions(
+        stored = _stored_directions(folder, made_of)
+        if stored is not None:
+            return stored
+        trained = train_focus_directions(
             self.executor,
             self.samples("train"),
             heads,
             site=site,
-            prompts=wanted.prompts,
-            epochs=wanted.epochs,
-            learning_rate=wanted.learning_rate,
+            prompts=settings.prompts,
+            epochs=settings.epochs,
+            learning_rate=settings.learning_rate,
             max_new_tokens=self.settings.max_new_tokens,
             seed=self.settings.seed,
-            memory_gb=wanted.memory_gb,
+            memory_gb=settings.memory_gb,
             batch_tokens=self.settings.batch_tokens,
             checkpoint=folder / f"checkpoint-{_short(made_of)}.pt",
             data={"part": "train", **asdict(self.settings.data)},
             progress=self.progress,
         )
-        (folder / "made_of.json").unlink(
-            missing_ok=True
-        )  # it must never stand beside vectors that it does not describe
-        made.save(folder)
+        # The record must never be beside vectors that it does not describe.
+        (folder / "made_of.json").unlink(missing_ok=True)
+        trained.save(folder)
         write_json(folder / "made_of.json", made_of)
         (folder / f"checkpoint-{_short(made_of)}.pt").unlink(missing_ok=True)
-        return made
+        return trained
 
 
 def _short(content: Any, digits: int = 12) -> str:
-    """A digest that tells some JSON from other."""
+    """Short digest of a JSON value."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:digits]
 
 
-def _kept_directions(folder: Path, made_of: Mapping[str, Any]) -> FocusDirections | None:
+def _stored_directions(folder: Path, made_of: Mapping[str, Any]) -> FocusDirections | None:
     path = folder / "made_of.json"
     if not path.is_file() or json.loads(path.read_text()) != json.loads(json.dumps(made_of)):
         return None

@@ -1,4 +1,4 @@
-// Lets the keyboard choose among circuitsvis's small maps, which of themselves only answer to a pointer.
+// Keyboard access to circuitsvis's small maps, which by themselves only react to a pointer.
 "use strict";
 (() => {
   const view = document.getElementById("view");
@@ -12,7 +12,7 @@
       tile.addEventListener("keydown", (event) => {
         if (event.key !== "Enter" && event.key !== " ") return;
         event.preventDefault();
-        // What the pointer rests on is shown before what was chosen; the keyboard has chosen now.
+        // circuitsvis prefers the map under the pointer to the chosen one, so a mouseout event comes first.
         const leave = new MouseEvent("mouseout", { bubbles: true, relatedTarget: document.body });
         view.querySelector("[role=button]:hover")?.dispatchEvent(leave);
         tile.click();

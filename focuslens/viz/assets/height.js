@@ -1,4 +1,4 @@
-// A page inside another tells it how high it is, so that the outer one need not scroll a part of it on its own.
+// Sends the height of an inner page to the outer page, so that the inner page needs no scroll bar.
 "use strict";
 if (parent !== window) {
   const tell = () => {

@@ -1,10 +1,10 @@
-// Tables that sort by their columns, and pages within the page that are as high as they need to be.
+// Sorts tables by their columns, and fits the height of inner pages to their content.
 "use strict";
 (() => {
-  // "0.725 [0.575, 0.850]", "−0.1", "3.2e-05" and "1,200" are numbers; so is nothing at all, below every other.
+  // "0.725 [0.575, 0.850]", "−0.1", "3.2e-05" and "1,200" are numbers. Empty cells come last in either order.
   const number = (text) => {
-    const found = text.replace(/−/g, "-").match(/^\s*[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?/i);
-    return found ? Number(found[0].replace(/,/g, "")) : NaN;
+    const match = text.replace(/−/g, "-").match(/^\s*[-+]?\d[\d,]*(\.\d+)?(e[-+]?\d+)?/i);
+    return match ? Number(match[0].replace(/,/g, "")) : NaN;
   };
   const empty = (text) => ["", "-", "–"].includes(text.trim());
   const sort = (table, place, heading) => {
@@ -13,11 +13,11 @@
     const texts = new Map(rows.map((row) => [row, row.cells[place].textContent]));
     const numeric = rows.every((row) => empty(texts.get(row)) || !Number.isNaN(number(texts.get(row))));
     const compare = (a, b) => {
-      const [one, other] = [texts.get(a), texts.get(b)];
-      if (empty(one) || empty(other)) return Number(empty(one)) - Number(empty(other));
+      const [first, second] = [texts.get(a), texts.get(b)];
+      if (empty(first) || empty(second)) return Number(empty(first)) - Number(empty(second));
       const order = numeric
-        ? number(one) - number(other)
-        : one.localeCompare(other, undefined, { numeric: true, sensitivity: "base" });
+        ? number(first) - number(second)
+        : first.localeCompare(second, undefined, { numeric: true, sensitivity: "base" });
       return down ? -order : order;
     };
     const now = heading.getAttribute("aria-sort");

@@ -1,5 +1,5 @@
-// Draws the attention of a response: its prompt coloured token by token, and what its parts get.
-// All text comes from the page's own data and is set as text, never as markup.
+// Draws the attention of a response: the prompt coloured token by token, and the shares of the prompt's parts.
+// All text comes from the page's own data and is inserted as text, never as markup.
 "use strict";
 (() => {
   const data = JSON.parse(document.getElementById("data").textContent);
@@ -15,16 +15,16 @@
   const quoted = (text) => `“${visible(text)}”`;
   const share = (value) => value.toFixed(3);
   const state = { head: data.head, said: data.panels.map((panel) => panel.said) };
-  // What full colour stands for: means are smaller than single tokens' shares, and have a scale of their own.
+  // Share with full colour. Means are smaller than the shares from single tokens, so they have a scale of their own.
   const top = () => Math.max(...state.said.map((said) => data.tops[state.head][said ? 1 : 0]));
   const unitShares = (panel, said) => panel.shares[state.head][said].map((x) => x / data.unit);
-  // White on the heat's colour, or its opposite in the dark, from where it covers more than half.
+  // Text changes its colour for contrast on a strongly coloured background.
   const colour = (node, a) => {
     node.style.setProperty("--a", a.toFixed(3));
     node.classList.toggle("strong", a > 0.6);
   };
 
-  // One row of attention over all tokens, from what was kept of it.
+  // Unpacks one row of attention over all tokens; dropped entries are 0.
   const reader = (panel) => {
     if (!panel.rows) return null;
     const counts = new Uint32Array(bytes(panel.rows.counts).buffer);
@@ -44,7 +44,7 @@
     };
   };
 
-  // Moving among the buttons of a group with the arrow keys, as among radio buttons.
+  // A group of buttons with the keyboard behaviour of radio buttons.
   const radios = (label, names, chosen, choose) => {
     const group = make("div", { class: "said", role: "radiogroup", "aria-label": label });
     const mark = (index) => [...group.children].forEach((button, i) => {
@@ -100,9 +100,9 @@
       nodes[at].classList.add("at");
       const star = panel.marked.includes(panel.unitOf[at]) ? " ★" : "";
       const from = state.said[index] ? quoted(panel.response[state.said[index]]) : "the response (mean)";
-      const who = data.panels.length > 1 ? `${panel.name}: ` : "";
+      const prefix = data.panels.length > 1 ? `${panel.name}: ` : "";
       $("status").textContent =
-        `${who}${quoted(panel.tokens[at])}, token ${at} of ${panel.units[panel.unitOf[at]]}${star}, gets ` +
+        `${prefix}${quoted(panel.tokens[at])}, token ${at} of ${panel.units[panel.unitOf[at]]}${star}, gets ` +
         `${share(row[at])} of the attention of ${data.heads[state.head]} from ${from}`;
     };
     box.addEventListener("mouseover", (event) => {
@@ -129,7 +129,7 @@
     return { box, draw };
   };
 
-  // What each part gets: one column for each panel, and the change from the first to the second.
+  // Attention to each part: one column per panel, and the change from the first to the second.
   const barTable = () => {
     const body = make("tbody");
     const two = data.panels.length > 1;
@@ -158,7 +158,7 @@
     return { table, draw };
   };
 
-  // The heads by the parts, averaged over the response: it stands in the page; its rows choose a head.
+  // Makes the rows of the page's static table of heads choose a head.
   const headTable = () => {
     const rows = [...document.querySelectorAll("#means tbody tr")];
     rows.forEach((row, i) => {
@@ -198,7 +198,7 @@
   };
 
   const drawers = [];
-  const draw = () => drawers.forEach((one) => one());
+  const draw = () => drawers.forEach((drawer) => drawer());
   const choose = (head) => {
     state.head = head;
     $("head").value = String(head);

@@ -229,7 +229,7 @@ def test_files_that_are_not_there_or_empty_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"there is no file .*needles\.jsonl"):
         fl.load_needles(tmp_path / "needles.jsonl")
     (tmp_path / "needles.jsonl").write_text("")
-    with pytest.raises(ValueError, match="is empty; it must hold one JSON object a line"):
+    with pytest.raises(ValueError, match="is empty; it must hold one JSON object per line"):
         fl.load_needles(tmp_path / "needles.jsonl")
     for directory in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(FileNotFoundError, match=r"there are no \*\.txt files in"):

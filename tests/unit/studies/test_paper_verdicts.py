@@ -119,7 +119,7 @@ def test_the_first_third_is_neither_middle_nor_late(layer: int, expected: str, m
     scores[:, layer, 0] = 0.4
     found = heads._where_they_are(made, scored(ids, relevant=scores))[1]
     assert found.verdict == expected
-    assert "where 0.667 of all heads do" in found.text
+    assert "where 0.667 of all heads are" in found.text
     assert f"in layers {layer} to {layer} of 3" in found.text
 
 
@@ -187,8 +187,11 @@ def test_needles_of_a_question_are_drawn_together(made: study.Study, monkeypatch
 
 def test_shared_heads_and_layers_are_said_with_intervals(made: study.Study, monkeypatch: Any):
     found = overlap(made, monkeypatch, [(0, 0), (1, 0), (1, 1), (2, 0)], 0.01, 20)
-    assert "1 [1, 1] of the top 4 are among the top 4 of both, where 1.3 would be by chance" in found[0].text
-    assert "the number of layers that hold one differs by +2 [+2, +2]" in found[1].text
+    assert (
+        "1 [1, 1] of the top 4 of one kind are also among the top 4 of the other. 1.3 are expected by chance"
+        in found[0].text
+    )
+    assert "The number of layers with such a head differs by +2 [+2, +2]" in found[1].text
 
 
 def test_the_best_of_a_resample_are_those_of_a_ranking():
@@ -316,6 +319,6 @@ def test_too_strong_a_direction_raises_the_largest_irrelevant_score(
 
 def test_nothing_said_is_nothing_told(made: study.Study, monkeypatch: Any):
     changes = steered(made, monkeypatch, {1.0: {}, 2.0: {}})
-    changes.found[1.0]["long"].relevant.fill_(torch.nan)
+    changes.by_alpha[1.0]["long"].relevant.fill_(torch.nan)
     found = steered_scores._towards(changes)[0]
-    assert (found.verdict, "(nothing said)" in found.text) == ("cannot be told", True)
+    assert (found.verdict, "(unknown: no responses)" in found.text) == ("cannot be told", True)

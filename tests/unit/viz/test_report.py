@@ -416,7 +416,7 @@ def test_sections_stand_in_their_order_and_long_tables_scroll(tmp_path: Path):
     ]
     html = write_sections(tmp_path / "r.html", title="T", facts={"f": "1"}, sections=sections).read_text()
     headings = [Elements(one).text for one in re.findall(r"<h2>.*?</h2>", html)]
-    assert headings == ["What was found", "One & only", "Two", "How it was made"]
+    assert headings == ["Findings", "One & only", "Two", "How it was made"]
     assert '<a href="#one">One &amp; only</a>' in html
     assert html.count('<div class="long">') == 1
     assert 'href="a%20b.csv"' in html

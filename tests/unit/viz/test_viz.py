@@ -259,7 +259,7 @@ def test_a_window_of_20_heads_stays_below_5_megabytes():
     )
     view = viz.token_view(window)
     assert len(view.html.encode()) < 5_000_000
-    assert "7 tokens of the parts asked for had no room" in Elements(view.html).text
+    assert "7 tokens of the chosen spans did not fit" in Elements(view.html).text
     assert "tokens 0 to 159 of the text" in Elements(view.html).text
 
 
@@ -296,7 +296,7 @@ def test_what_is_left_out_of_a_text_is_the_smallest_and_is_said():
     np.testing.assert_allclose(found[shown], rows[shown], atol=1e-5)
     for head, row in ((0, 0), (19, 99)):
         assert rows[head, row][~shown[head, row]].max() <= rows[head, row][shown[head, row]].min() + 1e-5
-    said = re.search(r"every row shows at least ([\d.]+)% of its own", Elements(view.html).text)
+    said = re.search(r"every row shows at least ([\d.]+)% of its sum", Elements(view.html).text)
     assert said
     assert float(said.group(1)) / 100 == pytest.approx(everything.sum(-1).min(), abs=0.02)
     assert "left out" not in Elements(viz.text_view(looked(300, 2, 4)).html).text
