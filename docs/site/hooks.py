@@ -1,4 +1,4 @@
-"""What `mkdocs build` does beyond Markdown: links out of the site, references in docstrings, the model's card."""
+"""Steps of `mkdocs build` beyond Markdown: links out of the site, references in docstrings, the model's card."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ _ROLE = re.compile(r":(?:func|class|meth|data|attr|mod):<code>~?\.?(?P<name>[\w.
 
 
 def on_page_markdown(markdown: str, *, page: Any, config: Any, **_: Any) -> str:
-    """Fill in the model's card, drop comments (they are for the tests), and name files that the site does not hold."""
+    """Insert the model's card, drop comments (which the tests read), and replace links to files outside the site."""
     folder = Path(page.file.abs_src_path).parent
     markdown = markdown.replace(_CARD_HERE, card())
     return _LINK.sub(lambda link: _plain(link, folder, Path(config["docs_dir"])), _COMMENT.sub("", markdown))
 
 
 def on_page_content(html: str, **_: Any) -> str:
-    """Make Sphinx's roles in docstrings (``:func:`name```) links into the reference."""
+    """Turn Sphinx's roles in docstrings (``:func:`name```) into links to the reference."""
     return _ROLE.sub(_reference, html)
 
 
 def card(path: Path = CARD) -> str:
-    """The embedded model's card, which the script that measures it writes, as part of a page."""
+    """The embedded model's card, which the script of its measurement writes, as part of a page."""
     _, _, text = path.read_text(encoding="utf-8").partition("\n# ")
     if not text:
         raise ValueError(f"{path} is no model card: it has no title")
@@ -50,28 +50,31 @@ def card(path: Path = CARD) -> str:
 
 
 def on_post_build(*, config: Any, **_: Any) -> None:
-    """Write the font of equations into a style sheet: not every reader has one with the sizes that MathML needs."""
+    """Write the font of equations into a style sheet, because a reader's fonts may lack the sizes that MathML needs."""
     rule = f'@font-face {{ font-family: "Mathematics"; src: url(data:font/woff;base64,{font()}) }}\n'
     Path(config["site_dir"], "site", "mathematics.css").write_text(rule, encoding="utf-8")
 
 
 def font() -> str:
-    """What equations need of STIX Two Math (SIL Open Font License), which comes with ziamath, as WOFF in base64."""
+    """The characters of STIX Two Math that equations use, as WOFF in base64.
+
+    The font has the SIL Open Font License and comes with ziamath.
+    """
     from fontTools.subset import Options, Subsetter
     from fontTools.ttLib import TTFont
 
-    whole = TTFont(str(resources.files("ziamath") / "fonts" / "STIXTwoMath-Regular.ttf"))
+    math_font = TTFont(str(resources.files("ziamath") / "fonts" / "STIXTwoMath-Regular.ttf"))
     subsetter = Subsetter(Options(layout_features=["*"], notdef_outline=True))
     subsetter.populate(unicodes=chain(*_CHARACTERS))
-    subsetter.subset(whole)
-    whole.flavor = "woff"
-    written = BytesIO()
-    whole.save(written)
-    return base64.b64encode(written.getvalue()).decode()
+    subsetter.subset(math_font)
+    math_font.flavor = "woff"
+    content = BytesIO()
+    math_font.save(content)
+    return base64.b64encode(content.getvalue()).decode()
 
 
 def _plain(link: re.Match[str], folder: Path, docs: Path) -> str:
-    """A link to a file of the repository as its path; one that leads nowhere stays, for mkdocs to complain of."""
+    """The path of a file of the repository in place of a link to it; mkdocs reports a link to no file."""
     target = (folder / link["path"]).resolve()
     if target.is_relative_to(docs) or not target.exists():
         return link[0]
@@ -80,15 +83,15 @@ def _plain(link: re.Match[str], folder: Path, docs: Path) -> str:
 
 
 def _reference(role: re.Match[str]) -> str:
-    shown = role["name"].rpartition(".")[2]
-    documented = _documented().get(shown)
-    code = f"<code>{shown}</code>"
-    return code if documented is None else f'<autoref identifier="{documented}">{code}</autoref>'
+    name = role["name"].rpartition(".")[2]
+    path = _documented().get(name)
+    code = f"<code>{name}</code>"
+    return code if path is None else f'<autoref identifier="{path}">{code}</autoref>'
 
 
 @cache
 def _documented() -> dict[str, str]:
-    """Path of every name of the reference: that of a module called as its function is, goes through the module."""
+    """Full path of every name of the reference; a function with the name of its module has both in its path."""
     pages = (page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference").glob("*.md"))
     paths = (path for page in pages for path in re.findall(r"^::: (\S+)$", page, flags=re.MULTILINE))
     return {path.rpartition(".")[2]: path for path in paths}

@@ -1,5 +1,5 @@
-// Browsers give a page that is opened from disk no workers, and the search runs in one. Here a hidden frame, which shares
-// the page's origin, takes its place: the same script, in the same thread.
+// The search runs in a worker, and browsers give no workers to a page that is opened from disk. A hidden frame with the
+// page's origin takes the place of the worker: the same script, in the same thread.
 if (location.protocol === "file:") {
   window.IFrameWorker = window.Worker = class extends EventTarget {
     constructor(url) {
