@@ -1,1 +1,1 @@
-"""HELMET, by HELMET: its prompts, its metrics and its files, with FocusLens as the model."""
+"""Evaluation on HELMET with HELMET's own prompts, metrics and files, and with FocusLens as the model."""

@@ -1,4 +1,4 @@
-"""A checkout of HELMET (princeton-nlp/HELMET): its own code, imported from where it lies and left as it is."""
+"""A checkout of HELMET (princeton-nlp/HELMET), whose code is imported in place and not changed."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ _WHERE = "git clone https://github.com/princeton-nlp/HELMET, and name its folder
 
 @dataclass(frozen=True, eq=False)
 class Checkout:
-    """HELMET's modules, and what is asked of them.
+    """HELMET's modules, and calls of their functions.
 
     Attributes:
-        root: Its folder.
-        modules: ``arguments``, ``data``, ``eval``, ``model_utils`` and ``utils``, which are in no ``sys.modules``.
-        digest: Of the files they were imported from.
+        root: Folder of the checkout.
+        modules: ``arguments``, ``data``, ``eval``, ``model_utils`` and ``utils``, which are not in ``sys.modules``.
+        digest: Digest of the modules' files.
     """
 
     root: Path
@@ -39,21 +39,21 @@ class Checkout:
     digest: str
 
     def parse(self, options: Sequence[str]) -> Any:
-        """What HELMET's own parser makes of the options of its ``eval.py``.
+        """Options of HELMET's ``eval.py``, parsed by HELMET's own parser.
 
         Raises:
-            ValueError: If it refuses them, or cannot read a configuration that they name.
+            ValueError: If the parser refuses the options, or cannot read a configuration that they name.
         """
-        said, given = StringIO(), sys.argv
+        stderr, original_argv = StringIO(), sys.argv
         sys.argv = ["eval.py", *options]
         try:
-            with redirect_stderr(said), _quiet():
+            with redirect_stderr(stderr), _quiet():
                 return self.modules["arguments"].parse_arguments()
         except SystemExit as error:
-            lines = said.getvalue().strip().splitlines()
+            lines = stderr.getvalue().strip().splitlines()
             raise ValueError(
-                f"HELMET's own parser refuses the options: {lines[-1] if lines else error}; its arguments.py has "
-                "those that there are"
+                f"HELMET's own parser refuses the options: {lines[-1] if lines else error}; its arguments.py lists "
+                "all options"
             ) from error
         except (YAMLError, TypeError) as error:
             raise ValueError(
@@ -61,33 +61,33 @@ class Checkout:
                 "configuration is a YAML file of names and values, like those in its configs/"
             ) from error
         finally:
-            sys.argv = given
+            sys.argv = original_argv
 
     def load(self, args: Any, dataset: str, test_file: str, demo_file: str) -> dict[str, Any]:
-        """HELMET's ``load_data`` in the state of chance in which its ``eval.py`` calls it.
+        """Result of HELMET's ``load_data``, with the random state in which its ``eval.py`` calls it.
 
         Raises:
             ValueError: If it cannot load the data.
         """
-        with _same_chance(args.seed), _quiet():
+        with _random_state(args.seed), _quiet():
             try:
                 return self.modules["data"].load_data(args, dataset, test_file, demo_file)
-            except Exception as error:  # whatever its loaders, the hub and its libraries raise
+            except Exception as error:  # HELMET's loaders, the hub and libraries raise errors of any type
                 raise ValueError(_unloadable(dataset, test_file, error)) from error
 
     def prepare(self, reader: Any, item: dict[str, Any], data: Mapping[str, Any]) -> Any:
-        """A sample as HELMET's ``HFModel`` prepares it: its tokens, after chat template and truncation of the context.
+        """Tokens of a sample from HELMET's ``HFModel``, after chat template and truncation of the context.
 
         Args:
-            reader: Has the attributes of an ``HFModel`` that count: ``tokenizer``, ``max_length``,
+            reader: An object with these attributes of an ``HFModel``: ``tokenizer``, ``max_length``,
                 ``generation_max_length``, ``use_chat_template`` and ``system_message``.
-            item: The sample; its ``context`` is what it is cut to, where it is cut.
-            data: What :meth:`load` gave.
+            item: The sample. A truncation changes its ``context``.
+            data: The result of :meth:`load`.
         """
         return self.modules["model_utils"].HFModel.prepare_inputs(reader, item, data)
 
     def evaluate(self, args: Any, model: Any, data: Mapping[str, Any]) -> Path:
-        """HELMET's ``run_test`` over data that are loaded already: its metrics, in its files; gives the file's path."""
+        """Run HELMET's ``run_test`` on loaded data, and return the path of the file with its metrics."""
         module = self.modules["eval"]
 
         def loaded(*_: Any) -> Mapping[str, Any]:
@@ -96,23 +96,23 @@ class Checkout:
         def silent(rows: Any, **_: Any) -> Any:
             return rows
 
-        instead = {"load_data": loaded, "tqdm": silent}
-        with _same_chance(args.seed), _quiet(), _replaced(module, instead):
+        replacements = {"load_data": loaded, "tqdm": silent}
+        with _random_state(args.seed), _quiet(), _replaced(module, replacements):
             return Path(module.run_test(args, model, args.datasets, args.test_files, args.demo_files))
 
 
 def open_checkout(folder: str | Path) -> Checkout:
-    """Import a checkout's modules without changing it, ``sys.modules``, ``sys.path`` or logging.
+    """Import a checkout's modules without changing its files, ``sys.modules``, ``sys.path`` or logging.
 
     Raises:
-        FileNotFoundError: If there is none.
+        FileNotFoundError: If the folder is no checkout.
         ImportError: If a package that HELMET's code imports is not installed.
     """
     root = Path(folder).resolve()
     missing = [name for name in _MODULES if not (root / f"{name}.py").is_file()]
     if missing:
-        what = f"has no {missing[0]}.py" if root.is_dir() else "is no folder"
-        raise FileNotFoundError(f"{folder} {what}, so it is no checkout of HELMET: {_WHERE}")
+        problem = f"has no {missing[0]}.py" if root.is_dir() else "is no folder"
+        raise FileNotFoundError(f"{folder} {problem}, so it is no checkout of HELMET: {_WHERE}")
     contents = b"".join((root / f"{name}.py").read_bytes() for name in sorted(_MODULES))
     try:
         with _importing(root), _quiet():
@@ -126,17 +126,17 @@ def open_checkout(folder: str | Path) -> Checkout:
 
 
 def _unloadable(dataset: str, test_file: str, error: Exception) -> str:
-    said = f"HELMET cannot load the data of {dataset} ({type(error).__name__}: {error})"
+    problem = f"HELMET cannot load the data of {dataset} ({type(error).__name__}: {error})"
     if test_file:
-        return f"{said}; its file {test_file} may be of another form, or cut off"
+        return f"{problem}; its file {test_file} may be of another form, or cut off"
     script = "script" in str(error).lower() or "trust_remote_code" in str(error)
-    remedy = "pip install 'datasets<4', which runs the scripts that this data set is loaded by; " if script else ""
-    return f"{said}; it takes them from the Hugging Face hub: {remedy}be online once, or have them in its cache"
+    remedy = "pip install 'datasets<4', which runs this data set's loading script; " if script else ""
+    return f"{problem}; it takes them from the Hugging Face hub: {remedy}be online once, or have them in its cache"
 
 
 @contextmanager
 def _importing(root: Path) -> Generator[None]:
-    """Names as general as ``data`` and ``utils`` belong to the checkout, until the block ends."""
+    """Make module names such as ``data`` and ``utils`` refer to the checkout until the block ends."""
     before = {name: sys.modules.pop(name) for name in _MODULES if name in sys.modules}
     writes, path = sys.dont_write_bytecode, list(sys.path)
     sys.dont_write_bytecode = True
@@ -154,7 +154,7 @@ def _importing(root: Path) -> Generator[None]:
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """HELMET's modules set up logging for all of Python, and log whole prompts."""
+    """Silence logging until the block ends. HELMET's modules configure the root logger and log whole prompts."""
     root, disabled = logging.getLogger(), logging.root.manager.disable
     handlers, level = list(root.handlers), root.level
     logging.disable(logging.INFO)
@@ -167,8 +167,8 @@ def _quiet() -> Generator[None]:
 
 
 @contextmanager
-def _same_chance(seed: int) -> Generator[None]:
-    """Python's random numbers from a seed on; what was drawn before goes on where it was when the block ends."""
+def _random_state(seed: int) -> Generator[None]:
+    """Seed Python's random numbers, and restore the previous state when the block ends."""
     import numpy as np
 
     state, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002  (HELMET draws from the global generator)
@@ -181,10 +181,10 @@ def _same_chance(seed: int) -> Generator[None]:
 
 
 @contextmanager
-def _replaced(module: ModuleType, instead: Mapping[str, Any]) -> Generator[None]:
-    """Other values for some names of a module, until the block ends."""
-    before = {name: vars(module)[name] for name in instead}
-    vars(module).update(instead)
+def _replaced(module: ModuleType, replacements: Mapping[str, Any]) -> Generator[None]:
+    """Replace the values of some names of a module until the block ends."""
+    before = {name: vars(module)[name] for name in replacements}
+    vars(module).update(replacements)
     try:
         yield
     finally:

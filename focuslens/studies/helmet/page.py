@@ -1,4 +1,4 @@
-"""The paper's tables as Markdown and as one HTML page, with the paper's own figures beside them."""
+"""The paper's tables as Markdown and as one HTML page, with the paper's own numbers below the measured ones."""
 
 from __future__ import annotations
 
@@ -37,17 +37,18 @@ summary { cursor: pointer; color: var(--key) }
 """
 _SIGNS = {"better": "▲", "worse": "▼", "same": "=", "": ""}
 _LEGEND = (
-    "Settings are called as in the paper: baseline, or HEADS_ALPHA, directions of strength ALPHA on the best HEADS "
-    "heads. ▲ better and ▼ worse than the baseline, by how much, and the 95 % bootstrap interval of that over "
-    "questions; * where it leaves out zero. Figures of the paper (arXiv 2503.23306) are in italics, without intervals."
+    "Settings have their names from the paper: baseline, or HEADS_ALPHA for directions of strength ALPHA on the best "
+    "HEADS heads. ▲ is better and ▼ is worse than the baseline. Below the score are the difference and its 95 % "
+    "bootstrap interval over questions; * marks an interval without zero. Numbers from the paper (arXiv 2503.23306) "
+    "are in italics, without intervals."
 )
 _NAMED = 4
-"""Tasks that a caption names; of more it says how many."""
+"""Largest number of tasks that a caption names. For more tasks it gives only their number."""
 
 
 @dataclass(frozen=True)
 class GridCell:
-    """What stands in one place: the figure, what is said of it, and how it is marked."""
+    """One cell: the number, a detail below it, and its mark."""
 
     text: str
     detail: str = ""
@@ -57,12 +58,12 @@ class GridCell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table to show.
+    """A table of the page.
 
     Attributes:
-        caption: What it holds.
-        columns: Names; the first is that of the rows' labels.
-        rows: Label, cells, and whether the paper reports them. Below a line of ours stands the paper's of the same.
+        caption: Its caption.
+        columns: Names of the columns, the column of labels included.
+        rows: Label, cells, and a flag for rows from the paper. Such a row is below the measured row of its setting.
     """
 
     caption: str
@@ -71,15 +72,15 @@ class Grid:
 
 
 def grids_of(table: LengthTable, model: str, reported: Sequence[ReportedRow]) -> list[Grid]:
-    """Tasks, averages and sink scores at one length, each with the paper's figures of the same model below.
+    """Tables of tasks, averages and sink scores at one length, with the paper's numbers for the same model.
 
     Args:
-        table: What was measured.
-        model: Its name, whose last part the paper's may be.
-        reported: All lines of the paper's tables.
+        table: The measured numbers.
+        model: Name of the model. Its last part is compared with the paper's names.
+        reported: All rows of the paper's tables.
     """
-    own = [one for one in reported if one.length == table.length and one.model == Path(model).name]
-    averages = [found for one in own if (found := _averages_over(one, table.tasks, own)) is not None]
+    own = [row for row in reported if row.length == table.length and row.model == Path(model).name]
+    averages = [average for row in own if (average := _averages_over(row, table.tasks, own)) is not None]
     grids = [
         _grid(f"Tasks under {table.length:,} tokens{_cut(table)}", table, table.tasks, own),
         _grid(f"Averages under {table.length:,} tokens{_missing(table)}", table, table.averages, averages),
@@ -101,41 +102,42 @@ def _missing(table: LengthTable) -> str:
     if len(absent) == len(TASKS):
         return " (none of the paper's tasks was run)"
     if len(absent) <= _NAMED:
-        return f" (over what was run; not run: {', '.join(absent)})"
-    return f" (over what was run: {len(TASKS) - len(absent)} of the paper's {len(TASKS)} tasks)"
+        return f" (over the tasks of this run, without {', '.join(absent)})"
+    return f" (over the tasks of this run: {len(TASKS) - len(absent)} of the paper's {len(TASKS)})"
 
 
 def _averages_over(row: ReportedRow, tasks: Sequence[str], rows: Sequence[ReportedRow]) -> ReportedRow | None:
-    """The paper's averages over the tasks that were run, for a line of its tables of tasks.
+    """The paper's averages over the tasks of this run, for a row of its tables of tasks.
 
-    Where all were run they are those that it states, else they are made as those are, from its figures for the tasks.
+    If this run has all tasks, the averages are those in the paper. Otherwise they are computed in the same way from the
+    paper's numbers for the tasks.
     """
-    every = {task.name: task.category for task in TASKS if task.name in row.values}
-    if not row.setting or not every:
+    categories = {task.name: task.category for task in TASKS if task.name in row.values}
+    if not row.setting or not categories:
         return None
-    if every.keys() <= set(tasks):
-        return next((one for one in rows if one.setting == row.setting and OVERALL in one.values), None)
+    if categories.keys() <= set(tasks):
+        return next((other for other in rows if other.setting == row.setting and OVERALL in other.values), None)
     values: dict[str, float] = {}
     for category in CATEGORIES:
-        found = [row.values[task] for task, of in every.items() if of == category and task in tasks]
-        if found:
-            values[category] = fmean(found)
+        scores = [row.values[task] for task, name in categories.items() if name == category and task in tasks]
+        if scores:
+            values[category] = fmean(scores)
     if not values:
         return None
     return replace(row, source=f"{row.source}, these tasks", values={**values, OVERALL: fmean(values.values())})
 
 
 def _grid(caption: str, table: LengthTable, columns: Sequence[str], reported: Sequence[ReportedRow]) -> Grid:
-    theirs = {
-        one.setting: (f"{one.source}: {one.setting}", _given(one, columns, _baseline_of(one, reported)), True)
-        for one in reported
-        if one.setting and any(column in one.values for column in columns)
+    paper_rows = {
+        row.setting: (f"{row.source}: {row.setting}", _given(row, columns, _baseline_of(row, reported)), True)
+        for row in reported
+        if row.setting and any(column in row.values for column in columns)
     }
     rows: list[tuple[str, tuple[GridCell, ...], bool]] = []
     for name in table.settings:
         rows.append((name, tuple(_cell(table.cells[name, column]) for column in columns), False))
-        rows += [theirs.pop(name)] if name in theirs else []
-    return Grid(caption, ("setting", *columns), (*rows, *theirs.values()))
+        rows += [paper_rows.pop(name)] if name in paper_rows else []
+    return Grid(caption, ("setting", *columns), (*rows, *paper_rows.values()))
 
 
 def _sink_grid(table: LengthTable, reported: Sequence[ReportedRow]) -> Grid:
@@ -145,9 +147,10 @@ def _sink_grid(table: LengthTable, reported: Sequence[ReportedRow]) -> Grid:
         std = table.sink_std(name)
         cells = [_level(table.sinks.get((name, task))) for task in table.tasks]
         rows.append((name, (*cells, GridCell("-" if std is None else f"{std:.2f}")), False))
-    theirs = [(one.source, _given(one, columns), True) for one in reported if not one.setting]
-    place = table.settings.index(BASELINE) + 1 if BASELINE in table.settings else len(rows)  # theirs are of no setting
-    rows[place:place] = theirs
+    paper_rows = [(row.source, _given(row, columns), True) for row in reported if not row.setting]
+    # The paper's sink scores are without steering, so they are below the baseline.
+    place = table.settings.index(BASELINE) + 1 if BASELINE in table.settings else len(rows)
+    rows[place:place] = paper_rows
     caption = f"Attention to the first two tokens, in percent, under {table.length:,} tokens (mean of the top heads)"
     return Grid(caption, ("setting", *columns), tuple(rows))
 
@@ -165,25 +168,26 @@ def _level(level: Interval | None) -> GridCell:
 
 
 def _baseline_of(row: ReportedRow, reported: Sequence[ReportedRow]) -> ReportedRow | None:
-    """The line that the paper compares one with."""
+    """The paper's baseline for a row, or ``None``."""
     if row.setting in ("", BASELINE):
         return None
-    same = (one for one in reported if (one.source, one.length, one.model) == (row.source, row.length, row.model))
-    return next((one for one in same if one.setting == BASELINE), None)
+    key = (row.source, row.length, row.model)
+    same = (other for other in reported if (other.source, other.length, other.model) == key)
+    return next((other for other in same if other.setting == BASELINE), None)
 
 
 def _given(row: ReportedRow, columns: Sequence[str], baseline: ReportedRow | None = None) -> tuple[GridCell, ...]:
-    """The paper's figures, against its own baseline."""
+    """Cells with the paper's numbers, and with their differences from the paper's own baseline."""
     cells: list[GridCell] = []
-    for one in columns:
-        if one not in row.values:
+    for column in columns:
+        if column not in row.values:
             cells.append(GridCell("-"))
-        elif baseline is None or one not in baseline.values:
-            cells.append(GridCell(f"{row.values[one]:.2f}"))
+        elif baseline is None or column not in baseline.values:
+            cells.append(GridCell(f"{row.values[column]:.2f}"))
         else:
-            change = round(row.values[one] - baseline.values[one], 2)
+            change = round(row.values[column] - baseline.values[column], 2)
             mark = "better" if change > 0 else "worse" if change < 0 else "same"
-            cells.append(GridCell(f"{row.values[one]:.2f}", f"{change:+.2f}", mark))
+            cells.append(GridCell(f"{row.values[column]:.2f}", f"{change:+.2f}", mark))
     return tuple(cells)
 
 
@@ -211,23 +215,23 @@ def _markdown_cell(cell: GridCell) -> str:
 def to_html(
     title: str, facts: Mapping[str, str], grids: Iterable[Grid], reported: Sequence[ReportedRow], lengths: Sequence[int]
 ) -> str:
-    """All tables as a page that opens from disk, and below them the paper's own at the same lengths, of every model.
+    """All tables as a page that opens from disk, followed by the paper's own tables for every model.
 
     Args:
-        title: Of the page.
-        facts: What made the figures.
-        grids: What was measured.
-        reported: All lines of the paper's tables.
-        lengths: Those measured.
+        title: Title of the page.
+        facts: Model, settings, seed and versions.
+        grids: The measured tables.
+        reported: All rows of the paper's tables.
+        lengths: The measured lengths. The paper's tables at these lengths are unfolded.
     """
     lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     body = [f"<h1>{escape(title)}</h1>", f"<p>{escape(_LEGEND)}</p>", "<section><h2>Measured</h2>"]
     body += [_table(grid) for grid in grids]
     body += ["</section>", "<section><h2>The paper's own tables</h2>"]
-    papers = sorted({one.length for one in reported})
-    shown = set(lengths) & set(papers) or set(papers[:1])
-    for length in papers:
-        opened = " open" if length in shown else ""
+    paper_lengths = sorted({row.length for row in reported})
+    unfolded = set(lengths) & set(paper_lengths) or set(paper_lengths[:1])
+    for length in paper_lengths:
+        opened = " open" if length in unfolded else ""
         tables = "".join(_table(grid) for grid in _paper_grids(reported, length))
         body.append(f"<details{opened}><summary>{length:,} tokens</summary>{tables}</details>")
     body += ["</section>", f'<section><h2>How it was made</h2><div class="card"><dl>{lines}</dl></div></section>']
@@ -238,26 +242,27 @@ def _paper_grids(reported: Sequence[ReportedRow], length: int) -> list[Grid]:
     """The paper's tables at one length."""
     order = [*(task.name for task in TASKS), *CATEGORIES, OVERALL, "STD"]
     sources: dict[str, list[ReportedRow]] = {}
-    for one in reported:
-        if one.length == length:
-            sources.setdefault(one.source, []).append(one)
+    for row in reported:
+        if row.length == length:
+            sources.setdefault(row.source, []).append(row)
     grids: list[Grid] = []
-    for source, some in sorted(sources.items(), key=lambda item: int(item[0].split()[1])):  # Table 4 before Table 12
-        columns = sorted({column for one in some for column in one.values}, key=order.index)
+    for source, group in sorted(sources.items(), key=lambda item: int(item[0].split()[1])):  # Table 4 before Table 12
+        columns = sorted({column for row in group for column in row.values}, key=order.index)
         rows = [
-            (f"{one.model} {one.setting}".strip(), _given(one, columns, _baseline_of(one, some)), True) for one in some
+            (f"{row.model} {row.setting}".strip(), _given(row, columns, _baseline_of(row, group)), True)
+            for row in group
         ]
-        what = "sink scores in percent" if "STD" in columns else "averages" if OVERALL in columns else "tasks"
-        grids.append(Grid(f"{source} of arXiv 2503.23306: {what}", ("model and setting", *columns), tuple(rows)))
+        content = "sink scores in percent" if "STD" in columns else "averages" if OVERALL in columns else "tasks"
+        grids.append(Grid(f"{source} of arXiv 2503.23306: {content}", ("model and setting", *columns), tuple(rows)))
     return grids
 
 
 def _table(grid: Grid) -> str:
     first, *others = grid.columns
     head = f"<th>{escape(first)}</th>" + "".join(f'<th class="number">{escape(column)}</th>' for column in others)
-    ours = not all(reported for *_, reported in grid.rows)
+    has_measured = not all(reported for *_, reported in grid.rows)
     rows = "\n".join(
-        _row(label, cells, "reported" if reported and ours else "") for label, cells, reported in grid.rows
+        _row(label, cells, "reported" if reported and has_measured else "") for label, cells, reported in grid.rows
     )
     caption = f"<caption>{escape(grid.caption)}</caption>"
     return f'<div class="scroll"><table>{caption}<thead><tr>{head}</tr></thead><tbody>\n{rows}\n</tbody></table></div>'

@@ -1,4 +1,4 @@
-"""What is to be run: HELMET's configurations, read by HELMET's own parser and checked before anything is opened."""
+"""Plan of a run: HELMET's configurations, read by HELMET's own parser and checked before the model is opened."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ __all__ = ["Entry", "Plan", "read_plan"]
 
 _REFUSED = {
     "do_sample": "responses are greedy",
-    "thinking": "responses are taken as they are",
+    "thinking": "responses are not edited",
     "generation_min_length": "a response ends where the model ends it",
-    "rope_theta": "the checkpoint's own is used",
+    "rope_theta": "the checkpoint's own value is used",
     "use_vllm": "FocusLens runs the model",
     "use_sglang": "FocusLens runs the model",
     "use_tgi_or_vllm_serving": "FocusLens runs the model",
     "count_tokens": "it runs no model; use HELMET's eval.py",
     "debug": "it waits for a keyboard; use HELMET's eval.py",
 }
-"""Options of HELMET's that mean nothing here, and why."""
+"""Unsupported options of HELMET, with the reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,9 +32,9 @@ class Entry:
     """One task at one length.
 
     Attributes:
-        task: The column of the paper's tables.
-        args: HELMET's options, as its ``eval.py`` has them while it runs this task.
-        root: The folder that names of data files start from.
+        task: The task, a column of the paper's tables.
+        args: HELMET's options, as in its ``eval.py`` while it runs this task.
+        root: Root folder of the data files' names.
     """
 
     task: Task
@@ -43,31 +43,31 @@ class Entry:
 
     @property
     def dataset(self) -> str:
-        """HELMET's name."""
+        """HELMET's name of the data set."""
         return str(self.args.datasets)
 
     @property
     def length(self) -> int:
-        """Tokens of a prompt and its response together, at most."""
+        """Largest number of tokens of a prompt and its response together."""
         return int(self.args.input_max_length)
 
     @property
     def max_new_tokens(self) -> int:
-        """Tokens of a response, at most."""
+        """Largest number of tokens of a response."""
         return int(self.args.generation_max_length)
 
     @property
     def label(self) -> str:
-        """Tells it from other entries, as a file name."""
+        """A unique name of the entry, which is a valid file name."""
         test = Path(self.args.test_files).stem
         return f"{self.dataset}{f'_{test}' if test else ''}_in{self.length}"
 
     def file(self, name: str) -> str:
-        """Where a data file lies; empty where the data have none."""
+        """Path of a data file, or the empty string for an empty name."""
         return str(self.root / name) if name else ""
 
     def describe(self) -> dict[str, Any]:
-        """What HELMET makes the samples from, as JSON."""
+        """HELMET's options that determine the samples, as JSON."""
         names = ("datasets", "test_files", "demo_files", "input_max_length", "generation_max_length", "shots", "seed")
         more = ("max_test_samples", "use_chat_template", "system_message", "stop_newline")
         return {name: getattr(self.args, name) for name in (*names, *more)}
@@ -75,7 +75,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to be run, and the names of HELMET's tasks in the configurations that the paper does not use."""
+    """The entries of a run, and the configured HELMET tasks that are left out because the paper does not use them."""
 
     entries: tuple[Entry, ...]
     left_out: tuple[str, ...]
@@ -94,27 +94,27 @@ def read_plan(
 
     Args:
         checkout: HELMET.
-        configs: YAML files, where they are named from or in the checkout.
-        options: Of HELMET's ``eval.py``, which stand above the files'.
-        root: The folder that names of data files start from.
-        tasks: Only these, by HELMET's name or what it begins with; all where there are none.
-        lengths: Only these; all where there are none.
+        configs: YAML files, relative to the working directory or to the checkout.
+        options: Options of HELMET's ``eval.py``, which override those in the files.
+        root: Root folder of the data files' names.
+        tasks: Restriction to some tasks, by HELMET's name or its beginning; empty for all tasks.
+        lengths: Restriction to some lengths; empty for all lengths.
 
     Raises:
         FileNotFoundError: If a configuration or a data file is missing.
-        ValueError: If a task is unknown, an option is not possible here, or nothing is left to run.
+        ValueError: If a task is unknown, an option is unsupported, or nothing is left to run.
     """
-    wanted = [task for task in map(task_of, tasks) if task is not None]
+    chosen = [task for task in map(task_of, tasks) if task is not None]
     entries: list[Entry] = []
     left_out: list[str] = []
     for config in configs:
         args = checkout.parse(["--config", str(_config(checkout, config)), *options])
-        for one in _split(args, config):
-            task = task_of(one.datasets)
+        for task_args in _split(args, config):
+            task = task_of(task_args.datasets)
             if task is None:
-                left_out.append(one.datasets)
-            elif (not tasks or task in wanted) and (not lengths or one.input_max_length in lengths):
-                entries.append(Entry(task, one, root))
+                left_out.append(task_args.datasets)
+            elif (not tasks or task in chosen) and (not lengths or task_args.input_max_length in lengths):
+                entries.append(Entry(task, task_args, root))
     _require_distinct(entries)
     if not entries:
         raise ValueError(
@@ -136,7 +136,7 @@ def _config(checkout: Checkout, name: str) -> Path:
 
 
 def _split(args: Any, config: str) -> list[Any]:
-    """The options of each task, of options that list tasks between commas."""
+    """The options of each task, from options with comma-separated tasks."""
     if args.datasets is None:
         raise ValueError(f"{config} names no data sets; HELMET's configurations do, under 'datasets'")
     datasets = str(args.datasets).split(",")
@@ -147,21 +147,21 @@ def _split(args: Any, config: str) -> list[Any]:
         "input_max_length": [int(n) for n in str(args.input_max_length).split(",")],
         "generation_max_length": [int(n) for n in str(args.generation_max_length).split(",")],
     }
-    found: list[Any] = []
+    by_task: list[Any] = []
     for name, values in columns.items():
         if name.endswith("length") and len(values) == 1:
             columns[name] = values * len(datasets)
         elif len(values) != len(datasets):
             raise ValueError(f"{config} has {len(datasets)} data sets and {len(values)} {name}; give one each")
     for place in range(len(datasets)):
-        one = copy.copy(args)
-        vars(one).update({name: values[place] for name, values in columns.items()})
-        found.append(one)
-    return found
+        task_args = copy.copy(args)
+        vars(task_args).update({name: values[place] for name, values in columns.items()})
+        by_task.append(task_args)
+    return by_task
 
 
 def _require_distinct(entries: Sequence[Entry]) -> None:
-    """Tables have one place for a task at a length, and records are kept by such names."""
+    """Refuse two entries with one task and length. They would share a table's cell and a file of records."""
     first: dict[tuple[str, int], Entry] = {}
     for entry in entries:
         other = first.setdefault((entry.task.name, entry.length), entry)
@@ -174,9 +174,9 @@ def _require_distinct(entries: Sequence[Entry]) -> None:
 
 
 def _require_possible(entry: Entry) -> None:
-    for name, why in _REFUSED.items():
+    for name, reason in _REFUSED.items():
         if getattr(entry.args, name, None):
-            raise ValueError(f"HELMET's option {name} = {getattr(entry.args, name)} is not for FocusLens: {why}")
+            raise ValueError(f"HELMET's option {name} = {getattr(entry.args, name)} is not for FocusLens: {reason}")
     if entry.max_new_tokens >= entry.length:
         raise ValueError(
             f"{entry.dataset} has an input_max_length of {entry.length} and a generation_max_length of "

@@ -1,8 +1,8 @@
-"""Recall sets of any length for any tokenizer, in the files that HELMET's loaders read.
+"""Recall sets of any length for any tokenizer, in the format of HELMET's loaders.
 
-Needles among needles with word keys and with UUID keys, one key with several values in a text, and JSON pairs: what
-HELMET's ``ruler_niah_mk_2``, ``ruler_niah_mk_3``, ``ruler_niah_mv`` and ``json_kv`` load. The questions around them are
-HELMET's; keys, values and the needles' wording are made here.
+The sets are needles among needles with word keys (HELMET's ``ruler_niah_mk_2``) and with UUID keys
+(``ruler_niah_mk_3``), one key with several values in a text (``ruler_niah_mv``), and JSON pairs (``json_kv``). HELMET
+writes the questions around them. Keys, values and the needles' wording are generated here.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _DEPTHS = 6
 _DEMOS = 2
 _COMMA = ",\n "
 _TEMPLATE = 64
-"""Tokens left for a chat template."""
+"""Tokens reserved for a chat template."""
 
 _WORDING = (
     "Whatever a benchmark writes around a context, from the task it sets in front of it to the request behind it, "
@@ -45,16 +45,16 @@ _WORDING = (
 )
 
 Rows = list[dict[str, Any]]
-"""Samples as a loader reads them, one JSON object each."""
+"""Samples in the format of HELMET's loaders, one JSON object each."""
 
 
 @dataclass(frozen=True)
 class Recall:
-    """What :func:`make_recall` wrote.
+    """The result of :func:`make_recall`.
 
     Attributes:
-        config: A configuration of HELMET's that names the files, from the folder on.
-        files: The files, from the folder on, and how many tokens the contexts of each have at most.
+        config: Path of the HELMET configuration that runs the sets. The files in it are relative to the folder.
+        files: Largest number of tokens of a context, by file. The files are relative to the folder.
     """
 
     config: Path
@@ -75,14 +75,14 @@ def make_recall(
     """Write the four recall sets at every length, and a configuration that runs them.
 
     Args:
-        tokenizer: The model's own; contexts are as long as its tokens allow.
-        out: The folder that gets ``data/ruler``, ``data/json_kv``, ``configs/recall.yaml`` and ``recall.json``.
+        tokenizer: The model's own tokenizer, which measures the lengths.
+        out: Folder for ``data/ruler``, ``data/json_kv``, ``configs/recall.yaml`` and ``recall.json``.
         lengths: Tokens of prompt and response together, as HELMET counts them.
-        samples: Of each set.
-        seed: Of every random choice.
-        haystack: Text around the values of one key, repeated where it is short; made-up sentences by default.
+        samples: Samples per set.
+        seed: Seed of all random choices.
+        haystack: Text around the values of one key, repeated if it is short; the default is synthetic sentences.
         needle: The needles' sentence, with ``{key}``, ``{kind}`` and ``{value}``.
-        reserve: Tokens left for what HELMET writes around a context; measured with the tokenizer by default.
+        reserve: Tokens reserved for HELMET's wording around a context; the default is measured with the tokenizer.
 
     Raises:
         ValueError: If a length has no room for a context, or an argument is out of range.
@@ -113,9 +113,9 @@ def make_recall(
                     "after that number; give lengths that are further apart"
                 )
             sets.append((dataset, file, length, new_tokens, rows))
-    made = {"samples": samples, "seed": seed, "needle": needle, "reserve": maker.wording, "lengths": list(lengths)}
-    made |= {"tokenizer": str(getattr(tokenizer, "name_or_path", "")), "haystack": _digest(haystack or "")}
-    return write_sets(tokenizer, Path(out), "recall", sets, made, shots=_DEMOS)
+    origin = {"samples": samples, "seed": seed, "needle": needle, "reserve": maker.wording, "lengths": list(lengths)}
+    origin |= {"tokenizer": str(getattr(tokenizer, "name_or_path", "")), "haystack": _digest(haystack or "")}
+    return write_sets(tokenizer, Path(out), "recall", sets, origin, shots=_DEMOS)
 
 
 def write_sets(
@@ -123,19 +123,19 @@ def write_sets(
     out: Path,
     name: str,
     sets: Sequence[tuple[str, str, int, int, Rows]],
-    made: Mapping[str, Any],
+    origin: Mapping[str, Any],
     *,
     shots: int,
 ) -> Recall:
-    """Write samples, the configuration that runs them, and what made them.
+    """Write samples, the configuration that runs them, and the record of their origin.
 
     Args:
-        tokenizer: That the contexts were measured with.
+        tokenizer: The tokenizer that measured the contexts.
         out: The folder.
-        name: Of the configuration.
-        sets: HELMET's name of the data set, the file, its length, the tokens of a response, and the samples, each.
-        made: What made them.
-        shots: Examples that HELMET puts in front of a question, where the data set has any.
+        name: Name of the configuration.
+        sets: For each set, HELMET's name of the data set, the file, the length, the tokens of a response, the samples.
+        origin: The arguments that the samples depend on.
+        shots: Number of examples that HELMET puts in front of a question, if the data set has examples.
     """
     files: dict[str, int] = {}
     digests: dict[str, str] = {}
@@ -156,15 +156,15 @@ def write_sets(
     }
     path = out / "configs" / f"{name}.yaml"
     write_atomically(path, yaml.safe_dump(config, sort_keys=False).encode())
-    write_json(out / f"{name}.json", {**made, "files_sha256": digests, "versions": versions()})
+    write_json(out / f"{name}.json", {**origin, "files_sha256": digests, "versions": versions()})
     return Recall(path, files)
 
 
 def wording_tokens(tokenizer: Any, reserve: int | None = None) -> int:
-    """Tokens to leave for what is written around a context and for a chat template, unless ``reserve`` says how many.
+    """Tokens to reserve for HELMET's wording around a context and for a chat template: ``reserve`` or an estimate.
 
     Raises:
-        ValueError: If it is negative.
+        ValueError: If ``reserve`` is negative.
     """
     if reserve is not None:
         if reserve < 0:
@@ -182,15 +182,15 @@ def _digest(text: str) -> str:
 
 
 def _sentences(haystack: str) -> list[str]:
-    found = [one for one in re.split(r"(?<=[.!?])\s+", haystack.strip()) if one]
-    if not found:
+    sentences = [sentence for sentence in re.split(r"(?<=[.!?])\s+", haystack.strip()) if sentence]
+    if not sentences:
         raise ValueError("the haystack has no sentence; give text, or none for made-up sentences")
-    return found
+    return sentences
 
 
 @dataclass(frozen=True, eq=False)
 class _Maker:
-    """Makes the samples of one set at one length; without sentences of a text, values stand among made-up ones."""
+    """Generator of the samples of a set at one length. Without ``sentences``, values are among synthetic sentences."""
 
     tokenizer: Any
     samples: int
@@ -200,37 +200,37 @@ class _Maker:
     wording: int
 
     def needles(self, kind: str, length: int, new_tokens: int) -> Rows:
-        """Needles among needles: only the key tells them apart."""
+        """Needles among needles, which differ only in their keys and values."""
         rng, rows = random.Random(f"{self.seed}/{kind}/{length}"), Rows()
         for index in track(range(self.samples), f"{kind} needles, {length:,} tokens"):
             keys = _uuids(rng) if kind == "uuid" else _words(rng)
             values = _uuids(rng) if kind == "uuid" else _numbers(rng)
             key, value = next(keys), next(values)
-            asked = self._needle(key, kind, value)
+            needle = self._needle(key, kind, value)
             room = self._room(length, new_tokens, 2 * _count(self.tokenizer, key))
-            more = (self._needle(next(keys), kind, next(values)) for _ in cycle("x"))
-            others = self._filling(more, "\n", room, [asked])
+            distractors = (self._needle(next(keys), kind, next(values)) for _ in cycle("x"))
+            others = self._filling(distractors, "\n", room, [needle])
             place = rng.randint(0, len(others))
-            rows.append(_needle_row(index, "\n".join([*others[:place], asked, *others[place:]]), key, kind, [value]))
+            rows.append(_needle_row(index, "\n".join([*others[:place], needle, *others[place:]]), key, kind, [value]))
             rows[-1]["depth"] = round(place / max(1, len(others)), 3)
         return rows
 
     def values(self, length: int, new_tokens: int) -> Rows:
-        """One key with several values, told in a text at random places."""
+        """One key with several values, at random places of a text."""
         rng, rows = random.Random(f"{self.seed}/values/{length}"), Rows()
         for index in track(range(self.samples), f"values of one key, {length:,} tokens"):
             key, numbers = next(_words(rng)), _numbers(rng)
             values = [next(numbers) for _ in range(_VALUES_A_KEY)]
-            told = [self._needle(key, "number", value) for value in values]
+            needles = [self._needle(key, "number", value) for value in values]
             room = self._room(length, new_tokens, 2 * _count(self.tokenizer, key))
-            text = self._filling(self._text(rng), " ", room, told)
-            for sentence in told:
-                text.insert(rng.randint(0, len(text)), sentence)
+            text = self._filling(self._text(rng), " ", room, needles)
+            for needle in needles:
+                text.insert(rng.randint(0, len(text)), needle)
             rows.append(_needle_row(index, " ".join(text), key, "numbers", values))
         return rows
 
     def _text(self, rng: random.Random) -> Iterator[str]:
-        """Sentences without end: the text's from any of them on, again and again, or made-up ones."""
+        """Infinitely many sentences: those of the text in a cycle from a random start, or synthetic ones."""
         if self.sentences is None:
             while True:
                 yield f"{rng.choice(FILLER_STARTS)} {rng.choice(FILLER_ENDS)}."
@@ -238,20 +238,20 @@ class _Maker:
         yield from cycle([*self.sentences[start:], *self.sentences[:start]])
 
     def pairs(self, length: int, new_tokens: int) -> Rows:
-        """A JSON object of UUIDs, as many pairs in every sample; the pair that is asked for at one of a few depths."""
+        """JSON objects of UUIDs with equally many pairs. The pair in question is at one of six depths."""
         rng = random.Random(f"{self.seed}/pairs/{length}")
         ids = _uuids(rng)
-        one = _count(self.tokenizer, _json([(next(ids), next(ids))]))
-        room = self._room(length, new_tokens, (_DEMOS + 1) * one)
+        pair_tokens = _count(self.tokenizer, _json([(next(ids), next(ids))]))
+        room = self._room(length, new_tokens, (_DEMOS + 1) * pair_tokens)
         drawn = [[(next(ids), next(ids)) for _ in range(2 + room // 20)] for _ in range(self.samples)]
         # The braces take two tokens.
         k = min(
-            len(self._filling((_json_line(*pair) for pair in some), _COMMA, room - 2))
-            for some in track(drawn, f"JSON pairs, {length:,} tokens")
+            len(self._filling((_json_line(*pair) for pair in pairs), _COMMA, room - 2))
+            for pairs in track(drawn, f"JSON pairs, {length:,} tokens")
         )
         if k <= _DEMOS:
             raise ValueError(f"length {length} has room for {k} JSON pairs; it must have room for {_DEMOS + 1}")
-        return [self._pair_row(index, some[:k], rng) for index, some in enumerate(drawn)]
+        return [self._pair_row(index, pairs[:k], rng) for index, pairs in enumerate(drawn)]
 
     def _pair_row(self, index: int, pairs: list[tuple[str, str]], rng: random.Random) -> dict[str, Any]:
         depth = index % _DEPTHS / (_DEPTHS - 1)
@@ -271,34 +271,34 @@ class _Maker:
     def _needle(self, key: str, kind: str, value: str) -> str:
         return self.needle.format(key=key, kind=kind, value=value)
 
-    def _room(self, length: int, new_tokens: int, taken: int) -> int:
-        """Tokens that are left for filling a context."""
-        room = length - new_tokens - self.wording - taken
+    def _room(self, length: int, new_tokens: int, question_tokens: int) -> int:
+        """Number of tokens left for the context."""
+        room = length - new_tokens - self.wording - question_tokens
         if room < 1:
             raise ValueError(
                 f"length {length} is too short for this tokenizer: {new_tokens} tokens are for the response, "
-                f"{self.wording} for HELMET's wording (--reserve) and {taken} for what is asked"
+                f"{self.wording} for HELMET's wording (--reserve) and {question_tokens} for the question"
             )
         return room
 
-    def _filling(self, pieces: Iterator[str], joint: str, room: int, told: Sequence[str] = ()) -> list[str]:
-        """As many of the pieces, from the first on, as have room together and beside what is told anyway."""
-        found: list[str] = []
-        taken = sum(_count(self.tokenizer, joint + one) for one in told)
-        if taken > room:
+    def _filling(self, pieces: Iterator[str], joint: str, room: int, needles: Sequence[str] = ()) -> list[str]:
+        """The first pieces, as many as fit into the room beside the needles."""
+        filling: list[str] = []
+        n_tokens = sum(_count(self.tokenizer, joint + needle) for needle in needles)
+        if n_tokens > room:
             raise ValueError(
-                f"what is asked for takes {taken} tokens of this tokenizer, and the length is too short: it leaves "
-                f"{room} for a context"
+                f"the needles take {n_tokens} tokens of this tokenizer, and the length is too short: it leaves {room} "
+                "for a context"
             )
         for piece in pieces:
-            taken += _count(self.tokenizer, joint + piece)
-            if taken > room:
+            n_tokens += _count(self.tokenizer, joint + piece)
+            if n_tokens > room:
                 break
-            found.append(piece)
-        # Pieces may share tokens where they meet, or take one more.
-        while found and _count(self.tokenizer, joint.join([*told, *found])) > room:
-            found.pop()
-        return found
+            filling.append(piece)
+        # The joined text may have other tokens at the joints, and so one token more or less per joint.
+        while filling and _count(self.tokenizer, joint.join([*needles, *filling])) > room:
+            filling.pop()
+        return filling
 
 
 def _needle_row(index: int, context: str, key: str, kind: str, values: list[str]) -> dict[str, Any]:
@@ -319,12 +319,12 @@ def _uuids(rng: random.Random) -> Iterator[str]:
 
 
 def _numbers(rng: random.Random) -> Iterator[str]:
-    """Numbers of seven digits, none twice."""
+    """Distinct random numbers of seven digits."""
     return map(str, _distinct(lambda: rng.randint(10**6, 10**7 - 1), 9 * 10**6))
 
 
 def _words(rng: random.Random) -> Iterator[str]:
-    """Pairs of words, none twice."""
+    """Distinct random pairs of words."""
     kinds = [kind for kind in VALUES if kind != "year"]
     firsts = sorted(
         {word.lower() for kind in kinds for word in VALUES[kind][0] if word} | set(map(str.lower, PLACE_NAMES))

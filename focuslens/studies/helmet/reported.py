@@ -1,4 +1,4 @@
-"""The paper's own tables of HELMET (2 and 4 to 13), to stand beside what is measured here."""
+"""The paper's own tables of HELMET (2 and 4 to 13), for comparison with the measured numbers."""
 
 from __future__ import annotations
 
@@ -10,18 +10,19 @@ from pathlib import Path
 __all__ = ["ReportedRow", "reported_rows"]
 
 _FOLDER = Path(__file__).parent / "paper_tables"
+_FIELDS = ("source", "length", "model", "setting")
 
 
 @dataclass(frozen=True)
 class ReportedRow:
-    """One line of one of the paper's tables.
+    """One row of one of the paper's tables.
 
     Attributes:
         source: The table.
-        length: Tokens.
-        model: As the paper calls it, without its owner.
+        length: Context length in tokens.
+        model: The paper's name of the model, without its owner.
         setting: ``baseline`` or ``HEADS_ALPHA``; empty in the tables of sink scores.
-        values: By column, those that the table has.
+        values: The table's numbers by column.
     """
 
     source: str
@@ -32,10 +33,10 @@ class ReportedRow:
 
 
 def reported_rows() -> list[ReportedRow]:
-    """All lines of all tables.
+    """All rows of all tables.
 
     Raises:
-        FileNotFoundError: If the files are not there.
+        FileNotFoundError: If the files are missing.
     """
     if not _FOLDER.is_dir():
         raise FileNotFoundError(f"the paper's tables are not in {_FOLDER}; reinstall focuslens")
@@ -43,9 +44,7 @@ def reported_rows() -> list[ReportedRow]:
     for path in sorted(_FOLDER.glob("table_*.csv")):
         with path.open(newline="") as file:
             for row in csv.DictReader(file):
-                named = {name: row.pop(name, "") for name in ("source", "length", "model", "setting")}
+                source, length, model, setting = (row.pop(name, "") for name in _FIELDS)
                 values = {column: float(value) for column, value in row.items() if value}
-                rows.append(
-                    ReportedRow(named["source"], int(named["length"]), named["model"], named["setting"], values)
-                )
+                rows.append(ReportedRow(source, int(length), model, setting, values))
     return rows

@@ -1,4 +1,4 @@
-"""Records as HELMET's own result files, made by HELMET's own code, and the figures that tables are made of."""
+"""HELMET's result files from records, written by HELMET's own code, and the scores for the tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from focuslens.util.files import write_atomically, write_json
 __all__ = ["TaskScores", "write_results"]
 
 _MEASURED = ("throughput", "memory_usage")
-"""What HELMET's files say of the run itself."""
+"""Entries of HELMET's files about the run itself."""
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,12 @@ class TaskScores:
 
     Attributes:
         task: The task.
-        length: Tokens of a prompt and its response together, at most.
+        length: Largest number of tokens of a prompt and its response together.
         questions: The question of each sample.
-        values: By setting: the figure that counts, one a sample, times 100.
-        sinks: By setting: attention to the sink in percent, averaged over the heads that were watched, one a sample;
-            NaN for a response without tokens. Empty where none were watched.
-        truncated: How many prompts HELMET cut to the input length.
+        values: Scores by setting, one per sample, times 100.
+        sinks: Attention to the sink by setting, in percent, averaged over the chosen heads, one value per sample. It is
+            NaN for a response without tokens, and the mapping is empty without chosen heads.
+        truncated: Number of prompts that HELMET cut to the input length.
     """
 
     task: Task
@@ -46,7 +46,7 @@ class TaskScores:
 
 
 class _Recorded:
-    """Stands where HELMET has a model, and says again what was recorded under one setting."""
+    """Replacement for HELMET's model that returns the recorded responses under one setting."""
 
     def __init__(self, tokenizer: Any, records: Sequence[Mapping[str, Any]], setting: str) -> None:
         self.tokenizer = tokenizer
@@ -61,13 +61,13 @@ class _Recorded:
         ]
 
     def prepare_inputs(self, item: Any, data: Any) -> dict[str, Any]:
-        """Nothing: prompts have been prepared, and answered."""
+        """An empty mapping, because the responses are already recorded."""
         return {}
 
     def generate_batch(self, inputs: Sequence[Any], **_: Any) -> list[dict[str, Any]]:
-        """The responses; takes a moment, since HELMET divides by the time that it takes."""
-        began = time.time()
-        while time.time() == began:
+        """The responses, after a moment, because HELMET divides by the elapsed time."""
+        start = time.time()
+        while time.time() == start:
             time.sleep(1e-3)
         return [dict(output) for output in self._outputs]
 
@@ -75,20 +75,20 @@ class _Recorded:
 def write_results(
     checkout: Checkout, entry: Entry, data: Mapping[str, Any], store: RecordFile, tokenizer: Any, folder: Path
 ) -> TaskScores:
-    """HELMET's result files of one task, one folder a setting, and its figures.
+    """Write HELMET's result files of one task, one folder per setting, and return its scores.
 
-    HELMET's ``run_test`` computes the metrics and writes the file, to a temporary place; what made the responses is
-    added (``focuslens``), throughput and memory become null, since HELMET would measure how records are read, and the
-    file is put where HELMET's ``scripts/collect_results.py`` looks for it: ``FOLDER/MODEL-SETTING``, with ``.score``
-    beside it.
+    HELMET's ``run_test`` computes the metrics and writes a file to a temporary folder. The origin of the responses is
+    added to it (``focuslens``). Throughput and memory become null, because HELMET would measure the reading of records.
+    The file goes to ``FOLDER/MODEL-SETTING``, where HELMET's ``scripts/collect_results.py`` looks for it, with a
+    ``.score`` file beside it.
 
     Args:
         checkout: HELMET.
         entry: The task.
-        data: What HELMET loaded for it.
-        store: The records, one a sample.
-        tokenizer: The model's.
-        folder: ``output`` by HELMET's custom.
+        data: HELMET's data of the task.
+        store: The records, one per sample.
+        tokenizer: The model's tokenizer.
+        folder: Folder of all results, ``output`` in HELMET.
     """
     records = [store.records[str(place)] for place in range(len(data["data"]))]
     names = [setting["name"] for setting in store.header["settings"]]
@@ -110,16 +110,16 @@ def write_results(
 
 
 def _run_test(checkout: Checkout, entry: Entry, data: Mapping[str, Any], model: Any) -> tuple[dict[str, Any], str]:
-    """What HELMET writes, and the name of the file that it writes it to."""
+    """Content and name of HELMET's result file."""
     with tempfile.TemporaryDirectory() as temporary:
         args = copy.copy(entry.args)
-        own = {"output_dir": temporary, "num_workers": 0, "overwrite": True}
-        vars(args).update(own)
+        overrides = {"output_dir": temporary, "num_workers": 0, "overwrite": True}
+        vars(args).update(overrides)
         path = checkout.evaluate(args, model, data)
         if not path.is_file():
             raise ValueError(f"HELMET evaluated nothing of {entry.dataset}: it wrote no {path.name}")
         content: dict[str, Any] = json.loads(path.read_text())
-    content["args"] |= {name: getattr(entry.args, name) for name in own}
+    content["args"] |= {name: getattr(entry.args, name) for name in overrides}
     return content, path.name
 
 
@@ -134,9 +134,9 @@ def _figures(entry: Entry, rows: Sequence[Mapping[str, Any]]) -> tuple[float, ..
 
 
 def _sinks(name: str, records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, ...]]:
-    """In percent, averaged over heads."""
-    found = [record["results"][name]["sink"] for record in records]
-    if not found or found[0] is None:
+    """Attention to the sink in percent, averaged over heads."""
+    sinks = [record["results"][name]["sink"] for record in records]
+    if not sinks or sinks[0] is None:
         return {}
     nan = float("nan")
-    return {name: tuple(nan if None in one else 100 * sum(one) / len(one) for one in found)}
+    return {name: tuple(nan if None in by_head else 100 * sum(by_head) / len(by_head) for by_head in sinks)}

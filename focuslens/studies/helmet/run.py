@@ -1,4 +1,4 @@
-"""All tasks of a plan for one model, and the tables that they give."""
+"""Run of all tasks of a plan for one model, and its tables."""
 
 from __future__ import annotations
 
@@ -34,18 +34,18 @@ class HelmetRun:
     """One model on some of HELMET's tasks.
 
     Attributes:
-        executor: Runs the model, in this process or on the workers of a pool.
+        executor: Executor of the model, in this process or on the workers of a pool.
         checkout: HELMET.
         entries: Tasks and lengths.
-        settings: What every prompt is answered under.
-        sink_heads: Heads whose attention to the sink is kept.
-        out: Gets ``records`` (one line a sample), ``output`` (HELMET's files), ``tables``, ``tables.md``,
+        settings: Settings of every prompt.
+        sink_heads: Heads whose attention to the sink is recorded.
+        out: Folder for ``records`` (one line per sample), ``output`` (HELMET's files), ``tables``, ``tables.md``,
             ``index.html`` and ``helmet.json``.
-        batch_tokens: Tokens that are run at a time.
+        batch_tokens: Tokens per batch.
         template_kwargs: Further arguments of the chat template.
-        repetition_penalty: Of tokens that prompt or response hold already; 1 is none.
-        seed: Of the intervals.
-        progress: Show progress bars; by default where someone may watch.
+        repetition_penalty: Penalty on tokens that are already in the prompt or response; 1 for none.
+        seed: Seed of the intervals.
+        progress: Show progress bars; by default only on terminals and in notebooks.
     """
 
     executor: Executor
@@ -62,10 +62,10 @@ class HelmetRun:
     _done: list[TaskScores] = field(default_factory=list[TaskScores], init=False, repr=False)
 
     def scores(self) -> Generator[TaskScores]:
-        """Run what has not been run, task by task, and write HELMET's files of each.
+        """Run all missing samples, task by task, and write HELMET's files of each task.
 
         Raises:
-            ValueError: If a prompt does not fit the model's context, or records in ``out`` were made otherwise.
+            ValueError: If a prompt does not fit the model's context, or records in ``out`` belong to another run.
         """
         require_askable(self.executor, self.checkout, self.entries, self.template_kwargs)
         self._done.clear()
@@ -86,10 +86,10 @@ class HelmetRun:
             yield scores
 
     def write(self, facts: Mapping[str, str]) -> pd.DataFrame:
-        """Write the tables of what :meth:`scores` has given, and give their averages.
+        """Write the tables of all finished tasks, and return their averages.
 
         Args:
-            facts: Further lines on what made the results.
+            facts: Further facts about the run.
         """
         import pandas as pd
 
@@ -105,7 +105,7 @@ class HelmetRun:
         write_csv(self.out / "tables" / "figures.csv", list(rows[0]), [list(row.values()) for row in rows])
         write_atomically(self.out / "tables.md", markdown(title, lines, grids).encode())
         write_atomically(self.out / "index.html", to_html(title, lines, grids, reported, lengths).encode())
-        write_json(self.out / "helmet.json", {**self._made_by(), "facts": lines, "figures": rows})
+        write_json(self.out / "helmet.json", {**self._origin(), "facts": lines, "figures": rows})
         shown = ["length", "setting", "column", "score", "difference", "against_baseline"]
         averages = [row for table in tables for row in tidy_rows(table) if row["column"] in table.averages]
         return pd.DataFrame(averages)[shown]
@@ -121,10 +121,10 @@ class HelmetRun:
         for setting in table.settings:
             sinks = [table.sinks.get((setting, task)) for task in table.tasks]
             std = table.sink_std(setting)
-            rows.append([setting, *("" if one is None else one.mean for one in sinks), "" if std is None else std])
+            rows.append([setting, *("" if sink is None else sink.mean for sink in sinks), "" if std is None else std])
         write_csv(folder / f"sink_{table.length}.csv", ["setting", *table.tasks, "STD"], rows)
 
-    def _made_by(self) -> dict[str, Any]:
+    def _origin(self) -> dict[str, Any]:
         return {
             "model": self.executor.description,
             "helmet": {"files_sha256": self.checkout.digest},
@@ -145,7 +145,7 @@ class HelmetRun:
             f"{description['weights']}, {description['dtype']} on {description['device']}",
             "responses": f"greedy, with a repetition penalty of {self.repetition_penalty:g} (1 is none)",
             "settings": "baseline, and HEADS_ALPHA: directions of strength ALPHA on the best HEADS heads",
-            "sink": sink if heads else "not looked at: there are neither directions nor a ranking of heads",
+            "sink": sink if heads else "not measured, because there are neither directions nor a ranking of heads",
             "HELMET's files": f"digest {self.checkout.digest}",
             "seed": str(self.seed),
             "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),

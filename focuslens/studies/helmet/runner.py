@@ -1,4 +1,4 @@
-"""HELMET's prompts through FocusLens: one sample in, one record out, written as it is done."""
+"""Responses of FocusLens to HELMET's prompts, recorded sample by sample."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Answering:
-    """What is done with each sample: a plain value, so that samples can be spread over processes.
+    """The work on each sample, as a plain value that can be sent to other processes.
 
     Attributes:
-        settings: What every prompt is answered under.
-        max_new_tokens: Of a response.
-        heads: Heads whose attention to the sink is kept, in the rows that generation runs anyway.
-        stop_tokens: Tokens that end a response; the model's own where there are none.
-        repetition_penalty: Of tokens that prompt or response hold already; 1 is none.
+        settings: Settings of every prompt.
+        max_new_tokens: Largest number of tokens of a response.
+        heads: Heads whose attention to the sink is recorded during generation.
+        stop_tokens: Tokens that end a response; ``None`` for the model's own.
+        repetition_penalty: Penalty on tokens that are already in the prompt or response; 1 for none.
     """
 
     settings: tuple[Setting, ...]
@@ -70,7 +70,7 @@ class Answering:
         Args:
             model: The model.
             sample: The prompt.
-            budget: Tokens that are run at a time, copies of the prompt for several settings included.
+            budget: Tokens per batch, copies of the prompt for several settings included.
         """
         batch = PromptBatch.of([EncodedPrompt(sample.tokens, {})])
         interventions = [setting.interventions for setting in self.settings]
@@ -88,19 +88,19 @@ class Answering:
         ):
             setting, (response,) = self.settings[answered.setting], answered.responses
             sink = None if answered.masses is None else _of_heads(answered.masses[0], self.heads)
-            results[setting.name] = {**_said(model, response), "sink": sink}
+            results[setting.name] = {**_output(model, response), "sink": sink}
         return {
             "id": sample.id,
             "question": sample.question,
             "input_len": len(sample.tokens),
-            "input_text": _shown(model, sample),
+            "input_text": _excerpt(model, sample),
             "truncated": sample.truncated,
             "results": {setting.name: results[setting.name] for setting in self.settings},
         }
 
 
 def _sink(batch: PromptBatch) -> Float[Tensor, "batch key 1"]:
-    """The first tokens of every prompt."""
+    """Mask of the first tokens of every prompt."""
     parts = torch.zeros(len(batch), batch.width, 1)
     for row, padding in zip(parts, batch.padding, strict=True):
         row[padding : padding + SINK] = 1
@@ -108,19 +108,19 @@ def _sink(batch: PromptBatch) -> Float[Tensor, "batch key 1"]:
 
 
 def _of_heads(masses: Float[Tensor, "layer head 1"], heads: Sequence[Head]) -> list[float | None]:
-    """Of each head; ``None`` for a response without tokens."""
-    found = [float(masses[layer, head, 0]) for layer, head in heads]
-    return [None if math.isnan(one) else one for one in found]
+    """Mass per head; ``None`` for a response without tokens."""
+    values = [float(masses[layer, head, 0]) for layer, head in heads]
+    return [None if math.isnan(value) else value for value in values]
 
 
-def _said(model: FocusModel, response: Generation) -> dict[str, Any]:
-    """A response as HELMET has it: white space kept, and the token that ended it counted."""
+def _output(model: FocusModel, response: Generation) -> dict[str, Any]:
+    """A response in HELMET's form, with its white space and its stop token."""
     tokens = [*response.tokens.tolist(), *([] if response.stop is None else [response.stop])]
     return {"output": model.tokenizer.decode(tokens, skip_special_tokens=True), "tokens": tokens}
 
 
-def _shown(model: FocusModel, sample: HelmetSample) -> str:
-    """What HELMET's result files keep of a prompt: its first and last 500 tokens."""
+def _excerpt(model: FocusModel, sample: HelmetSample) -> str:
+    """First and last 500 tokens of a prompt, as in HELMET's result files."""
     decode = model.tokenizer.decode
     return f"{decode(sample.tokens[:500])} <skip> {decode(sample.tokens[-500:])}"
 
@@ -128,11 +128,11 @@ def _shown(model: FocusModel, sample: HelmetSample) -> str:
 def require_askable(
     executor: Executor, checkout: Checkout, entries: Sequence[Entry], template_kwargs: Mapping[str, Any] | None = None
 ) -> None:
-    """Refuse tasks that the model cannot be asked before any is run.
+    """Refuse tasks that the model cannot run, before any task starts.
 
     Raises:
-        ValueError: If a prompt does not fit the model's context (only tasks of which one may not are looked into), or
-            is to be put into a chat template that there is not.
+        ValueError: If a prompt does not fit the model's context, or needs a chat template that the tokenizer lacks.
+            Prompts are read only for tasks longer than the context.
     """
     for entry in entries:
         require_template(entry, executor.tokenizer)
@@ -149,7 +149,7 @@ def _load(checkout: Checkout, entry: Entry) -> dict[str, Any]:
 
 
 def declared_penalty(executor: Executor) -> float:
-    """The repetition penalty of the checkpoint's generation config, which Hugging Face and so HELMET's model apply."""
+    """The repetition penalty of the checkpoint's generation config, which HELMET's Hugging Face model also applies."""
     (penalty,) = executor.map(_declared_penalty, [()])
     return penalty
 
@@ -161,7 +161,7 @@ def _declared_penalty(model: FocusModel) -> float:
 def answering_for(
     executor: Executor, entry: Entry, settings: Sequence[Setting], heads: Sequence[Head], penalty: float = 1.0
 ) -> Answering:
-    """What is done with the samples of a task: its responses are as long, and end, as HELMET says."""
+    """The work on the samples of a task. The length and the end of responses follow HELMET's options."""
     ends = stop_tokens(executor.tokenizer, executor.description["stop_tokens"], entry)
     return Answering(tuple(settings), entry.max_new_tokens, tuple(heads), ends, penalty)
 
@@ -169,7 +169,7 @@ def answering_for(
 def entry_header(
     executor: Executor, checkout: Checkout, entry: Entry, answering: Answering, samples: Sequence[HelmetSample]
 ) -> dict[str, Any]:
-    """What made the records of one task."""
+    """Origin of the records of one task, as JSON."""
     ends = {} if answering.stop_tokens is None else {"stop_tokens": list(answering.stop_tokens)}
     return {
         "model": {**executor.description, **ends},
@@ -194,20 +194,23 @@ def answer_entry(
     template_kwargs: Mapping[str, Any] | None = None,
     progress: bool | None = None,
 ) -> tuple[dict[str, Any], RecordFile]:
-    """All samples of one task under every setting, on from where a killed run was; gives HELMET's data too.
+    """Run all samples of one task under every setting, or resume a killed run.
 
     Args:
-        executor: Runs the model, here or elsewhere.
+        executor: Executor of the model.
         checkout: HELMET.
         entry: The task.
-        answering: What is done with each sample.
-        folder: Where the records go, one JSON line a sample.
-        batch_tokens: Tokens that are run at a time; halved when memory runs out.
+        answering: The work on each sample.
+        folder: Folder of the records, with one JSON line per sample.
+        batch_tokens: Tokens per batch; halved when memory runs out.
         template_kwargs: Further arguments of the chat template.
-        progress: Show a progress bar; by default where someone may watch, see :mod:`focuslens.util.progress`.
+        progress: Show a progress bar; by default only on terminals and in notebooks (:mod:`focuslens.util.progress`).
+
+    Returns:
+        HELMET's data of the task, and the records.
 
     Raises:
-        ValueError: If a prompt does not fit the model's context, or the records there were made otherwise.
+        ValueError: If a prompt does not fit the model's context, or the records in ``folder`` belong to another run.
     """
     data = _load(checkout, entry)
     samples = read_samples(checkout, entry, data, executor.tokenizer, template_kwargs)
@@ -218,7 +221,7 @@ def answer_entry(
     lengths, run = [len(sample.tokens) for sample in todo], partial(_answer_alone, answering=answering)
     divisible, done = len(answering.settings) > 1, len(samples) - len(todo)
     with progress_bar(entry.label, len(samples), done=done, show=progress) as bar:
-        # One at a time: long prompts fill a batch alone, and each is on disk before the next one's turn.
+        # Each sample runs alone, because a long prompt fills a batch. Its record is on disk before the next one runs.
         for _, record in map_batches(
             executor, run, todo, names, lengths, batch_tokens, divisible=divisible, alone=True
         ):

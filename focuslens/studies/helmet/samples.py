@@ -1,4 +1,4 @@
-"""HELMET's samples as the tokens that its own model for Hugging Face checkpoints would be given."""
+"""HELMET's samples as tokens, from the code of HELMET's own model class for Hugging Face checkpoints."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from focuslens.util.progress import track
 __all__ = ["HelmetSample", "read_samples", "require_room", "require_template", "samples_digest", "stop_tokens"]
 
 _QUESTION = ("qid", "id", "question")
-"""Fields that tell one question of a data set from others; it may be asked with its document at several depths."""
+"""Fields that identify a question of a data set. Several samples can have one question at different depths."""
 
 _NEWLINES = ("\n", "Ċ", "ĊĊ", "<0x0A>")
-"""The new line, as different tokenizers have it, at which HELMET ends a response if it is told to."""
+"""New-line tokens of different tokenizers. HELMET's option ``stop_newline`` ends a response there."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,9 +30,9 @@ class HelmetSample:
     """One prompt.
 
     Attributes:
-        id: Its place in HELMET's data.
-        question: The same for all prompts of one question.
-        tokens: The prompt, as HELMET's ``HFModel`` would be given it.
+        id: Its index in HELMET's data.
+        question: Identifier of the question, equal for all its prompts.
+        tokens: Tokens of the prompt, as in HELMET's ``HFModel``.
         truncated: Whether HELMET cut its context to the input length.
     """
 
@@ -44,7 +44,7 @@ class HelmetSample:
 
 @dataclass(frozen=True)
 class _Reader:
-    """What of an ``HFModel`` decides how it reads a sample."""
+    """The attributes of an ``HFModel`` that its preparation of samples depends on."""
 
     tokenizer: Any
     max_length: int
@@ -65,13 +65,13 @@ def read_samples(
     Args:
         checkout: HELMET.
         entry: The task.
-        data: What HELMET loaded for it.
-        tokenizer: The model's own.
-        template_kwargs: Further arguments of the chat template. HELMET has none; Llama 3 puts today's date into the
+        data: HELMET's data of the task.
+        tokenizer: The model's own tokenizer.
+        template_kwargs: Further arguments of the chat template. HELMET has none. Llama 3 puts today's date into the
             prompt unless ``date_string`` is given.
 
     Raises:
-        ValueError: If HELMET found no samples, or the length leaves one no room for a context.
+        ValueError: If HELMET has no samples, or the length leaves no room for a sample's context.
     """
     if template_kwargs:
         tokenizer = copy.copy(tokenizer)
@@ -82,23 +82,23 @@ def read_samples(
     for place in track(range(len(data["data"])), f"prompts of {entry.label}"):
         item = dict(data["data"][place])
         question = next((str(item[name]) for name in _QUESTION if item.get(name) not in (None, "")), str(place))
-        whole = item.get("context")
+        full_context = item.get("context")
         try:
             tokens = checkout.prepare(reader, item, data).input_ids[0]
-        except IndexError as error:  # it cuts more from the context than there is
+        except IndexError as error:  # HELMET cuts more tokens than the context has
             raise ValueError(
                 f"sample {place} of {entry.dataset} has no room for any context under {entry.length} tokens, of which "
-                f"{entry.max_new_tokens} are for the response: what HELMET writes around the context takes the rest; "
+                f"{entry.max_new_tokens} are for the response: HELMET's wording around the context takes the rest; "
                 "leave the length out (--lengths), or have fewer examples (--helmet-arg shots=0)"
             ) from error
-        samples.append(HelmetSample(str(place), question, tokens, item.get("context") != whole))
+        samples.append(HelmetSample(str(place), question, tokens, item.get("context") != full_context))
     if not samples:
         raise ValueError(f"HELMET found no samples for {entry.dataset} in {entry.args.test_files or 'the hub'}")
     return samples
 
 
 def samples_digest(samples: Sequence[HelmetSample]) -> str:
-    """SHA-256 of all prompts' tokens: tells one set of samples from another in result files."""
+    """SHA-256 of all prompts' tokens, which identifies a set of samples in result files."""
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(f"{sample.id} {sample.question} {len(sample.tokens)}".encode())
@@ -107,15 +107,15 @@ def samples_digest(samples: Sequence[HelmetSample]) -> str:
 
 
 def require_template(entry: Entry, tokenizer: Any) -> None:
-    """Refuse to use a chat template where there is none.
+    """Refuse HELMET's option ``use_chat_template`` if the tokenizer has no chat template.
 
     Raises:
-        ValueError: If HELMET is told to use one and the tokenizer has none.
+        ValueError: If the option is set and the tokenizer has no chat template.
     """
     if entry.args.use_chat_template and not getattr(tokenizer, "chat_template", None):
         raise ValueError(
-            f"{entry.dataset} is to be asked in the chat template, and the model's tokenizer has none, as base models' "
-            "have: --use-chat-template False asks without one"
+            f"{entry.dataset} is to be asked in the chat template, and the model's tokenizer has none, like those of "
+            "base models: --use-chat-template False asks without one"
         )
 
 
@@ -123,7 +123,7 @@ def require_room(entry: Entry, samples: Sequence[HelmetSample], n_ctx: int) -> N
     """Refuse prompts that leave no room for a whole response in the model's context.
 
     Raises:
-        ValueError: If there is one.
+        ValueError: If there is such a prompt.
     """
     longest = max(samples, key=lambda sample: len(sample.tokens))
     needed = len(longest.tokens) + entry.max_new_tokens
@@ -136,10 +136,10 @@ def require_room(entry: Entry, samples: Sequence[HelmetSample], n_ctx: int) -> N
 
 
 def stop_tokens(tokenizer: Any, own: Sequence[int], entry: Entry) -> tuple[int, ...]:
-    """Tokens that end a response: the model's own and, if HELMET is told to, those that are new lines."""
+    """Tokens that end a response: the model's own and, with HELMET's option ``stop_newline``, new lines."""
     if not entry.args.stop_newline:
         return tuple(own)
     ids = {tokenizer.convert_tokens_to_ids(token) for token in _NEWLINES} | set(own)
-    if "llama" in str(entry.args.model_name_or_path).lower():  # where HELMET does not end at unknown tokens
+    if "llama" in str(entry.args.model_name_or_path).lower():  # HELMET excludes the unknown token for Llama
         ids.discard(tokenizer.unk_token_id)
     return tuple(sorted(token for token in ids if token is not None))

@@ -1,4 +1,4 @@
-"""The paper's settings: no intervention, and directions of each strength on each number of heads."""
+"""The paper's settings: no intervention, and directions at each strength on each number of heads."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ def paper_settings(
     ks: Sequence[int],
     alphas: Sequence[float],
 ) -> list[Setting]:
-    """The baseline and, where there are directions, every strength on every number of heads, named ``HEADS_ALPHA``.
+    """The baseline and, given directions, every strength on every number of heads, named ``HEADS_ALPHA``.
 
     Raises:
-        ValueError: If there are not so many heads, a number occurs twice, or the directions do not fit the model.
+        ValueError: If there are too few heads, a number occurs twice, or the directions do not fit the model.
     """
     settings = [Setting(BASELINE)]
     if directions is None:
@@ -42,16 +42,17 @@ def paper_settings(
             raise ValueError(f"--{option} has a number twice: {','.join(f'{value:g}' for value in values)}")
     for k in ks:
         for alpha in alphas:
-            (one,) = steering_settings(directions, heads, [alpha], [k])
-            settings.append(replace(one, name=f"{k}_{alpha:g}"))
+            (setting,) = steering_settings(directions, heads, [alpha], [k])
+            settings.append(replace(setting, name=f"{k}_{alpha:g}"))
     return settings
 
 
 def ranked_heads(directions: FocusDirections, ranking: Sequence[Head] | None) -> list[Head]:
-    """Heads that have a direction, best first.
+    """Heads with a direction, best first.
 
     Raises:
-        ValueError: If the directions are in no order of rank and there is no ranking, or it shares no head with them.
+        ValueError: If the directions are not in the order of a ranking and no ranking is given, or the ranking and the
+            directions share no head.
     """
     if ranking is None:
         if str(directions.provenance.get("source", "")).startswith(_PUBLISHED):
@@ -61,22 +62,22 @@ def ranked_heads(directions: FocusDirections, ranking: Sequence[Head] | None) ->
             )
         return list(directions.heads)
     steerable = set(directions.heads)
-    found = [head for head in ranking if head in steerable]
-    if not found:
+    ranked = [head for head in ranking if head in steerable]
+    if not ranked:
         raise ValueError(f"the ranking and the directions share no head; the directions have {directions.heads[:5]}...")
-    return found
+    return ranked
 
 
 def sink_heads(
     model: FocusModel | Executor, heads: Sequence[Head], ranking: Sequence[Head] | None, n: int
 ) -> list[Head]:
-    """The best heads, of which the paper's tables of sink scores are: with a ranking, whether steerable or not.
+    """The best heads, for the sink scores of the paper's tables. With a ranking, they need no direction.
 
     Args:
         model: The model.
-        heads: Those that can be steered, best first.
-        ranking: All heads, best first, where there is one.
-        n: How many, at most.
+        heads: Heads with a direction, best first.
+        ranking: All heads, best first, or ``None``.
+        n: Largest number of heads.
 
     Raises:
         ValueError: If ``n`` is negative, or the ranking names a head that the model does not have.
@@ -88,24 +89,24 @@ def sink_heads(
 
 
 def require_named(directions: FocusDirections, model: FocusModel | Executor, named: str | None) -> None:
-    """Refuse directions of another model, unless that model is named: then they may act on this one.
+    """Refuse directions of another model, unless the user names that model.
 
     Raises:
-        ValueError: If they are of another model than the one at hand and the one that is named.
+        ValueError: If the directions belong neither to ``model`` nor to the model ``named``.
     """
     source, recorded = str(directions.provenance.get("source", "")), directions.provenance.get("model")
     published, origin = source.startswith(_PUBLISHED), directions.origin
     if origin is None:
         return
-    # The same weights have another digest in another dtype or kind of TransformerLens model, so a name does as well.
-    # The authors' folders are called after models whose owner or folder may be another here.
+    # The same weights have another digest in another dtype or another kind of TransformerLens model, so an equal name
+    # is enough. The owner or folder of a model may differ from that in the names of the authors' folders.
     same = _last(origin) == _last(model.name) if published else origin == model.name
     if same or (not published and recorded.get("weights") == model.description["weights"]):  # pyright: ignore[reportOptionalMemberAccess, reportUnknownMemberType]
         return
     if named is not None and _last(origin) == _last(named):
         return
-    asked = f"--directions-of names {named!r}" if named else f"to let them act on it, name it: --directions-of {origin}"
-    raise ValueError(f"the directions are of {origin}, and the model is {model.name}, which is another; {asked}")
+    hint = f"--directions-of names {named!r}" if named else f"to let them act on it, name it: --directions-of {origin}"
+    raise ValueError(f"the directions are of {origin}, and the model is {model.name}, which is another; {hint}")
 
 
 def _last(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The paper's tables from scores: tasks, averages, differences to the baseline, and attention to the sink."""
+"""The paper's tables from scores: tasks, averages, differences from the baseline, and attention to the sink."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ __all__ = ["BASELINE", "OVERALL", "ComparedScore", "LengthTable", "Mark", "lengt
 
 BASELINE = "baseline"
 OVERALL = "Overall Average"
-"""The mean over categories, each the mean over its tasks, as the paper has it."""
+"""Column of the mean over categories, each of which is the mean over its tasks, as in the paper."""
 
 Mark: TypeAlias = Literal["better", "worse", "same", ""]
-"""Against the baseline; empty for the baseline itself."""
+"""Comparison with the baseline; empty for the baseline itself."""
 
 
 @dataclass(frozen=True)
 class ComparedScore:
-    """A score of a table, and its difference to the baseline.
+    """One score of a table.
 
     Attributes:
         score: The score, with its 95 % interval over questions.
-        difference: The difference to the baseline on the same samples; ``None`` for the baseline itself.
+        difference: Difference from the baseline on the same samples; ``None`` for the baseline.
     """
 
     score: Interval
@@ -40,7 +40,7 @@ class ComparedScore:
 
     @property
     def mark(self) -> Mark:
-        """By the figures as they are printed, as in the paper: a difference below 0.005 is none."""
+        """Comparison with the baseline to two decimals, as in the paper: a difference below 0.005 counts as none."""
         if self.difference is None:
             return ""
         change = round(self.difference.mean, 2)
@@ -48,23 +48,23 @@ class ComparedScore:
 
     @property
     def certain(self) -> bool:
-        """Whether the interval of the difference leaves out zero."""
+        """Whether the interval of the difference excludes zero."""
         return self.difference is not None and (self.difference.low > 0 or self.difference.high < 0)
 
 
 @dataclass(frozen=True)
 class LengthTable:
-    """All figures at one length.
+    """All scores at one length.
 
     Attributes:
-        length: Tokens of a prompt and its response together, at most.
-        settings: Names, in order.
-        tasks: Names of the tasks that were run, in the paper's order.
-        averages: Names of the categories that have any, and of the overall average.
-        cells: By setting and by task or average.
-        sinks: By setting and task: attention to the sink in percent; empty where none was watched.
-        samples: By task, how many.
-        truncated: By task, how many prompts HELMET cut, where it cut any.
+        length: Largest number of tokens of a prompt and its response together.
+        settings: Names of the settings, in order.
+        tasks: Names of the tasks of the run, in the paper's order.
+        averages: Names of the categories of these tasks, and of the overall average.
+        cells: Scores by setting and by task or average.
+        sinks: Attention to the sink in percent by setting and task; empty without chosen heads.
+        samples: Number of samples by task.
+        truncated: Number of prompts that HELMET cut, by task, without tasks whose prompts all fit.
     """
 
     length: int
@@ -77,14 +77,14 @@ class LengthTable:
     truncated: Mapping[str, int]
 
     def sink_std(self, setting: str) -> float | None:
-        """Standard deviation of the sink scores over tasks (of a sample, as Table 13 has it); ``None`` for one task."""
+        """Sample standard deviation of the sink scores over tasks, as in Table 13; ``None`` for one task."""
         means = [self.sinks[setting, task].mean for task in self.tasks if (setting, task) in self.sinks]
         return statistics.stdev(means) if len(means) > 1 else None
 
 
 @dataclass(frozen=True)
 class _Resampled:
-    """A mean and its draws; sums and multiples of means are computed draw by draw."""
+    """A mean and its bootstrap draws. Averages of means are computed draw by draw."""
 
     mean: float
     draws: npt.NDArray[np.float64]
@@ -94,40 +94,45 @@ class _Resampled:
 
 
 def _average(parts: Sequence[_Resampled]) -> _Resampled:
-    draws = np.stack([one.draws for one in parts]).mean(axis=0)
-    return _Resampled(statistics.fmean(one.mean for one in parts), np.asarray(draws))
+    draws = np.stack([part.draws for part in parts]).mean(axis=0)
+    return _Resampled(statistics.fmean(part.mean for part in parts), np.asarray(draws))
 
 
 def length_tables(scores: Iterable[TaskScores], settings: Sequence[str], seed: int = 42) -> list[LengthTable]:
-    """A table for each length, shortest first.
+    """One table per length, shortest first.
 
     Args:
-        scores: One for each task and length.
-        settings: Names, in the order of the rows; all scores must have them.
-        seed: Of the bootstrap.
+        scores: Scores of each task and length.
+        settings: Names of the settings, in the order of the rows. All scores must have them.
+        seed: Seed of the bootstrap.
 
     Raises:
         ValueError: If a task occurs twice at one length.
     """
     by_length: dict[int, list[TaskScores]] = {}
-    for one in scores:
-        others = by_length.setdefault(one.length, [])
-        if one.task in [other.task for other in others]:
-            raise ValueError(f"{one.task.name} was run twice at {one.length} tokens, in two forms; one table holds one")
-        others.append(one)
-    return [_length_table(length, some, settings, seed) for length, some in sorted(by_length.items())]
+    for task_scores in scores:
+        name, length = task_scores.task.name, task_scores.length
+        others = by_length.setdefault(length, [])
+        if task_scores.task in [other.task for other in others]:
+            raise ValueError(f"{name} was run twice at {length} tokens, in two forms; one table holds one")
+        others.append(task_scores)
+    return [_length_table(length, group, settings, seed) for length, group in sorted(by_length.items())]
 
 
 def _length_table(length: int, scores: Sequence[TaskScores], settings: Sequence[str], seed: int) -> LengthTable:
-    ordered = sorted(scores, key=lambda one: (*TASKS, NEEDLE_QA).index(one.task))
-    levels = {name: _columns([_resample(one, name, None, seed) for one in ordered], ordered) for name in settings}
+    ordered = sorted(scores, key=lambda task_scores: (*TASKS, NEEDLE_QA).index(task_scores.task))
+
+    def columns(setting: str, baseline: str | None) -> dict[str, _Resampled]:
+        return _columns([_resample(task_scores, setting, baseline, seed) for task_scores in ordered], ordered)
+
+    levels = {name: columns(name, None) for name in settings}
     cells: dict[tuple[str, str], ComparedScore] = {}
     for name in settings:
-        against = name != BASELINE and BASELINE in settings
-        changes = _columns([_resample(one, name, BASELINE, seed) for one in ordered], ordered) if against else {}
+        is_compared = name != BASELINE and BASELINE in settings
+        changes = columns(name, BASELINE) if is_compared else {}
         for column, level in levels[name].items():
-            cells[name, column] = ComparedScore(level.interval(), changes[column].interval() if against else None)
-    tasks = tuple(one.task.name for one in ordered)
+            cells[name, column] = ComparedScore(level.interval(), changes[column].interval() if is_compared else None)
+    tasks = tuple(task_scores.task.name for task_scores in ordered)
     return LengthTable(
         length,
         tuple(settings),
@@ -135,46 +140,48 @@ def _length_table(length: int, scores: Sequence[TaskScores], settings: Sequence[
         tuple(column for column in next(iter(levels.values())) if column not in tasks),
         cells,
         {
-            (name, one.task.name): found
-            for one in ordered
+            (name, task_scores.task.name): sink
+            for task_scores in ordered
             for name in settings
-            if name in one.sinks and (found := _sink(one, name, seed)) is not None
+            if name in task_scores.sinks and (sink := _sink(task_scores, name, seed)) is not None
         },
-        {one.task.name: len(one.questions) for one in ordered},
-        {one.task.name: one.truncated for one in ordered if one.truncated},
+        {task_scores.task.name: len(task_scores.questions) for task_scores in ordered},
+        {task_scores.task.name: task_scores.truncated for task_scores in ordered if task_scores.truncated},
     )
 
 
 def _resample(scores: TaskScores, setting: str, baseline: str | None, seed: int) -> _Resampled:
-    """A task's figure, or its gain over a baseline, over resampled questions."""
+    """A task's score, or its gain over a baseline, with resampled questions."""
     values = np.array(scores.values[setting])
     if baseline is not None:
         values = values - np.array(scores.values[baseline])
-    own = int.from_bytes(scores.task.dataset.encode()[-8:], "big")  # tasks of equal size are not resampled alike
-    draws = resampled_means(values, groups=scores.questions, seed=(seed, own))
+    task_seed = int.from_bytes(scores.task.dataset.encode()[-8:], "big")  # gives tasks of equal size different draws
+    draws = resampled_means(values, groups=scores.questions, seed=(seed, task_seed))
     return _Resampled(float(values.mean()), draws)
 
 
 def _columns(parts: Sequence[_Resampled], scores: Sequence[TaskScores]) -> dict[str, _Resampled]:
-    """Tasks, then averages over the tasks of each category, then the average over categories."""
-    columns = {one.task.name: part for one, part in zip(scores, parts, strict=True)}
+    """Columns of the tasks, of the averages over each category's tasks, and of the average over categories."""
+    pairs = [(task_scores.task, part) for task_scores, part in zip(scores, parts, strict=True)]
+    columns = {task.name: part for task, part in pairs}
     averages: dict[str, _Resampled] = {}
     for category in CATEGORIES:
-        of_category = [part for one, part in zip(scores, parts, strict=True) if one.task.category == category]
+        of_category = [part for task, part in pairs if task.category == category]
         if of_category:
             averages[category] = _average(of_category)
     return {**columns, **averages, OVERALL: _average(list(averages.values()))}
 
 
 def _sink(scores: TaskScores, setting: str, seed: int) -> Interval | None:
-    kept = [(one, q) for one, q in zip(scores.sinks[setting], scores.questions, strict=True) if not math.isnan(one)]
-    if not kept:
+    pairs = zip(scores.sinks[setting], scores.questions, strict=True)
+    known = [(sink, question) for sink, question in pairs if not math.isnan(sink)]
+    if not known:
         return None
-    return bootstrap_mean([one for one, _ in kept], groups=[q for _, q in kept], seed=seed)
+    return bootstrap_mean([sink for sink, _ in known], groups=[question for _, question in known], seed=seed)
 
 
 def tidy_rows(table: LengthTable) -> list[dict[str, Any]]:
-    """Every figure of a table as a row of its own, for machines."""
+    """Tidy rows with one score of a table each, for further processing."""
     rows: list[dict[str, Any]] = []
     for setting in table.settings:
         for column in (*table.tasks, *table.averages):

@@ -1,4 +1,4 @@
-"""The paper's sixteen tasks of HELMET: what they are called, which category they are of, and the figure that counts."""
+"""The paper's sixteen tasks of HELMET: their names, categories and metrics."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ class Task:
     """One column of the paper's tables.
 
     Attributes:
-        name: As the tables have it.
-        dataset: HELMET's name, or what its name begins with (``icl_nlu`` of ``icl_nlu_510shot_balance``).
-        category: Of the tables of averages.
-        metric: The figure, of those that HELMET computes, that its own tables and the paper's show.
+        name: Name of the column.
+        dataset: HELMET's name, or the beginning of it (``icl_nlu`` of ``icl_nlu_510shot_balance``).
+        category: Category in the tables of averages.
+        metric: The metric of HELMET that its own tables and the paper's tables show.
     """
 
     name: str
@@ -42,23 +42,23 @@ TASKS = (
     Task("Infbench QA", "infbench_qa_eng", "Long QA", "rougeL_f1"),
     Task("Infbench MC", "infbench_choice_eng", "Long QA", "exact_match"),
 )
-"""In the order of the paper's tables."""
+"""The paper's tasks, in the order of its tables."""
 
 NEEDLE_QA = Task("Needle QA", "ruler_qa_1", "Facts", "substring_exact_match")
-"""Not of the paper: a question about facts among documents, in RULER's form; what the embedded model can do."""
+"""Task for the embedded model, not from the paper: a question about facts in documents, in RULER's form."""
 
 CATEGORIES = tuple(dict.fromkeys(task.category for task in (*TASKS, NEEDLE_QA)))
-"""In the order of the paper's tables."""
+"""The categories, in the order of the paper's tables."""
 
 _OTHERS = (
     *("alce_", "infbench_sum", "multi_lexsum", "narrativeqa", "ruler_"),
     *("countdown_", "html_to_tsv_", "path_traversal_", "pseudo_to_code_", "tom_tracking_", "travel_planning_"),
 )
-"""What else HELMET has: judged by another model, long responses (LongProc), or not in the paper."""
+"""Other tasks of HELMET: judged by another model, with long responses (LongProc), or not in the paper."""
 
 
 def task_of(dataset: str) -> Task | None:
-    """The task that a data set of HELMET is; ``None`` for one of HELMET's that the paper does not use.
+    """The task of a HELMET data set; ``None`` if the paper does not use it.
 
     Raises:
         ValueError: If HELMET has no such data set.

@@ -45,8 +45,8 @@ def run(study: Study) -> Artefact:
         (
             (
                 "Exact match over the number k of heads for each exponent tau, with 95 % bootstrap intervals. tau "
-                "below 1 raises attention to the relevant document, and tau above 1 lowers it. Random heads are not among "
-                f"the first {min(settings.exclude, len(ranking) // 2)} of the ranking, unless k needs these too.",
+                "below 1 raises attention to the relevant document, and tau above 1 lowers it. Random heads are not "
+                f"among the first {min(settings.exclude, len(ranking) // 2)} of the ranking, unless k needs these too.",
                 "split_softmax.png",
             ),
         ),

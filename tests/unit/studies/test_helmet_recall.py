@@ -150,7 +150,7 @@ def test_own_wording_and_own_haystack(tokenizer, tmp_path):
         ({"haystack": "  \n"}, "has no sentence"),
         ({"lengths": [300], "reserve": 10}, "length 300 is too short for this tokenizer"),
         ({"lengths": [2500, 2501]}, "length 2501 has room for as many JSON pairs as another length"),
-        ({"lengths": [600]}, r"what is asked for takes \d+ tokens of this tokenizer, and the length is too short"),
+        ({"lengths": [600]}, r"the needles take \d+ tokens of this tokenizer, and the length is too short"),
     ],
 )
 def test_what_cannot_be_made_is_refused(change, message, tokenizer, tmp_path):

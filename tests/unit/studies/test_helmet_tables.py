@@ -169,7 +169,7 @@ def test_the_papers_figures_of_the_same_model_and_length_stand_below_ours(given)
     assert found == [("-1.00", "worse"), ("+0.00", "same"), ("+2.67", "better")]
     assert all((cell.detail, cell.mark) == ("", "") for cell in papers["Table 4: baseline"])
     assert "(HELMET cut the context of 1 of 2 of MV)" in tasks.caption
-    assert averages.caption.endswith("(over what was run: 3 of the paper's 16 tasks)")
+    assert averages.caption.endswith("(over the tasks of this run: 3 of the paper's 16)")
     # Of the tasks that were run: needles 100 and 99, questions 55.33.
     assert [
         [cell.text for cell in cells] for label, cells, _ in averages.rows if label == "Table 4, these tasks: baseline"
@@ -185,7 +185,7 @@ def test_where_all_tasks_were_run_the_papers_averages_are_those_that_it_states()
     fourteen = [scores(task.name, 8192, [0, 100], [0, 100], sinks={}) for task in TASKS[:14]]
     (table,) = length_tables(fourteen, ["baseline", "10_0.2"])
     _, averages = grids_of(table, "/models/Llama-3.2-3B", reported_rows())  # of which there are no long documents
-    assert averages.caption.endswith("(over what was run; not run: Infbench QA, Infbench MC)")
+    assert averages.caption.endswith("(over the tasks of this run, without Infbench QA, Infbench MC)")
     label, cells, _ = averages.rows[1]
     assert label == "Table 9: baseline"
     assert [cell.text for cell in cells] == ["90.62", "61.46", "43.52", "64.40", "65.00"]
