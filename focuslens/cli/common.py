@@ -19,7 +19,6 @@ from focuslens.data.multidoc import MultiDocData
 from focuslens.data.selection import SYNTHETIC, Part, SampleSelection, open_selections
 from focuslens.data.synthetic import Split, spread_positions
 from focuslens.heads import Head, load_ranking
-from focuslens.interventions.directions import FocusDirections
 from focuslens.model.execution import Executor, InProcess
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.prompt import MultiDocSample, prompts_digest
@@ -34,7 +33,6 @@ __all__ = [
     "Samples",
     "count_heads",
     "get_ranking",
-    "open_directions",
     "open_executor",
     "open_model",
     "open_samples",
@@ -77,8 +75,7 @@ def require_figures(args: argparse.Namespace) -> None:
 
 def open_model(args: argparse.Namespace) -> FocusModel:
     """The model that the options name, in this process."""
-    settings = _model_settings(args)
-    return FocusModel.demo(**settings) if args.model == "demo" else FocusModel.from_pretrained(args.model, **settings)
+    return FocusModel.from_pretrained(args.model, **_model_settings(args))
 
 
 def _model_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -263,15 +260,6 @@ def count_heads(option: str, given: int | None, n: int, default: int = 20) -> in
     if not 1 <= given <= n:
         raise ValueError(f"{option} {given}: there are {n} heads to choose from; give a number from 1 to {n}")
     return given
-
-
-def open_directions(source: str) -> FocusDirections:
-    """Directions saved by this package or published by the paper's authors, from a directory or the hub."""
-    if any(Path(source).glob("head_q_directions_*.pth")):
-        return FocusDirections.from_published(source)
-    if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
-        raise FileNotFoundError(f"there is no directory {source!r}; directions are a directory or USER/NAME on the hub")
-    return FocusDirections.load(source)
 
 
 def print_table(frame: pd.DataFrame, *, most: int | None = None) -> None:

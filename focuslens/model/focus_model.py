@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import resources
-from pathlib import Path
 from threading import RLock
 from typing import Any, Literal, overload
 from weakref import WeakKeyDictionary
@@ -94,7 +92,7 @@ class FocusModel:
         """Open a model of the Hugging Face hub, or a local directory in its format, without processing weights.
 
         Args:
-            name: Hub name or directory.
+            name: Hub name or directory, or ``demo`` for the embedded model.
             device: ``cuda`` where there is one, else ``cpu``.
             device_map: In place of ``device``, for a model that does not fit one: ``"auto"``, or Hugging Face's map of
                 modules to devices. The backend is then ``bridge``.
@@ -121,20 +119,20 @@ class FocusModel:
         elif device is not None:
             raise ValueError(f"device is {device!r} and device_map {device_map!r}; give one of them")
         # One directory has one name, wherever it is opened from.
-        name = str(Path(name).resolve()) if Path(name).is_dir() else name
-        tokenizer = loading.load_tokenizer(name, revision)
-        load = loading.loader(name, backend, revision, device_map)
-        _LOG.info("loading %s in %s on %s", name, str(resolved).removeprefix("torch."), device_map or device)
-        with told_errors(name, revision):
-            hooked = load(name, tokenizer, device=device, dtype=resolved, n_ctx=n_ctx, revision=revision)
+        source = loading.checkpoint_source(name)
+        tokenizer = loading.load_tokenizer(source, revision)
+        load = loading.loader(source, backend, revision, device_map)
+        _LOG.info("loading %s in %s on %s", source, str(resolved).removeprefix("torch."), device_map or device)
+        with told_errors(source, revision):
+            hooked = load(source, tokenizer, device=device, dtype=resolved, n_ctx=n_ctx, revision=revision)
         return cls(
             hooked,
             tokenizer,
             chat=chat,
             chat_template_kwargs=chat_template_kwargs,
-            stop_tokens=loading.stop_ids(name, tokenizer, revision),
-            name=name,
-            revision=revision or loading.resolved_revision(name),
+            stop_tokens=loading.stop_ids(source, tokenizer, revision),
+            name=name if name == loading.DEMO else source,
+            revision=revision or loading.resolved_revision(source),
         )
 
     @classmethod
@@ -143,10 +141,7 @@ class FocusModel:
 
         Settings are those of :meth:`from_pretrained`, such as ``device``, ``dtype`` and ``backend``.
         """
-        with resources.as_file(resources.files("focuslens") / "assets" / "demo") as directory:
-            model = cls.from_pretrained(str(directory), **settings)
-        model.name = "demo"
-        return model
+        return cls.from_pretrained(loading.DEMO, **settings)
 
     def __repr__(self) -> str:
         shape, cfg = self.shape, self.hooked.cfg

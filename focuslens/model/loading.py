@@ -10,6 +10,7 @@ import copy
 import re
 from collections.abc import Mapping
 from functools import partial
+from importlib import resources
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeAlias, cast
@@ -22,9 +23,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Genera
 from focuslens.model.load_errors import require_checkpoint, require_decoder, told_errors
 
 __all__ = [
+    "DEMO",
     "FAMILIES",
     "DeviceMap",
     "checked_device",
+    "checkpoint_source",
     "hooked_config",
     "hooked_state_dict",
     "load_bridge",
@@ -42,6 +45,17 @@ DeviceMap: TypeAlias = str | Mapping[str, str | int]
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
 """Architectures that can be opened as a ``HookedTransformer``."""
+
+
+DEMO = "demo"
+"""Name of the embedded model."""
+
+
+def checkpoint_source(name: str) -> str:
+    """The full path or the hub name of a checkpoint; ``demo`` is a directory of this package."""
+    if name == DEMO:
+        return str(resources.files("focuslens") / "assets" / "demo")
+    return str(Path(name).resolve()) if Path(name).is_dir() else name
 
 
 def checked_device(device: str | None) -> str:
@@ -75,6 +89,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         PermissionError: If access to the model has to be granted.
         ValueError: If it is not a fast tokenizer (only those tell which characters a token covers).
     """
+    name = checkpoint_source(name)
     require_checkpoint(name)
     with told_errors(name, revision):
         tokenizer = cast("Any", AutoTokenizer).from_pretrained(name, revision=revision)
@@ -122,7 +137,8 @@ def stop_ids(name: str, tokenizer: Any, revision: str | None = None) -> tuple[in
 def repetition_penalty(name: str, revision: str | None = None) -> float:
     """What the checkpoint's generation config asks of greedy decoding too; 1, none, where it asks for nothing."""
     try:
-        declared: Any = cast("Any", GenerationConfig).from_pretrained(name, revision=revision).repetition_penalty
+        config = cast("Any", GenerationConfig).from_pretrained(checkpoint_source(name), revision=revision)
+        declared: Any = config.repetition_penalty
     except OSError:
         declared = None
     return 1.0 if declared is None else float(declared)

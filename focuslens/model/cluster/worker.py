@@ -88,8 +88,8 @@ class Worker:
 
 
 def load_model(name: str, settings: Mapping[str, Any]) -> FocusModel:
-    """A model by its name or directory; ``demo`` is the embedded one."""
-    return FocusModel.demo(**settings) if name == "demo" else FocusModel.from_pretrained(name, **settings)
+    """A model by its name or directory."""
+    return FocusModel.from_pretrained(name, **settings)
 
 
 def _failure(error: Exception) -> Failure:

@@ -157,7 +157,7 @@ def declared_penalty(executor: Executor) -> float:
 
 
 def _declared_penalty(model: FocusModel) -> float:
-    return 1.0 if model.name == "demo" else repetition_penalty(model.name, model.revision)
+    return repetition_penalty(model.name, model.revision)
 
 
 def answering_for(

@@ -23,7 +23,7 @@ from focuslens.directions.training import train_focus_directions
 from focuslens.evaluation import Interval, Setting, Sweep, bootstrap_mean, resampled_means, run_sweep
 from focuslens.heads import Head
 from focuslens.hooks import Intervention
-from focuslens.interventions.directions import FocusDirections
+from focuslens.interventions.directions import FocusDirections, open_directions
 from focuslens.model.execution import Executor, InProcess
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.prompt import MultiDocSample, prompts_digest
@@ -67,9 +67,7 @@ class Study:
     @cached_property
     def model(self) -> FocusModel:
         """The model, in this process."""
-        options = dict(self.settings.model_options)
-        name = self.settings.model
-        return FocusModel.demo(**options) if name == "demo" else FocusModel.from_pretrained(name, **options)
+        return FocusModel.from_pretrained(self.settings.model, **self.settings.model_options)
 
     def selection(self, part: Part) -> SampleSelection:
         """The choice of one part's samples.
@@ -230,7 +228,7 @@ class Study:
         """
         wanted = self.settings.directions
         if wanted.source != "train":
-            found = _open_directions(Path(wanted.source))
+            found = open_directions(wanted.source)
             if found.site != site:
                 raise ValueError(f"the directions in {wanted.source} act at the {found.site} site, not at {site!r}")
             return found
@@ -274,10 +272,4 @@ def _kept_directions(folder: Path, made_of: Mapping[str, Any]) -> FocusDirection
     path = folder / "made_of.json"
     if not path.is_file() or json.loads(path.read_text()) != json.loads(json.dumps(made_of)):
         return None
-    return FocusDirections.load(folder)
-
-
-def _open_directions(folder: Path) -> FocusDirections:
-    if any(folder.glob("head_q_directions_*.pth")):
-        return FocusDirections.from_published(folder)
     return FocusDirections.load(folder)

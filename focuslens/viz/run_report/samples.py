@@ -76,13 +76,11 @@ def reopen_model(
         "device": device,
         "chat": description.get("chat"),
         "chat_template_kwargs": description.get("chat_template_kwargs"),
+        "revision": description.get("revision"),
+        "n_ctx": description.get("n_ctx"),
     }
     try:
-        if wanted == "demo":
-            model = FocusModel.demo(**options)
-        else:
-            options |= {"revision": description.get("revision"), "n_ctx": description.get("n_ctx")}
-            model = FocusModel.from_pretrained(wanted, **options)
+        model = FocusModel.from_pretrained(wanted, **options)
     except Exception as error:
         # Whatever keeps a model from being opened (no such directory, no network, no room) keeps views from the report.
         raise NotHere(
