@@ -22,7 +22,7 @@ import torch
 from demo_model_card import write_card
 
 import focuslens as fl
-from focuslens.cli.common import synthetic_samples
+from focuslens.data.selection import SampleSelection
 from focuslens.data.synthetic_words import UNKNOWN
 from focuslens.evaluation import BASELINES, Evaluation, Setting, Sweep, best_setting, bootstrap_mean
 from focuslens.prompts.prompt import MultiDocSample
@@ -59,7 +59,7 @@ class Run:
 def questions(split: Any, n: int) -> Sequence[MultiDocSample]:
     """``n`` questions with 20 documents, one sample each, the gold positions in turn."""
     seed = TEST_SEED if split == "test" else SEED
-    return synthetic_samples(argparse.Namespace(gold_positions=POSITIONS, seed=seed), split, n).samples
+    return SampleSelection(gold_positions=POSITIONS, part=split, questions=n, seed=seed).open()
 
 
 def at_every_position(split: Any, n: int) -> Sequence[MultiDocSample]:

@@ -10,15 +10,15 @@ from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
 from focuslens.cli.cluster import open_pool
-from focuslens.data.multidoc import load_multidoc
-from focuslens.data.synthetic import Split, load_synthetic, spread_positions
+from focuslens.data.multidoc import MultiDocData
+from focuslens.data.selection import SYNTHETIC, Part, SampleSelection, open_selections
+from focuslens.data.synthetic import Split, spread_positions
 from focuslens.heads import Head, load_ranking
-from focuslens.interventions.directions import FocusDirections
 from focuslens.model.execution import Executor
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.prompt import MultiDocSample, prompts_digest
@@ -33,7 +33,6 @@ __all__ = [
     "Samples",
     "count_heads",
     "get_ranking",
-    "open_directions",
     "open_executor",
     "open_model",
     "open_samples",
@@ -76,8 +75,7 @@ def require_figures(args: argparse.Namespace) -> None:
 
 def open_model(args: argparse.Namespace) -> FocusModel:
     """The model that the options name, in this process."""
-    settings = _model_settings(args)
-    return FocusModel.from_pretrained(args.model, **settings)
+    return FocusModel.from_pretrained(args.model, **_model_settings(args))
 
 
 def _model_settings(args: argparse.Namespace) -> dict[str, Any]:
@@ -160,33 +158,41 @@ def _sides_read(args: argparse.Namespace) -> list[Side]:
 
 def _sides_of(args: argparse.Namespace, sides: Sequence[Side], n: int, documents: int) -> list[Samples]:
     """Samples of each side; a file is read once for all."""
-    if args.data == "synthetic":
-        return [synthetic_samples(args, _synthetic_split(side), n, documents) for side in sides]
-    positions = args.gold_positions or spread_positions(documents)
-    data = load_multidoc(args.data, num_documents=documents, gold_positions=positions, seed=args.seed)
-    halves = [data if side == "all" else data.split(seed=args.seed)[side == "test"] for side in sides]
-    chosen = [half.sample(min(n, half.questions), args.seed) for half in halves]
-    return [Samples(half, cast("dict[str, Any]", half.description)) for half in chosen]
+    return _opened([_selection(args, side, n, documents) for side in sides])
 
 
-def _synthetic_split(side: Side) -> Split:
-    if side == "all":
+def _selection(args: argparse.Namespace, part: Part, n: int, documents: int) -> SampleSelection:
+    if args.data == SYNTHETIC and part == "all":
         raise ValueError(
             "--split all is for data files; the synthetic corpus has train, validation and test, which share no "
             "names and values: choose --split train or --split test"
         )
-    return side
+    return SampleSelection(
+        Path(args.data).name,
+        num_documents=documents,
+        gold_positions=tuple(args.gold_positions or spread_positions(documents)),
+        part=part,
+        questions=n,
+        seed=args.seed,
+        path=Path(args.data),
+    )
 
 
 def synthetic_samples(args: argparse.Namespace, split: Split, n: int, documents: int = 20) -> Samples:
     """One sample for each of ``n`` questions of the synthetic corpus, the gold positions in turn."""
-    positions: Sequence[int] = args.gold_positions or spread_positions(documents)
-    many = load_synthetic(
-        n * len(positions), num_documents=documents, gold_positions=positions, split=split, seed=args.seed
-    )
-    samples = [many[i * len(positions) + i % len(positions)] for i in range(n)]
-    description = {"file": "synthetic", "split": split, "num_documents": documents, "gold_positions": list(positions)}
-    return Samples(samples, {**description, "seed": args.seed})
+    return _opened([_selection(args, split, n, documents)])[0]
+
+
+def _opened(selections: Sequence[SampleSelection]) -> list[Samples]:
+    opened = zip(selections, open_selections(selections), strict=True)
+    return [Samples(samples, {**selection.describe(), **_facts(samples)}) for selection, samples in opened]
+
+
+def _facts(samples: Sequence[MultiDocSample]) -> dict[str, Any]:
+    """Facts of the file that samples come from."""
+    if not isinstance(samples, MultiDocData):
+        return {}
+    return {name: samples.description[name] for name in ("sha256", "kind", "dropped_answers", "questions")}
 
 
 def score_samples(
@@ -254,15 +260,6 @@ def count_heads(option: str, given: int | None, n: int, default: int = 20) -> in
     if not 1 <= given <= n:
         raise ValueError(f"{option} {given}: there are {n} heads to choose from; give a number from 1 to {n}")
     return given
-
-
-def open_directions(source: str) -> FocusDirections:
-    """Directions saved by this package or published by the paper's authors, from a directory or the hub."""
-    if any(Path(source).glob("head_q_directions_*.pth")):
-        return FocusDirections.from_published(source)
-    if not Path(source).is_dir() and (source.count("/") != 1 or source.startswith((".", "/", "~"))):
-        raise FileNotFoundError(f"there is no directory {source!r}; directions are a directory or USER/NAME on the hub")
-    return FocusDirections.load(source)
 
 
 def print_table(frame: pd.DataFrame, *, most: int | None = None) -> None:

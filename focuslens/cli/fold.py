@@ -80,9 +80,10 @@ def _document(args: argparse.Namespace, directory: Path, left_out: tuple[str, ..
 
 
 def _steering(args: argparse.Namespace) -> FocusSteering:
-    from focuslens.cli.common import count_heads, open_directions
+    from focuslens.cli.common import count_heads
     from focuslens.heads import load_ranking
     from focuslens.interventions import FocusSteering
+    from focuslens.interventions.directions import open_directions
 
     directions = open_directions(args.directions)
     ranked = load_ranking(args.heads) if args.heads else list(directions.heads)

@@ -12,7 +12,6 @@ from focuslens.cli.common import (
     Samples,
     count_heads,
     get_ranking,
-    open_directions,
     open_model,
     open_samples,
     run_description,
@@ -20,6 +19,7 @@ from focuslens.cli.common import (
 from focuslens.cli.output import document
 from focuslens.hooks import Intervention
 from focuslens.interventions import FocusSteering, SplitSoftmax
+from focuslens.interventions.directions import open_directions
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.answers import sub_exact_match
 from focuslens.prompts.prompt import MultiDocSample

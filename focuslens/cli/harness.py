@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
-from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
@@ -40,19 +39,14 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _command(args: argparse.Namespace) -> str:
     """What runs the task on ``--model``, for a shell, from whichever directory."""
-    model = _place(args.model)
+    from focuslens.model.loading import checkpoint_path
+
+    model = checkpoint_path(args.model)
     # As JSON: what else lm-eval reads takes a comma in a path for the end of it, and a name of digits for a number.
     settings = {"pretrained": model, "dtype": "float32", **({"trust_remote_code": True} if _brings_code(model) else {})}
     words = ["lm-eval", "run", "--model", "hf", "--model_args", json.dumps(settings)]
     words += ["--include_path", str(Path(args.out).resolve()), "--tasks", args.name]
     return shlex.join([*words, *(["--apply_chat_template"] if _is_chat(model) else [])])
-
-
-def _place(model: str) -> str:
-    """A directory by its full path, a name on the hub as it is."""
-    if model == "demo":
-        model = str(resources.files("focuslens") / "assets" / "demo")
-    return str(Path(model).resolve()) if Path(model).is_dir() else model
 
 
 def _brings_code(model: str) -> bool:

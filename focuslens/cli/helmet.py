@@ -138,13 +138,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _make_recall(args: argparse.Namespace) -> dict[str, Any]:
     from focuslens.data.needles import load_haystack
-    from focuslens.data.synthetic import build_tokenizer
     from focuslens.model.loading import load_tokenizer
     from focuslens.studies.helmet.recall import NEEDLE, make_recall
 
-    tokenizer = build_tokenizer() if args.tokenizer == "demo" else load_tokenizer(args.tokenizer)
     made = make_recall(
-        tokenizer,
+        load_tokenizer(args.tokenizer),
         args.out,
         args.lengths,
         samples=args.samples,
@@ -236,8 +234,8 @@ def _plan(args: argparse.Namespace, out: Path) -> Any:
 
 
 def _directions(args: argparse.Namespace) -> tuple[FocusDirections | None, Any]:
-    from focuslens.cli.common import open_directions
     from focuslens.heads import load_ranking
+    from focuslens.interventions.directions import open_directions
 
     if args.directions is None:
         for option in ("directions_of", "heads", "alpha"):

@@ -11,7 +11,6 @@ from typing import Any
 from focuslens.cli.common import (
     Samples,
     get_ranking,
-    open_directions,
     open_executor,
     open_samples,
     print_table,
@@ -29,7 +28,7 @@ from focuslens.evaluation import (
     steering_settings,
 )
 from focuslens.heads import Head, random_heads
-from focuslens.interventions.directions import FocusDirections
+from focuslens.interventions.directions import FocusDirections, open_directions
 from focuslens.model.execution import Executor
 from focuslens.model.focus_model import FocusModel
 from focuslens.util.files import write_json

@@ -10,10 +10,10 @@ import random
 import warnings
 from array import array
 from collections import Counter, OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import overload
+from typing import Any, overload
 
 from focuslens.data._distractors import draw_distractors
 from focuslens.data._lines import LineStore
@@ -240,7 +240,7 @@ class MultiDocData(Sequence[MultiDocSample]):
     line repeats an earlier question, the ``name`` of its samples has the line's number.
     """
 
-    def __init__(self, source: _Source, picks: Sequence[int], selection: tuple[str, ...] = ()) -> None:
+    def __init__(self, source: _Source, picks: Sequence[int], selection: tuple[Mapping[str, Any], ...] = ()) -> None:
         self._source, self._picks, self._selection = source, picks, selection
 
     def __len__(self) -> int:
@@ -252,8 +252,10 @@ class MultiDocData(Sequence[MultiDocSample]):
     def __getitem__(self, index: slice) -> MultiDocData: ...
     def __getitem__(self, index: int | slice) -> MultiDocSample | MultiDocData:
         if isinstance(index, slice):
-            bounds = ":".join(map(str, index.indices(len(self))))
-            return self._view(self._picks[index], f"[{bounds}]")
+            start, stop, by = index.indices(len(self))
+            # Python's own -1, for a slice that runs backwards to the first sample, would mean the last one in a slice.
+            step = {"step": "slice", "start": start, "stop": None if stop < 0 else stop, "by": by}
+            return self._view(self._picks[index], step)
         try:
             pick = self._picks[index]
         except IndexError:
@@ -294,7 +296,7 @@ class MultiDocData(Sequence[MultiDocSample]):
         """Description of these samples for a result file. Equal descriptions mean equal samples.
 
         ``sha256`` is the digest of the whole file, computed at the first access. ``selection`` lists the slices, splits
-        and samplings that led to this view.
+        and samplings that led to this view; :meth:`SampleSelection.reopen` follows them.
         """
         source, positions = self._source, self._source.layout.gold_positions
         return {
@@ -306,7 +308,7 @@ class MultiDocData(Sequence[MultiDocSample]):
             "seed": source.layout.seed,
             "limit": source.limit,
             "dropped_answers": len(source.dropped),
-            "selection": list(self._selection),
+            "selection": [dict(step) for step in self._selection],
             "questions": self.questions,
             "samples": len(self),
         }
@@ -330,9 +332,9 @@ class MultiDocData(Sequence[MultiDocSample]):
                 f"fraction {fraction} of {len(groups)} question(s) leaves nothing on one side; "
                 "it must lie between 0 and 1 and give each side at least one question"
             )
-        step = f"split(fraction={fraction}, seed={seed})"
+        step = {"step": "split", "fraction": fraction, "seed": seed}
         train, test = ([pick for group in side for pick in group] for side in (groups[:cut], groups[cut:]))
-        return self._view(train, f"{step}[0]"), self._view(test, f"{step}[1]")
+        return self._view(train, {**step, "side": 0}), self._view(test, {**step, "side": 1})
 
     def sample(self, n: int, seed: int = 42) -> MultiDocData:
         """``n`` samples of different questions, drawn at random and spread evenly over the gold positions.
@@ -354,13 +356,13 @@ class MultiDocData(Sequence[MultiDocSample]):
             pick = min(group, key=lambda pick: (used[pick % self._source.layout.slots], rng.random()))
             used[pick % self._source.layout.slots] += 1
             picks.append(pick)
-        return self._view(picks, f"sample({n}, seed={seed})")
+        return self._view(picks, {"step": "sample", "n": n, "seed": seed})
 
     def close(self) -> None:
         """Close the file for all views and delete its temporary copy. Samples cannot be read afterwards."""
         self._source.store.close()
 
-    def _view(self, picks: Sequence[int], step: str) -> MultiDocData:
+    def _view(self, picks: Sequence[int], step: Mapping[str, Any]) -> MultiDocData:
         return MultiDocData(self._source, picks, (*self._selection, step))
 
     def _by_question(self) -> dict[int, list[int]]:

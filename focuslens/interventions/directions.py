@@ -22,7 +22,7 @@ from focuslens.util.html import bar, card, details, shorten, table
 if TYPE_CHECKING:
     from focuslens.heads import ModelShape
 
-__all__ = ["FocusDirections", "Site"]
+__all__ = ["FocusDirections", "Site", "open_directions"]
 
 Site: TypeAlias = Literal["rotary", "projection"]
 """Hook points of the vectors: after the rotary embedding (``hook_rot_q``) or before it (``hook_q``, ``hook_k``)."""
@@ -279,6 +279,24 @@ class FocusDirections:
         heads = [Head(layer, head) for layer in layers for head in range(n_heads)]
         provenance = {"source": f"{_PUBLISHED}{directory.parent.name}", "shape": shape}
         return cls(heads, torch.cat(query), torch.cat(key), "rotary", provenance)
+
+
+def open_directions(source: str | Path) -> FocusDirections:
+    """Directions in the files of this package or of the paper's authors.
+
+    Args:
+        source: Directory of either kind, or a repository on the hub (``user/name``).
+
+    Raises:
+        FileNotFoundError: If there is no such directory or repository, or it lacks a file.
+        ValueError: If the files are of another format, or do not fit together.
+    """
+    if any(Path(source).glob("head_q_directions_*.pth")):
+        return FocusDirections.from_published(source)
+    name = str(source)
+    if not Path(source).is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        raise FileNotFoundError(f"there is no directory {name!r}; directions are a directory or USER/NAME on the hub")
+    return FocusDirections.load(source)
 
 
 def _published(path: Path) -> Float[Tensor, "n_heads d_head"]:

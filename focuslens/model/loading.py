@@ -87,6 +87,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         PermissionError: If access to the model has to be granted.
         ValueError: If it is not a fast tokenizer (only those tell which characters a token covers).
     """
+    name = checkpoint_path(name)
     require_checkpoint(name)
     with told_errors(name, revision):
         tokenizer = cast("Any", AutoTokenizer).from_pretrained(name, revision=revision)

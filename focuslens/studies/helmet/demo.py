@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from focuslens.data.synthetic import Split, build_tokenizer, load_synthetic, spread_positions
+from focuslens.data.selection import SampleSelection
+from focuslens.data.synthetic import Split, build_tokenizer, spread_positions
 from focuslens.prompts.prompt import MultiDocSample
 from focuslens.studies.helmet.recall import Recall, Rows, write_sets
 from focuslens.studies.helmet.tasks import NEEDLE_QA
@@ -67,12 +68,11 @@ def _fitting(tokenizer: Any, length: int, samples: int, split: Split, seed: int)
     raise ValueError(f"length {length} has room for {room} tokens of documents, and {_FEWEST} of them have more")
 
 
-def _questions(samples: int, documents: int, split: Split, seed: int) -> list[MultiDocSample]:
+def _questions(samples: int, documents: int, split: Split, seed: int) -> Sequence[MultiDocSample]:
     positions = spread_positions(documents)
-    every = load_synthetic(
-        samples * len(positions), num_documents=documents, gold_positions=positions, split=split, seed=seed
-    )
-    return [every[i * len(positions) + i % len(positions)] for i in range(samples)]
+    return SampleSelection(
+        num_documents=documents, gold_positions=positions, part=split, questions=samples, seed=seed
+    ).open()
 
 
 def _row(index: int, sample: MultiDocSample) -> dict[str, Any]:

@@ -11,20 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from focuslens.data.multidoc import MultiDocData, load_multidoc
-from focuslens.data.synthetic import load_synthetic
+from focuslens.data.selection import SampleSelection, open_selections
 from focuslens.directions.training import train_focus_directions
 from focuslens.evaluation import Interval, Setting, Sweep, bootstrap_mean, resampled_means, run_sweep
 from focuslens.heads import Head
 from focuslens.hooks import Intervention
-from focuslens.interventions.directions import FocusDirections
+from focuslens.interventions.directions import FocusDirections, open_directions
 from focuslens.model.batching import RunOptions
 from focuslens.model.execution import Executor
 from focuslens.model.focus_model import FocusModel
@@ -36,7 +35,8 @@ from focuslens.util.files import versions, write_json
 
 __all__ = ["Part", "Study"]
 
-Part = Literal["train", "validation", "test"]
+Part: TypeAlias = Literal["train", "validation", "test"]
+_PARTS: tuple[Part, ...] = get_args(Part)
 
 
 @dataclass(frozen=True)
@@ -68,24 +68,27 @@ class Study:
     @cached_property
     def model(self) -> FocusModel:
         """The model, in this process."""
-        options = dict(self.settings.model_options)
-        return FocusModel.from_pretrained(self.settings.model, **options)
+        return FocusModel.from_pretrained(self.settings.model, **self.settings.model_options)
 
-    @cached_property
-    def _halves(self) -> dict[Part, MultiDocData]:
-        """Training, validation and test questions of a file; validation is taken out of the training half."""
+    def selection(self, part: Part) -> SampleSelection:
+        """The choice of one part's samples.
+
+        Validation questions of a file are taken out of its training half: a fifth of it where the settings give no
+        number.
+        """
         data = self.settings.data
-        positions = [place - 1 for place in data.gold_positions]
-        whole = load_multidoc(
-            self.data_file or data.file,
+        questions: dict[Part, int | None] = {"train": data.train, "validation": data.validation, "test": data.test}
+        return SampleSelection(
+            data.file,
             num_documents=data.documents,
-            gold_positions=positions,
+            gold_positions=tuple(place - 1 for place in data.gold_positions),
+            part=part,
+            questions=questions[part],
+            every_position=data.every_position,
+            validation=0.2 if data.validation is None else data.validation,
             seed=self.settings.seed,
+            path=self.data_file,
         )
-        train, test = whole.split(seed=self.settings.seed)
-        share = 0.2 if data.validation is None else min(0.5, data.validation / train.questions)
-        train, validation = train.split(1 - share, seed=self.settings.seed)
-        return {"train": train, "validation": validation, "test": test}
 
     def samples(self, part: Part) -> Sequence[MultiDocSample]:
         """The samples of one part."""
@@ -119,32 +122,8 @@ class Study:
         ]
 
     @cached_property
-    def _samples(self) -> dict[Part, list[MultiDocSample]]:
-        parts: tuple[Part, ...] = ("train", "validation", "test")
-        return {part: self._load(part) for part in parts}
-
-    def _load(self, part: Part) -> list[MultiDocSample]:
-        data, seed = self.settings.data, self.settings.seed
-        wanted: int | None = getattr(data, part)
-        if data.file == "synthetic":
-            positions, n = [place - 1 for place in data.gold_positions], 100 if wanted is None else wanted
-            every = load_synthetic(
-                n * len(positions),
-                num_documents=data.documents,
-                gold_positions=positions,
-                split=part,
-                seed=seed,
-            )
-            if data.every_position:
-                return every
-            return [every[i * len(positions) + i % len(positions)] for i in range(n)]
-        half = self._halves[part]
-        n = half.questions if wanted is None else min(wanted, half.questions)
-        chosen = half.sample(n, seed)
-        if not data.every_position:
-            return list(chosen)
-        questions = {sample.question_id for sample in chosen}
-        return [sample for sample in half if sample.question_id in questions]
+    def _samples(self) -> dict[Part, Sequence[MultiDocSample]]:
+        return dict(zip(_PARTS, open_selections(map(self.selection, _PARTS)), strict=True))
 
     def header(self, key: str, *sections: str) -> dict[str, Any]:
         """Origin of an artefact: the model, its questions, and the settings' sections that the artefact depends on.
@@ -227,7 +206,7 @@ class Study:
             max_new_tokens=self.settings.max_new_tokens,
             batch_tokens=self.settings.batch_tokens,
             out=self.folder(key) / f"{part}-{self._digest(settings)}.jsonl",
-            data={"part": part, **asdict(self.settings.data)},
+            data=self.selection(part).describe(),
             seed=self.settings.seed,
             progress=self.progress,
         )
@@ -249,7 +228,7 @@ class Study:
         """
         settings = self.settings.directions
         if settings.source != "train":
-            given = _open_directions(Path(settings.source))
+            given = open_directions(settings.source)
             if given.site != site:
                 raise ValueError(f"the directions in {settings.source} act at the {given.site} site, not at {site!r}")
             return given
@@ -272,7 +251,7 @@ class Study:
             memory_gb=settings.memory_gb,
             batch_tokens=self.settings.batch_tokens,
             checkpoint=folder / f"checkpoint-{_short(made_of)}.pt",
-            data={"part": "train", **asdict(self.settings.data)},
+            data=self.selection("train").describe(),
             progress=self.progress,
         )
         # The record must never be beside vectors that it does not describe.
@@ -292,10 +271,4 @@ def _stored_directions(folder: Path, made_of: Mapping[str, Any]) -> FocusDirecti
     path = folder / "made_of.json"
     if not path.is_file() or json.loads(path.read_text()) != json.loads(json.dumps(made_of)):
         return None
-    return FocusDirections.load(folder)
-
-
-def _open_directions(folder: Path) -> FocusDirections:
-    if any(folder.glob("head_q_directions_*.pth")):
-        return FocusDirections.from_published(folder)
     return FocusDirections.load(folder)

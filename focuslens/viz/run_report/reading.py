@@ -48,9 +48,9 @@ class StoredSweep:
 
     @property
     def part(self) -> str:
-        """Which part of the data it is on, where the file says."""
-        data = self.sweep.header.get("data", {})
-        return str(data.get("split") or data.get("part") or "")
+        """Part of the data; empty for all of it, and where the file does not name one."""
+        part = str(self.sweep.header.get("data", {}).get("part", ""))
+        return "" if part == "all" else part
 
     @property
     def done(self) -> int:

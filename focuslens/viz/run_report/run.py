@@ -130,9 +130,9 @@ def _model(description: Mapping[str, Any]) -> str:
 
 
 def _data(description: Mapping[str, Any]) -> str:
-    part = description.get("split") or description.get("part")
-    documents = description.get("num_documents", description.get("documents"))
+    part = description.get("part")
     return (
-        f"{description.get('file')}{f' ({part})' if part else ''}: {description.get('samples')} samples of {documents} "
-        f"documents, gold at {description.get('gold_positions')}, prompts {str(description.get('prompts_sha256'))[:16]}"
+        f"{description.get('file')}{f' ({part})' if part else ''}: {description.get('samples')} samples of "
+        f"{description.get('num_documents')} documents, gold at {description.get('gold_positions')}, "
+        f"prompts {str(description.get('prompts_sha256'))[:16]}"
     )

@@ -2,25 +2,17 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from focuslens.data.multidoc import MultiDocData, load_multidoc
-from focuslens.data.synthetic import load_synthetic
+from focuslens.data.selection import SampleSelection
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.prompt import MultiDocSample, prompts_digest
-from focuslens.studies.paper.settings import PaperSettings
-from focuslens.studies.paper.study import Study
 
 __all__ = ["NotHere", "reopen_model", "reopen_samples"]
 
 _BACKENDS: dict[str, Any] = {"HookedTransformer": "hooked", "TransformerBridge": "bridge"}
-_SPLIT = re.compile(r"split\(fraction=([\d.e-]+), seed=(-?\d+)\)\[([01])\]")
-_SAMPLE = re.compile(r"sample\((\d+), seed=(-?\d+)\)")
-_SLICE = re.compile(r"\[(-?\d+):(-?\d+):(-?\d+)\]")
 
 
 class NotHere(Exception):
@@ -37,65 +29,24 @@ def reopen_samples(header: Mapping[str, Any], file: Path | None = None) -> list[
     Raises:
         NotHere: If they cannot be had, or are others than the run's.
     """
-    data = header.get("data", {})
+    description = header.get("data", {})
+    name = description.get("file", "a file that is not named")
     try:
-        samples = _samples(data, int(header.get("seed", 0)), file)
-    except (FileNotFoundError, KeyError) as error:
-        name = data.get("file", "a file that is not named")
+        selection = SampleSelection.reopen(description, file)
+    except ValueError as error:
+        raise NotHere(f"the samples of {name} cannot be opened again: {error}") from error
+    try:
+        samples = list(selection.open())
+    except FileNotFoundError as error:
         raise NotHere(f"the samples are those of {name}, which is not here; say where it is with --data") from error
     except ValueError as error:
-        raise NotHere(f"the samples cannot be made of {data.get('file')} as it is here ({error})") from error
-    if prompts_digest(samples) != data.get("prompts_sha256"):
+        raise NotHere(f"the samples cannot be made of {name} as it is here ({error})") from error
+    if prompts_digest(samples) != description.get("prompts_sha256"):
         raise NotHere(
-            f"the samples that {data.get('file')} gives now are not those of the run (their prompts differ); "
+            f"the samples that {name} gives now are not those of the run (their prompts differ); "
             "say with --data where the run's own file is"
         )
     return samples
-
-
-def _samples(data: Mapping[str, Any], seed: int, file: Path | None) -> list[MultiDocSample]:
-    if "part" in data and "documents" in data:  # of focuslens paper, which counts positions from 1
-        wanted = replace(PaperSettings("", "").data, **{name: data[name] for name in _PAPER})
-        positions = tuple(int(one) for one in data["gold_positions"])
-        settings = PaperSettings("", "", data=replace(wanted, gold_positions=positions), seed=seed)
-        return list(Study(settings, Path(), data_file=file).samples(data["part"]))
-    positions = data["gold_positions"]
-    if data["file"] == "synthetic":
-        n = int(data["samples"])
-        many = load_synthetic(
-            n * len(positions),
-            num_documents=data["num_documents"],
-            gold_positions=positions,
-            split=data["split"],
-            seed=data["seed"],
-        )
-        return [many[i * len(positions) + i % len(positions)] for i in range(n)]
-    whole = load_multidoc(
-        file or data["file"],
-        num_documents=data["num_documents"],
-        gold_positions=positions,
-        seed=data["seed"],
-        limit=data["limit"],
-    )
-    return list(_selected(whole, data["selection"]))
-
-
-_PAPER = ("file", "documents", "every_position", "train", "validation", "test")
-
-
-def _selected(data: MultiDocData, steps: Sequence[str]) -> MultiDocData:
-    """The view that slices, splits and samplings led to, as :attr:`MultiDocData.description` lists them."""
-    for step in steps:
-        if found := _SPLIT.fullmatch(step):
-            data = data.split(float(found[1]), int(found[2]))[int(found[3])]
-        elif found := _SAMPLE.fullmatch(step):
-            data = data.sample(int(found[1]), int(found[2]))
-        elif found := _SLICE.fullmatch(step):
-            start, stop, by = (int(part) for part in found.groups())
-            data = data[start : None if stop < 0 else stop : by]
-        else:
-            raise KeyError(step)
-    return data
 
 
 def reopen_model(
@@ -125,13 +76,11 @@ def reopen_model(
         "device": device,
         "chat": description.get("chat"),
         "chat_template_kwargs": description.get("chat_template_kwargs"),
+        "revision": description.get("revision"),
+        "n_ctx": description.get("n_ctx"),
     }
     try:
-        if wanted == "demo":
-            model = FocusModel.demo(**options)
-        else:
-            options |= {"revision": description.get("revision"), "n_ctx": description.get("n_ctx")}
-            model = FocusModel.from_pretrained(wanted, **options)
+        model = FocusModel.from_pretrained(wanted, **options)
     except Exception as error:
         # Whatever keeps a model from being opened (no such directory, no network, no room) keeps views from the report.
         raise NotHere(

@@ -6,7 +6,6 @@ import csv
 import json
 import re
 import shutil
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +89,9 @@ def test_a_report_stands_alone_and_says_what_made_it(run: Path, recorded_run: Pa
 def test_findings_are_those_of_the_records(run: Path):
     text = Elements(page_of(run)).text
     # Samples 1 and 3 are right before; 0, 2 and 3 under the setting.
-    assert re.search(r"On 4 samples of 4 questions exact match is 0\.500 \[0\.000, 1\.000\] with all documents", text)
+    assert re.search(
+        r"On 4 test samples of 4 questions exact match is 0\.500 \[0\.000, 1\.000\] with all documents", text
+    )
     assert f"Focus directions: {STEERED}, chosen on the very questions it is shown on, which flatters it, gives" in text
     assert "0.750 [0.250, 1.000] against 0.500 [0.000, 1.000] without; 2 samples became right, 1 wrong" in text
     assert "(exact McNemar p = 1)" in text
@@ -109,7 +110,7 @@ def test_findings_are_those_of_the_records(run: Path):
 def test_tables_hold_every_setting_with_its_interval(run: Path):
     html = page_of(run)
     records = records_of(run / "steer" / "steering.jsonl")
-    rows = table(html[html.index(">Focus directions</h2>") :], "Exact match with its 95 % interval")
+    rows = table(html[html.index(">Focus directions, test questions</h2>") :], "Exact match with its 95 % interval")
     assert rows[0] == ["setting", "exact match", "low", "high", "gained", "lost", "p"]
     assert [row[0] for row in rows[1:]] == list(records[0]["results"])
     for name, em, low, high, *_ in rows[1:]:
@@ -256,7 +257,7 @@ def test_a_run_that_was_stopped_is_reported_as_far_as_it_got(copy: Path):
     path.write_text("".join(path.read_text().splitlines(keepends=True)[:4]))
     _, missing = write_run_report(copy, sources=Sources(views=0))
     assert "3 of 4 samples are done; the same command goes on with the others." in missing
-    assert "On 3 samples of 3 questions" in Elements(page_of(copy)).text
+    assert "On 3 test samples of 3 questions" in Elements(page_of(copy)).text
 
 
 def test_files_that_cannot_be_read_are_named(copy: Path):
@@ -340,7 +341,7 @@ def test_a_setting_chosen_on_validation_questions_is_the_one_reported(copy: Path
     for name, part in (("steering", "test"), ("validation", "validation")):
         header, *lines = text.splitlines()
         content = json.loads(header)
-        content["header"]["data"]["split"] = part
+        content["header"]["data"]["part"] = part
         (folder / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in [json.dumps(content), *lines]))
     judge(folder / "validation.jsonl", "steering alpha=-1 k=3", dict.fromkeys(range(4), (False, True)))
     write_run_report(folder, sources=Sources(views=0))
@@ -392,7 +393,7 @@ def test_a_paper_s_questions_are_found_again(every_position: bool, tmp_path: Pat
     data |= {"train": 2, "validation": 2, "test": 3}
     settings = load(tmp_path, {**content, "data": data})
     expected = Study(settings, tmp_path).samples("test")
-    described = {"part": "test", **asdict(settings.data), "prompts_sha256": prompts_digest(expected)}
+    described = {**Study(settings, tmp_path).selection("test").describe(), "prompts_sha256": prompts_digest(expected)}
     assert reopen_samples(json.loads(json.dumps({"data": described, "seed": 3}))) == list(expected)
     with pytest.raises(NotHere, match="not those of the run"):
         reopen_samples({"data": {**described, "prompts_sha256": "0"}, "seed": 3})
