@@ -265,10 +265,10 @@ def test_prompts_that_are_too_long(model, small, refused):
 @pytest.mark.parametrize(
     ("heads", "message"),
     [
-        ([3, 5], "3 is no head; heads are (layer, head) pairs, both counted from 0, such as [(12, 3), (14, 0)]"),
-        ((1, 0), "1 is no head; heads are (layer, head) pairs"),
-        (["L1H0"], "'L1H0' is no head; heads are (layer, head) pairs"),
-        ([(0.5, 1)], "(0.5, 1) is no head; heads are"),
+        ([3, 5], "3 is not a head; heads are (layer, head) pairs, both counted from 0, such as [(12, 3), (14, 0)]"),
+        ((1, 0), "1 is not a head; heads are (layer, head) pairs"),
+        (["L1H0"], "'L1H0' is not a head; heads are (layer, head) pairs"),
+        ([(0.5, 1)], "(0.5, 1) is not a head; heads are"),
         (3, "heads is 3; heads are (layer, head) pairs"),
     ],
 )
