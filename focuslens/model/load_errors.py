@@ -55,14 +55,14 @@ def require_decoder(config: Any, name: str) -> None:
     """
     architectures = list(config.architectures or [])
     if getattr(config, "is_encoder_decoder", False):
-        kind = "an encoder-decoder"
+        kind = "an encoder-decoder model"
     elif architectures and all(_NO_DECODER.search(architecture) for architecture in architectures):
-        kind = "no decoder that generates text"
+        kind = "a model that generates no text"
     else:
         return
     raise ValueError(
-        f"{name!r} is of the architecture {', '.join(architectures) or config.model_type}, {kind}; heads that read a "
-        "context are those of a decoder-only language model (LlamaForCausalLM, Qwen2ForCausalLM, ...)"
+        f"{name!r} has the architecture {', '.join(architectures) or config.model_type}, {kind}; it must be a "
+        "decoder-only language model (LlamaForCausalLM, Qwen2ForCausalLM, ...)"
     )
 
 
@@ -78,10 +78,10 @@ def explained_errors(name: str, revision: str | None = None) -> Generator[None]:
     try:
         yield
     except (OSError, ValueError) as error:
-        explained = _hub_error(name, revision, error) or _architecture_error(name, error)
-        if explained is None:
+        explanation = _hub_error(name, revision, error) or _architecture_error(name, error)
+        if explanation is None:
             raise
-        raise explained from error
+        raise explanation from error
 
 
 def _hub_error(name: str, revision: str | None, error: Exception) -> Exception | None:
@@ -138,12 +138,12 @@ def _architecture_error(name: str, error: Exception) -> ValueError | None:
     message = str(error)
     if model_type := re.search(r"model type `(\S+)` but Transformers does not recognize", message):
         return ValueError(
-            f"{name!r} is of the type {model_type[1]!r}, which this transformers does not know; a later one may: "
-            "pip install --upgrade transformers"
+            f"{name!r} has the type {model_type[1]!r}, which this version of transformers does not know; a later "
+            "version may: pip install --upgrade transformers"
         )
     if "Could not determine supported architecture" in message or "nsupported architecture" in message:
         return ValueError(
-            f"{name!r} is of the architecture {_architectures(name)}, for which TransformerLens has no adapter; Llama, "
+            f"{name!r} has the architecture {_architectures(name)}, for which TransformerLens has no adapter; Llama, "
             "Mistral, Qwen2, Qwen3 and most other decoder-only models have one"
         )
     return None

@@ -57,7 +57,7 @@ def checkpoint_path(name: str) -> str:
 
 
 def checked_device(device: str | None) -> str:
-    """The device itself, checked to exist; for ``None``, ``cuda`` if available, else ``cpu``.
+    """The device, checked to exist; by default ``cuda`` if available, else ``cpu``.
 
     Raises:
         ValueError: If the device does not exist.
@@ -122,24 +122,24 @@ def resolved_revision(name: str) -> str | None:
 def stop_ids(name: str, tokenizer: Any, revision: str | None = None) -> tuple[int, ...]:
     """Tokens that end a response: those of the generation config, or else the tokenizer's EOS token."""
     try:
-        declared: Any = cast("Any", GenerationConfig).from_pretrained(name, revision=revision).eos_token_id
+        stop: Any = cast("Any", GenerationConfig).from_pretrained(name, revision=revision).eos_token_id
     except OSError:
-        declared = None
-    if declared is None:
-        declared = tokenizer.eos_token_id
-    if declared is None:
+        stop = None
+    if stop is None:
+        stop = tokenizer.eos_token_id
+    if stop is None:
         return ()
-    return tuple(declared) if isinstance(declared, list) else (int(declared),)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    return tuple(stop) if isinstance(stop, list) else (int(stop),)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
 
 def repetition_penalty(name: str, revision: str | None = None) -> float:
     """Repetition penalty in a checkpoint's generation config; 1, which changes no logits, if it has none."""
     try:
         config: Any = cast("Any", GenerationConfig).from_pretrained(checkpoint_path(name), revision=revision)
-        declared = config.repetition_penalty
+        penalty = config.repetition_penalty
     except OSError:
-        declared = None
-    return 1.0 if declared is None else float(declared)
+        penalty = None
+    return 1.0 if penalty is None else float(penalty)
 
 
 def _rope(config: Any) -> dict[str, Any]:
@@ -259,7 +259,7 @@ def _hooked_entry(name: str, weight: Tensor, heads: dict[str, int], grouped: boo
 
 
 def _target(name: str) -> str:
-    """TransformerLens name of a Hugging Face parameter, or its module and kind, separated by a space.
+    """TransformerLens name of a Hugging Face parameter; for a projection, ``"MODULE weight"`` or ``"MODULE bias"``.
 
     Raises:
         ValueError: If the parameter has no place in a HookedTransformer.
@@ -282,20 +282,20 @@ def hooked_state_dict(state: dict[str, Tensor], cfg: Any) -> dict[str, Tensor]:
 
     key_value_heads = cfg.n_key_value_heads or cfg.n_heads
     heads = {"q": cfg.n_heads, "o": cfg.n_heads, "k": key_value_heads, "v": key_value_heads}
-    converted = dict(
+    weights = dict(
         _hooked_entry(name, weight, heads, cfg.n_key_value_heads is not None)
         for name, weight in state.items()
         if not name.endswith("rotary_emb.inv_freq")
     )
-    if "unembed.W_U" not in converted:
-        converted["unembed.W_U"] = converted["embed.W_E"].T
+    if "unembed.W_U" not in weights:
+        weights["unembed.W_U"] = weights["embed.W_E"].T
     meta_cfg = copy.deepcopy(cfg)
     meta_cfg.device = "meta"
     with torch.device("meta"):
         parameters = HookedTransformer(meta_cfg, move_to_device=False).state_dict()
     biases = {name: bias for name, bias in parameters.items() if re.search(r"\.b_|\._b_|\.b_U$", name)}
-    zeros = {name: torch.zeros(bias.shape, dtype=cfg.dtype) for name, bias in biases.items() if name not in converted}
-    return converted | zeros
+    zeros = {name: torch.zeros(bias.shape, dtype=cfg.dtype) for name, bias in biases.items() if name not in weights}
+    return weights | zeros
 
 
 def load_hooked(
