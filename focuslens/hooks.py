@@ -125,7 +125,7 @@ class Intervention(Protocol):
 
     @property
     def heads(self) -> tuple[Head, ...]:
-        """The heads it acts on."""
+        """Heads that the intervention acts on."""
         ...
 
     @property

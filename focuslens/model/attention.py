@@ -37,7 +37,7 @@ BLOCK = 2**24
 
 
 class Segment(NamedTuple):
-    """Keys and values of consecutive columns. ``copies`` consecutive rows of the batch read those of one prompt."""
+    """Keys and values of consecutive columns. ``copies`` consecutive rows of the batch share those of each prompt."""
 
     keys: Float[Tensor, "prompt kv_head column d_head"]
     values: Float[Tensor, "prompt kv_head column d_head"]

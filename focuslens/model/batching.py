@@ -22,7 +22,7 @@ _OUT_OF_MEMORY = ("can't allocate memory", "MPS backend out of memory", "CUBLAS_
 
 
 class WorkerLostError(ChildProcessError):
-    """A call was lost with its worker, and again with each worker that repeated it."""
+    """Error for a call that was lost with its worker, and again with each worker that repeated it."""
 
 
 def map_batches(

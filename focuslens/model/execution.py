@@ -47,7 +47,7 @@ class Executor(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Device in this process that the tensors of results are on."""
+        """Device of the tensors in results, in this process."""
         ...
 
     def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:

@@ -132,7 +132,7 @@ def repetition_penalised(batch: PromptBatch, penalty: float) -> Penalty:
         ValueError: If the penalty is not above 0.
     """
     if penalty <= 0:
-        raise ValueError(f"repetition_penalty is {penalty}; it must be above 0, and 1 is none")
+        raise ValueError(f"repetition_penalty is {penalty}; it must be above 0, and 1 means no penalty")
     if penalty == 1:
         return lambda logits, steps: logits
     processor = RepetitionPenaltyLogitsProcessor(float(penalty))

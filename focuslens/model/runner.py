@@ -160,7 +160,7 @@ class ModelRunner(ABC):
         Args:
             prompts: One prompt or several.
             interventions: Applied in order.
-            hold_last: Whether to run every token of a prompt except the last.
+            hold_last: Whether to hold back the last token of each prompt.
             keep: Layers whose inputs are stored in the prefix; :meth:`rerun` can start at these layers.
 
         Raises:
