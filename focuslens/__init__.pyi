@@ -1,4 +1,4 @@
-"""The public names and where they live; they are imported from there when they are first used."""
+"""Public names and the modules that define them; each is imported on first use."""
 
 from . import viz as viz
 from .data.multidoc import MultiDocData, load_multidoc

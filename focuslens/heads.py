@@ -33,7 +33,7 @@ __all__ = [
 
 
 class Head(NamedTuple):
-    """One query head, by layer and index within the layer, both from 0. Equal to the plain tuple."""
+    """A query head: its layer and its index within the layer, both counted from 0; equal to the plain tuple."""
 
     layer: int
     head: int
@@ -55,51 +55,48 @@ class ModelShape:
     n_ctx: int
 
     def key_value_head(self, head: int) -> int:
-        """The key-value head whose keys and values query head ``head`` reads."""
+        """Index of the key-value head that the query head ``head`` reads."""
         return head // (self.n_heads // self.n_key_value_heads)
 
 
 class HeadList(list[Head]):
-    """Heads in an order, such as a ranking: an ordinary list that a person can read.
-
-    Slices and sums are of the same kind.
-    """
+    """Ordered heads, such as a ranking: a list with a readable representation. A slice is a ``HeadList`` too."""
 
     @overload
     def __getitem__(self, index: SupportsIndex) -> Head: ...
     @overload
     def __getitem__(self, index: slice) -> HeadList: ...
     def __getitem__(self, index: SupportsIndex | slice) -> Head | HeadList:
-        found = super().__getitem__(index)
-        return HeadList(found) if isinstance(found, list) else found
+        selection = super().__getitem__(index)
+        return HeadList(selection) if isinstance(selection, list) else selection
 
     def __repr__(self) -> str:
-        shown = [str(head) for head in self[:_SHOWN]]
+        names = [str(head) for head in self[:_SHOWN]]
         rest = f", ... {len(self)} heads" if len(self) > _SHOWN else ""
-        return f"[{', '.join(shown)}{rest}]"
+        return f"[{', '.join(names)}{rest}]"
 
     def _repr_html_(self) -> str:
         layers = heads_by_layer(self)
-        rows = [(layer, ", ".join(f"H{head}" for head in sorted(own))) for layer, own in layers.items()]
+        rows = [(layer, ", ".join(f"H{head}" for head in sorted(indices))) for layer, indices in layers.items()]
         order = " ".join(f"{i}. {head}" for i, head in enumerate(self[:_SHOWN], start=1))
-        more = f" ... {len(self)}" if len(self) > _SHOWN else ""
-        plain = Markup(f"<div>{order}{more}</div>")
-        return card(f"{len(self)} heads", plain, details("By layer", table(("layer", "heads"), rows)))
+        rest = f" ... {len(self)}" if len(self) > _SHOWN else ""
+        ranking = Markup(f"<div>{order}{rest}</div>")
+        return card(f"{len(self)} heads", ranking, details("By layer", table(("layer", "heads"), rows)))
 
 
 _SHOWN = 40
-"""Heads of a list that are written out."""
+"""Most heads that a representation lists."""
 
 
 def as_heads(pairs: Iterable[tuple[int, int]]) -> tuple[Head, ...]:
-    """``(layer, head)`` pairs as heads; integers of any library (a row of an array or a table) become Python's own.
+    """Heads of ``(layer, head)`` pairs. Integers of other libraries, such as NumPy's, become Python's.
 
     Raises:
-        TypeError: If what is given is no pairs of integers.
+        TypeError: If ``pairs`` does not consist of pairs of integers.
     """
     if isinstance(pairs, str) or not isinstance(pairs, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"heads is {pairs!r}; {_PAIRS}")
-    return tuple(_as_head(one) for one in pairs)
+    return tuple(_as_head(pair) for pair in pairs)
 
 
 _PAIRS = "heads are (layer, head) pairs, both counted from 0, such as [(12, 3), (14, 0)]"
@@ -110,7 +107,7 @@ def _as_head(pair: Any) -> Head:
         layer, head = pair
         return Head(operator.index(layer), operator.index(head))
     except (TypeError, ValueError) as error:
-        raise TypeError(f"{pair!r} is no head; {_PAIRS}") from error
+        raise TypeError(f"{pair!r} is not a head; {_PAIRS}") from error
 
 
 def rank_heads(scores: Float[Tensor, "layer head"]) -> HeadList:
@@ -142,7 +139,7 @@ def random_heads(
 ) -> HeadList:
     """``k`` different heads drawn uniformly from those not excluded: the control for a set of contextual heads.
 
-    A draw of fewer heads with the same seed and exclusions is a prefix of a draw of more.
+    With the same seed and exclusions, a smaller draw is a prefix of a larger one.
 
     Raises:
         ValueError: If fewer than ``k`` heads are left.
@@ -157,7 +154,7 @@ def random_heads(
 
 
 def heads_by_layer(heads: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
-    """Head indices of each layer that has any, layers ascending, indices in the order given."""
+    """Head indices by layer: layers in ascending order, indices in the order of ``heads``."""
     grouped: defaultdict[int, list[int]] = defaultdict(list)
     for layer, head in heads:
         grouped[layer].append(head)
@@ -165,10 +162,10 @@ def heads_by_layer(heads: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
 
 
 def check_heads(heads: Iterable[tuple[int, int]], n_layers: int, n_heads: int) -> tuple[Head, ...]:
-    """The heads as a tuple of :class:`Head`.
+    """Heads as a tuple of :class:`Head`, checked against the sizes of a model.
 
     Raises:
-        ValueError: If a head is named twice or does not exist in a model of this shape.
+        ValueError: If a head is named twice or does not exist in the model.
     """
     checked = as_heads(heads)
     for layer, head in checked:
@@ -178,20 +175,20 @@ def check_heads(heads: Iterable[tuple[int, int]], n_layers: int, n_heads: int) -
                 f"with heads 0 to {n_heads - 1}"
             )
     if len(set(checked)) < len(checked):
-        twice = sorted({head for head in checked if checked.count(head) > 1})
-        raise ValueError(f"heads named more than once: {', '.join(map(str, twice))}")
+        duplicates = sorted({head for head in checked if checked.count(head) > 1})
+        raise ValueError(f"heads named more than once: {', '.join(map(str, duplicates))}")
     return checked
 
 
 @dataclass(frozen=True)
 class Sparsity:
-    """How many heads score above a threshold, and in which layers (section 2.2 of the paper).
+    """Number of heads that score above a threshold, and the layers they lie in (section 2.2 of the paper).
 
     Attributes:
-        threshold: The relevant contextual score that is exceeded.
-        count: Heads above it.
-        fraction: ``count`` over all heads.
-        layers: First and last layer that has one, or ``None`` where none does.
+        threshold: Relevant contextual score that the counted heads exceed.
+        count: Number of heads above the threshold.
+        fraction: ``count`` over the number of all heads.
+        layers: First and last layer with a counted head; ``None`` if no head is counted.
     """
 
     threshold: float
@@ -207,7 +204,7 @@ class Sparsity:
 def sparsity(
     scores: Float[Tensor, "layer head"], thresholds: Sequence[float] = (0.2, 0.1, 0.05)
 ) -> tuple[Sparsity, ...]:
-    """Counts of heads whose score is strictly above each threshold."""
+    """Counts of the heads that score strictly above each threshold."""
     rows: list[Sparsity] = []
     for threshold in thresholds:
         above = scores > threshold
@@ -220,11 +217,11 @@ def sparsity(
 def load_ranking(path: str | Path) -> HeadList:
     """A ranking of heads, best first, from a JSON file.
 
-    The file holds ``[[layer, head], ...]``, as the paper's authors publish it, or an object with such a list under
-    ``"heads"``, as ``focuslens heads`` writes it.
+    The file holds ``[[layer, head], ...]``, the format of the paper's authors, or an object with such a list under
+    ``"heads"``, the format of ``focuslens heads``.
 
     Raises:
-        ValueError: If the file is not such a list.
+        ValueError: If the file has neither format.
     """
     try:
         entries = json.loads(Path(path).read_text())

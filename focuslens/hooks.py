@@ -1,8 +1,8 @@
-"""The language interventions speak: ordinary TransformerLens hooks.
+"""Interventions as ordinary TransformerLens hooks, and the protocols that connect them with a model.
 
-A hook is a ``(name, function)`` pair, usable in anyone's ``run_with_hooks`` or ``hooks()``. With a key-value cache a
-forward pass sees only the newest rows, so a hook must know which column its first row stands in. Where the tensor
-holds a key axis that is ``number of keys - number of rows``; at the query hooks it is a :class:`Cursor`.
+A hook is a ``(name, function)`` pair that TransformerLens's ``run_with_hooks`` and ``hooks()`` accept. With a key-value
+cache a forward pass holds only the newest rows, so a hook must know the column of its first row. Where the tensor has a
+key axis, that column is ``number of keys - number of rows``. At the query hooks a :class:`Cursor` gives it.
 """
 
 from __future__ import annotations
@@ -32,25 +32,25 @@ __all__ = [
 ]
 
 Hook: TypeAlias = "tuple[str, Callable[[Tensor, Any], Tensor | None]]"
-"""A TransformerLens forward hook: the hook point's name and the function ``(tensor, hook) -> tensor or None``."""
+"""A TransformerLens forward hook: the name of a hook point and a function ``(tensor, hook) -> tensor or None``."""
 
 PromptLike: TypeAlias = "str | Prompt | EncodedPrompt | PromptBatch | Sequence[str] | Sequence[EncodedPrompt]"
-"""One prompt, or a batch of prompts that is padded on the left."""
+"""One prompt, or several prompts that form a left-padded batch."""
 
 
 def hook_name(layer: int, point: str) -> str:
-    """The full name of an attention hook point, e.g. ``blocks.3.attn.hook_pattern``."""
+    """Full name of an attention hook point, e.g. ``blocks.3.attn.hook_pattern``."""
     return f"blocks.{layer}.attn.{point}"
 
 
 def layer_of(name: str) -> int | None:
-    """The layer that a hook point is in; ``None`` for one outside the layers."""
+    """Layer of a hook point; ``None`` for a point outside the layers."""
     parts = name.split(".")
     return int(parts[1]) if parts[0] == "blocks" else None
 
 
 def last_layer(names: Iterable[str]) -> int | None:
-    """The last layer that any of the hook points is in; ``None`` where one is outside the layers, or there is none."""
+    """Last layer of the hook points; ``None`` without hook points, or with a point outside the layers."""
     layers = [layer_of(name) for name in names]
     return None if None in layers else max((layer for layer in layers if layer is not None), default=None)
 
@@ -59,33 +59,34 @@ _F = TypeVar("_F", bound="Callable[..., Any]")
 
 
 def row_wise(hook: _F) -> _F:
-    """Mark a hook on ``hook_attn_scores`` or ``hook_pattern`` that can do with some rows at a time.
+    """Mark a hook on ``hook_attn_scores`` or ``hook_pattern`` that accepts blocks of rows.
 
-    FocusLens then calls it with ``[batch head row key]`` blocks of bounded memory instead of once with all rows. A
-    block ends with its last row's own column: its first row stands in column ``number of keys - number of rows``.
+    FocusLens then calls the hook with ``[batch head row key]`` blocks of bounded memory, instead of once with all rows.
+    The last key of a block is the column of its last row, so the first row has the column
+    ``number of keys - number of rows``.
     """
     hook.row_wise = True  # type: ignore[attr-defined]
     return hook
 
 
 def is_row_wise(hook: Any) -> bool:
-    """Whether a hook is marked by :func:`row_wise`."""
+    """Whether :func:`row_wise` has marked a hook."""
     return bool(getattr(hook, "row_wise", False))
 
 
 @dataclass
 class Cursor:
-    """The column in which the rows of the current forward pass begin.
+    """Column of the first row of the current forward pass.
 
-    ``start`` is set by whoever runs the model pass by pass. Left at ``None``, as in a user's own ``run_with_hooks``,
-    it is inferred: a pass with at least as many rows as the prompt starts at column 0, a shorter one continues a
-    cache that holds everything before it.
+    :class:`focuslens.FocusModel` sets ``start`` before each pass. Where ``start`` is ``None``, as in a plain
+    ``run_with_hooks``, the column is inferred from the number of rows. A pass with at least as many rows as the prompt
+    starts at column 0; a shorter pass continues a cache that holds all earlier columns.
     """
 
     start: int | None = None
 
     def first_response_row(self, batch: PromptBatch, n_rows: int) -> int:
-        """Index of the first row of this pass that produces a response token."""
+        """Index of the first row in this pass that produces a response token."""
         if self.start is not None:
             return batch.first_response_row(self.start)
         return batch.width - 1 if n_rows >= batch.width else 0
@@ -93,11 +94,11 @@ class Cursor:
 
 @runtime_checkable
 class HookTarget(Protocol):
-    """The part of a model that an intervention needs to make its hooks; :class:`focuslens.FocusModel` is one."""
+    """Interface of a model from which an intervention makes its hooks; :class:`focuslens.FocusModel` has it."""
 
     @property
     def shape(self) -> ModelShape:
-        """Layers, heads and sizes."""
+        """Numbers of layers and heads, and other sizes."""
         ...
 
     def batch(self, prompts: PromptLike) -> PromptBatch:
@@ -105,41 +106,47 @@ class HookTarget(Protocol):
         ...
 
     def require_acting(self, names: Iterable[str]) -> None:
-        """Refuse hook points at which a hook changes nothing.
+        """Check that a hook on each of these hook points can change the logits.
 
         Raises:
-            ValueError: If the model has no such point, or it never fires, or ignores the value of a hook.
+            ValueError: If the model lacks a point, or a point never fires, or the model ignores the tensor that a hook
+                on it returns.
         """
         ...
 
     def cache_window(self, layer: int) -> int | None:
-        """Keys that TransformerLens's own cache keeps of a layer; ``None`` for all of them."""
+        """Most keys of a layer that TransformerLens's own cache keeps; ``None`` if it keeps all."""
         ...
 
 
 @runtime_checkable
 class Intervention(Protocol):
-    """A change of the forward pass: a frozen value that gives TransformerLens hooks."""
+    """A change of the forward pass: an immutable value that provides TransformerLens hooks."""
 
     @property
     def heads(self) -> tuple[Head, ...]:
-        """The heads it acts on."""
+        """Heads that the intervention acts on."""
         ...
 
     @property
     def changes_prompt(self) -> bool:
-        """Whether rows before the last prompt token change, and with them the prompt's keys and values."""
+        """Whether rows before the last prompt token change, and with these rows the prompt's keys and values."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Kind and settings, as JSON, for result files."""
+        """Kind and settings as JSON values, for result files."""
         ...
 
     def hooks(self, model: HookTarget, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
-        """Hooks for one prompt or one left-padded batch, in the order in which they must be added."""
+        """Hooks for one prompt or one left-padded batch, in the order in which a model must run them."""
         ...
 
 
 def on_prompt(interventions: Sequence[Intervention]) -> list[Intervention]:
-    """What changes the prompt's own rows; of an intervention that has a ``prompt_part()``, that part."""
-    return [getattr(one, "prompt_part", lambda one=one: one)() for one in interventions if one.changes_prompt]
+    """Interventions that change rows of the prompt, each reduced to its ``prompt_part()`` where it has one."""
+    return [_prompt_part(intervention) for intervention in interventions if intervention.changes_prompt]
+
+
+def _prompt_part(intervention: Intervention) -> Intervention:
+    part = getattr(intervention, "prompt_part", None)
+    return intervention if part is None else part()

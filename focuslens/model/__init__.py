@@ -1,1 +1,1 @@
-"""A TransformerLens model under interventions: checkpoints, passes, caches, decoding, and the attention engine."""
+"""A TransformerLens model under interventions: checkpoints, forward passes, caches, decoding, the attention engine."""

@@ -1,10 +1,10 @@
-"""The attention engine: what a layer reads, without a pattern that nobody looks at.
+"""Attention of one layer as functions of tensors: fused for the rows of a prompt, explicit for all other rows.
 
-Rows of a prompt go through ``scaled_dot_product_attention``, at a memory linear in the length. Rows that follow a
-prompt are few, and are computed explicitly over the keys and values kept so far, which any number of rows can share
-without a copy. So is every row of a layer whose scores or pattern are hooked.
+The rows of a prompt go through ``scaled_dot_product_attention``, whose memory is linear in the length. The rows after a
+prompt are few. They are computed explicitly over cached keys and values, which several rows of a batch can share
+without a copy. Every row of a layer with a hook on its scores or its pattern is computed explicitly too.
 
-Everything here is tensors in and tensors out; ``engine.py`` puts it under TransformerLens.
+``engine.py`` connects these functions with TransformerLens.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ __all__ = [
 ]
 
 SEALED = 256
-"""Columns from which on a segment is left alone: what follows begins a new one, so that appending copies little."""
+"""Columns of a full segment. Later columns begin a new segment, so that an append copies few columns."""
 
 BLOCK = 2**24
-"""Scores that are held at a time where nobody needs all of them."""
+"""Most attention scores in memory at a time, where no hook needs all rows at once."""
 
 
 class Segment(NamedTuple):
-    """Keys and values of consecutive columns; each prompt's are read by ``copies`` consecutive rows of the batch."""
+    """Keys and values of consecutive columns. ``copies`` consecutive rows of the batch share those of each prompt."""
 
     keys: Float[Tensor, "prompt kv_head column d_head"]
     values: Float[Tensor, "prompt kv_head column d_head"]
@@ -45,54 +45,54 @@ class Segment(NamedTuple):
 
     @property
     def columns(self) -> int:
-        """How many columns there are."""
+        """Number of columns."""
         return self.keys.shape[2]
 
 
 @dataclass
 class LayerCache:
-    """Rotated keys and values of one layer, in segments that are never changed: caches can share them."""
+    """Rotated keys and values of one layer, in immutable segments that several caches can share."""
 
     segments: tuple[Segment, ...] = ()
 
     @property
     def columns(self) -> int:
-        """How many columns there are."""
+        """Number of columns."""
         return sum(segment.columns for segment in self.segments)
 
     def append(
         self, keys: Float[Tensor, "batch row kv_head d_head"], values: Float[Tensor, "batch row kv_head d_head"]
     ) -> None:
-        """Add the columns of new rows."""
+        """Append the columns of new rows."""
         keys, values = (rearrange(x, "batch row kv d -> batch kv row d").contiguous() for x in (keys, values))
-        kept = self.segments
-        if kept and kept[-1].columns < SEALED and len(kept[-1].keys) == len(keys):
-            keys, values = torch.cat((kept[-1].keys, keys), dim=2), torch.cat((kept[-1].values, values), dim=2)
-            kept = kept[:-1]
-        self.segments = (*kept, Segment(keys, values))
+        segments = self.segments
+        if segments and segments[-1].columns < SEALED and len(segments[-1].keys) == len(keys):
+            *segments, last = segments
+            keys, values = torch.cat((last.keys, keys), dim=2), torch.cat((last.values, values), dim=2)
+        self.segments = (*segments, Segment(keys, values))
 
     def shared(self, copies: int) -> LayerCache:
-        """The same columns for a batch in which every row stands ``copies`` times."""
+        """A cache of the same columns for a batch that repeats every row ``copies`` times in succession."""
         return LayerCache(tuple(segment._replace(copies=segment.copies * copies) for segment in self.segments))
 
 
 def trim(segments: Sequence[Segment], columns: int) -> tuple[Segment, ...]:
-    """The first columns of all."""
-    kept: list[Segment] = []
+    """The first ``columns`` columns of the segments together."""
+    parts: list[Segment] = []
     for segment in segments:
         if columns <= 0:
             break
-        kept.append(segment._replace(keys=segment.keys[:, :, :columns], values=segment.values[:, :, :columns]))
+        parts.append(segment._replace(keys=segment.keys[:, :, :columns], values=segment.values[:, :, :columns]))
         columns -= segment.columns
-    return tuple(kept)
+    return tuple(parts)
 
 
 def visible_keys(
     n_rows: int, n_keys: int, padding_mask: Int[Tensor, "batch key"] | None, window: int | None, device: torch.device
 ) -> Bool[Tensor, "#batch 1 row key"]:
-    """Which keys each row attends to: those up to its own column that are no padding and inside its window.
+    """Mask of the keys that each row attends to: up to its own column, inside its window, and not padding.
 
-    Rows of the padding itself see their own column, so that no row is empty; nothing reads what they make of it.
+    A row of padding attends to its own column, so that no softmax is empty. No other row reads its output.
     """
     columns = torch.arange(n_keys, device=device)
     rows = columns[n_keys - n_rows :, None]
@@ -106,7 +106,7 @@ def visible_keys(
 
 
 def row_blocks(n_rows: int, scores_per_row: int) -> list[tuple[int, int]]:
-    """Ranges of rows whose scores fit into :data:`BLOCK`."""
+    """Ranges of rows ``(start, end)`` with at most :data:`BLOCK` scores each."""
     size = max(1, BLOCK // max(1, scores_per_row))
     return [(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
 
@@ -118,27 +118,29 @@ def attend_causally(
     window: int | None,
     scale: float,
 ) -> Float[Tensor, "batch row head d_head"]:
-    """Outputs of prompts that begin in the segment's first column, by the fused kernel.
+    """Attention outputs of whole prompts, by the fused kernel; the segment begins with the prompts' first column.
 
     Args:
         q: Rotated queries.
         segment: Keys and values of the same rows.
-        padding: Columns of padding to the left of each prompt, whose rows come out as zeros; ``None`` for none.
-        window: How many keys, its own included, a row sees at most; ``None`` for all.
-        scale: What query-key products are multiplied by.
+        padding: Number of padding columns to the left of each prompt; the outputs of padding rows are zero. ``None`` if
+            no prompt has padding.
+        window: Most keys that a row attends to, its own included; ``None`` for all.
+        scale: Factor of the query-key products.
     """
     q = rearrange(q, "batch row head d -> batch head row d")
     keys, values = segment.keys, segment.values
     if padding is None or not any(padding):
         z = _causal(q, keys, values, window, scale)
     else:
-        # One prompt at a time: a mask would cost memory quadratic in the length, and the fast kernels take none.
+        # Each prompt has its own kernel call. A mask for the padding would need memory quadratic in the length, and the
+        # fast kernels accept no mask.
         z = torch.zeros_like(q)
         for i, left in enumerate(padding):
             if left == q.shape[2]:
                 continue
-            own_q, own_keys, own_values = (x[i : i + 1, :, left:] for x in (q, keys, values))
-            z[i : i + 1, :, left:] = _causal(own_q, own_keys, own_values, window, scale)
+            prompt_q, prompt_keys, prompt_values = (x[i : i + 1, :, left:] for x in (q, keys, values))
+            z[i : i + 1, :, left:] = _causal(prompt_q, prompt_keys, prompt_values, window, scale)
     return rearrange(z, "batch head row d -> batch row head d")
 
 
@@ -149,6 +151,7 @@ def _causal(
     window: int | None,
     scale: float,
 ) -> Float[Tensor, "batch head row d_head"]:
+    """Causal attention of rows without padding; with a window, in blocks of ``window`` rows."""
     length = q.shape[2]
     masked = window is not None and window < length
     if not _kernel_groups(q.device.type, q.dtype, masked=masked):
@@ -161,15 +164,15 @@ def _causal(
     for start in range(0, length, window):
         end, first = min(start + window, length), max(0, start - window + 1)
         mask = visible_keys(end - start, end - first, None, window, q.device)
-        own = (q[:, :, start:end], keys[:, :, first:end], values[:, :, first:end])
-        parts.append(F.scaled_dot_product_attention(*own, attn_mask=mask, scale=scale, enable_gqa=grouped))
+        block = (q[:, :, start:end], keys[:, :, first:end], values[:, :, first:end])
+        parts.append(F.scaled_dot_product_attention(*block, attn_mask=mask, scale=scale, enable_gqa=grouped))
     return torch.cat(parts, dim=2)
 
 
 def _kernel_groups(device: str, dtype: torch.dtype, *, masked: bool) -> bool:
-    """Whether a kernel of linear memory reads grouped keys as they are; elsewhere each query head needs its own.
+    """Whether a kernel of linear memory accepts grouped keys; otherwise keys are repeated for every query head.
 
-    Off the CPU that is flash attention alone, which takes half precision and no mask.
+    On the CPU every kernel accepts them; on other devices only flash attention does, in half precision without a mask.
     """
     return device == "cpu" or (dtype in (torch.float16, torch.bfloat16) and not masked)
 
@@ -182,17 +185,18 @@ def attend_explicitly(
     on_scores: Callable[[Tensor], Tensor] | None = None,
     on_pattern: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "batch row head d_head"]:
-    """Outputs of some rows over all columns of the segments, with their scores and pattern to be seen and changed.
+    """Attention outputs of rows over all columns of the segments, with callbacks on scores and pattern.
 
-    Half-precision rows are computed in float32, as the fused kernels do, and float32 is what is seen.
+    Half-precision rows are computed in float32, as in the fused kernels. The callbacks receive float32 too.
 
     Args:
         q: Rotated queries.
-        segments: Keys and values; ``copies`` of one prompt's rows are one matrix product.
-        visible: Keys that each row attends to; ``None`` for all.
-        scale: What query-key products are multiplied by.
-        on_scores: Gets and gives ``[batch head row key]`` before the softmax, minus infinity where masked.
-        on_pattern: Gets and gives ``[batch head row key]`` after it.
+        segments: Keys and values. The ``copies`` rows that share a prompt are computed in one matrix product.
+        visible: Mask of the keys that each row attends to; ``None`` for all.
+        scale: Factor of the query-key products.
+        on_scores: Receives the scores ``[batch head row key]`` before the softmax, minus infinity where masked, and
+            returns the scores to use.
+        on_pattern: Receives the pattern ``[batch head row key]`` and returns the pattern to use.
     """
     exact = q if q.dtype in (torch.float32, torch.float64) else q.float()
     scores = torch.cat([_products(exact, segment, scale) for segment in segments], dim=-1)
@@ -202,7 +206,7 @@ def attend_explicitly(
         pattern = scores.softmax(dim=-1)
     else:
         pattern = on_scores(scores).to(exact.dtype).softmax(dim=-1)
-        # A row whose every key somebody has masked reads nothing.
+        # A hook may mask every key of a row; the output of such a row is zero.
         pattern = torch.where(pattern.isnan(), 0, pattern)
     if on_pattern is not None:
         pattern = on_pattern(pattern).to(exact.dtype)
@@ -212,7 +216,7 @@ def attend_explicitly(
 def _products(
     q: Float[Tensor, "batch row head d_head"], segment: Segment, scale: float
 ) -> Float[Tensor, "batch head row column"]:
-    """Scaled query-key products; rows of all copies and heads that share keys stand in one matrix."""
+    """Scaled query-key products. Rows of all copies and heads that share keys form one matrix."""
     copies, kv = segment.copies, segment.keys.shape[1]
     group = q.shape[2] // kv
     q = rearrange(q * scale, "(prompt copy) row (kv group) d -> prompt kv (copy group row) d", copy=copies, kv=kv)
@@ -225,17 +229,19 @@ def _products(
 def _mixtures(
     pattern: Float[Tensor, "batch head row key"], segments: Sequence[Segment]
 ) -> Float[Tensor, "batch row head d_head"]:
-    """Values weighted by the pattern."""
+    """Sums of the values, weighted by the pattern."""
     first, parts = 0, list[Tensor]()
     for segment in segments:
         weights, copies, kv = pattern[..., first : first + segment.columns], segment.copies, segment.keys.shape[1]
         rows = rearrange(
             weights, "(prompt copy) (kv group) row key -> prompt kv (copy group row) key", copy=copies, kv=kv
         )
-        mixed = rows @ segment.values.to(rows.dtype)
+        mixtures = rows @ segment.values.to(rows.dtype)
         group = pattern.shape[1] // kv
         parts.append(
-            rearrange(mixed, "prompt kv (copy group row) d -> (prompt copy) row (kv group) d", copy=copies, group=group)
+            rearrange(
+                mixtures, "prompt kv (copy group row) d -> (prompt copy) row (kv group) d", copy=copies, group=group
+            )
         )
         first += segment.columns
     return torch.stack(parts).sum(dim=0) if len(parts) > 1 else parts[0]

@@ -1,4 +1,4 @@
-"""Batches of similar length within a budget of tokens, which halves itself when memory runs out."""
+"""Batches of prompts of similar length within a budget of tokens, which is halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["BATCH_TOKENS", "RunOptions", "WorkerLostError", "is_out_of_memory", "map_batches", "release_memory"]
 
 BATCH_TOKENS = 2**14
-"""Prompt tokens that are run together by default; a longer prompt is run alone."""
+"""Default for the most prompt tokens of a batch, padding included; a longer prompt is a batch of its own."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +35,11 @@ class RunOptions:
 _T = TypeVar("_T")
 
 _OUT_OF_MEMORY = ("can't allocate memory", "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""What the CPU's allocator, Apple's GPUs and cuBLAS say in a plain ``RuntimeError``."""
+"""Words of a plain ``RuntimeError`` from the CPU's allocator, Apple's GPUs and cuBLAS."""
 
 
 class WorkerLostError(ChildProcessError):
-    """Whoever ran a piece of work was lost with it, time and again."""
+    """Error for a call that was lost with its worker, and again with each worker that repeated it."""
 
 
 def map_batches(
@@ -53,61 +53,64 @@ def map_batches(
     divisible: bool = False,
     alone: bool = False,
 ) -> Generator[tuple[list[int], _T]]:
-    """Run items in batches of similar length, shortest first: the same batches in the same order, whoever runs them.
+    """Run items in batches of similar length, shortest first. Batches and their order do not depend on the executor.
 
-    When memory runs out, the budget becomes half of what the batch held, a warning says so, and the batch is begun
-    again; an item that is too large alone is an error.
+    When a batch runs out of memory, the budget becomes half of the batch's tokens, a warning is given, and the items of
+    the batch are run again in smaller batches.
 
     Args:
-        executor: Runs the batches, perhaps several at a time.
-        function: Gets the model, the items of a batch and the budget as it is by then, and gives the batch's result.
-        items: What is run.
-        names: What an error calls each.
-        lengths: Tokens of each.
-        budget: Most tokens of a batch, padding included; an item that has more is a batch of its own.
-        divisible: Whether ``function`` does less at a time for a smaller budget even if it gets a single item.
-        alone: Whether each item is run by itself, and in the order given.
+        executor: Runs the batches, possibly several at a time.
+        function: Called with the model, the items of a batch and the current budget; returns the batch's result.
+        items: Arguments of ``function``, such as encoded prompts.
+        names: Name of each item, for errors.
+        lengths: Number of tokens of each item.
+        budget: Most tokens of a batch, padding included; a longer item is a batch of its own.
+        divisible: Whether ``function`` uses less memory with a smaller budget even on a single item.
+        alone: Whether each item is a batch of its own, in the order of ``items``.
+
+    Yields:
+        The indices of a batch's items, and the result of ``function``.
 
     Raises:
         ValueError: If the budget is not positive.
-        MemoryError: If one item alone does not fit into memory.
-        WorkerLostError: If a batch was lost with whoever ran it, time and again.
+        MemoryError: If a single item does not fit into memory.
+        WorkerLostError: If a batch was lost with its worker, and again with each worker that repeated it.
     """
     if budget < 1:
         raise ValueError(f"batch_tokens is {budget}; it must be at least 1")
     order = list(range(len(lengths))) if alone else sorted(range(len(lengths)), key=lambda index: lengths[index])
     while order:
         plan = [[index] for index in order] if alone else _batches(order, lengths, budget)
-        work = [([items[i] for i in batch], budget) for batch in plan]
-        results = executor.map(function, work)
+        calls = [([items[i] for i in batch], budget) for batch in plan]
+        results = executor.map(function, calls)
         for batch in plan:
-            held = len(batch) * lengths[batch[-1]]
+            n_tokens = len(batch) * lengths[batch[-1]]
             try:
-                made = next(results)
+                result = next(results)
             except WorkerLostError as error:
                 raise WorkerLostError(f"while {', '.join(names[i] for i in batch)} was run: {error}") from error
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
                 if len(batch) == 1 and (budget == 1 or not divisible):
-                    raise MemoryError(f"memory ran out on a single prompt of {held:,} tokens ({error})") from error
-                budget = max(1, min(budget, held) // 2)
+                    raise MemoryError(f"memory ran out on a single prompt of {n_tokens:,} tokens ({error})") from error
+                budget = max(1, min(budget, n_tokens) // 2)
             else:
                 order = order[len(batch) :]
-                yield batch, made
+                yield batch, result
                 continue
-            # Outside the handler, which keeps the failed pass and all its tensors alive.
+            # The memory is released outside the handler: inside it, the error keeps the failed pass's tensors alive.
             release_memory()
             warnings.warn(
-                f"memory ran out on {len(batch)} prompts of {held:,} tokens; going on with {budget:,} tokens a batch "
-                f"(batch_tokens={budget} begins there)",
+                f"memory ran out on {len(batch)} prompts of {n_tokens:,} tokens; going on with {budget:,} tokens per "
+                f"batch (batch_tokens={budget} avoids this)",
                 stacklevel=2,
             )
             break
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Items, shortest first, cut into batches that are within the budget where they hold more than one."""
+    """Batches of items, shortest first; every batch of two items or more is within the budget."""
     plan: list[list[int]] = []
     for index in order:
         if plan and (len(plan[-1]) + 1) * lengths[index] <= budget:
@@ -118,17 +121,17 @@ def _batches(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[
 
 
 def release_memory() -> None:
-    """Give back what a pass that failed has left."""
+    """Release the memory that a failed pass still holds."""
     gc.collect()
-    import torch  # not at the top, so that the command's help does without it
+    import torch  # imported here, so that the command's help does not import torch
 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error says that memory ran out: CUDA has an error of its own, others raise a ``RuntimeError``."""
+    """Whether an error reports that memory ran out: CUDA has its own error, other devices raise a ``RuntimeError``."""
     import torch
 
-    said = isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
-    return said or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    known = isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
+    return known or isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -1,8 +1,8 @@
-"""The attention engine under TransformerLens: what its caches, passes and hook points mean to it.
+"""The attention engine under TransformerLens: its caches, its passes, and the hook points of attention.
 
-A prompt's rows go through the fused kernel, rows that follow it are computed over the rotated keys kept so far.
-``hook_q``, ``hook_k``, ``hook_v``, ``hook_rot_q``, ``hook_rot_k`` and ``hook_z`` fire as usual; so do
-``hook_attn_scores`` and ``hook_pattern``, in layers where somebody looks at them.
+The rows of a prompt go through the fused kernel; the rows after it are computed over cached, rotated keys. ``hook_q``,
+``hook_k``, ``hook_v``, ``hook_rot_q``, ``hook_rot_k`` and ``hook_z`` always fire. ``hook_attn_scores`` and
+``hook_pattern`` fire in the layers where they have a hook.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ __all__ = [
 
 @dataclass
 class KeyValueCache:
-    """Keys and values of all layers, in the form that ``HookedTransformer`` asks for and the engine fills.
+    """Keys and values of all layers: filled by the engine, with the interface of ``HookedTransformer``'s own cache.
 
     Args:
-        layers: One cache a layer.
+        layers: One cache per layer.
         mask: 1 where a column holds a token, 0 where it is padding.
-        heads: Key-value heads a layer, and numbers a head.
+        heads: Number of key-value heads per layer, and ``d_head``.
     """
 
     layers: list[LayerCache]
@@ -64,53 +64,57 @@ class KeyValueCache:
         return cls([LayerCache() for _ in range(shape.n_layers)], mask, (shape.n_key_value_heads, shape.d_head))
 
     def shared(self, copies: int = 1) -> KeyValueCache:
-        """A cache for ``copies`` consecutive rows a prompt, which can grow without changing this one."""
+        """A cache with ``copies`` consecutive rows per prompt; it shares this cache's segments and grows on its own."""
         mask = repeat(self.mask, "batch column -> (batch copy) column", copy=copies)
         return KeyValueCache([layer.shared(copies) for layer in self.layers], mask, self.heads)
 
     def below(self, layer: int, copies: int) -> KeyValueCache:
-        """The layers below one, shared; that layer and those above are to be filled anew."""
-        shared = [kept.shared(copies) if i < layer else LayerCache() for i, kept in enumerate(self.layers)]
+        """A cache that shares the layers below ``layer``; ``layer`` and those above it are empty."""
+        layers = [cache.shared(copies) if i < layer else LayerCache() for i, cache in enumerate(self.layers)]
         mask = torch.zeros(len(self.mask) * copies, 0, dtype=self.mask.dtype, device=self.mask.device)
-        return KeyValueCache(shared, mask, self.heads)
+        return KeyValueCache(layers, mask, self.heads)
 
     def __getitem__(self, index: int) -> CacheEntry:
-        # A tensor without data: ``HookedTransformer`` reads the number of columns from its shape.
+        # The tensor has no data: ``HookedTransformer`` reads only the number of columns from its shape.
         layer = self.layers[index]
         return CacheEntry(layer, torch.empty(len(self.mask), layer.columns, *self.heads, device="meta"))
 
     def append_attention_mask(self, new: Int[Tensor, "batch row"]) -> Int[Tensor, "batch column"]:
-        """What ``HookedTransformer`` calls before its layers run."""
+        """Append the mask of new columns, and return the whole mask; ``HookedTransformer`` calls this before a pass."""
         self.mask = torch.cat((self.mask, new.to(self.mask.device)), dim=1)
         return self.mask
 
 
 class Filled(Exception):
-    """Raised where a pass that is run for its keys and values, or for its observers, has made the last of them."""
+    """Signal that ends a pass early: the keys, values and observations that it was run for are complete."""
 
 
 def stop_layer(blocks: Any, last: int | None, early: Sequence[str]) -> int | None:
-    """The first layer from ``last`` on of which nobody sees more than what leads to its keys; ``None`` for none."""
+    """The first layer, from ``last`` on, in which a pass may end as soon as the layer's keys and values are known.
+
+    Args:
+        blocks: The model's blocks.
+        last: Last layer whose keys or activations are needed; ``None`` for a pass that must not end early.
+        early: Names of the modules that run before a block's keys and values are known.
+
+    Returns:
+        The layer's index; ``None`` where the pass has to run to its end.
+    """
     later = range(len(blocks) if last is None else last, len(blocks))
     return next((layer for layer in later if _may_stop_at_keys(blocks[layer], early)), None)
 
 
 def _may_stop_at_keys(block: Any, early: Sequence[str]) -> bool:
-    """Whether nobody looks at what a block does with its keys and values.
-
-    Args:
-        block: The block.
-        early: Names of its modules that have run by then, and all that is inside them.
-    """
+    """Whether no module of a block has a hook, apart from the ``early`` modules and the modules inside them."""
     modules = [
         getattr(block.attn if name.startswith("attn.") else block, name.removeprefix("attn."), None) for name in early
     ]
-    run = {inner for module in modules if module is not None for inner in module.modules()}
-    return not any(is_hooked(module) for module in block.modules() if module not in run)
+    before_keys = {inner for module in modules if module is not None for inner in module.modules()}
+    return not any(is_hooked(module) for module in block.modules() if module not in before_keys)
 
 
 class CacheEntry(NamedTuple):
-    """One layer of a cache, as ``HookedTransformer`` sees it."""
+    """One layer of a cache, with the attribute that ``HookedTransformer`` reads."""
 
     layer: LayerCache
     past_keys: Tensor
@@ -118,11 +122,11 @@ class CacheEntry(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """The rows and columns of one forward pass, looked at once for all layers.
+    """Rows and columns of one forward pass, and the masks that its layers share.
 
     Args:
-        n_rows: Rows that are run.
-        mask: 1 where a column holds a token, 0 where it is padding; of all columns, on the CPU.
+        n_rows: Number of rows in the pass.
+        mask: 1 where a column holds a token, 0 where it is padding; for all columns, on the CPU.
     """
 
     n_rows: int
@@ -136,47 +140,48 @@ class Pass:
 
     @cached_property
     def left_padding(self) -> tuple[int, ...] | None:
-        """Columns of padding before each prompt, where the pass begins with the prompts; else ``None``."""
+        """Padding columns before each prompt; ``None`` unless the pass holds whole prompts, padded on the left only."""
         n_columns = self.mask.shape[1]
-        left = n_columns - self.mask.sum(dim=1)
-        plain = (torch.arange(n_columns) >= left[:, None]).long()
-        return tuple(left.tolist()) if self.n_rows == n_columns and torch.equal(plain, self.mask.long()) else None
+        padding = n_columns - self.mask.sum(dim=1)
+        left_padded = (torch.arange(n_columns) >= padding[:, None]).long()
+        whole = self.n_rows == n_columns and torch.equal(left_padded, self.mask.long())
+        return tuple(padding.tolist()) if whole else None
 
     def visible(self, window: int | None, device: torch.device) -> Bool[Tensor, "#batch 1 row column"] | None:
-        """Keys that each row attends to; ``None`` where that is all of them."""
+        """Mask of the keys that each row attends to; ``None`` for all keys."""
         n_columns = self.mask.shape[1]
         if self.n_rows == 1 and not self.padded and (window is None or window >= n_columns):
             return None
-        place = (window, device)
-        if place not in self._visible:
+        key = (window, device)
+        if key not in self._visible:
             mask = self.mask.to(device) if self.padded else None
-            self._visible[place] = visible_keys(self.n_rows, n_columns, mask, window, device)
-        return self._visible[place]
+            self._visible[key] = visible_keys(self.n_rows, n_columns, mask, window, device)
+        return self._visible[key]
 
     def require(self, layer_input: Float[Tensor, "batch row *head d_model"], cache: LayerCache) -> None:
-        """Refuse rows that are not of this pass.
+        """Check that the input and cache of a layer are those of this pass.
 
         Raises:
-            RuntimeError: If somebody, a hook perhaps, runs the model while it is in this pass.
+            RuntimeError: If the sizes differ, because a hook or another caller runs the model during this pass.
         """
         shape, columns = (len(self.mask), self.n_rows), cache.columns + self.n_rows
         if layer_input.shape[:2] != shape or columns != self.mask.shape[1]:
             raise RuntimeError(
-                f"a pass of {shape[1]} rows a prompt, {shape[0]} prompt(s), was interrupted by another run of the "
+                f"a pass of {shape[1]} rows per prompt, {shape[0]} prompt(s), was interrupted by another run of the "
                 "same model; a hook must not run the model it is on: run it before or after, or on a copy"
             )
 
     def block(self, start: int, end: int) -> Pass:
-        """Some of the rows, with the columns up to the last of them."""
+        """The rows ``start`` to ``end`` as a pass of their own, with the columns up to the last of these rows."""
         return Pass(end - start, self.mask[:, : self.mask.shape[1] - self.n_rows + end])
 
 
 @contextmanager
 def replaced_forwards(layers: Sequence[Any], forwards: Sequence[Callable[..., Any]]) -> Generator[None]:
-    """Let attention layers run other ``forward`` methods; their own are back in place when the block ends."""
+    """Replace the ``forward`` methods of attention layers inside a ``with`` block."""
     try:
         for layer, forward in zip(layers, forwards, strict=True):
-            vars(layer)["forward"] = forward  # a bridge's own way of setting attributes hands them to what it wraps
+            vars(layer)["forward"] = forward  # a bridge's __setattr__ would set it on the module that it wraps
         yield
     finally:
         for layer in layers:
@@ -191,64 +196,68 @@ def attend(
     window: int | None,
     scale: float,
 ) -> Float[Tensor, "batch row head d_head"]:
-    """What one layer reads, in the cheapest way that lets everybody see who looks at its scores or pattern.
+    """Attention outputs of one layer, in the cheapest way that its hooks on scores and pattern allow.
 
     Args:
-        points: Holds the layer's ``hook_attn_scores`` and ``hook_pattern``.
+        points: The layer's attention module, with ``hook_attn_scores`` and ``hook_pattern``.
         rows: The pass.
         q: Rotated queries.
         segments: Rotated keys and values of all columns.
-        window: How many keys, its own included, a row sees at most; ``None`` for all.
-        scale: What query-key products are multiplied by.
+        window: Most keys that a row attends to, its own included; ``None`` for all.
+        scale: Factor of the query-key products.
     """
-    watched = [point if is_hooked(point) else None for point in (points.hook_attn_scores, points.hook_pattern)]
-    if not any(watched) and rows.left_padding is not None:
+    hooked = [point if is_hooked(point) else None for point in (points.hook_attn_scores, points.hook_pattern)]
+    if not any(hooked) and rows.left_padding is not None:
         return attend_causally(q, segments[0], rows.left_padding, window, scale)
     n_columns = rows.mask.shape[1]
     blocks = row_blocks(rows.n_rows, q.shape[0] * q.shape[2] * n_columns)
-    plain = [point for point in watched if point is not None and not _row_wise(point)]
-    shown = [partial(_in_dtype, point, q.dtype) if point in plain else point for point in watched]
-    if len(blocks) == 1 or plain:
-        return attend_explicitly(q, segments, rows.visible(window, q.device), scale, *shown)
+    whole = [point for point in hooked if point is not None and not _row_wise(point)]
+    if len(blocks) == 1 or whole:
+        callbacks = [partial(_in_dtype, point, q.dtype) if point in whole else point for point in hooked]
+        return attend_explicitly(q, segments, rows.visible(window, q.device), scale, *callbacks)
     parts: list[Tensor] = []
     for start, end in blocks:
-        own = rows.block(start, end)
-        keys = trim(segments, own.mask.shape[1])
-        parts.append(attend_explicitly(q[:, start:end], keys, own.visible(window, q.device), scale, *watched))
+        block = rows.block(start, end)
+        block_segments = trim(segments, block.mask.shape[1])
+        parts.append(
+            attend_explicitly(q[:, start:end], block_segments, block.visible(window, q.device), scale, *hooked)
+        )
     return torch.cat(parts, dim=1)
 
 
 def under_hook(point: Any, segments: tuple[Segment, ...]) -> Segment:
-    """All columns as one segment, whose keys a hook has seen and may have changed for this pass."""
-    whole = [
-        torch.cat(
-            [repeat(x, "prompt kv key d -> (prompt copy) key kv d", copy=part.copies) for x, part in parts], dim=1
-        )
-        for parts in ([(part.keys, part) for part in segments], [(part.values, part) for part in segments])
-    ]
-    keys, values = (rearrange(x, "batch key kv d -> batch kv key d") for x in (point(whole[0]), whole[1]))
+    """All columns as one segment, with the keys that the hooks on ``point`` return for this pass."""
+    keys = torch.cat([_per_row(segment.keys, segment.copies) for segment in segments], dim=1)
+    values = torch.cat([_per_row(segment.values, segment.copies) for segment in segments], dim=1)
+    keys, values = (rearrange(x, "batch key kv d -> batch kv key d") for x in (point(keys), values))
     return Segment(keys, values)
 
 
+def _per_row(x: Float[Tensor, "prompt kv_head key d_head"], copies: int) -> Float[Tensor, "batch key kv_head d_head"]:
+    """Keys or values of a segment for every row of the batch, in the layout of TransformerLens's hooks."""
+    return repeat(x, "prompt kv key d -> (prompt copy) key kv d", copy=copies)
+
+
 def is_hooked(module: Any) -> bool:
-    """Whether anybody looks at a hook point or another module; what the libraries wire up for themselves is nobody."""
-    own = ("transformers.", "transformer_lens.") if not hasattr(module, "fwd_hooks") else ()
+    """Whether a hook point or another module has hooks, apart from those that the libraries set for themselves."""
+    libraries = ("transformers.", "transformer_lens.") if not hasattr(module, "fwd_hooks") else ()
     stores = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    return any(not str(getattr(hook, "__module__", "")).startswith(own) for store in stores for hook in store.values())
+    hooks = [hook for store in stores for hook in store.values()]
+    return any(not str(getattr(hook, "__module__", "")).startswith(libraries) for hook in hooks)
 
 
 def _in_dtype(point: Any, dtype: torch.dtype, exact: Tensor) -> Tensor:
-    """Show scores or a pattern to hooks in the model's dtype, as TransformerLens does.
+    """Run hooks on scores or a pattern in the model's dtype, as TransformerLens does.
 
-    What they leave as it is keeps its single precision, so that looking changes no rounding.
+    A tensor that the hooks leave unchanged keeps its single precision, so that an observer changes no result.
     """
-    shown = exact.to(dtype)
-    version = shown._version
-    given = point(shown)
-    return exact if given is shown and shown._version == version else given
+    rounded = exact.to(dtype)
+    version = rounded._version
+    result = point(rounded)
+    return exact if result is rounded and rounded._version == version else result
 
 
 def _row_wise(point: Any) -> bool:
-    """Whether everybody who looks at the point can do with some rows at a time."""
-    marked = [handle for handle in point.fwd_hooks if is_row_wise(getattr(handle, "user_hook", None))]
-    return not point.bwd_hooks and len(marked) == len(point._forward_hooks) and not point._forward_pre_hooks
+    """Whether every hook on a point accepts blocks of rows; see :func:`focuslens.hooks.row_wise`."""
+    row_wise = [handle for handle in point.fwd_hooks if is_row_wise(getattr(handle, "user_hook", None))]
+    return not point.bwd_hooks and len(row_wise) == len(point._forward_hooks) and not point._forward_pre_hooks

@@ -1,8 +1,8 @@
-"""Where a model's work is done: in this process, or wherever else copies of the model are.
+"""Execution of functions on a model, in this process or on copies of the model elsewhere.
 
 Scores, evaluations and training ask an :class:`Executor` to run functions on a model, batch by batch, and take the
-results in order. What a batch is does not depend on who runs it: the last bits of a result depend on what it was run
-together with, so the same batches are what makes the same bytes come out everywhere.
+results in order. The last bits of a result depend on the batch it was computed in. The batches are therefore the same
+for every executor, and so are the bytes of the results.
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ _R = TypeVar("_R")
 
 @runtime_checkable
 class Executor(Protocol):
-    """Runs functions on a model, and knows of the model what planning the work needs."""
+    """Runs functions on a model, and has the properties of the model by which calls are planned."""
 
     @property
     def name(self) -> str:
-        """What result files call the model."""
+        """Name of the model in result files."""
         ...
 
     @property
     def description(self) -> dict[str, Any]:
-        """What result files say of the model."""
+        """Description of the model in result files."""
         ...
 
     @property
     def shape(self) -> ModelShape:
-        """Layers, heads and sizes."""
+        """Numbers of layers and heads, and other sizes."""
         ...
 
     @property
@@ -47,36 +47,36 @@ class Executor(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where this process goes on with tensors that come of the work."""
+        """Device of the tensors in results, in this process."""
         ...
 
     def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:
-        """A prompt's tokens and parts; see :meth:`FocusModel.encode`."""
+        """Tokens and parts of a prompt; see :meth:`FocusModel.encode`."""
         ...
 
     def map(self, function: Callable[..., _R], calls: Iterable[tuple[Any, ...]]) -> Generator[_R]:
-        """``function(model, *call)`` for every call, in order.
+        """Results of ``function(model, *call)`` for every call, in order.
 
-        Results are made as they are asked for, perhaps some ahead. Elsewhere than in this process, function and
-        arguments must be picklable, and tensors in results arrive on :attr:`device`.
+        Results are computed on demand, possibly some calls ahead. An executor of several processes needs picklable
+        functions and arguments, and moves the tensors of results to :attr:`device`.
 
         Raises:
-            WorkerLostError: If a call was lost with its worker, three times in a row.
-            Exception: What ``function`` raises, when that call's turn comes.
+            WorkerLostError: If a call was lost with its worker three times in a row.
+            Exception: The error of ``function``, in place of the call's result.
         """
         ...
 
 
 def InProcess(model: FocusModel) -> Executor:
-    """The model itself: a :class:`FocusModel` is an executor, which runs one call after the other in this process."""
+    """The model itself: a :class:`FocusModel` is an executor that runs calls one by one in this process."""
     return model
 
 
 def executor_for(model: FocusModel | Executor) -> Executor:
-    """The model or executor that was given, if it is one.
+    """The argument itself, checked to be a model or an executor.
 
     Raises:
-        TypeError: If it is neither.
+        TypeError: If the argument is neither.
     """
     if not callable(getattr(model, "map", None)):
         hint = "fl.FocusModel.from_pretrained(name)" if isinstance(model, str) else "fl.FocusModel(model)"

@@ -1,4 +1,4 @@
-"""FocusModel: a TransformerLens model that takes prompts with parts, and interventions."""
+"""FocusModel: a TransformerLens model that accepts prompts with named parts, and interventions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from focuslens.hooks import Cursor, Intervention
 from focuslens.model import loading
 from focuslens.model.backends import backend_for, describe
 from focuslens.model.generation import Generation
-from focuslens.model.load_errors import told_errors
+from focuslens.model.load_errors import explained_errors
 from focuslens.model.runner import ModelRunner
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch
 from focuslens.prompts.encoder import PromptEncoder
@@ -27,22 +27,22 @@ _R = TypeVar("_R")
 
 
 class FocusModel(ModelRunner):
-    """A TransformerLens model that takes prompts with parts, and interventions.
+    """A TransformerLens model that accepts prompts with named parts, and interventions.
 
     Args:
-        hooked: A ``HookedTransformer`` or ``TransformerBridge``. It is used as it is, and never changed.
-        tokenizer: The checkpoint's own fast tokenizer. By default the model's; where TransformerLens has told it to
-            prepend a BOS that the original does not, the original, if it lies on this machine.
-        chat: Whether prompts are put into the tokenizer's chat template; by default, if it has one. Some base models
-            ship a chat template: pass ``False`` for those.
+        hooked: A ``HookedTransformer`` or ``TransformerBridge``. Its weights keep their values.
+        tokenizer: The checkpoint's own fast tokenizer. By default the tokenizer of ``hooked``, or its original from the
+            local cache where TransformerLens has made it prepend a BOS token that the original does not.
+        chat: Whether prompts are put into the tokenizer's chat template. By default they are if the tokenizer has a
+            template. Some base models ship a chat template: pass ``False`` for them.
         chat_template_kwargs: Further arguments of the chat template, e.g. ``{"date_string": "26 Jul 2024"}``.
-        stop_tokens: Tokens that end a response; by default the tokenizer's EOS.
-        name: What result files call the model.
-        revision: Branch, tag or commit that result files name.
+        stop_tokens: Tokens that end a response; by default the tokenizer's EOS token.
+        name: Name of the model in result files.
+        revision: Branch, tag or commit in result files.
 
     Raises:
-        TypeError: If ``hooked`` is no TransformerLens model.
-        ValueError: If there is no tokenizer, or ``chat`` is true without a chat template.
+        TypeError: If ``hooked`` is not a TransformerLens model.
+        ValueError: If there is no tokenizer, or ``chat`` is true and the tokenizer has no chat template.
     """
 
     def __init__(
@@ -83,25 +83,26 @@ class FocusModel(ModelRunner):
         chat: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> FocusModel:
-        """Open a model of the Hugging Face hub, or a local directory in its format, without processing weights.
+        """Open a model from the Hugging Face hub or from a local directory in its format, with unprocessed weights.
 
         Args:
             name: Hub name or directory; ``"demo"`` for the embedded model (``"./demo"`` for a directory of that name).
-            device: ``cuda`` where there is one, else ``cpu``.
-            device_map: In place of ``device``, for a model that does not fit one: ``"auto"``, or Hugging Face's map of
-                modules to devices. The backend is then ``bridge``.
-            dtype: Of the weights, e.g. ``"bfloat16"``.
+            device: Device of the model; by default ``cuda`` if available, else ``cpu``.
+            device_map: Alternative to ``device`` for a model that does not fit one device: ``"auto"``, or Hugging
+                Face's map of modules to devices. It implies the backend ``bridge``.
+            dtype: Type of the weights, e.g. ``"bfloat16"``.
             backend: ``hooked`` (a ``HookedTransformer``: Llama, Mistral, Qwen2 and Qwen3 families, TransformerLens 3)
-                or ``bridge`` (a ``TransformerBridge``: whatever it boots). By default ``hooked`` where it can be had.
-            n_ctx: Context length in tokens; by default all that the checkpoint declares.
+                or ``bridge`` (a ``TransformerBridge``: every architecture that it supports). By default ``hooked`` for
+                the checkpoints that it supports, else ``bridge``.
+            n_ctx: Context length in tokens; by default the length that the checkpoint declares.
             revision: Branch, tag or commit on the hub.
             chat: As in :class:`FocusModel`.
             chat_template_kwargs: As in :class:`FocusModel`.
 
         Raises:
-            FileNotFoundError: If there is no such checkpoint here or on the hub, or the hub cannot be reached.
-            PermissionError: If access to the model has to be granted.
-            ValueError: If the checkpoint cannot be opened in the way asked for; the message says what would work.
+            FileNotFoundError: If the checkpoint is neither a directory nor on the hub, or the hub cannot be reached.
+            PermissionError: If access to the model has not been granted.
+            ValueError: If the checkpoint cannot be opened with these arguments; the message names arguments that work.
         """
         resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
         if not isinstance(resolved, torch.dtype):
@@ -116,7 +117,7 @@ class FocusModel(ModelRunner):
         tokenizer = loading.load_tokenizer(path, revision)
         load = loading.loader(path, backend, revision, device_map)
         _LOG.info("loading %s in %s on %s", path, str(resolved).removeprefix("torch."), device_map or device)
-        with told_errors(path, revision):
+        with explained_errors(path, revision):
             hooked = load(path, tokenizer, device=device, dtype=resolved, n_ctx=n_ctx, revision=revision)
         return cls(
             hooked,
@@ -145,27 +146,27 @@ class FocusModel(ModelRunner):
 
     @property
     def description(self) -> dict[str, Any]:
-        """What result files say of the model."""
-        prompts = {"chat": self.encoder.chat, "chat_template_kwargs": dict(self.encoder.template_kwargs)}
+        """Description of the model in result files."""
         return {
             "name": self.name,
             "revision": self.revision,
-            **prompts,
+            "chat": self.encoder.chat,
+            "chat_template_kwargs": dict(self.encoder.template_kwargs),
             "prompt_format": self.encoder.digest,
             "stop_tokens": list(self.stop_tokens),
             **describe(self.backend),
         }
 
     def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:
-        """A prompt's tokens, exactly as the model's own tokenizer gives them, and its parts as token ranges."""
+        """Tokens of a prompt, exactly as the model's own tokenizer gives them, and its parts as token ranges."""
         return prompt if isinstance(prompt, EncodedPrompt) else self.encoder.encode(prompt)
 
     def to_tokens(self, prompt: str | EncodedPrompt) -> Int[Tensor, "1 pos"]:
-        """A prompt's tokens as a batch of one, ready for ``model.hooked``; :meth:`encode` gives the parts too."""
+        """Tokens of a prompt as a batch of one, for ``model.hooked``; :meth:`encode` gives the parts too."""
         return self.encode(prompt).tokens[None].to(self.device)
 
     def map(self, function: Callable[..., _R], calls: Iterable[tuple[Any, ...]]) -> Generator[_R]:
-        """``function(model, *call)`` for every call, when its result is asked for; see :class:`focuslens.Executor`."""
+        """Results of ``function(model, *call)`` for every call, computed on demand; see :class:`focuslens.Executor`."""
         return (function(self, *call) for call in calls)
 
     @torch.no_grad()
@@ -181,11 +182,11 @@ class FocusModel(ModelRunner):
         Args:
             tokens: Token ids, or a prompt.
             interventions: Applied in order.
-            prompt: The prompt that ``tokens`` begin with, where a response follows it: it has the parts, and its last
-                token's row is the first that produces the response. By default all of ``tokens`` is the prompt.
+            prompt: The prompt that ``tokens`` begin with, where a response follows it. It defines the parts, and the
+                row of its last token is the first to produce the response. By default all of ``tokens`` is the prompt.
 
         Raises:
-            ValueError: If ``tokens`` do not begin with the prompt's, or do not fit the context.
+            ValueError: If ``tokens`` are not one sequence, do not begin with the prompt's, or do not fit the context.
         """
         if isinstance(tokens, str | EncodedPrompt):
             ids, prompt = self.encode(tokens).tokens, tokens if prompt is None else prompt
@@ -223,17 +224,17 @@ class FocusModel(ModelRunner):
         *,
         max_new_tokens: int = 100,
     ) -> Generation | list[Generation]:
-        """Greedy responses: one for a prompt, a list for a list, which is run as one left-padded batch.
+        """Greedy responses: one for a prompt, or a list for a list of prompts, which is run as one left-padded batch.
 
         Args:
-            prompts: Put into the model's chat template if it has one.
+            prompts: Texts or encoded prompts. Texts are put into the chat template if :attr:`encoder` uses one.
             interventions: Applied in order.
-            max_new_tokens: At most so many tokens a response; it also ends where the context does.
+            max_new_tokens: Most tokens per response; a response also ends at the end of the context.
 
         Raises:
             ValueError: If a prompt does not fit the context.
         """
-        # Held back whatever the interventions are, the last token is computed in one way under all of them.
+        # The last token is held back under all interventions, so that its row is always computed in the same way.
         prefix = self.prefill(prompts, interventions, hold_last=True)
         responses = self.decode(prefix, interventions, max_new_tokens=max_new_tokens)
         return responses[0] if isinstance(prompts, str | EncodedPrompt) else responses

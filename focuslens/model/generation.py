@@ -1,4 +1,4 @@
-"""A batch that has been run, the responses that follow it, and the repetition penalty on their logits."""
+"""Prefixes, responses, and the repetition penalty on the logits of responses."""
 
 from __future__ import annotations
 
@@ -7,17 +7,17 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias, cast
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import RepetitionPenaltyLogitsProcessor
 
 from focuslens.hooks import Intervention
 from focuslens.prompts.batch import PromptBatch
 
-__all__ = ["Generation", "Prefix", "repetition_penalised"]
+__all__ = ["Generation", "Penalty", "Prefix", "Responses", "repetition_penalised"]
 
-_Penalised: TypeAlias = Callable[[Tensor, Sequence[Tensor]], Tensor]
-"""Logits ``[batch d_vocab]``, given logits and the tokens chosen so far, ``[batch]`` each."""
+Penalty: TypeAlias = Callable[[Tensor, Sequence[Tensor]], Tensor]
+"""Penalised logits ``[batch d_vocab]`` of logits ``[batch d_vocab]`` and of the tokens so far, ``[batch]`` per step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +25,10 @@ class Generation:
     """A response.
 
     Attributes:
-        text: The response, special tokens and surrounding white space removed.
-        tokens: Its token ids, without the stop token.
-        finished: Whether a stop token ended it; ``False`` where the limit of new tokens or the context length did.
-        stop: The stop token; ``None`` where there was none.
+        text: Text of the response, without special tokens and surrounding white space.
+        tokens: Token ids of the response, without the stop token.
+        finished: Whether a stop token ended the response, rather than the limit of new tokens or the context length.
+        stop: The stop token that ended the response; ``None`` without one.
     """
 
     text: str
@@ -42,15 +42,15 @@ class Generation:
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """A batch that has been run, ready to be extended any number of times.
+    """A batch of prompts with its keys and values, which can be extended any number of times.
 
     Attributes:
         batch: The prompts.
         cache: Keys and values of all columns so far.
         mask: 1 where a column holds a token, 0 where it is padding.
-        logits: Of the last column; ``None`` where the prompts' last token has been held back.
-        under: The interventions that the prompts' rows were run under.
-        residuals: The input of some layers, ``[batch column d_model]`` each.
+        logits: Logits of the last column; ``None`` if the last token of each prompt was held back.
+        under: Interventions under which the prompts' rows were run.
+        residuals: Inputs ``[batch column d_model]`` of the layers that ``keep`` of :meth:`ModelRunner.prefill` names.
     """
 
     batch: PromptBatch
@@ -62,16 +62,16 @@ class Prefix:
 
     @property
     def is_shared(self) -> bool:
-        """Whether copies of the prompts read the same keys and values; else each copy takes memory of its own."""
+        """Whether copies of the prompts share keys and values; otherwise each copy needs its own memory."""
         return hasattr(self.cache, "shared")
 
     def require_run_under(self, interventions: Sequence[Intervention]) -> None:
-        """Refuse a prefix whose rows lack an intervention that acts on them.
+        """Check that the prefix was run under every intervention that acts on its rows.
 
         Raises:
-            ValueError: If there is one.
+            ValueError: If the prefix was run without such an intervention.
         """
-        # A token held back is still to be run; one that has been run made the first response token.
+        # With logits, the row that produces the first response token has been run; every intervention acts on that row.
         acting = [item for item in interventions if item.changes_prompt or self.logits is not None]
         if all(any(item is applied for applied in self.under) for item in acting):
             return
@@ -86,25 +86,64 @@ class Prefix:
         )
 
 
-def repetition_penalised(batch: PromptBatch, penalty: float) -> _Penalised:
-    """Function of logits and chosen tokens that makes tokens of prompt and response less likely (Keskar et al., 2019).
+@dataclass
+class Responses:
+    """Tokens of a batch's responses during greedy decoding, which adds one token per response and step.
+
+    Attributes:
+        limits: Most tokens of each response.
+        stops: Tokens that end a response.
+        newest: The newest token of each row; at first the last token of each prompt.
+        steps: Tokens of each step, ``[batch]`` per step. Those behind the end of a response are arbitrary.
+        pending: Whether each response needs another token.
+        running: Whether the newest token of each row belongs to its response; other rows are run as padding.
+    """
+
+    limits: Int[Tensor, "batch"]
+    stops: Int[Tensor, "stop"]
+    newest: Int[Tensor, "batch"]
+    steps: list[Int[Tensor, "batch"]] = field(default_factory=list[Tensor])
+    pending: Bool[Tensor, "batch"] = field(init=False)
+    running: Bool[Tensor, "batch"] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.pending = self.running = self.limits > 0
+
+    def append(self, tokens: Int[Tensor, "batch"]) -> None:
+        """Append the next token of every row."""
+        self.newest = tokens
+        if self.pending.any():
+            self.steps.append(tokens)
+        self.running = self.pending & ~torch.isin(tokens, self.stops)
+        self.pending = self.running & (len(self.steps) < self.limits)
+
+    def rows(self) -> list[list[int]]:
+        """Token ids of each response up to its limit; those from its first stop token on do not belong to it."""
+        if not self.steps:
+            return [[] for _ in self.limits]
+        rows = torch.stack(self.steps, dim=1).tolist()
+        return [row[:limit] for row, limit in zip(rows, self.limits.tolist(), strict=True)]
+
+
+def repetition_penalised(batch: PromptBatch, penalty: float) -> Penalty:
+    """Function that makes the tokens of a prompt and its response less likely (Keskar et al., 2019).
 
     Raises:
         ValueError: If the penalty is not above 0.
     """
     if penalty <= 0:
-        raise ValueError(f"repetition_penalty is {penalty}; it must be above 0, and 1 is none")
+        raise ValueError(f"repetition_penalty is {penalty}; it must be above 0, and 1 means no penalty")
     if penalty == 1:
-        return lambda logits, chosen: logits
+        return lambda logits, steps: logits
     processor = RepetitionPenaltyLogitsProcessor(float(penalty))
-    # Rows are filled up with a token that they hold already, so that padding is not penalised.
-    lengths = zip(batch.prompts, batch.padding, strict=True)
-    held = torch.stack([torch.cat((prompt.tokens[:1].expand(n), prompt.tokens)) for prompt, n in lengths])
+    # Each row is padded with a token of its own prompt, so that the padding adds no token to penalise.
+    padded = zip(batch.prompts, batch.padding, strict=True)
+    prompts = torch.stack([torch.cat((prompt.tokens[:1].expand(n), prompt.tokens)) for prompt, n in padded])
 
     def penalised(
-        logits: Float[Tensor, "batch d_vocab"], chosen: Sequence[Int[Tensor, "batch"]]
+        logits: Float[Tensor, "batch d_vocab"], steps: Sequence[Int[Tensor, "batch"]]
     ) -> Float[Tensor, "batch d_vocab"]:
-        ids = torch.cat((held, *(tokens[:, None] for tokens in chosen)), dim=1)
+        ids = torch.cat((prompts, *(tokens[:, None] for tokens in steps)), dim=1)
         return processor(cast("Any", ids.to(logits.device)), cast("Any", logits.float()))
 
     return penalised

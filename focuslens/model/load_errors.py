@@ -1,7 +1,7 @@
-"""What keeps a checkpoint from being opened, told in one line: what was asked for, what is wrong, what would be right.
+"""Errors of one line for checkpoints that cannot be opened: the request, the fault and the remedy.
 
-Hugging Face's libraries tell of the same failures at length, and of some in words that name neither the model nor what
-to do. What is not among them is passed on as it is.
+Hugging Face's libraries report the same faults at length, and some of their messages name neither the model nor a
+remedy. All other errors of these libraries pass unchanged.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-__all__ = ["require_checkpoint", "require_decoder", "told_errors"]
+__all__ = ["explained_errors", "require_checkpoint", "require_decoder"]
 
 _NO_DECODER = re.compile(
     r"(For(MaskedLM|SequenceClassification|TokenClassification|QuestionAnswering|PreTraining)|(?<!LMHead)Model)$"
@@ -22,10 +22,10 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vo
 
 
 def require_checkpoint(name: str) -> None:
-    """Refuse a path to nothing, and a directory that is no checkpoint in Hugging Face format.
+    """Check that a local path leads to a checkpoint in Hugging Face format; names on the hub pass unchecked.
 
     Raises:
-        FileNotFoundError: If there is no such directory, or it lacks what a checkpoint has.
+        FileNotFoundError: If the directory does not exist, or lacks ``config.json`` or a tokenizer.
     """
     directory = Path(name)
     if not directory.is_dir():
@@ -48,49 +48,50 @@ def require_checkpoint(name: str) -> None:
 
 
 def require_decoder(config: Any, name: str) -> None:
-    """Refuse architectures that generate no text, or not by one decoder.
+    """Check that a checkpoint's architecture is a decoder-only language model.
 
     Raises:
-        ValueError: If the checkpoint's is one of them.
+        ValueError: If the architecture has an encoder, or no head that generates text.
     """
     architectures = list(config.architectures or [])
     if getattr(config, "is_encoder_decoder", False):
-        kind = "an encoder-decoder"
-    elif architectures and all(_NO_DECODER.search(one) for one in architectures):
-        kind = "no decoder that generates text"
+        kind = "an encoder-decoder model"
+    elif architectures and all(_NO_DECODER.search(architecture) for architecture in architectures):
+        kind = "a model that generates no text"
     else:
         return
     raise ValueError(
-        f"{name!r} is of the architecture {', '.join(architectures) or config.model_type}, {kind}; heads that read a "
-        "context are those of a decoder-only language model (LlamaForCausalLM, Qwen2ForCausalLM, ...)"
+        f"{name!r} has the architecture {', '.join(architectures) or config.model_type}, {kind}; it must be a "
+        "decoder-only language model (LlamaForCausalLM, Qwen2ForCausalLM, ...)"
     )
 
 
 @contextmanager
-def told_errors(name: str, revision: str | None = None) -> Generator[None]:
-    """Errors of opening a model, in this package's words.
+def explained_errors(name: str, revision: str | None = None) -> Generator[None]:
+    """Replace known errors of opening a model by errors of one line that name the model and a remedy.
 
     Raises:
-        PermissionError: If access to the model has to be granted.
-        FileNotFoundError: If there is no such model or revision, or the hub cannot be reached.
-        ValueError: If the architecture is unknown to transformers or to TransformerLens.
+        PermissionError: If access to the model has not been granted.
+        FileNotFoundError: If the model or the revision does not exist, or the hub cannot be reached.
+        ValueError: If transformers or TransformerLens does not know the architecture.
     """
     try:
         yield
     except (OSError, ValueError) as error:
-        told = _from_hub(name, revision, error) or _architecture(name, error)
-        if told is None:
+        explanation = _hub_error(name, revision, error) or _architecture_error(name, error)
+        if explanation is None:
             raise
-        raise told from error
+        raise explanation from error
 
 
-def _from_hub(name: str, revision: str | None, error: Exception) -> Exception | None:
+def _hub_error(name: str, revision: str | None, error: Exception) -> Exception | None:
+    """Error that explains a failure of the hub; ``None`` for any other error."""
     from huggingface_hub import errors
 
-    chain = list(_causes(error))
+    causes = list(_causes(error))
 
     def caused_by(*kinds: type[BaseException]) -> bool:
-        return any(isinstance(one, kinds) for one in chain)
+        return any(isinstance(cause, kinds) for cause in causes)
 
     if caused_by(errors.GatedRepoError):
         return PermissionError(
@@ -114,40 +115,42 @@ def _from_hub(name: str, revision: str | None, error: Exception) -> Exception | 
     if caused_by(errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
         return FileNotFoundError(
             f"there is no directory {name!r}, and the hub cannot be reached to look for a model of that name; check "
-            "the name and the network (HF_HUB_OFFLINE), or download it where there is one: hf download " + name
+            "the name and the network (HF_HUB_OFFLINE), or download the model on a machine with a network: "
+            f"hf download {name}"
         )
     return None
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error and what led to it."""
-    seen: set[int] = set()
-    following: list[BaseException | None] = [error]
-    while following:
-        one = following.pop()
-        if one is not None and id(one) not in seen:
-            seen.add(id(one))
-            yield one
-            following += [one.__cause__, one.__context__]
+    """The error, its causes and their causes."""
+    visited: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        cause = pending.pop()
+        if cause is not None and id(cause) not in visited:
+            visited.add(id(cause))
+            yield cause
+            pending += [cause.__cause__, cause.__context__]
 
 
-def _architecture(name: str, error: Exception) -> ValueError | None:
-    said = str(error)
-    if found := re.search(r"model type `(\S+)` but Transformers does not recognize", said):
+def _architecture_error(name: str, error: Exception) -> ValueError | None:
+    """Error that explains an unknown architecture; ``None`` for any other error."""
+    message = str(error)
+    if model_type := re.search(r"model type `(\S+)` but Transformers does not recognize", message):
         return ValueError(
-            f"{name!r} is of the type {found[1]!r}, which this transformers does not know; a later one may: "
-            "pip install --upgrade transformers"
+            f"{name!r} has the type {model_type[1]!r}, which this version of transformers does not know; a later "
+            "version may: pip install --upgrade transformers"
         )
-    if "Could not determine supported architecture" in said or "nsupported architecture" in said:
+    if "Could not determine supported architecture" in message or "nsupported architecture" in message:
         return ValueError(
-            f"{name!r} is of the architecture {_declared(name)}, for which TransformerLens has no adapter; Llama, "
+            f"{name!r} has the architecture {_architectures(name)}, for which TransformerLens has no adapter; Llama, "
             "Mistral, Qwen2, Qwen3 and most other decoder-only models have one"
         )
     return None
 
 
-def _declared(name: str) -> str:
-    """The architecture that a local checkpoint's configuration names."""
+def _architectures(name: str) -> str:
+    """Architectures in the configuration of a local checkpoint, as words for an error."""
     path = Path(name) / "config.json"
-    declared = json.loads(path.read_text(encoding="utf-8")).get("architectures") if path.is_file() else None
-    return ", ".join(declared or ["unknown"])
+    architectures = json.loads(path.read_text(encoding="utf-8")).get("architectures") if path.is_file() else None
+    return ", ".join(architectures or ["unknown"])

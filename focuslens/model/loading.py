@@ -1,7 +1,7 @@
-"""Opening Hugging Face checkpoints as TransformerLens models, unprocessed and with their whole context.
+"""Loading of Hugging Face checkpoints as TransformerLens models, with unprocessed weights and the whole context.
 
 TransformerLens's own loader knows only official names, caps the context of several families at 2,048 tokens, and folds
-and centres weights. Here the configuration is built from the checkpoint's own, and every weight is what the file says.
+and centres weights. This loader takes the configuration and every weight from the checkpoint.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from focuslens.model.load_errors import require_checkpoint, require_decoder, told_errors
+from focuslens.model.load_errors import explained_errors, require_checkpoint, require_decoder
 
 __all__ = [
     "EMBEDDED",
@@ -41,55 +41,56 @@ __all__ = [
 ]
 
 DeviceMap: TypeAlias = str | Mapping[str, str | int]
-"""Which part of a model goes to which device: ``"auto"``, ``"balanced"``, ``"sequential"``, or device by module."""
+"""Devices of the parts of a model: ``"auto"``, ``"balanced"``, ``"sequential"``, or one device per module name."""
 
 EMBEDDED = "demo"
-"""The name of the model that ships with the package."""
+"""Name of the model that ships with the package."""
 
 FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-"""Architectures that can be opened as a ``HookedTransformer``."""
+"""Architectures that this module can load as a ``HookedTransformer``."""
 
 
 def checkpoint_path(name: str) -> str:
-    """The directory of a local or embedded model, in full, so that it has one name; a hub name as it is."""
+    """Absolute path of a local or embedded model, so that each model has one name; a hub name stays unchanged."""
     path = Path(str(resources.files("focuslens"))) / "assets" / EMBEDDED if name == EMBEDDED else Path(name)
     return str(path.resolve()) if path.is_dir() else name
 
 
 def checked_device(device: str | None) -> str:
-    """The device asked for, or by default ``cuda`` where there is one, else ``cpu``.
+    """The device, checked to exist; by default ``cuda`` if available, else ``cpu``.
 
     Raises:
-        ValueError: If there is no such device.
+        ValueError: If the device does not exist.
     """
     if device is None:
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        why = str(error).splitlines()[0]
-        why = f" ({why})" if len(why) < 80 else ""  # of an unknown name, torch lists all that it has ever heard of
-        raise ValueError(f"device is {device!r}, which is not here{why}; available: {', '.join(_devices())}") from error
+        reason = str(error).splitlines()[0]
+        reason = f" ({reason})" if len(reason) < 80 else ""  # for an unknown name, torch lists all device types
+        available = ", ".join(_devices())
+        raise ValueError(f"device is {device!r}, which is not here{reason}; available: {available}") from error
     return device
 
 
 def _devices() -> list[str]:
-    """The devices of this machine that models run on."""
-    cards = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
-    return ["cpu", *cards, *(["mps"] if torch.backends.mps.is_available() else [])]
+    """Names of this machine's devices on which models run."""
+    gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+    return ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """The checkpoint's own tokenizer.
 
     Raises:
-        FileNotFoundError: If the name is a path to nothing or to no checkpoint, or there is no such model on the hub.
-        PermissionError: If access to the model has to be granted.
-        ValueError: If it is not a fast tokenizer (only those tell which characters a token covers).
+        FileNotFoundError: If the name is neither a checkpoint's directory nor a model on the hub.
+        PermissionError: If access to the model has not been granted.
+        ValueError: If the tokenizer is not a fast one; slow tokenizers do not give the characters that a token covers.
     """
     name = checkpoint_path(name)
     require_checkpoint(name)
-    with told_errors(name, revision):
+    with explained_errors(name, revision):
         tokenizer = cast("Any", AutoTokenizer).from_pretrained(name, revision=revision)
     if not tokenizer.is_fast:
         raise ValueError(
@@ -100,10 +101,10 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 
 
 def original_tokenizer(tokenizer: Any) -> Any:
-    """The checkpoint's own tokenizer in place of one that TransformerLens has told to prepend a BOS.
+    """The checkpoint's own tokenizer in place of one that TransformerLens has made prepend a BOS token.
 
-    TransformerLens opens every tokenizer again with ``add_bos_token=True``. Where that changes what the tokenizer gives
-    and the original can be had without a network, the original is returned, else the tokenizer itself.
+    TransformerLens reloads every tokenizer with ``add_bos_token=True``. If this changes the tokens of a text and the
+    original tokenizer is in the local cache, the original is returned; otherwise the tokenizer itself.
     """
     if tokenizer is None or not tokenizer.name_or_path:
         return tokenizer
@@ -115,35 +116,35 @@ def original_tokenizer(tokenizer: Any) -> Any:
 
 
 def resolved_revision(name: str) -> str | None:
-    """The commit that a hub name was resolved to; ``None`` for a local directory."""
+    """Commit to which the hub resolves a name; ``None`` for a local directory."""
     return getattr(cast("Any", AutoConfig).from_pretrained(name), "_commit_hash", None)
 
 
 def stop_ids(name: str, tokenizer: Any, revision: str | None = None) -> tuple[int, ...]:
-    """Tokens that end a response: those of the generation config, else the tokenizer's EOS."""
+    """Tokens that end a response: those of the generation config, or else the tokenizer's EOS token."""
     try:
-        declared: Any = cast("Any", GenerationConfig).from_pretrained(name, revision=revision).eos_token_id
+        stop: Any = cast("Any", GenerationConfig).from_pretrained(name, revision=revision).eos_token_id
     except OSError:
-        declared = None
-    if declared is None:
-        declared = tokenizer.eos_token_id
-    if declared is None:
+        stop = None
+    if stop is None:
+        stop = tokenizer.eos_token_id
+    if stop is None:
         return ()
-    return tuple(declared) if isinstance(declared, list) else (int(declared),)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
+    return tuple(stop) if isinstance(stop, list) else (int(stop),)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
 
 
 def repetition_penalty(name: str, revision: str | None = None) -> float:
-    """The repetition penalty of the checkpoint's generation config; 1, which is none, where there is none."""
+    """Repetition penalty in a checkpoint's generation config; 1, which changes no logits, if it has none."""
     try:
         config: Any = cast("Any", GenerationConfig).from_pretrained(checkpoint_path(name), revision=revision)
-        declared = config.repetition_penalty
+        penalty = config.repetition_penalty
     except OSError:
-        declared = None
-    return 1.0 if declared is None else float(declared)
+        penalty = None
+    return 1.0 if penalty is None else float(penalty)
 
 
 def _rope(config: Any) -> dict[str, Any]:
-    """Rotary settings in TransformerLens's names."""
+    """Rotary settings under TransformerLens's names."""
     parameters: dict[str, Any] = dict(getattr(config, "rope_parameters", None) or {})
     kind = parameters.get("rope_type", "default")
     base = {"rotary_base": parameters.get("rope_theta", 10000.0)}
@@ -166,7 +167,7 @@ def _rope(config: Any) -> dict[str, Any]:
 
 
 def _windows(config: Any) -> dict[str, Any]:
-    """Sliding-window settings in TransformerLens's names."""
+    """Sliding-window settings under TransformerLens's names."""
     window = getattr(config, "sliding_window", None)
     if window is None or getattr(config, "use_sliding_window", True) is False:
         return {}
@@ -176,7 +177,7 @@ def _windows(config: Any) -> dict[str, Any]:
 
 
 def hooked_config(config: Any, *, dtype: torch.dtype, device: str, n_ctx: int | None = None) -> Any:
-    """The ``HookedTransformerConfig`` of a Hugging Face configuration.
+    """``HookedTransformerConfig`` of a Hugging Face configuration.
 
     Raises:
         ValueError: If the architecture or its rotary scaling is not supported.
@@ -233,15 +234,11 @@ _MLP = {"gate": "gate", "up": "in", "down": "out"}
 
 
 def _hooked_entry(name: str, weight: Tensor, heads: dict[str, int], grouped: bool) -> tuple[str, Tensor]:
-    """One Hugging Face parameter under its TransformerLens name and in its TransformerLens layout."""
-    for pattern, replacement in _NAMES:
-        if re.match(pattern, name):
-            target = re.sub(pattern, replacement, name)
-            break
-    else:
-        raise ValueError(
-            f"parameter {name!r} has no place in a HookedTransformer; open the checkpoint with backend='bridge'"
-        )
+    """A Hugging Face parameter under its TransformerLens name and in its TransformerLens layout.
+
+    ``heads`` gives the number of heads of the projections ``q``, ``k``, ``v`` and ``o``.
+    """
+    target = _target(name)
     if " " not in target:
         return target, weight.T if target == "unembed.W_U" else weight
     module, kind = target.split(" ")
@@ -253,8 +250,8 @@ def _hooked_entry(name: str, weight: Tensor, heads: dict[str, int], grouped: boo
                 f"{name!r}: a bias on the MLP's gate has no place in a HookedTransformer; use backend='bridge'"
             )
         return f"{prefix}.{letter}_{_MLP[part]}", weight.T if kind == "weight" else weight
-    score = "_" if grouped and part in "kv" else ""
-    target = f"{prefix}.{score}{letter}_{part.upper()}"
+    underscore = "_" if grouped and part in "kv" else ""
+    target = f"{prefix}.{underscore}{letter}_{part.upper()}"
     if part == "o":
         return target, rearrange(weight, "m (n h) -> n h m", n=heads["o"]) if kind == "weight" else weight
     if kind == "bias":
@@ -262,8 +259,22 @@ def _hooked_entry(name: str, weight: Tensor, heads: dict[str, int], grouped: boo
     return target, rearrange(weight, "(n h) m -> n m h", n=heads[part])
 
 
+def _target(name: str) -> str:
+    """TransformerLens name of a Hugging Face parameter; for a projection, ``"MODULE weight"`` or ``"MODULE bias"``.
+
+    Raises:
+        ValueError: If the parameter has no place in a HookedTransformer.
+    """
+    for pattern, replacement in _NAMES:
+        if re.match(pattern, name):
+            return re.sub(pattern, replacement, name)
+    raise ValueError(
+        f"parameter {name!r} has no place in a HookedTransformer; open the checkpoint with backend='bridge'"
+    )
+
+
 def hooked_state_dict(state: dict[str, Tensor], cfg: Any) -> dict[str, Tensor]:
-    """A Hugging Face state dict of a supported family in TransformerLens's names and layout; biases it lacks are zero.
+    """State dict of a supported family under TransformerLens's names and in its layout; missing biases are zero.
 
     Raises:
         ValueError: If a parameter has no place in a HookedTransformer.
@@ -272,33 +283,36 @@ def hooked_state_dict(state: dict[str, Tensor], cfg: Any) -> dict[str, Tensor]:
 
     key_value_heads = cfg.n_key_value_heads or cfg.n_heads
     heads = {"q": cfg.n_heads, "o": cfg.n_heads, "k": key_value_heads, "v": key_value_heads}
-    converted = dict(
+    weights = dict(
         _hooked_entry(name, weight, heads, cfg.n_key_value_heads is not None)
         for name, weight in state.items()
         if not name.endswith("rotary_emb.inv_freq")
     )
-    if "unembed.W_U" not in converted:
-        converted["unembed.W_U"] = converted["embed.W_E"].T
+    if "unembed.W_U" not in weights:
+        weights["unembed.W_U"] = weights["embed.W_E"].T
+    meta_cfg = copy.deepcopy(cfg)
+    meta_cfg.device = "meta"
     with torch.device("meta"):
-        meta_cfg = copy.deepcopy(cfg)
-        meta_cfg.device = "meta"
-        expected = HookedTransformer(meta_cfg, move_to_device=False).state_dict()
-    for name, parameter in expected.items():
-        if re.search(r"\.b_|\._b_|\.b_U$", name) and name not in converted:
-            converted[name] = torch.zeros(parameter.shape, dtype=cfg.dtype)
-    return converted
+        parameters = HookedTransformer(meta_cfg, move_to_device=False).state_dict()
+    biases = {name: bias for name, bias in parameters.items() if re.search(r"\.b_|\._b_|\.b_U$", name)}
+    zeros = {name: torch.zeros(bias.shape, dtype=cfg.dtype) for name, bias in biases.items() if name not in weights}
+    return weights | zeros
 
 
 def load_hooked(
     name: str, tokenizer: Any, *, device: str, dtype: torch.dtype, n_ctx: int | None, revision: str | None = None
 ) -> Any:
-    """A checkpoint of a supported family as a ``HookedTransformer`` without any weight processing."""
+    """A checkpoint of a supported family as a ``HookedTransformer`` with unprocessed weights.
+
+    Raises:
+        ValueError: If the checkpoint's parameters are not exactly those of its configuration.
+    """
     from transformer_lens import HookedTransformer
 
     config = cast("Any", AutoConfig).from_pretrained(name, revision=revision)
     cfg = hooked_config(config, dtype=dtype, device=device, n_ctx=n_ctx)
     model: Any = cast("Any", AutoModelForCausalLM).from_pretrained(name, revision=revision, dtype=dtype)
-    # set_tokenizer changes the tokenizer it is given (adds BOS, pad); ours must stay the checkpoint's own.
+    # HookedTransformer changes its tokenizer (BOS, padding), so it gets a copy.
     hooked = HookedTransformer(cfg, tokenizer=copy.deepcopy(tokenizer), move_to_device=True)
     missing, unexpected = hooked.load_state_dict(hooked_state_dict(model.state_dict(), cfg), strict=False)
     missing = [key for key in missing if not re.search(r"(mask|IGNORE|rotary_(sin|cos))$", key)]
@@ -317,27 +331,27 @@ def load_bridge(
     revision: str | None = None,
     device_map: DeviceMap | None = None,
 ) -> Any:
-    """A checkpoint as a ``TransformerBridge``: the Hugging Face model itself with hooks in it."""
+    """A checkpoint as a ``TransformerBridge``: the Hugging Face model itself with hook points."""
     from transformer_lens.model_bridge import TransformerBridge
 
     boot: Any = TransformerBridge.boot_transformers
-    place: dict[str, Any] = {"device": device}
+    devices: dict[str, Any] = {"device": device}
     if device_map is not None:
-        place = {"device_map": device_map if isinstance(device_map, str) else dict(device_map)}
-    bridge = boot(name, dtype=dtype, tokenizer=copy.deepcopy(tokenizer), n_ctx=n_ctx, revision=revision, **place)
+        devices = {"device_map": device_map if isinstance(device_map, str) else dict(device_map)}
+    bridge = boot(name, dtype=dtype, tokenizer=copy.deepcopy(tokenizer), n_ctx=n_ctx, revision=revision, **devices)
     return bridge.eval()
 
 
 def loader(name: str, backend: str | None, revision: str | None, device_map: DeviceMap | None = None) -> Any:
-    """:func:`load_hooked` or :func:`load_bridge`, whichever was asked for or fits.
+    """:func:`load_hooked` or :func:`load_bridge`, as ``backend`` says; by default the first that fits the checkpoint.
 
     Raises:
-        ValueError: If ``backend`` is unknown, or ``hooked`` where there is a ``device_map`` or TransformerLens has no
-            HookedTransformer, or the checkpoint is of no decoder-only language model.
+        ValueError: If ``backend`` is unknown, or the checkpoint is not a decoder-only language model, or ``backend`` is
+            ``hooked`` and there is a ``device_map`` or TransformerLens has no HookedTransformer.
     """
     if backend not in ("hooked", "bridge", None):
         raise ValueError(f"backend is {backend!r}; it must be 'hooked', 'bridge' or None")
-    with told_errors(name, revision):
+    with explained_errors(name, revision):
         config = cast("Any", AutoConfig).from_pretrained(name, revision=revision)
     require_decoder(config, name)
     if device_map is not None:

@@ -1,7 +1,7 @@
-"""The step between the projection site and the rotary site: query/key norm, then rotary embedding.
+"""The step from the projection site to the rotary site: query or key norm, then rotary embedding.
 
 For a head's projected query ``q`` at position ``i`` the model attends with ``R_i norm(q)``. A vector added at the
-projection site has to pass through this step, so training there needs it as a differentiable function.
+projection site passes through this step, so training at that site needs the step as a differentiable function.
 """
 
 from __future__ import annotations
@@ -18,11 +18,13 @@ __all__ = ["Rotary", "rotate"]
 
 
 def _rotate_half(x: Float[Tensor, "... rotary"]) -> Float[Tensor, "... rotary"]:
+    """Quarter turn of the dimension pairs (i, i + rotary / 2)."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((-second, first), dim=-1)
 
 
 def _rotate_pairs(x: Float[Tensor, "... rotary"]) -> Float[Tensor, "... rotary"]:
+    """Quarter turn of the dimension pairs (0, 1), (2, 3), ..."""
     pairs = rearrange(x, "... (pair two) -> ... pair two", two=2)
     return rearrange(torch.stack((-pairs[..., 1], pairs[..., 0]), dim=-1), "... pair two -> ... (pair two)")
 
@@ -34,20 +36,21 @@ def rotate(
     *,
     adjacent_pairs: bool = False,
 ) -> Float[Tensor, "pos head d_head"]:
-    """Rotary embedding (Su et al., 2021) of the first ``rotary`` dimensions; the others pass unchanged.
+    """Rotary embedding (Su et al., 2021) of the first ``rotary`` dimensions; the other dimensions stay unchanged.
 
-    ``adjacent_pairs`` rotates dimensions (0, 1), (2, 3), ... together (GPT-J); otherwise (i, i + rotary / 2) (Llama).
+    With ``adjacent_pairs`` the dimensions (0, 1), (2, 3), ... rotate together, as in GPT-J; without, the dimensions
+    (i, i + rotary / 2), as in Llama.
     """
     rotary_dim = cos.shape[-1]
-    turned, passed = x[..., :rotary_dim], x[..., rotary_dim:]
-    flipped = _rotate_pairs(turned) if adjacent_pairs else _rotate_half(turned)
+    x, rest = x[..., :rotary_dim], x[..., rotary_dim:]
+    quarter_turn = _rotate_pairs(x) if adjacent_pairs else _rotate_half(x)
     cos, sin = (rearrange(table, "pos rotary -> pos 1 rotary") for table in (cos, sin))
-    return torch.cat((turned * cos + flipped * sin, passed), dim=-1)
+    return torch.cat((x * cos + quarter_turn * sin, rest), dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
 class Rotary:
-    """One layer's rotary tables (by position) and, where the model has them, its per-head query and key norms."""
+    """Rotary tables of one layer, by position, and its per-head query and key norms, if the model has them."""
 
     cos: Float[Tensor, "n_ctx rotary"]
     sin: Float[Tensor, "n_ctx rotary"]
@@ -58,13 +61,13 @@ class Rotary:
     def query(
         self, q: Float[Tensor, "pos head d_head"], positions: Int[Tensor, "pos"]
     ) -> Float[Tensor, "pos head d_head"]:
-        """``hook_q`` activations turned into ``hook_rot_q`` activations."""
+        """Activations at ``hook_rot_q`` that follow from those at ``hook_q``."""
         return self._apply(q, positions, self.query_norm)
 
     def key(
         self, k: Float[Tensor, "pos head d_head"], positions: Int[Tensor, "pos"]
     ) -> Float[Tensor, "pos head d_head"]:
-        """``hook_k`` activations turned into ``hook_rot_k`` activations."""
+        """Activations at ``hook_rot_k`` that follow from those at ``hook_k``."""
         return self._apply(k, positions, self.key_norm)
 
     def _apply(self, x: Tensor, positions: Tensor, norm: Callable[[Tensor], Tensor] | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Passes, prefixes and greedy decoding over a TransformerLens model, under interventions."""
+"""Forward passes, prefixes and greedy decoding of a TransformerLens model, under interventions."""
 
 from __future__ import annotations
 
@@ -18,24 +18,24 @@ from focuslens.heads import ModelShape
 from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, last_layer, layer_of, on_prompt
 from focuslens.model.backends import Backend
 from focuslens.model.engine import KeyValueCache
-from focuslens.model.generation import Generation, Prefix, repetition_penalised
+from focuslens.model.generation import Generation, Penalty, Prefix, Responses, repetition_penalised
 from focuslens.model.hook_points import HookPoints
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch
 
 __all__ = ["ModelRunner", "first_layer"]
 
 _locks: WeakKeyDictionary[Any, RLock] = WeakKeyDictionary()
-"""One lock per TransformerLens model: hooks are set on the model itself, so its passes take turns."""
+"""One lock per TransformerLens model. Hooks are set on the model itself, so passes under hooks must take turns."""
 
 
 class ModelRunner(ABC):
-    """Runs a TransformerLens model: passes, prefixes and greedy decoding, under interventions.
+    """Forward passes, prefixes and greedy decoding of a TransformerLens model, under interventions.
 
     Attributes:
         backend: The TransformerLens model behind one interface.
         tokenizer: The checkpoint's own tokenizer.
         stop_tokens: Tokens that end a response.
-        points: The hook points that fire and act.
+        points: Checks whether the model's hook points fire and act.
     """
 
     def __init__(self, backend: Backend, tokenizer: Any, stop_tokens: Sequence[int]) -> None:
@@ -46,7 +46,7 @@ class ModelRunner(ABC):
 
     @abstractmethod
     def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:
-        """A prompt's tokens and its parts as token ranges."""
+        """Tokens of a prompt, and its parts as token ranges."""
 
     @property
     def hooked(self) -> Any:
@@ -55,27 +55,27 @@ class ModelRunner(ABC):
 
     @property
     def shape(self) -> ModelShape:
-        """Layers, heads and sizes."""
+        """Numbers of layers and heads, and other sizes."""
         return self.backend.shape
 
     @property
     def device(self) -> torch.device:
-        """The device of the model's weights."""
+        """Device of the model's weights."""
         return self.backend.device
 
     def batch(self, prompts: PromptLike) -> PromptBatch:
         """One prompt or several as a left-padded batch."""
         if isinstance(prompts, PromptBatch):
             return prompts
-        listed = [prompts] if isinstance(prompts, str | EncodedPrompt) else prompts
-        return PromptBatch.of([self.encode(prompt) for prompt in listed])
+        sequence = [prompts] if isinstance(prompts, str | EncodedPrompt) else prompts
+        return PromptBatch.of([self.encode(prompt) for prompt in sequence])
 
     def require_acting(self, names: Iterable[str]) -> None:
-        """Refuse hook points that a hook cannot change anything at; see :meth:`HookPoints.require_acting`."""
+        """Check that hooks on these hook points can change the logits; see :meth:`HookPoints.require_acting`."""
         self.points.require_acting(names)
 
     def cache_window(self, layer: int) -> int | None:
-        """Keys that TransformerLens's own cache keeps of a layer; ``None`` for all of them."""
+        """Most keys of a layer that TransformerLens's own cache keeps; ``None`` if it keeps all."""
         return self.backend.window(layer) if self.backend.is_bridge else None
 
     @contextmanager
@@ -86,11 +86,12 @@ class ModelRunner(ABC):
         cursor: Cursor | None = None,
         observers: Sequence[Hook] = (),
     ) -> Generator[None]:
-        """Run ``model.hooked`` under interventions; the hooks are removed at the end, also after an exception.
+        """Set the hooks of interventions on ``model.hooked`` inside a ``with`` block, and remove them at its end.
 
-        Other threads wait for their turn. Observers are further hooks, added after those of the interventions.
+        Other threads wait until the block ends. Observers are hooks that run after those of the interventions.
         """
-        # Hooks are on the model itself: another thread's pass, or this one's, would run under the hooks of both.
+        # The hooks are on the model itself. Without the lock, the passes of two threads would run under the hooks of
+        # both.
         with _locks.setdefault(self.hooked, RLock()):
             hooks = [hook for item in interventions for hook in item.hooks(self, prompt, cursor=cursor)]
             self.require_acting(name for name, _ in hooks)
@@ -100,13 +101,14 @@ class ModelRunner(ABC):
     def run(
         self, tokens: Int[Tensor, "batch row"], mask: Int[Tensor, "batch column"], cache: Any | None, *, last_only: bool
     ) -> Float[Tensor, "batch logit_row d_vocab"]:
-        """Logits of one pass of the model as it stands, hooks included; a cache grows by the pass's columns.
+        """Logits of one forward pass under the hooks that are set at present.
 
         Args:
             tokens: Tokens of the rows.
             mask: 1 where a column, of the cache or of these rows, holds a token, and 0 where it is padding.
-            cache: Keys and values of earlier columns; ``None`` for a pass without a cache.
-            last_only: Whether to give logits of the last row alone.
+            cache: Keys and values of earlier columns, to which the pass appends its own; ``None`` for a pass without a
+                cache.
+            last_only: Whether to return the logits of the last row only.
         """
         return self.backend.forward(tokens.to(self.device), mask, cache, last_only=last_only)
 
@@ -119,12 +121,16 @@ class ModelRunner(ABC):
         *,
         prompt: EncodedPrompt | None = None,
     ) -> None:
-        """Run the model once on given tokens under plain hooks, up to the last layer that they are in.
+        """Run one forward pass under observers, up to the last layer that they observe.
 
-        The tokens begin with the prompt, which interventions may need.
+        Args:
+            tokens: Token ids.
+            observers: Plain hooks that see activations as the interventions leave them.
+            interventions: Applied in order.
+            prompt: The prompt that ``tokens`` begin with; some interventions need it.
 
         Raises:
-            ValueError: If the tokens do not fit the context, or a hook point does not exist or fire.
+            ValueError: If the tokens do not fit the context, or a hook point does not exist or never fires.
         """
         self.require_room(len(tokens))
         self.points.require_firing(name for name, _ in observers)
@@ -145,12 +151,17 @@ class ModelRunner(ABC):
         hold_last: bool = False,
         keep: Collection[int] = (),
     ) -> Prefix:
-        """Run prompts once; the result can be extended and generated from any number of times.
+        """Run prompts once; the result can be extended and decoded any number of times.
 
-        With ``hold_last`` every token but the last of each prompt is run. The last token's row produces the first
-        response token, so interventions on the response begin there: held back, it is run under each setting of a
-        sweep in turn, over keys and values that all settings share. ``keep`` names layers whose input is kept:
-        :meth:`rerun` may start at these.
+        The row of a prompt's last token produces the first response token, so interventions on the response begin with
+        this row. If the last token is held back, each setting of a sweep runs that row anew and shares the keys and
+        values of all other rows.
+
+        Args:
+            prompts: One prompt or several.
+            interventions: Applied in order.
+            hold_last: Whether to hold back the last token of each prompt.
+            keep: Layers whose inputs are stored in the prefix; :meth:`rerun` can start at these layers.
 
         Raises:
             ValueError: If a prompt does not fit the context, or ``keep`` names a layer that the model lacks.
@@ -160,16 +171,16 @@ class ModelRunner(ABC):
         cache, mask, tokens = self.backend.new_cache(len(batch)), batch.mask(), batch.tokens(self.pad_token)
         if hold_last:
             mask, tokens = mask[:, :-1], tokens[:, :-1]
-        beyond = [layer for layer in keep if not 0 <= layer < self.shape.n_layers]
-        if beyond:
-            raise ValueError(f"keep names layer {beyond[0]}; the model has layers 0 to {self.shape.n_layers - 1}")
+        missing = [layer for layer in keep if not 0 <= layer < self.shape.n_layers]
+        if missing:
+            raise ValueError(f"keep names layer {missing[0]}; the model has layers 0 to {self.shape.n_layers - 1}")
         residuals: dict[int, Tensor] = {}
-        # Interventions on the response alone begin with the last prompt token and need no other row of the prompt.
+        # Interventions on the response alone change no row before that of the last prompt token.
         acting = on_prompt(interventions) if hold_last else interventions
         logits = None
         if tokens.shape[1]:
             layers = keep if isinstance(cache, KeyValueCache) else ()
-            with self.intervened(acting, batch, Cursor(0)), self._kept_inputs(layers, residuals):
+            with self.intervened(acting, batch, Cursor(0)), self._stored_inputs(layers, residuals):
                 if hold_last:
                     self.backend.fill(tokens.to(self.device), mask, cache)
                 else:
@@ -177,16 +188,16 @@ class ModelRunner(ABC):
         return Prefix(batch, cache, mask, logits, tuple(interventions), residuals)
 
     @contextmanager
-    def _kept_inputs(self, layers: Collection[int], residuals: dict[int, Tensor]) -> Generator[None]:
-        """Keep the input of some layers as it is before any hook: hooks act when the layer is run again."""
+    def _stored_inputs(self, layers: Collection[int], residuals: dict[int, Tensor]) -> Generator[None]:
+        """Store the inputs of layers before any hook changes them, because the hooks act again in a rerun."""
 
-        def keeper(layer: int) -> Any:
-            def keep(point: Any, arguments: tuple[Tensor, ...]) -> None:
+        def storing(layer: int) -> Any:
+            def store(point: Any, arguments: tuple[Tensor, ...]) -> None:
                 residuals[layer] = arguments[0]
 
-            return keep
+            return store
 
-        handles = [self.backend.residual_point(layer).register_forward_pre_hook(keeper(layer)) for layer in layers]
+        handles = [self.backend.residual_point(layer).register_forward_pre_hook(storing(layer)) for layer in layers]
         try:
             yield
         finally:
@@ -195,10 +206,10 @@ class ModelRunner(ABC):
 
     @torch.no_grad()
     def rerun(self, prefix: Prefix, interventions: Sequence[Intervention], *, copies: int = 1) -> Prefix:
-        """Run a prefix's prompts again under interventions that change them, each prompt ``copies`` times in a row.
+        """Run the prompts of a prefix again under interventions on the prompt, with ``copies`` rows per prompt.
 
-        Layers below the first layer that the interventions touch are taken from the prefix and not computed again,
-        where the prefix kept that layer's input.
+        If the prefix stores the input of the first layer that the interventions change, the layers below it are taken
+        from the prefix instead of computed again.
 
         Raises:
             ValueError: If the prefix was run under interventions, or does not hold its last token back.
@@ -220,7 +231,7 @@ class ModelRunner(ABC):
         return Prefix(batch, cache, mask, None, tuple(interventions))
 
     def copies(self, prefix: Prefix, n: int) -> Prefix:
-        """A prefix in which every prompt stands ``n`` times in a row, over the keys and values of the one given."""
+        """A prefix with ``n`` consecutive rows per prompt, which shares the keys and values of ``prefix``."""
         logits = None if prefix.logits is None else prefix.logits.repeat_interleave(n, dim=0)
         cache, mask = self.backend.fork(prefix.cache, n), prefix.mask.repeat_interleave(n, dim=0)
         return Prefix(prefix.batch.repeated(n), cache, mask, logits, prefix.under)
@@ -235,18 +246,21 @@ class ModelRunner(ABC):
         *,
         mask: Int[Tensor, "batch new"] | None = None,
     ) -> tuple[Float[Tensor, "batch new d_vocab"], Prefix]:
-        """Run further tokens after a prefix, which stays as it is; logits of each, and the longer prefix.
+        """Run further tokens after a prefix, which stays unchanged.
 
         Args:
-            prefix: The prompts. A last token that was held back is run first, under the interventions and unobserved.
+            prefix: The prompts. If their last tokens were held back, these are run first, without observers.
             tokens: One row per prompt.
             interventions: Applied in order.
             observers: Plain hooks that see activations as the interventions leave them.
-            mask: 0 behind the end of a row that is shorter than the others.
+            mask: 1 for a token, 0 behind the end of a row that is shorter than the others.
+
+        Returns:
+            The logits of ``tokens``, and the longer prefix.
 
         Raises:
-            ValueError: If the tokens do not fit the context or are not one row per prompt, an intervention should have
-                acted on the prefix and did not, or a hook point does not fire.
+            ValueError: If the tokens do not fit the context or are not one row per prompt, if the prefix was run
+                without an intervention that acts on it, or if a hook point never fires.
         """
         new = torch.ones_like(tokens.cpu()) if mask is None else mask.cpu().long()
         if len(tokens) != len(prefix.batch) or new.shape != tokens.shape or not tokens.shape[1]:
@@ -261,7 +275,7 @@ class ModelRunner(ABC):
         cache = self.backend.fork(prefix.cache)
         with self.intervened(interventions, prefix.batch, Cursor(start), observers):
             logits = self.run(tokens, columns, cache, last_only=False)
-        # The next token follows each row's last token, not the padding behind it.
+        # The logits of the next token are those of each row's last token, not those of the padding behind it.
         last = (new * torch.arange(1, new.shape[1] + 1)).argmax(dim=1).to(logits.device)
         newest = logits[torch.arange(len(logits), device=logits.device), last]
         if prefix.logits is not None:
@@ -269,7 +283,7 @@ class ModelRunner(ABC):
         return logits, Prefix(prefix.batch, cache, columns, newest, prefix.under)
 
     def _completed(self, prefix: Prefix, interventions: Sequence[Intervention]) -> Prefix:
-        """A prefix whose last token, if it was held back, has been run under the interventions."""
+        """A prefix with logits: a last token that was held back is run under the interventions."""
         prefix.require_run_under([item for item in interventions if item.changes_prompt])
         if prefix.logits is not None:
             return prefix
@@ -290,20 +304,21 @@ class ModelRunner(ABC):
         repetition_penalty: float = 1.0,
         stop_tokens: Sequence[int] | None = None,
     ) -> list[Generation]:
-        """Greedy responses that follow a prefix, which stays as it is.
+        """Greedy responses that follow a prefix, which stays unchanged.
 
         Args:
             prefix: The prompts.
             interventions: Applied in order.
-            max_new_tokens: Most tokens per response; a response also ends where the context does.
+            max_new_tokens: Most tokens per response; a response also ends at the end of the context.
             observers: Plain hooks that see activations as the interventions leave them, in passes of one row per
-                prompt: the prompt's last token where it was held back, then every token of the responses.
-            repetition_penalty: That of Hugging Face's generation configs; 1 for none.
-            stop_tokens: Tokens that end a response; by default the model's.
+                prompt. The first pass runs the last prompt tokens if they were held back; each later pass runs one
+                token of every response.
+            repetition_penalty: Repetition penalty as in Hugging Face's generation configs; 1 for none.
+            stop_tokens: Tokens that end a response; by default :attr:`stop_tokens`.
 
         Raises:
-            ValueError: If an intervention changes the prompt's rows and the prefix, which holds its last token back,
-                was run without it, or a hook point does not fire.
+            ValueError: If the prefix was run without an intervention that acts on it, a hook point never fires, or
+                ``max_new_tokens`` or ``repetition_penalty`` is out of range.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
@@ -311,30 +326,35 @@ class ModelRunner(ABC):
         prefix.require_run_under(interventions)
         penalised = repetition_penalised(prefix.batch, repetition_penalty)
         stop_tokens = self.stop_tokens if stop_tokens is None else stop_tokens
-        # Each prompt has the room it would have alone: padding takes none of the context. A token held back takes one.
-        taken = prefix.mask.sum(dim=1) + (prefix.logits is None)
-        limits = (self.shape.n_ctx - taken).clamp(min=0, max=max_new_tokens)
+        # Padding takes no room of the context, but a token that was held back does.
+        length = prefix.mask.sum(dim=1) + (prefix.logits is None)
+        limits = (self.shape.n_ctx - length).clamp(min=0, max=max_new_tokens)
+        stops, last = torch.tensor(stop_tokens, dtype=torch.long), prefix.batch.tokens(self.pad_token)[:, -1]
+        responses = Responses(limits, stops, last)
+        self._decode(responses, prefix, interventions, observers, penalised)
+        return [self._generation(ids, stop_tokens) for ids in responses.rows()]
+
+    def _decode(
+        self,
+        responses: Responses,
+        prefix: Prefix,
+        interventions: Sequence[Intervention],
+        observers: Sequence[Hook],
+        penalised: Penalty,
+    ) -> None:
+        """Append tokens until every response has ended; observers get one more pass, over the last of the tokens."""
         cursor, cache, mask, logits = Cursor(), self.backend.fork(prefix.cache), prefix.mask, prefix.logits
-        stops = torch.tensor(stop_tokens, dtype=torch.long)
-        newest, chosen = prefix.batch.tokens(self.pad_token)[:, -1], list[Tensor]()
-        # Responses that go on, and responses to which the newest token belongs; any other row is run as padding.
-        pending = running = limits > 0
         with self.intervened(interventions, prefix.batch, cursor, observers):
-            while pending.any() or (observers and running.any()):
+            while responses.pending.any() or (observers and responses.running.any()):
                 if logits is None:
                     cursor.start = mask.shape[1]
-                    mask = torch.cat((mask, running.long()[:, None]), dim=1)
-                    logits = self.run(newest[:, None], mask, cache, last_only=True)[:, -1]
-                newest, logits = penalised(logits, chosen).argmax(dim=-1).cpu(), None
-                if pending.any():
-                    chosen.append(newest)
-                running = pending & ~torch.isin(newest, stops)
-                pending = running & (len(chosen) < limits)
-        rows = torch.stack(chosen, dim=1).tolist() if chosen else [[] for _ in prefix.batch.prompts]
-        return [self._generation(row[:limit], stop_tokens) for row, limit in zip(rows, limits.tolist(), strict=True)]
+                    mask = torch.cat((mask, responses.running.long()[:, None]), dim=1)
+                    logits = self.run(responses.newest[:, None], mask, cache, last_only=True)[:, -1]
+                responses.append(penalised(logits, responses.steps).argmax(dim=-1).cpu())
+                logits = None
 
     def _generation(self, ids: list[int], stop_tokens: Sequence[int]) -> Generation:
-        """A response's tokens up to the first stop token, and their text."""
+        """A response of the tokens before the first stop token."""
         end = next((i for i, token in enumerate(ids) if token in stop_tokens), None)
         text = cast("str", self.tokenizer.decode(ids[:end], skip_special_tokens=True))
         tokens: Int[Tensor, "response"] = torch.tensor(ids[:end], dtype=torch.long)
@@ -342,15 +362,15 @@ class ModelRunner(ABC):
 
     @property
     def pad_token(self) -> int:
-        """The token that fills padded columns."""
-        # Padding is masked out, so any token will do; the embedding needs a valid one.
+        """Token in the columns of padding."""
+        # Padding is masked out, so any token that the embedding knows will do.
         return 0 if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
 
     def require_room(self, length: int) -> None:
-        """Refuse more tokens than the model's context has room for.
+        """Check that a number of tokens fits the model's context.
 
         Raises:
-            ValueError: If there are more.
+            ValueError: If it does not.
         """
         if length > self.shape.n_ctx:
             raise ValueError(
@@ -360,9 +380,9 @@ class ModelRunner(ABC):
 
 
 def first_layer(model: ModelRunner, interventions: Sequence[Intervention], batch: PromptBatch) -> int:
-    """The first layer whose prompt rows interventions change.
+    """The first layer in which interventions change rows of the prompt.
 
-    -1 where an intervention acts outside the layers, such as on the embedding; the number of layers where none acts.
+    -1 if an intervention acts outside the layers, such as on the embedding; ``n_layers`` if none changes the prompt.
     """
     hooks = [hook for item in on_prompt(interventions) for hook in item.hooks(model, batch, cursor=Cursor(0))]
     layers = [layer_of(name) for name, _ in hooks]

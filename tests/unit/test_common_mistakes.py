@@ -154,18 +154,18 @@ def changed_config(checkpoint: Any, folder: Path, **changes: Any) -> str:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "new_thing"}, "is of the type 'new_thing', which this transformers does not know; a later one"),
+        ({"model_type": "new_thing"}, "has the type 'new_thing', which this version of transformers does not know; a"),
         (
             {"model_type": "bert", "architectures": ["BertForMaskedLM"]},
-            "is of the architecture BertForMaskedLM, no decoder that generates text; heads that read a context are",
+            "has the architecture BertForMaskedLM, a model that generates no text; it must be a decoder-only language",
         ),
         (
             {"model_type": "t5", "architectures": ["T5ForConditionalGeneration"]},
-            "is of the architecture T5ForConditionalGeneration, an encoder-decoder; heads",
+            "has the architecture T5ForConditionalGeneration, an encoder-decoder model; it must be a decoder-only",
         ),
         (
             {"model_type": "xlnet", "architectures": ["XLNetLMHeadModel"], "d_head": 16},
-            "is of the architecture XLNetLMHeadModel, for which TransformerLens has no adapter; Llama, Mistral, Qwen2",
+            "has the architecture XLNetLMHeadModel, for which TransformerLens has no adapter; Llama, Mistral, Qwen2",
         ),
     ],
 )
@@ -265,10 +265,10 @@ def test_prompts_that_are_too_long(model, small, refused):
 @pytest.mark.parametrize(
     ("heads", "message"),
     [
-        ([3, 5], "3 is no head; heads are (layer, head) pairs, both counted from 0, such as [(12, 3), (14, 0)]"),
-        ((1, 0), "1 is no head; heads are (layer, head) pairs"),
-        (["L1H0"], "'L1H0' is no head; heads are (layer, head) pairs"),
-        ([(0.5, 1)], "(0.5, 1) is no head; heads are"),
+        ([3, 5], "3 is not a head; heads are (layer, head) pairs, both counted from 0, such as [(12, 3), (14, 0)]"),
+        ((1, 0), "1 is not a head; heads are (layer, head) pairs"),
+        (["L1H0"], "'L1H0' is not a head; heads are (layer, head) pairs"),
+        ([(0.5, 1)], "(0.5, 1) is not a head; heads are"),
         (3, "heads is 3; heads are (layer, head) pairs"),
     ],
 )

@@ -1,8 +1,7 @@
-"""The two TransformerLens models that can carry a FocusModel, behind one small interface.
+"""The two kinds of TransformerLens model that a FocusModel can run, behind one small interface.
 
-``HookedTransformer`` (TransformerLens 3.x) and ``TransformerBridge`` (3.x and 4.x) carry the same hook names. What
-differs, and is settled here: how the attention engine is put under them, and how logits of the last row alone are
-asked for.
+``HookedTransformer`` (TransformerLens 3.x) and ``TransformerBridge`` (3.x and 4.x) have the same hook names. They
+differ in the way the attention engine replaces their attention, and in the call for logits of the last row only.
 """
 
 from __future__ import annotations
@@ -17,10 +16,10 @@ __all__ = ["Backend", "BridgeBackend", "HookedBackend", "backend_for", "describe
 
 
 def backend_for(hooked: Any) -> Backend:
-    """The backend that fits a TransformerLens model.
+    """Backend of a TransformerLens model.
 
     Raises:
-        TypeError: If it is neither a ``HookedTransformer`` nor a ``TransformerBridge``.
+        TypeError: If the model is neither a ``HookedTransformer`` nor a ``TransformerBridge``.
     """
     names = {cls.__name__ for cls in type(hooked).__mro__}
     if "TransformerBridge" in names:

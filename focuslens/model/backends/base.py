@@ -1,4 +1,4 @@
-"""What a FocusModel needs of a TransformerLens model, whichever of the two kinds it is."""
+"""The interface through which a FocusModel runs either kind of TransformerLens model."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ __all__ = ["Backend", "describe", "shape_of"]
 
 @runtime_checkable
 class Backend(Protocol):
-    """What a FocusModel needs of a TransformerLens model."""
+    """A TransformerLens model, with the operations that a FocusModel needs."""
 
     hooked: Any
     shape: ModelShape
     is_bridge: bool
-    """Whether the model is a ``TransformerBridge``, whose own cache keeps no more keys of a layer than its window."""
+    """Whether the model is a ``TransformerBridge``, whose own cache may keep only the keys inside a layer's window."""
 
     @property
     def device(self) -> torch.device: ...
 
     def require_supported(self) -> None:
-        """Check that the model is in a state that interventions understand.
+        """Check that interventions support the model and its settings.
 
         Raises:
-            ValueError: If it is not; the message says what to change.
+            ValueError: If they do not; the message names the setting to change.
         """
         ...
 
@@ -40,55 +40,62 @@ class Backend(Protocol):
         ...
 
     def fork(self, cache: Any, copies: int = 1) -> Any:
-        """A cache that can be extended without changing the given one, for every row ``copies`` times in a row.
+        """A cache with ``copies`` consecutive rows per row of ``cache``; it can grow without a change of ``cache``.
 
-        Keys and values are shared, not copied, where the backend's attention can read shared ones.
+        The two share keys and values where the backend's attention can read shared ones.
         """
         ...
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any | None, *, last_only: bool
     ) -> Float[Tensor, "batch row d_vocab"]:
-        """Logits of the given tokens (or the last of them), extending ``cache`` in place where there is one."""
+        """Logits of the tokens, or of the last one only; ``cache`` is extended in place, unless it is ``None``."""
         ...
 
     def fill(self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any) -> None:
-        """Extend a cache by the given tokens' keys and values, which need nothing of the last layer beyond them."""
+        """Extend a cache by the keys and values of tokens; the pass may end at the last layer's keys and values."""
         ...
 
     def run_to(self, layer: int, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"]) -> None:
-        """Run prompts for what hooks see, as far as anybody looks at the given layer; later layers may not run."""
+        """Run prompts for the hooks of layers up to ``layer``; later layers may not run."""
         ...
 
     def run_from(
         self, layer: int, residual: Float[Tensor, "batch pos d_model"], mask: Int[Tensor, "batch key"], cache: Any
     ) -> None:
-        """Fill the cache of a layer and of those above, given that layer's input; only with the engine's caches."""
+        """Fill the cache of ``layer`` and of the layers above, from the input of ``layer``.
+
+        Only the engine's caches support this.
+        """
         ...
 
     def unusual_attention(self) -> str | None:
-        """A setting by which attention is more than the softmax of scaled products of queries and keys, if any."""
+        """Name of a setting that makes attention more than a softmax of scaled query-key products; else ``None``."""
         ...
 
     def residual_point(self, layer: int) -> Any:
-        """The hook point that a layer's input goes through."""
+        """Hook point of a layer's input."""
         ...
 
     def rotary(self, layer: int, length: int) -> Rotary:
-        """The step from ``hook_q``, ``hook_k`` to ``hook_rot_q``, ``hook_rot_k`` for positions below ``length``."""
+        """The step from ``hook_q`` and ``hook_k`` to ``hook_rot_q`` and ``hook_rot_k``, at positions below ``length``.
+
+        Raises:
+            ValueError: If the step is not a rotary embedding that can be differentiated here.
+        """
         ...
 
     def scale(self, layer: int) -> float:
-        """What query-key products are multiplied by."""
+        """Factor of the query-key products."""
         ...
 
     def window(self, layer: int) -> int | None:
-        """How many keys, its own included, a row sees at most; ``None`` for all."""
+        """Most keys that a row attends to, its own included; ``None`` for all."""
         ...
 
 
 def shape_of(cfg: Any) -> ModelShape:
-    """The sizes that a TransformerLens configuration declares."""
+    """Sizes in a TransformerLens configuration."""
     return ModelShape(
         n_layers=cfg.n_layers,
         n_heads=cfg.n_heads,
@@ -112,15 +119,15 @@ def describe(backend: Backend) -> dict[str, Any]:
 
 
 def _weights_digest(hooked: Any) -> str:
-    """A digest of every parameter's name and shape and of up to 256 of its values, spread evenly.
+    """Digest of every parameter's name, shape and up to 256 of its values, evenly spread.
 
-    Reading all values of a large model takes minutes. Another checkpoint, or one trained further, differs in these; an
-    edit of single weights may not.
+    A digest of all values would take minutes for a large model. Another checkpoint, or further training, changes this
+    digest; an edit of single weights may not.
     """
     digest = hashlib.sha256()
     for name, parameter in hooked.named_parameters():
         values = parameter.detach().flatten()
-        places = torch.linspace(0, max(values.numel() - 1, 0), min(values.numel(), 256), dtype=torch.float64).long()
-        sample = values[places.to(values.device)].float().cpu().numpy().tobytes()
-        digest.update(f"{name}{tuple(parameter.shape)}".encode() + sample)
+        indices = torch.linspace(0, max(values.numel() - 1, 0), min(values.numel(), 256), dtype=torch.float64).long()
+        excerpt = values[indices.to(values.device)].float().cpu().numpy().tobytes()
+        digest.update(f"{name}{tuple(parameter.shape)}".encode() + excerpt)
     return digest.hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""``TransformerBridge`` (TransformerLens 3.x and 4.x): hooks around a Hugging Face model, with the engine under it."""
+"""``TransformerBridge`` (TransformerLens 3.x and 4.x) on the attention engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["BridgeBackend"]
 
 
 class BridgeBackend:
-    """A ``TransformerBridge`` (TransformerLens 3.x and 4.x): hooks around the Hugging Face model."""
+    """A ``TransformerBridge`` (TransformerLens 3.x and 4.x): a Hugging Face model with hook points."""
 
     is_bridge = True
 
@@ -43,8 +43,8 @@ class BridgeBackend:
     def new_cache(self, batch: int) -> Any:
         if _can_fuse(self.hooked):
             return KeyValueCache.empty(self.shape, batch, self.device)
-        # Without a config the cache keeps every key, also in layers with a sliding window: hooks count on
-        # key columns being absolute.
+        # Hooks need absolute key columns. A cache without a config keeps every key, even in layers with a sliding
+        # window.
         return DynamicCache()
 
     def fork(self, cache: Any, copies: int = 1) -> Any:
@@ -84,7 +84,7 @@ class BridgeBackend:
     def _fused_forward(
         self, tokens: Tensor, mask: Tensor, cache: KeyValueCache | None, *, last: int | None = None, **arguments: Any
     ) -> Tensor:
-        """One pass on the engine, which makes what masks it needs from the columns."""
+        """One pass on the engine; :class:`Pass` provides the masks of its layers."""
         n_rows, layers = tokens.shape[1], [LayerCache() for _ in self.hooked.blocks]
         if cache is not None:
             cache.append_attention_mask(mask[:, -n_rows:])
@@ -105,24 +105,17 @@ class BridgeBackend:
                 residual = block(residual, position_ids=positions, position_embeddings=embeddings, use_cache=False)
 
     def _fused(self, rows: Pass, layers: Sequence[LayerCache], *, last: int | None) -> AbstractContextManager[None]:
-        """One pass on the engine, which ends where the keys of the layer ``last`` are known."""
+        """Run one pass on the engine; with ``last``, it may end once the keys of that layer are known."""
         attentions = [block.attn for block in self.hooked.blocks]
         stop = stop_layer(self.hooked.blocks, last, _EARLY)
         forwards = [
-            partial(
-                _forward,
-                attention,
-                rows,
-                cache,
-                self.window(place),
-                self.scale(place),
-                place == stop,
-            )
-            for place, (attention, cache) in enumerate(zip(attentions, layers, strict=True))
+            partial(_forward, attention, rows, cache, self.window(layer), self.scale(layer), layer == stop)
+            for layer, (attention, cache) in enumerate(zip(attentions, layers, strict=True))
         ]
         return _on_the_engine(attentions, forwards, self.hooked.original_model.config)
 
     def _positions(self, mask: Tensor, n_rows: int) -> Tensor:
+        """Token positions ``[batch row]`` of the last ``n_rows`` columns, without padding."""
         return (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -n_rows:].to(self.device)
 
     def _attention(self, layer: int) -> Any:
@@ -139,19 +132,19 @@ class BridgeBackend:
     def rotary(self, layer: int, length: int) -> Rotary:
         model = self.hooked.original_model
         embedding = getattr(model.base_model, "rotary_emb", None)
-        # Gemma 3 has a table for each kind of layer, OLMo 2 norms over all heads of a projection together.
+        # Gemma 3 has one rotary table per kind of layer. OLMo 2 normalises all heads of a projection together.
         attention = self._attention(layer)
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         per_head = all(norm is None or norm.weight.shape == (self.shape.d_head,) for norm in norms)
         if embedding is None or "layer_type" in inspect.signature(embedding.forward).parameters or not per_head:
             raise ValueError(
-                f"the step from queries and keys to rotated ones of {type(model).__name__} is not one that can be "
-                "differentiated here, so directions cannot be trained at the projection site; use site='rotary'"
+                f"the step from queries and keys to rotated ones of {type(model).__name__} cannot be differentiated "
+                "here, so directions cannot be trained at the projection site; use site='rotary'"
             )
         positions = torch.arange(length, device=self.device)[None]
-        like = torch.zeros(1, dtype=self.hooked.cfg.dtype, device=self.device)
+        example = torch.zeros(1, dtype=self.hooked.cfg.dtype, device=self.device)
         with torch.no_grad():
-            cos, sin = embedding(like, positions)
+            cos, sin = embedding(example, positions)  # the tables take the example's dtype and device
         query_norm, key_norm = (_on(self.device, norm) for norm in norms)
         return Rotary(cos=cos[0], sin=sin[0], adjacent_pairs=False, query_norm=query_norm, key_norm=key_norm)
 
@@ -162,14 +155,14 @@ class BridgeBackend:
         attention, config = self._attention(layer), self.hooked.original_model.config
         if hasattr(attention, "sliding_window"):
             return cast("int | None", attention.sliding_window)
-        # Mistral's attention has no such attribute and reads the configuration itself.
+        # Mistral's attention module reads the window from the configuration.
         if getattr(config, "use_sliding_window", True) is False:
             return None
         return cast("int | None", getattr(config, "sliding_window", None))
 
 
 def _on(device: torch.device, norm: Any | None) -> Any | None:
-    """A norm, or a copy of it where a model is split over devices and the norm is on another."""
+    """The norm itself, or a copy on ``device`` if a device map has put the norm on another device."""
     return norm if norm is None or norm.weight.device == device else copy.deepcopy(norm).to(device)
 
 
@@ -179,14 +172,15 @@ _EARLY = (
     *(f"attn.{name}" for name in ("hook_in", "q", "k", "v", "q_norm", "k_norm", "hook_q_normed", "hook_k_normed")),
     *(f"attn.{name}" for name in ("hook_cos", "hook_sin", "hook_rot_q", "hook_rot_k")),
 )
-"""What of a block has run when its keys and values are known."""
+"""Modules of a block that have run once its keys and values are known."""
 
 _PLAIN = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
-"""Attention of Hugging Face that is ``softmax(Q K^T * scale) V`` over rotary queries and keys, norms of heads apart."""
+"""Hugging Face classes whose attention is ``softmax(Q K^T * scale) V`` over rotary queries and keys, with or without
+per-head norms."""
 
 
 def _can_fuse(hooked: Any) -> bool:
-    """Whether every layer's attention is one that :func:`_forward` computes, and its own."""
+    """Whether :func:`_forward` computes the attention of every layer, and no layer has a replaced ``forward``."""
     unusual = ("use_split_qkv_input", "use_attn_in", "use_attn_result", "gated_q_proj")
     return not any(getattr(hooked.cfg, name, False) for name in unusual) and all(
         type(block.attn).__name__ == "PositionEmbeddingsAttentionBridge"
@@ -198,14 +192,14 @@ def _can_fuse(hooked: Any) -> bool:
 
 @contextmanager
 def _on_the_engine(attentions: Sequence[Any], forwards: Sequence[Any], config: Any) -> Generator[None]:
-    """The engine's forwards, and the name of an attention for which Hugging Face builds no mask of rows times keys."""
-    before = config._attn_implementation
-    config._attn_implementation = "focuslens"
+    """Replace the attention layers' forwards, and keep Hugging Face from building a mask of rows times keys."""
+    implementation = config._attn_implementation
+    config._attn_implementation = "focuslens"  # for an unknown name, Hugging Face builds no mask
     try:
         with replaced_forwards(attentions, forwards):
             yield
     finally:
-        config._attn_implementation = before
+        config._attn_implementation = implementation
 
 
 def _forward(
@@ -220,7 +214,7 @@ def _forward(
     position_embeddings: tuple[Tensor, Tensor],
     **_: Any,
 ) -> tuple[Float[Tensor, "batch row d_model"], None]:
-    """What ``PositionEmbeddingsAttentionBridge.forward`` computes, with its hooks."""
+    """The computation of ``PositionEmbeddingsAttentionBridge.forward``, with its hooks, on the engine."""
     rows.require(hidden_states, cache)
     hidden_states, d_head = layer.hook_in(hidden_states), layer.original_component.head_dim
     q, k, v = (

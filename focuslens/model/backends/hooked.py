@@ -1,7 +1,7 @@
-"""``HookedTransformer`` (TransformerLens 3.x), with the attention engine under it.
+"""``HookedTransformer`` (TransformerLens 3.x) on the attention engine.
 
-TransformerLens computes every layer's ``[batch head row key]`` pattern in full, several times over, keeps keys before
-their rotation and rotates all of them again for every new token. The engine gives the same numbers and hooks.
+TransformerLens holds several tensors of the size ``[batch head row key]`` per layer. It caches keys before their
+rotation, and rotates all of them again for every new token. The engine avoids both, with the same numbers and hooks.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = ["HookedBackend"]
 class HookedBackend:
     """A ``HookedTransformer`` (TransformerLens 3.x).
 
-    Its weights keep their values and shapes, and get the strides in which TransformerLens multiplies by them.
+    The weights keep their values and shapes, and get the strides that TransformerLens multiplies with.
     """
 
     is_bridge = False
@@ -57,11 +57,12 @@ class HookedBackend:
         cfg = self.hooked.cfg
         if cfg.attention_dir != "causal":
             raise ValueError(
-                f"the model's attention is {cfg.attention_dir!r}; only a causal model generates responses to look at"
+                f"the model's attention is {cfg.attention_dir!r}; it must be 'causal' for the model to generate "
+                "responses"
             )
         if getattr(cfg, "ungroup_grouped_query_attention", False) and self.shape.n_key_value_heads < self.shape.n_heads:
             raise ValueError(
-                "the model's grouped keys and values are ungrouped, so hook_k has one head a query head; call "
+                "the model's grouped keys and values are ungrouped, so hook_k has one head per query head; call "
                 "hooked.set_ungroup_grouped_query_attention(False)"
             )
 
@@ -76,7 +77,7 @@ class HookedBackend:
     def fork(self, cache: Any, copies: int = 1) -> Any:
         if isinstance(cache, KeyValueCache):
             return cache.shared(copies)
-        # Appending concatenates into new tensors, so entries that share tensors never see each other's growth.
+        # An append makes new tensors, so a shared tensor stays unchanged when one of the caches grows.
         entries = [
             dataclasses.replace(
                 entry, past_keys=_copies(entry.past_keys, copies), past_values=_copies(entry.past_values, copies)
@@ -98,7 +99,7 @@ class HookedBackend:
         with self._fused(Pass(tokens.shape[1], mask.cpu())) if fuse else nullcontext():
             if not last_only:
                 return hooked(tokens, return_type="logits", **arguments)
-            # Unembedding a long prompt costs more memory than running it, and only its last row is wanted.
+            # Logits of all rows of a long prompt need more memory than the pass, so only the last row is unembedded.
             residual = hooked(tokens, stop_at_layer=self.shape.n_layers, **arguments)[:, -1:]
         if hooked.cfg.normalization_type is not None:
             residual = hooked.ln_final(residual)
@@ -121,29 +122,24 @@ class HookedBackend:
     def run_from(
         self, layer: int, residual: Float[Tensor, "batch pos d_model"], mask: Int[Tensor, "batch key"], cache: Any
     ) -> None:
-        seen = cache.append_attention_mask(mask)
-        n_layers = self.shape.n_layers
+        columns, n_layers = cache.append_attention_mask(mask), self.shape.n_layers
         with self._fused(Pass(residual.shape[1], mask.cpu()), last=n_layers - 1), suppress(Filled):
             self.hooked(
-                residual,
-                start_at_layer=layer,
-                stop_at_layer=n_layers,
-                attention_mask=seen,
-                past_kv_cache=cache,
+                residual, start_at_layer=layer, stop_at_layer=n_layers, attention_mask=columns, past_kv_cache=cache
             )
 
     def _fused(self, rows: Pass, *, last: int | None = None) -> AbstractContextManager[None]:
-        """One pass on the engine; its cache, if there is one, has to be a :class:`KeyValueCache`.
+        """Run one pass on the engine; its cache, if it has one, must be a :class:`KeyValueCache`.
 
-        Of the layer ``last`` nothing is wanted beyond its keys, and no layer after it.
+        With ``last``, the pass may end once the keys of that layer are known.
         """
-        hooked, layers = self.hooked, [block.attn for block in self.hooked.blocks]
-        stop = stop_layer(hooked.blocks, last, _EARLY)
+        attentions = [block.attn for block in self.hooked.blocks]
+        stop = stop_layer(self.hooked.blocks, last, _EARLY)
         forwards = [
-            partial(_forward, layer, rows, self.window(place), self.scale(place), place == stop)
-            for place, layer in enumerate(layers)
+            partial(_forward, attention, rows, self.window(layer), self.scale(layer), layer == stop)
+            for layer, attention in enumerate(attentions)
         ]
-        return replaced_forwards(layers, forwards)
+        return replaced_forwards(attentions, forwards)
 
     def _attention(self, layer: int) -> Any:
         return self.hooked.blocks[layer].attn
@@ -161,7 +157,8 @@ class HookedBackend:
         attention, cfg = self._attention(layer), self.hooked.cfg
         if cfg.positional_embedding_type != "rotary":
             raise ValueError(
-                f"positions are embedded as {cfg.positional_embedding_type!r}, not rotary: it has no rotary site"
+                f"the model's positional embedding is {cfg.positional_embedding_type!r}, not 'rotary', so it has no "
+                "rotary site"
             )
         sin, cos = attention.calculate_sin_cos_rotary(
             cfg.rotary_dim, length, base=attention._rotary_base(), dtype=cfg.dtype
@@ -186,17 +183,17 @@ _LAYOUTS = {
     "W_O": "head d_head d_model -> d_model head d_head",
     **dict.fromkeys(("W_gate", "W_in", "W_out", "W_U"), "inner outer -> outer inner"),
 }
-"""How weights have to lie in memory for ``F.linear`` to read them as they are."""
+"""Layouts in memory from which ``F.linear`` reads each weight without a copy."""
 
 
 def _lay_out(hooked: Any) -> None:
-    """Give weights the strides in which they are used.
+    """Store weights in memory in the layout that ``F.linear`` reads; their shapes and values stay the same.
 
-    TransformerLens holds the transpose of what ``F.linear`` takes, and copies it in every pass: for one new token that
-    takes longer than the products. The transpose of what lies in memory transposed is no copy, and the same bits.
+    TransformerLens stores the transpose of the matrix that ``F.linear`` reads, and copies it in every pass. For one new
+    token the copies take longer than the products. With transposed strides, no copy is needed.
     """
     attentions = [block.attn for block in hooked.blocks]
-    # Only gated ones go through F.linear; others multiply by their weights as they are.
+    # Only gated MLPs use F.linear; other MLPs multiply by their weights without a transpose.
     mlps = [block.mlp for block in hooked.blocks if hasattr(getattr(block, "mlp", None), "W_gate")]
     weights = [
         (weight, _LAYOUTS[name])
@@ -205,15 +202,12 @@ def _lay_out(hooked: Any) -> None:
         if name in _LAYOUTS
     ]
     owners = Counter(weight.untyped_storage().data_ptr() for weight in hooked.parameters())
-    for weight, used in weights:
-        # What shares its memory, as tied embeddings may, or is packed, as quantized weights are, stays as it is.
-        plain = (
-            weight.is_floating_point() and weight.is_contiguous() and weight.ndim == len(used.split(" -> ")[0].split())
-        )
+    for weight, layout in weights:
+        shape, memory = layout.split(" -> ")
+        # Weights that share memory (tied embeddings) and packed weights (quantization) keep their layout.
+        plain = weight.is_floating_point() and weight.is_contiguous() and weight.ndim == len(shape.split())
         if plain and owners[weight.untyped_storage().data_ptr()] == 1:
-            held, lies = used.split(" -> ")
-            laid_out = rearrange(weight.data, used).contiguous()
-            weight.data = rearrange(laid_out, f"{lies} -> {held}")
+            weight.data = rearrange(rearrange(weight.data, layout).contiguous(), f"{memory} -> {shape}")
 
 
 def _copies(tensor: Tensor, copies: int) -> Tensor:
@@ -222,7 +216,7 @@ def _copies(tensor: Tensor, copies: int) -> Tensor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _RmsNorm:
-    """TransformerLens's ``RMSNorm``, but not rounded to the model's dtype, and without its hooks."""
+    """TransformerLens's ``RMSNorm`` without its hooks, and without its rounding to the model's dtype."""
 
     weight: Tensor
     eps: float
@@ -240,18 +234,18 @@ _EARLY = (
     "ln1",
     *(f"attn.{name}" for name in ("hook_q", "hook_k", "hook_v", "q_norm", "k_norm", "hook_rot_q", "hook_rot_k")),
 )
-"""What of a block has run when its keys and values are known."""
+"""Modules of a block that have run once its keys and values are known."""
 
 
 def _can_fuse(hooked: Any) -> bool:
-    """Whether a model's attention is plain ``softmax(Q K^T * scale) V`` over rotary queries and keys, and its own."""
+    """Whether every layer computes ``softmax(Q K^T * scale) V`` over rotary queries and keys in its own ``forward``."""
     cfg = hooked.cfg
     return (
         cfg.positional_embedding_type == "rotary"
         and cfg.attn_scores_soft_cap <= 0
         and not any(getattr(cfg, name, False) for name in _UNUSUAL)
         and str(cfg.original_architecture) not in ("OlmoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
-        # A layer whose forward somebody has replaced, as accelerate does, is left to them.
+        # The engine leaves a model alone if another library, such as accelerate, has replaced a layer's forward.
         and not any("forward" in vars(block.attn) for block in hooked.blocks)
     )
 
@@ -280,7 +274,7 @@ def _forward(
     attention_mask: Int[Tensor, "batch key"] | None = None,
     position_bias: Tensor | None = None,
 ) -> Float[Tensor, "batch row d_model"]:
-    """What ``AbstractAttention.forward`` computes, with its hooks."""
+    """The computation of ``AbstractAttention.forward``, with its hooks, on the engine."""
     cache = LayerCache() if past_kv_cache_entry is None else past_kv_cache_entry.layer
     rows.require(query_input, cache)
     q, k, v = layer.calculate_qkv_matrices(query_input, key_input, value_input)

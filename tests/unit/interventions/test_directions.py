@@ -134,7 +134,7 @@ def test_heads_of_any_library_are_saved_as_numbers(tmp_path: Path) -> None:
     made = FocusDirections(cast("Any", np.array(HEADS)), torch.zeros(3, 16))
     made.save(tmp_path)
     assert FocusDirections.load(tmp_path).heads == tuple(HEADS)
-    with pytest.raises(TypeError, match=r"\(0.5, 1\) is no head; heads are \(layer, head\) pairs"):
+    with pytest.raises(TypeError, match=r"\(0.5, 1\) is not a head; heads are \(layer, head\) pairs"):
         FocusDirections(cast("Any", [(0.5, 1), (0, 1), (1, 0)]), torch.zeros(3, 16))
 
 

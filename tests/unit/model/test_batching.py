@@ -51,7 +51,7 @@ def test_the_budget_halves_and_nothing_is_lost(error):
             raise error
         return [index * 2 for index in batch]
 
-    with pytest.warns(UserWarning, match=r"memory ran out on 8 prompts of 80 tokens; going on with 40 tokens a batch"):
+    with pytest.warns(UserWarning, match="memory ran out on 8 prompts of 80 tokens; going on with 40 tokens per batch"):
         made = dict(enumerate(in_batches([10] * 8, 1000, run)))
     assert [budget for _, budget in seen] == [1000, 40, 20, 20, 20, 20]
     assert [pair for _, pair in sorted(made.items())] == [([i, i + 1], [2 * i, 2 * i + 2]) for i in (0, 2, 4, 6)]

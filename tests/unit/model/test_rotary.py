@@ -99,7 +99,7 @@ def test_a_model_without_rotary_embedding_has_no_rotary_site() -> None:
     cfg = HookedTransformerConfig(
         n_layers=1, d_model=8, n_ctx=16, d_head=4, n_heads=2, d_vocab=10, act_fn="relu", device="cpu"
     )
-    with pytest.raises(ValueError, match="positions are embedded as 'standard', not rotary"):
+    with pytest.raises(ValueError, match="positional embedding is 'standard', not 'rotary'"):
         backend_for(HookedTransformer(cfg)).rotary(0, 4)
 
 
@@ -113,7 +113,7 @@ def bridge_of(model: Any, attention: Any) -> BridgeBackend:
 
 def test_a_bridge_whose_rotary_embedding_cannot_be_read_is_refused() -> None:
     backend = bridge_of(SimpleNamespace(base_model=SimpleNamespace()), SimpleNamespace())
-    with pytest.raises(ValueError, match=r"rotated ones of SimpleNamespace is not one that can be differentiated here"):
+    with pytest.raises(ValueError, match="rotated ones of SimpleNamespace cannot be differentiated here"):
         backend.rotary(0, 4)
 
 
