@@ -127,7 +127,10 @@ def test_loss_curves_name_few_heads_and_summarise_many():
     assert (list(few.lines[1].get_xdata()), list(few.lines[1].get_ydata())) == ([1, 2], [-0.2, -0.4])
     losses = np.random.default_rng(0).random((3, 9))
     many: Any = viz.loss_curves(losses, [str(i) for i in range(9)])
-    assert [text.get_text() for text in many.get_legend().get_texts()] == ["middle half of the heads", "median of 9 heads"]
+    assert [text.get_text() for text in many.get_legend().get_texts()] == [
+        "middle half of the heads",
+        "median of 9 heads",
+    ]
     np.testing.assert_array_equal(many.lines[-1].get_ydata(), np.median(losses, axis=1))
     corners = many.collections[0].get_paths()[0].vertices
     ordered = np.sort(losses[1])  # of nine values the third and the seventh
