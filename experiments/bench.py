@@ -1,10 +1,10 @@
-"""Times FocusLens beside the plain model, the paper's procedure and plain TransformerLens, and prints ratios.
+"""Compare the speed of FocusLens with the plain model, the paper's procedure and plain TransformerLens.
 
     python experiments/bench.py --out runs/bench --docs docs
 
-Contestants run in turn, in another order each round, so that a noisy machine is noisy to all and nobody always follows
-the heaviest; medians of the rounds are compared. Peak memory is the operating system's, of processes of its own for
-each contestant, above what the process had with the model loaded.
+Contestants run in turn, in another order each round, so that noise of the machine affects all of them and no contestant
+always follows the heaviest one. Ratios are of medians over rounds. Peak memory comes from the operating system. Each
+contestant has separate processes for it, and the memory of the process with the loaded model is subtracted.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ TITLES = {
 }
 LENGTHS = (1024, 4096, 16384, 32768)
 MEMORY_BAR, DEMO_BAR = 24 * 2**30, 90
-"""Bytes that every length has to fit in, and seconds that the demo may take."""
+"""Limits: bytes of memory at every length, and seconds of the demo."""
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 FORMULA = "samples * (caching + heads * epochs * step)"
 MARKER = "<!-- `make bench` writes the rest of this page -->\n\n"
@@ -56,7 +56,7 @@ MARKER = "<!-- `make bench` writes the rest of this page -->\n\n"
 
 
 def in_order(names: Sequence[str], number: int) -> list[str]:
-    """Names in the order of one round: each stands in each place, and follows each other, about as often (Williams)."""
+    """Names in the order of one round. Over many rounds, places and predecessors are balanced (Williams)."""
     n = len(names)
     places = [(i + 1) // 2 if i % 2 else -(i // 2) for i in range(n)]  # 0, 1, -1, 2, -2, ...
     if number // n % 2:
@@ -79,7 +79,7 @@ def extrapolated(caching: float, step: float) -> float:
 
 
 def timed_work(contestant: Contestant, run: Any, device: str) -> dict[str, float]:
-    """Seconds for the ``whole`` work; the paper's training is put together from its parts, which are there too."""
+    """Seconds of the ``whole`` work. The paper's training is extrapolated from its parts, which are included."""
     if not isinstance(run, PaperTraining):
         return {"whole": seconds_of(run, device) * contestant.times}
     caching = seconds_of(run.cache_activations, device)
@@ -89,23 +89,23 @@ def timed_work(contestant: Contestant, run: Any, device: str) -> dict[str, float
 
 
 def time_work(bench: Bench, work: str, rounds: int) -> dict[str, dict[str, Any]]:
-    """Medians of interleaved rounds; one round before them warms up."""
+    """Medians of interleaved rounds, after one warm-up round."""
     contestants = CONTESTANTS[work]
-    runs = {name: one.prepare(bench) for name, one in contestants.items()}
+    runs = {name: contestant.prepare(bench) for name, contestant in contestants.items()}
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
     for number in tqdm(range(rounds + 1), desc=work, unit="round"):
         for name in in_order(list(runs), number):
             seconds = timed_work(contestants[name], runs[name], bench.device)
             if number:
                 taken[name].append(seconds)
-    first = statistics.median(one["whole"] for one in taken[next(iter(contestants))])
-    return {name: timing(contestants[name], all_, first) for name, all_ in taken.items()}
+    first = statistics.median(seconds["whole"] for seconds in taken[next(iter(contestants))])
+    return {name: timing(contestants[name], rounds_, first) for name, rounds_ in taken.items()}
 
 
 def timing(contestant: Contestant, taken: Sequence[Mapping[str, float]], first: float) -> dict[str, Any]:
-    """What the results say of a contestant's time, ``ratio`` being over the first contestant's seconds."""
-    seconds = [one["whole"] for one in taken]
-    parts = {name: [one[name] for one in taken] for name in taken[0] if name != "whole"}
+    """Results of a contestant's time. ``ratio`` is over the first contestant's seconds."""
+    seconds = [times["whole"] for times in taken]
+    parts = {name: [times[name] for times in taken] for name in taken[0] if name != "whole"}
     return {
         "seconds": statistics.median(seconds),
         "ratio": statistics.median(seconds) / first,
@@ -117,7 +117,7 @@ def timing(contestant: Contestant, taken: Sequence[Mapping[str, float]], first: 
 
 
 def demo_seconds() -> float:
-    """Wall time of ``make demo`` after installation: in a process of its own, with no module compiled yet."""
+    """Wall time of ``make demo`` after installation, in a new process without compiled modules."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "focuslens", "demo", "--out", str(Path(folder) / "demo")]
         start = time.perf_counter()
@@ -126,7 +126,7 @@ def demo_seconds() -> float:
 
 
 def output_of(command: Sequence[str], **environment: str) -> str:
-    """What a command prints.
+    """Standard output of a command.
 
     Raises:
         RuntimeError: If it fails.
@@ -141,7 +141,7 @@ def output_of(command: Sequence[str], **environment: str) -> str:
 
 
 def _status(field: str) -> int:
-    """Memory of this process in bytes: ``VmRSS`` now, ``VmHWM`` at its peak."""
+    """Memory of this process in bytes: ``VmRSS`` for now, ``VmHWM`` for its peak."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
@@ -149,19 +149,19 @@ def _status(field: str) -> int:
 
 
 def _give_back_memory() -> None:
-    """Give the operating system what is freed but still held, so that it does not count as the model's."""
+    """Return freed memory to the operating system, so that it does not count as the model's."""
     gc.collect()
-    with suppress(OSError, AttributeError):  # only glibc has it
+    with suppress(OSError, AttributeError):  # only glibc has malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_here(bench: Bench, work: str, name: str) -> dict[str, int]:
-    """:func:`peak_of` one contestant's work."""
+    """Peak memory of one contestant's work: :func:`peak_of`."""
     return peak_of(CONTESTANTS[work][name].prepare(bench), bench.device)
 
 
 def peak_of(run: Callable[[], Any], device: str) -> dict[str, int]:
-    """Bytes that one run takes at its peak, above what there was before it and (``total_bytes``) with it."""
+    """Peak memory of one run in bytes: above the memory before it (``bytes``), and in all (``total_bytes``)."""
     _give_back_memory()
     if device == "cuda":
         before = torch.cuda.memory_allocated()
@@ -177,17 +177,17 @@ def peak_of(run: Callable[[], Any], device: str) -> dict[str, int]:
 
 
 def peak(options: argparse.Namespace, bench: Bench, work: str, name: str, processes: int) -> dict[str, Any]:
-    """The same as the median of some processes, each with nothing else in it, and what each of them gave."""
+    """Median peak memory over separate processes, and the numbers of each process."""
     command = [sys.executable, __file__, "--peak", work, name, "--checkpoint", str(bench.directory)]
     command += ["--length", str(bench.length), "--device", bench.device, "--dtype", bench.dtype]
     command += ["--threads", str(options.threads)]
-    found: list[dict[str, float]] = []
+    measurements: list[dict[str, float]] = []
     for _ in range(processes):
         start = time.perf_counter()
         measured = json.loads(output_of(command).splitlines()[-1])
-        found.append({**measured, "process_seconds": time.perf_counter() - start})
-    medians = {key: statistics.median(one[key] for one in found) for key in ("bytes", "total_bytes")}
-    return {**medians, "processes": found}
+        measurements.append({**measured, "process_seconds": time.perf_counter() - start})
+    medians = {key: statistics.median(numbers[key] for numbers in measurements) for key in ("bytes", "total_bytes")}
+    return {**medians, "processes": measurements}
 
 
 def slope(points: Mapping[int, float]) -> float:
@@ -198,17 +198,17 @@ def slope(points: Mapping[int, float]) -> float:
 
 
 def by_length(options: argparse.Namespace, bench: Bench, name: str) -> dict[str, Any]:
-    """Peak memory of scoring at all lengths, one process each."""
-    found: dict[int, dict[str, Any]] = {}
+    """Peak memory of scoring at all lengths, with one process per length."""
+    peaks: dict[int, dict[str, Any]] = {}
     for length in tqdm(options.lengths, desc=f"lengths, {name}", unit="process"):
         long = Bench(bench.directory, length, bench.device, bench.dtype)
-        found[length] = peak(options, long, "score", name, 1)
-    return {"slope": slope({length: one["bytes"] for length, one in found.items()}), "lengths": found}
+        peaks[length] = peak(options, long, "score", name, 1)
+    return {"slope": slope({length: numbers["bytes"] for length, numbers in peaks.items()}), "lengths": peaks}
 
 
 @contextmanager
 def counted_writes() -> Generator[dict[str, list[int]]]:
-    """File names to the sizes of all writes of them by training and by saving directions, overwritten ones too."""
+    """Sizes of all writes by training and by saving directions, by file name, including overwritten files."""
     sizes: dict[str, list[int]] = defaultdict(list)
 
     def counted(path: str | Path, content: bytes) -> None:
@@ -220,10 +220,10 @@ def counted_writes() -> Generator[dict[str, list[int]]]:
 
 
 def written_bytes(bench: Bench) -> dict[str, Any]:
-    """Bytes that the whole training writes to disk, as ``focuslens train`` does it and as the paper does.
+    """Bytes that the whole training writes to disk with ``focuslens train`` and with the paper's procedure.
 
-    Ours are the same for any number of samples up to 500: a checkpoint holds no activations, and is written once an
-    epoch.
+    The bytes of FocusLens do not depend on the number of samples up to 500. Its checkpoint holds no activations and is
+    written once per epoch.
     """
     with tempfile.TemporaryDirectory() as folder, counted_writes() as writes:
         focus_training("hooked", checkpoint=Path(folder) / "checkpoint.pt")(bench)().save(folder)
@@ -235,18 +235,18 @@ def written_bytes(bench: Bench) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
-    """Everything that is measured on one device."""
+    """All measurements on one device."""
     times = {work: time_work(bench, work, options.rounds) for work in TITLES}
     memory = {
         name: peak(options, bench, "score", name, options.processes)
         for name in tqdm(CONTESTANTS["score"], desc="memory", unit="contestant")
     }
-    ours = ("FocusLens, HookedTransformer", "FocusLens, TransformerBridge")
-    lengths = {name: by_length(options, bench, name) for name in ours}
+    focuslens = ("FocusLens, HookedTransformer", "FocusLens, TransformerBridge")
+    lengths = {name: by_length(options, bench, name) for name in focuslens}
     return {"time": times, "memory": memory, "length": lengths, "written": written_bytes(bench)}
 
 
-# --- what is written ---
+# --- output ---
 
 
 def processor() -> str:
@@ -259,7 +259,7 @@ def processor() -> str:
 
 
 def commit() -> dict[str, Any] | None:
-    """The commit that is measured and whether the files are those of it; nothing outside a repository."""
+    """The current commit and whether the files are unchanged; ``None`` outside a repository."""
 
     def git(*arguments: str) -> str:
         return output_of(["git", "-C", str(Path(__file__).parent), *arguments])
@@ -271,7 +271,7 @@ def commit() -> dict[str, Any] | None:
 
 
 def description(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
-    """What the results say of what was measured, with what and where."""
+    """Description of the measurement: settings, model, machine and versions."""
     left_out = ("out", "docs", "checkpoint", "peak", "device", "dtype")
     settings = {name: value for name, value in vars(options).items() if name not in left_out}
     return {
@@ -286,12 +286,12 @@ def description(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
 
 
 def rows_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """A table in Markdown."""
+    """Lines of a Markdown table."""
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
 
 
 def shared_tables(found: Mapping[str, Any]) -> list[str]:
-    """Markdown of the times, and of the memory that scoring takes."""
+    """Markdown tables of the times, and of the memory of scoring."""
     lines: list[str] = []
     for work, rows in found["time"].items():
         header = ["", "seconds", f"over {next(iter(rows))}", "timed"]
@@ -305,7 +305,7 @@ def shared_tables(found: Mapping[str, Any]) -> list[str]:
 
 
 def device_tables(found: Mapping[str, Any]) -> list[str]:
-    """Markdown of what was measured on one device."""
+    """Markdown tables of all measurements on one device."""
     lines = shared_tables(found)
     lengths = list(next(iter(found["length"].values()))["lengths"])
     header = ["", *(f"{length:,}" for length in lengths)]
@@ -324,7 +324,7 @@ def device_tables(found: Mapping[str, Any]) -> list[str]:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Markdown of everything that was measured."""
+    """Markdown of all measurements."""
     settings = results["settings"]
     lines = [
         f"Prompts of {settings['length']:,} tokens; time: medians of {settings['rounds']} interleaved rounds, "
@@ -338,7 +338,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
-    """Ratios of every work as bars, on a logarithmic axis; a column for each device."""
+    """Draw the ratios of every work as bars on a logarithmic axis, with one column per device."""
     import matplotlib.pyplot as plt
 
     from focuslens.viz import save_figure
@@ -351,7 +351,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
             names, ratios = list(rows), [row["ratio"] for row in rows.values()]
             bars = axes.barh(names[::-1], ratios[::-1], color="#0072B2")
             axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-            # From one half on whatever the ratios are: limits drawn tight would make 1.02 look like a multiple of 1.
+            # The axis always starts at one half, because tight limits would make 1.02 look like a multiple of 1.
             limits = (0.5, max(4.0, 3 * max(ratios)))
             title = f"{TITLES[work]} ({device})"
             axes.set(xscale="log", xlim=limits, title=title, xlabel=f"time over that of {names[0]}")
@@ -360,7 +360,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 
 
 def write(results: Mapping[str, Any], folder: Path) -> None:
-    """``bench.json``, ``bench.md`` and ``bench.png``; the introduction of an existing page stays."""
+    """Write ``bench.json``, ``bench.md`` and ``bench.png``; the introduction of an existing page stays."""
     write_json(folder / "bench.json", results)
     page = folder / "bench.md"
     old = page.read_text() if page.exists() else ""
@@ -391,7 +391,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run_all(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
-    """Everything on every device, with a random model in a new folder."""
+    """All measurements on every device, with a random model in a new folder."""
     Bench(directory).make_checkpoint()
     results = description(options, directory)
     results["demo"] = {"seconds": demo_seconds(), "bar": DEMO_BAR}

@@ -1,7 +1,7 @@
-"""What ``bench.py`` times: FocusLens, the plain fused model, the paper's procedure, and plain TransformerLens.
+"""Contestants of ``bench.py``: FocusLens, the plain fused model, the paper's procedure, and plain TransformerLens.
 
-Each contestant is a function that loads what it needs and gives a function to be timed. All run the same sample with a
-random Llama of 8 layers, 8 heads and d_model 256, and generate the same number of tokens.
+Each contestant is a function that loads its inputs and returns a function to be timed. All contestants run the same
+sample with a random Llama of 8 layers, 8 heads and d_model 256, and generate the same number of tokens.
 """
 
 from __future__ import annotations
@@ -40,10 +40,10 @@ class Bench:
     """The checkpoint and the sample that all contestants share.
 
     Args:
-        directory: Where the checkpoint lies, or is made.
+        directory: Folder of the checkpoint.
         length: Tokens of the prompt.
-        device: Where models run.
-        dtype: Of their weights.
+        device: Device of the models.
+        dtype: Dtype of their weights.
     """
 
     directory: Path
@@ -52,10 +52,10 @@ class Bench:
     dtype: str = "float32"
 
     def make_checkpoint(self) -> None:
-        """Write the random model, the same every time.
+        """Write the random model, which is the same every time.
 
         Raises:
-            FileExistsError: If there is anything where it would lie: that may be somebody's own model.
+            FileExistsError: If the folder is not empty, because it may hold a model of the user.
         """
         if self.directory.exists() and (not self.directory.is_dir() or any(self.directory.iterdir())):
             raise FileExistsError(
@@ -82,16 +82,16 @@ class Bench:
 
     @cached_property
     def sample(self) -> fl.MultiDocSample:
-        """Documents of random words that are one token each, the gold document in the middle.
+        """Documents of random words of one token each, with the gold document in the middle.
 
-        There are 20 of them, or fewer where their titles would leave no room for words.
+        There are 20 documents, or fewer if their titles would leave no room for words.
         """
         tokenizer, rng, documents = build_tokenizer(), random.Random(SEED), min(DOCUMENTS, self.length // 30)
         vocabulary = (token.removeprefix("Ġ") for token in tokenizer.get_vocab() if token.startswith("Ġ"))
         plain = sorted(word for word in vocabulary if word.isalpha() and len(tokenizer.tokenize(f"a {word}")) == 2)
         words = [rng.choice(plain) for _ in range(self.length)]
 
-        def made(n: int) -> fl.MultiDocSample:
+        def with_words(n: int) -> fl.MultiDocSample:
             cuts = [i * n // documents for i in range(documents + 1)]
             texts = tuple(fl.Document("The", " ".join(words[a:b])) for a, b in pairwise(cuts))
             return fl.MultiDocSample("What was it?", ("nothing at all",), texts, documents // 2, "bench")
@@ -99,9 +99,9 @@ class Bench:
         if self.length < SHORTEST:
             raise ValueError(f"length is {self.length}; a prompt with some documents has at least {SHORTEST} tokens")
         n = self.length
-        while (excess := len(tokenizer(str(made(n).prompt())).input_ids) - self.length) > 0:
+        while (excess := len(tokenizer(str(with_words(n).prompt())).input_ids) - self.length) > 0:
             n -= excess
-        return made(n)
+        return with_words(n)
 
     def hugging_face(self, attention: str) -> Any:
         """The Hugging Face model."""
@@ -111,21 +111,21 @@ class Bench:
         return in_memory(model.eval().to(self.device))
 
     def focus(self, backend: Any) -> fl.FocusModel:
-        """The FocusModel; its responses have no end, so that all are of one length."""
+        """The FocusModel, without stop tokens, so that all responses have one length."""
         model = fl.FocusModel.from_pretrained(
             str(self.directory), device=self.device, dtype=self.dtype, backend=backend
         )
         return fl.FocusModel(in_memory(model.hooked), model.tokenizer, stop_tokens=(), name="bench")
 
     def encoded(self) -> fl.EncodedPrompt:
-        """The prompt's tokens and parts, without a model."""
+        """The prompt's tokens and spans, without a model."""
         from focuslens.prompts.encoder import PromptEncoder
 
         return PromptEncoder(build_tokenizer(), False, {}).encode(self.sample.prompt())
 
 
 def in_memory(model: Any) -> Any:
-    """A model with all weights read once: those of a mapped file come with the first run, and would count as its."""
+    """The model, after reading all its weights. A mapped file would otherwise be read during the first timed run."""
     for weights in model.parameters():
         weights.sum()
     return model
@@ -133,12 +133,12 @@ def in_memory(model: Any) -> Any:
 
 @dataclass(frozen=True)
 class Contestant:
-    """Something to be timed.
+    """A contestant of the benchmark.
 
     Args:
-        prepare: Loads what is needed; gives what is timed.
-        times: How many times the whole work is as much as what is timed.
-        part: What of the work is timed, where that is not all of it.
+        prepare: Function that loads the inputs and returns the function to time.
+        times: Factor from the timed work to the whole work.
+        part: Description of the timed part of the work; empty for all of it.
     """
 
     prepare: Callable[[Bench], Callable[[], Any]]
@@ -257,12 +257,12 @@ def _lens_run(bench: Bench) -> Callable[[], Any]:
 
 
 def _heads(model: fl.FocusModel) -> list[fl.Head]:
-    """The heads that are trained and steered, from all layers."""
+    """The trained and steered heads, from all layers."""
     return [fl.Head(layer, head) for layer in range(model.shape.n_layers) for head in range(3)][:HEADS]
 
 
 def focus_training(backend: str, **more: Any) -> Callable[[Bench], Callable[[], fl.FocusDirections]]:
-    """Training with FocusLens; ``more`` are further arguments of :func:`focuslens.train_focus_directions`."""
+    """Training with FocusLens. ``more`` has further arguments of :func:`focuslens.train_focus_directions`."""
 
     def prepare(bench: Bench) -> Callable[[], fl.FocusDirections]:
         model = bench.focus(backend)
@@ -274,7 +274,7 @@ def focus_training(backend: str, **more: Any) -> Callable[[Bench], Callable[[], 
 
 
 _KEEPING = "eager-keeping"
-"""Name under which Hugging Face knows :func:`_keeping_attention`."""
+"""Hugging Face's name of :func:`_keeping_attention`."""
 
 
 def _keeping_attention(
@@ -287,20 +287,20 @@ def _keeping_attention(
     kept: dict[int, tuple[Tensor, Tensor]],
     **settings: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Eager attention that keeps a layer's rotated queries and keys, each ``[batch head pos d_head]``."""
+    """Eager attention that records a layer's rotated queries and keys, each ``[batch head pos d_head]``."""
     kept[module.layer_idx] = (query, key)
     return eager_attention_forward(module, query, key, value, mask, **settings)
 
 
 AttentionInterface.register(_KEEPING, _keeping_attention)
-AttentionMaskInterface.register(_KEEPING, eager_mask)  # without which attention would not be causal
+AttentionMaskInterface.register(_KEEPING, eager_mask)  # attention would not be causal without it
 
 
 class PaperTraining:
-    """The paper's training in the two parts that it is made of: activations cached, then full patterns of a head.
+    """The paper's training in its two parts: caching of activations, then steps on full patterns of a head.
 
-    It is timed at its best: no logits are computed, queries alone get a direction, and when a step is taken the head's
-    activations are in memory and mask and optimizer are made.
+    The timing favours the paper's procedure. No logits are computed, and only queries get a direction. The time of a
+    step does not include loading the head's activations or creating the mask and the optimizer.
     """
 
     def __init__(self, bench: Bench) -> None:
@@ -308,13 +308,13 @@ class PaperTraining:
         self.tokens = torch.cat((prompt.tokens, prompt.tokens[:NEW_TOKENS]))[None].to(bench.device)
         self._device, self._first, n = bench.device, len(prompt.tokens), self.tokens.shape[1]
         ((self._start, self._end),) = prompt.spans["relevant"]
-        self._folder = tempfile.TemporaryDirectory(prefix="bench-")  # gone with this object
+        self._folder = tempfile.TemporaryDirectory(prefix="bench-")  # deleted with this object
         self._hidden = torch.ones(n, n, dtype=torch.bool, device=self._device).triu(1)
         self.direction = torch.zeros(self._model.config.head_dim, device=self._device, requires_grad=True)
         self._optimizer = torch.optim.AdamW([self.direction], lr=1e-3)
 
     def cache_activations(self) -> int:
-        """Write one sample's queries and keys of every layer to disk; how many bytes that is."""
+        """Write one sample's queries and keys of every layer to disk, and return their bytes."""
         kept: dict[int, tuple[Tensor, Tensor]] = {}
         with torch.no_grad():
             self._model.model(self.tokens, use_cache=False, kept=kept)
@@ -326,12 +326,12 @@ class PaperTraining:
         return sum(path.stat().st_size for path in paths)
 
     def load(self, layer: int = 0, head: int = 0) -> None:
-        """Read one head's activations from disk; in float32, as its softmax and its direction are."""
+        """Read one head's activations from disk, in float32, the dtype of the softmax and the direction."""
         q, k = (torch.load(self.path(layer, x))[head].to(self._device).float() for x in "qk")
         self._loaded = q, k
 
     def step(self) -> Tensor:
-        """One step of the head that is loaded; its loss before it."""
+        """Take one step of the loaded head, and return the loss before it."""
         q, k = self._loaded
         self._optimizer.zero_grad()
         scores = (q + self.direction) @ k.T / q.shape[1] ** 0.5
@@ -342,7 +342,7 @@ class PaperTraining:
         return loss.detach()
 
     def __call__(self) -> None:
-        """Everything, once."""
+        """Run all parts once."""
         self.cache_activations()
         self.load()
         self.step()
@@ -380,7 +380,7 @@ WORK: dict[str, Any] = {
     "epochs": EPOCHS,
     "seed": SEED,
 }
-"""What the work consists of."""
+"""Parameters of the work."""
 FLOOR = "Hugging Face, fused"
 PART = f"{TRAINED_SAMPLES} samples, all copies of one, times {SAMPLES // TRAINED_SAMPLES}"
 PAPER_PART = f"caching a sample + {HEADS * EPOCHS} x a head's step, times {SAMPLES}"
@@ -413,4 +413,4 @@ CONTESTANTS: dict[str, dict[str, Contestant]] = {
         "TransformerBridge, steered": Contestant(_focus_generation("bridge", True)),
     },
 }
-"""Work to contestants; the first of each is what the others are compared with."""
+"""Contestants by work. The first contestant is the reference of the others."""

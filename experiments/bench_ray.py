@@ -1,10 +1,10 @@
-"""Times a sweep on two workers of one core each beside one worker of one core, and beside this process alone.
+"""Compare the time of a sweep on two workers of one core each, on one such worker, and in this process.
 
     python experiments/bench_ray.py --out runs/bench
 
-The contestants run in turn, in another order each round, and a round's ratios are of runs that followed each other: a
-noisy machine is noisy to all. Every contestant's records must be the same bytes. Workers have loaded their models
-before anything is timed; a round before the first warms up.
+The contestants run in turn, in another order each round, and ratios are of runs in one round, so that noise of the
+machine affects all of them. All contestants must write the same bytes. Workers load their models before the timing
+starts. The first round is a warm-up.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from focuslens.model.execution import executor_for
 from focuslens.util.files import versions, write_json
 
 BAR = 1.7
-"""Throughput of two workers over that of one that is asked for."""
+"""Required ratio of the throughputs of two workers and of one worker."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -46,7 +46,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 @contextmanager
 def contestants(model: str) -> Generator[dict[str, Any]]:
-    """This process, one worker and two, each with a thread a model; those that do not run wait."""
+    """This process, one worker and two workers, with one thread per model. Only one contestant runs at a time."""
     import ray
 
     torch.set_num_threads(1)
@@ -75,7 +75,7 @@ def time_rounds(
     """Seconds of every contestant in every round.
 
     Raises:
-        ValueError: If their records differ.
+        ValueError: If the contestants' records differ.
     """
     taken: dict[str, list[float]] = {name: [] for name in models}
     with tempfile.TemporaryDirectory() as folder:
@@ -101,7 +101,7 @@ def time_rounds(
 
 
 def ratios(taken: Mapping[str, Sequence[float]], slower: str, faster: str) -> dict[str, Any]:
-    """How many times as fast, round by round, and the median of that."""
+    """Ratio of the slower to the faster contestant's time: per round, and the median over rounds."""
     rounds = [a / b for a, b in zip(taken[slower], taken[faster], strict=True)]
     return {"median": statistics.median(rounds), "rounds": rounds}
 

@@ -1,12 +1,12 @@
-"""Times generation from a folded and from an exported checkpoint beside the original, and takes their peak memory.
+"""Compare time and peak memory of generation from a folded and an exported checkpoint with the original.
 
     python experiments/bench_serving.py --out runs/bench
 
-Plain transformers runs all of them: the random model of ``bench.py``, the same with twenty heads steered at the
-projection site (folded) and at the rotary site (exported), and the original a second time, whose ratio shows what noise
-alone does. They run in turn, in another order each round, and ratios are of the same round: a noisy machine is noisy to
-all. On a CPU the processor time of the process is taken beside the wall time; other processes change it far less.
-Memory is the operating system's, of processes of their own.
+Plain transformers runs all checkpoints: the random model of ``bench.py``, the same model with twenty heads steered at
+the projection site (folded) and at the rotary site (exported), and the original a second time, whose ratio measures the
+noise. They run in turn, in another order each round, and ratios are of one round, so that noise of the machine affects
+all of them. On a CPU the processor time of the process is measured too, because other processes affect it far less than
+the wall time. Peak memory comes from the operating system, with separate processes.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ from focuslens.util.files import versions, write_atomically, write_json
 
 ORIGINAL, AGAIN = "original", "original again"
 BARS = {"folded": 1.0, "exported": 1.02}
-"""Time over the original's that is asked for: of the folded checkpoint within noise, of the exported one at most."""
+"""Required ratio to the original's time: equal within noise for the folded checkpoint, at most for the exported one."""
 CONTESTANTS = (ORIGINAL, AGAIN, *BARS)
 
 
 def make(folder: Path) -> None:
-    """The original and the two steered checkpoints."""
+    """Write the original and the two steered checkpoints."""
     original = folder / ORIGINAL
     Bench(original).make_checkpoint()
     config = json.loads((original / "config.json").read_text())
@@ -53,7 +53,7 @@ def make(folder: Path) -> None:
 
 
 def generation(folder: Path, name: str, options: argparse.Namespace) -> Callable[[], torch.Tensor]:
-    """A function that answers the prompt greedily, always with as many tokens."""
+    """A function that generates greedily from the prompt, always the same number of tokens."""
     directory = folder / (ORIGINAL if name == AGAIN else name)
     loading: Any = AutoModelForCausalLM
     model = loading.from_pretrained(
@@ -61,7 +61,7 @@ def generation(folder: Path, name: str, options: argparse.Namespace) -> Callable
     )
     model = in_memory(model.eval().to(options.device))
     tokens = Bench(folder / ORIGINAL, options.length).encoded().tokens[None].to(options.device)
-    # Nothing ends a response: suppressing the token that would is work of its own in every step.
+    # Without an end token, responses have one length. Suppressing that token instead would add work to every step.
     model.generation_config.eos_token_id = None
     settings = {"max_new_tokens": options.new_tokens, "do_sample": False}
 
@@ -85,7 +85,7 @@ def seconds_of(run: Callable[[], Any], device: str) -> dict[str, float]:
 def time_rounds(
     runs: Mapping[str, Callable[[], Any]], options: argparse.Namespace
 ) -> dict[str, list[dict[str, float]]]:
-    """Every contestant's seconds in every round; a round before them warms up."""
+    """Every contestant's seconds in every round, after one warm-up round."""
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
     for number in tqdm(range(options.rounds + 1), desc="rounds", unit="round"):
         for name in in_order(list(runs), number):
@@ -95,23 +95,23 @@ def time_rounds(
     return taken
 
 
-def median_ratio(these: Sequence[float], those: Sequence[float]) -> Interval:
-    """The median over rounds of one contestant's figure over another's, with its bootstrap interval."""
-    ratios = np.array([a / b for a, b in zip(these, those, strict=True)])
+def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Interval:
+    """Median over rounds of the ratio of two contestants' numbers, with its bootstrap interval."""
+    ratios = np.array([a / b for a, b in zip(numerators, denominators, strict=True)])
     drawn = np.random.default_rng(SEED).integers(len(ratios), size=(10_000, len(ratios)))
     return percentile_interval(float(np.median(ratios)), np.median(ratios[drawn], axis=1))
 
 
 def peaks(folder: Path, options: argparse.Namespace) -> dict[str, list[dict[str, int]]]:
-    """Peak memory of every contestant, in some processes each; they take turns too."""
-    found: dict[str, list[dict[str, int]]] = {name: [] for name in CONTESTANTS}
+    """Peak memory of every contestant in separate processes, which also take turns."""
+    memory: dict[str, list[dict[str, int]]] = {name: [] for name in CONTESTANTS}
     command = [sys.executable, __file__, "--checkpoints", str(folder), "--device", options.device]
     for name in ("dtype", "attention", "length", "new_tokens", "threads"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     for number in tqdm(range(options.processes), desc="memory", unit="round"):
         for name in in_order(CONTESTANTS, number):
-            found[name].append(json.loads(output_of([*command, "--peak", name]).splitlines()[-1]))
-    return found
+            memory[name].append(json.loads(output_of([*command, "--peak", name]).splitlines()[-1]))
+    return memory
 
 
 def results(
@@ -120,10 +120,10 @@ def results(
     memory: Mapping[str, Sequence[Mapping[str, int]]],
     load: Sequence[float],
 ) -> dict[str, Any]:
-    """Everything that was measured, with what and where."""
+    """All measurements, with settings, machine and versions."""
     clocks = list(taken[ORIGINAL][0])
-    seconds = {name: {clock: [one[clock] for one in all_] for clock in clocks} for name, all_ in taken.items()}
-    sizes = {name: [one["total_bytes"] for one in all_] for name, all_ in memory.items()}
+    seconds = {name: {clock: [times[clock] for times in rounds] for clock in clocks} for name, rounds in taken.items()}
+    sizes = {name: [numbers["total_bytes"] for numbers in processes] for name, processes in memory.items()}
     left_out = ("out", "checkpoints", "peak")
     return {
         "settings": {name: value for name, value in vars(options).items() if name not in left_out},
@@ -150,7 +150,7 @@ def results(
 
 
 def table(found: Mapping[str, Any]) -> str:
-    """Markdown."""
+    """Markdown of all measurements."""
     settings, contestants = found["settings"], found["contestants"]
     clocks = list(contestants[ORIGINAL]["seconds"])
     header = [
@@ -163,13 +163,13 @@ def table(found: Mapping[str, Any]) -> str:
     body = [
         [
             name,
-            *(f"{one['seconds'][clock]:.3f}" for clock in clocks),
-            *(said(one["ratio"][clock]) for clock in clocks),
+            *(f"{contestant['seconds'][clock]:.3f}" for clock in clocks),
+            *(interval_text(contestant["ratio"][clock]) for clock in clocks),
             "-" if name not in BARS else f"{BARS[name]:.2f}",
-            f"{one['peak_bytes'] / 2**20:.0f}",
-            said(one["peak_ratio"]),
+            f"{contestant['peak_bytes'] / 2**20:.0f}",
+            interval_text(contestant["peak_ratio"]),
         ]
-        for name, one in contestants.items()
+        for name, contestant in contestants.items()
     ]
     lines = [
         f"{settings['new_tokens']} greedy tokens after a prompt of {settings['length']:,}, {settings['attention']} "
@@ -182,7 +182,7 @@ def table(found: Mapping[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def said(ratio: Mapping[str, float]) -> str:
+def interval_text(ratio: Mapping[str, float]) -> str:
     return f"{ratio['mean']:.3f} [{ratio['low']:.3f}, {ratio['high']:.3f}]"
 
 

@@ -1,11 +1,11 @@
-"""Compares directions of the rotary and of the projection site: exact match, paired, and what heads read.
+"""Compare directions at the rotary and at the projection site by paired exact match and contextual scores.
 
     python experiments/compare_sites.py --questions 200 --out runs/sites
 
 Directions are trained at both sites on the same training questions and heads. For each site the strength and the
-number of heads are chosen on validation questions and reported once on test questions. Run by the parts of ``focuslens
-paper``: what is finished is kept in the folder, and a killed run goes on. Writes ``sites.csv`` (every setting on
-validation, the chosen ones on test), ``scores.csv``, ``sites.json`` and ``sites.md``.
+number of heads are chosen on validation questions and reported once on test questions. The script uses the modules of
+``focuslens paper``, so finished results stay in the folder and a killed run can resume. It writes ``sites.csv`` (every
+setting on validation, the chosen settings on test), ``scores.csv``, ``sites.json`` and ``sites.md``.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ KINDS_NAMED = {"relevant": "R", "irrelevant": "IR", "irrelevant_max": "IR max", 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What was found.
+    """Results of the comparison.
 
     Attributes:
-        validation: Every setting of both sites.
-        test: No steering and the chosen settings.
-        chosen: Of each site.
+        validation: Evaluations of every setting of both sites.
+        test: Evaluations of no steering and of the chosen settings.
+        chosen: The chosen setting of each site.
         scores: Rows of ``scores.csv``: site, head, kind, before, after, change, and the ends of its interval.
     """
 
@@ -49,7 +49,7 @@ class Comparison:
 
     @property
     def between(self) -> tuple[Interval, McNemar]:
-        """How much more often the projection site is right than the rotary one on the same samples, and the test."""
+        """Gain in accuracy of the projection site over the rotary site on the same samples, and the exact test."""
         rotary, projection = (self.test[self.chosen[site].name] for site in ("rotary", "projection"))
         gains = [int(a) - int(b) for a, b in zip(projection.correct, rotary.correct, strict=True)]
         return bootstrap_mean(gains, groups=rotary.question_ids), projection.compare(rotary)
@@ -74,7 +74,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def settings_of(options: argparse.Namespace) -> PaperSettings:
-    """The settings of the paper's reproduction for this model, with what the options change."""
+    """The settings of the paper's reproduction for this model, with the changes from the options."""
     settings = load_settings(find_settings(options.settings))
     if options.questions is not None:
         parts = dict.fromkeys(("train", "validation", "test"), options.questions)
@@ -91,8 +91,11 @@ def settings_of(options: argparse.Namespace) -> PaperSettings:
 
 def grid(study: Study, site: Site, heads: Sequence[Head], alphas: Sequence[float], ks: Sequence[int]) -> list[Setting]:
     """All strengths and numbers of heads at one site."""
-    made = steering_settings(study.directions_at(site), heads, alphas, ks)
-    return [replace(one, name=f"{site} {one.name}", parameters={"site": site, **one.parameters}) for one in made]
+    settings = steering_settings(study.directions_at(site), heads, alphas, ks)
+    return [
+        replace(setting, name=f"{site} {setting.name}", parameters={"site": site, **setting.parameters})
+        for setting in settings
+    ]
 
 
 def compare(study: Study, alphas: Sequence[float], ks: Sequence[int], top: int) -> Comparison:
@@ -101,7 +104,7 @@ def compare(study: Study, alphas: Sequence[float], ks: Sequence[int], top: int) 
     ks = sorted({min(k, len(heads)) for k in ks})
     grids = {site: grid(study, site, heads, alphas, ks) for site in SITES}
     baseline = Setting("baseline")
-    validation = study.sweep(KEY, "validation", [baseline, *(one for site in SITES for one in grids[site])])
+    validation = study.sweep(KEY, "validation", [baseline, *(setting for site in SITES for setting in grids[site])])
     chosen: dict[Site, Setting] = {site: best_setting(validation, grids[site]) for site in SITES}
     test = study.sweep(KEY, "test", [baseline, *chosen.values()])
     plain, rows = study.scores("test", "long"), list[Any]()
@@ -112,10 +115,10 @@ def compare(study: Study, alphas: Sequence[float], ks: Sequence[int], top: int) 
 
 
 def changes(study: Study, site: Site, head: Head, plain: ContextualScores, steered: ContextualScores) -> list[Any]:
-    """How one head's scores change on test questions; samples without a response on either side are left out."""
+    """Changes of one head's scores on test questions, without samples that lack a response on either side."""
     rows: list[Any] = []
     for kind in KINDS:
-        before, after = (getattr(one, kind)[:, head.layer, head.head] for one in (plain, steered))
+        before, after = (getattr(scores, kind)[:, head.layer, head.head] for scores in (plain, steered))
         change = study.interval("test", after - before, plain.sample_ids)
         if change is None:
             continue
@@ -125,10 +128,10 @@ def changes(study: Study, site: Site, head: Head, plain: ContextualScores, steer
     return rows
 
 
-def markdown(found: Comparison, study: Study) -> str:
-    """The comparison for a reader."""
+def markdown(comparison: Comparison, study: Study) -> str:
+    """The comparison as Markdown."""
     train, validation, test = (len(study.samples(part)) for part in get_args(Part))
-    between = found.between
+    between = comparison.between
     lines = [
         f"Model `{study.settings.model}`: {train} training, {validation} validation and {test} test samples of "
         f"{study.settings.data.documents} documents, seed {study.settings.seed}. Strength and number of heads are "
@@ -137,26 +140,26 @@ def markdown(found: Comparison, study: Study) -> str:
         "",
         *table(
             ("site", "chosen", "validation exact match", "test exact match", "against no steering"),
-            [("no steering", "-", str(found.validation["baseline"].em), str(found.test["baseline"].em), "-")]
+            [("no steering", "-", str(comparison.validation["baseline"].em), str(comparison.test["baseline"].em), "-")]
             + [
                 (
                     site,
-                    f"alpha = {one.parameters['alpha']:g}, k = {one.parameters['k']}",
-                    str(found.validation[one.name].em),
-                    str(found.test[one.name].em),
-                    str(found.test[one.name].compare(found.test["baseline"])),
+                    f"alpha = {setting.parameters['alpha']:g}, k = {setting.parameters['k']}",
+                    str(comparison.validation[setting.name].em),
+                    str(comparison.test[setting.name].em),
+                    str(comparison.test[setting.name].compare(comparison.test["baseline"])),
                 )
-                for site, one in found.chosen.items()
+                for site, setting in comparison.chosen.items()
             ],
         ),
         "",
-        f"Projection less rotary, the same test questions: {between[0]}, McNemar's {between[1]} (first: projection).",
+        f"Projection minus rotary, same test questions: {between[0]}, McNemar's {between[1]} (first: projection).",
         "",
         f"Change of contextual scores on test questions under the chosen settings. {KINDS_CAPTION}.",
         "",
     ]
-    heads = list(dict.fromkeys(row[1] for row in found.scores))
-    cells = {(row[0], row[1], row[2]): f"{row[5]:+.3f} [{row[6]:+.3f}, {row[7]:+.3f}]" for row in found.scores}
+    heads = list(dict.fromkeys(row[1] for row in comparison.scores))
+    cells = {(row[0], row[1], row[2]): f"{row[5]:+.3f} [{row[6]:+.3f}, {row[7]:+.3f}]" for row in comparison.scores}
     header = ("head", *(f"{name}, {site}" for name in KINDS_NAMED.values() for site in SITES))
     body = [(head, *(cells.get((site, head, kind), "-") for kind in KINDS_NAMED for site in SITES)) for head in heads]
     return "\n".join([*lines, *table(header, body)]) + "\n"
@@ -166,31 +169,34 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
 
 
-def write(found: Comparison, study: Study) -> str:
-    """All files; gives the Markdown."""
+def write(comparison: Comparison, study: Study) -> str:
+    """Write all files, and return the Markdown."""
     columns = ("part", "site", "alpha", "k", "em", "low", "high", "mcnemar_p", "gained", "lost", "chosen")
     rows: list[Any] = []
-    for part, sweep in (("validation", found.validation), ("test", found.test)):
-        for one in sweep.settings:
-            em, against = sweep[one.name].em, sweep[one.name].compare(sweep["baseline"])
-            of = (one.parameters.get("site", "none"), one.parameters.get("alpha", 0), one.parameters.get("k", 0))
-            tested = (against.p_value, against.only_first, against.only_second)
-            rows.append((part, *of, em.mean, em.low, em.high, *tested, int(one in found.chosen.values())))
+    for part, sweep in (("validation", comparison.validation), ("test", comparison.test)):
+        for setting in sweep.settings:
+            em, against = sweep[setting.name].em, sweep[setting.name].compare(sweep["baseline"])
+            values = [
+                setting.parameters.get(name, default) for name, default in (("site", "none"), ("alpha", 0), ("k", 0))
+            ]
+            numbers = (against.p_value, against.only_first, against.only_second)
+            is_chosen = int(setting in comparison.chosen.values())
+            rows.append((part, *values, em.mean, em.low, em.high, *numbers, is_chosen))
     write_csv(study.out / "sites.csv", columns, rows)
     header = ("site", "head", "kind", "before", "after", "change", "low", "high")
-    write_csv(study.out / "scores.csv", header, found.scores)
-    gain, test = found.between
+    write_csv(study.out / "scores.csv", header, comparison.scores)
+    gain, test = comparison.between
     content = {
         "settings": asdict(study.settings),
         "model": study.executor.description,
         "versions": versions(),
         "directions_sha256": {site: study.directions_at(site).digest for site in SITES},
-        "chosen": {site: one.describe() for site, one in found.chosen.items()},
-        "test": {name: one.em.to_dict() for name, one in found.test.evaluations.items()},
+        "chosen": {site: setting.describe() for site, setting in comparison.chosen.items()},
+        "test": {name: evaluation.em.to_dict() for name, evaluation in comparison.test.evaluations.items()},
         "projection less rotary": {"difference": gain.to_dict(), "mcnemar": test.to_dict()},
     }
     write_json(study.out / "sites.json", content)
-    text = markdown(found, study)
+    text = markdown(comparison, study)
     write_atomically(study.out / "sites.md", text.encode())
     return text
 
@@ -198,8 +204,8 @@ def write(found: Comparison, study: Study) -> str:
 def main(arguments: list[str] | None = None) -> None:
     options = parse(arguments)
     study = Study(settings_of(options), options.out)
-    found = compare(study, options.alphas, options.ks or study.settings.steering.ks, options.top)
-    print(write(found, study))
+    comparison = compare(study, options.alphas, options.ks or study.settings.steering.ks, options.top)
+    print(write(comparison, study))
 
 
 if __name__ == "__main__":

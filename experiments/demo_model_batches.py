@@ -1,7 +1,8 @@
-"""Training rows of the demo model: one context with many questions, and attention that keeps the questions apart.
+"""Training rows of the demo model: one context with many questions, and attention that separates the questions.
 
-Questions share the documents of their context. Each is a block that sees the documents and itself but no other
-block, at the position it would have in a prompt of its own, so one pass over the documents serves all of them.
+Questions share the documents of their context. Each question is a block that attends to the documents and to itself,
+but to no other block. It has the positions of a prompt with only this question, so one pass over the documents serves
+all questions.
 """
 
 from __future__ import annotations
@@ -30,16 +31,16 @@ class Lesson:
     """One step of the curriculum: contexts of a kind, and the accuracy that ends it.
 
     Args:
-        name: For logs.
+        name: Name in logs.
         documents: Fewest and most documents of a context.
-        questions: Questions a context.
-        tokens: Tokens a step, at least.
+        questions: Questions per context.
+        tokens: Smallest number of tokens per step.
         pass_mark: Running accuracy on the first token of answers that ends the lesson.
         refusals: Share of questions that no document answers.
-        alone: Share of contexts of which only one document is shown, under its own number.
-        settings: How hard the corpus is.
-        recency: How many times as often the last document is asked about as the first; 1 asks about all alike.
-        after: Share of all training tokens after which the lesson begins, whatever has been learned; 0 for none.
+        alone: Share of contexts with only one document in the prompt, under its own number.
+        settings: Difficulty of the corpus.
+        recency: Ratio of the frequencies of questions about the last and about the first document; 1 for equal ones.
+        after: Share of all training tokens after which the lesson begins regardless of the accuracy; 0 for none.
     """
 
     name: str
@@ -61,8 +62,8 @@ class Row(NamedTuple):
     positions: Tensor
     targets: Tensor
     weights: Tensor
-    kinds: Tensor  # 1 where the first token of an answer is predicted, 2 where it is a refusal's, else 0
-    mask: Tensor  # [1 1 question_pos pos]: which keys the rows behind the documents see
+    kinds: Tensor  # 1 where the target is the first token of an answer, 2 for that of a refusal, else 0
+    mask: Tensor  # [1 1 question_pos pos]: visible keys of the rows behind the documents
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
@@ -71,7 +72,7 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
 
 
 def question_block(tokenizer: PreTrainedTokenizerFast, asked: SyntheticQuestion) -> tuple[list[int], list[float], int]:
-    """Token ids of a question and its response, the weight of each as a target, and where its answer starts."""
+    """Token ids of a question and its response, their weights as targets, and the index of the answer's first token."""
     before, after = asked.response.rsplit(asked.answer, 1)
     pieces = (f"\n\nQuestion: {asked.question}\nAnswer:", f" {before.strip()}", f" {asked.answer}", after)
     head, prefix, answer, tail = (encode(tokenizer, piece) for piece in pieces)
@@ -81,7 +82,7 @@ def question_block(tokenizer: PreTrainedTokenizerFast, asked: SyntheticQuestion)
 
 
 def _shown(rng: random.Random, lesson: Lesson) -> tuple[str, SyntheticContext, int]:
-    """The documents as a prompt has them, what can be asked of them, and how many questions to ask."""
+    """The prompt's text up to its last document, the context with the possible questions, and their number."""
     context = generate_context(rng, rng.randint(*lesson.documents), "train", lesson.settings)
     if rng.random() >= lesson.alone:
         prompt = MultiDocSample("?", ("?",), context.documents, None).prompt()
@@ -94,7 +95,7 @@ def _shown(rng: random.Random, lesson: Lesson) -> tuple[str, SyntheticContext, i
 
 
 def _asked(rng: random.Random, context: SyntheticContext, lesson: Lesson) -> SyntheticQuestion:
-    """One question; with recency, the logarithm of a document's chance grows evenly from the first to the last."""
+    """One question. With recency, the log-probability of a document grows linearly from the first to the last."""
     if rng.random() < lesson.refusals:
         return rng.choice(context.unanswerable)
     last = max(len(context.documents) - 1, 1)
@@ -130,7 +131,7 @@ def question_row(tokenizer: PreTrainedTokenizerFast, rng: random.Random, lesson:
 def repeated_tokens(
     rng: random.Random, vocabulary: int, lengths: tuple[int, int], tokens: int = 1024
 ) -> tuple[Tensor, int]:
-    """Random tokens twice over, ``[row pos]``, and the length of one copy."""
+    """Random tokens, repeated once, ``[row pos]``, and the length of one copy."""
     length = rng.randint(*lengths)
     rows = [[rng.randrange(3, vocabulary) for _ in range(length)] for _ in range(max(1, tokens // (2 * length)))]
     return torch.tensor(rows).repeat(1, 2), length
@@ -139,9 +140,9 @@ def repeated_tokens(
 def attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
-    """Causal attention, where rows that ``attention_mask [1 1 row key]`` describes, the last ones, obey it instead.
+    """Causal attention in which the last rows have the mask ``attention_mask [1 1 row key]`` instead.
 
-    The documents' rows then need no mask and no work above the diagonal, which is most of what there is.
+    The documents' rows need no mask, and their attention skips keys above the diagonal, which saves most of the work.
     """
     group = query.shape[1] // key.shape[1]
     key, value = (repeat(x, "batch kv pos d -> batch (kv group) pos d", group=group) for x in (key, value))

@@ -19,7 +19,7 @@ __all__ = ["Finding", "draw_log", "findings", "write_card"]
 
 
 def draw_log(log: Path, figure: Path) -> None:
-    """Running accuracies over the tokens trained on, with a line where a lesson begins."""
+    """Draw the running accuracies over the training tokens, with a line at the start of each lesson."""
     with log.open(newline="") as file:
         rows = list(csv.DictReader(file))
     tokens = [int(row["tokens"]) / 1e6 for row in rows]
@@ -34,9 +34,9 @@ def draw_log(log: Path, figure: Path) -> None:
     ]
     for i, (place, lesson) in enumerate(begins):
         axes.axvline(place, color="grey", linewidth=0.5)
-        # Some lessons are too short for their names to stand side by side.
+        # Some lessons are too short for names on one line.
         axes.text(place, 1.02 + 0.05 * (i % 3), lesson, fontsize=7)
-    # Most lessons are over within a tenth of the tokens.
+    # The scale is logarithmic, because most lessons end within a tenth of the tokens.
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set(xlabel="million tokens (logarithmic)", ylabel="running accuracy in training", ylim=(0, 1))
@@ -47,7 +47,7 @@ def draw_log(log: Path, figure: Path) -> None:
 
 
 class Finding(NamedTuple):
-    """One property of the model: what would show it, what was measured, and whether it is there."""
+    """One property of the model: its criterion, the measurement, and the result."""
 
     name: str
     bar: str
@@ -56,7 +56,7 @@ class Finding(NamedTuple):
 
 
 def interval(row: Mapping[str, Any]) -> str:
-    """A mean with its 95 % interval, of a sweep's row or of an interval's own numbers."""
+    """Text of a mean with its 95 % interval, from a row of a sweep or from an interval."""
     mean, low, high = (row[name] for name in (("em", "em_low", "em_high") if "em" in row else ("mean", "low", "high")))
     return f"{mean:.3f} ({low:.3f} to {high:.3f})"
 
@@ -86,7 +86,7 @@ def _direction_finding(rows: Sequence[Mapping[str, Any]], chosen: str) -> Findin
 
 
 def findings(figures: Mapping[str, Any]) -> list[Finding]:
-    """The properties that make the model worth looking into, from what ``measure_demo_model.py`` measured."""
+    """Properties that make the model useful for experiments, from the results of ``measure_demo_model.py``."""
     once, gold, negative = figures["baselines"]
     everywhere = figures["everywhere"]
     baseline = next(row for row in everywhere if row["name"] == "baseline")
@@ -147,42 +147,42 @@ tags: [focuslens, synthetic]
 # FocusLens demo model
 
 A Llama-architecture base model of {parameters:,} parameters ({layers} layers, {heads} query heads,
-{kv_heads} key-value heads, width {width}), trained from nothing on the synthetic multi-document questions of
-`focuslens.data.synthetic`. It answers questions about short documents in the lost-in-the-middle prompt; after
-`Answer:` its response follows as one sentence.
+{kv_heads} key-value heads, width {width}), trained from scratch on the synthetic multi-document questions of
+`focuslens.data.synthetic`. It answers questions about short documents in the lost-in-the-middle prompt. Its response
+after `Answer:` is one sentence.
 
-It was made by `experiments/train_demo_model.py` with seed {seed}: {tokens:,} tokens, {steps:,} steps,
+`experiments/train_demo_model.py` trained it with seed {seed}: {tokens:,} tokens, {steps:,} steps,
 {minutes:.1f} processor minutes on {threads} thread(s) (`training_log.csv`, `training_log.png`). Another
-run with the same seed, versions and number of threads takes the same steps; on another processor their rounding
-differs, and gives another model of the same kind.
+run with the same seed, versions and number of threads takes the same steps. Another processor rounds differently, and
+gives another model of the same kind.
 
-Lessons, and when each ended:
+Ends of the lessons:
 
 {lessons}
 
-Lessons have documents of one to three facts; the corpus as it is asked about below has two or three in each, and so
-more competitors in a prompt that is a little longer.
+Documents in the lessons have one to three facts. Documents in the evaluation below have two or three, so there are more
+competitors and slightly longer prompts.
 
-In the last lesson, `late`, the last document is asked about {recency:.0f} times as often as the first. The model
-learns to find late facts better than early ones (the table of positions below). An earlier model without that lesson,
-on an earlier wording of the corpus, was distracted all over the prompt, and no focus direction that was tried helped it
-significantly: a bias on keys that does not know the question can favour early documents over late ones, but not one
-document over another that looks like it.
+In the last lesson, `late`, questions are about the last document {recency:.0f} times as often as about the first. The
+model learns to find late facts better than early ones (see the table of positions below). An earlier model without that
+lesson, on an earlier wording of the corpus, was distracted at all positions, and no tested focus direction helped it
+significantly. A bias on keys that does not depend on the question can favour early documents over late ones, but not
+one document over another that looks like it.
 
 ## Measured
 
-By `experiments/measure_demo_model.py` (`measured.json`): {questions} test questions of 20 documents, whose names,
-values, facts and questions are combinations of known parts that are in no other split (titles, filler and response
-sentences are shared), each with the gold document at positions 1, 5, 10, 15 and 20: {samples:,} samples. Controls of
-random heads are on one sample a question, the positions in turn, as is what stands alone or without the gold document.
-Greedy responses, sub-span exact match. Weights rounded to bfloat16, run in float32. Heads were ranked and directions
-trained on {train} training questions, settings chosen on {validation} validation questions at all five positions. 95 %
-bootstrap intervals in parentheses, exact McNemar tests against 20 documents; both count a question's samples together.
+By `experiments/measure_demo_model.py` (`measured.json`): {questions} test questions of 20 documents, each with the
+gold document at positions 1, 5, 10, 15 and 20: {samples:,} samples. The names, values, facts and questions are
+combinations of known parts that are in no other split. Titles, filler and response sentences are shared. Controls with
+random heads, and prompts with only the gold document or without it, have one sample per question, at the positions in
+turn. Responses are greedy, and the metric is sub-span exact match. Weights are rounded to bfloat16 and run in float32.
+Heads were ranked and directions trained on {train} training questions. Settings were chosen on {validation} validation
+questions at all five positions. Parentheses have 95 % bootstrap intervals. Exact McNemar tests compare with 20
+documents. Both treat the samples of one question together.
 {note}
 
-The ranking begins {ranking}; the first {contextual} have relevant scores above 0.1 on
-training questions. Correct and wrong answers are told apart among questions that are right with the gold document
-alone.
+The ranking begins {ranking}. The first {contextual} have relevant scores above 0.1 on
+training questions. Correct and wrong answers are those of questions that are right with the gold document alone.
 
 | property | bar | measured | holds |
 |---|---|---|---|
@@ -190,26 +190,27 @@ alone.
 
 {positions}
 
-Of {errors[wrong]} wrong answers with 20 documents, {errors[refused]} say "not recorded", {errors[later document]} give
-a value from a later document, {errors[earlier document]} one from an earlier document, and
-{errors[something else]} something else.
+Of {errors[wrong]} wrong answers with 20 documents, {errors[refused]} are "not recorded", {errors[later document]} are
+values from a later document, {errors[earlier document]} are values from an earlier document, and
+{errors[something else]} are something else.
 
-Split-softmax on random other heads, as many and as strong as was chosen for the contextual ones, gave
+Split-softmax on random other heads, with the number of heads and the strength chosen for the contextual heads, gave
 {as_chosen} in {draws} draws.
 
-Questions that no document answers, {unanswerable} others, are refused ("not recorded") in {refused} of cases.
+The model answers "not recorded" for {refused} of {unanswerable} other questions that no document answers.
 
-## What it cannot do
+## Limitations
 
-It knows the words and sentence patterns of its corpus alone: other words fall apart into bytes that training
-never used in a sentence, and it knows nothing of the world. Every name, place and fact in the corpus is made up. It is
-there to be looked into, not to be relied on. Its English is stiff: every response has the form "The job title of Ann
-Poe was miller", of several things too, and what stands between the facts was drawn at random.
+The model knows only the words and sentence patterns of its corpus. Other words are split into bytes that training
+never used in a sentence, and the model has no knowledge of the world. All names, places and facts in the corpus are
+synthetic. The model is for experiments on its internals, and its answers are not reliable. Its English is stiff: every
+response has the form "The job title of Ann Poe was miller", even for plural nouns, and the sentences between the facts
+are random.
 """
 
 
 def _positions(figures: Mapping[str, Any]) -> str:
-    """Exact match by the gold document's position, as it is and under the chosen settings."""
+    """Table of exact match by the gold document's position, without intervention and under the chosen settings."""
     names = {"baseline": "20 documents"}
     names |= {name: name for name in (figures["split_softmax"]["name"], figures["steering_chosen"])}
     by_setting = figures["positions"]
@@ -219,12 +220,12 @@ def _positions(figures: Mapping[str, Any]) -> str:
 
 
 def write_card(folder: Path, making: Mapping[str, Any], figures: Mapping[str, Any]) -> None:
-    """Writes ``README.md`` beside the weights.
+    """Write ``README.md`` beside the weights.
 
     Args:
         folder: The checkpoint.
-        making: How it was made: ``making.json`` of the training script.
-        figures: ``measured.json`` of the measuring script.
+        making: Content of ``making.json`` of the training script.
+        figures: Content of ``measured.json`` of the measuring script.
     """
     model: Any = LlamaForCausalLM.from_pretrained(folder)
     sizes = figures["sizes"]
@@ -238,7 +239,8 @@ def write_card(folder: Path, making: Mapping[str, Any], figures: Mapping[str, An
         train=sizes["train"],
         validation=sizes["validation"],
         findings="\n".join(
-            f"| {one.name} | {one.bar} | {one.measured} | {'yes' if one.holds else 'no'} |" for one in findings(figures)
+            f"| {finding.name} | {finding.bar} | {finding.measured} | {'yes' if finding.holds else 'no'} |"
+            for finding in findings(figures)
         ),
         samples=sizes["questions"] * len(figures["positions"]["baseline"]),
         positions=_positions(figures),

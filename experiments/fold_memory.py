@@ -1,9 +1,9 @@
-"""Folds a sharded checkpoint of random weights in a process of its own, and prints that process's peak memory.
+"""Fold a sharded checkpoint of random weights in a separate process, and print the peak memory of that process.
 
     python experiments/fold_memory.py --gigabytes 8 --work /tmp/fold
 
-The checkpoint is a Llama whose layers are random bfloat16 numbers, in shards of about 2 GB. Both checkpoints are
-deleted at the end.
+The checkpoint is a Llama with random bfloat16 weights, in shards of about 2 GB. Both checkpoints are deleted at the
+end.
 """
 
 from __future__ import annotations
@@ -39,26 +39,26 @@ SHARD = 2_000_000_000
 
 
 def random_numbers(shape: tuple[int, ...]) -> torch.Tensor:
-    # Bits of bfloat16 numbers between 2 ** -8 and 2 ** -7, either sign: quicker than drawing normal ones.
+    # Random bits of bfloat16 numbers between 2 ** -8 and 2 ** -7 with random signs, which are faster than normal ones.
     return (torch.randint(0, 2**16, shape, dtype=torch.int32) & 0x807F | 0x3B80).to(torch.uint16).view(torch.bfloat16)
 
 
 def make(directory: Path, gigabytes: float) -> int:
-    """Write the checkpoint; gives its number of layers."""
+    """Write the checkpoint, and return its number of layers."""
     layer = 2 * sum(torch.Size(shape).numel() for shape in SHAPES.values())
     ends = 2 * 2 * VOCABULARY * D_MODEL
     n_layers = max(1, round((gigabytes * 1e9 - ends) / layer))
     tensors = {f"model.layers.{i}.{name}": shape for i in range(n_layers) for name, shape in SHAPES.items()}
     tensors |= {"model.embed_tokens.weight": (VOCABULARY, D_MODEL), "lm_head.weight": (VOCABULARY, D_MODEL)}
     tensors |= {"model.norm.weight": (D_MODEL,)}
-    places, held, size, number = dict[str, str](), dict[str, torch.Tensor](), 0, 0
+    places, shard, size, number = dict[str, str](), dict[str, torch.Tensor](), 0, 0
     for name, shape in tensors.items():
-        held[name] = random_numbers(shape)
-        size += held[name].nbytes
+        shard[name] = random_numbers(shape)
+        size += shard[name].nbytes
         places[name] = f"model-{number:05d}.safetensors"
         if size > SHARD or name == "model.norm.weight":
-            save_file(held, directory / places[name], metadata={"format": "pt"})
-            held, size, number = {}, 0, number + 1
+            save_file(shard, directory / places[name], metadata={"format": "pt"})
+            shard, size, number = {}, 0, number + 1
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": places}))
     config = {
         "model_type": "llama",
@@ -77,17 +77,17 @@ def make(directory: Path, gigabytes: float) -> int:
 
 
 def peak_gib() -> float:
-    # Not getrusage, whose figure a child process inherits from the one that started it.
+    # getrusage does not work here: a child process inherits its parent's peak.
     (kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(kib) / 2**20
 
 
 def fold(source: Path, out: Path, n_layers: int) -> None:
-    """Fold twenty heads, and print what this process needed at most."""
+    """Fold twenty heads, and print the peak memory of this process."""
     heads = [fl.Head(i % n_layers, i) for i in range(20)]
     vectors = torch.randn(2, len(heads), D_HEAD)
     steering = fl.FocusSteering(fl.FocusDirections(heads, vectors[0], vectors[1], "projection"), 0.3)
-    write, _ = fl.fold, fl.FocusModel  # imported when first named, and the libraries under them are no part of folding
+    write, _ = fl.fold, fl.FocusModel  # imported lazily; the memory of their libraries must not count as folding
     before = peak_gib()
     started = time.perf_counter()
     write(source, steering, out)

@@ -1,10 +1,10 @@
-"""Measures a demo checkpoint on held-out questions and writes its model card.
+"""Measure a demo checkpoint on held-out questions, and write its model card.
 
     python experiments/measure_demo_model.py --model focuslens/assets/demo
 
-Heads are ranked and directions trained on questions of the train split, settings chosen on the validation split, and
-everything reported on the test split, whose names, values and wordings are in neither. An interrupted run goes on
-from the records of the same weights in ``--work``.
+Heads are ranked and directions trained on questions of the train split. Settings are chosen on the validation split.
+All results are on the test split, whose names, values and wordings are in neither of the others. An interrupted run
+resumes from the records of the same weights in ``--work``.
 """
 
 from __future__ import annotations
@@ -37,33 +37,33 @@ TOP = 5
 DRAWS = 5
 """Sets of random heads at the chosen setting."""
 CONTEXTUAL = 0.1
-"""The relevant score above which a head is called contextual."""
+"""Relevant score above which a head counts as contextual."""
 SEED = 42
 TEST_SEED = 2028
 
 
 @dataclass(frozen=True)
 class Run:
-    """What all measurements share."""
+    """Common inputs of all measurements."""
 
     model: fl.FocusModel
     work: Path
     settings: dict[str, Any]
 
     def sweep(self, name: str, samples: Sequence[MultiDocSample], settings: Sequence[Setting]) -> Sweep:
-        """A sweep whose records a killed run continues."""
+        """A sweep with records from which a killed run resumes."""
         out = self.work / f"{name}.jsonl"
         return fl.run_sweep(self.model, samples, settings, out=out, seed=SEED, progress=True, **self.settings)
 
 
 def questions(split: Any, n: int) -> Sequence[MultiDocSample]:
-    """``n`` questions with 20 documents, one sample each, the gold positions in turn."""
+    """``n`` questions with 20 documents, with one sample each, at the gold positions in turn."""
     seed = TEST_SEED if split == "test" else SEED
     return SampleSelection(gold_positions=POSITIONS, part=split, questions=n, seed=seed).open()
 
 
 def at_every_position(split: Any, n: int) -> Sequence[MultiDocSample]:
-    """The same ``n`` questions, each with the gold document at every position in turn: five samples a question."""
+    """The same ``n`` questions with the gold document at every position: five samples per question."""
     seed = TEST_SEED if split == "test" else SEED
     return fl.load_synthetic(n * len(POSITIONS), gold_positions=POSITIONS, split=split, seed=seed)
 
@@ -80,29 +80,28 @@ def by_position(sweep: Sweep) -> dict[str, dict[str, Any]]:
 
 
 def unanswerable(run: Run, n: int) -> dict[str, float]:
-    """Share of questions that no document answers which the model says are not recorded."""
+    """Share of refusals ("not recorded") among questions that no document answers."""
     samples = fl.load_synthetic(n, split="test", answerable=0.0, seed=TEST_SEED)
     return run.sweep("unanswerable", samples, [Setting("baseline")])["baseline"].em.to_dict()
 
 
 def errors(samples: Sequence[MultiDocSample], result: Evaluation) -> dict[str, int]:
-    """What wrong responses say: a refusal, a value from an earlier or a later document than the gold one, or else."""
-    found = {"wrong": 0, "refused": 0, "earlier document": 0, "later document": 0, "something else": 0}
+    """Counts of wrong responses: refusals, values from documents before and after the gold one, and others."""
+    counts = {"wrong": 0, "refused": 0, "earlier document": 0, "later document": 0, "something else": 0}
     for sample, response, right in zip(samples, result.responses, result.correct, strict=True):
         if right or sample.gold_index is None:
             continue
-        found["wrong"] += 1
+        counts["wrong"] += 1
         value = response.split(" was ")[-1].strip().rstrip(".")
-        places = [
-            i for i, one in enumerate(sample.documents) if value and re.search(rf"\b{re.escape(value)}\b", one.text)
-        ]
+        word = re.compile(rf"\b{re.escape(value)}\b")
+        places = [i for i, document in enumerate(sample.documents) if value and word.search(document.text)]
         if value == UNKNOWN:
-            found["refused"] += 1
+            counts["refused"] += 1
         elif len(places) == 1 and places[0] != sample.gold_index:
-            found["earlier document" if places[0] < sample.gold_index else "later document"] += 1
+            counts["earlier document" if places[0] < sample.gold_index else "later document"] += 1
         else:
-            found["something else"] += 1
-    return found
+            counts["something else"] += 1
+    return counts
 
 
 def head_scores(run: Run, heads: Sequence[fl.Head], samples: Sequence[MultiDocSample]) -> dict[str, Any]:
@@ -114,15 +113,15 @@ def head_scores(run: Run, heads: Sequence[fl.Head], samples: Sequence[MultiDocSa
     outcomes: dict[str, Any] = {}
     for name in ("correct", "wrong"):
         scores = cases[name]
-        kept = ~scores.relevant[:, 0, 0].isnan()
+        known = ~scores.relevant[:, 0, 0].isnan()
         relevant, largest = (
-            torch.stack([getattr(scores, kind)[kept, head.layer, head.head] for head in top], dim=1).mean(dim=1)
+            torch.stack([getattr(scores, kind)[known, head.layer, head.head] for head in top], dim=1).mean(dim=1)
             for kind in ("relevant", "irrelevant_max")
         )
-        groups = [questions[one] for one, own in zip(scores.sample_ids, kept.tolist(), strict=True) if own]
+        groups = [questions[id] for id, is_known in zip(scores.sample_ids, known.tolist(), strict=True) if is_known]
         ratios = [float(scores.mean()[head] / scores.mean("irrelevant_max")[head]) for head in top]
         outcomes[name] = {
-            "samples": int(kept.sum()),
+            "samples": int(known.sum()),
             "relevant": bootstrap_mean(relevant.tolist(), groups=groups, seed=SEED).to_dict(),
             "irrelevant_max": bootstrap_mean(largest.tolist(), groups=groups, seed=SEED).to_dict(),
             "ratio": float(relevant.mean() / largest.mean()),
@@ -153,7 +152,7 @@ def random_others(model: fl.FocusModel, heads: Sequence[fl.Head], k: int, draw: 
 
 
 def measure(run: Run, sizes: argparse.Namespace) -> dict[str, Any]:
-    """Everything the card says."""
+    """All numbers of the card."""
     model = run.model
     train, validation = questions("train", sizes.train), at_every_position("validation", sizes.validation)
     test, everywhere = questions("test", sizes.questions), at_every_position("test", sizes.questions)
@@ -187,7 +186,7 @@ def measure(run: Run, sizes: argparse.Namespace) -> dict[str, Any]:
     ]
     line = [setting for setting in steering if setting.parameters["k"] == steered.parameters["k"]]
     shown = {setting.name: setting for setting in (steered, line[0], line[-1])}
-    # What matters most stands on five samples a question; controls and the whole line of strengths on one.
+    # The main results use five samples per question. Controls and the full range of strengths use one.
     whole = run.sweep("positions", everywhere, [Setting("baseline"), chosen, *off, *shown.values()])
     swept = run.sweep("test", test, [*BASELINES, *controls, *as_chosen, *line])
     return {
@@ -232,7 +231,7 @@ def main(arguments: list[str] | None = None) -> None:
     run = Run(model, options.work / model.description["weights"], {"max_new_tokens": 24})
     sizes = {name: getattr(options, name) for name in ("questions", "unanswerable", "validation", "train", "rate")}
     made_of = {key: value for key, value in model.description.items() if key in ("weights", "dtype", "backend")}
-    # The description's digest is of a sample of the weights; the card is about every one of them.
+    # The description's digest covers a sample of the weights. The card's digest covers all of them.
     made_of["sha256"] = hashlib.sha256((options.model / "model.safetensors").read_bytes()).hexdigest()
     figures = {
         "model": made_of,

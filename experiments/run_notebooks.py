@@ -1,9 +1,9 @@
-"""Runs notebooks in place, so that what they show is what their code gives: make notebooks.
+"""Run notebooks in place, so that their outputs match their code (``make notebooks``).
 
 python experiments/run_notebooks.py notebooks/*.ipynb
 
-What differs from run to run without meaning anything (times, widgets of progress bars, the kernel's version) is not
-kept: a notebook run again on the same versions differs where a result does.
+Incidental content that differs between runs (times, widgets of progress bars, the kernel's version) is removed. Two
+runs with the same versions therefore differ only in results.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from focuslens.util.files import write_atomically
 WIDGET = "application/vnd.jupyter.widget-view+json"
 QUIET = {
     "FOCUSLENS_PROGRESS_BARS": "0",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # of loading weights
-    "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm wants ipywidgets for a bar that is not kept
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # bars of loading weights
+    "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm's request for ipywidgets, which no stored bar needs
 }
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -32,7 +32,7 @@ METADATA = {
 
 
 def main() -> None:
-    """Run every notebook named, and write it back if it ran to its end."""
+    """Run every given notebook, and write it back if it ran to its end."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="+", type=Path)
     parser.add_argument("--timeout", type=int, default=300, help="seconds that a cell may take")
@@ -45,10 +45,10 @@ def main() -> None:
 
 
 def run(path: Path, timeout: int = 300) -> None:
-    """Run one notebook in its own directory and write it back with its outputs, whole or not at all.
+    """Run one notebook in its own directory, and write it back atomically with its outputs.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: If a cell fails; the file is then as it was.
+        nbclient.exceptions.CellExecutionError: If a cell fails. The file is then unchanged.
     """
     notebook: Any = nbformat.read(path, as_version=4)
     client = NotebookClient(
@@ -65,13 +65,13 @@ def run(path: Path, timeout: int = 300) -> None:
 
 
 def tidy(notebook: Any) -> None:
-    """Take out of a notebook what is no result: times, widgets, and the versions of the kernel that ran it."""
+    """Remove everything but results from a notebook: times, widgets, and the kernel's version."""
     notebook.metadata = nbformat.from_dict(METADATA)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"
         cell.metadata = nbformat.from_dict({})
         if cell.cell_type == "code":
-            cell.outputs = [one for one in cell.outputs if WIDGET not in one.get("data", {})]
+            cell.outputs = [output for output in cell.outputs if WIDGET not in output.get("data", {})]
 
 
 if __name__ == "__main__":

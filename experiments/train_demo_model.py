@@ -1,17 +1,18 @@
-"""Trains the embedded demo model from nothing on the CPU and writes it as a Hugging Face checkpoint.
+"""Train the embedded demo model from scratch on the CPU, and write it as a Hugging Face checkpoint.
 
     python experiments/train_demo_model.py --out focuslens/assets/demo
 
-The curriculum, in the order in which a small model can learn it: random tokens repeated (few of them, then all),
-which grows heads that look for an earlier occurrence; then questions whose documents become more, longer and
-more alike. A lesson is passed when the running accuracy on the first token of the answers reaches its mark.
+The curriculum has the order in which a small model can learn it. First come repeated random tokens (of a small, then of
+the full vocabulary), which form heads that look for an earlier occurrence. Then come questions whose documents become
+more numerous, longer and more alike. A lesson ends when the running accuracy on the first token of the answers reaches
+its mark.
 
-In the last lesson, a short one, late documents are asked about more often than early ones, as people ask more about
-what was said last. The model learns to prefer late documents where names look alike, and so neglects early ones when
-questions come from anywhere: a habit that a bias which does not know the question can work against.
+The last lesson is short. It has more questions about late documents than about early ones. The model learns to prefer
+late documents if names look alike, and so neglects early documents when questions are about all positions. A bias that
+does not depend on the question can counteract this habit.
 
-An interrupted run goes on with ``--resume``. At the end the weights are rounded to bfloat16;
-``measure_demo_model.py`` measures what was saved and writes the model card.
+``--resume`` continues an interrupted run. At the end the weights are rounded to bfloat16. ``measure_demo_model.py``
+measures the saved model and writes its card.
 """
 
 from __future__ import annotations
@@ -40,12 +41,12 @@ from focuslens.util.files import versions, write_json
 
 LOG = logging.getLogger("train_demo_model")
 FEW_TOKENS = 128
-"""The first of the vocabulary: bytes, which no sentence of the corpus uses."""
+"""Size of the small vocabulary: its first tokens, which are bytes that no sentence of the corpus uses."""
 
 
 PLAIN = CorpusSettings(facts=(1, 1), fillers=(0, 0), lookalikes=0.0, mentions=0.0, plain=1.0)
 VARIED = CorpusSettings(facts=(1, 3), mentions=0.3)
-"""Documents with as little as one fact too: the corpus as it is asked about has two or three, and more competitors."""
+"""Documents with one to three facts. The evaluated corpus has two or three, and so more competitors."""
 LESSONS = (
     Lesson("statements", (3, 5), 10, 1024, 0.8, 0.0, 0.0, PLAIN),
     Lesson("plain", (4, 8), 12, 1500, 0.8, 0.0, 0.0, CorpusSettings((1, 2), (0, 0), 0.3, 0.0, plain=1.0)),
@@ -60,7 +61,7 @@ LESSONS = (
 
 @dataclass
 class Progress:
-    """Where training stands; saved with every checkpoint. ``seconds`` are of processor time."""
+    """Progress of the training, saved with every checkpoint. ``seconds`` is processor time."""
 
     lesson: int = 0
     few_tokens: bool = True
@@ -76,12 +77,12 @@ class Progress:
     history: list[str] = field(default_factory=list[str])
 
     def follow(self, name: str, value: float) -> None:
-        """Moves one of the running averages."""
+        """Update one of the running averages."""
         setattr(self, name, 0.95 * getattr(self, name) + 0.05 * value)
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update is orthogonalised (Jordan et al., 2024), with AdamW's step size, for matrices only."""
+    """Momentum with orthogonalised updates (Jordan et al., 2024) and AdamW's step size, for matrices only."""
 
     def __init__(self, params: Sequence[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -105,7 +106,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Pushes the singular values of wide matrices ``[matrix row column]`` to about one (Newton-Schulz, 5 steps)."""
+    """Wide matrices ``[matrix row column]`` with singular values pushed to about one (Newton-Schulz, 5 steps)."""
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
         gram = x @ x.mT
@@ -146,7 +147,7 @@ def build_optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.O
 
 
 def repeat_loss(model: LlamaForCausalLM, progress: Progress, rng: random.Random, vocabulary: int) -> Tensor:
-    # Near and few first: neither a large vocabulary nor a long way back is learned from nothing in reasonable time.
+    # Short distances and few tokens come first. Large vocabularies or distances would take too long from scratch.
     ids, length = repeated_tokens(rng, *((FEW_TOKENS, (4, 24)) if progress.few_tokens else (vocabulary, (8, 110))))
     logits = model.lm_head(model.model(ids).last_hidden_state[:, length:-1])
     targets = ids[:, length + 1 :]
@@ -164,7 +165,7 @@ def repeat_loss(model: LlamaForCausalLM, progress: Progress, rng: random.Random,
 def question_step(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, progress: Progress, rng: random.Random
 ) -> None:
-    """Adds the gradient of one step's questions, context by context: contexts of unequal length waste no padding."""
+    """Add the gradient of one step's questions, context by context, so that unequal lengths need no padding."""
     index = progress.lesson
     if index and rng.random() < 0.2:
         index = rng.randrange(index)
@@ -203,7 +204,7 @@ def record(progress: Progress, passed: str) -> None:
 def take_step(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, progress: Progress, rng: random.Random
 ) -> None:
-    """The gradient of one batch: repeats until they are learned, then more and more questions."""
+    """Compute the gradient of one batch: repeats until they are learned, then more and more questions."""
     stage = 0 if not progress.repeats_passed else 1 if progress.lesson == 0 else 2
     if rng.random() < (0.95, 0.5, 0.1)[stage]:
         repeat_loss(model, progress, rng, len(tokenizer)).backward()
@@ -221,13 +222,13 @@ def begin_lesson(progress: Progress, lesson: int) -> None:
 
 
 def due_lesson(progress: Progress, limit: int) -> int:
-    """The lesson that training has come to; one that has its hour begins then, whatever has been learned."""
+    """Index of the current lesson. A lesson with ``after`` begins at that share of the tokens in any case."""
     begun = [i for i, lesson in enumerate(LESSONS) if 0 < lesson.after * limit < progress.tokens]
     return max(progress.lesson, *begun, 0)
 
 
 def identity(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> dict[str, float | str]:
-    """What a run that goes on has to share with the one it continues."""
+    """Settings and digests that a resumed run must share with the interrupted one."""
     corpus = generate_context(random.Random(0), max(LESSONS[-1].documents))
     made_of = {"lessons": LESSONS, "model": model_config(tokenizer).to_json_string(), "corpus": corpus}
     digests = {name: hashlib.sha256(repr(part).encode()).hexdigest()[:12] for name, part in made_of.items()}
@@ -280,7 +281,7 @@ LOG_FIELDS = ("step", "minutes", "tokens", "lesson", "loss", "answer_accuracy", 
 
 def log_row(path: Path, progress: Progress) -> None:
     fresh = not path.exists()
-    # Running averages start from nothing: until a lesson has had some steps they say little about it.
+    # Running averages start at zero, so they mean little in the first steps of a lesson.
     settled = progress.steps_inside > 40
     numbers = (progress.loss, *((progress.answer, progress.refusal) if settled else (None, None)), progress.repeat)
     name = "repeats" if progress.few_tokens or not progress.repeats_passed else LESSONS[progress.lesson].name
@@ -293,7 +294,7 @@ def log_row(path: Path, progress: Progress) -> None:
 
 
 def train(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tuple[LlamaForCausalLM, Progress]:
-    """Trains on ``options.tokens`` tokens, resumes included; the schedule follows them, not the clock."""
+    """Train on ``options.tokens`` tokens in all, earlier runs included. The schedule depends on tokens, not on time."""
     options.work.mkdir(parents=True, exist_ok=True)
     checkpoint, log = options.work / "checkpoint.pt", options.work / "training_log.csv"
     torch.manual_seed(options.seed)
@@ -325,7 +326,7 @@ def train(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tu
                 save_checkpoint(checkpoint, model, optimizers, progress, rng, run)
                 bar.set_postfix_str(f"{LESSONS[progress.lesson].name} answers {progress.answer:.2f}")
                 bar.update(progress.tokens - bar.n)
-    if not log.exists():  # A run shorter than the time between two rows.
+    if not log.exists():  # the run was shorter than the interval between two rows
         log_row(log, progress)
     save_checkpoint(checkpoint, model, optimizers, progress, rng, run)
     return model, progress

@@ -101,13 +101,13 @@ def test_a_run_writes_a_checkpoint_and_goes_on_from_it(tmp_path, monkeypatch):
     card.write_card(tmp_path / "model", second, figures())
     text = " ".join((tmp_path / "model" / "README.md").read_text().split())
     assert f"{second['steps']:,} steps" in text
-    assert "the last document is asked about 40 times as often as the first" in text
-    assert "Of 40 wrong answers with 20 documents, 25 say" in text
+    assert "questions are about the last document 40 times as often as about the first" in text
+    assert "Of 40 wrong answers with 20 documents, 25 are" in text
     assert "gave 0.550, 0.570 in 2 draws" in text
     assert "Looked at once." in text
     assert "| 1 | 0.500 (0.500 to 0.500) | 0.930 (0.930 to 0.930) | 0.580 (0.580 to 0.580) |" in text
     assert "100 test questions" in text
-    assert "no document answers, 20 others, are refused" in text
+    assert "of 20 other questions that no document answers" in text
     assert "single heads 0.60 to 0.90" in text
     assert ": 200 samples" in text
     assert "{" not in text
