@@ -64,15 +64,16 @@ PARSED = {
 
 OTHERS = {
     ".": "the environment of a release",
+    ".venv/bin/python": "a release's build",
+    ".venv/bin/twine": "uploads a release",
     "cd": "of a checkout of HELMET",
     "eval": "of a shell's start-up file; tests/unit/cli/test_completion.py",
     "bash": "a script of HELMET, which downloads",
     "git": "downloads, or changes a repository",
     "lm-eval": "tests/services/test_served.py",
-    "python": "llama.cpp's converter (tests/services/test_gguf.py), and a release's build",
+    "python": "llama.cpp's converter (tests/services/test_gguf.py), and a release's check",
     "ray": "starts a cluster",
     "transformers": "starts a server; tests/services/test_served.py",
-    "twine": "uploads a release",
     "vllm": "needs a GPU",
 }
 """Programs that are not ours and not run, and why."""
