@@ -167,7 +167,7 @@ def peak_of(run: Callable[[], Any], device: str) -> dict[str, int]:
         run()
         total = torch.cuda.max_memory_allocated()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, which loading has raised
         before = _status("VmRSS")
         run()
         total = _status("VmHWM")
