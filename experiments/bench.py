@@ -169,7 +169,7 @@ def peak_of(run: Callable[[], Any], device: str) -> dict[str, int]:
         run()
         total = torch.cuda.max_memory_allocated()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # forget the peak of loading
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, which loading has raised
         before = _status("VmRSS")
         run()
         total = _status("VmHWM")
@@ -290,37 +290,37 @@ def rows_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
 
 
-def shared_tables(found: Mapping[str, Any]) -> list[str]:
+def shared_tables(measured: Mapping[str, Any]) -> list[str]:
     """Markdown tables of the times, and of the memory of scoring."""
     lines: list[str] = []
-    for work, rows in found["time"].items():
+    for work, rows in measured["time"].items():
         header = ["", "seconds", f"over {next(iter(rows))}", "timed"]
         body = [[name, f"{row['seconds']:.2f}", f"{row['ratio']:.2f}", row["measured"]] for name, row in rows.items()]
         lines += [f"**{TITLES[work]}**", "", *rows_of(header, body), ""]
-    memory = found["memory"]
+    memory = measured["memory"]
     least = next(iter(memory.values()))["bytes"]
     body = [[name, f"{row['bytes'] / 2**20:.0f}", f"{row['bytes'] / least:.2f}"] for name, row in memory.items()]
     header = ["", "MiB", f"over {next(iter(memory))}"]
     return [*lines, "**Peak memory of the first, above the loaded model**", "", *rows_of(header, body), ""]
 
 
-def device_tables(found: Mapping[str, Any]) -> list[str]:
+def device_tables(measured: Mapping[str, Any]) -> list[str]:
     """Markdown tables of all measurements on one device."""
-    lines = shared_tables(found)
-    lengths = list(next(iter(found["length"].values()))["lengths"])
+    lines = shared_tables(measured)
+    lengths = list(next(iter(measured["length"].values()))["lengths"])
     header = ["", *(f"{length:,}" for length in lengths)]
     above = [
         [name, *(f"{row['lengths'][n]['bytes'] / 2**20:.0f}" for n in lengths), f"{row['slope']:.2f}"]
-        for name, row in found["length"].items()
+        for name, row in measured["length"].items()
     ]
     lines += ["**The same by length, MiB**", "", *rows_of([*header, "slope"], above), ""]
     total = [
         [name, *(f"{row['lengths'][n]['total_bytes'] / 2**30:.2f}" for n in lengths)]
-        for name, row in found["length"].items()
+        for name, row in measured["length"].items()
     ]
     lines += [f"**With the model, GiB (bar: {MEMORY_BAR / 2**30:.0f})**", "", *rows_of(header, total), ""]
-    ours, theirs = (found["written"][name] / 2**20 for name in ("FocusLens", "the paper's procedure"))
-    return [*lines, f"Training writes {ours:.2f} MiB; the paper's procedure {theirs:,.0f} MiB."]
+    focuslens, paper = (measured["written"][name] / 2**20 for name in ("FocusLens", "the paper's procedure"))
+    return [*lines, f"Training writes {focuslens:.2f} MiB; the paper's procedure {paper:,.0f} MiB."]
 
 
 def table(results: Mapping[str, Any]) -> str:
@@ -331,8 +331,8 @@ def table(results: Mapping[str, Any]) -> str:
         f"memory: of {settings['processes']} processes (by length: of one). {results['processor']}, "
         f"{settings['threads']} threads.",
     ]
-    for device, found in results["results"].items():
-        lines += ["", f"### {device}", "", *device_tables(found)]
+    for device, measured in results["results"].items():
+        lines += ["", f"### {device}", "", *device_tables(measured)]
     lines += ["", f"`make demo` after installation: {results['demo']['seconds']:.0f} s (bar: {DEMO_BAR})."]
     return "\n".join(lines) + "\n"
 
@@ -346,8 +346,8 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
     devices = results["results"]
     size = (8 * len(devices), 2 * len(TITLES))
     figure, all_axes = plt.subplots(len(TITLES), len(devices), figsize=size, layout="constrained", squeeze=False)
-    for column, (device, found) in enumerate(devices.items()):
-        for axes, (work, rows) in zip(all_axes[:, column], found["time"].items(), strict=True):
+    for column, (device, measured) in enumerate(devices.items()):
+        for axes, (work, rows) in zip(all_axes[:, column], measured["time"].items(), strict=True):
             names, ratios = list(rows), [row["ratio"] for row in rows.values()]
             bars = axes.barh(names[::-1], ratios[::-1], color="#0072B2")
             axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)

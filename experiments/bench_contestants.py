@@ -284,11 +284,11 @@ def _keeping_attention(
     value: Tensor,
     mask: Tensor | None,
     *,
-    kept: dict[int, tuple[Tensor, Tensor]],
+    recorded: dict[int, tuple[Tensor, Tensor]],
     **settings: Any,
 ) -> tuple[Tensor, Tensor]:
     """Eager attention that records a layer's rotated queries and keys, each ``[batch head pos d_head]``."""
-    kept[module.layer_idx] = (query, key)
+    recorded[module.layer_idx] = (query, key)
     return eager_attention_forward(module, query, key, value, mask, **settings)
 
 
@@ -315,11 +315,11 @@ class PaperTraining:
 
     def cache_activations(self) -> int:
         """Write one sample's queries and keys of every layer to disk, and return their bytes."""
-        kept: dict[int, tuple[Tensor, Tensor]] = {}
+        recorded: dict[int, tuple[Tensor, Tensor]] = {}
         with torch.no_grad():
-            self._model.model(self.tokens, use_cache=False, kept=kept)
+            self._model.model(self.tokens, use_cache=False, recorded=recorded)
         paths: list[Path] = []
-        for layer, pair in kept.items():
+        for layer, pair in recorded.items():
             for x, activations in zip("qk", pair, strict=True):
                 paths.append(self.path(layer, x))
                 torch.save(activations[0].cpu(), paths[-1])

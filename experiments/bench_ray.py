@@ -55,9 +55,9 @@ def contestants(model: str) -> Generator[dict[str, Any]]:
     settings: dict[str, Any] = {"gpus_per_worker": 0, "threads": 1, "device": "cpu"}
     try:
         with ExitStack() as stack:
-            one, two = (stack.enter_context(fl.RayPool(model, workers=n, **settings)) for n in (1, 2))
+            single, double = (stack.enter_context(fl.RayPool(model, workers=n, **settings)) for n in (1, 2))
             here = fl.FocusModel.demo(device="cpu") if model == "demo" else fl.FocusModel.from_pretrained(model)
-            yield {"one process": here, "one worker": one, "two workers": two}
+            yield {"one process": here, "one worker": single, "two workers": double}
     finally:
         ray.shutdown()
 
@@ -114,7 +114,7 @@ def main(arguments: list[str] | None = None) -> None:
     load_before = os.getloadavg()
     with contestants(options.model) as models:
         taken = time_rounds(models, list(samples), options)
-    found = {
+    results = {
         "what": "throughput of a sweep; the records of all contestants are the same bytes",
         "options": {name: value for name, value in vars(options).items() if name != "out"},
         "seconds": {name: {"median": statistics.median(all_), "rounds": all_} for name, all_ in taken.items()},
@@ -125,9 +125,9 @@ def main(arguments: list[str] | None = None) -> None:
         "commit": commit(),
         "versions": {**versions(), "ray": _ray_version()},
     }
-    write_json(options.out / "ray.json", found)
+    write_json(options.out / "ray.json", results)
     shown = ("two workers over one worker", "one worker over one process", "seconds", "load average")
-    print(json.dumps({name: found[name] for name in shown}, indent=2))
+    print(json.dumps({name: results[name] for name in shown}, indent=2))
 
 
 def _ray_version() -> str:

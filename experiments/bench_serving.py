@@ -149,9 +149,9 @@ def results(
     }
 
 
-def table(found: Mapping[str, Any]) -> str:
+def table(measured: Mapping[str, Any]) -> str:
     """Markdown of all measurements."""
-    settings, contestants = found["settings"], found["contestants"]
+    settings, contestants = measured["settings"], measured["contestants"]
     clocks = list(contestants[ORIGINAL]["seconds"])
     header = [
         "",
@@ -173,7 +173,7 @@ def table(found: Mapping[str, Any]) -> str:
     ]
     lines = [
         f"{settings['new_tokens']} greedy tokens after a prompt of {settings['length']:,}, {settings['attention']} "
-        f"attention, {settings['dtype']} on {found['gpu'] or found['processor']}, {settings['threads']} threads. "
+        f"attention, {settings['dtype']} on {measured['gpu'] or measured['processor']}, {settings['threads']} threads. "
         f"Medians of {settings['rounds']} paired rounds with their 95 % bootstrap intervals; memory of "
         f"{settings['processes']} processes.",
         "",
@@ -217,10 +217,10 @@ def main(arguments: list[str] | None = None) -> None:
         make(Path(folder))
         memory = peaks(Path(folder), options)
         taken = time_rounds({name: generation(Path(folder), name, options) for name in CONTESTANTS}, options)
-    found = results(options, taken, memory, load)
-    write_json(options.out / "serving.json", found)
-    write_atomically(options.out / "serving.md", table(found).encode())
-    print(table(found))
+    measured = results(options, taken, memory, load)
+    write_json(options.out / "serving.json", measured)
+    write_atomically(options.out / "serving.md", table(measured).encode())
+    print(table(measured))
 
 
 if __name__ == "__main__":

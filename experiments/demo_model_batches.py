@@ -71,10 +71,12 @@ def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
     return tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
 
 
-def question_block(tokenizer: PreTrainedTokenizerFast, asked: SyntheticQuestion) -> tuple[list[int], list[float], int]:
+def question_block(
+    tokenizer: PreTrainedTokenizerFast, question: SyntheticQuestion
+) -> tuple[list[int], list[float], int]:
     """Token ids of a question and its response, their weights as targets, and the index of the answer's first token."""
-    before, after = asked.response.rsplit(asked.answer, 1)
-    pieces = (f"\n\nQuestion: {asked.question}\nAnswer:", f" {before.strip()}", f" {asked.answer}", after)
+    before, after = question.response.rsplit(question.answer, 1)
+    pieces = (f"\n\nQuestion: {question.question}\nAnswer:", f" {before.strip()}", f" {question.answer}", after)
     head, prefix, answer, tail = (encode(tokenizer, piece) for piece in pieces)
     tail += encode(tokenizer, "</s>")
     weights = [0.0] * len(head) + [0.2] * len(prefix) + [1.0] * len(answer) + [0.2] * len(tail)
@@ -89,17 +91,17 @@ def _shown(rng: random.Random, lesson: Lesson) -> tuple[str, SyntheticContext, i
         return str(prompt)[: prompt.spans["document"][-1][1]], context, lesson.questions
     index = rng.randrange(len(context.documents))
     prompt = MultiDocSample("?", ("?",), context.documents, index).prompt("gold")
-    told = tuple(asked for asked in context.answerable if asked.gold_index == index)
-    alone = SyntheticContext(context.documents, told, context.unanswerable)
-    return str(prompt)[: prompt.spans["document"][-1][1]], alone, 2 * len(told)
+    answerable = tuple(question for question in context.answerable if question.gold_index == index)
+    alone = SyntheticContext(context.documents, answerable, context.unanswerable)
+    return str(prompt)[: prompt.spans["document"][-1][1]], alone, 2 * len(answerable)
 
 
-def _asked(rng: random.Random, context: SyntheticContext, lesson: Lesson) -> SyntheticQuestion:
+def _draw_question(rng: random.Random, context: SyntheticContext, lesson: Lesson) -> SyntheticQuestion:
     """One question. With recency, the log-probability of a document grows linearly from the first to the last."""
     if rng.random() < lesson.refusals:
         return rng.choice(context.unanswerable)
     last = max(len(context.documents) - 1, 1)
-    chances = [lesson.recency ** ((asked.gold_index or 0) / last) for asked in context.answerable]
+    chances = [lesson.recency ** ((question.gold_index or 0) / last) for question in context.answerable]
     return rng.choices(context.answerable, chances)[0]
 
 
@@ -111,10 +113,10 @@ def question_row(tokenizer: PreTrainedTokenizerFast, rng: random.Random, lesson:
     ids, positions, blocks = [*shared], [*range(size)], [0] * size
     targets, weights, kinds = [-100] * size, [0.0] * size, [0] * size
     for block in range(1, count + 1):
-        asked = _asked(rng, context, lesson)
-        new, new_weights, answer_start = question_block(tokenizer, asked)
+        question = _draw_question(rng, context, lesson)
+        new, new_weights, answer_start = question_block(tokenizer, question)
         marks = [0] * len(new)
-        marks[answer_start - 1] = 2 if asked.gold_index is None else 1
+        marks[answer_start - 1] = 2 if question.gold_index is None else 1
         ids += new
         positions += range(size, size + len(new))
         blocks += [block] * len(new)
@@ -151,8 +153,8 @@ def attend(
         query[:, :, :size], key[:, :, :size], value[:, :, :size], is_causal=True, scale=scaling
     )
     if attention_mask is not None:
-        asked = F.scaled_dot_product_attention(query[:, :, size:], key, value, attn_mask=attention_mask, scale=scaling)
-        z = torch.cat((z, asked), dim=2)
+        rest = F.scaled_dot_product_attention(query[:, :, size:], key, value, attn_mask=attention_mask, scale=scaling)
+        z = torch.cat((z, rest), dim=2)
     return rearrange(z, "batch head pos d -> batch pos head d"), None
 
 

@@ -217,7 +217,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--validation", type=int, default=200, help="questions that settings are chosen on")
     parser.add_argument("--train", type=int, default=200, help="questions that heads are ranked and directions made on")
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of directions (the paper's: 1e-3)")
-    parser.add_argument("--note", default="", help="what a reader of the card should know of how these figures came")
+    parser.add_argument("--note", default="", help="a note for the card on the origin of its numbers")
     parser.add_argument("--threads", type=int, default=2)
     return parser.parse_args(arguments)
 

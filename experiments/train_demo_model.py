@@ -177,9 +177,9 @@ def question_step(
     mean_loss = 0.0
     for row in rows:
         hidden = model.model(row.ids, attention_mask=row.mask, position_ids=row.positions).last_hidden_state
-        wanted = row.weights > 0
-        logits = model.lm_head(hidden[wanted])
-        targets, weights, kinds = row.targets[wanted], row.weights[wanted], row.kinds[wanted]
+        is_target = row.weights > 0
+        logits = model.lm_head(hidden[is_target])
+        targets, weights, kinds = row.targets[is_target], row.weights[is_target], row.kinds[is_target]
         loss = (F.cross_entropy(logits, targets, reduction="none") * weights).sum() / total
         loss.backward()
         mean_loss += loss.item()
@@ -303,7 +303,7 @@ def train(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tu
     if options.resume and checkpoint.exists():
         progress = load_checkpoint(checkpoint, model, optimizers, rng, run)
         if progress.tokens >= options.tokens:
-            LOG.info("%s has been trained on so many; delete %s to begin again", options.work, checkpoint)
+            LOG.info("%s already has this many tokens; delete %s to begin again", options.work, checkpoint)
     else:
         log.unlink(missing_ok=True)
     start, limit, logged = time.process_time() - progress.seconds, int(options.tokens), progress.tokens

@@ -181,7 +181,7 @@ def needle_samples(
 
 
 def _distinct(name: str, values: list[Any]) -> list[Any]:
-    """The values, after a check that there are some and that they differ. They distinguish the samples."""
+    """The values, after a check that the list is not empty and has no repetition. Sample ids contain these values."""
     if not values:
         raise ValueError(f"there are no {name}; give at least one")
     repeated: list[Hashable] = [value for i, value in enumerate(values) if value in values[:i]]

@@ -174,7 +174,7 @@ class _World:
                 self.values.add(mark)
                 return value
         raise ValueError(
-            f"the word lists have no further {kind} that can be told from those in the context; "
+            f"the word lists have no further {kind} that differs from those in the context; "
             f"ask for fewer documents or fewer facts than {self.settings.facts} per document"
         )
 

@@ -233,7 +233,8 @@ LEADS = (
     "One letter tells us that",
     "It is well known that",
 )
-# The bare question is third too: none of its sums is held out, so every first word occurs capitalised in training.
+# The bare question is third too. Its pairs with question cores are not held out, so training has every first word
+# capitalised.
 QUESTION_FRAMES = (
     "According to the documents, {q}?",
     "From these results, {q}?",

@@ -88,9 +88,9 @@ def first_query_row(
     n_rows = tensor.shape[1]
     if not _known(cursor) and 1 < n_rows < batch.width:
         raise ValueError(
-            f"these hooks are for a prompt of {batch.width} tokens, and whether a pass of {n_rows} rows belongs to it "
-            "or follows it cannot be known; run the prompt's own tokens, model.to_tokens(prompt), in one pass and what "
-            "follows one token at a time, or say where passes begin: hooks(model, prompt, cursor=Cursor(column))"
+            f"these hooks are for a prompt of {batch.width} tokens, and a pass of {n_rows} rows could be a part of it "
+            "or follow it; run the prompt's own tokens, model.to_tokens(prompt), in one pass and later tokens one at a "
+            "time, or give the first column of the pass: hooks(model, prompt, cursor=Cursor(column))"
         )
     _require_same_batch(batch, tensor)
     return (cursor or Cursor()).first_response_row(batch, n_rows)

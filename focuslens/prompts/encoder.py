@@ -21,7 +21,7 @@ _MARK = "\ue000"
 
 
 def token_span(offsets: list[Span], span: Span) -> Span | None:
-    """Half-open range of the tokens that share a character with a half-open character range, ``None`` without any."""
+    """Half-open range of the tokens that overlap a half-open character range, or ``None`` if no token does."""
     start, end = span
     inside = [i for i, (first, last) in enumerate(offsets) if first < end and last > start]
     return (inside[0], inside[-1] + 1) if inside else None
@@ -51,7 +51,7 @@ class PromptEncoder:
         if not self.chat:
             return str(prompt), 0
         text = self._render(str(prompt))
-        # The template's own words may occur in the prompt too ("user"), so a mark takes the prompt's place here.
+        # The template's own words may occur in the prompt ("user"), so a mark in its place gives its position.
         start = self._render(_MARK).find(_MARK)
         if start >= 0 and text.startswith(str(prompt), start):
             return text, start
@@ -143,7 +143,7 @@ class PromptEncoder:
         before = str(self.tokenizer.decode(last))
         for n in range(1, len(ids) + 1):
             text = str(self.tokenizer.decode([*last, *ids[:n]]))
-            # A character of several tokens is complete with the last of them. One cut off by the end shows there.
+            # The text of a multi-token character belongs to its last token. The response may end inside a character.
             unfinished = text.endswith("\ufffd") and n < len(ids)
             texts.append("" if unfinished else text[len(before) :])
             before = before if unfinished else text

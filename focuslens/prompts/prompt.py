@@ -96,7 +96,7 @@ class MultiDocSample:
     """A question, its accepted answers, and the documents in the prompt.
 
     Args:
-        question: The question, as it stands in the prompt.
+        question: The question, as written in the prompt.
         answers: The accepted answers. One match is enough.
         documents: The search results, in prompt order.
         gold_index: Index of the document that answers the question, from 0; ``None`` where none does.

@@ -94,7 +94,7 @@ def head_choices(head_names: Sequence[str]) -> list[str]:
     return [f"mean of {len(head_names)} heads", *head_names] if len(head_names) > 1 else list(head_names)
 
 
-def with_means(values: Float[np.ndarray, "head response column"]) -> Float[np.ndarray, "choice said column"]:
+def with_means(values: Float[np.ndarray, "head response column"]) -> Float[np.ndarray, "choice token column"]:
     """The values with means in front: over all heads (if there are several), and over all response tokens."""
     if len(values) > 1:
         values = np.concatenate((values.mean(axis=0, keepdims=True), values))
@@ -144,7 +144,7 @@ def _place(index: int | None, names: Sequence[str], kind: str) -> int:
 
 def _rows(attention: ResponseAttention) -> Float[np.ndarray, "row key"]:
     values = with_means(attention.rows.float().numpy())
-    return rearrange(values, "choice said key -> (choice said) key")
+    return rearrange(values, "choice token key -> (choice token) key")
 
 
 def _panel(attention: ResponseAttention) -> dict[str, Any]:
@@ -172,8 +172,8 @@ def _largest(attention: ResponseAttention) -> Float[np.ndarray, "choice 2"]:
     outside = np.setdiff1d(np.arange(attention.prompt_length), sink)
     values = with_means(attention.rows.float().numpy())
     values = values[:, :, outside] if len(outside) else values
-    largest = reduce(values, "choice said key -> choice said", "max")
-    both = np.stack([largest[:, 0], reduce(largest[:, 1:], "choice said -> choice", "max")], axis=1)
+    largest = reduce(values, "choice token key -> choice token", "max")
+    both = np.stack([largest[:, 0], reduce(largest[:, 1:], "choice token -> choice", "max")], axis=1)
     return np.where(both > 0, both, 1.0)
 
 

@@ -165,7 +165,7 @@ def _require_projections(base: Checkpoint) -> None:
             name = f"model.layers.{layer}.self_attn.{projection}.weight"
             if name not in base.homes:
                 raise ValueError(f"{base.name} has no {name}; its tensors are not named as those of its type")
-            dtype_of(base.homes[name], name)  # raises for a dtype without addition
+            dtype_of(base.homes[name], name)  # raises for dtypes that vectors cannot be added to
 
 
 def _indexed(directory: Path) -> list[str]:
@@ -174,7 +174,7 @@ def _indexed(directory: Path) -> list[str]:
 
 
 def _shards(directory: Path) -> list[Shard]:
-    if (directory / SINGLE).is_file():  # Hugging Face prefers it to an index too
+    if (directory / SINGLE).is_file():  # preferred to an index, as in Hugging Face
         names = [SINGLE]
     elif (directory / INDEX).is_file():
         names = _indexed(directory)

@@ -67,7 +67,7 @@ def dtype_of(shard: Shard, name: str) -> torch.dtype:
     """
     dtype = str(shard.tensors[name]["dtype"])
     if dtype not in _DTYPES:
-        raise ValueError(f"{name} in {shard.path.name} is of the dtype {dtype}, and can be one of {', '.join(_DTYPES)}")
+        raise ValueError(f"{name} in {shard.path.name} has the dtype {dtype}; it must be one of {', '.join(_DTYPES)}")
     return _DTYPES[dtype]
 
 

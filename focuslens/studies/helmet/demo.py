@@ -59,7 +59,7 @@ def _fitting(tokenizer: Any, length: int, samples: int, split: Split, seed: int)
         rows = [_row(index, sample) for index, sample in enumerate(_questions(n, documents, split, seed))]
         return rows, max(len(tokenizer(row["context"])["input_ids"]) for row in rows)
 
-    document_tokens = rows_of(_FEWEST, 5)[1] / _FEWEST  # an estimate
+    document_tokens = rows_of(_FEWEST, 5)[1] / _FEWEST  # estimated tokens per document
     for documents in range(min(_MOST, max(_FEWEST, int(1.2 * room / document_tokens))), _FEWEST - 1, -1):
         if rows_of(documents, 5)[1] <= room:
             rows, most = rows_of(documents, samples)

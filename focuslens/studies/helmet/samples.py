@@ -114,8 +114,8 @@ def require_template(entry: Entry, tokenizer: Any) -> None:
     """
     if entry.args.use_chat_template and not getattr(tokenizer, "chat_template", None):
         raise ValueError(
-            f"{entry.dataset} is to be asked in the chat template, and the model's tokenizer has none, like those of "
-            "base models: --use-chat-template False asks without one"
+            f"{entry.dataset} is configured with the chat template, and the model's tokenizer has none, like those of "
+            "base models; give --use-chat-template False to run it without one"
         )
 
 

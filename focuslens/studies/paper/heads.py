@@ -33,7 +33,7 @@ _KINDS = {"R": "relevant", "IR": "irrelevant", "IR max": "irrelevant_max", "sink
 
 
 def run(study: Study) -> Artefact:
-    """The head map on training questions, and the top heads' scores on held-out ones."""
+    """The artefact: the head map on training questions, and the top heads' scores on held-out questions."""
     settings, ranking = study.settings.scores, study.ranking
     ranked_on = study.scores("train", "long")
     cases = study.scores_by_case("test")

@@ -80,7 +80,7 @@ def test_chat_templates_are_helmets_with_arguments_only_where_asked_for(root, lo
 
 def test_a_chat_template_that_there_is_not_is_refused_before_anything_is_run(root, model):
     checkout, both = entries(root, "--use_chat_template", "True")
-    with pytest.raises(ValueError, match=r"json_kv is to be asked in the chat template.*--use-chat-template False"):
+    with pytest.raises(ValueError, match=r"json_kv is configured with the chat template.*--use-chat-template False"):
         require_askable(model, checkout, both)
 
 
