@@ -160,7 +160,7 @@ def _require_ray() -> Any:
         return importlib.import_module("ray")
     except ImportError as error:
         raise ImportError(
-            f"a RayPool needs Ray, and the package {error.name!r} is missing: pip install 'focuslens[ray]'"
+            f"a RayPool needs Ray, and {error.name!r} is missing: pip install 'focuslens[ray]'"
         ) from error
 
 
