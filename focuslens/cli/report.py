@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from focuslens.viz.run_report import Sources, run_facts, write_run_report
 
     sources = Sources(None, args.model, args.device, args.data, args.views)
-    page, missing = write_run_report(args.directory, args.out, sources=sources, title=args.title, say=_LOG.info)
+    page, missing = write_run_report(args.directory, args.out, sources=sources, title=args.title, log=_LOG.info)
     for text in missing:
         print(f"left out: {text}")
     print(f"wrote {page}")
