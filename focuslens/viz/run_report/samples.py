@@ -72,17 +72,8 @@ def reopen_model(
     if given is not None and _same(given, description):
         return given
     wanted = name or str(description.get("name"))
-    options: dict[str, Any] = {
-        "dtype": description.get("dtype", "float32"),
-        "backend": _BACKENDS.get(str(description.get("backend"))),
-        "device": device,
-        "chat": description.get("chat"),
-        "chat_template_kwargs": description.get("chat_template_kwargs"),
-        "revision": description.get("revision"),
-        "n_ctx": description.get("n_ctx"),
-    }
     try:
-        model = FocusModel.from_pretrained(wanted, **options)
+        model = FocusModel.from_pretrained(wanted, device=device, **_options(description))
     except Exception as error:
         # Without the model (no such directory, no network, no room) the report is written all the same, without views.
         raise UnavailableError(
@@ -95,6 +86,15 @@ def reopen_model(
             "say with --model where the run's own model is"
         )
     return model
+
+
+def _options(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of ``FocusModel.from_pretrained`` that a description records."""
+    return {
+        "dtype": description.get("dtype", "float32"),
+        "backend": _BACKENDS.get(str(description.get("backend"))),
+        **{name: description.get(name) for name in ("chat", "chat_template_kwargs", "revision", "n_ctx")},
+    }
 
 
 def _same(model: FocusModel, description: Mapping[str, Any]) -> bool:
