@@ -1,4 +1,4 @@
-"""The options of a Ray cluster, and what they open. Light to import: options are made before anything heavy is."""
+"""Options of a Ray cluster, and the workers that they open. Light to import, as the help needs the options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """``--ray`` and what goes with it."""
+    """``--ray`` and the options beside it."""
     ray = parser.add_argument_group("many machines")
     ray.add_argument(
         "--ray",
@@ -26,7 +26,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="ADDRESS",
         help="spread samples over a Ray cluster: local (default; starts Ray here), auto, HOST:PORT or ray://HOST:PORT",
     )
-    ray.add_argument("--ray-workers", type=int, metavar="N", help="copies of the model; default: one a GPU, or machine")
+    ray.add_argument(
+        "--ray-workers",
+        type=int,
+        metavar="N",
+        help="copies of the model; default: one per GPU, or per machine",
+    )
     ray.add_argument(
         "--ray-gpus-per-worker", type=float, metavar="N", help="default 1, or 0 where there are none; can be below 1"
     )
@@ -41,12 +46,12 @@ def open_pool(
     model: str,
     settings: Mapping[str, Any],
 ) -> Generator[Executor | None]:
-    """Workers that have the model, while the block lasts; ``None`` without ``--ray``.
+    """Workers with the model, while the block lasts; ``None`` without ``--ray``.
 
     Args:
         args: The options.
-        model: Name or directory, or ``demo``.
-        settings: Of ``FocusModel.from_pretrained``.
+        model: Name or directory.
+        settings: Arguments of ``FocusModel.from_pretrained``.
 
     Raises:
         ValueError: If options of the cluster are given without ``--ray``.

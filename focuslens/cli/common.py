@@ -1,4 +1,7 @@
-"""What the commands share: opening models, samples and rankings, and showing tables."""
+"""Parts of commands that run a model on samples: their options as values, the model, the samples, the ranking.
+
+The help imports this module through every command's, so imports of torch, pandas and the like stand inside functions.
+"""
 
 from __future__ import annotations
 
@@ -6,133 +9,181 @@ import argparse
 import hashlib
 import logging
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
-
-import pandas as pd
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from focuslens.cli.cluster import open_pool
-from focuslens.data.multidoc import MultiDocData
-from focuslens.data.selection import SYNTHETIC, Part, SampleSelection, open_selections
-from focuslens.data.synthetic import Split, spread_positions
-from focuslens.heads import Head, load_ranking
-from focuslens.model.execution import Executor
-from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.prompt import MultiDocSample, prompts_digest
-from focuslens.scores.contextual import ContextualScores, contextual_scores
 from focuslens.util.files import versions
-from focuslens.util.progress import track
 
 if TYPE_CHECKING:
+    import pandas as pd
+
+    from focuslens.data.selection import Part, SampleSelection
     from focuslens.evaluation import Sweep
+    from focuslens.heads import Head
+    from focuslens.model.execution import Executor
+    from focuslens.model.focus_model import FocusModel
+    from focuslens.scores.contextual import ContextualScores
 
 __all__ = [
+    "ModelOptions",
+    "RunSettings",
+    "SampleOptions",
     "Samples",
     "count_heads",
     "get_ranking",
     "open_executor",
-    "open_model",
     "open_samples",
+    "print_sweep",
     "print_table",
     "require_figures",
     "run_description",
-    "samples_of",
     "score_intervals",
-    "synthetic_samples",
+    "score_samples",
 ]
 
-Side = Literal["train", "test", "all"]
+Side: TypeAlias = Literal["train", "test", "all"]
 
 _LOG = logging.getLogger(__name__)
 
 _DOCUMENT_COUNTS = (20, 15, 10, 7, 5, 4, 3, 2, 1)
 
 
+# Options
+
+
 @dataclass(frozen=True)
-class Samples:
-    """Samples, and what result files say of them."""
+class ModelOptions:
+    """A model's name, and arguments of ``FocusModel.from_pretrained``."""
 
-    samples: Sequence[MultiDocSample]
-    description: dict[str, Any]
+    name: str = "demo"
+    device: str | None = None
+    device_map: str | None = None
+    dtype: str = "float32"
+    backend: str | None = None
+    n_ctx: int | None = None
+    revision: str | None = None
+    chat: bool | None = None
+    chat_template_kwargs: Mapping[str, str] = field(default_factory=dict[str, str])
 
-    def identify(self) -> dict[str, Any]:
-        """The description, with how many samples there are and a digest of their prompts."""
-        return {**self.description, "samples": len(self.samples), "prompts_sha256": prompts_digest(self.samples)}
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> ModelOptions:
+        """The values of :func:`options.add_model`."""
+        plain = ("device", "device_map", "dtype", "backend", "n_ctx", "revision", "chat")
+        values = {name: getattr(args, name) for name in plain}
+        return cls(args.model, **values, chat_template_kwargs=dict(args.chat_template_arg))
 
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The arguments."""
+        return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "name"}
 
-def require_figures(args: argparse.Namespace) -> None:
-    """With ``--out`` figures will be drawn: say now, not after the work, if what draws them is not installed.
+    def open(self) -> FocusModel:
+        """The model, in this process."""
+        from focuslens.model.focus_model import FocusModel
 
-    Raises:
-        ImportError: If it is not.
-    """
-    if args.out is not None:
-        import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]
-
-
-def open_model(args: argparse.Namespace) -> FocusModel:
-    """The model that the options name, in this process."""
-    return FocusModel.from_pretrained(args.model, **_model_settings(args))
-
-
-def _model_settings(args: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "device": args.device,
-        "device_map": args.device_map,
-        "dtype": args.dtype,
-        "backend": args.backend,
-        "n_ctx": args.n_ctx,
-        "revision": args.revision,
-        "chat": args.chat,
-        "chat_template_kwargs": dict(args.chat_template_arg),
-    }
+        return FocusModel.from_pretrained(self.name, **self.arguments)
 
 
-@contextmanager
-def open_executor(args: argparse.Namespace) -> Generator[Executor]:
-    """What runs the model that the options name: this process or, with ``--ray``, the workers of a cluster."""
-    with open_pool(args, args.model, _model_settings(args)) as pool:
-        yield open_model(args) if pool is None else pool
+@dataclass(frozen=True)
+class SampleOptions:
+    """A choice of samples. Where ``split`` is ``None``, each step of a command takes the half that it is for."""
+
+    file: str = "synthetic"
+    gold_positions: tuple[int, ...] | None = None
+    samples: int = 100
+    split: Side | None = None
+    documents: int | None = None
+    seed: int = 42
+
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> SampleOptions:
+        """The values of :func:`options.add_samples`."""
+        positions = None if args.gold_positions is None else tuple(args.gold_positions)
+        return cls(args.data, positions, args.samples, args.split, args.documents, args.seed)
+
+    def selection(self, part: Part, n: int | None = None) -> SampleSelection:
+        """Samples of ``n`` questions of a part, by default ``samples``, with the gold positions in turn.
+
+        Raises:
+            ValueError: If the data have no such part.
+        """
+        from focuslens.data.selection import SYNTHETIC, SampleSelection
+        from focuslens.data.synthetic import spread_positions
+
+        if self.file == SYNTHETIC and part == "all":
+            raise ValueError(
+                "--split all is for data files; the synthetic corpus has train, validation and test, which share no "
+                "names and values: choose --split train or --split test"
+            )
+        documents = _DOCUMENT_COUNTS[0] if self.documents is None else self.documents
+        name = Path(self.file).name
+        return SampleSelection(
+            self.file if name == SYNTHETIC else name,  # a file of the corpus's name keeps its folder
+            num_documents=documents,
+            gold_positions=self.gold_positions or spread_positions(documents),
+            part=part,
+            questions=self.samples if n is None else n,
+            seed=self.seed,
+            path=Path(self.file),
+        )
 
 
-def open_samples(args: argparse.Namespace, model: FocusModel | Executor, side: Side, n: int | None = None) -> Samples:
-    """Samples of different questions from one side of the split that the options name.
+@dataclass(frozen=True)
+class RunSettings:
+    """The options of a command that runs a model on samples."""
 
-    Where ``--documents`` is left open it is settled here, for all samples that are opened with these options.
+    command: str
+    model: ModelOptions
+    samples: SampleOptions
+    seed: int
+    out: Path | None
+    max_new_tokens: int
+    batch_tokens: int
 
-    Args:
-        args: The options.
-        model: The model that will read them.
-        side: The half to use where ``--split`` does not say.
-        n: Overrides ``--samples``.
+    @classmethod
+    def of(cls, args: argparse.Namespace) -> RunSettings:
+        """The values of :func:`options.add_model`, :func:`options.add_samples` and :func:`options.add_run`."""
+        out = None if args.out is None else Path(args.out)
+        model, samples = ModelOptions.of(args), SampleOptions.of(args)
+        return cls(args.command, model, samples, args.seed, out, args.max_new_tokens, args.batch_tokens)
 
-    Raises:
-        ValueError: If not even one document fits, or the data have no such side.
-    """
-    n = int(args.samples if n is None else n)
-    if args.documents is None:
-        args.documents = _fitting_documents(args, model, max(n, args.samples))
-    return samples_of(args, side, n)
+    def fitted(self, model: FocusModel | Executor, *, n: int = 0, and_train: bool = False) -> RunSettings:
+        """These settings with a number of documents: the given number, or 20, or as many as fit the model's context.
+
+        All halves that the command reads have the same number: heads that are ranked on short prompts are not trained
+        and evaluated on long ones.
+
+        Args:
+            model: The model that reads the samples.
+            n: Questions that are opened, where they are more than ``samples``.
+            and_train: Whether heads are ranked on the training half, in addition to ``--split all``.
+
+        Raises:
+            ValueError: If not even one document fits.
+        """
+        if self.samples.documents is not None:
+            return self
+        halves: Sequence[Side] = ("train", "test")
+        if self.samples.split == "all":
+            halves = ("all", "train") if and_train else ("all",)
+        documents = _fitting_documents(self, model, halves, max(n, self.samples.samples))
+        return replace(self, samples=replace(self.samples, documents=documents))
 
 
-def samples_of(args: argparse.Namespace, side: Side, n: int | None = None) -> Samples:
-    """Samples of different questions, of as many documents as ``--documents`` says."""
-    return _sides_of(args, [args.split or side], int(args.samples if n is None else n), args.documents)[0]
+def _fitting_documents(settings: RunSettings, model: FocusModel | Executor, halves: Sequence[Side], n: int) -> int:
+    from focuslens.util.progress import track
 
-
-def _fitting_documents(args: argparse.Namespace, model: FocusModel | Executor, n: int) -> int:
-    """20, or as many documents as the model's context has room for in every half that the command may read.
-
-    One number for all: heads that are ranked on short prompts are not trained and evaluated on long ones.
-    """
-    room = model.shape.n_ctx - args.max_new_tokens
+    room = model.shape.n_ctx - settings.max_new_tokens
     longest = 0
     for documents in _DOCUMENT_COUNTS:
-        halves = _sides_of(args, _sides_read(args), n, documents)
-        samples = [sample for half in halves for sample in half.samples]
+        options = replace(settings.samples, documents=documents)
+        opened = _open([options.selection(half, n) for half in halves])
+        samples = [sample for half in opened for sample in half.samples]
         counted = track(samples, f"counting tokens of {documents} documents")
         longest = max(len(model.encode(sample.prompt("long")).tokens) for sample in counted)
         if longest <= room:
@@ -144,114 +195,129 @@ def _fitting_documents(args: argparse.Namespace, model: FocusModel | Executor, n
                 )
             return documents
     raise ValueError(
-        f"prompts of one document have up to {longest} tokens, and with {args.max_new_tokens} new ones do not fit the "
-        f"model's context of {model.shape.n_ctx}; lower --max-new-tokens, or raise --n-ctx"
+        f"prompts of one document have up to {longest} tokens, and with {settings.max_new_tokens} new ones do not fit "
+        f"the model's context of {model.shape.n_ctx}; lower --max-new-tokens, or raise --n-ctx"
     )
 
 
-def _sides_read(args: argparse.Namespace) -> list[Side]:
-    """What a command may read: both halves, or with ``--split all`` everything and what heads are ranked on."""
-    if args.split != "all":
-        return ["train", "test"]
-    return ["all", "train"] if args.command == "train" and not args.heads else ["all"]
+# Models and samples
 
 
-def _sides_of(args: argparse.Namespace, sides: Sequence[Side], n: int, documents: int) -> list[Samples]:
-    """Samples of each side; a file is read once for all."""
-    return _opened([_selection(args, side, n, documents) for side in sides])
+@dataclass(frozen=True)
+class Samples:
+    """Samples, and their description in result files."""
+
+    samples: Sequence[MultiDocSample]
+    description: Mapping[str, Any]
+
+    def identify(self) -> dict[str, Any]:
+        """The description, with the number of samples and a digest of their prompts."""
+        return {**self.description, "samples": len(self.samples), "prompts_sha256": prompts_digest(self.samples)}
 
 
-def _selection(args: argparse.Namespace, part: Part, n: int, documents: int) -> SampleSelection:
-    if args.data == SYNTHETIC and part == "all":
-        raise ValueError(
-            "--split all is for data files; the synthetic corpus has train, validation and test, which share no "
-            "names and values: choose --split train or --split test"
-        )
-    return SampleSelection(
-        Path(args.data).name,
-        num_documents=documents,
-        gold_positions=tuple(args.gold_positions or spread_positions(documents)),
-        part=part,
-        questions=n,
-        seed=args.seed,
-        path=Path(args.data),
-    )
+@contextmanager
+def open_executor(args: argparse.Namespace, options: ModelOptions) -> Generator[Executor]:
+    """An executor of the model, while the block lasts: this process or, with ``--ray``, the workers of a cluster."""
+    with open_pool(args, options.name, options.arguments) as pool:
+        yield options.open() if pool is None else pool
 
 
-def synthetic_samples(args: argparse.Namespace, split: Split, n: int, documents: int = 20) -> Samples:
-    """One sample for each of ``n`` questions of the synthetic corpus, the gold positions in turn."""
-    return _opened([_selection(args, split, n, documents)])[0]
+def open_samples(options: SampleOptions, part: Part, n: int | None = None) -> Samples:
+    """Samples of ``--split`` or, without it, of the given part.
+
+    Args:
+        options: The options.
+        part: Part to take where ``--split`` is not given.
+        n: Number of questions, in place of ``--samples``.
+
+    Raises:
+        ValueError: If the data have no such part.
+    """
+    return _open([options.selection(options.split or part, n)])[0]
 
 
-def _opened(selections: Sequence[SampleSelection]) -> list[Samples]:
+def _open(selections: Sequence[SampleSelection]) -> list[Samples]:
+    from focuslens.data.selection import open_selections
+
     opened = zip(selections, open_selections(selections), strict=True)
     return [Samples(samples, {**selection.describe(), **_facts(samples)}) for selection, samples in opened]
 
 
 def _facts(samples: Sequence[MultiDocSample]) -> dict[str, Any]:
     """Facts of the file that samples come from."""
+    from focuslens.data.multidoc import MultiDocData
+
     if not isinstance(samples, MultiDocData):
         return {}
-    return {name: samples.description[name] for name in ("sha256", "kind", "dropped_answers", "questions")}
+    description = samples.description
+    return {name: description[name] for name in ("sha256", "kind", "dropped_answers", "questions")}
+
+
+# Heads
 
 
 def score_samples(
-    args: argparse.Namespace, model: FocusModel | Executor, data: Samples, case: Any = "long"
+    settings: RunSettings, model: FocusModel | Executor, data: Samples, case: Any = "long"
 ) -> ContextualScores:
-    """Contextual scores under the options."""
+    """Contextual scores of samples."""
+    from focuslens.scores.contextual import contextual_scores
+
     return contextual_scores(
-        model,
-        data.samples,
-        case,
-        max_new_tokens=args.max_new_tokens,
-        batch_tokens=args.batch_tokens,
+        model, data.samples, case, max_new_tokens=settings.max_new_tokens, batch_tokens=settings.batch_tokens
     )
 
 
 def score_intervals(
     scores: ContextualScores, samples: Sequence[MultiDocSample], heads: Sequence[Head], seed: int, most: int = 20
 ) -> dict[str, list[float]]:
-    """95 % bootstrap intervals, over questions, of the first heads' relevant score: ``layer/head`` to two ends."""
+    """95 % bootstrap intervals, over questions, of the first heads' relevant scores, by ``layer/head``."""
     from focuslens.evaluation import bootstrap_mean
 
     questions = {sample.id: sample.question_id for sample in samples}
     intervals: dict[str, list[float]] = {}
     for layer, head in heads[:most]:
         values = scores.relevant[:, layer, head]
-        kept = [i for i, value in enumerate(values.tolist()) if not math.isnan(value)]
-        groups = [questions[scores.sample_ids[i]] for i in kept]
-        found = bootstrap_mean(values[kept].tolist(), groups=groups, seed=seed)
-        intervals[f"{layer}/{head}"] = [found.low, found.high]
+        known = [i for i, value in enumerate(values.tolist()) if not math.isnan(value)]
+        groups = [questions[scores.sample_ids[i]] for i in known]
+        interval = bootstrap_mean(values[known].tolist(), groups=groups, seed=seed)
+        intervals[f"{layer}/{head}"] = [interval.low, interval.high]
     return intervals
 
 
 def get_ranking(
-    args: argparse.Namespace, model: FocusModel | Executor, *, evaluated: bool = True
+    file: str | None, settings: RunSettings, model: FocusModel | Executor, *, evaluated: bool = True
 ) -> tuple[list[Head], dict[str, Any]]:
-    """The ranking in ``--heads FILE``, or one made by scoring training samples; and, for results, where it is from.
+    """The ranking in a file, or a ranking by scores of training samples; and its source, for result files.
+
+    Args:
+        file: Value of ``--heads``.
+        settings: The command's; training samples have as many documents as its others.
+        model: The model.
+        evaluated: Whether the samples of ``--split`` are evaluated.
 
     Raises:
-        ValueError: If heads would be ranked on samples that are then ``evaluated``.
+        ValueError: If heads would be ranked on samples that are then evaluated.
     """
-    if args.heads:
-        content = Path(args.heads).read_bytes()
-        source = {"file": Path(args.heads).name, "sha256": hashlib.sha256(content).hexdigest()}
-        return load_ranking(args.heads), source
-    if evaluated and args.split in ("train", "all"):
+    from focuslens.heads import load_ranking
+
+    if file:
+        digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return load_ranking(file), {"file": Path(file).name, "sha256": digest}
+    split = settings.samples.split
+    if evaluated and split in ("train", "all"):
         raise ValueError(
-            f"--split {args.split} evaluates training samples, on which heads would be ranked too; name a ranking made "
-            "on other samples with --heads, or leave --split away"
+            f"--split {split} evaluates training samples, on which heads would be ranked too; name a ranking made on "
+            "other samples with --heads, or leave --split away"
         )
-    # Whatever --split says of the samples to evaluate, heads are ranked on the training half.
-    train = open_samples(argparse.Namespace(**{**vars(args), "split": None}), model, "train")
-    return score_samples(args, model, train).ranking(), {"scored_on": train.identify()}
+    train = open_samples(replace(settings.samples, split=None), "train")
+    return score_samples(settings, model, train).ranking(), {"scored_on": train.identify()}
 
 
 def count_heads(option: str, given: int | None, n: int, default: int = 20) -> int:
-    """How many heads an option asks for, out of ``n``; the default, or all where there are fewer, if it is not given.
+    """Value of an option that is a number of heads out of ``n``; by default ``default``, or all where there are fewer.
 
     Raises:
-        ValueError: If there are not so many, or none is asked for.
+        ValueError: If there are not so many heads, or the number is below 1.
     """
     if n < 1:
         raise ValueError("there are no heads to choose from: the ranking is empty, or no head of it has a direction")
@@ -262,24 +328,37 @@ def count_heads(option: str, given: int | None, n: int, default: int = 20) -> in
     return given
 
 
+# Results
+
+
+def require_figures(out: object) -> None:
+    """Refuse ``--out`` before the work, if the libraries that draw figures are not installed.
+
+    Raises:
+        ImportError: If one is missing.
+    """
+    if out is not None:
+        import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]
+
+
 def print_table(frame: pd.DataFrame, *, most: int | None = None) -> None:
     """Print a table with three decimals."""
     shown = frame if most is None else frame.head(most)
     print(shown.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
 
 
-def sweep_table(sweep: Sweep) -> pd.DataFrame:
-    """A sweep as a table without the columns that are for machines."""
-    return sweep.to_frame().drop(columns=["case"])
+def print_sweep(sweep: Sweep) -> None:
+    """Print a sweep's settings with their accuracy."""
+    print_table(sweep.to_frame().drop(columns=["case"]))
 
 
-def run_description(args: argparse.Namespace, model: FocusModel | Executor, data: Samples | None) -> dict[str, Any]:
-    """What made a result; ``data`` is ``None`` where it is not of samples."""
+def run_description(settings: RunSettings, model: FocusModel | Executor, data: Samples | None) -> dict[str, Any]:
+    """Description of a run in result files; ``data`` is ``None`` where the results are not of samples."""
     return {
-        "command": args.command,
+        "command": settings.command,
         "model": model.description,
         "data": None if data is None else data.identify(),
-        "seed": args.seed,
-        "max_new_tokens": args.max_new_tokens,
+        "seed": settings.seed,
+        "max_new_tokens": settings.max_new_tokens,
         "versions": versions(),
     }

@@ -1,52 +1,51 @@
-"""``focuslens demo``: the whole story on the embedded model, from documents to a report."""
+"""``focuslens demo``: every step on the embedded model, from documents to a report."""
 
 from __future__ import annotations
 
 import argparse
 import itertools
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from focuslens.cli import options
+from focuslens.cli.command import Command
 from focuslens.cli.common import (
+    ModelOptions,
+    RunSettings,
+    SampleOptions,
     Samples,
-    open_model,
+    open_samples,
+    print_sweep,
     print_table,
     run_description,
     score_intervals,
-    sweep_table,
-    synthetic_samples,
 )
 from focuslens.cli.output import document
 from focuslens.cli.sweeps import controls, sweep_to
-from focuslens.directions.training import train_focus_directions
-from focuslens.evaluation import (
-    BASELINES,
-    OtherResultsError,
-    Setting,
-    Sweep,
-    best_setting,
-    split_softmax_settings,
-    steering_settings,
-)
-from focuslens.heads import Head
-from focuslens.interventions.directions import FocusDirections
 from focuslens.model.batching import BATCH_TOKENS
-from focuslens.model.focus_model import FocusModel
-from focuslens.scores.contextual import ContextualScores, contextual_scores_by_case
 from focuslens.util.files import write_json
-from focuslens.viz.run_report import Sources, write_run_report
 
-__all__ = ["DemoSettings", "run"]
+if TYPE_CHECKING:
+    from focuslens.evaluation import Setting, Sweep
+    from focuslens.heads import Head
+    from focuslens.interventions.directions import FocusDirections
+    from focuslens.model.focus_model import FocusModel
+    from focuslens.scores.contextual import ContextualScores
+
+__all__ = ["COMMAND", "DemoSettings", "run"]
 
 _LOG = logging.getLogger(__name__)
+
+_TITLE = "FocusLens: where the embedded model looks, and what changes it"
+_RANDOM_TAU = 0.3
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """What the demo runs: about a minute, and enough samples for the intervals to mean something."""
+    """Sizes of the demo: it takes about a minute, and has enough samples for its intervals to mean something."""
 
     # First and fifth of 20: the embedded model is distracted most where the relevant document stands early.
     gold_positions: tuple[int, ...] = (0, 4)
@@ -65,120 +64,174 @@ class DemoSettings:
     max_new_tokens: int = 24
 
 
-def run(args: argparse.Namespace, settings: DemoSettings | None = None) -> dict[str, Any]:
-    """Run everything, write ``results.json`` and ``report.html`` to ``--out`` (``runs/demo``), and give the results."""
-    settings, out = settings or DemoSettings(), Path(args.out or "runs/demo")
-    args.max_new_tokens, args.batch_tokens = settings.max_new_tokens, BATCH_TOKENS
-    args.random_tau, args.exclude_top = 0.3, max(settings.ks)
-    args.gold_positions = settings.gold_positions
-    model = open_model(args)
-    where = " or ".join(str(position + 1) for position in settings.gold_positions)
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    model = parser.add_argument_group("model")
+    options.add_device(model)
+    model.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16, float16")
+    group = parser.add_argument_group("run")
+    options.add_seed(group)
+    options.add_directory(group, "--out", type=Path, default=Path("runs/demo"), help="directory for results")
+
+
+def run(args: argparse.Namespace, sizes: DemoSettings | None = None) -> dict[str, Any]:
+    """Run everything, write ``results.json`` and ``report.html`` to ``--out``, and return the results."""
+    sizes = sizes or DemoSettings()
+    settings = run_settings(args, sizes)
+    model = settings.model.open()
+    where = " or ".join(str(position + 1) for position in sizes.gold_positions)
     print(f"20 documents a question, the relevant one at position {where}: there the model is distracted most\n")
-    print("1/4  contextual heads")
-    scored = synthetic_samples(args, "train", settings.scored)
-    cases = _score(model, scored, settings)
-    ranking = cases["long"].ranking()
-    _print_heads(cases)
-    print("\n2/4  split-softmax on the relevant document, on held-out questions")
-    test = synthetic_samples(args, "test", settings.tested)
-    split_settings = _split_settings(args, model, ranking, settings)
-    split = _fresh_sweep(args, model, test, split_settings, out / "split_softmax.jsonl")
-    print_table(sweep_table(split))
-    print("\n3/4  training focus directions")
-    directions = _train(args, model, ranking[: settings.trained_heads], settings, out)
-    print("\n4/4  steering: alpha and k chosen on validation questions, then measured on held-out ones")
-    grid = steering_settings(directions, ranking, settings.alphas, settings.steered)
-    chosen_on, steer, best = _steer(args, model, grid, test, settings, out)
-    print_table(sweep_table(steer))
-    print(f"\nbest on validation: {best}; on held-out questions {steer[best].em}, baseline {steer['baseline'].em}")
-    results = {
-        **run_description(args, model, test),
-        "demo": asdict(settings),
-        "heads": [list(head) for head in ranking],
-        "scores": {name: scores.to_frame().to_dict(orient="records") for name, scores in cases.items() if len(scores)},
-        "case_sizes": {name: len(scores) for name, scores in cases.items()},
-        "intervals": score_intervals(cases["long"], scored.samples, ranking, args.seed),
-        "split_softmax": split.rows(),
-        "steering": steer.rows(),
-        "steering_validation": chosen_on.rows(),
-        "chosen_on_validation": best,
-    }
-    write_json(out / "results.json", results)
-    page, _ = write_run_report(out, sources=Sources(model=model), title=_TITLE)
-    print(f"\nwrote results.json, directions, records and {page}")
-    records = (out / f"{name}.jsonl" for name in ("split_softmax", "steering_validation", "steering"))
-    return document(results, out / "results.json", out / "directions", *records, page)
+    return _Demo(settings, sizes, args.out, model).run()
 
 
-_TITLE = "FocusLens: where the embedded model looks, and what changes it"
-
-
-def _fresh_sweep(
-    args: argparse.Namespace, model: FocusModel, data: Samples, settings: Sequence[Setting], records: Path
-) -> Sweep:
-    """A sweep that goes on from its own records; those of another run (other seed, model, versions) are set aside."""
-    try:
-        return sweep_to(args, model, data, settings, records)
-    except OtherResultsError:
-        free = (records.with_name(f"{records.stem}.{i}.jsonl") for i in itertools.count(1))
-        aside = next(path for path in free if not path.exists())
-        records.rename(aside)
-        _LOG.warning("%s was made otherwise; it is now %s", records.name, aside.name)
-        return sweep_to(args, model, data, settings, records)
-
-
-def _score(model: FocusModel, data: Samples, settings: DemoSettings) -> dict[str, ContextualScores]:
-    return contextual_scores_by_case(
-        model,
-        data.samples,
-        max_new_tokens=settings.max_new_tokens,
-    )
-
-
-def _print_heads(cases: dict[str, ContextualScores]) -> None:
-    sizes = ", ".join(f"{len(scores)} {name}" for name, scores in cases.items())
-    print(f"prompts: {sizes}")
-    print_table(cases["long"].to_frame(), most=8)
-    for row in cases["long"].sparsity():
-        print(f"  {row}")
-
-
-def _split_settings(
-    args: argparse.Namespace, model: FocusModel, ranking: Sequence[Head], settings: DemoSettings
-) -> list[Setting]:
-    contextual = split_softmax_settings(ranking, settings.taus, settings.ks)
-    return [*BASELINES, *contextual, *controls(model, ranking, args, settings.ks)]
-
-
-def _train(
-    args: argparse.Namespace, model: FocusModel, heads: Sequence[Head], settings: DemoSettings, out: Path
-) -> FocusDirections:
-    data = synthetic_samples(args, "train", settings.trained)
-    directions = train_focus_directions(
-        model,
-        data.samples,
-        heads,
-        epochs=settings.epochs,
-        learning_rate=settings.learning_rate,
-        max_new_tokens=settings.max_new_tokens,
+def run_settings(args: argparse.Namespace, sizes: DemoSettings) -> RunSettings:
+    """Settings of the demo in the form that commands share; its sizes and model are fixed."""
+    return RunSettings(
+        command=args.command,
+        model=ModelOptions(device=args.device, dtype=args.dtype, backend=args.backend),
+        samples=SampleOptions(gold_positions=sizes.gold_positions, seed=args.seed),
         seed=args.seed,
-        data=data.description,
+        out=args.out,
+        max_new_tokens=sizes.max_new_tokens,
+        batch_tokens=BATCH_TOKENS,
     )
-    directions.save(out / "directions")
-    return directions
 
 
-def _steer(
-    args: argparse.Namespace,
-    model: FocusModel,
-    grid: Sequence[Setting],
-    test: Samples,
-    settings: DemoSettings,
-    out: Path,
-) -> tuple[Sweep, Sweep, str]:
-    """The grid on validation questions and on held-out ones, and the setting that does best on validation."""
-    validation = synthetic_samples(args, "validation", settings.chosen)
-    steered = [Setting("baseline"), *grid]
-    chosen_on = _fresh_sweep(args, model, validation, steered, out / "steering_validation.jsonl")
-    steer = _fresh_sweep(args, model, test, steered, out / "steering.jsonl")
-    return chosen_on, steer, best_setting(chosen_on, grid).name
+@dataclass(frozen=True)
+class _Demo:
+    """The steps of the demo, which share a model, settings and a directory."""
+
+    settings: RunSettings
+    sizes: DemoSettings
+    out: Path
+    model: FocusModel
+
+    def run(self) -> dict[str, Any]:
+        print("1/4  contextual heads")
+        scored = open_samples(self.settings.samples, "train", self.sizes.scored)
+        cases = self.score(scored)
+        ranking = cases["long"].ranking()
+        print("\n2/4  split-softmax on the relevant document, on held-out questions")
+        test = open_samples(self.settings.samples, "test", self.sizes.tested)
+        split = self.split_softmax(ranking, test)
+        print("\n3/4  training focus directions")
+        directions = self.train(ranking[: self.sizes.trained_heads])
+        print("\n4/4  steering: alpha and k chosen on validation questions, then measured on held-out ones")
+        validation, steering, best = self.steer(self.steering_grid(directions, ranking), test)
+        print_sweep(steering)
+        print(
+            f"\nbest on validation: {best}; on held-out questions {steering[best].em}, "
+            f"baseline {steering['baseline'].em}"
+        )
+        return self.write(
+            {
+                **run_description(self.settings, self.model, test),
+                "demo": asdict(self.sizes),
+                **self.scores_entries(cases, scored),
+                "split_softmax": split.rows(),
+                "steering": steering.rows(),
+                "steering_validation": validation.rows(),
+                "chosen_on_validation": best,
+            }
+        )
+
+    def score(self, data: Samples) -> dict[str, ContextualScores]:
+        """Scores of every head by case; prints the best heads."""
+        from focuslens.scores.contextual import contextual_scores_by_case
+
+        cases = contextual_scores_by_case(self.model, data.samples, max_new_tokens=self.sizes.max_new_tokens)
+        sizes = ", ".join(f"{len(scores)} {name}" for name, scores in cases.items())
+        print(f"prompts: {sizes}")
+        print_table(cases["long"].to_frame(), most=8)
+        for row in cases["long"].sparsity():
+            print(f"  {row}")
+        return cases
+
+    def scores_entries(self, cases: Mapping[str, ContextualScores], data: Samples) -> dict[str, Any]:
+        """Entries of the result file about heads."""
+        ranking = cases["long"].ranking()
+        return {
+            "heads": [list(head) for head in ranking],
+            "scores": {
+                name: scores.to_frame().to_dict(orient="records") for name, scores in cases.items() if len(scores)
+            },
+            "case_sizes": {name: len(scores) for name, scores in cases.items()},
+            "intervals": score_intervals(cases["long"], data.samples, ranking, self.settings.seed),
+        }
+
+    def split_softmax(self, ranking: Sequence[Head], test: Samples) -> Sweep:
+        """Sweep of tau and k on contextual and on random heads; prints it."""
+        from focuslens.evaluation import BASELINES, split_softmax_settings
+
+        ks = self.sizes.ks
+        contextual = split_softmax_settings(ranking, self.sizes.taus, ks)
+        random = controls(self.model, ranking, ks, tau=_RANDOM_TAU, exclude=max(ks), seed=self.settings.seed)
+        sweep = self.sweep(test, [*BASELINES, *contextual, *random], "split_softmax")
+        print_sweep(sweep)
+        return sweep
+
+    def train(self, heads: Sequence[Head]) -> FocusDirections:
+        """Directions of the best heads, saved."""
+        from focuslens.directions.training import train_focus_directions
+
+        data = open_samples(self.settings.samples, "train", self.sizes.trained)
+        directions = train_focus_directions(
+            self.model,
+            data.samples,
+            heads,
+            epochs=self.sizes.epochs,
+            learning_rate=self.sizes.learning_rate,
+            max_new_tokens=self.sizes.max_new_tokens,
+            seed=self.settings.seed,
+            data=data.description,
+        )
+        directions.save(self.out / "directions")
+        return directions
+
+    def steering_grid(self, directions: FocusDirections, ranking: Sequence[Head]) -> list[Setting]:
+        from focuslens.evaluation import steering_settings
+
+        return steering_settings(directions, ranking, self.sizes.alphas, self.sizes.steered)
+
+    def steer(self, grid: Sequence[Setting], test: Samples) -> tuple[Sweep, Sweep, str]:
+        """The grid on validation questions and on held-out questions, and the best setting on validation."""
+        from focuslens.evaluation import Setting, best_setting
+
+        validation = open_samples(self.settings.samples, "validation", self.sizes.chosen)
+        steered = [Setting("baseline"), *grid]
+        chosen_on = self.sweep(validation, steered, "steering_validation")
+        return chosen_on, self.sweep(test, steered, "steering"), best_setting(chosen_on, grid).name
+
+    def sweep(self, data: Samples, grid: Sequence[Setting], name: str) -> Sweep:
+        """A sweep that goes on from its own records; records of another run (seed, model, versions) are set aside."""
+        from focuslens.evaluation import OtherResultsError
+
+        records = self.out / f"{name}.jsonl"
+        try:
+            return sweep_to(self.settings, self.model, data, grid, records)
+        except OtherResultsError:
+            paths = (records.with_name(f"{records.stem}.{i}.jsonl") for i in itertools.count(1))
+            aside = next(path for path in paths if not path.exists())
+            records.rename(aside)
+            _LOG.warning("%s was made otherwise; it is now %s", records.name, aside.name)
+            return sweep_to(self.settings, self.model, data, grid, records)
+
+    def write(self, results: dict[str, Any]) -> dict[str, Any]:
+        """Write the results and the report."""
+        from focuslens.viz.run_report import Sources, write_run_report
+
+        write_json(self.out / "results.json", results)
+        page, _ = write_run_report(self.out, sources=Sources(model=self.model), title=_TITLE)
+        print(f"\nwrote results.json, directions, records and {page}")
+        records = (self.out / f"{name}.jsonl" for name in ("split_softmax", "steering_validation", "steering"))
+        return document(results, self.out / "results.json", self.out / "directions", *records, page)
+
+
+COMMAND = Command(
+    name="demo",
+    help="everything, on the embedded model and corpus",
+    description="Contextual heads, a split-softmax sweep, focus directions, steered answers, figures and a report,\n"
+    "on the embedded model and its synthetic corpus. Writes to runs/demo unless --out names another directory.",
+    example="focuslens demo --out runs/demo",
+    add_options=_add_options,
+    run=run,
+)

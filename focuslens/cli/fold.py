@@ -1,4 +1,4 @@
-"""``focuslens fold`` and ``focuslens export``: checkpoints that are steered without any hook."""
+"""``focuslens fold``: a steered checkpoint without hooks."""
 
 from __future__ import annotations
 
@@ -7,92 +7,78 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from focuslens.cli import options
+from focuslens.cli.command import Command
 from focuslens.cli.output import document
 
 if TYPE_CHECKING:
     from focuslens.interventions import FocusSteering
 
-__all__ = ["add_export_options", "add_options", "run", "run_export"]
+__all__ = ["COMMAND", "add_options", "checkpoint_document", "print_left_out", "run", "steering"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options that both commands have."""
+    """Options of ``focuslens fold`` and of ``focuslens export``."""
     parser.add_argument("--model", required=True, help="directory or hub name of a checkpoint in safetensors")
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
-    parser.add_argument(
-        "--directions", required=True, help="directory of focuslens train, the authors' files, or the hub"
-    )
-    parser.add_argument("--alpha", type=float, required=True, help="strength; write --alpha=-0.2 for one below 0")
+    options.add_directions(parser, required=True)
+    parser.add_argument("--alpha", type=float, required=True, help="strength; write --alpha=-0.2 for a negative one")
     parser.add_argument(
         "--top-k", type=int, help="heads to steer, best first; default: 20, or all where there are fewer"
     )
-    parser.add_argument(
-        "--heads", help="ranking to use: heads.json of focuslens heads; default: that of the directions"
+    options.add_file(
+        parser, "--heads", help="ranking of heads: heads.json of focuslens heads; default: the directions' order"
     )
-    parser.add_argument("--out", required=True, help="directory of the new checkpoint; new or empty")
-
-
-def add_export_options(parser: argparse.ArgumentParser) -> None:
-    """The options of ``focuslens export``."""
-    parser.add_argument(
-        "--site",
-        choices=("rotary", "projection"),
-        default="rotary",
-        help="where the directions act (default rotary); projection is focuslens fold",
-    )
-    add_options(parser)
+    options.add_directory(parser, "--out", required=True, help="directory of the new checkpoint; new or empty")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the checkpoint, and say what else its key vectors act on and what was left behind."""
+    """Write the checkpoint, and print the heads that share a key vector and the files that were left behind."""
     from focuslens.directions.checkpoints import fold
 
-    steering = _steering(args)
-    done = fold(args.model, steering, args.out, revision=args.revision)
-    for one in done.shared:
-        print(f"layer {one.layer}: {one}")
-    _say_left_out(done.left_out, done.training)
-    print(f"folded {len(steering.heads)} heads at alpha = {args.alpha:g}; wrote {done.directory}")
-    shared = [{"layer": one.layer, "key_value_head": one.key_value_head, "others": one.others} for one in done.shared]
-    return _document(args, done.directory, done.left_out, shared_keys=shared)
+    applied = steering(args)
+    folded = fold(args.model, applied, args.out, revision=args.revision)
+    for shared in folded.shared:
+        print(f"layer {shared.layer}: {shared}")
+    print_left_out(folded.left_out, folded.training)
+    print(f"folded {len(applied.heads)} heads at alpha = {args.alpha:g}; wrote {folded.directory}")
+    keys = [{"layer": key.layer, "key_value_head": key.key_value_head, "others": key.others} for key in folded.shared]
+    return checkpoint_document(args.command, folded.directory, folded.left_out, shared_keys=keys)
 
 
-def run_export(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the checkpoint with the code that it needs, and say how it is loaded."""
-    if args.site == "projection":
-        return run(args)
-    from focuslens.directions.checkpoints import export
-
-    steering = _steering(args)
-    done = export(args.model, steering, args.out, revision=args.revision)
-    _say_left_out(done.left_out, done.training)
-    print(
-        f"exported {len(steering.heads)} heads at alpha = {args.alpha:g}; wrote {done.directory}, "
-        "to be loaded with trust_remote_code=True"
-    )
-    return _document(args, done.directory, done.left_out)
-
-
-def _document(args: argparse.Namespace, directory: Path, left_out: tuple[str, ...], **more: Any) -> dict[str, Any]:
-    """What the checkpoint's own record says, and what was said of it here."""
-    record = json.loads((directory / "focuslens.json").read_text())
-    return document({"command": args.command, **record, **more, "left_out": list(left_out)}, directory)
-
-
-def _steering(args: argparse.Namespace) -> FocusSteering:
+def steering(args: argparse.Namespace) -> FocusSteering:
+    """The directions of the options, at their strength, on their heads."""
     from focuslens.cli.common import count_heads
     from focuslens.heads import load_ranking
     from focuslens.interventions import FocusSteering
     from focuslens.interventions.directions import open_directions
 
     directions = open_directions(args.directions)
-    ranked = load_ranking(args.heads) if args.heads else list(directions.heads)
-    heads = [head for head in ranked if head in set(directions.heads)]
+    ranking = load_ranking(args.heads) if args.heads else list(directions.heads)
+    heads = [head for head in ranking if head in set(directions.heads)]
     return FocusSteering(directions, args.alpha, heads[: count_heads("--top-k", args.top_k, len(heads))])
 
 
-def _say_left_out(weights: tuple[str, ...], training: tuple[str, ...]) -> None:
+def checkpoint_document(command: str, directory: Path, left_out: tuple[str, ...], **more: Any) -> dict[str, Any]:
+    """The checkpoint's own record, and the facts that were printed."""
+    record = json.loads((directory / "focuslens.json").read_text())
+    return document({"command": command, **record, **more, "left_out": list(left_out)}, directory)
+
+
+def print_left_out(weights: tuple[str, ...], training: tuple[str, ...]) -> None:
+    """Print the files of the base checkpoint that the new one lacks."""
     if weights:
         print(f"left behind, being other copies of the weights, which would not be steered: {', '.join(weights)}")
     if training:
         print(f"left behind, being what a training of the base goes on from: {', '.join(training)}")
+
+
+COMMAND = Command(
+    name="fold",
+    help="a checkpoint that is steered without any hook",
+    description="Write a Hugging Face checkpoint with directions of the projection site as biases of its projections\n"
+    "(Llama, Qwen2, Qwen3, Mistral without a window). Weights are copied file by file, never loaded.",
+    example="focuslens fold --model Qwen/Qwen2.5-7B-Instruct --directions runs/projection --alpha 0.3 --out steered",
+    add_options=add_options,
+    run=run,
+)

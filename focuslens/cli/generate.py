@@ -6,35 +6,46 @@ import argparse
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from focuslens.cli.common import (
-    Samples,
-    count_heads,
-    get_ranking,
-    open_model,
-    open_samples,
-    run_description,
-)
+from focuslens.cli import options
+from focuslens.cli.command import Command
+from focuslens.cli.common import RunSettings, Samples, count_heads, get_ranking, open_samples, run_description
 from focuslens.cli.output import document
-from focuslens.hooks import Intervention
-from focuslens.interventions import FocusSteering, SplitSoftmax
-from focuslens.interventions.directions import open_directions
-from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.answers import sub_exact_match
 from focuslens.prompts.prompt import MultiDocSample
 from focuslens.util.files import write_json
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    from focuslens.hooks import Intervention
+    from focuslens.model.focus_model import FocusModel
+
+__all__ = ["COMMAND"]
 
 _LOG = logging.getLogger(__name__)
 
 _ALPHA = 0.2
 
 
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    options.add_samples(parser)
+    options.add_run(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--prompt", help="the text, or @FILE")
+    source.add_argument("--sample", type=int, help="number of a sample of the data, from 0")
+    parser.add_argument("--case", choices=("long", "gold", "negative"), default="long", help="prompt of the sample")
+    parser.add_argument("--tau", type=float, help="split-softmax to the relevant document")
+    options.add_directions(parser)
+    parser.add_argument("--alpha", type=float, help="strength of the directions (default 0.2)")
+    parser.add_argument("--top-k", type=int, help="heads to change; default: 20, or all where there are fewer")
+    options.add_positions(parser)
+    options.add_ranking(parser)
+
+
 @dataclass(frozen=True)
 class _Variant:
-    """One way to answer, and the heads' ranking it rests on."""
+    """One way to answer, and the ranking of heads that it uses."""
 
     name: str
     interventions: tuple[Intervention, ...] = ()
@@ -42,31 +53,33 @@ class _Variant:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Print the response to a prompt, or to one sample, without and with the intervention that the options name."""
+    """Print the response to a prompt or to one sample, without and with the interventions of the options."""
     _check_options(args)
-    model = open_model(args)
+    settings = RunSettings.of(args)
+    model = settings.model.open()
     data, sample = None, None
     if args.prompt is not None:
         prompt = Path(args.prompt[1:]).read_text() if args.prompt.startswith("@") else args.prompt
         asked: dict[str, Any] = {"prompt": prompt}
     else:
-        data, sample = _open_sample(args, model)
+        settings = settings.fitted(model, n=args.sample + 1)
+        data, sample = _open_sample(settings, args.sample)
         prompt = sample.prompt(args.case)
         asked = {"sample": sample.id, "case": args.case, "question": sample.question, "answers": list(sample.answers)}
         print(f"question: {sample.question}\nanswers: {', '.join(sample.answers)}")
-    variants = [_Variant("baseline"), *_variants(args, model)]
-    responses = [_answer(args, model, prompt, sample, variant) for variant in variants]
-    result = {**run_description(args, model, data), **asked, "responses": responses}
-    if args.out is None:
+    variants = [_Variant("baseline"), *_variants(args, settings, model)]
+    responses = [_answer(model, prompt, sample, variant, settings.max_new_tokens) for variant in variants]
+    result = {**run_description(settings, model, data), **asked, "responses": responses}
+    if settings.out is None:
         return document(result)
-    path = Path(args.out) / "generate.json"
+    path = settings.out / "generate.json"
     write_json(path, result)
     print(f"\nwrote {path}")
     return document(result, path)
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    """Refuse, before anything is opened, what would be ignored.
+    """Refuse, before anything is opened, options that would be ignored.
 
     Raises:
         ValueError: If an option has nothing to act on.
@@ -83,44 +96,47 @@ def _check_options(args: argparse.Namespace) -> None:
         )
 
 
-def _open_sample(args: argparse.Namespace, model: FocusModel) -> tuple[Samples, MultiDocSample]:
-    """The sample that ``--sample`` counts to, and the samples up to it."""
-    data = open_samples(args, model, "test", n=max(args.sample, 0) + 1)
-    if not 0 <= args.sample < len(data.samples):
-        raise ValueError(
-            f"there is no sample {args.sample}: samples are counted from 0, here to {len(data.samples) - 1}"
-        )
-    return data, data.samples[args.sample]
+def _open_sample(settings: RunSettings, number: int) -> tuple[Samples, MultiDocSample]:
+    """The sample of a number, and the samples up to it."""
+    data = open_samples(settings.samples, "test", max(number, 0) + 1)
+    if not 0 <= number < len(data.samples):
+        raise ValueError(f"there is no sample {number}: samples are counted from 0, here to {len(data.samples) - 1}")
+    return data, data.samples[number]
 
 
-def _variants(args: argparse.Namespace, model: FocusModel) -> list[_Variant]:
+def _variants(args: argparse.Namespace, settings: RunSettings, model: FocusModel) -> list[_Variant]:
     if args.tau is None and args.directions is None:
         return []
+    from focuslens.interventions import FocusSteering, SplitSoftmax
+    from focuslens.interventions.directions import open_directions
+
     directions = None if args.directions is None else open_directions(args.directions)
     if directions is not None:
         directions.require_shape(model.shape)
-    count_heads("--top-k", args.top_k, model.shape.n_layers * model.shape.n_heads)  # before any is scored
-    ranking, source = get_ranking(args, model)
-    chosen: list[_Variant] = []
+    count_heads(
+        "--top-k", args.top_k, model.shape.n_layers * model.shape.n_heads
+    )  # refused before the heads are scored
+    ranking, source = get_ranking(args.heads, settings, model)
+    variants: list[_Variant] = []
     if args.tau is not None:
         k = count_heads("--top-k", args.top_k, len(ranking))
         split = SplitSoftmax(ranking[:k], args.tau)
-        chosen.append(_Variant(f"split-softmax tau={args.tau:g} k={k}", (split,), source))
+        variants.append(_Variant(f"split-softmax tau={args.tau:g} k={k}", (split,), source))
     if directions is not None:
         alpha = _ALPHA if args.alpha is None else args.alpha
         heads = [head for head in ranking if head in set(directions.heads)]
         k = count_heads("--top-k", args.top_k, len(heads))
         focus = FocusSteering(directions, alpha, heads[:k], args.positions)
-        chosen.append(_Variant(f"steering alpha={alpha:g} k={k}", (focus,), source))
-    return chosen
+        variants.append(_Variant(f"steering alpha={alpha:g} k={k}", (focus,), source))
+    return variants
 
 
 def _answer(
-    args: argparse.Namespace, model: FocusModel, prompt: str, sample: MultiDocSample | None, variant: _Variant
+    model: FocusModel, prompt: str, sample: MultiDocSample | None, variant: _Variant, max_new_tokens: int
 ) -> dict[str, Any]:
-    """Answer in one way, print the response, and give what the result file says of it."""
+    """Answer in one way, print the response, and return its entry in the result file."""
     _LOG.info("answering: %s", variant.name)
-    text = model.generate(prompt, variant.interventions, max_new_tokens=args.max_new_tokens).text
+    text = model.generate(prompt, variant.interventions, max_new_tokens=max_new_tokens).text
     correct = None if sample is None else sub_exact_match(text, sample.answers)
     verdict = {None: "", True: " [right]", False: " [wrong]"}[correct]
     print(f"{variant.name}{verdict}: {text}")
@@ -128,6 +144,17 @@ def _answer(
         "name": variant.name,
         "response": text,
         "correct": correct,
-        "interventions": [one.describe() for one in variant.interventions],
+        "interventions": [intervention.describe() for intervention in variant.interventions],
         "ranking": variant.ranking,
     }
+
+
+COMMAND = Command(
+    name="generate",
+    help="one response, with and without an intervention",
+    description="Answer a prompt, or a sample of the data, without and with split-softmax (--tau) or\n"
+    "steering (--directions). With --out, generate.json holds the responses and their settings.",
+    example="focuslens generate --sample 3 --tau 0.3 --top-k 4",
+    add_options=_add_options,
+    run=run,
+)

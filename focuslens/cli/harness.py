@@ -8,18 +8,35 @@ import shlex
 from pathlib import Path
 from typing import Any, cast
 
-from focuslens.cli.common import samples_of
+from focuslens.cli import options
+from focuslens.cli.command import Command
+from focuslens.cli.common import SampleOptions, open_samples
 from focuslens.cli.output import document
-from focuslens.evaluation.harness import write_harness_task
 from focuslens.util.files import versions, write_json
 
-__all__ = ["run"]
+__all__ = ["COMMAND"]
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        default="demo",
+        help="directory or hub name, for the command that is printed; default 'demo', the embedded one",
+    )
+    data = options.add_samples(parser, fixed_documents=True)
+    data.add_argument("--case", choices=("long", "gold", "negative"), default="long")
+    parser.add_argument("--name", default="focuslens_multidoc", help="of the task (default %(default)s)")
+    parser.add_argument("--max-new-tokens", type=int, default=100, help="of a response (default 100)")
+    parser.add_argument("--seed", type=int, default=42, help="of the choice of samples (default 42)")
+    options.add_directory(parser, "--out", required=True, help="directory for the task's files")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the task, with what made it beside it, and say how it is run."""
-    command = _command(args)
-    data = samples_of(args, "test")
+    """Write the task with its description beside it, and print the command that runs it."""
+    from focuslens.evaluation.harness import write_harness_task
+
+    command = _command(args.model, Path(args.out), args.name)
+    data = open_samples(SampleOptions.of(args), "test")
     path = write_harness_task(data.samples, args.out, args.name, case=args.case, max_new_tokens=args.max_new_tokens)
     result = {
         "command": args.command,
@@ -37,15 +54,15 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     return document(result, path, *files, path.with_name(f"{args.name}_score.py"))
 
 
-def _command(args: argparse.Namespace) -> str:
-    """What runs the task on ``--model``, for a shell, from whichever directory."""
+def _command(name: str, out: Path, task: str) -> str:
+    """A line for the shell that runs the task on a model, in any directory."""
     from focuslens.model.loading import checkpoint_path
 
-    model = checkpoint_path(args.model)
-    # As JSON: what else lm-eval reads takes a comma in a path for the end of it, and a name of digits for a number.
+    model = checkpoint_path(name)
+    # As JSON: lm-eval's other form ends a path at its first comma, and reads a name of digits as a number.
     settings = {"pretrained": model, "dtype": "float32", **({"trust_remote_code": True} if _brings_code(model) else {})}
     words = ["lm-eval", "run", "--model", "hf", "--model_args", json.dumps(settings)]
-    words += ["--include_path", str(Path(args.out).resolve()), "--tasks", args.name]
+    words += ["--include_path", str(out.resolve()), "--tasks", task]
     return shlex.join([*words, *(["--apply_chat_template"] if _is_chat(model) else [])])
 
 
@@ -56,8 +73,19 @@ def _brings_code(model: str) -> bool:
 
 
 def _is_chat(model: str) -> bool:
-    """Whether FocusLens would put prompts into a chat template, as it does where there is one."""
+    """Whether the tokenizer has a chat template, into which FocusLens puts prompts by default."""
     from transformers import AutoTokenizer
 
     tokenizer = cast("Any", AutoTokenizer).from_pretrained(model, trust_remote_code=False)
     return bool(tokenizer.chat_template)
+
+
+COMMAND = Command(
+    name="harness",
+    help="samples as a task of lm-evaluation-harness",
+    description="Write a task of prompts, greedy responses and exact match. lm-eval runs it on any model, on a\n"
+    "steered checkpoint or on a server; the samples are those of focuslens steer with the same options.",
+    example="focuslens harness --model steered --data nq-open-oracle.jsonl.gz --out runs/task",
+    add_options=_add_options,
+    run=run,
+)

@@ -1,12 +1,14 @@
-"""``focuslens heads``: contextual scores, the ranking of heads, and how sparse it is."""
+"""``focuslens heads``: contextual scores, the ranking of heads, and its sparsity."""
 
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from focuslens.cli import cluster, options
+from focuslens.cli.command import Command
 from focuslens.cli.common import (
+    RunSettings,
     count_heads,
     open_executor,
     open_samples,
@@ -17,46 +19,74 @@ from focuslens.cli.common import (
     score_samples,
 )
 from focuslens.cli.output import document
-from focuslens.model.execution import Executor
 from focuslens.util.files import write_json
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    from focuslens.model.execution import Executor
+    from focuslens.scores.contextual import ContextualScores
+
+__all__ = ["COMMAND"]
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    options.add_samples(parser)
+    options.add_run(parser)
+    parser.add_argument("--case", choices=("long", "gold", "negative", "correct", "wrong"), default="long")
+    parser.add_argument("--top", type=int, help="heads to print, best first; default: 20, or all where there are fewer")
+    cluster.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Score, print and, with ``--out``, write ``heads.json`` and ``head_map.png``."""
-    require_figures(args)
-    with open_executor(args) as model:
-        return _run(args, model)
+    settings = RunSettings.of(args)
+    require_figures(settings.out)
+    with open_executor(args, settings.model) as model:
+        top = count_heads("--top", args.top, model.shape.n_layers * model.shape.n_heads)
+        return _score(settings, model, args.case, top)
 
 
-def _run(args: argparse.Namespace, model: Executor) -> dict[str, Any]:
-    top = count_heads("--top", args.top, model.shape.n_layers * model.shape.n_heads)
-    data = open_samples(args, model, "train")
-    scores = score_samples(args, model, data, args.case)
-    frame = scores.to_frame()
-    print(f"{model.name}: {len(scores)} {args.case} prompts, {sum(scores.correct)} answered correctly")
-    print(f"\nTop {top} heads by relevant contextual score")
-    print_table(frame, most=top)
-    print("\nHeads with a relevant contextual score")
-    for row in scores.sparsity():
-        print(f"  {row}")
+def _score(settings: RunSettings, model: Executor, case: str, top: int) -> dict[str, Any]:
+    settings = settings.fitted(model)
+    data = open_samples(settings.samples, "train")
+    scores = score_samples(settings, model, data, case)
+    _print(model.name, scores, case, top)
     result = {
-        **run_description(args, model, data),
-        "case": args.case,
+        **run_description(settings, model, data),
+        "case": case,
         "samples": list(scores.sample_ids),
         "correct": sum(scores.correct),
         "heads": [list(head) for head in scores.ranking()],
-        "intervals": score_intervals(scores, data.samples, scores.ranking(), args.seed),
-        "scores": frame.to_dict(orient="records"),
+        "intervals": score_intervals(scores, data.samples, scores.ranking(), settings.seed),
+        "scores": scores.to_frame().to_dict(orient="records"),
         "sparsity": [{"threshold": s.threshold, "count": s.count, "fraction": s.fraction} for s in scores.sparsity()],
     }
-    if args.out is None:
+    if settings.out is None:
         return document(result)
-    out = Path(args.out)
-    write_json(out / "heads.json", result)
     from focuslens.viz import head_map, save_figure
 
-    save_figure(head_map(scores.mean().numpy(), heads=scores.top_heads(min(top, 10))), out / "head_map.png")
-    print(f"\nwrote {out / 'heads.json'} and {out / 'head_map.png'}")
-    return document(result, out / "heads.json", out / "head_map.png")
+    table, picture = settings.out / "heads.json", settings.out / "head_map.png"
+    write_json(table, result)
+    save_figure(head_map(scores.mean().numpy(), heads=scores.top_heads(min(top, 10))), picture)
+    print(f"\nwrote {table} and {picture}")
+    return document(result, table, picture)
+
+
+def _print(name: str, scores: ContextualScores, case: str, top: int) -> None:
+    print(f"{name}: {len(scores)} {case} prompts, {sum(scores.correct)} answered correctly")
+    print(f"\nTop {top} heads by relevant contextual score")
+    print_table(scores.to_frame(), most=top)
+    print("\nHeads with a relevant contextual score")
+    for row in scores.sparsity():
+        print(f"  {row}")
+
+
+COMMAND = Command(
+    name="heads",
+    help="find contextual heads",
+    description="Score every head by attention from the response to the relevant document, the irrelevant ones and\n"
+    "the attention sink (equation 1 of arXiv 2503.23306), rank the heads, and count those above a threshold.",
+    example="focuslens heads --model meta-llama/Llama-3.2-3B-Instruct --dtype bfloat16 --data nq-open-oracle.jsonl.gz",
+    add_options=_add_options,
+    run=run,
+)

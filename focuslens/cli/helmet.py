@@ -5,21 +5,39 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focuslens.cli import cluster, output
-from focuslens.cli.options import add_device_map, integers, names, numbers, pair
+from focuslens.cli.command import Command
+from focuslens.cli.options import (
+    add_device,
+    add_device_map,
+    add_directions,
+    add_directory,
+    add_file,
+    integers,
+    names,
+    numbers,
+    pair,
+)
 from focuslens.model.batching import BATCH_TOKENS
 
 if TYPE_CHECKING:
+    from focuslens.cli.common import ModelOptions
+    from focuslens.evaluation import Setting
+    from focuslens.heads import Head
     from focuslens.interventions.directions import FocusDirections
     from focuslens.model.execution import Executor
+    from focuslens.studies.helmet.checkout import Checkout
+    from focuslens.studies.helmet.plan import Plan
     from focuslens.studies.helmet.results import TaskScores
+    from focuslens.studies.helmet.run import HelmetRun
 
-__all__ = ["add_options", "run"]
+__all__ = ["COMMAND"]
 
 _LOG = logging.getLogger(__name__)
 
@@ -27,21 +45,19 @@ _ALPHAS = (-0.2, 0.2)
 """The paper's."""
 
 _ABOUT_RECALL = (
-    "Needles with word keys, needles with UUID keys, several values of one key, and JSON pairs, as long as asked for\n"
+    "Needles with word keys, needles with UUID keys, several values of one key, and JSON pairs, of the given lengths\n"
     "in the tokens of any model, in the files that HELMET's loaders read; configs/recall.yaml in --out runs them."
 )
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the command, and those of ``make-recall``."""
+def _add_options(parser: argparse.ArgumentParser) -> None:
     _benchmark_options(parser.add_argument_group("benchmark"))
     _steering_options(parser.add_argument_group("steering"))
     _model_options(parser.add_argument_group("model"))
     cluster.add_options(parser)
-    parser.add_argument(
-        "--out", type=Path, help="directory for results (default runs/helmet/MODEL); goes on from there"
+    add_directory(
+        parser, "--out", type=Path, help="directory for results (default runs/helmet/MODEL); goes on from there"
     )
-    parser.set_defaults(action=None)
     actions = parser.add_subparsers(dest="action", metavar="make-recall", title="instead of running")
     recall = actions.add_parser(
         "make-recall",
@@ -55,15 +71,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _benchmark_options(group: Any) -> None:
-    group.add_argument("--helmet", metavar="DIR", help="a checkout of princeton-nlp/HELMET, which is left as it is")
-    group.add_argument(
+    add_directory(group, "--helmet", metavar="DIR", help="a checkout of princeton-nlp/HELMET, which is only read")
+    add_file(
+        group,
         "--config",
         nargs="+",
         default=[],
         help="HELMET's YAML files, here or in the checkout; or 'demo', a set made here",
     )
-    group.add_argument(
-        "--data", type=Path, metavar="DIR", help="holds the configurations' data/ (default: the checkout)"
+    add_directory(
+        group, "--data", type=Path, metavar="DIR", help="holds the configurations' data/ (default: the checkout)"
     )
     group.add_argument("--tasks", type=names, default=[], help="only these, e.g. json_kv,kilt_nq; default: all")
     group.add_argument("--lengths", type=integers, default=[], help="only these, e.g. 8192,16384; default: all")
@@ -82,23 +99,20 @@ def _benchmark_options(group: Any) -> None:
 
 
 def _steering_options(group: Any) -> None:
-    group.add_argument("--directions", help="directory of focuslens train, the authors' files, or the hub")
+    add_directions(group)
     group.add_argument("--directions-of", metavar="MODEL", help="allow those of this other model of the same shape")
-    group.add_argument(
-        "--ranking", help="heads.json of focuslens heads, or the authors'; default: the directions' order"
-    )
-    group.add_argument("--heads", type=integers, help="how many, best first (default 10,20, of those that there are)")
+    add_file(group, "--ranking", help="heads.json of focuslens heads, or the authors'; default: the directions' order")
+    group.add_argument("--heads", type=integers, help="numbers of heads, best first (default 10,20, where there are)")
     group.add_argument("--alpha", type=numbers, help="strengths (default -0.2,0.2)")
-    group.add_argument("--sink-heads", type=int, default=5, help="best heads whose sink score is kept (default 5)")
+    group.add_argument("--sink-heads", type=int, default=5, help="best heads whose sink score is recorded (default 5)")
 
 
 def _model_options(group: Any) -> None:
     group.add_argument("--model", default="demo", help="hub name, directory, or 'demo', the embedded one (default)")
-    group.add_argument("--backend", choices=("hooked", "bridge"), help="TransformerLens model; default: what fits")
-    group.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
+    add_device(group)
     add_device_map(group)
     group.add_argument("--dtype", help="of the weights (default bfloat16, as HELMET's; float32 for the embedded model)")
-    group.add_argument("--n-ctx", type=int, help="context length in tokens; default: what the checkpoint declares")
+    group.add_argument("--n-ctx", type=int, help="context length in tokens; default: the checkpoint's")
     group.add_argument(
         "--repetition-penalty",
         type=float,
@@ -114,7 +128,7 @@ def _model_options(group: Any) -> None:
         help="argument of the chat template, e.g. date_string='26 Jul 2024' (HELMET gives none: Llama 3 has today's)",
     )
     group.add_argument(
-        "--batch-tokens", type=int, default=BATCH_TOKENS, help="prompt tokens run together (default %(default)s)"
+        "--batch-tokens", type=int, default=BATCH_TOKENS, help="prompt tokens of a batch (default %(default)s)"
     )
 
 
@@ -123,10 +137,10 @@ def _recall_options(parser: argparse.ArgumentParser) -> None:
         "--lengths", type=integers, required=True, help="tokens of prompt and response, e.g. 8192,16384"
     )
     parser.add_argument("--tokenizer", required=True, help="hub name, directory, or 'demo'")
-    parser.add_argument("--out", type=Path, required=True, help="folder that gets data/ and configs/recall.yaml")
+    add_directory(parser, "--out", type=Path, required=True, help="folder that gets data/ and configs/recall.yaml")
     parser.add_argument("--samples", type=int, default=100, help="of each set (default 100)")
     parser.add_argument("--seed", type=int, default=42, help="of every random choice (default 42)")
-    parser.add_argument("--haystack", help="directory of *.txt around the values; default: made-up sentences")
+    add_directory(parser, "--haystack", help="directory of *.txt around the values; default: made-up sentences")
     parser.add_argument("--needle", help="the needles' sentence, with {key}, {kind} and {value}")
     parser.add_argument("--reserve", type=int, help="tokens left for HELMET's wording; default: measured")
 
@@ -141,7 +155,7 @@ def _make_recall(args: argparse.Namespace) -> dict[str, Any]:
     from focuslens.model.loading import load_tokenizer
     from focuslens.studies.helmet.recall import NEEDLE, make_recall
 
-    made = make_recall(
+    recall = make_recall(
         load_tokenizer(args.tokenizer),
         args.out,
         args.lengths,
@@ -151,20 +165,18 @@ def _make_recall(args: argparse.Namespace) -> dict[str, Any]:
         needle=args.needle or NEEDLE,
         reserve=args.reserve,
     )
-    for file, tokens in made.files.items():
+    for file, tokens in recall.files.items():
         print(f"{file}: {args.samples} samples, contexts of up to {tokens:,} tokens")
-    print(f"\nfocuslens helmet --helmet DIR --config {made.config} --data {args.out} --model NAME")
+    print(f"\nfocuslens helmet --helmet DIR --config {recall.config} --data {args.out} --model NAME")
     record = args.out / "recall.json"
-    files = (args.out / file for file in made.files)
-    content = {"command": "helmet make-recall", **json.loads(record.read_text()), "tokens": dict(made.files)}
-    return output.document(content, record, made.config, *files)
+    files = (args.out / file for file in recall.files)
+    content = {"command": "helmet make-recall", **json.loads(record.read_text()), "tokens": dict(recall.files)}
+    return output.document(content, record, recall.config, *files)
 
 
 def _run_tasks(args: argparse.Namespace) -> dict[str, Any]:
-    import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]  (what it lacks is better known now)
+    import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]  (an error before the work, not after it)
     from focuslens.cli.common import open_executor, print_table
-    from focuslens.studies.helmet.run import HelmetRun
-    from focuslens.studies.helmet.runner import declared_penalty
 
     if args.helmet is None or not args.config:
         raise ValueError(
@@ -176,43 +188,71 @@ def _run_tasks(args: argparse.Namespace) -> dict[str, Any]:
     if plan.left_out:
         _LOG.warning("left out, since the paper does not use them: %s", ", ".join(plan.left_out))
     directions, ranking = _directions(args)
-    args.chat = False  # HELMET puts prompts into the chat template
-    args.dtype = args.dtype or ("float32" if args.model == "demo" else "bfloat16")
-    with open_executor(args) as executor:
-        settings, heads = _settings(args, executor, directions, ranking)
-        penalty = declared_penalty(executor) if args.repetition_penalty is None else args.repetition_penalty
-        helmet = HelmetRun(
-            executor,
-            checkout,
-            plan.entries,
-            tuple(settings),
-            tuple(heads),
-            out,
-            batch_tokens=args.batch_tokens,
-            template_kwargs=dict(args.chat_template_arg),
-            repetition_penalty=penalty,
-            seed=args.seed,
-        )
+    with open_executor(args, _model(args)) as executor:
+        helmet = _helmet_run(args, executor, plan, checkout, directions, ranking, out)
         _without_bars_of_datasets()
         for scores in helmet.scores():
-            _say(scores)
+            _print_scores(scores)
         frame = helmet.write(_facts(args, directions))
     print()
     print_table(frame)
     print(f"\n{out / 'index.html'}; HELMET's own files are in {out / 'output'}")
     record = json.loads((out / "helmet.json").read_text())
-    made = ("helmet.json", "index.html", "tables.md", "tables", "output", "records")
-    return output.document({"command": args.command, **record}, *(out / name for name in made))
+    written = ("helmet.json", "index.html", "tables.md", "tables", "output", "records")
+    return output.document({"command": args.command, **record}, *(out / name for name in written))
+
+
+def _model(args: argparse.Namespace) -> ModelOptions:
+    from focuslens.cli.common import ModelOptions
+
+    return ModelOptions(
+        args.model,
+        device=args.device,
+        device_map=args.device_map,
+        dtype=args.dtype or ("float32" if args.model == "demo" else "bfloat16"),
+        backend=args.backend,
+        n_ctx=args.n_ctx,
+        revision=args.revision,
+        chat=False,  # HELMET puts prompts into the chat template
+        chat_template_kwargs=dict(args.chat_template_arg),
+    )
+
+
+def _helmet_run(
+    args: argparse.Namespace,
+    executor: Executor,
+    plan: Plan,
+    checkout: Checkout,
+    directions: FocusDirections | None,
+    ranking: Sequence[Head] | None,
+    out: Path,
+) -> HelmetRun:
+    from focuslens.studies.helmet.run import HelmetRun
+    from focuslens.studies.helmet.runner import declared_penalty
+
+    settings, heads = _settings(args, executor, directions, ranking)
+    return HelmetRun(
+        executor,
+        checkout,
+        plan.entries,
+        tuple(settings),
+        tuple(heads),
+        out,
+        batch_tokens=args.batch_tokens,
+        template_kwargs=dict(args.chat_template_arg),
+        repetition_penalty=declared_penalty(executor) if args.repetition_penalty is None else args.repetition_penalty,
+        seed=args.seed,
+    )
 
 
 def _without_bars_of_datasets() -> None:
-    """HELMET loads and filters through datasets, which shows a bar for each step."""
+    """Silence the bars of ``datasets``, through which HELMET loads and filters."""
     with suppress(ImportError):
         datasets: Any = import_module("datasets")
         datasets.disable_progress_bars()
 
 
-def _plan(args: argparse.Namespace, out: Path) -> Any:
+def _plan(args: argparse.Namespace, out: Path) -> tuple[Plan, Checkout]:
     from focuslens.studies.helmet.checkout import open_checkout
     from focuslens.studies.helmet.demo import DEMO_LENGTHS, make_demo
     from focuslens.studies.helmet.plan import read_plan
@@ -233,7 +273,7 @@ def _plan(args: argparse.Namespace, out: Path) -> Any:
     return read_plan(checkout, configs, options, root=root, tasks=args.tasks, lengths=args.lengths), checkout
 
 
-def _directions(args: argparse.Namespace) -> tuple[FocusDirections | None, Any]:
+def _directions(args: argparse.Namespace) -> tuple[FocusDirections | None, list[Head] | None]:
     from focuslens.heads import load_ranking
     from focuslens.interventions.directions import open_directions
 
@@ -245,8 +285,10 @@ def _directions(args: argparse.Namespace) -> tuple[FocusDirections | None, Any]:
     return directions, None if args.ranking is None else load_ranking(args.ranking)
 
 
-def _settings(args: argparse.Namespace, model: Executor, directions: FocusDirections | None, ranking: Any) -> Any:
-    """What prompts are answered under, and the heads whose sink score is kept."""
+def _settings(
+    args: argparse.Namespace, model: Executor, directions: FocusDirections | None, ranking: Sequence[Head] | None
+) -> tuple[Sequence[Setting], Sequence[Head]]:
+    """Settings of the prompts, and the heads whose sink score is recorded."""
     from focuslens.studies.helmet.steering import paper_settings, ranked_heads, require_named, sink_heads
 
     if directions is None:
@@ -265,7 +307,19 @@ def _facts(args: argparse.Namespace, directions: FocusDirections | None) -> dict
     }
 
 
-def _say(scores: TaskScores) -> None:
+def _print_scores(scores: TaskScores) -> None:
     means = ", ".join(f"{name} {sum(values) / len(values):.2f}" for name, values in scores.values.items())
     cut = f"; HELMET cut {scores.truncated} contexts" if scores.truncated else ""
     print(f"{scores.task.name} under {scores.length:,} tokens, {len(scores.questions)} samples{cut}: {means}")
+
+
+COMMAND = Command(
+    name="helmet",
+    help="HELMET's tasks under the paper's settings, by HELMET's own code",
+    description="Tables 2 and 4 to 13 of arXiv 2503.23306: sixteen tasks of HELMET, without directions and with each\n"
+    "strength on each number of heads. HELMET, a checkout, makes prompts and metrics. Its own result files are\n"
+    "written, and tables with the paper's beside them. A killed run goes on.",
+    example="focuslens helmet --helmet HELMET --config demo",
+    add_options=_add_options,
+    run=run,
+)

@@ -1,8 +1,8 @@
-"""What a command says and where: its results, its notes, its warnings, and one JSON document under ``--json``.
+"""Streams of a command: results, notes, warnings, and one JSON document under ``--json``.
 
-Results are for standard output, all else is for standard error. A command prints its results for people and gives them
-back as what its result files hold; under ``--json`` what it prints goes to standard error, and what it gave back is the
-one thing on standard output. An error is a line on standard error, as ever, and then there is no document.
+Results go to standard output, all else to standard error. A command prints its results for people, and returns the
+content of its result files; under ``--json`` the printed results go to standard error, and the returned content alone
+to standard output. An error is a line on standard error in either case, and there is no document then.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ _PACKAGE = str(Path(__file__).parents[1])
 def add_options(parser: argparse.ArgumentParser) -> None:
     """``--json``, ``--verbose`` and ``--quiet``, which every command has.
 
-    They have no default of their own, so that a command and one inside it can both have them.
+    They have no default of their own, so that a command and a command inside it can both have them.
     """
     group = parser.add_argument_group("output")
     group.add_argument(
         "--json",
         action="store_true",
         default=argparse.SUPPRESS,
-        help="results as one JSON document on standard output, as result files have them, and nothing else there; "
+        help="results as one JSON document on standard output, as in result files, and nothing else there; "
         "errors stay lines on standard error",
     )
     loudness = group.add_mutually_exclusive_group()
     loudness.add_argument(
-        "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="say what else is done, and by what"
+        "-v", "--verbose", action="store_true", default=argparse.SUPPRESS, help="details of the work, with their source"
     )
     loudness.add_argument(
         "-q",
@@ -51,12 +51,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def document(content: dict[str, Any], *written: Path | str) -> dict[str, Any]:
-    """What a command gives back: what made its results, the results, and the files that were written."""
+    """Content of a command's result files, and the paths of all files that it wrote."""
     return {**content, "written": [str(path) for path in written]}
 
 
 def carry_out(args: argparse.Namespace, run: Callable[[argparse.Namespace], dict[str, Any]]) -> None:
-    """Run a command under the options that say what is said and where."""
+    """Run a command with its streams set up by ``--json``, ``--verbose`` and ``--quiet``."""
     as_json, verbose, quiet = (bool(getattr(args, name, False)) for name in ("json", "verbose", "quiet"))
     with ExitStack() as stack:
         stack.enter_context(_notes(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO))
@@ -66,9 +66,9 @@ def carry_out(args: argparse.Namespace, run: Callable[[argparse.Namespace], dict
             stack.enter_context(_without_bars())
         if as_json:
             stack.enter_context(redirect_stdout(stack.enter_context(_nowhere()) if quiet else sys.stderr))
-        found = run(args)
+        content = run(args)
     if as_json:
-        print(json.dumps(found, indent=2, allow_nan=False))
+        print(json.dumps(content, indent=2, allow_nan=False))
 
 
 class _Console(logging.Handler):
@@ -81,37 +81,37 @@ class _Console(logging.Handler):
 
 
 class _Line(logging.Formatter):
-    """A note is what it says; a warning says that it is one; of the details the time and the source are told."""
+    """Format of a line: a note is its text, a warning has its level before it, a detail its time and source too."""
 
     def __init__(self, detailed: bool) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s" if detailed else None)
         self._detailed = detailed
 
     def format(self, record: logging.LogRecord) -> str:
-        said = super().format(record)
-        return said if self._detailed or record.levelno < logging.WARNING else f"{record.levelname.lower()}: {said}"
+        text = super().format(record)
+        return text if self._detailed or record.levelno < logging.WARNING else f"{record.levelname.lower()}: {text}"
 
 
 @contextmanager
 def _notes(level: int) -> Generator[None]:
-    """What the package's logger is told, from a level on, for as long as the command runs."""
-    handler, before, passed_on = _Console(), _LIBRARY.level, _LIBRARY.propagate
+    """Print the log of the package from a level on, while the block lasts."""
+    handler, before, propagated = _Console(), _LIBRARY.level, _LIBRARY.propagate
     handler.setFormatter(_Line(detailed=level <= logging.DEBUG))
     _LIBRARY.addHandler(handler)
     _LIBRARY.setLevel(level)
-    # Libraries that come with commands (absl, which rouge-score brings) set the root logger up to say it all again.
+    # Libraries that commands import (absl, through rouge-score) set the root logger up to print every line again.
     _LIBRARY.propagate = False
     try:
         yield
     finally:
         _LIBRARY.removeHandler(handler)
         _LIBRARY.setLevel(before)
-        _LIBRARY.propagate = passed_on
+        _LIBRARY.propagate = propagated
 
 
 @contextmanager
 def _warnings_as_notes() -> Generator[None]:
-    """Warnings of this package are lines like others; those of the libraries under it are told with ``--verbose``."""
+    """Log warnings of this package as warnings, and those of other libraries as details, while the block lasts."""
 
     def show(
         message: Warning | str,
@@ -131,7 +131,7 @@ def _warnings_as_notes() -> Generator[None]:
 
 @contextmanager
 def _silent_libraries(verbose: bool, *, bars: bool) -> Generator[None]:
-    """Transformers has log lines of its own, for ``--verbose``, and a bar of weights it loads, for who may watch."""
+    """Silence transformers' own log, but with ``--verbose``, and its bar of loaded weights, but on a terminal."""
     from transformers.utils import logging as transformers_logging
 
     level, with_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
@@ -149,7 +149,7 @@ def _silent_libraries(verbose: bool, *, bars: bool) -> Generator[None]:
 
 @contextmanager
 def _without_bars() -> Generator[None]:
-    """No progress bars, whoever would show them."""
+    """Silence every progress bar, while the block lasts."""
     from huggingface_hub.utils import are_progress_bars_disabled
     from huggingface_hub.utils import disable_progress_bars as disable_downloads
     from huggingface_hub.utils import enable_progress_bars as enable_downloads

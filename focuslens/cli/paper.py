@@ -8,24 +8,29 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from focuslens.cli import cluster, output
-from focuslens.cli.options import Parser
+from focuslens.cli import cluster, options
+from focuslens.cli.command import Command
+from focuslens.cli.output import document
 
-__all__ = ["add_options", "artefact_main", "run"]
+__all__ = ["COMMAND"]
 
 _LOG = logging.getLogger(__name__)
 
 
-def add_options(parser: argparse.ArgumentParser, *, only: bool = True) -> None:
-    """The options of the command; those of a script that makes one artefact lack ``--only``."""
+def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--model", default="demo", help="settings: 'demo' (default), another name that ships, or a YAML file"
     )
-    parser.add_argument("--data", type=Path, help="the lost-in-the-middle file, where it is not at the settings' name")
-    parser.add_argument("--haystack", type=Path, help="directory of essays and needles.jsonl, for retrieval heads")
-    parser.add_argument("--out", type=Path, help="directory for results (default runs/paper/NAME); goes on from there")
-    if only:
-        parser.add_argument("--only", action="append", default=[], metavar="ARTEFACT", help="one artefact; repeatable")
+    options.add_file(
+        parser, "--data", type=Path, help="the lost-in-the-middle file, where it is not at the settings' name"
+    )
+    options.add_directory(
+        parser, "--haystack", type=Path, help="directory of essays and needles.jsonl, for retrieval heads"
+    )
+    options.add_directory(
+        parser, "--out", type=Path, help="directory for results (default runs/paper/NAME); goes on from there"
+    )
+    parser.add_argument("--only", action="append", default=[], metavar="ARTEFACT", help="one artefact; repeatable")
     cluster.add_options(parser)
 
 
@@ -39,20 +44,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     settings = load_settings(find_settings(args.model))
     out = args.out or results_folder(settings.name)
     if not args.only or "retrieval" in args.only:
-        rouge_1_recall("a", "a")  # what it lacks is better known now than after the work
+        rouge_1_recall("a", "a")  # a missing library is an error before the work, not after it
     with cluster.open_pool(args, settings.model, settings.model_options) as pool:
         study = Study(settings, out, args.data, args.haystack, pool=pool)
         shown = reproduce(study, args.only, say=_LOG.info)
     print(f"\n{len(shown)} artefacts: {out / 'index.html'}")
-    folders = [out / one.key for one in shown]
+    folders = [out / artefact.key for artefact in shown]
     artefacts = [json.loads((folder / "artefact.json").read_text()) for folder in folders]
     content = {"command": "paper", "settings": settings.name, "artefacts": artefacts}
-    return output.document(content, out / "index.html", *folders)
+    return document(content, out / "index.html", *folders)
 
 
-def artefact_main(key: str, about: str | None, arguments: list[str] | None = None) -> None:
-    """What the scripts in ``experiments/`` run: one artefact, under the options of ``focuslens paper``."""
-    parser = Parser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    add_options(parser, only=False)
-    output.add_options(parser)
-    output.carry_out(argparse.Namespace(**{**vars(parser.parse_args(arguments)), "only": [key]}), run)
+COMMAND = Command(
+    name="paper",
+    help="every table and figure of the paper, for one model",
+    description="Figures 2 to 9 and Tables 1 and 3 of arXiv 2503.23306 and analyses beyond them, from one YAML file\n"
+    "per model, with index.html over all of them. A killed run goes on; finished artefacts are not made again.",
+    example="focuslens paper --model demo --out runs/paper/demo",
+    add_options=_add_options,
+    run=run,
+)

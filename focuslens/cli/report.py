@@ -7,19 +7,20 @@ import logging
 from pathlib import Path
 from typing import Any
 
+from focuslens.cli import options
+from focuslens.cli.command import Command
 from focuslens.cli.output import document
 
-__all__ = ["add_options", "run"]
+__all__ = ["COMMAND"]
 
 _LOG = logging.getLogger(__name__)
 
 
-def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of the command."""
-    parser.add_argument(
-        "directory", metavar="RUN_DIR", type=Path, help="the --out of a command, or a folder of several"
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    options.add_directory(
+        parser, "directory", metavar="RUN_DIR", type=Path, help="the --out of a command, or a folder of several"
     )
-    parser.add_argument("--out", type=Path, help="the page to write (default RUN_DIR/report.html)")
+    options.add_file(parser, "--out", type=Path, help="the page to write (default RUN_DIR/report.html)")
     parser.add_argument("--title", help="heading of the page; default: the folder's name and the model's")
     parser.add_argument(
         "--views",
@@ -27,21 +28,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         default=2,
         help="samples to show for each sweep and direction of change (default 2; 0: none)",
     )
-    parser.add_argument("--model", help="where the run's model is, if not at the name that its files give")
-    parser.add_argument("--data", type=Path, help="where the run's data file is, if not at its name")
+    parser.add_argument("--model", help="place of the run's model, if not the name in the run's files")
+    options.add_file(parser, "--data", type=Path, help="place of the run's data file, if not its name")
     parser.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the page, and say what it had to leave out."""
+    """Write the page, and print the parts that it lacks."""
     if args.views < 0:
         raise ValueError(f"--views {args.views}: give how many samples to show, 0 for none")
     from focuslens.viz.run_report import Sources, run_facts, write_run_report
 
     sources = Sources(None, args.model, args.device, args.data, args.views)
-    page, missing = write_run_report(args.directory, args.out, sources=sources, title=args.title, say=_LOG.info)
+    page, missing = write_run_report(args.directory, args.out, sources=sources, title=args.title, log=_LOG.info)
     for text in missing:
         print(f"left out: {text}")
     print(f"wrote {page}")
     facts = run_facts(args.directory)
     return document({"command": args.command, "run": str(args.directory), **facts, "left_out": missing}, page)
+
+
+COMMAND = Command(
+    name="report",
+    help="a run's results on one offline page",
+    description="Gather a command's files into one HTML page that needs no network: settings, findings with their\n"
+    "intervals, figures and their data, tables that sort, and attention before and after for samples that became\n"
+    "right or wrong. The page names what the files lack.",
+    example="focuslens report runs/demo",
+    add_options=_add_options,
+    run=run,
+)

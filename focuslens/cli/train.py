@@ -4,51 +4,64 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from focuslens.cli.common import count_heads, get_ranking, open_executor, open_samples, require_figures
+from focuslens.cli import cluster, options
+from focuslens.cli.command import Command
+from focuslens.cli.common import (
+    RunSettings,
+    Samples,
+    count_heads,
+    get_ranking,
+    open_executor,
+    open_samples,
+    require_figures,
+)
 from focuslens.cli.output import document
-from focuslens.directions.training import train_focus_directions
-from focuslens.heads import Head
-from focuslens.interventions.directions import FocusDirections
-from focuslens.model.execution import Executor
 
-__all__ = ["run"]
+if TYPE_CHECKING:
+    from focuslens.heads import Head
+    from focuslens.interventions.directions import FocusDirections
+    from focuslens.model.execution import Executor
 
+__all__ = ["COMMAND"]
+
+_OUT = Path("runs/train")
 _PRINTED = 20
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    options.add_model(parser)
+    options.add_samples(parser)
+    options.add_run(parser)
+    parser.add_argument(
+        "--site", choices=("rotary", "projection"), default="rotary", help="default rotary, as the paper"
+    )
+    parser.add_argument("--prompts", choices=("long", "gold"), default="long", help="long (the authors' code) or gold")
+    parser.add_argument("--top-k", type=int, help="train the best k heads; default: all (of --heads, if it is given)")
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the samples (default 10)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of AdamW (default 0.001)")
+    parser.add_argument(
+        "--memory-gb", type=float, default=4.0, help="activations kept between epochs, in gigabytes (default 4)"
+    )
+    cluster.add_options(parser)
+    options.add_ranking(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train, and write the directions and their loss curves to ``--out``."""
-    out = Path(args.out or "runs/train")
-    args.out = str(out)
-    require_figures(args)
-    with open_executor(args) as model:
-        return _run(args, model, out)
-
-
-def _run(args: argparse.Namespace, model: Executor, out: Path) -> dict[str, Any]:
-    data = open_samples(args, model, "train")  # before the ranking, which then has as many documents a prompt
-    heads, source = _chosen_heads(args, model)
-    trained = train_focus_directions(
-        model,
-        data.samples,
-        heads,
-        site=args.site,
-        prompts=args.prompts,
-        epochs=args.epochs,
-        learning_rate=args.learning_rate,
-        max_new_tokens=args.max_new_tokens,
-        seed=args.seed,
-        checkpoint=out / "checkpoint.pt",
-        memory_gb=args.memory_gb,
-        batch_tokens=args.batch_tokens,
-        data=data.description,
-    )
-    provenance = {**trained.provenance, "ranking": source}
-    directions = FocusDirections(trained.heads, trained.query, trained.key, trained.site, provenance)
-    directions.save(out)
+    given = RunSettings.of(args)
+    out = given.out or _OUT
+    require_figures(out)
+    with open_executor(args, given.model) as model:
+        settings = given.fitted(model, and_train=not args.heads)
+        data = open_samples(settings.samples, "train")
+        heads, source = _chosen_heads(args, settings, model)
+        directions = _train(args, settings, model, data, heads, out / "checkpoint.pt")
+    provenance = {**directions.provenance, "ranking": source}
+    replace(directions, provenance=provenance).save(out)
     (out / "checkpoint.pt").unlink(missing_ok=True)
     figures = _show_losses(directions, out)
     print(f"\nwrote {len(directions)} directions at the {directions.site} site to {out}")
@@ -57,18 +70,49 @@ def _run(args: argparse.Namespace, model: Executor, out: Path) -> dict[str, Any]
     return document({"command": args.command, **record}, *files, *figures)
 
 
-def _chosen_heads(args: argparse.Namespace, model: Executor) -> tuple[list[Head], dict[str, Any]]:
-    """The heads to train, and what chose them; without a ranking and a number all heads, for which none is scored."""
+def _chosen_heads(
+    args: argparse.Namespace, settings: RunSettings, model: Executor
+) -> tuple[list[Head], dict[str, Any]]:
+    """The heads to train and the source of the choice; all heads, unscored, without a ranking and a number."""
+    from focuslens.heads import Head
+
     everything = [Head(layer, head) for layer in range(model.shape.n_layers) for head in range(model.shape.n_heads)]
     if args.top_k is None and not args.heads:
         return everything, {"all_heads": len(everything)}
-    count_heads("--top-k", args.top_k, len(everything))  # before any is scored
-    ranking, source = get_ranking(args, model, evaluated=False)
+    count_heads("--top-k", args.top_k, len(everything))  # before heads are scored
+    ranking, source = get_ranking(args.heads, settings, model, evaluated=False)
     return ranking[: count_heads("--top-k", args.top_k, len(ranking), default=len(ranking))], source
 
 
+def _train(
+    args: argparse.Namespace,
+    settings: RunSettings,
+    model: Executor,
+    data: Samples,
+    heads: list[Head],
+    checkpoint: Path,
+) -> FocusDirections:
+    from focuslens.directions.training import train_focus_directions
+
+    return train_focus_directions(
+        model,
+        data.samples,
+        heads,
+        site=args.site,
+        prompts=args.prompts,
+        epochs=args.epochs,
+        learning_rate=args.learning_rate,
+        max_new_tokens=settings.max_new_tokens,
+        seed=settings.seed,
+        checkpoint=checkpoint,
+        memory_gb=args.memory_gb,
+        batch_tokens=settings.batch_tokens,
+        data=data.description,
+    )
+
+
 def _show_losses(directions: FocusDirections, out: Path) -> list[Path]:
-    """Draw every head's loss, and print the scores of the heads that ended best; gives the figure."""
+    """Draw the loss per head, and print the scores of the heads with the best last epoch; returns the figure."""
     losses = directions.losses
     if losses is None:
         return []
@@ -80,3 +124,14 @@ def _show_losses(directions: FocusDirections, out: Path) -> list[Path]:
     for i in best:
         print(f"  {directions.heads[i]!s:8} {-losses[0, i]:.3f} -> {-losses[-1, i]:.3f}")
     return [out / "losses.png"]
+
+
+COMMAND = Command(
+    name="train",
+    help="train focus directions",
+    description="Train one direction per head (equation 4) on prompts whose response is that of the model with the\n"
+    "gold document alone. Writes directions to --out (default runs/train); a killed run resumes.",
+    example="focuslens train --site rotary --top-k 20 --samples 200 --out runs/directions",
+    add_options=_add_options,
+    run=run,
+)

@@ -73,21 +73,22 @@ def made_up(settings, right):
 def test_the_choice_is_made_on_validation_questions_whatever_the_test_would_say(load_model, tmp_path, monkeypatch):
     grid = [Setting(name, parameters={"alpha": alpha}) for name, alpha in (("a", 1.0), ("b", -4.0), ("c", 2.0))]
     right = {
-        "steering_validation.jsonl": {"baseline": 9, "a": 1, "b": 5, "c": 5},
-        "steering.jsonl": {"baseline": 1, "a": 9, "b": 2, "c": 1},
+        "steering_validation": {"baseline": 9, "a": 1, "b": 5, "c": 5},
+        "steering": {"baseline": 1, "a": 9, "b": 2, "c": 1},
     }
     seen = {}
 
-    def sweep(args, model, data, settings, path):
-        seen[path.name] = {sample.question_id.split("-")[1] for sample in data.samples}
-        return made_up(settings, right[path.name])
+    def sweep(self, data, settings, name):
+        seen[name] = {sample.question_id.split("-")[1] for sample in data.samples}
+        return made_up(settings, right[name])
 
-    monkeypatch.setattr(demo_command, "_fresh_sweep", sweep)
-    args = _parser().parse_args(["demo"])
+    monkeypatch.setattr(demo_command._Demo, "sweep", sweep)
     test = demo_command.Samples(load_synthetic(2, split="test"), {})
-    settings = demo_command.DemoSettings(chosen=2)
-    chosen_on, steer, best = demo_command._steer(args, load_model("llama"), grid, test, settings, tmp_path)
-    assert seen == {"steering_validation.jsonl": {"validation"}, "steering.jsonl": {"test"}}
+    sizes = demo_command.DemoSettings(chosen=2)
+    settings = demo_command.run_settings(_parser().parse_args(["demo"]), sizes)
+    steps = demo_command._Demo(settings, sizes, tmp_path, load_model("llama"))
+    chosen_on, steer, best = steps.steer(grid, test)
+    assert seen == {"steering_validation": {"validation"}, "steering": {"test"}}
     assert best == "c"  # b and c are equally good, and c is the gentler
     assert (chosen_on["a"].em.mean, steer["a"].em.mean) == (0.1, 0.9)
 

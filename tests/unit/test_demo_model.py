@@ -9,6 +9,9 @@ from importlib import resources
 import pytest
 
 import focuslens as fl
+from focuslens.data.synthetic import build_tokenizer
+from focuslens.model.loading import load_tokenizer, repetition_penalty
+from focuslens.viz.run_report.samples import reopen_model
 
 
 @pytest.fixture(scope="module")
@@ -23,6 +26,15 @@ def test_it_is_small_grouped_and_has_a_long_enough_context(model):
     assert model.shape.n_key_value_heads < model.shape.n_heads
     longest = max(len(model.encode(s.prompt("long")).tokens) for s in fl.load_synthetic(10, split="test"))
     assert longest + 100 < model.shape.n_ctx
+
+
+def test_its_name_opens_it_wherever_a_checkpoint_is_named(model):
+    named = fl.FocusModel.from_pretrained("demo", device="cpu")
+    assert named.description == model.description
+    assert reopen_model(model.description, device="cpu").description == model.description
+    text = fl.load_synthetic(1)[0].prompt()
+    assert load_tokenizer("demo")(text).input_ids == build_tokenizer()(text).input_ids
+    assert repetition_penalty("demo") == 1.0
 
 
 def test_it_answers_held_out_questions_from_the_relevant_document(model):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from typing import Any
 
@@ -12,7 +11,7 @@ import transformer_lens
 
 import focuslens as fl
 from focuslens.cli import common
-from focuslens.cli.main import main
+from focuslens.cli.main import _parser, main
 
 
 def test_a_short_prompt_has_the_same_room_in_a_batch_as_alone(load_model, backend):
@@ -61,24 +60,29 @@ def test_logits_take_the_batch_of_one_that_to_tokens_gives(load_model, samples):
         model.logits(torch.zeros(2, 3, dtype=torch.long))
 
 
+def settings_of(split):
+    options = [] if split is None else ["--split", split]
+    return common.RunSettings.of(_parser().parse_args(["heads", *options]))
+
+
 @pytest.mark.parametrize("split", [None, "test"])
 def test_heads_are_ranked_on_the_training_half_whatever_is_evaluated(split, load_model, monkeypatch):
     asked = []
 
-    def stop(args, model, side):
-        asked.append(args.split or side)
+    def stop(options, part):
+        asked.append(options.split or part)
         raise KeyboardInterrupt
 
     monkeypatch.setattr(common, "open_samples", stop)
     with pytest.raises(KeyboardInterrupt):
-        common.get_ranking(argparse.Namespace(heads=None, split=split), load_model("llama"))
+        common.get_ranking(None, settings_of(split), load_model("llama"))
     assert asked == ["train"]
 
 
 @pytest.mark.parametrize("split", ["train", "all"])
 def test_heads_are_not_ranked_on_what_is_evaluated(split, load_model):
     with pytest.raises(ValueError, match="--heads"):
-        common.get_ranking(argparse.Namespace(heads=None, split=split), load_model("llama"))
+        common.get_ranking(None, settings_of(split), load_model("llama"))
 
 
 def test_steering_without_a_ranking_takes_the_best_heads_not_the_first_of_the_file(checkpoint, tmp_path, monkeypatch):
@@ -87,7 +91,7 @@ def test_steering_without_a_ranking_takes_the_best_heads_not_the_first_of_the_fi
     fl.FocusDirections(heads, torch.ones(12, 16)).save(tmp_path / "directions")
     best = [fl.Head(2, 1), fl.Head(0, 3)]
     ranking = best + [head for head in heads if head not in best]
-    monkeypatch.setattr("focuslens.cli.sweeps.get_ranking", lambda args, model: (ranking, "made up"))
+    monkeypatch.setattr("focuslens.cli.steer.get_ranking", lambda *given: (ranking, "made up"))
     options = ["--model", str(directory), "--samples", "1", "--max-new-tokens", "2", "--documents", "4"]
     options += ["--n-ctx", "4096", "--directions", str(tmp_path / "directions"), "--alpha", "1", "--k", "2,99"]
     assert main(["steer", *options, "--out", str(tmp_path / "out")]) == 0

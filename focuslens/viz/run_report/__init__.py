@@ -1,4 +1,4 @@
-"""What a run left behind, gathered into one page: read its files, say what they say, show where the model looked."""
+"""Report of a run on one page: its result files, their findings, and the model's attention on single samples."""
 
 from focuslens.viz.run_report.examples import Sources
 from focuslens.viz.run_report.run import run_facts, write_run_report

@@ -1,4 +1,4 @@
-"""Samples that an intervention put right, or wrong: what was said, and where the model looked before and after."""
+"""Samples that an intervention put right, or wrong: their answers, and the model's attention before and after."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from focuslens.util.progress import track
 from focuslens.viz import AttentionView, compare_view, token_view
 from focuslens.viz.report import Section, Table
 from focuslens.viz.run_report.reading import RunFiles, StoredSweep
-from focuslens.viz.run_report.samples import NotHere, reopen_model, reopen_samples
+from focuslens.viz.run_report.samples import UnavailableError, reopen_model, reopen_samples
 from focuslens.viz.run_report.sections import chosen_setting
 
 __all__ = ["Sources", "examples_section"]
 
 _HEADS = 4
-"""Heads of a view: the first of those that the intervention acts on."""
+"""Heads of a view: the first heads that the intervention acts on."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Where a run's model and data are now.
+    """Places of a run's model and data.
 
     Attributes:
-        model: A model that is open already.
-        model_name: Where the model is, if not at its own name.
-        device: Where it is to run.
-        data: Where the data file is, if not at its own name.
-        views: Samples to show for each sweep and direction of change; none opens no model.
+        model: An open model.
+        model_name: Place of the model, if not its name.
+        device: Device to open it on.
+        data: Place of the data file, if not its name.
+        views: Samples to show for each sweep and direction of change; 0 opens no model.
     """
 
     model: FocusModel | None = None
@@ -59,7 +59,7 @@ class _Change:
         return "right" if self.became_right else "wrong"
 
 
-def examples_section(files: RunFiles, sources: Sources, say: Callable[[str], None]) -> Section | None:
+def examples_section(files: RunFiles, sources: Sources, log: Callable[[str], None]) -> Section | None:
     """Changed samples of the run's sweeps; ``None`` where no sweep compares a setting with a baseline."""
     tables: list[Table] = []
     views: list[tuple[str, AttentionView]] = []
@@ -74,17 +74,17 @@ def examples_section(files: RunFiles, sources: Sources, say: Callable[[str], Non
             continue
         try:
             samples = _in_order(stored, reopen_samples(stored.sweep.header, sources.data))
-        except NotHere as error:
+        except UnavailableError as error:
             samples = None
             missing.append(f"{stored.path.name}: no questions and no attention views, since {error}.")
         tables += _tables(stored, chosen[0], changes, samples)
         if samples is None or not sources.views:
             continue
         try:
-            found, silent = _views(files, stored, changes, samples, sources, say)
-            views += found
-            missing += silent
-        except NotHere as error:
+            shown, failures = _views(files, stored, changes, samples, sources, log)
+            views += shown
+            missing += failures
+        except UnavailableError as error:
             missing.append(f"{stored.path.name}: no attention views, since {error}.")
     if not sources.views and tables:
         missing.append("No attention views: they were not asked for.")
@@ -95,18 +95,20 @@ def examples_section(files: RunFiles, sources: Sources, say: Callable[[str], Non
 
 
 def _sweeps(files: RunFiles) -> list[StoredSweep]:
-    """Sweeps to show: steering before split-softmax, one of each, on other questions than those chosen on."""
-    able = [one for one in files.sweeps if "baseline" in one.sweep.evaluations]
+    """Sweeps to show: steering before split-softmax, one of each, on validation questions only where there is none."""
+    comparable = [stored for stored in files.sweeps if "baseline" in stored.sweep.evaluations]
     shown: list[StoredSweep] = []
     for varied in ("alpha", "tau"):
-        those = [one for one in able if any(varied in setting.parameters for setting in one.sweep.settings)]
-        those.sort(key=lambda one: one.part == "validation")
-        shown += those[:1]
+        sweeps = [
+            stored for stored in comparable if any(varied in setting.parameters for setting in stored.sweep.settings)
+        ]
+        sweeps.sort(key=lambda stored: stored.part == "validation")
+        shown += sweeps[:1]
     return shown
 
 
 def _changes(stored: StoredSweep, chosen: Setting) -> list[_Change]:
-    """What the chosen setting changed; where it put nothing wrong, what the worst setting did."""
+    """Samples that the chosen setting put right or wrong; the worst setting's where it put none wrong."""
     sweep = stored.sweep
     before = sweep["baseline"].correct
 
@@ -115,15 +117,15 @@ def _changes(stored: StoredSweep, chosen: Setting) -> list[_Change]:
         pairs = enumerate(zip(before, after, strict=True))
         return [_Change(place, setting, right) for place, (was, now) in pairs if was != now and now == right]
 
-    tried = [one for one in sweep.settings if {"alpha", "tau"} & set(one.parameters)]
-    worst = min(tried, key=lambda one: sweep[one.name].em.mean)
+    varied = [setting for setting in sweep.settings if {"alpha", "tau"} & set(setting.parameters)]
+    worst = min(varied, key=lambda setting: sweep[setting.name].em.mean)
     return changed(chosen, True) + (changed(chosen, False) or changed(worst, False))
 
 
 def _in_order(stored: StoredSweep, samples: Sequence[MultiDocSample]) -> list[MultiDocSample]:
-    """The samples as the sweep's evaluations have them."""
+    """The samples in the order of the sweep's evaluations."""
     by_id = {sample.id: sample for sample in samples}
-    return [by_id[one] for one in stored.sweep["baseline"].sample_ids]
+    return [by_id[name] for name in stored.sweep["baseline"].sample_ids]
 
 
 def _tables(
@@ -133,9 +135,16 @@ def _tables(
 
     def row(change: _Change) -> tuple[str, ...]:
         place, before, after = change.place, sweep["baseline"], sweep[change.setting.name]
-        asked = before.sample_ids[place] if samples is None else samples[place].question
+        question = before.sample_ids[place] if samples is None else samples[place].question
         accepted = () if samples is None else (", ".join(samples[place].answers),)
-        return (change.verdict, asked, *accepted, before.responses[place], change.setting.name, after.responses[place])
+        return (
+            change.verdict,
+            question,
+            *accepted,
+            before.responses[place],
+            change.setting.name,
+            after.responses[place],
+        )
 
     columns = ("became", "sample" if samples is None else "question", *(() if samples is None else ("accepted",)))
     caption = f"{stored.path.name}: answers that {chosen.name} changed"
@@ -150,12 +159,14 @@ def _views(
     changes: Sequence[_Change],
     samples: Sequence[MultiDocSample],
     sources: Sources,
-    say: Callable[[str], None],
+    log: Callable[[str], None],
 ) -> tuple[list[tuple[str, AttentionView]], list[str]]:
-    """Views of the first changed samples, and of which there is none to show."""
-    right, wrong = ([one for one in changes if one.became_right == kind][: sources.views] for kind in (True, False))
-    header, views, silent = stored.sweep.header, list[tuple[str, AttentionView]](), list[str]()
-    say(f"attention of {len(right) + len(wrong)} samples of {stored.path.name} ...")
+    """Views of the first changed samples, and a sentence for each sample that has none."""
+    right, wrong = (
+        [change for change in changes if change.became_right == kind][: sources.views] for kind in (True, False)
+    )
+    header, views, failures = stored.sweep.header, list[tuple[str, AttentionView]](), list[str]()
+    log(f"attention of {len(right) + len(wrong)} samples of {stored.path.name} ...")
     description = header.get("model", {})
     model = reopen_model(description, name=sources.model_name, device=sources.device, given=sources.model)
     limit = int(header.get("max_new_tokens", 100))
@@ -163,28 +174,28 @@ def _views(
         sample, applied = samples[change.place], _interventions(files, stored, change.setting)
         try:
             before, after = _look(model, sample, change.setting.name, applied, limit)
-            told = f"Became {change.verdict} under {change.setting.name}. {_asked(sample)}"
-            views.append((told, compare_view(before, after, title=sample.question)))
+            caption = f"Became {change.verdict} under {change.setting.name}. {_question(sample)}"
+            views.append((caption, compare_view(before, after, title=sample.question)))
             if len(views) == 1:
                 views.append(_tokens(model, sample, change.setting.name, applied, after))
         except ValueError as error:
-            silent.append(f"{stored.path.name}: no attention view of {sample.id}, since {error}.")
-    return views, silent
+            failures.append(f"{stored.path.name}: no attention view of {sample.id}, since {error}.")
+    return views, failures
 
 
 def _interventions(files: RunFiles, stored: StoredSweep, setting: Setting) -> list[Intervention]:
-    described = next(one for one in stored.sweep.header["settings"] if one["name"] == setting.name)
-    directions = [one.directions for one in files.directions]
+    recorded = next(entry for entry in stored.sweep.header["settings"] if entry["name"] == setting.name)
+    directions = [each.directions for each in files.directions]
     try:
-        return [intervention_from(one, directions) for one in described["interventions"]]
+        return [intervention_from(description, directions) for description in recorded["interventions"]]
     except ValueError as error:
-        raise NotHere(f"{error}: put their directory into the run's folder") from error
+        raise UnavailableError(f"{error}: put their directory into the run's folder") from error
 
 
 def _look(
     model: FocusModel, sample: MultiDocSample, name: str, applied: Sequence[Intervention], limit: int
 ) -> tuple[ResponseAttention, ResponseAttention]:
-    """Before and after.
+    """Attention of the response before and after.
 
     Raises:
         ValueError: If a response is empty, or the prompt does not fit the model's context.
@@ -195,10 +206,10 @@ def _look(
 
 
 def _heads(applied: Sequence[Intervention]) -> list[Head]:
-    return list(dict.fromkeys(head for one in applied for head in one.heads))[:_HEADS]
+    return list(dict.fromkeys(head for intervention in applied for head in intervention.heads))[:_HEADS]
 
 
-def _asked(sample: MultiDocSample) -> str:
+def _question(sample: MultiDocSample) -> str:
     return f"Question: {sample.question} Accepted: {', '.join(sample.answers)}."
 
 

@@ -1,4 +1,4 @@
-"""The result files of a run, found and read; nothing here needs a model."""
+"""The result files of a run, found and read without a model."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from focuslens.interventions.directions import FocusDirections
 __all__ = ["HeadScores", "PaperArtefact", "RunFiles", "StoredDirections", "StoredSweep", "read_run"]
 
 _DEPTH = 6
-"""How far below the run's folder files are looked for."""
+"""Levels of folders in which files are looked for, the run's own included."""
 
 _AT_MOST = 5_000
-"""Files that a run may have; a folder with more is none."""
+"""Files after which no deeper folder is looked into."""
 
 _OWN = ("_files", "scores", "checkpoint")
-"""Ends of names of folders whose files are no results: a report's own, and chunks that a run goes on from."""
+"""Ends of names of folders without results: a report's own, and chunks for resuming a run."""
 
 _SET_ASIDE = re.compile(r"\.\d+$")
-"""Ends of names of records that a command put aside because they were made otherwise."""
+"""Ends of names of records that a command set aside because another run had made them."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class StoredSweep:
 
     Attributes:
         path: The JSON-lines file.
-        sweep: What it holds.
-        wanted: Samples that the run was to do.
+        sweep: Its content.
+        wanted: Number of samples of the complete run.
     """
 
     path: Path
@@ -43,7 +43,7 @@ class StoredSweep:
 
     @property
     def name(self) -> str:
-        """The file's name without its end."""
+        """The file's name without its suffix."""
         return self.path.stem
 
     @property
@@ -54,7 +54,7 @@ class StoredSweep:
 
     @property
     def done(self) -> int:
-        """Samples that are done."""
+        """Number of samples that are done."""
         return len(next(iter(self.sweep.evaluations.values())))
 
 
@@ -64,10 +64,10 @@ class HeadScores:
 
     Attributes:
         path: The file.
-        cases: Rows of a table: ``layer``, ``head`` and a column a kind of score; of each case.
-        sizes: Samples of each case.
-        header: What made them.
-        intervals: ``[low, high]`` of the relevant score of some heads, by ``layer/head``, where the file has any.
+        cases: Rows of a table per case: ``layer``, ``head`` and a column per kind of score.
+        sizes: Number of samples of each case.
+        header: Model, data, seed and versions.
+        intervals: ``[low, high]`` of the relevant score of some heads, by ``layer/head``, or none.
     """
 
     path: Path
@@ -87,7 +87,7 @@ class StoredDirections:
 
 @dataclass(frozen=True)
 class PaperArtefact:
-    """One artefact of ``focuslens paper``: its folder and what ``artefact.json`` says."""
+    """One artefact of ``focuslens paper``: its folder and the content of ``artefact.json``."""
 
     path: Path
     content: Mapping[str, Any]
@@ -95,7 +95,7 @@ class PaperArtefact:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """What was found in a folder.
+    """Result files of a folder.
 
     Attributes:
         root: The folder.
@@ -104,8 +104,8 @@ class RunFiles:
         directions: Focus directions.
         artefacts: Tables and figures of the paper.
         responses: Contents of ``generate.json`` files.
-        pages: Pages that other commands wrote.
-        unread: Files that look like results and could not be read, with the reason.
+        pages: Pages of other commands.
+        unread: Files with the names of results that could not be read, and the reason.
     """
 
     root: Path
@@ -119,11 +119,11 @@ class RunFiles:
 
     @property
     def headers(self) -> list[Mapping[str, Any]]:
-        """What made each result, most telling first."""
-        found = [one.header for one in self.heads] + [one.sweep.header for one in self.sweeps]
-        found += [one.directions.provenance for one in self.directions]
-        found += [one.content.get("header", {}) for one in self.artefacts]
-        return [one for one in [*found, *(content for _, content in self.responses)] if one]
+        """Model, data, seed and versions of each result; the headers with most entries come first."""
+        headers = [scores.header for scores in self.heads] + [stored.sweep.header for stored in self.sweeps]
+        headers += [stored.directions.provenance for stored in self.directions]
+        headers += [artefact.content.get("header", {}) for artefact in self.artefacts]
+        return [header for header in [*headers, *(content for _, content in self.responses)] if header]
 
 
 def read_run(root: Path) -> RunFiles:
@@ -134,13 +134,13 @@ def read_run(root: Path) -> RunFiles:
     """
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}; name the --out of a command that has run")
-    found = _Found(root)
-    for path in _files(root, found):
+    reader = _Reader(root)
+    for path in reader.paths():
         try:
-            _read(path, found)
+            reader.read(path)
         except (ValueError, KeyError, TypeError, OSError) as error:
-            found.unread.append((path, str(error.args[0] if isinstance(error, KeyError) else error)))
-    files = found.finish()
+            reader.unread.append((path, str(error.args[0] if isinstance(error, KeyError) else error)))
+    files = reader.files()
     if not files.headers and not files.unread:
         raise FileNotFoundError(
             f"{root} holds no results: no records of a sweep (.jsonl), heads.json, results.json, directions.json, "
@@ -149,8 +149,8 @@ def read_run(root: Path) -> RunFiles:
     return files
 
 
-class _Found:
-    """What has been found so far."""
+class _Reader:
+    """Finds and reads the files of a folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -162,7 +162,7 @@ class _Found:
         self.pages: list[Path] = []
         self.unread: list[tuple[Path, str]] = []
 
-    def finish(self) -> RunFiles:
+    def files(self) -> RunFiles:
         return RunFiles(
             self.root,
             tuple(self.sweeps),
@@ -174,30 +174,45 @@ class _Found:
             tuple(self.unread),
         )
 
+    def paths(self) -> Iterator[Path]:
+        """Paths with the suffixes of results, level by level in the order of names; skips folders without results."""
+        folders, seen = [self.root], 0
+        for _ in range(_DEPTH):
+            below: list[Path] = []
+            for folder in folders:
+                for path in sorted(folder.iterdir()):
+                    if path.is_dir() and not path.name.startswith(".") and not path.name.endswith(_OWN):
+                        below.append(path)
+                    elif path.is_file() and path.suffix in (".json", ".jsonl", ".html"):
+                        yield path
+                        seen += 1
+            if seen > _AT_MOST and below:
+                why = f"it holds more than {_AT_MOST:,} files; folders further down were not looked into"
+                self.unread.append((self.root, f"{why}: name one of them"))
+                return
+            folders = below
+        why = f"it lies more than {_DEPTH} folders down; name it itself"
+        self.unread += [(folder, why) for folder in folders]
 
-def _files(root: Path, found: _Found) -> Iterator[Path]:
-    """Files of a run, nearer ones first, in the order of their names; folders of other kinds of files left out."""
-    folders, seen = [root], 0
-    for _ in range(_DEPTH):
-        below: list[Path] = []
-        for folder in folders:
-            for path in sorted(folder.iterdir()):
-                if path.is_dir() and not path.name.startswith(".") and not path.name.endswith(_OWN):
-                    below.append(path)
-                elif path.is_file() and path.suffix in (".json", ".jsonl", ".html"):
-                    yield path
-                    seen += 1
-        if seen > _AT_MOST and below:
-            why = f"it holds more than {_AT_MOST:,} files; folders further down were not looked into: name one of them"
-            found.unread.append((root, why))
-            return
-        folders = below
-    found.unread += [(folder, f"it lies more than {_DEPTH} folders down; name it itself") for folder in folders]
+    def read(self, path: Path) -> None:
+        """Read a file of the kind that its name and content show; pass over other files."""
+        if path.suffix == ".jsonl":
+            self.read_sweep(path)
+        elif path.name == "directions.json":
+            self.directions.append(StoredDirections(path.parent, FocusDirections.load(path.parent)))
+        elif path.name in ("heads.json", "results.json", "generate.json", "artefact.json"):
+            content = json.loads(path.read_text())
+            if path.name == "generate.json":
+                self.responses.append((path, content))
+            elif path.name == "artefact.json":
+                self.artefacts.append(PaperArtefact(path.parent, content))
+            elif "scores" in content:
+                self.heads.append(_heads(path, content))
+        elif path.name == "index.html":
+            self.pages.append(path)
 
-
-def _read(path: Path, found: _Found) -> None:
-    """Take a file for what its name and content say it is; others are passed over."""
-    if path.suffix == ".jsonl":
+    def read_sweep(self, path: Path) -> None:
+        """Read the records of a sweep; pass over records that were set aside, and other JSON lines."""
         if _SET_ASIDE.search(path.stem):
             return
         with path.open("rb") as file:
@@ -205,19 +220,7 @@ def _read(path: Path, found: _Found) -> None:
                 return
         sweep = load_sweep(path, rows=_written_rows(path))
         wanted = int(sweep.header.get("data", {}).get("samples", 0))
-        found.sweeps.append(StoredSweep(path, sweep, max(wanted, len(next(iter(sweep.evaluations.values()))))))
-    elif path.name == "directions.json":
-        found.directions.append(StoredDirections(path.parent, FocusDirections.load(path.parent)))
-    elif path.name in ("heads.json", "results.json", "generate.json", "artefact.json"):
-        content = json.loads(path.read_text())
-        if path.name == "generate.json":
-            found.responses.append((path, content))
-        elif path.name == "artefact.json":
-            found.artefacts.append(PaperArtefact(path.parent, content))
-        elif "scores" in content:
-            found.heads.append(_heads(path, content))
-    elif path.name == "index.html":
-        found.pages.append(path)
+        self.sweeps.append(StoredSweep(path, sweep, max(wanted, len(next(iter(sweep.evaluations.values()))))))
 
 
 def _heads(path: Path, content: Mapping[str, Any]) -> HeadScores:
@@ -231,7 +234,7 @@ def _heads(path: Path, content: Mapping[str, Any]) -> HeadScores:
 
 
 def _written_rows(path: Path) -> Sequence[Mapping[str, Any]]:
-    """The table that the command wrote beside a sweep's records, with its intervals."""
+    """Rows of the table beside a sweep's records, with their intervals."""
     own, shared = path.with_suffix(".json"), path.parent / "results.json"
     if own.is_file():
         return json.loads(own.read_text()).get("settings", ())

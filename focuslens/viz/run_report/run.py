@@ -1,4 +1,4 @@
-"""The report of a run: every part of it, on one page."""
+"""The report of a run: its parts, in order, on one page."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from focuslens.viz.report import Section, write_sections
 from focuslens.viz.run_report.examples import Sources, examples_section
 from focuslens.viz.run_report.reading import RunFiles, read_run
 from focuslens.viz.run_report.sections import (
-    Desk,
+    ReportFolder,
     artefact_section,
     directions_section,
     heads_section,
@@ -27,66 +27,66 @@ def write_run_report(
     *,
     sources: Sources | None = None,
     title: str | None = None,
-    say: Callable[[str], None] = lambda text: None,
+    log: Callable[[str], None] = lambda text: None,
 ) -> tuple[Path, list[str]]:
-    """Gather a run's files into one offline page; give its path and what it had to leave out.
+    """Gather a run's files into one offline page; returns its path and a sentence for each part that it lacks.
 
-    Figures and their data go into a folder beside the page, named like it. What the run lacks is said on the page.
+    Figures and their data go into a folder beside the page, named like it. The page has the sentences too.
 
     Args:
-        folder: What a command wrote: a sweep's, a demo's, a paper's ``--out``, or a folder of several.
+        folder: The ``--out`` of a command, or a folder of several.
         page: The file to write; by default ``report.html`` in the folder.
-        sources: Where model and data are, and how many samples are looked at.
-        title: The page's title; by default made of the model's name and the folder's.
-        say: Is told what is being done.
+        sources: Places of model and data, and the number of samples with an attention view.
+        title: The page's title; by default the folder's name and the model's.
+        log: Takes a line for each step.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no results in it.
     """
     root = Path(folder)
     files = read_run(root)
-    desk = Desk(Path(page) if page is not None else root / "report.html", root)
-    sections = _sections(desk, files)
-    examples = examples_section(files, sources or Sources(), say)
+    output = ReportFolder(Path(page) if page is not None else root / "report.html", root)
+    sections = _sections(output, files)
+    examples = examples_section(files, sources or Sources(), log)
     sections += [examples] if examples else [_no_examples(files)]
     if files.unread:
-        told = tuple(f"{path.relative_to(root)} could not be read: {why}" for path, why in files.unread)
-        sections.append(Section("unread", "What could not be read", missing=told))
+        unread = tuple(f"{path.relative_to(root)} could not be read: {why}" for path, why in files.unread)
+        sections.append(Section("unread", "What could not be read", missing=unread))
     name = str(_first(files, "model").get("name", "")) if files.headers else ""
     heading = title or f"FocusLens: {' on '.join(filter(None, (root.resolve().name, Path(name).name)))}"
-    written = write_sections(desk.page, title=heading, facts=_facts(desk, files), sections=sections)
+    written = write_sections(output.page, title=heading, facts=_facts(output, files), sections=sections)
     return written, [text for section in sections for text in section.missing]
 
 
 def run_facts(folder: str | Path) -> dict[str, str]:
-    """What the page says of how a run was made: commands, models, data, seeds and versions, all that its files name.
+    """Commands, models, data, seeds and versions of a run, as its page lists them.
 
     Raises:
         FileNotFoundError: If there is no such folder, or no results in it.
     """
     root = Path(folder)
-    return _facts(Desk(root / "report.html", root), read_run(root))
+    return _facts(ReportFolder(root / "report.html", root), read_run(root))
 
 
-def _sections(desk: Desk, files: RunFiles) -> list[Section]:
-    inside = {one.path for one in files.artefacts}
-    sections = [artefact_section(desk, one) for one in files.artefacts]
-    sections += [heads_section(desk, one) for one in files.heads]
-    alone = [one for one in files.sweeps if one.path.parent not in inside]
-    # Where settings were chosen comes after what came of them.
-    alone.sort(key=lambda one: one.part == "validation")
-    sections += [sweep_section(desk, one, files.sweeps) for one in alone]
-    sections += [directions_section(desk, one) for one in files.directions]
-    return sections + [responses_section(desk, path, content) for path, content in files.responses]
+def _sections(output: ReportFolder, files: RunFiles) -> list[Section]:
+    inside = {artefact.path for artefact in files.artefacts}
+    sections = [artefact_section(output, artefact) for artefact in files.artefacts]
+    sections += [heads_section(output, scores) for scores in files.heads]
+    sweeps = [stored for stored in files.sweeps if stored.path.parent not in inside]
+    # Sweeps on which settings were chosen come after those that report the chosen settings.
+    sweeps.sort(key=lambda stored: stored.part == "validation")
+    sections += [sweep_section(output, stored, files.sweeps) for stored in sweeps]
+    sections += [directions_section(output, stored) for stored in files.directions]
+    return sections + [responses_section(output, path, content) for path, content in files.responses]
 
 
 def _no_examples(files: RunFiles) -> Section:
-    """Why no sample is shown: each kind of run for its own reason."""
+    """The reason for showing no sample, which differs between kinds of runs."""
     why = (
         "Its sweeps compare no setting with a baseline, so no sample became right or wrong."
         if files.sweeps
         else "This run compares no settings on the same samples; focuslens split-softmax and focuslens steer do, and "
-        "with --out their records are what is shown here."
+        "with --out their records are shown here."
     )
     return Section("examples", "Samples that became right, and wrong", missing=(why,))
 
@@ -95,8 +95,8 @@ def _first(files: RunFiles, key: str) -> Mapping[str, Any]:
     return next((header[key] for header in files.headers if isinstance(header.get(key), dict)), {})
 
 
-def _facts(desk: Desk, files: RunFiles) -> dict[str, str]:
-    """What was run: models, data, seeds and versions, all that the files name."""
+def _facts(output: ReportFolder, files: RunFiles) -> dict[str, str]:
+    """Commands, models, data, seeds and versions that the files name."""
     headers = files.headers
     facts = {
         "commands": _several(str(header["command"]) for header in headers if "command" in header),
@@ -111,7 +111,7 @@ def _facts(desk: Desk, files: RunFiles) -> dict[str, str]:
             for header in headers
             if "versions" in header
         ),
-        "other pages": _several(desk.link(path) for path in files.pages),
+        "other pages": _several(output.link(path) for path in files.pages),
         "folder": files.root.resolve().name,
     }
     return {name: text for name, text in facts.items() if text}

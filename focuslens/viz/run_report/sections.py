@@ -1,4 +1,4 @@
-"""What a run's files say, as parts of a report: sentences with their intervals, figures with their data, tables."""
+"""Sections of a report from a run's files: findings with their intervals, figures with their data, tables."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from focuslens.viz.report import Figure, Section, Table
 from focuslens.viz.run_report.reading import HeadScores, PaperArtefact, StoredDirections, StoredSweep
 
 __all__ = [
-    "Desk",
+    "ReportFolder",
     "artefact_section",
     "chosen_setting",
     "directions_section",
@@ -46,13 +46,13 @@ _OUTLINED = 8
 
 
 @dataclass(frozen=True)
-class Desk:
-    """Where a report's figures and their data go.
+class ReportFolder:
+    """The page of a report, and the folder of its figures and their data.
 
     Attributes:
         page: The report.
-        root: The run's folder, from which parts are named.
-        named: The parts that have a name, by it.
+        root: The run's folder; names of parts are made from paths in it.
+        named: Path of each part by its name.
     """
 
     page: Path
@@ -65,7 +65,7 @@ class Desk:
         return self.page.with_name(f"{self.page.stem}_files")
 
     def figure(self, name: str, caption: str, draw: Callable[[], Axes], data: pd.DataFrame) -> Figure:
-        """Draw a figure and write what it shows as CSV."""
+        """Draw a figure, and write its numbers as CSV."""
         axes = draw()
         file = save_figure(axes, self.folder / f"{name}.png")
         plt.close(axes.get_figure(root=True))
@@ -74,9 +74,9 @@ class Desk:
         return Figure(caption, file, f"{self.folder.name}/{numbers.name}")
 
     def name(self, path: Path) -> str:
-        """What a part is called in addresses and file names: its path below the run's folder.
+        """Name of a part in addresses and file names, made from its path below the run's folder.
 
-        A number follows where another part is called so, capitals aside: some file systems do not tell them apart.
+        A number follows where another part has the name, capitals aside: some file systems do not tell them apart.
         """
         inside = str(path.relative_to(self.root)).removesuffix(path.suffix if path.is_file() else "")
         plain = "--".join(re.sub(r"\W+", "-", part, flags=re.ASCII) for part in Path(inside).parts) or "run"
@@ -86,7 +86,7 @@ class Desk:
         return name
 
     def link(self, path: Path) -> str:
-        """A file's address, as seen from the report."""
+        """A file's address, relative to the report."""
         return Path(os.path.relpath(path.resolve(), self.page.parent.resolve())).as_posix()
 
 
@@ -94,14 +94,14 @@ class Desk:
 
 
 def chosen_setting(stored: StoredSweep, others: Sequence[StoredSweep]) -> tuple[Setting, str] | None:
-    """The setting to talk about, and where it was chosen: on a validation sweep of the same settings if there is one.
+    """The best setting, and the questions it was chosen on: those of a validation sweep of the same settings, if any.
 
     ``None`` where nothing was varied.
     """
     contextual = [
-        one
-        for one in stored.sweep.settings
-        if {"alpha", "tau"} & set(one.parameters) and one.parameters.get("heads", "contextual") == "contextual"
+        setting
+        for setting in stored.sweep.settings
+        if {"alpha", "tau"} & set(setting.parameters) and setting.parameters.get("heads", "contextual") == "contextual"
     ]
     if not contextual:
         return None
@@ -112,19 +112,19 @@ def chosen_setting(stored: StoredSweep, others: Sequence[StoredSweep]) -> tuple[
 
 
 def _chose_for_another(stored: StoredSweep, others: Sequence[StoredSweep]) -> bool:
-    """Whether it is on validation questions, and another has the same settings on other ones."""
+    """Whether the sweep is on validation questions, and another has the same settings on other questions."""
 
-    def what(one: StoredSweep) -> Any:
-        return [one.sweep.header["settings"], one.sweep.header.get("model")]
+    def identity(sweep: StoredSweep) -> Any:
+        return [sweep.sweep.header["settings"], sweep.sweep.header.get("model")]
 
     return stored.part == "validation" and any(
-        other.part != "validation" and what(other) == what(stored) for other in others
+        other.part != "validation" and identity(other) == identity(stored) for other in others
     )
 
 
-def sweep_section(desk: Desk, stored: StoredSweep, others: Sequence[StoredSweep]) -> Section:
+def sweep_section(output: ReportFolder, stored: StoredSweep, others: Sequence[StoredSweep]) -> Section:
     """A sweep: its findings, its curves and its table."""
-    sweep, name = stored.sweep, desk.name(stored.path)
+    sweep, name = stored.sweep, output.name(stored.path)
     part = f", {stored.part} questions" if stored.part else ""
     part += ", on which settings were chosen" if _chose_for_another(stored, others) else ""
     partial = f"{stored.done} of {stored.wanted} samples are done; the same command goes on with the others."
@@ -138,10 +138,10 @@ def sweep_section(desk: Desk, stored: StoredSweep, others: Sequence[StoredSweep]
         name,
         f"{_title(sweep, name)}{part}",
         findings=() if _chose_for_another(stored, others) else tuple(_sweep_findings(stored, others)),
-        figures=tuple(_sweep_figures(desk, name, sweep)),
+        figures=tuple(_sweep_figures(output, name, sweep)),
         tables=(table,),
         missing=(partial,) if stored.done < stored.wanted else (),
-        links=((f"Every response: {stored.path.name}", desk.link(stored.path)),),
+        links=((f"Every response: {stored.path.name}", output.link(stored.path)),),
     )
 
 
@@ -151,7 +151,7 @@ def _row(row: Mapping[str, Any]) -> tuple[str | int | float, ...]:
 
 
 def _title(sweep: Sweep, name: str) -> str:
-    varied = {key for one in sweep.settings for key in one.parameters}
+    varied = {key for setting in sweep.settings for key in setting.parameters}
     return "Split-softmax" if "tau" in varied else "Focus directions" if "alpha" in varied else f"Evaluation: {name}"
 
 
@@ -159,25 +159,25 @@ def _sweep_findings(stored: StoredSweep, others: Sequence[StoredSweep]) -> list[
     sweep, data = stored.sweep, stored.sweep.evaluations
     questions = len(set(next(iter(data.values())).question_ids))
     size = f"{stored.done} {stored.part + ' ' if stored.part else ''}samples of {questions} questions"
-    found: list[str] = []
+    findings: list[str] = []
     if "baseline" in data:
-        others_said = [f"{data[key].em} {what}" for key, what in _CASES.items() if key in data]
-        rest = f"; {' and '.join(others_said)}" if others_said else ""
-        found.append(f"On {size} exact match is {data['baseline'].em} with all documents{rest}.")
+        cases = [f"{data[key].em} {case}" for key, case in _CASES.items() if key in data]
+        rest = f"; {' and '.join(cases)}" if cases else ""
+        findings.append(f"On {size} exact match is {data['baseline'].em} with all documents{rest}.")
     else:
-        found += [f"{name}: exact match {one.em} on {size}." for name, one in data.items()]
+        findings += [f"{name}: exact match {evaluation.em} on {size}." for name, evaluation in data.items()]
     chosen = chosen_setting(stored, others)
     if chosen is None or "baseline" not in data:
-        return found
+        return findings
     setting, where = chosen
     test = data[setting.name].compare(data["baseline"])
     caveat = f"chosen {where}" if where else "chosen on the very questions it is shown on, which flatters it"
-    found.append(
+    findings.append(
         f"{_title(sweep, '')}: {setting.name}, {caveat}, gives {data[setting.name].em} against {data['baseline'].em} "
         f"without; {_samples(test.only_first)} became right, {test.only_second} wrong (exact McNemar p = "
         f"{test.p_value:.2g})."
     )
-    return found + _counterparts(sweep, setting)
+    return findings + _counterparts(sweep, setting)
 
 
 def _samples(number: int) -> str:
@@ -188,30 +188,30 @@ _CASES = {"gold": "with the relevant document alone", "negative": "without it"}
 
 
 def _counterparts(sweep: Sweep, chosen: Setting) -> list[str]:
-    """The setting that lowers accuracy most, and random heads, if the sweep has them."""
-    found: list[str] = []
-    tried = [one for one in sweep.settings if {"alpha", "tau"} & set(one.parameters)]
-    worst = min(tried, key=lambda one: sweep[one.name].em.mean)
+    """Findings about the setting that lowers accuracy most, and about random heads, if the sweep has them."""
+    findings: list[str] = []
+    varied = [setting for setting in sweep.settings if {"alpha", "tau"} & set(setting.parameters)]
+    worst = min(varied, key=lambda setting: sweep[setting.name].em.mean)
     if sweep[worst.name].em.mean < sweep["baseline"].em.mean and worst.name != chosen.name:
         test = sweep[worst.name].compare(sweep["baseline"])
-        found.append(
+        findings.append(
             f"The lowest of all settings is {worst.name} with {sweep[worst.name].em}: {_samples(test.only_second)} "
             f"became wrong, {test.only_first} right (p = {test.p_value:.2g})."
         )
-    random = [one for one in tried if one.parameters.get("heads") == "random"]
+    random = [setting for setting in varied if setting.parameters.get("heads") == "random"]
     if random:
-        control = max(random, key=lambda one: one.parameters.get("k", 0))
+        control = max(random, key=lambda setting: setting.parameters.get("k", 0))
         test = sweep[control.name].compare(sweep["baseline"])
-        found.append(
+        findings.append(
             f"Control: {control.parameters['k']} random heads at tau = {control.parameters['tau']:g} give "
             f"{sweep[control.name].em} (p = {test.p_value:.2g})."
         )
-    return found
+    return findings
 
 
-def _sweep_figures(desk: Desk, name: str, sweep: Sweep) -> list[Figure]:
+def _sweep_figures(output: ReportFolder, name: str, sweep: Sweep) -> list[Figure]:
     varied = "tau" if _title(sweep, "") == "Split-softmax" else "alpha"
-    if not any(varied in one.parameters and "k" in one.parameters for one in sweep.settings):
+    if not any(varied in setting.parameters and "k" in setting.parameters for setting in sweep.settings):
         return []
     levels = {key: sweep[key].em for key in ("baseline", "gold", "negative") if key in sweep.evaluations}
 
@@ -223,29 +223,29 @@ def _sweep_figures(desk: Desk, name: str, sweep: Sweep) -> list[Figure]:
         )
 
     caption = f"Exact match over the number of heads for each {varied}, with 95 % bootstrap intervals over questions."
-    return [desk.figure(name, caption, draw, sweep.to_frame("baseline" if "baseline" in levels else None))]
+    return [output.figure(name, caption, draw, sweep.to_frame("baseline" if "baseline" in levels else None))]
 
 
 # Heads
 
 
-def heads_section(desk: Desk, stored: HeadScores) -> Section:
-    """Contextual heads: how many there are, the map, and the best."""
+def heads_section(output: ReportFolder, stored: HeadScores) -> Section:
+    """Contextual heads: their number, the map, and the best."""
     frames = {case: pd.DataFrame(list(rows)) for case, rows in stored.cases.items() if rows}
     case = "long" if "long" in frames else next(iter(frames))
     scores = _matrix(frames[case])
     best = [Head(int(row["layer"]), int(row["head"])) for row in stored.cases[case][:_OUTLINED]]
-    name, n = desk.name(stored.path), stored.sizes.get(case, 0)
-    figure = desk.figure(
+    name, n = output.name(stored.path), stored.sizes.get(case, 0)
+    figure = output.figure(
         f"{name}-map" if name in ("heads", "results") else name,
         f"Relevant contextual score of every head on {case} prompts; the best {len(best)} are outlined.",
         lambda: head_map(scores, heads=best),
         frames[case],
     )
     rows = tuple(
-        (which, stored.sizes.get(which, 0), _head_name(row), *(float(row[kind]) for kind in KINDS))
-        for which in frames
-        for row in stored.cases[which][:_SHOWN_HEADS]
+        (key, stored.sizes.get(key, 0), _head_name(row), *(float(row[kind]) for kind in KINDS))
+        for key in frames
+        for row in stored.cases[key][:_SHOWN_HEADS]
     )
     table = Table(
         f"Contextual scores (share of the response's attention): the best {_SHOWN_HEADS} heads of each case",
@@ -289,17 +289,17 @@ def _head_findings(stored: HeadScores, case: str, scores: np.ndarray, n: int) ->
 # Directions, responses, artefacts
 
 
-def directions_section(desk: Desk, stored: StoredDirections) -> Section:
+def directions_section(output: ReportFolder, stored: StoredDirections) -> Section:
     """Directions: their training and their norms."""
-    directions, name = stored.directions, desk.name(stored.path)
-    names, figures, found = [str(head) for head in directions.heads], list[Figure](), list[str]()
+    directions, name = stored.directions, output.name(stored.path)
+    names, figures, findings = [str(head) for head in directions.heads], list[Figure](), list[str]()
     losses = directions.losses
     if losses is not None and len(losses):
         frame = pd.DataFrame(losses.numpy(), columns=names).rename_axis("epoch").reset_index()
         caption = "Training loss of each head's direction: minus its relevant contextual score."
-        figures.append(desk.figure(f"{name}-losses", caption, lambda: loss_curves(losses.numpy(), names), frame))
+        figures.append(output.figure(f"{name}-losses", caption, lambda: loss_curves(losses.numpy(), names), frame))
         gain = bootstrap_mean((losses[0] - losses[-1]).tolist())
-        found.append(
+        findings.append(
             f"Training directions for {len(directions)} heads at the {directions.site} site raised their relevant "
             f"score on the training prompts by {gain} (mean of heads, interval over heads) from the first epoch to the "
             "last."
@@ -307,42 +307,42 @@ def directions_section(desk: Desk, stored: StoredDirections) -> Section:
     norms = {"d_Q": directions.query.norm(dim=1)}
     if directions.key is not None:
         norms["d_K"] = directions.key.norm(dim=1)
-        frame = pd.DataFrame({"head": names, **{part: one.numpy() for part, one in norms.items()}})
-        if all(bool((one > 0).all()) for one in norms.values()):
-            query, key = (one.double().numpy() for one in norms.values())
+        frame = pd.DataFrame({"head": names, **{part: values.numpy() for part, values in norms.items()}})
+        if all(bool((values > 0).all()) for values in norms.values()):
+            query, key = (values.double().numpy() for values in norms.values())
             caption = "Norms of the directions, in the order of the heads."
-            figures.append(desk.figure(f"{name}-norms", caption, lambda: norms_by_rank(query, key), frame))
-    rows = tuple((head, *(float(one[i]) for one in norms.values())) for i, head in enumerate(names))
+            figures.append(output.figure(f"{name}-norms", caption, lambda: norms_by_rank(query, key), frame))
+    rows = tuple((head, *(float(values[i]) for values in norms.values())) for i, head in enumerate(names))
     table = Table("Norms of the directions", ("head", *norms), rows)
     missing = () if losses is not None else ("These directions come without the losses of their training.",)
-    return Section(f"{name}-vectors", "The directions", tuple(found), tuple(figures), (table,), missing=missing)
+    return Section(f"{name}-vectors", "The directions", tuple(findings), tuple(figures), (table,), missing=missing)
 
 
-def responses_section(desk: Desk, path: Path, content: Mapping[str, Any]) -> Section:
+def responses_section(output: ReportFolder, path: Path, content: Mapping[str, Any]) -> Section:
     """The responses of ``focuslens generate``."""
     verdicts = {True: "right", False: "wrong", None: "-"}
-    rows = tuple((one["name"], one["response"], verdicts[one["correct"]]) for one in content["responses"])
-    asked = content.get("question") or content.get("prompt", "")
+    rows = tuple((entry["name"], entry["response"], verdicts[entry["correct"]]) for entry in content["responses"])
+    question = content.get("question") or content.get("prompt", "")
     return Section(
-        desk.name(path),
+        output.name(path),
         "Responses",
-        tables=(Table(f"Responses to: {asked}", ("setting", "response", "answer"), rows),),
+        tables=(Table(f"Responses to: {question}", ("setting", "response", "answer"), rows),),
     )
 
 
-def artefact_section(desk: Desk, stored: PaperArtefact) -> Section:
-    """One table or figure of the paper, as ``focuslens paper`` left it."""
+def artefact_section(output: ReportFolder, stored: PaperArtefact) -> Section:
+    """One table or figure of the paper, from the files of ``focuslens paper``."""
     content = stored.content
     figures = [
-        Figure(caption, stored.path / file, _numbers_of(desk, stored.path, file))
+        Figure(caption, stored.path / file, _numbers_of(output, stored.path, file))
         for caption, file in content["figures"]
     ]
     tables = [
-        Table(one["caption"], tuple(one["columns"]), tuple(tuple(row) for row in one["rows"]))
-        for one in (*content["tables"], *content["reported"])
+        Table(entry["caption"], tuple(entry["columns"]), tuple(tuple(row) for row in entry["rows"]))
+        for entry in (*content["tables"], *content["reported"])
     ]
     return Section(
-        desk.name(stored.path),
+        output.name(stored.path),
         f"{content['title']} ({content['paper']})",
         findings=tuple(f"{text}{f' [{verdict}]' if verdict else ''}" for text, verdict in content["findings"]),
         figures=tuple(figures),
@@ -350,9 +350,9 @@ def artefact_section(desk: Desk, stored: PaperArtefact) -> Section:
     )
 
 
-def _numbers_of(desk: Desk, folder: Path, file: str) -> str:
-    """The CSV of a picture, or of the artefact's first table."""
+def _numbers_of(output: ReportFolder, folder: Path, file: str) -> str:
+    """Link to the CSV of a picture, or of the artefact's first table."""
     for name in (f"{Path(file).stem}.csv", "table_1.csv"):
         if (folder / name).is_file():
-            return desk.link(folder / name)
+            return output.link(folder / name)
     return ""

@@ -247,7 +247,7 @@ def test_the_memory_for_activations_reaches_the_training(small, tmp_path, monkey
         asked.append(memory_gb)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("focuslens.cli.train.train_focus_directions", stop)
+    monkeypatch.setattr("focuslens.directions.training.train_focus_directions", stop)
     train = ["train", *small, "--out", str(tmp_path)]
     assert main([*train, "--memory-gb", "0.5"]) == main(train) == 130
     assert asked == [0.5, 4.0]

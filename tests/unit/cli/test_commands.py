@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import sys
@@ -13,8 +12,8 @@ import pytest
 import torch
 
 from focuslens import ContextualScores, Document, MultiDocSample
-from focuslens.cli import sweeps
-from focuslens.cli.common import count_heads, open_samples, score_intervals
+from focuslens.cli import demo, sweeps
+from focuslens.cli.common import SampleOptions, count_heads, open_samples, score_intervals
 from focuslens.cli.main import _parser, main
 from focuslens.data.multidoc import load_multidoc
 from focuslens.data.synthetic import spread_positions
@@ -96,15 +95,14 @@ def test_the_demo_offers_only_what_it_uses(capsys):
     for option in ("--model", "--data", "--samples", "--documents", "--split", "--batch-tokens", "--chat"):
         with pytest.raises(SystemExit):
             _parser().parse_args(["demo", option, "1"])
-    args = _parser().parse_args(["demo", "--dtype", "float64"])
-    assert (args.model, args.data, args.dtype) == ("demo", "synthetic", "float64")
+    settings = demo.run_settings(_parser().parse_args(["demo", "--dtype", "float64"]), demo.DemoSettings())
+    assert (settings.model.name, settings.samples.file, settings.model.dtype) == ("demo", "synthetic", "float64")
 
 
 def test_controls_are_outside_every_contextual_set_of_the_sweep(load_model, caplog):
     model = load_model("llama")
     ranking = [Head(layer, head) for layer in range(3) for head in range(4)]
-    args = argparse.Namespace(random_tau=0.3, exclude_top=1, seed=0)
-    settings = sweeps.controls(model, ranking, args, [2, 7])
+    settings = sweeps.controls(model, ranking, [2, 7], tau=0.3, exclude=1, seed=0)
     assert [setting.parameters["k"] for setting in settings] == [2]
     assert not set(ranking[:7]) & set(settings[0].interventions[0].heads)
     assert "no random heads for --k 7: 5 heads are left beside the 7 best" in caplog.text
@@ -112,18 +110,18 @@ def test_controls_are_outside_every_contextual_set_of_the_sweep(load_model, capl
 
 def test_a_demo_sets_the_records_of_another_demo_aside(tmp_path, monkeypatch, capsys):
     from focuslens.cli.common import Samples
-    from focuslens.cli.demo import _fresh_sweep
     from focuslens.data.synthetic import load_synthetic
     from focuslens.evaluation import Setting
     from focuslens.model.focus_model import FocusModel
 
-    model, path = FocusModel.demo(device="cpu"), tmp_path / "sweep.jsonl"
+    path, sizes = tmp_path / "sweep.jsonl", replace(demo.DemoSettings(), max_new_tokens=3)
     samples = Samples(load_synthetic(1, num_documents=1, gold_positions=[0]), {})
-    args = argparse.Namespace(max_new_tokens=3, batch_tokens=1, seed=1)
-    first = _fresh_sweep(args, model, samples, [Setting("baseline")], path)
+    settings = demo.run_settings(_parser().parse_args(["demo", "--seed", "1"]), sizes)
+    first_run = demo._Demo(settings, sizes, tmp_path, FocusModel.demo(device="cpu"))
+    first = first_run.sweep(samples, [Setting("baseline")], "sweep")
     content = path.read_text()
-    args.seed = 2
-    _fresh_sweep(args, model, samples, [Setting("baseline")], path)
+    second_run = replace(first_run, settings=replace(settings, seed=2))
+    second_run.sweep(samples, [Setting("baseline")], "sweep")
     assert (tmp_path / "sweep.1.jsonl").read_text() == content
     assert json.loads(path.read_text().splitlines()[0])["header"]["seed"] == 2
     assert len(first["baseline"]) == 1
@@ -180,12 +178,12 @@ def test_no_more_heads_are_asked_for_than_a_ranking_names(command, checkpoint, t
         count_heads("--top-k", None, 0)
 
 
-def test_halves_of_a_file_share_no_question(tmp_path, load_model):
+def test_halves_of_a_file_share_no_question(tmp_path):
     file = write(tmp_path / "oracle.jsonl", [oracle_record(i) for i in range(30)])
     options = ["heads", "--data", str(file), "--documents", "2"]
     ids = {}
     for split in ("train", "test", "all"):
-        data = open_samples(_parser().parse_args([*options, "--split", split]), load_model("llama"), "test")
+        data = open_samples(SampleOptions.of(_parser().parse_args([*options, "--split", split])), "test")
         ids[split] = {sample.question_id for sample in data.samples}
     train, test = load_multidoc(file, num_documents=2, gold_positions=[0, 1]).split(seed=42)
     assert ids["train"] == {sample.question_id for sample in train}

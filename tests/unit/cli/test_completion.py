@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from focuslens.cli.main import _COMMANDS, _RUNS, main
+from focuslens.cli.main import COMMANDS, main
 
 
 def printed(shell: str, capsys: pytest.CaptureFixture[str]) -> str:
@@ -42,7 +42,7 @@ def complete(capsys, tmp_path):
 
 
 def test_bash_completes_commands(complete):
-    assert set(complete("")) >= set(_COMMANDS)
+    assert set(complete("")) >= set(COMMANDS)
     assert complete("sp") == ["split-softmax"]
     assert "make-recall" in complete("helmet", "")
 
@@ -68,10 +68,10 @@ def test_bash_completes_values_and_files(complete, tmp_path):
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
 def test_every_command_and_the_options_that_all_have_are_in_each_shells_script(shell, capsys):
     script = printed(shell, capsys)
-    for name in _COMMANDS:
+    for name in COMMANDS:
         assert name in script
     for option in ("json", "verbose", "quiet"):
-        assert script.count(option) >= len(_COMMANDS)
+        assert script.count(option) >= len(COMMANDS)
 
 
 @pytest.mark.parametrize("shell", ["zsh", "fish"])
@@ -84,8 +84,11 @@ def test_the_other_shells_read_their_script(shell, capsys, tmp_path):
     subprocess.run([binary, "-n", str(file)], check=True)
 
 
-def test_every_command_has_something_to_run():
-    assert list(_RUNS) == list(_COMMANDS)
+def test_every_command_has_a_function_to_run_and_an_example_of_its_own():
+    assert len(COMMANDS) == 13
+    assert len({command.run for command in COMMANDS.values()}) == 13
+    for name, command in COMMANDS.items():
+        assert command.example.startswith(f"focuslens {name} ")
 
 
 def test_completion_is_printed_quickly_enough_for_a_shells_start():

@@ -18,7 +18,7 @@ from focuslens.prompts.prompt import prompts_digest
 from focuslens.studies.helmet import demo
 from focuslens.studies.paper.settings import DataSettings, PaperSettings
 from focuslens.studies.paper.study import Study
-from focuslens.viz.run_report.samples import NotHere, reopen_samples
+from focuslens.viz.run_report.samples import UnavailableError, reopen_samples
 from tests.support.multidoc_files import oracle_record, placed_record, retrieval_record, write
 
 PARTS = ("train", "validation", "test")
@@ -186,7 +186,7 @@ def test_a_view_of_a_file_is_opened_again_from_its_own_description(files):
 def test_a_description_of_another_form_is_refused_by_name(description: dict[str, Any]):
     with pytest.raises(ValueError, match="not in the form that this version writes"):
         SampleSelection.reopen(description)
-    with pytest.raises(NotHere, match="cannot be opened again: their description is not in the form"):
+    with pytest.raises(UnavailableError, match="cannot be opened again: their description is not in the form"):
         reopen_samples({"data": description})
 
 

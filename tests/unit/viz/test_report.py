@@ -19,8 +19,8 @@ from focuslens.studies.paper.study import Study
 from focuslens.viz import Section, Table, save_figure, write_sections
 from focuslens.viz.run_report import Sources, examples, reading, write_run_report
 from focuslens.viz.run_report.reading import read_run
-from focuslens.viz.run_report.samples import NotHere, reopen_samples
-from focuslens.viz.run_report.sections import Desk
+from focuslens.viz.run_report.samples import UnavailableError, reopen_samples
+from focuslens.viz.run_report.sections import ReportFolder
 from tests.support.pages import Elements, data_of, stands_alone
 from tests.support.recorded_runs import BECAME, judge
 
@@ -395,7 +395,7 @@ def test_a_paper_s_questions_are_found_again(every_position: bool, tmp_path: Pat
     expected = Study(settings, tmp_path).samples("test")
     described = {**Study(settings, tmp_path).selection("test").describe(), "prompts_sha256": prompts_digest(expected)}
     assert reopen_samples(json.loads(json.dumps({"data": described, "seed": 3}))) == list(expected)
-    with pytest.raises(NotHere, match="not those of the run"):
+    with pytest.raises(UnavailableError, match="not those of the run"):
         reopen_samples({"data": {**described, "prompts_sha256": "0"}, "seed": 3})
 
 
@@ -433,9 +433,9 @@ def test_parts_whose_paths_differ_have_names_that_differ(tmp_path: Path):
     for path in paths:
         (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / path).touch()
-    desk = Desk(tmp_path / "report.html", tmp_path)
-    names = [desk.name(tmp_path / path) for path in paths]
+    folder = ReportFolder(tmp_path / "report.html", tmp_path)
+    names = [folder.name(tmp_path / path) for path in paths]
     assert len({name.casefold() for name in names}) == len(paths)
     assert names[:2] == ["a--b", "a-b"]
-    assert [desk.name(tmp_path / path) for path in paths] == names
-    assert desk.name(tmp_path) == "run"
+    assert [folder.name(tmp_path / path) for path in paths] == names
+    assert folder.name(tmp_path) == "run"
