@@ -36,6 +36,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Make the artefacts that are not there yet, and ``index.html``."""
+    import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]  (an error before the work, not after it)
     from focuslens.scores.rouge import rouge_1_recall
     from focuslens.studies.paper.run import reproduce, results_folder
     from focuslens.studies.paper.settings import find_settings, load_settings

@@ -382,6 +382,8 @@ def test_an_extra_that_is_not_installed(small, tmp_path, monkeypatch, refused):
     with monkeypatch.context() as missing:
         without(missing, "circuitsvis", "focuslens.viz")
         assert "pip install 'focuslens[viz]'" in refused("heads", *small, "--out", str(tmp_path / "out"))
+        without(missing, "matplotlib", "focuslens.viz", "focuslens.studies.paper")
+        assert "pip install 'focuslens[viz]'" in refused("paper")
     with monkeypatch.context() as missing:
         without(missing, "rouge_score", "focuslens.scores.rouge")
         assert "pip install 'focuslens[rouge]'" in refused("paper", "--only", "retrieval")
