@@ -9,10 +9,18 @@ TL4 := 4.3.0
 EXTRAS := viz,test,browser,docs
 NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 
+# Tests run in as many processes. A file stays in one of them, since its tests share models, servers and browsers.
+WORKERS ?= 2
+IN_PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
 # Threads that spin while they wait for each other cost small models on busy machines several times the work itself.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: help demo test test-notebooks notebooks lint format docs floors test-tl4 demo-model bench pictures release-check clean
+# Where Python may not write bytecode, every process compiles what it imports of torch, transformers and Ray: 5 s each.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: help demo test test-all test-notebooks notebooks lint format docs floors test-tl4 demo-model bench pictures \
+	release-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -20,12 +28,15 @@ help: ## this list
 demo: $(VENV)/.installed ## heads, split-softmax, directions and a report from the embedded model, into runs/demo
 	$(VENV)/bin/focuslens demo --out $(OUT)
 
-test: $(VENV)/.installed ## the test suite, with its coverage, and then the notebooks
-	$(VENV)/bin/python -m pytest -q --cov
+test: $(VENV)/.installed ## unit and parity tests but the slow ones: under five minutes on two cores
+	$(VENV)/bin/python -m pytest -q $(IN_PARALLEL) -m "not slow" tests/unit tests/parity
+
+test-all: $(VENV)/.installed ## every test, with the coverage, and then the notebooks
+	$(VENV)/bin/python -m pytest -q $(IN_PARALLEL) --cov
 	@$(MAKE) --no-print-directory test-notebooks
 
 test-notebooks: $(VENV)/.installed ## run the notebooks, and throw away what they show
-	$(VENV)/bin/python -m pytest -q --nbmake --nbmake-timeout=180 --durations=0 notebooks
+	$(VENV)/bin/python -m pytest -q $(IN_PARALLEL) --nbmake --nbmake-timeout=180 --durations=0 notebooks
 
 notebooks: $(VENV)/.installed ## run the notebooks in place, so that they show what their code gives
 	$(VENV)/bin/python experiments/run_notebooks.py $(NOTEBOOKS)
@@ -47,7 +58,7 @@ floors: ## the picture of docs/architecture.md, from the package's imports
 	$(PYTHON) experiments/draw_floors.py
 
 test-tl4: $(VENV_TL4)/.installed ## the parity tests on TransformerLens 4, in an environment of their own
-	$(VENV_TL4)/bin/python -m pytest -q tests/parity
+	$(VENV_TL4)/bin/python -m pytest -q $(IN_PARALLEL) tests/parity
 
 demo-model: $(VENV)/.installed ## train the embedded model again and measure it (hours; a stopped run goes on)
 	$(VENV)/bin/python experiments/train_demo_model.py --resume --out focuslens/assets/demo

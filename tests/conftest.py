@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -16,6 +17,11 @@ if TYPE_CHECKING:
     from focuslens import FocusModel, MultiDocSample
     from tests.support.browser import Browser
 
+pytest_plugins = ["pytester", "tests.support.processor_time"]
+
+# Before torch is first imported. On tiny models a second thread only waits for the first; and several processes test at
+# once. Processes that tests start have one thread too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
 
@@ -26,6 +32,18 @@ jaxtyping.install_import_hook("focuslens", "beartype.beartype(conf=beartype.Bear
 # The first call of a function that uses torch is slow, and a failure has to come back when the suite is run again.
 hypothesis.settings.register_profile("focuslens", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("focuslens")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first, so that processes that share the tests end together."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+def pytest_collection_finish() -> None:
+    """Let garbage collections pass over what imports left: most of a million objects, of which none will be garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 class Checkpoints(Protocol):
@@ -44,12 +62,14 @@ class LoadModel(Protocol):
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     """``checkpoint("llama")`` is the directory of that tiny random checkpoint; see ``checkpoints.CHECKPOINTS``."""
     from tests.support.checkpoints import build_checkpoint
+    from tests.support.processor_time import shared_work
 
     built: dict[str, Path] = {}
 
     def directory(name: str) -> Path:
         if name not in built:
-            built[name] = build_checkpoint(name, tmp_path_factory.mktemp(name))
+            with shared_work():
+                built[name] = build_checkpoint(name, tmp_path_factory.mktemp(name))
         return built[name]
 
     return directory
@@ -79,11 +99,13 @@ def load_model(checkpoint: Checkpoints) -> LoadModel:
 
     def load(name: str, backend: str = "bridge", **settings: Any) -> FocusModel:
         from focuslens import FocusModel
+        from tests.support.processor_time import shared_work
 
         key = (name, backend, *sorted(settings.items()))
         if key not in loaded:
             options: dict[str, Any] = {"backend": backend, "device": "cpu", **settings}
-            loaded[key] = FocusModel.from_pretrained(str(checkpoint(name)), **options)
+            with shared_work():
+                loaded[key] = FocusModel.from_pretrained(str(checkpoint(name)), **options)
         return loaded[key]
 
     return load

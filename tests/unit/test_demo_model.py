@@ -53,6 +53,7 @@ def test_few_heads_read_the_relevant_document_and_none_in_the_first_layer(model)
     assert all(head.layer > 0 for head in above)
 
 
+@pytest.mark.slow
 def test_it_is_distracted_and_more_attention_to_the_relevant_document_repairs_it(model):
     samples = [s for i, s in enumerate(fl.load_synthetic(200, split="validation")) if i % 5 == i // 5 % 5]
     heads = fl.contextual_scores(model, samples[:20], max_new_tokens=24).top_heads(6)

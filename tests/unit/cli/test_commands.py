@@ -33,7 +33,7 @@ def _closed_figures():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["generate", "--sample", "-1"], "there is no sample -1"),
+        (["generate", "--sample", "-1", "--documents", "2"], "there is no sample -1"),
         (["generate", "--prompt", "x", "--device", "nowhere"], "device is 'nowhere', which is not here"),
         (["generate", "--prompt", "x", "--dtype", "float64x"], "dtype is 'float64x'"),
         (["heads", "--model", "/nowhere/at/all"], "there is no directory '/nowhere/at/all'"),

@@ -318,6 +318,7 @@ run_sweep(model, multidoc_samples(), settings, max_new_tokens=3, out={out!r}, ba
 """
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_goes_on_to_the_same_results(
     checkpoint: Any, load_model: Any, samples: list[MultiDocSample], tmp_path: Path
 ) -> None:

@@ -37,6 +37,7 @@ def two_sided(a: int, b: int) -> float:
     return min(1.0, 2 * sum(comb(a + b, i) for i in range(min(a, b) + 1)) / 2 ** (a + b))
 
 
+@pytest.mark.slow
 def test_it_chooses_on_validation_and_reports_on_test(tmp_path, capsys):
     out = tmp_path / "out"
     options = ["--questions", "6", "--documents", "4", "--heads", "3", "--epochs", "1", "--top", "2", "--seed", "5"]

@@ -140,19 +140,31 @@ def test_what_does_not_fit_is_refused(load_model, samples):
     assert lanes.describe()["settings"] == [[], [fl.SplitSoftmax(HEADS, 0.2).describe()]]
 
 
-@pytest.mark.parametrize("budget", [1, 600, 10**6])
-def test_a_sweep_is_what_each_setting_gives_alone(budget, load_model, backend, samples):
+@pytest.fixture(scope="module")
+def alone(load_model, backend, samples) -> list[tuple[fl.Setting, list[str]]]:
+    """Settings, and the responses to every sample under each by itself."""
     model = load_model("llama", backend)
-    swept = [fl.Setting(str(i), tuple(one)) for i, one in enumerate([*settings(model), *changing(model)])]
+    swept = [fl.Setting(str(i), tuple(chosen)) for i, chosen in enumerate([*settings(model), *changing(model)])]
     swept.insert(3, fl.Setting("gold", (fl.SplitSoftmax(HEADS, 3.0),), case="gold"))
-    result = fl.run_sweep(model, samples, swept, max_new_tokens=4, batch_tokens=budget)
-    assert list(result.evaluations) == [setting.name for setting in swept]
-    for setting in swept:
-        alone = [
-            model.generate(sample.prompt(setting.case), setting.interventions, max_new_tokens=4).text
-            for sample in samples
-        ]
-        assert list(result[setting.name].responses) == alone
+    return [
+        (
+            setting,
+            [
+                model.generate(sample.prompt(setting.case), setting.interventions, max_new_tokens=4).text
+                for sample in samples
+            ],
+        )
+        for setting in swept
+    ]
+
+
+@pytest.mark.parametrize("budget", [1, 600, 10**6])
+def test_a_sweep_is_what_each_setting_gives_alone(budget, alone, load_model, backend, samples):
+    model = load_model("llama", backend)
+    result = fl.run_sweep(model, samples, [setting for setting, _ in alone], max_new_tokens=4, batch_tokens=budget)
+    assert list(result.evaluations) == [setting.name for setting, _ in alone]
+    for setting, responses in alone:
+        assert list(result[setting.name].responses) == responses
 
 
 class Louder:

@@ -106,6 +106,7 @@ def test_what_is_done_in_passing_is_silent_where_it_is_quick(monkeypatch):
     assert "counting" in terminal.getvalue()
 
 
+@pytest.mark.slow
 def test_the_library_shows_bars_on_a_terminal_and_nothing_elsewhere():
     environment = {name: value for name, value in os.environ.items() if name not in (ENVIRONMENT, "TQDM_DISABLE")}
     done = subprocess.run([sys.executable, "-c", SCORE], capture_output=True, text=True, check=True, env=environment)

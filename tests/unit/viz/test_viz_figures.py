@@ -250,6 +250,7 @@ def test_figures_draw_on_given_axes_and_leave_the_settings_alone():
     assert dict(plt.rcParams) == before
 
 
+@pytest.mark.slow
 def test_a_backend_that_the_first_figure_loads_stays_interactive(tmp_path: Path):
     # As a notebook's does: were its switch taken back with the style, no figure but the first would show.
     (tmp_path / "shows_at_once.py").write_text(
