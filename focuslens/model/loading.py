@@ -230,7 +230,10 @@ _NAMES = (
     (r"^model\.layers\.(\d+)\.self_attn\.([qkvo])_proj\.(weight|bias)$", r"blocks.\1.attn.\2 \3"),
     (r"^model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj\.(weight|bias)$", r"blocks.\1.mlp.\2 \3"),
 )
+"""Patterns of Hugging Face's parameter names, and replacements as :func:`_target` returns them."""
+
 _MLP = {"gate": "gate", "up": "in", "down": "out"}
+"""TransformerLens's names of the MLP's projections."""
 
 
 def _hooked_entry(name: str, weight: Tensor, heads: dict[str, int], grouped: bool) -> tuple[str, Tensor]:
