@@ -21,7 +21,7 @@ from focuslens import FocusModel, NeedleSample, Prompt, RetrievalScores
 from focuslens.model.generation import Generation, Prefix
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch
 from focuslens.scores.retrieval import NoRunCountsError, _run, copy_scores
-from focuslens.scores.rouge import rouge_1_recall
+from focuslens.scores.rouge import _scorer, rouge_1_recall
 from tests.support.checkpoints import build_checkpoint
 from tests.support.reference import ReferenceModel, tokens_of_ranges
 
@@ -398,9 +398,7 @@ def test_more_heads_than_there_are_is_refused() -> None:
 
 
 def test_without_rouge_score_an_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    from focuslens.scores import rouge
-
-    rouge._scorer.cache_clear()
+    _scorer.cache_clear()
     monkeypatch.setitem(sys.modules, "rouge_score.rouge_scorer", None)
     with pytest.raises(ImportError, match=re.escape("pip install 'focuslens[rouge]'")):
         rouge_1_recall("a", "a")
