@@ -227,8 +227,8 @@ def _helmet_run(
     ranking: Sequence[Head] | None,
     out: Path,
 ) -> HelmetRun:
+    from focuslens.studies.helmet.answering import declared_penalty
     from focuslens.studies.helmet.run import HelmetRun
-    from focuslens.studies.helmet.runner import declared_penalty
 
     settings, heads = _settings(args, executor, directions, ranking)
     return HelmetRun(

@@ -9,8 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focuslens.evaluation.records import RecordFile
-from focuslens.evaluation.responding import respond
+from focuslens.evaluation.responses import respond
+from focuslens.evaluation.resume import RecordFile
 from focuslens.hooks import Intervention
 from focuslens.model.batching import BATCH_TOKENS, RunOptions, map_batches
 from focuslens.model.execution import Executor, executor_for

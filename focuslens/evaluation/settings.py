@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from focuslens.evaluation.runner import Setting, Sweep
 from focuslens.interventions import FocusSteering, SplitSoftmax
-from focuslens.interventions.common import Positions
+from focuslens.interventions.base import Positions
 from focuslens.interventions.directions import FocusDirections
 
 __all__ = ["BASELINES", "best_setting", "split_softmax_settings", "steering_settings"]

@@ -1,10 +1,10 @@
 """Interventions on attention heads. Each is a frozen value that returns TransformerLens hooks."""
 
 from focuslens.interventions.ablation import HeadAblation, mean_head_outputs
-from focuslens.interventions.described import intervention_from
-from focuslens.interventions.focus import FocusSteering
 from focuslens.interventions.lanes import Lanes
+from focuslens.interventions.registry import intervention_from
 from focuslens.interventions.split_softmax import SplitSoftmax, split_softmax
+from focuslens.interventions.steering import FocusSteering
 
 __all__ = [
     "FocusSteering",

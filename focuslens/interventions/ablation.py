@@ -14,7 +14,7 @@ from torch import Tensor
 
 from focuslens.heads import Head, as_heads, check_heads, heads_by_layer
 from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, hook_name, row_wise
-from focuslens.interventions.common import (
+from focuslens.interventions.base import (
     Positions,
     check_positions,
     check_span,

@@ -29,9 +29,9 @@ from focuslens.hooks import (
     on_prompt,
     row_wise,
 )
-from focuslens.interventions.common import Positions, exactly, first_query_row, first_row, require_prompt
-from focuslens.interventions.focus import FocusSteering
+from focuslens.interventions.base import Positions, exactly, first_query_row, first_row, require_prompt
 from focuslens.interventions.split_softmax import SplitSoftmax, split_factors
+from focuslens.interventions.steering import FocusSteering
 from focuslens.prompts.batch import PromptBatch, SpanLike, disjoint
 
 __all__ = ["Lanes"]

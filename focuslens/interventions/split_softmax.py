@@ -13,7 +13,7 @@ from torch import Tensor
 
 from focuslens.heads import Head, as_heads, check_heads, heads_by_layer
 from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, hook_name, row_wise
-from focuslens.interventions.common import check_span, exactly, first_row, require_prompt, rows_of
+from focuslens.interventions.base import check_span, exactly, first_row, require_prompt, rows_of
 from focuslens.prompts.batch import SpanLike
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ import pytest
 import focuslens as fl
 from focuslens.evaluation import Setting, Sweep, bootstrap_mean
 from focuslens.studies.paper import artefact as kept
-from focuslens.studies.paper import choosing, run, study
+from focuslens.studies.paper import chosen_settings, run, study
 from focuslens.studies.paper.settings import load_settings
 from focuslens.viz import Table, sweep_table
 from tests.support.paper_runs import opened
@@ -118,7 +118,7 @@ GRID = {"a": {"alpha": 2.0, "k": 1}, "b": {"alpha": -1.0, "k": 8}, "c": {"alpha"
 def test_the_setting_is_chosen_on_validation_and_reported_on_test():
     validation, settings = made_up({"baseline": 10, "a": 20, "b": 25, "c": 25}, GRID)
     test, _ = made_up({"baseline": 12, "a": 30, "b": 28, "c": 20}, GRID)
-    table, chosen = choosing.chosen_table(validation, test, settings[1:])
+    table, chosen = chosen_settings.chosen_table(validation, test, settings[1:])
     assert chosen.name == "c"  # as good as b with fewer heads
     assert [(row[1], row[2]) for row in table.rows] == [("baseline", 0.3), ("c", 0.5), ("a", 0.75)]
     assert table.rows[1][5:7] == (8, 0)
@@ -138,17 +138,17 @@ def test_a_sweeps_table_has_all_digits():
 )
 def test_verdicts_need_an_exact_test(n: int, higher: bool, expected: str):
     sweep, _ = made_up({"baseline": 12, "a": n}, GRID)
-    assert choosing.verdict_of(sweep, "a", higher=higher) == expected
+    assert chosen_settings.verdict_of(sweep, "a", higher=higher) == expected
 
 
 def test_random_heads_come_before_contextual_ones():
     heads = [fl.Head(0, i) for i in range(10)]
-    order = choosing.random_order(heads, 3, seed=1)
+    order = chosen_settings.random_order(heads, 3, seed=1)
     assert set(order[:7]) == set(heads[3:])
     assert order[:7] != heads[3:]
     assert sorted(order) == heads
-    assert choosing.possible([1, 5, 20], 10) == [1, 5]
-    assert choosing.possible([50, 20], 10) == [10]
+    assert chosen_settings.possible([1, 5, 20], 10) == [1, 5]
+    assert chosen_settings.possible([50, 20], 10) == [10]
 
 
 def test_an_artefact_survives_its_file(tmp_path: Path):

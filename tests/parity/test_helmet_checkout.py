@@ -21,11 +21,11 @@ from transformers import AutoTokenizer
 import focuslens as fl
 from focuslens.cli.main import main
 from focuslens.directions.checkpoints import fold
+from focuslens.studies.helmet.answering import Answering, answer_entry, answering_for, declared_penalty
 from focuslens.studies.helmet.checkout import Checkout, open_checkout
 from focuslens.studies.helmet.plan import Entry, read_plan
 from focuslens.studies.helmet.recall import make_recall
 from focuslens.studies.helmet.results import write_results
-from focuslens.studies.helmet.runner import Answering, answer_entry, answering_for, declared_penalty
 from focuslens.studies.helmet.samples import read_samples, stop_tokens
 from focuslens.studies.helmet.tasks import TASKS
 from tests.support import helmet_eval, helmet_files

@@ -13,9 +13,9 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
-from focuslens.directions.checkpoints.checkpoints import SINGLE, Checkpoint, open_checkpoint
 from focuslens.directions.checkpoints.origin import warn_of_another_model
 from focuslens.directions.checkpoints.shards import copy
+from focuslens.directions.checkpoints.source import SINGLE, Checkpoint, open_checkpoint
 from focuslens.directions.checkpoints.writing import require_writable, write_index, write_steered
 from focuslens.interventions import FocusSteering
 from focuslens.util.files import write_atomically

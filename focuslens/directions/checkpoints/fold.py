@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from focuslens.directions.checkpoints.checkpoints import Checkpoint, open_checkpoint
 from focuslens.directions.checkpoints.origin import warn_of_another_model
 from focuslens.directions.checkpoints.shards import dtype_of, read, rewrite
+from focuslens.directions.checkpoints.source import Checkpoint, open_checkpoint
 from focuslens.directions.checkpoints.writing import require_writable, write_index, write_steered
 from focuslens.heads import Head, ModelShape
 from focuslens.interventions import FocusSteering

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from focuslens.directions.checkpoints.checkpoints import Checkpoint
+from focuslens.directions.checkpoints.source import Checkpoint
 from focuslens.interventions.directions import FocusDirections
 
 __all__ = ["origin_lines", "origin_of", "warn_of_another_model"]

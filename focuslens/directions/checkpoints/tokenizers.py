@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any, cast
 
-from focuslens.directions.checkpoints.checkpoints import Checkpoint
+from focuslens.directions.checkpoints.source import Checkpoint
 
 __all__ = ["TOKENIZER_CONFIG", "tokenizer_config"]
 

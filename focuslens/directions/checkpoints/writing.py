@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from focuslens.directions.checkpoints.checkpoints import CONFIG, INDEX, TENSOR_SUFFIXES, Checkpoint
 from focuslens.directions.checkpoints.origin import origin_lines, origin_of
 from focuslens.directions.checkpoints.shards import open_shard
+from focuslens.directions.checkpoints.source import CONFIG, INDEX, TENSOR_SUFFIXES, Checkpoint
 from focuslens.directions.checkpoints.tokenizers import TOKENIZER_CONFIG, tokenizer_config
 from focuslens.interventions import FocusSteering
 from focuslens.util.files import umask, versions, write_json

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 
 from focuslens.heads import ModelShape
-from focuslens.model.cluster.shares import Shares, share_out
+from focuslens.model.cluster.placement import Shares, share_out
 from focuslens.model.cluster.worker import Worker, load_model, unpack
 from focuslens.model.cluster.worker_pool import MAX_AHEAD, CallQueue, WorkerPool
 from focuslens.model.focus_model import FocusModel

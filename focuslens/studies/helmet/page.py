@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import fmean
 
 from focuslens.evaluation import Interval
-from focuslens.studies.helmet.reported import ReportedRow
+from focuslens.studies.helmet.paper_values import ReportedRow
 from focuslens.studies.helmet.tables import BASELINE, OVERALL, ComparedScore, LengthTable
 from focuslens.studies.helmet.tasks import CATEGORIES, TASKS
 from focuslens.viz.page import page

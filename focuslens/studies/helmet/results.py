@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from focuslens.evaluation.records import RecordFile
+from focuslens.evaluation.resume import RecordFile
 from focuslens.studies.helmet.checkout import Checkout
 from focuslens.studies.helmet.plan import Entry
 from focuslens.studies.helmet.tasks import Task

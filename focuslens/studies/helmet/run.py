@@ -12,12 +12,12 @@ from focuslens.evaluation import Setting
 from focuslens.heads import Head
 from focuslens.model.batching import BATCH_TOKENS
 from focuslens.model.execution import Executor
+from focuslens.studies.helmet.answering import answer_entry, answering_for, require_askable
 from focuslens.studies.helmet.checkout import Checkout
 from focuslens.studies.helmet.page import grids_of, markdown, to_html
+from focuslens.studies.helmet.paper_values import reported_rows
 from focuslens.studies.helmet.plan import Entry
-from focuslens.studies.helmet.reported import reported_rows
 from focuslens.studies.helmet.results import TaskScores, write_results
-from focuslens.studies.helmet.runner import answer_entry, answering_for, require_askable
 from focuslens.studies.helmet.tables import LengthTable, length_tables, tidy_rows
 from focuslens.util.files import versions, write_atomically, write_csv, write_json
 

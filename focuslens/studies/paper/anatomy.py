@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from focuslens.studies.paper import budget, decomposition, sites
+from focuslens.studies.paper import budget, compared_sites, decomposition
 from focuslens.studies.paper.artefact import Artefact
 from focuslens.studies.paper.steering import steerable
 from focuslens.studies.paper.study import Study
@@ -16,7 +16,7 @@ SECTIONS = ("directions", "anatomy")
 def run(study: Study) -> Artefact:
     """The artefact: content and position, frequencies, tokens, attention budget, sites and rows."""
     heads, folder = steerable(study), study.folder(KEY)
-    pieces = [budget.piece(study, heads, folder), sites.piece(study, heads, KEY)]
+    pieces = [budget.piece(study, heads, folder), compared_sites.piece(study, heads, KEY)]
     if study.directions.site == "rotary":
         pieces.insert(0, decomposition.piece(study, heads, folder))
     return Artefact(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from focuslens.evaluation import Attribution, DocumentScores
 from focuslens.heads import Head
 from focuslens.studies.paper.artefact import Artefact, Finding, keep_curves
-from focuslens.studies.paper.choosing import possible, random_order
+from focuslens.studies.paper.chosen_settings import possible, random_order
 from focuslens.studies.paper.scored import documents_in_chunks
 from focuslens.studies.paper.study import Study
 from focuslens.util.html import Cell

@@ -12,7 +12,7 @@ from torch import Tensor
 from focuslens.evaluation import percentile_interval
 from focuslens.heads import Head
 from focuslens.scores.contextual import ContextualScores
-from focuslens.studies.paper import reported
+from focuslens.studies.paper import paper_values
 from focuslens.studies.paper.artefact import Artefact, Finding, all_of, keep_heads, signed, verdict_below, verdict_by
 from focuslens.studies.paper.scored import KINDS_CAPTION
 from focuslens.studies.paper.study import Study
@@ -63,7 +63,7 @@ def run(study: Study) -> Artefact:
             ),
         ),
         (counts, scores_table(caption, cases, top), _map_table(ranked_on)),
-        (reported.FIGURE_2, reported.TABLE_1),
+        (paper_values.FIGURE_2, paper_values.TABLE_1),
     )
 
 

@@ -14,7 +14,7 @@ from focuslens.data.needles import NeedleSample, load_haystack, load_needles, ne
 from focuslens.evaluation import percentile_interval, resampled_means
 from focuslens.heads import Head
 from focuslens.scores.retrieval import NoRunCountsError, RetrievalScores
-from focuslens.studies.paper import reported
+from focuslens.studies.paper import paper_values
 from focuslens.studies.paper.artefact import Artefact, Finding, keep_heads, signed, verdict_below, verdict_by
 from focuslens.studies.paper.scored import retrieval_in_chunks
 from focuslens.studies.paper.study import Study
@@ -37,7 +37,7 @@ def run(study: Study) -> Artefact:
         )
     except NoRunCountsError as error:
         finding = Finding(f"The model finds no needle, so its retrieval heads are unknown: {error}", "cannot be told")
-        return Artefact(KEY, _TITLE, "Figure 9", (finding,), reported=(reported.FIGURE_9,))
+        return Artefact(KEY, _TITLE, "Figure 9", (finding,), reported=(paper_values.FIGURE_9,))
     k = min(settings.top, len(ranking) // 4)
     retrieving, contextual = scores.top_heads(k), ranking[:k]
     _draw(study, scores, contextual, retrieving)
@@ -51,7 +51,7 @@ def run(study: Study) -> Artefact:
             (f"The top {k} contextual heads, the top {k} retrieval heads, and the heads that are both.", "overlap.png"),
         ),
         (_heads_table(study, scores, contextual, retrieving),),
-        (reported.FIGURE_9,),
+        (paper_values.FIGURE_9,),
     )
 
 

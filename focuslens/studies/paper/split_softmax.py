@@ -3,9 +3,16 @@
 from __future__ import annotations
 
 from focuslens.evaluation import BASELINES, Setting, Sweep, split_softmax_settings
-from focuslens.studies.paper import reported
+from focuslens.studies.paper import paper_values
 from focuslens.studies.paper.artefact import Artefact, Finding, keep_curves, signed
-from focuslens.studies.paper.choosing import chosen_table, difference, gain_of_more, possible, random_order, verdict_of
+from focuslens.studies.paper.chosen_settings import (
+    chosen_table,
+    difference,
+    gain_of_more,
+    possible,
+    random_order,
+    verdict_of,
+)
 from focuslens.studies.paper.study import Study
 from focuslens.viz import curves, split_softmax_curves, sweep_table
 
@@ -51,7 +58,7 @@ def run(study: Study) -> Artefact:
             ),
         ),
         (table, sweep_table(_CAPTION, test)),
-        (reported.FIGURE_3,),
+        (paper_values.FIGURE_3,),
     )
 
 

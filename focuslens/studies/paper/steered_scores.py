@@ -12,7 +12,7 @@ from torch import Tensor
 from focuslens.heads import Head
 from focuslens.interventions import FocusSteering
 from focuslens.scores.contextual import ContextualScores
-from focuslens.studies.paper import reported
+from focuslens.studies.paper import paper_values
 from focuslens.studies.paper.artefact import Artefact, Finding, Verdict, all_of, signed, verdict_below, verdict_by
 from focuslens.studies.paper.scored import KINDS_CAPTION, head_mean
 from focuslens.studies.paper.steering import steerable
@@ -52,7 +52,7 @@ def run(study: Study) -> Artefact:
         ),
         (),
         tables,
-        (reported.TABLE_3_FEW, reported.TABLE_3_MANY),
+        (paper_values.TABLE_3_FEW, paper_values.TABLE_3_MANY),
     )
 
 

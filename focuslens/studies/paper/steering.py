@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from focuslens.evaluation import Setting, Sweep, best_setting, steering_settings
 from focuslens.heads import Head
-from focuslens.studies.paper import reported
+from focuslens.studies.paper import paper_values
 from focuslens.studies.paper.artefact import Artefact, Finding, keep_curves, keep_figure
-from focuslens.studies.paper.choosing import chosen_table, gain_of_more, possible, verdict_of
+from focuslens.studies.paper.chosen_settings import chosen_table, gain_of_more, possible, verdict_of
 from focuslens.studies.paper.study import Study
 from focuslens.util.files import write_csv
 from focuslens.viz import curves, direction_curves, loss_curves, sweep_table
@@ -53,7 +53,7 @@ def run(study: Study) -> Artefact:
         tuple(_findings(validation, test, grid, steering.contextual)),
         tuple(figures),
         (table, sweep_table("Focus directions on test questions (baseline: no steering)", test)),
-        (reported.FIGURE_4,),
+        (paper_values.FIGURE_4,),
     )
 
 

@@ -14,7 +14,7 @@ import focuslens as fl
 from focuslens.cli.main import main
 from focuslens.model.batching import map_batches
 from focuslens.model.cluster import ray_pool
-from focuslens.model.cluster.shares import Shares, share_out
+from focuslens.model.cluster.placement import Shares, share_out
 from focuslens.model.cluster.worker import Failure, Worker, WorkerInfo, unpack
 from focuslens.model.cluster.worker_pool import mismatch
 from focuslens.model.execution import executor_for

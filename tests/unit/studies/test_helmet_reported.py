@@ -6,7 +6,7 @@ import statistics
 
 import pytest
 
-from focuslens.studies.helmet.reported import ReportedRow, reported_rows
+from focuslens.studies.helmet.paper_values import ReportedRow, reported_rows
 from focuslens.studies.helmet.tables import OVERALL
 from focuslens.studies.helmet.tasks import TASKS
 from tests.support.paths import PAPER

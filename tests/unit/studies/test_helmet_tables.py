@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from focuslens.studies.helmet.page import Grid, GridCell, grids_of, markdown, to_html
-from focuslens.studies.helmet.reported import reported_rows
+from focuslens.studies.helmet.paper_values import reported_rows
 from focuslens.studies.helmet.results import TaskScores
 from focuslens.studies.helmet.tables import OVERALL, length_tables, tidy_rows
 from focuslens.studies.helmet.tasks import NEEDLE_QA, TASKS

@@ -19,7 +19,7 @@ from focuslens.studies.paper import (
     attribution,
     budget,
     heads,
-    reported,
+    paper_values,
     retrieval,
     run,
     split_softmax,
@@ -99,7 +99,7 @@ def test_table_1_holds_the_scores_of_held_out_questions(made: study.Study):
     )
     table = artefact.tables[1]
     assert [row[0] for row in table.rows] == [str(head) for head in ranked.ranking()[:5]]
-    assert table.columns == reported.TABLE_1.columns  # so that both can be read side by side
+    assert table.columns == paper_values.TABLE_1.columns  # so that both can be read side by side
     for row, head in zip(table.rows, ranked.ranking(), strict=False):
         cells = dict(zip(table.columns, row, strict=True))
         assert cells["R long"] == pytest.approx(float(long.mean()[head]), abs=1e-7)

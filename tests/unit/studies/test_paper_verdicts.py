@@ -16,7 +16,7 @@ from focuslens.data.needles import NeedleSample
 from focuslens.evaluation import Sweep, bootstrap_mean
 from focuslens.scores.contextual import KINDS, ContextualScores
 from focuslens.scores.retrieval import RetrievalScores
-from focuslens.studies.paper import choosing, heads, retrieval, steered_scores, study
+from focuslens.studies.paper import chosen_settings, heads, retrieval, steered_scores, study
 from focuslens.studies.paper.artefact import all_of, signed, verdict_below, verdict_by
 from tests.support.paper_runs import opened
 
@@ -222,7 +222,7 @@ ALL, HALF = set(range(20)), set(range(10))
 )
 def test_more_heads_are_worse_only_by_an_interval_over_questions(more: set[int], expected: str):
     sweep = sweep_of({(1, 8): ALL, (1, 16): more, (2, 8): ALL, (2, 16): more}, "alpha")
-    found = choosing.gain_of_more(sweep, sweep.settings, 8, "Steering")
+    found = chosen_settings.gain_of_more(sweep, sweep.settings, 8, "Steering")
     assert found.verdict == expected
     mean = len(more) / 20 - 1
     assert found.text.startswith("Steering more than 8 heads is worse than 8: with 16 exact match changes by ")
@@ -232,7 +232,7 @@ def test_more_heads_are_worse_only_by_an_interval_over_questions(more: set[int],
 
 def test_more_heads_that_do_better_are_not_worse():
     sweep = sweep_of({(0.1, 4): HALF, (0.1, 20): ALL, (0.3, 4): set(), (0.3, 20): HALF, (0.1, 30): ALL}, "tau")
-    found = choosing.gain_of_more(sweep, sweep.settings, 8, "Turning up")
+    found = chosen_settings.gain_of_more(sweep, sweep.settings, 8, "Turning up")
     assert found.verdict == "does not hold"
     # Each beside the four heads of its own strength.
     changes = [np.mean([i >= 10, i < 10, i >= 10]) for i in range(20)]
@@ -243,7 +243,7 @@ def test_more_heads_that_do_better_are_not_worse():
 def test_without_settings_of_both_kinds_nothing_is_told():
     for ks in ((1, 8), (10, 20)):
         sweep = sweep_of({(1, k): ALL for k in ks}, "alpha")
-        found = choosing.gain_of_more(sweep, sweep.settings, 8, "Steering")
+        found = chosen_settings.gain_of_more(sweep, sweep.settings, 8, "Steering")
         assert found.verdict == "cannot be told"
         assert "no setting of each kind" in found.text
 

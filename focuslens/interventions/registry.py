@@ -8,8 +8,8 @@ from typing import Any
 from focuslens.hooks import Intervention
 from focuslens.interventions.ablation import HeadAblation
 from focuslens.interventions.directions import FocusDirections
-from focuslens.interventions.focus import FocusSteering
 from focuslens.interventions.split_softmax import SplitSoftmax
+from focuslens.interventions.steering import FocusSteering
 from focuslens.prompts.batch import SpanLike
 
 __all__ = ["intervention_from"]

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import focuslens as fl
-from focuslens.evaluation.records import OtherResultsError, RecordFile
+from focuslens.evaluation.resume import OtherResultsError, RecordFile
 from tests.support.multidoc_files import oracle_record, write
 
 HEADER = {"model": {"name": "a"}, "settings": [{"tau": 0.3}], "seed": 0}

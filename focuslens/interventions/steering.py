@@ -14,7 +14,7 @@ from torch import Tensor
 
 from focuslens.heads import Head, check_heads, heads_by_layer
 from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, hook_name
-from focuslens.interventions.common import Positions, check_positions, first_query_row, require_prompt
+from focuslens.interventions.base import Positions, check_positions, first_query_row, require_prompt
 from focuslens.interventions.directions import FocusDirections
 from focuslens.prompts.batch import PromptBatch
 

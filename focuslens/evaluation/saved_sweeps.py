@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from focuslens.evaluation.records import read_records
+from focuslens.evaluation.resume import read_records
 from focuslens.evaluation.runner import Evaluation, Setting, Sweep, evaluation_of
 from focuslens.util.statistics import Interval
 
