@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from focuslens.cli.cluster import open_pool
-from focuslens.prompts.prompt import MultiDocSample, prompts_digest
-from focuslens.util.files import versions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,6 +25,7 @@ if TYPE_CHECKING:
     from focuslens.heads import Head
     from focuslens.model.execution import Executor
     from focuslens.model.focus_model import FocusModel
+    from focuslens.prompts.prompt import MultiDocSample
     from focuslens.scores.contextual import ContextualScores
 
 __all__ = [
@@ -212,6 +211,8 @@ class Samples:
 
     def identify(self) -> dict[str, Any]:
         """The description, with the number of samples and a digest of their prompts."""
+        from focuslens.prompts.prompt import prompts_digest
+
         return {**self.description, "samples": len(self.samples), "prompts_sha256": prompts_digest(self.samples)}
 
 
@@ -354,6 +355,8 @@ def print_sweep(sweep: Sweep) -> None:
 
 def run_description(settings: RunSettings, model: FocusModel | Executor, data: Samples | None) -> dict[str, Any]:
     """Description of a run in result files; ``data`` is ``None`` where the results are not of samples."""
+    from focuslens.util.files import versions
+
     return {
         "command": settings.command,
         "model": model.description,

@@ -26,7 +26,6 @@ from focuslens.cli.common import (
 from focuslens.cli.output import document
 from focuslens.cli.sweeps import controls, sweep_to
 from focuslens.model.batching import BATCH_TOKENS
-from focuslens.util.files import write_json
 
 if TYPE_CHECKING:
     from focuslens.evaluation import Setting, Sweep
@@ -217,6 +216,7 @@ class _Demo:
 
     def write(self, results: dict[str, Any]) -> dict[str, Any]:
         """Write the results and the report."""
+        from focuslens.util.files import write_json
         from focuslens.viz.run_report import Sources, write_run_report
 
         write_json(self.out / "results.json", results)

@@ -12,13 +12,11 @@ from focuslens.cli import options
 from focuslens.cli.command import Command
 from focuslens.cli.common import RunSettings, Samples, count_heads, get_ranking, open_samples, run_description
 from focuslens.cli.output import document
-from focuslens.prompts.answers import sub_exact_match
-from focuslens.prompts.prompt import MultiDocSample
-from focuslens.util.files import write_json
 
 if TYPE_CHECKING:
     from focuslens.hooks import Intervention
     from focuslens.model.focus_model import FocusModel
+    from focuslens.prompts.prompt import MultiDocSample
 
 __all__ = ["COMMAND"]
 
@@ -54,6 +52,8 @@ class _Variant:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Print the response to a prompt or to one sample, without and with the interventions of the options."""
+    from focuslens.util.files import write_json
+
     _check_options(args)
     settings = RunSettings.of(args)
     model = settings.model.open()
@@ -135,6 +135,8 @@ def _answer(
     model: FocusModel, prompt: str, sample: MultiDocSample | None, variant: _Variant, max_new_tokens: int
 ) -> dict[str, Any]:
     """Answer in one way, print the response, and return its entry in the result file."""
+    from focuslens.prompts.answers import sub_exact_match
+
     _LOG.info("answering: %s", variant.name)
     text = model.generate(prompt, variant.interventions, max_new_tokens=max_new_tokens).text
     correct = None if sample is None else sub_exact_match(text, sample.answers)

@@ -12,7 +12,6 @@ from focuslens.cli import options
 from focuslens.cli.command import Command
 from focuslens.cli.common import SampleOptions, open_samples
 from focuslens.cli.output import document
-from focuslens.util.files import versions, write_json
 
 __all__ = ["COMMAND"]
 
@@ -34,6 +33,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Write the task with its description beside it, and print the command that runs it."""
     from focuslens.evaluation.harness import write_harness_task
+    from focuslens.util.files import versions, write_json
 
     command = _command(args.model, Path(args.out), args.name)
     data = open_samples(SampleOptions.of(args), "test")

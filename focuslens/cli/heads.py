@@ -19,7 +19,6 @@ from focuslens.cli.common import (
     score_samples,
 )
 from focuslens.cli.output import document
-from focuslens.util.files import write_json
 
 if TYPE_CHECKING:
     from focuslens.model.execution import Executor
@@ -47,6 +46,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _score(settings: RunSettings, model: Executor, case: str, top: int) -> dict[str, Any]:
+    from focuslens.util.files import write_json
+
     settings = settings.fitted(model)
     data = open_samples(settings.samples, "train")
     scores = score_samples(settings, model, data, case)

@@ -9,8 +9,6 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-import shtab
-
 from focuslens.cli import (
     demo,
     export,
@@ -28,6 +26,7 @@ from focuslens.cli import (
     train,
 )
 from focuslens.cli.command import Parser
+from focuslens.cli.completion import PrintCompletion
 from focuslens.model.batching import is_out_of_memory
 
 __all__ = ["COMMANDS", "main"]
@@ -61,7 +60,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Find the attention heads that read the context, prove what they do, and steer them.",
     )
     parser.add_argument("--version", action="store_true", help="print the version and stop")
-    shtab.add_argument_to(parser, "--print-completion", help="print a shell's completion of commands and options")
+    parser.add_argument(
+        "--print-completion", action=PrintCompletion, help="print a shell's completion of commands and options"
+    )
     subparsers = parser.add_subparsers(dest="command", metavar="COMMAND")
     for command in COMMANDS.values():
         command.add_to(subparsers)

@@ -6,8 +6,7 @@ import argparse
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import shtab
-
+from focuslens.cli.completion import complete_paths
 from focuslens.model.batching import BATCH_TOKENS
 
 __all__ = [
@@ -84,12 +83,12 @@ def pair(text: str) -> tuple[str, str]:
 
 def add_file(group: Any, *flags: str, **settings: Any) -> None:
     """An option whose value is a file."""
-    group.add_argument(*flags, **settings).complete = shtab.FILE
+    complete_paths(group.add_argument(*flags, **settings), "FILE")
 
 
 def add_directory(group: Any, *flags: str, **settings: Any) -> None:
     """An option whose value is a directory."""
-    group.add_argument(*flags, **settings).complete = shtab.DIRECTORY
+    complete_paths(group.add_argument(*flags, **settings), "DIRECTORY")
 
 
 # Options of commands that run a model on samples

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 from focuslens.cli.common import RunSettings, Samples, print_sweep, run_description
 from focuslens.cli.output import document
-from focuslens.util.files import write_json
 
 if TYPE_CHECKING:
     from focuslens.evaluation import Setting, Sweep
@@ -126,6 +125,8 @@ def finish(
         draw: Draws the figure.
         entries: Further entries of the result file.
     """
+    from focuslens.util.files import write_json
+
     _LOG.info("intervals and tests of %d settings", len(sweep.settings))
     print_sweep(sweep)
     result = {**run_description(settings, model, data), **entries, "settings": sweep.rows()}
