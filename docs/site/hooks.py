@@ -42,21 +42,21 @@ def on_page_content(html: str, **_: Any) -> str:
 
 
 def card(path: Path = CARD) -> str:
-    """The embedded model's card, which the script of its measurement writes, as part of a page."""
+    """The text of the embedded model's card, with headings one level lower, so that a page can contain it."""
     _, _, text = path.read_text(encoding="utf-8").partition("\n# ")
     if not text:
-        raise ValueError(f"{path} is no model card: it has no title")
+        raise ValueError(f"{path} is not a model card: it has no title")
     return re.sub("^#", "##", text.partition("\n")[2].strip(), flags=re.MULTILINE)
 
 
 def on_post_build(*, config: Any, **_: Any) -> None:
-    """Write the font of equations into a style sheet, because a reader's fonts may lack the sizes that MathML needs."""
+    """Write the font of equations into a style sheet, because a reader's fonts may lack glyphs for MathML."""
     rule = f'@font-face {{ font-family: "Mathematics"; src: url(data:font/woff;base64,{font()}) }}\n'
     Path(config["site_dir"], "site", "mathematics.css").write_text(rule, encoding="utf-8")
 
 
 def font() -> str:
-    """The characters of STIX Two Math that equations use, as WOFF in base64.
+    """A font with the characters of STIX Two Math that equations use, as WOFF in base64.
 
     The font has the SIL Open Font License and comes with ziamath.
     """
@@ -74,7 +74,7 @@ def font() -> str:
 
 
 def _plain(link: re.Match[str], folder: Path, docs: Path) -> str:
-    """The path of a file of the repository in place of a link to it; mkdocs reports a link to no file."""
+    """Replace a link to a file outside the site with the path of that file; mkdocs reports links to missing files."""
     target = (folder / link["path"]).resolve()
     if target.is_relative_to(docs) or not target.exists():
         return link[0]
@@ -91,7 +91,7 @@ def _reference(role: re.Match[str]) -> str:
 
 @cache
 def _documented() -> dict[str, str]:
-    """Full path of every name of the reference; a function with the name of its module has both in its path."""
+    """Full path of every name in the reference; a function named like its module has the name in its path twice."""
     pages = (page.read_text(encoding="utf-8") for page in (ROOT / "docs" / "reference").glob("*.md"))
     paths = (path for page in pages for path in re.findall(r"^::: (\S+)$", page, flags=re.MULTILINE))
     return {path.rpartition(".")[2]: path for path in paths}

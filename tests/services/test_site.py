@@ -120,7 +120,7 @@ def test_links_to_files_that_the_site_does_not_hold_become_their_paths(hooks: Si
     assert shown("a\n\n<!-- not run: why -->\n\n```python\n") == "a\n\n\n```python\n"
     card = tmp_path / "README.md"
     card.write_text("no title")
-    with pytest.raises(ValueError, match="no model card"):
+    with pytest.raises(ValueError, match="not a model card"):
         hooks.card(card)
 
 

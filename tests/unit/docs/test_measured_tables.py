@@ -62,12 +62,12 @@ def test_readme_s_times_are_those_of_the_files() -> None:
         for found in (results["results"]["cpu, float32"], measured(DOCS / "gpu.json"))
     )
     sentences = (
-        f"scoring all heads takes {cpu['score'][name]} times the time of a plain generation ({cpu['score'][PAPER]} in "
-        f"the paper's procedure), and a sweep of 78 split-softmax settings {cpu['sweep'][name]} times "
-        f"({cpu['sweep'][PAPER]}). The paper's procedure trains {cpu['train'][PAPER]} times as long as FocusLens. "
-        f"The demo runs in {results['demo']['seconds']:.0f} s.",
-        f"scoring takes {gpu['score'][name]} times the time of a plain generation ({gpu['score'][PAPER]} in the "
-        "paper's procedure).",
+        f"scoring all heads takes {cpu['score'][name]} times as long as a plain generation ({cpu['score'][PAPER]} "
+        f"times in the paper's procedure). A sweep of 78 split-softmax settings takes {cpu['sweep'][name]} times as "
+        f"long ({cpu['sweep'][PAPER]} times in the paper's procedure). Training takes {cpu['train'][PAPER]} times as "
+        f"long in the paper's procedure as in FocusLens. The demo runs in {results['demo']['seconds']:.0f} s.",
+        f"Scoring all heads takes {gpu['score'][name]} times as long as a plain generation ({gpu['score'][PAPER]} "
+        "times in the paper's procedure).",
     )
     for sentence in sentences:
         assert sentence in prose(ROOT / "README.md")
