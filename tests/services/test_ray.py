@@ -262,6 +262,7 @@ def test_what_the_users_own_ray_has_no_room_for_is_refused(pool: fl.RayPool) -> 
     assert ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_the_command_with_a_ray_of_its_own_writes_the_same_files(
     one_thread: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

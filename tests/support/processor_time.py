@@ -8,7 +8,7 @@ function, and blocks ``with shared_work():``.
 from __future__ import annotations
 
 import os
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,7 +31,7 @@ def processor_seconds() -> float:
 
 
 @contextmanager
-def shared_work() -> Iterator[None]:
+def shared_work() -> Generator[None]:
     """Leave the block's processor time out of the running test's; blocks may be nested."""
     begin = processor_seconds()
     _Shared.depth += 1
