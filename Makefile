@@ -9,7 +9,7 @@ TL4 := 4.3.0
 EXTRAS := viz,test,browser,docs
 NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 
-# Tests run in as many processes. A file stays in one of them, since its tests share models, servers and browsers.
+# Tests run in this many processes. A file stays in one of them: its tests share models, servers and browsers.
 WORKERS ?= 2
 IN_PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
@@ -31,8 +31,9 @@ demo: $(VENV)/.installed ## heads, split-softmax, directions and a report from t
 test: $(VENV)/.installed ## unit and parity tests but the slow ones: under five minutes on two cores
 	$(VENV)/bin/python -m pytest -q $(IN_PARALLEL) -m "not slow" tests/unit tests/parity
 
+# Under coverage a test takes up to twice the processor time.
 test-all: $(VENV)/.installed ## every test, with the coverage, and then the notebooks
-	$(VENV)/bin/python -m pytest -q $(IN_PARALLEL) --cov
+	$(VENV)/bin/python -m pytest -q $(IN_PARALLEL) --cov -o processor_seconds=10
 	@$(MAKE) --no-print-directory test-notebooks
 
 test-notebooks: $(VENV)/.installed ## run the notebooks, and throw away what they show

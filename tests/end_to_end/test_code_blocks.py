@@ -141,9 +141,10 @@ def identifier(page: Path) -> str:
 
 
 WITH_CODE = [page for page in pages() if blocks(page)]
+README, *SHORTER = WITH_CODE
 
 
-@pytest.mark.parametrize("page", WITH_CODE, ids=identifier)
+@pytest.mark.parametrize("page", [pytest.param(README, marks=pytest.mark.slow), *SHORTER], ids=identifier)
 def test_every_block_of_a_page_runs_and_says_what_the_page_says(page: Path, reader: Reader) -> None:
     reader.read(page)
 

@@ -17,6 +17,7 @@ from focuslens.viz import Table, sweep_table
 from tests.support.paper_runs import opened
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["llama", "qwen2", "mistral_window"])
 def test_everything_runs_on_another_family_and_real_files(
     name: str, checkpoint: Any, paper_files: Path, tmp_path: Path

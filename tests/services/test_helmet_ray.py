@@ -51,6 +51,7 @@ def files_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("cluster")
 def test_two_workers_write_the_files_of_one_process_also_on_from_where_it_was_killed(
     options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -262,6 +262,7 @@ def test_more_workers_than_the_users_own_ray_has_room_for_are_refused(pool: fl.R
     assert ray.is_initialized()
 
 
+@pytest.mark.slow
 def test_the_command_with_a_ray_of_its_own_writes_the_same_files(
     one_thread: None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
