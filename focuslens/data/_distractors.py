@@ -1,4 +1,4 @@
-"""Choice of distractors for a file without distractors, from the gold passages of the file's questions."""
+"""Choice of distractors for a file that has only gold passages: the gold passages of other questions in the file."""
 
 from __future__ import annotations
 

@@ -216,7 +216,7 @@ class _Source:
             return list(record.distractors)
         oracle = self.kind == "oracle"
         distractors = [self.record(line).gold for line in self._draws[index]] if oracle else list(record.distractors)
-        # Python hashes a text seed with SHA-512, so the order is the same on every machine and adjacent lines differ.
+        # Python hashes a text seed with SHA-512, so orders are equal on every machine and unrelated between lines.
         random.Random(f"{self.layout.seed}/{index}/{place}").shuffle(distractors)
         return distractors
 

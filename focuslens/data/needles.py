@@ -181,7 +181,7 @@ def needle_samples(
 
 
 def _distinct(name: str, values: list[Any]) -> list[Any]:
-    """Check that a list is not empty and repeats no value, because sample ids contain the values; return the list."""
+    """Return a list after a check that it is not empty and repeats no value, since sample ids contain the values."""
     if not values:
         raise ValueError(f"there are no {name}; give at least one")
     repeated: list[Hashable] = [value for i, value in enumerate(values) if value in values[:i]]

@@ -164,7 +164,7 @@ class _World:
                 return first, second
 
     def value(self, kind: str) -> str:
-        """Draw a value that differs from others of its kind in the last word, or, for a person, in the whole name."""
+        """Draw a value whose last word is new among values of its kind. For a person, the whole name must be new."""
         firsts, seconds = (FIRST_NAMES, SURNAMES) if kind == "person" else VALUES[kind]
         for _ in range(_TRIES):
             first, second = self.pair(len(firsts), len(seconds))

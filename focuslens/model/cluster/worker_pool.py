@@ -147,7 +147,7 @@ class WorkerPool:
 
     @property
     def info(self) -> WorkerInfo:
-        """The first worker's description of the model, which the description by every other worker must match."""
+        """The first worker's description of itself and its model. Every other worker's description must match it."""
         if self._info is None:
             raise RuntimeError("no worker has loaded the model")
         return self._info
@@ -197,7 +197,7 @@ class WorkerPool:
             if call is None:
                 return
             worker.call = call
-            # The task returns a small status, which is fetched at once, and the result, which is fetched when it is read.
+            # The task returns a small status, which is fetched at once, and a result, which is fetched when it is read.
             task = worker.actor.run.options(num_returns=2)
             worker.status, worker.result = task.remote(queue.function, call.arguments)
 
