@@ -33,7 +33,7 @@ __all__ = [
 
 
 class Head(NamedTuple):
-    """A query head: its layer and its index within the layer, both counted from 0; equal to the plain tuple."""
+    """Layer of a query head and its index within the layer, both counted from 0. A head equals the plain tuple."""
 
     layer: int
     head: int
@@ -44,7 +44,7 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelShape:
-    """The sizes that interventions and scores depend on."""
+    """Sizes of a model on which interventions and scores depend."""
 
     n_layers: int
     n_heads: int
@@ -60,7 +60,7 @@ class ModelShape:
 
 
 class HeadList(list[Head]):
-    """Ordered heads, such as a ranking: a list with a readable representation. A slice is a ``HeadList`` too."""
+    """List of heads, such as a ranking, with a readable representation. A slice of it is a ``HeadList`` too."""
 
     @overload
     def __getitem__(self, index: SupportsIndex) -> Head: ...
@@ -85,11 +85,11 @@ class HeadList(list[Head]):
 
 
 _SHOWN = 40
-"""Most heads that a representation lists."""
+"""Maximum number of heads in the representation of a ``HeadList``."""
 
 
 def as_heads(pairs: Iterable[tuple[int, int]]) -> tuple[Head, ...]:
-    """Heads of ``(layer, head)`` pairs. Integers of other libraries, such as NumPy's, become Python's.
+    """Convert ``(layer, head)`` pairs to heads. Integers of NumPy and other libraries become Python integers.
 
     Raises:
         TypeError: If ``pairs`` does not consist of pairs of integers.
@@ -114,7 +114,7 @@ def rank_heads(scores: Float[Tensor, "layer head"]) -> HeadList:
     """All heads, highest score first; ties are broken by layer, then head.
 
     Raises:
-        ValueError: If a score is NaN (no sample had a response to score).
+        ValueError: If a score is NaN, because no sample had a response to score.
     """
     if scores.isnan().any():
         raise ValueError("scores hold NaN: at least one head was never scored, so there is no ranking")
@@ -137,12 +137,12 @@ def top_heads(scores: Float[Tensor, "layer head"], k: int) -> HeadList:
 def random_heads(
     n_layers: int, n_heads: int, k: int, *, exclude: Iterable[tuple[int, int]] = (), seed: int = 0
 ) -> HeadList:
-    """``k`` different heads drawn uniformly from those not excluded: the control for a set of contextual heads.
+    """Draw ``k`` different heads uniformly from all heads that are not excluded, as a control for contextual heads.
 
-    With the same seed and exclusions, a smaller draw is a prefix of a larger one.
+    With the same seed and exclusions, a smaller draw is the beginning of a larger draw.
 
     Raises:
-        ValueError: If fewer than ``k`` heads are left.
+        ValueError: If fewer than ``k`` heads are left after the exclusions.
     """
     excluded = set(as_heads(exclude))
     pool = [Head(layer, head) for layer in range(n_layers) for head in range(n_heads)]
@@ -162,7 +162,7 @@ def heads_by_layer(heads: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
 
 
 def check_heads(heads: Iterable[tuple[int, int]], n_layers: int, n_heads: int) -> tuple[Head, ...]:
-    """Heads as a tuple of :class:`Head`, checked against the sizes of a model.
+    """Convert heads to a tuple of :class:`Head`, and check that a model of these sizes has them.
 
     Raises:
         ValueError: If a head is named twice or does not exist in the model.
@@ -182,12 +182,12 @@ def check_heads(heads: Iterable[tuple[int, int]], n_layers: int, n_heads: int) -
 
 @dataclass(frozen=True)
 class Sparsity:
-    """Number of heads that score above a threshold, and the layers they lie in (section 2.2 of the paper).
+    """Number of heads that score above a threshold, and the layers of these heads (section 2.2 of the paper).
 
     Attributes:
-        threshold: Relevant contextual score that the counted heads exceed.
+        threshold: Threshold that the relevant contextual score of each counted head exceeds.
         count: Number of heads above the threshold.
-        fraction: ``count`` over the number of all heads.
+        fraction: ``count`` divided by the number of all heads.
         layers: First and last layer with a counted head; ``None`` if no head is counted.
     """
 
@@ -204,7 +204,7 @@ class Sparsity:
 def sparsity(
     scores: Float[Tensor, "layer head"], thresholds: Sequence[float] = (0.2, 0.1, 0.05)
 ) -> tuple[Sparsity, ...]:
-    """Counts of the heads that score strictly above each threshold."""
+    """Number of heads that score strictly above each threshold, and their layers."""
     rows: list[Sparsity] = []
     for threshold in thresholds:
         above = scores > threshold
@@ -215,10 +215,10 @@ def sparsity(
 
 
 def load_ranking(path: str | Path) -> HeadList:
-    """A ranking of heads, best first, from a JSON file.
+    """Read a ranking of heads, best first, from a JSON file.
 
-    The file holds ``[[layer, head], ...]``, the format of the paper's authors, or an object with such a list under
-    ``"heads"``, the format of ``focuslens heads``.
+    The file holds a list ``[[layer, head], ...]``, as the paper's authors publish it, or an object with such a list
+    under ``"heads"``, as ``focuslens heads`` writes it.
 
     Raises:
         ValueError: If the file has neither format.

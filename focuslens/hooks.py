@@ -1,8 +1,9 @@
 """Interventions as ordinary TransformerLens hooks, and the protocols that connect them with a model.
 
 A hook is a ``(name, function)`` pair that TransformerLens's ``run_with_hooks`` and ``hooks()`` accept. With a key-value
-cache a forward pass holds only the newest rows, so a hook must know the column of its first row. Where the tensor has a
-key axis, that column is ``number of keys - number of rows``. At the query hooks a :class:`Cursor` gives it.
+cache, a forward pass holds only the newest rows, so a hook must know the column of the first row in the pass. If the
+hook's tensor has a key axis, that column is ``number of keys - number of rows``. Query tensors have no key axis, so
+hooks on them read the column from a :class:`Cursor`.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ def hook_name(layer: int, point: str) -> str:
 
 
 def layer_of(name: str) -> int | None:
-    """Layer of a hook point; ``None`` for a point outside the layers."""
+    """Index of the layer that a hook point belongs to; ``None`` for a point outside the layers."""
     parts = name.split(".")
     return int(parts[1]) if parts[0] == "blocks" else None
 
 
 def last_layer(names: Iterable[str]) -> int | None:
-    """Last layer of the hook points; ``None`` without hook points, or with a point outside the layers."""
+    """Last layer with one of the hook points; ``None`` if there are no points, or if a point is outside the layers."""
     layers = [layer_of(name) for name in names]
     return None if None in layers else max((layer for layer in layers if layer is not None), default=None)
 
@@ -62,7 +63,7 @@ def row_wise(hook: _F) -> _F:
     """Mark a hook on ``hook_attn_scores`` or ``hook_pattern`` that accepts blocks of rows.
 
     FocusLens then calls the hook with ``[batch head row key]`` blocks of bounded memory, instead of once with all rows.
-    The last key of a block is the column of its last row, so the first row has the column
+    The last key and the last row of a block belong to the same column. The column of the first row is therefore
     ``number of keys - number of rows``.
     """
     hook.row_wise = True  # type: ignore[attr-defined]
@@ -94,34 +95,34 @@ class Cursor:
 
 @runtime_checkable
 class HookTarget(Protocol):
-    """Interface of a model from which an intervention makes its hooks; :class:`focuslens.FocusModel` has it."""
+    """Model as an intervention sees it when it makes its hooks; :class:`focuslens.FocusModel` has this interface."""
 
     @property
     def shape(self) -> ModelShape:
-        """Numbers of layers and heads, and other sizes."""
+        """Sizes of the model, such as its numbers of layers and heads."""
         ...
 
     def batch(self, prompts: PromptLike) -> PromptBatch:
-        """One prompt or several as a left-padded batch."""
+        """Left-padded batch of one prompt or several."""
         ...
 
     def require_acting(self, names: Iterable[str]) -> None:
         """Check that a hook on each of these hook points can change the logits.
 
         Raises:
-            ValueError: If the model lacks a point, or a point never fires, or the model ignores the tensor that a hook
-                on it returns.
+            ValueError: If the model lacks one of the points, if one of them never fires, or if the model ignores the
+                tensor that a hook there returns.
         """
         ...
 
     def cache_window(self, layer: int) -> int | None:
-        """Most keys of a layer that TransformerLens's own cache keeps; ``None`` if it keeps all."""
+        """Maximum number of keys that TransformerLens's own cache keeps in a layer; ``None`` if the cache keeps all."""
         ...
 
 
 @runtime_checkable
 class Intervention(Protocol):
-    """A change of the forward pass: an immutable value that provides TransformerLens hooks."""
+    """An immutable description of a change to the forward pass, which provides TransformerLens hooks."""
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -130,20 +131,20 @@ class Intervention(Protocol):
 
     @property
     def changes_prompt(self) -> bool:
-        """Whether rows before the last prompt token change, and with these rows the prompt's keys and values."""
+        """Whether the intervention changes rows before the last prompt token, and thus the prompt's keys and values."""
         ...
 
     def describe(self) -> dict[str, Any]:
-        """Kind and settings as JSON values, for result files."""
+        """Kind and settings of the intervention as JSON values, for result files."""
         ...
 
     def hooks(self, model: HookTarget, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
-        """Hooks for one prompt or one left-padded batch, in the order in which a model must run them."""
+        """Hooks for one prompt or one left-padded batch, in the order in which the model must run the hooks."""
         ...
 
 
 def on_prompt(interventions: Sequence[Intervention]) -> list[Intervention]:
-    """Interventions that change rows of the prompt, each reduced to its ``prompt_part()`` where it has one."""
+    """Interventions that change rows of the prompt, each reduced to its ``prompt_part()`` if it has one."""
     return [_prompt_part(intervention) for intervention in interventions if intervention.changes_prompt]
 
 

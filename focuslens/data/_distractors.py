@@ -1,4 +1,4 @@
-"""Distractors for a file that has none: gold passages of other questions."""
+"""Choice of distractors for a file that has only gold passages: the gold passages of other questions in the file."""
 
 from __future__ import annotations
 
@@ -12,28 +12,28 @@ from focuslens.prompts.answers import normalize_answer
 
 __all__ = ["draw_distractors"]
 
-# About 1 kB per normalised record. All of nq-open-oracle fits, and a longer file still takes only a few megabytes.
+# A normalised record takes about 1 kB. All of nq-open-oracle fits into the cache, which takes a few megabytes at most.
 _CACHED_RECORDS = 4096
 
 
 def draw_distractors(
     read: Callable[[int], Record], lines: int, questions: int, count: int, seed: int
 ) -> Iterator[array[int]]:
-    """Numbers of ``count`` other lines whose gold passages can be distractors, for each of the first lines of a file.
+    """Draw ``count`` distractors for each question, as the numbers of the lines that have them as gold passages.
 
     The draw is uniform. It depends on the seed and on the question's line, not on the number of questions. It skips
-    the question's own passage, repeated passages, and passages that contain an accepted answer of the question (title
-    included, both normalised).
+    the question's own passage, repeated passages, and passages that contain an accepted answer of the question. For
+    this comparison, titles belong to passages, and passages and answers are normalised.
 
-    Some answers leave too few passages: one answer in NQ-Open is "S", which every passage contains. A second round
-    then adds passages in which the answer is only a part of a word, never a whole word. An array shorter than
-    ``count`` holds all usable passages.
+    Some answers leave too few passages: one answer in NQ-Open is "S", a letter that every passage contains. A second
+    round then adds passages in which the answer is only a part of a word, never a whole word. If an array is still
+    shorter than ``count``, the file has no more usable passages for that question.
 
     Args:
-        read: Reader of a record by its line number.
+        read: Function that reads the record on a line, given the line's number.
         lines: Number of lines in the file.
-        questions: Number of lines, from the first, that need distractors.
-        count: Distractors per question.
+        questions: Number of questions that need distractors, from the first line on.
+        count: Number of distractors per question.
         seed: Seed of the draw.
     """
 

@@ -1,4 +1,4 @@
-"""Access by number to the lines of a text file, compressed or not, that is too large for the memory."""
+"""Access by line number to a text file that is too large for memory, compressed or not."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 class LineStore:
-    """The lines of one file: streamed once by :meth:`scan`, then read back by number.
+    """Lines of one file, which :meth:`scan` streams once and which can then be read by number.
 
     Only the offsets of the lines are held in memory. A gzip stream cannot be read from the middle. The lines of a
     compressed file (recognised by its first bytes) are therefore copied to an anonymous temporary file during the
@@ -38,14 +38,14 @@ class LineStore:
             raise IsADirectoryError(f"{str(self.path)!r} is a directory; name a file in it, such as *.jsonl.gz")
         with self.path.open("rb") as file:
             self._compressed = file.read(2) == _GZIP_MAGIC
-        # The file stays open as long as the store lives. Its class depends on the system, hence the cast.
+        # The file stays open as long as the store lives. Its class depends on the operating system, hence the cast.
         file = tempfile.TemporaryFile() if self._compressed else self.path.open("rb")  # noqa: SIM115
         self._file = cast("BinaryIO", file)
         self._offsets = array("Q")
         weakref.finalize(self, self._file.close)
 
     def scan(self) -> Iterator[bytes]:
-        """Every line in order, with one line in memory at a time. Lines can be read back by number after the scan.
+        """Yield every line in order, with one line in memory at a time. After the scan, lines can be read by number.
 
         Raises:
             ValueError: If a compressed file is damaged or cut off.

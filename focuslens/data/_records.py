@@ -13,7 +13,8 @@ from focuslens.prompts.prompt import Document
 __all__ = ["Kind", "Record", "detect_kind", "parse_object", "parse_record"]
 
 Kind: TypeAlias = Literal["retrieval", "placed", "oracle"]
-"""Kind of file: retrieved passages without the gold passage, passages with it in place, or the gold passage alone."""
+"""Kind of a file. Its records hold retrieved passages without the gold passage (``retrieval``), several passages with
+the gold passage among them (``placed``), or the gold passage alone (``oracle``)."""
 
 Fields: TypeAlias = Mapping[str, object]
 
@@ -28,11 +29,11 @@ class Record:
 
     Args:
         question: The question.
-        answers: The usable accepted answers.
-        dropped: The answers that normalise to the empty string, which every prediction would contain.
+        answers: The accepted answers that do not normalise to the empty string.
+        dropped: The accepted answers that normalise to the empty string, which every prediction contains.
         gold: The passage that answers the question.
-        distractors: The other usable passages, in the order of the file; none in an oracle file.
-        gold_index: Index of the gold passage in the file; -1 in retrieval results, whose passages lack it.
+        distractors: The passages that can be distractors, in the order of the file; none in an oracle file.
+        gold_index: Index of the gold passage in ``ctxs``; -1 if ``ctxs`` lacks it, as in retrieval results.
     """
 
     question: str
@@ -44,10 +45,10 @@ class Record:
 
 
 def parse_object(line: bytes) -> Fields:
-    """The JSON object on one line.
+    """Parse the JSON object on one line.
 
     Raises:
-        ValueError: If the line holds no JSON object.
+        ValueError: If the line does not hold a JSON object.
     """
     try:
         value: object = json.loads(line)
@@ -58,7 +59,7 @@ def parse_object(line: bytes) -> Fields:
 
 
 def detect_kind(fields: Fields) -> Kind:
-    """Kind of a record's file: retrieval results have no ``isgold``, and an oracle file has one passage per record."""
+    """Kind of a record's file. Retrieval results have no ``isgold``, and an oracle file has one passage per record."""
     passages = _passages(fields)
     if not any("isgold" in passage for passage in passages):
         return "retrieval"
@@ -66,7 +67,7 @@ def detect_kind(fields: Fields) -> Kind:
 
 
 def parse_record(fields: Fields, kind: Kind) -> Record:
-    """The question and passages of one record.
+    """Read the question, the answers and the passages of one record.
 
     Raises:
         ValueError: If a field is missing or of the wrong type, if there is not exactly one gold passage, or if no

@@ -34,36 +34,39 @@ def load_multidoc(
     seed: int = 42,
     limit: int | None = None,
 ) -> MultiDocData:
-    """Samples of ``num_documents`` documents each, one for every question and gold position.
+    """Samples of ``num_documents`` documents each, one sample for every pair of a question and a gold position.
 
-    The file holds JSON lines, gzipped or not. Its first record determines which of three kinds it is:
+    The file holds JSON lines, gzipped or not. Its first record shows which of three kinds of file it is:
 
-    * **Retrieval results** (``nq-open-contriever-msmarco-retrieved-documents``): ``ctxs`` without ``isgold``. The
-      distractors are the first ``num_documents - 1`` passages whose ``hasanswer`` is false, shuffled for every
-      question and position; the gold passage is ``nq_annotated_gold``, its title and ``chunked_long_answer``.
-    * **Placed** (``nq-open-N_total_documents_gold_at_K``): several ``ctxs``, exactly one with ``isgold`` true. The
-      first ``num_documents - 1`` others stay in their order; the gold passage moves to ``gold_positions``.
-    * **Oracle** (``nq-open-oracle``): a single ``ctxs``, the gold passage. The distractors are gold passages of other
-      questions, never one with an accepted answer and never the same passage twice. All positions of a question have
-      the same distractors, each in its own order.
+    * **Retrieval results** (``nq-open-contriever-msmarco-retrieved-documents``): no passage in ``ctxs`` has a field
+      ``isgold``. The distractors are the first ``num_documents - 1`` passages whose ``hasanswer`` is false, shuffled
+      for every question and position. The gold passage consists of the title and the ``chunked_long_answer`` of
+      ``nq_annotated_gold``.
+    * **Placed** (``nq-open-N_total_documents_gold_at_K``): ``ctxs`` holds several passages, and ``isgold`` is true for
+      exactly one. The distractors are the first ``num_documents - 1`` other passages, in their order in the file. The
+      gold passage moves to ``gold_positions``.
+    * **Oracle** (``nq-open-oracle``): ``ctxs`` holds the gold passage alone. The distractors are gold passages of other
+      questions in the file. They are all different, and none contains an accepted answer. All samples of a question
+      have the same distractors, but in different orders.
 
-    Every line is checked once, here, and read again when one of its samples is accessed. Only the offsets stay in
-    memory (see :class:`MultiDocData`). An answer that normalises to the empty string (NQ-Open accepts "*" once) is
-    dropped with a warning if the question has other answers.
+    This function checks every line once. A line is read again when one of its samples is accessed, so only the offsets
+    of the lines stay in memory (see :class:`MultiDocData`). An answer that normalises to the empty string (NQ-Open
+    accepts "*" once) is dropped with a warning if the question has other answers.
 
     Args:
-        path: The file.
-        num_documents: Documents per sample, the gold document included.
-        gold_positions: Positions of the gold document, from 0, with one sample each. ``None`` keeps the position that
-            a placed file gives.
+        path: Path of the file.
+        num_documents: Number of documents per sample, the gold document included.
+        gold_positions: Positions of the gold document, from 0. Each gives one sample per question. ``None`` keeps the
+            position in a placed file.
         seed: Seed of the distractors' order and, for an oracle file, of their choice.
-        limit: Use only the first ``limit`` questions. Later lines are not read, except for an oracle file's
-            distractors.
+        limit: Number of questions to use, from the first line on; ``None`` for all. Later lines are not read, except as
+            distractors from an oracle file.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If an argument is out of range, or if a line cannot be used: broken JSON, a missing field, not
-            exactly one gold passage, too few distractors, no usable answer. The message names file and line number.
+        ValueError: If an argument is out of range, or if a line cannot be used because of broken JSON, a missing field,
+            too few or too many gold passages, too few distractors, or no usable answer. The message
+            names the file and the line number.
     """
     positions = None if gold_positions is None else tuple(map(operator.index, gold_positions))
     layout = _Layout(num_documents, positions, seed)
@@ -74,7 +77,7 @@ def load_multidoc(
         line, answer = source.dropped[0]
         warnings.warn(
             f"{source.store.path}: dropped {len(source.dropped)} accepted answer(s) that normalise to nothing, which "
-            f"every prediction contains (first: {answer!r}, line {line}); their questions have others",
+            f"every prediction contains (first: {answer!r}, line {line}); their questions have other answers",
             stacklevel=2,
         )
     return MultiDocData(source, range(source.questions * layout.slots))
@@ -93,7 +96,7 @@ class _Layout:
         if positions is None:
             return
         if not positions:
-            raise ValueError("gold_positions is empty; give at least one position, or None for where the file has it")
+            raise ValueError("gold_positions is empty; give at least one position, or None to keep the file's position")
         for position in positions:
             if not 0 <= position < count:
                 raise ValueError(f"gold position {position} is not one of the {count} documents: 0 to {count - 1}")
@@ -112,7 +115,7 @@ class _Source:
     def __init__(self, store: LineStore, layout: _Layout, limit: int | None) -> None:
         self.store, self.layout, self.limit = store, layout, limit
         self.needed = layout.num_documents - 1
-        # Each line's first line with the same question: a file joined from several files repeats its questions.
+        # For each line, the first line with the same question. A file that joins several files can repeat questions.
         self.first_lines = array("Q")
         self.dropped: list[tuple[int, str]] = []
         self._records: OrderedDict[int, Record] = OrderedDict()
@@ -131,7 +134,7 @@ class _Source:
             self.first_lines.append(seen.setdefault(digest, index))
             if self.limit is None or index < self.limit:
                 self.dropped += [(index + 1, answer) for answer in record.dropped]
-            # An oracle file is read to its end: later lines are distractors of the first ones.
+            # An oracle file is read to its end, because its later lines provide distractors for the first questions.
             if index + 1 == self.limit and self.kind != "oracle":
                 break
         if not len(self.store):
@@ -213,7 +216,7 @@ class _Source:
             return list(record.distractors)
         oracle = self.kind == "oracle"
         distractors = [self.record(line).gold for line in self._draws[index]] if oracle else list(record.distractors)
-        # A text seeds the generator through SHA-512: equal on every machine, and unrelated between adjacent lines.
+        # Python hashes a text seed with SHA-512, so orders are equal on every machine and unrelated between lines.
         random.Random(f"{self.layout.seed}/{index}/{place}").shuffle(distractors)
         return distractors
 
@@ -230,14 +233,14 @@ class _Source:
 class MultiDocData(Sequence[MultiDocSample]):
     """A lazy sequence of samples, returned by :func:`load_multidoc`.
 
-    Samples are in the order of the questions, and those of one question in the order of ``gold_positions``.
-    ``data[i]`` reads one question's line, for an oracle file also the lines of its distractors. Slices, :meth:`split`
-    and :meth:`sample` are views of the same file and copy no data. The memory holds the offsets of the lines and a few
-    parsed records. A gzipped file is unpacked once, into a temporary file that is deleted with the last view or by
-    :meth:`close`.
+    Samples are in the order of the questions. The samples of one question are in the order of ``gold_positions``.
+    ``data[i]`` reads the line of one question and, from an oracle file, the lines of the distractors. Slices,
+    :meth:`split` and :meth:`sample` give views of the same file and copy no data. Only the offsets of the lines and a
+    few parsed records are in memory. A gzipped file is unpacked once, into a temporary file that is deleted with the
+    last view or by :meth:`close`.
 
-    The ``question_id`` of a sample is the number of the first line in the file, from 0, with its question. Where a
-    line repeats an earlier question, the ``name`` of its samples has the line's number.
+    The ``question_id`` of a sample is the number of the first line with its question, counted from 0. If a later line
+    repeats the question, the ``name`` of that line's samples contains the later line's number.
     """
 
     def __init__(self, source: _Source, picks: Sequence[int], selection: tuple[Mapping[str, Any], ...] = ()) -> None:
@@ -253,7 +256,7 @@ class MultiDocData(Sequence[MultiDocSample]):
     def __getitem__(self, index: int | slice) -> MultiDocSample | MultiDocData:
         if isinstance(index, slice):
             start, stop, by = index.indices(len(self))
-            # Python's own -1, for a slice that runs backwards to the first sample, would mean the last one in a slice.
+            # A backward slice down to the first sample has the stop -1 here. As a bound, -1 would mean the last sample.
             step = {"step": "slice", "start": start, "stop": None if stop < 0 else stop, "by": by}
             return self._view(self._picks[index], step)
         try:
@@ -296,7 +299,7 @@ class MultiDocData(Sequence[MultiDocSample]):
         """Description of these samples for a result file. Equal descriptions mean equal samples.
 
         ``sha256`` is the digest of the whole file, computed at the first access. ``selection`` lists the slices, splits
-        and samplings that led to this view; :meth:`SampleSelection.reopen` follows them.
+        and samplings that led to this view; :meth:`SampleSelection.reopen` reads the list.
         """
         source, positions = self._source, self._source.layout.gold_positions
         return {
@@ -314,14 +317,14 @@ class MultiDocData(Sequence[MultiDocSample]):
         }
 
     def split(self, fraction: float = 0.5, seed: int = 42) -> tuple[MultiDocData, MultiDocData]:
-        """Train and test samples, split by question: all samples of a question are on the same side.
+        """Train and test samples, split by question: all samples of a question are in the same part.
 
         This is the split of "Focus Directions" (arXiv 2503.23306). ``random.Random(seed)`` shuffles the questions. The
-        first ``fraction`` of them, rounded down, are the training questions. Both sides keep the shuffled order. The
-        defaults give the paper's questions in the paper's order, if applied to a whole file.
+        first ``fraction`` of them, rounded down, are the training questions. Both parts keep the shuffled order. On a
+        whole file, the default arguments give the paper's questions in the paper's order.
 
         Raises:
-            ValueError: If a side would be empty.
+            ValueError: If the training or the test part would be empty.
         """
         groups = list(self._by_question().values())
         random.Random(seed).shuffle(groups)
@@ -329,17 +332,17 @@ class MultiDocData(Sequence[MultiDocSample]):
         cut = math.floor(len(groups) * fraction + 1e-9) if 0 < fraction < 1 else 0
         if not 0 < cut < len(groups):
             raise ValueError(
-                f"fraction {fraction} of {len(groups)} question(s) leaves nothing on one side; "
-                "it must lie between 0 and 1 and give each side at least one question"
+                f"fraction {fraction} of {len(groups)} question(s) leaves one part empty; "
+                "it must lie between 0 and 1 and give each part at least one question"
             )
         step = {"step": "split", "fraction": fraction, "seed": seed}
         train, test = ([pick for group in side for pick in group] for side in (groups[:cut], groups[cut:]))
         return self._view(train, {**step, "side": 0}), self._view(test, {**step, "side": 1})
 
     def sample(self, n: int, seed: int = 42) -> MultiDocData:
-        """``n`` samples of different questions, drawn at random and spread evenly over the gold positions.
+        """Draw ``n`` samples of different questions at random, spread evenly over the gold positions.
 
-        A smaller ``n`` with the same seed gives the first samples of a larger ``n``.
+        With the same seed, a smaller draw is the beginning of a larger draw.
 
         Raises:
             ValueError: If ``n`` is below 1, or above the number of questions.
@@ -352,7 +355,7 @@ class MultiDocData(Sequence[MultiDocSample]):
         used: Counter[int] = Counter()
         picks: list[int] = []
         for group in groups[:n]:
-            # The least used position of this question's samples; ties are broken at random.
+            # The sample of this question with the least used gold position; ties are broken at random.
             pick = min(group, key=lambda pick: (used[pick % self._source.layout.slots], rng.random()))
             used[pick % self._source.layout.slots] += 1
             picks.append(pick)

@@ -1,8 +1,8 @@
-"""Needle-in-a-haystack prompts: a sentence that answers a question, somewhere in a long text about other things.
+"""Needle-in-a-haystack prompts: a sentence that answers a question, hidden in a long text about other subjects.
 
 Task, wording and files are those of "Retrieval Head Mechanistically Explains Long-Context Factuality" (Wu et al., 2024,
 arXiv 2404.15574; code: nightdessert/Retrieval_Head). The prompt is assembled here, so the character range of the needle
-is known exactly. The authors' code searches the prompt's tokens for a window with most of the needle's tokens.
+is known exactly. The authors' code instead searches the prompt's tokens for a window with most of the needle's tokens.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ class Needle:
 
     Args:
         question: The question that the sentence answers.
-        text: The sentence, as it is put into the haystack.
-        answer: The reference for responses, usually the part of the sentence that answers the question.
+        text: The sentence as it stands in the haystack.
+        answer: The reference answer for responses, usually the part of the sentence that answers the question.
 
     Raises:
-        ValueError: If any of the three is empty.
+        ValueError: If the question, the sentence or the answer is empty.
     """
 
     question: str
@@ -61,8 +61,8 @@ class NeedleSample:
     Args:
         prompt: The prompt, with the spans ``needle`` (the text with the answer) and ``question``, and with the span
             ``answer`` if the needle contains the answer word for word.
-        reference: The answer that a right response gives.
-        length: Length of the context: tokens of haystack and needle, or documents.
+        reference: The answer that a correct response gives.
+        length: Length of the context: the number of tokens in haystack and needle, or the number of documents.
         depth: Requested depth of the needle in the context, from 0 (first) to 1 (last).
         id: Unique name of the sample.
 
@@ -85,7 +85,7 @@ class NeedleSample:
 
 
 def load_needles(path: str | os.PathLike[str]) -> list[Needle]:
-    """Needles from a file of JSON lines with the fields ``needle``, ``question`` and ``real_needle`` (the answer).
+    """Read needles from a file of JSON lines with the fields ``needle``, ``question`` and ``real_needle`` (the answer).
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -118,10 +118,10 @@ def _text(fields: Mapping[str, object], name: str) -> str:
 
 
 def load_haystack(directory: str | os.PathLike[str]) -> str:
-    """All ``*.txt`` files of a directory as one text, in the order of their names, separated by empty lines.
+    """Join all ``*.txt`` files of a directory into one text, in the order of their names, separated by empty lines.
 
     Raises:
-        FileNotFoundError: If the directory has no such file.
+        FileNotFoundError: If the directory has no ``*.txt`` file.
         ValueError: If all files are empty, or a file is not UTF-8.
     """
     paths = sorted(Path(directory).glob("*.txt"))
@@ -142,13 +142,13 @@ def load_haystack(directory: str | os.PathLike[str]) -> str:
 def needle_samples(
     tokenizer: Any, haystack: str, needles: Iterable[Needle], lengths: Sequence[int], depths: Sequence[float]
 ) -> list[NeedleSample]:
-    """One sample for every needle, length and depth, in the wording that Wu et al. use for chat models.
+    """One sample for every combination of needle, length and depth, in Wu et al.'s wording for chat models.
 
-    The haystack is cut so that it and the needle have ``length`` tokens together. A tokenizer may produce one token
-    more or less where the two meet. The needle follows the last sentence that ends within the first ``depth`` of the
-    cut haystack's tokens. At 0 it comes first. At 1 it comes last, even if the cut falls into a sentence. Lengths do
-    not include the question, the wording and the chat template. Wu et al. count 200 tokens for these, so their length
-    of 5,000 is 4,800 here.
+    The haystack is cut so that haystack and needle together have ``length`` tokens. The tokenizer may produce one token
+    more or less where the two meet. A depth is a fraction of the cut haystack's tokens. The needle follows the last
+    sentence that ends within this fraction. At depth 0 the needle comes first. At depth 1 the needle comes last, even
+    if the haystack is cut inside a sentence. Lengths do not include the question, the wording and the chat template.
+    Wu et al. count 200 tokens for these, so a length of 5,000 in their paper is 4,800 here.
 
     The prompt's spans are ``needle`` (the sentence), ``question``, and ``answer`` if the sentence contains the needle's
     answer word for word.
@@ -156,10 +156,10 @@ def needle_samples(
     Args:
         tokenizer: A fast Hugging Face tokenizer, or an object with the attribute ``tokenizer``: a :class:`FocusModel`
             or its encoder.
-        haystack: The text, at least as long as the longest length.
-        needles: The needles, each hidden alone.
-        lengths: Tokens of haystack and needle, swept.
-        depths: Depths of the needle, 0 to 1, swept.
+        haystack: The text in which needles are hidden. It must be long enough for all lengths.
+        needles: The needles. Each sample contains one of them.
+        lengths: Numbers of tokens in haystack and needle, to be swept.
+        depths: Depths of the needle, from 0 to 1, to be swept.
 
     Raises:
         ValueError: If an argument is empty, a value repeats or is out of range, a needle does not fit into a length, or
@@ -181,7 +181,7 @@ def needle_samples(
 
 
 def _distinct(name: str, values: list[Any]) -> list[Any]:
-    """The values, after a check that the list is not empty and has no repetition. Sample ids contain these values."""
+    """Return a list after a check that it is not empty and repeats no value, since sample ids contain the values."""
     if not values:
         raise ValueError(f"there are no {name}; give at least one")
     repeated: list[Hashable] = [value for i, value in enumerate(values) if value in values[:i]]
@@ -191,12 +191,12 @@ def _distinct(name: str, values: list[Any]) -> list[Any]:
 
 
 class _Haystack:
-    """A text with the ends of its tokens and of its sentences."""
+    """A text, and the character positions at which its tokens and its sentences end."""
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         self._tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
         if not getattr(self._tokenizer, "is_fast", False):
-            raise ValueError(f"{type(self._tokenizer).__name__} is no fast tokenizer; offsets of tokens need one")
+            raise ValueError(f"{type(self._tokenizer).__name__} is not a fast tokenizer; offsets of tokens need one")
         self._text = text
         self._token_ends = self._ends_of_tokens(text)
         self._sentence_ends = [match.end() for match in _SENTENCE_END.finditer(text)]
@@ -223,7 +223,7 @@ class _Haystack:
         return [_assemble(self._text[:cut], self._place(n_haystack, depth), needle) for depth in depths]
 
     def _place(self, n_tokens: int, depth: float) -> int:
-        """Index of the character in front of which the needle goes, among the first ``n_tokens`` tokens."""
+        """Character position at which the needle is inserted into the first ``n_tokens`` tokens of the text."""
         before = n_tokens if depth == 1 else int(n_tokens * depth)
         limit = self._token_ends[before - 1] if before else 0
         if depth == 1:
@@ -256,16 +256,16 @@ def synthetic_needles(
     split: Split = "test",
     seed: int = 42,
 ) -> list[NeedleSample]:
-    """Needles from the long prompts of :func:`load_synthetic`, for the demo model, which knows only that corpus.
+    """Needle samples from the long prompts of :func:`load_synthetic`, for the demo model, which knows only that corpus.
 
     The span ``needle`` is the sentence of the gold document with the answer, or the document's whole text if not
-    exactly one sentence contains the answer. The reference is the answer. The prompt's other spans stay.
+    exactly one sentence contains the answer. The reference is the answer. The prompt keeps its other spans.
 
     Args:
-        num_documents: Documents per prompt; a sequence is swept.
-        gold_positions: Positions of the gold document, from 0, swept. The default is five from first to last.
-        n: Samples for each number of documents.
-        split: Split of the corpus.
+        num_documents: Number of documents per prompt, or several such numbers to be swept.
+        gold_positions: Positions of the gold document, from 0, to be swept. The default is five, from first to last.
+        n: Number of samples for each number of documents.
+        split: Split of the corpus that the samples come from.
         seed: Seed of the corpus.
 
     Raises:
@@ -285,14 +285,14 @@ def _planted(sample: MultiDocSample) -> NeedleSample:
     prompt, (answer,) = sample.prompt("long"), sample.answers
     text, last = sample.documents[sample.gold_index].text, len(sample.documents) - 1
     ((_, end),) = prompt.spans["relevant"]
-    start = end - len(text)  # a document's span is its title and then its text
+    start = end - len(text)  # a document's span holds its title and then its text
     first, past = _sentence_with(answer, text)
     planted = Prompt(prompt.text, {**prompt.spans, "needle": [(start + first, start + past)]})
     return NeedleSample(planted, answer, last + 1, sample.gold_index / max(1, last), sample.id)
 
 
 def _sentence_with(answer: str, text: str) -> Span:
-    """Range of the sentence with the answer as whole words, or of the whole text if not exactly one sentence has it."""
+    """Range of the only sentence with the answer as whole words; the whole text if no or several sentences have it."""
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
     # The white space between two sentences belongs to neither.
     starts = [0, *(end + len(text[end:]) - len(text[end:].lstrip()) for end in ends[:-1])]

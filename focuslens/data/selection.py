@@ -1,4 +1,4 @@
-"""A choice of samples that can be opened, described as JSON in result files, and opened again from there."""
+"""A selection of samples that can be opened, described in a result file, and opened again from that description."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from focuslens.prompts.prompt import MultiDocSample
 __all__ = ["SYNTHETIC", "Part", "SampleSelection", "open_selections"]
 
 Part: TypeAlias = Literal["train", "validation", "test", "all"]
-"""Part of the data; parts other than ``all`` share no question."""
+"""Part of the data. ``train``, ``validation`` and ``test`` have no question in common."""
 
 SYNTHETIC = "synthetic"
-"""Name of the embedded model's corpus, in place of a file's."""
+"""Name of the embedded model's corpus, used in place of a file's name."""
 
 _SYNTHETIC_QUESTIONS = 100
 _WHOLE: dict[str, Any] = {"part": "all", "questions": None, "every_position": True, "validation": 0}
 _CHOICE = tuple(_WHOLE)
 _STEPS = {"split": ("fraction", "seed", "side"), "sample": ("n", "seed"), "slice": ("start", "stop", "by")}
-"""Fields of each kind of step."""
+"""Fields of a step, by the kind of step."""
 
 
 @dataclass(frozen=True)
@@ -32,19 +32,22 @@ class SampleSelection:
     """Samples of one part of a lost-in-the-middle file or of the synthetic corpus.
 
     Attributes:
-        file: ``synthetic``, or the file's name.
-        num_documents: Documents of a sample.
-        gold_positions: Positions of the gold document, from 0; ``None`` spreads five over the synthetic corpus's
-            documents, and leaves the gold document where a placed file has it.
-        part: Half of the file, or split of the corpus. ``validation`` is taken out of a file's training half.
-        questions: Number of questions, at most; ``None`` takes all of a file's part, and 100 of the corpus.
-        every_position: One sample of a question for each gold position, or one sample with the positions in turn.
-        validation: Size of ``validation`` in a file: a share of the training half if below 1, else a number of
-            questions, at most half of them; 0 leaves the training half whole.
-        seed: Of the corpus or of the file's distractors, and of splits and draws.
-        limit: First questions of the file to read; ``None`` reads all.
-        steps: Slices, splits and samplings that come before, as :attr:`MultiDocData.description` lists them.
-        path: Place of the file, if not its name. It is no part of the description.
+        file: Name of the file, or ``synthetic`` for the corpus.
+        num_documents: Number of documents per sample.
+        gold_positions: Positions of the gold document, from 0. ``None`` means five positions spread over the documents
+            of the synthetic corpus, and the file's own position in a placed file.
+        part: Part of the file, or split of the corpus. In a file, ``train`` and ``test`` are halves, and ``validation``
+            is taken out of the training half.
+        questions: Maximum number of questions; ``None`` means all questions of a file's part, or 100 of the corpus.
+        every_position: Whether each question gives one sample per gold position. Otherwise each question gives one
+            sample, and the gold positions are spread evenly over the questions.
+        validation: Size of the part ``validation`` of a file: a share of the training half if below 1, otherwise a
+            number of questions, which is limited to half of the training half. 0 leaves the training half whole.
+        seed: Seed of the corpus or of the file's distractors, and of splits and draws.
+        limit: Number of questions to read, from the start of the file; ``None`` for all.
+        steps: Slices, splits and samplings to apply to the file before the part and the questions are chosen, as
+            :attr:`MultiDocData.description` lists them.
+        path: Path of the file, if it differs from ``file``. The path is not part of the description.
 
     Raises:
         ValueError: If the part is unknown.
@@ -68,14 +71,14 @@ class SampleSelection:
 
     @classmethod
     def reopen(cls, description: Mapping[str, Any], file: Path | None = None) -> SampleSelection:
-        """The selection that a result file describes, by :meth:`describe` or by :attr:`MultiDocData.description`.
+        """Rebuild a selection from its description by :meth:`describe` or :attr:`MultiDocData.description`.
 
         Args:
-            description: The JSON.
-            file: Place of the data file, if not the name in the description.
+            description: The description, as JSON values.
+            file: Path of the data file, if it differs from the name in the description.
 
         Raises:
-            ValueError: If the description is of another form.
+            ValueError: If the description is not in the form that this version writes.
         """
         try:
             positions = description["gold_positions"]
@@ -87,14 +90,14 @@ class SampleSelection:
                 limit=description["limit"],
                 steps=tuple(map(_known_step, description["selection"])),
                 path=file,
-                # A view of a file has no part: its steps are the whole choice.
+                # The description of a file's view has no part, because its steps are the whole selection.
                 **({name: description[name] for name in _CHOICE} if "part" in description else _WHOLE),
             )
         except (KeyError, TypeError) as error:
             raise ValueError(f"their description is not in the form that this version writes ({error!r})") from error
 
     def describe(self) -> dict[str, Any]:
-        """The selection as JSON, from which :meth:`reopen` makes it again."""
+        """Description of the selection as JSON values, from which :meth:`reopen` rebuilds the selection."""
         return {
             "file": self.file,
             "num_documents": self.num_documents,
@@ -106,11 +109,11 @@ class SampleSelection:
         }
 
     def open(self) -> Sequence[MultiDocSample]:
-        """The samples.
+        """Open the selected samples.
 
         Raises:
-            FileNotFoundError: If there is no such file.
-            ValueError: If the data have no such part, or the file cannot be used.
+            FileNotFoundError: If the file does not exist.
+            ValueError: If the file or corpus does not have the part, or the file cannot be used.
         """
         return open_selections([self])[0]
 
@@ -162,7 +165,7 @@ class SampleSelection:
 
 
 def open_selections(selections: Iterable[SampleSelection]) -> list[Sequence[MultiDocSample]]:
-    """The samples of each selection; a file that several share is scanned once."""
+    """Open the samples of each selection. A file that several selections have in common is scanned once."""
     read = cache(load_multidoc)
     return [selection._samples(read) for selection in selections]  # pyright: ignore[reportPrivateUsage]
 
@@ -174,7 +177,7 @@ def _known_step(step: Any) -> Mapping[str, Any]:
 
 
 def _follow(data: MultiDocData, steps: Iterable[Mapping[str, Any]]) -> MultiDocData:
-    """The view of a file that slices, splits and samplings lead to."""
+    """Apply slices, splits and samplings to the samples of a file, in order."""
     for step in steps:
         if step["step"] == "split":
             data = data.split(step["fraction"], step["seed"])[step["side"]]

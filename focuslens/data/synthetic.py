@@ -3,12 +3,11 @@
 Every context is a small world of people and places. Each entity has a document with some facts in varied wording and
 order, between filler sentences. Three properties give every question competitors that look like its answer. Names
 share parts across documents ("Alden Marsh", "Edith Marsh", "Alden Stark"). Most attributes are recorded for several
-entities. Documents mention each other's subjects. Questions without an answer in any document have a refusal as their
-response.
+entities. Documents mention each other's subjects. The response to a question that no document answers is a refusal.
 
 Names, values and wordings are held out for validation and for test by one rule. Each of them is a pair of parts (first
 name and surname, "Port" and "Ashby", sentence opening and sentence core). The parts have indices, and the sum of the
-two indices modulo 5 determines the pair's split. Every part occurs in training, and no held-out pair does.
+two indices modulo 5 determines the pair's split. Every part occurs in the training split, but no held-out pair does.
 """
 
 from __future__ import annotations
@@ -55,26 +54,28 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 _MODULUS = 5
 _RESIDUES: dict[str, tuple[int, ...]] = {"test": (0,), "validation": (1,), "train": (2, 3, 4)}
 _TRIES = 10_000
-"""Draws after which a kind of value counts as used up. All of them miss one value of fifty with probability 2e-88."""
+"""Number of draws after which a kind of value counts as used up. The probability that so many draws miss a given one
+of fifty values is 2e-88."""
 _STATEMENT = "the {noun} of {s} was {v}"
 _PARTS = {"person": (FIRST_NAMES, SURNAMES), "place": (PLACE_NAMES, PLACE_KINDS)}
 
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """Difficulty of a context. The defaults are those of the corpus of :func:`load_synthetic`.
+    """Difficulty of a context. The default settings are those of the corpus of :func:`load_synthetic`.
 
     Args:
-        facts: Fewest and most facts per document.
-        fillers: Fewest and most filler sentences per document.
+        facts: Minimum and maximum number of facts per document.
+        fillers: Minimum and maximum number of filler sentences per document.
         lookalikes: Degree to which names share parts. At 0, names share a part only if there are more entities than
             parts (from about 20 documents on). At 1, parts are shared as widely as distinct names allow.
         mentions: Probability that a document mentions the subject of another document.
-        plain: Share of facts in the wording of responses, and of titles that are only a name, for the first lessons of
-            a curriculum. The plain wording belongs to the train split, so other splits need 0.
+        plain: Share of facts that have the wording of responses, and share of titles that are only a name. A high share
+            suits the first lessons of a curriculum. The plain wording belongs to the train split, so the share must be
+            0 for other splits.
 
     Raises:
-        ValueError: If a range is not a fewest and a most, or a share or probability is not from 0 to 1.
+        ValueError: If a range is not a minimum and a maximum, or a share or probability is not from 0 to 1.
     """
 
     facts: tuple[int, int] = (2, 3)
@@ -87,7 +88,7 @@ class CorpusSettings:
         for name, least in (("facts", 1), ("fillers", 0)):
             fewest, most = getattr(self, name)
             if not least <= fewest <= most:
-                raise ValueError(f"{name} is {(fewest, most)}; it is the fewest and the most, with {least} or more")
+                raise ValueError(f"{name} is {(fewest, most)}; it must be a minimum, {least} or more, and a maximum")
         for name in ("lookalikes", "mentions", "plain"):
             if not 0.0 <= getattr(self, name) <= 1.0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be from 0 to 1")
@@ -99,7 +100,7 @@ class SyntheticQuestion:
 
     Args:
         question: The question's text.
-        answer: The value in question; ``"not recorded"`` if no document has it.
+        answer: The value that the question asks for; ``"not recorded"`` if no document has this value.
         response: The sentence that a model should generate, with the answer in it.
         gold_index: Index of the document with the answer, or ``None``.
     """
@@ -112,7 +113,7 @@ class SyntheticQuestion:
 
 @dataclass(frozen=True)
 class SyntheticContext:
-    """Documents, and all questions about them.
+    """Documents, and all questions about these documents.
 
     Args:
         documents: The documents, in prompt order.
@@ -156,14 +157,14 @@ class _World:
     values: set[str] = field(default_factory=set[str])
 
     def pair(self, first_count: int, second_count: int) -> tuple[int, int]:
-        """Indices of a pair of parts that belongs to the split."""
+        """Draw a pair of parts that belongs to the split, and return the indices of the parts."""
         while True:
             first, second = self.rng.randrange(first_count), self.rng.randrange(second_count)
             if (first + second) % _MODULUS in _RESIDUES[self.split]:
                 return first, second
 
     def value(self, kind: str) -> str:
-        """A value that differs from all others of the context in its last word (for a person, in its whole name)."""
+        """Draw a value whose last word is new among values of its kind. For a person, the whole name must be new."""
         firsts, seconds = (FIRST_NAMES, SURNAMES) if kind == "person" else VALUES[kind]
         for _ in range(_TRIES):
             first, second = self.pair(len(firsts), len(seconds))
@@ -187,8 +188,8 @@ def generate_context(
     Args:
         rng: Source of every random choice.
         num_documents: Number of documents, 1 to 60.
-        split: Split of the names, values and wordings.
-        settings: Difficulty of the context; the corpus' defaults if it is ``None``.
+        split: Split that the names, values and wordings belong to.
+        settings: Difficulty of the context; ``None`` for the default settings.
 
     Raises:
         ValueError: If the number of documents is out of range, the split is unknown or has no plain wording, or the
@@ -200,7 +201,7 @@ def generate_context(
         raise ValueError(f"split is {split!r}; it must be one of {', '.join(_RESIDUES)}")
     settings = settings or CorpusSettings()
     if settings.plain and split != "train":
-        raise ValueError(f"plain is {settings.plain}, but the plain wording is one of train, not of {split}")
+        raise ValueError(f"plain is {settings.plain}, but the plain wording belongs to the split train, not to {split}")
     world = _World(rng, split, settings)
     present, absent = _entities(world, num_documents)
     world.names.update(entity.name for entity in (*present, *absent))
@@ -231,17 +232,17 @@ def load_synthetic(
     answerable: float = 1.0,
     seed: int = 42,
 ) -> list[MultiDocSample]:
-    """Samples of the synthetic corpus, the same for the same arguments on any machine.
+    """Samples of the synthetic corpus. Equal arguments give equal samples on any machine.
 
     Each answerable question gives one sample per gold position. These samples have the distractors in the same order
     and share a ``question_id``. An unanswerable question gives a single sample, with ``gold_index`` ``None``.
 
     Args:
         num_samples: Number of samples. The last question may have fewer positions than the others.
-        num_documents: Documents per sample.
+        num_documents: Number of documents per sample.
         gold_positions: Positions of the gold document, from 0. ``None`` gives five positions from first to last (0, 4,
-            9, 14 and 19 of 20).
-        split: Names, values and wordings of ``validation`` and ``test`` occur in no other split.
+            9, 14 and 19 for 20 documents).
+        split: Split of the corpus. Names, values and wordings of ``validation`` and ``test`` occur in no other split.
         answerable: Share of questions that a document answers, 0 to 1.
         seed: Seed of all random choices.
 
@@ -263,7 +264,7 @@ def load_synthetic(
     samples: list[MultiDocSample] = []
     while len(samples) < num_samples:
         context = generate_context(rng, num_documents, split)
-        # All three are always drawn, so that the contexts of a seed do not depend on the share.
+        # All three values are always drawn, so that the contexts of a seed do not depend on ``answerable``.
         known, unknown, draw = rng.choice(context.answerable), rng.choice(context.unanswerable), rng.random()
         question_id = f"synthetic-{split}-{num_documents}-{seed}-{draw:.9f}"
         if draw < answerable:
@@ -274,7 +275,7 @@ def load_synthetic(
 
 
 def spread_positions(num_documents: int) -> tuple[int, ...]:
-    """Five gold positions spread over the documents: 0, 4, 9, 14 and 19 of 20, as in the paper."""
+    """Five gold positions spread over the documents: 0, 4, 9, 14 and 19 for 20 documents, as in the paper."""
     return tuple(sorted({place * (num_documents - 1) // 4 for place in range(5)}))
 
 
@@ -288,7 +289,7 @@ def _sample(
 
 
 def _entities(world: _World, count: int) -> tuple[list[_Entity], list[_Entity]]:
-    """Entities with a document, in random order, and entities without a document whose names share the same parts."""
+    """Draw entities with a document, in random order, and entities without one. All of them share parts of names."""
     places = round(count * world.rng.uniform(0.2, 0.4))
     present: list[_Entity] = []
     absent: list[_Entity] = []
@@ -301,7 +302,10 @@ def _entities(world: _World, count: int) -> tuple[list[_Entity], list[_Entity]]:
 
 
 def _grid(world: _World, kind: str, count: int) -> list[tuple[int, int]]:
-    """Distinct pairs of name parts. ``lookalikes`` sets the number of parts, which are used about equally often."""
+    """Distinct pairs of name parts.
+
+    ``lookalikes`` determines how many parts the pairs use. Each part occurs about equally often.
+    """
     firsts, seconds = _PARTS[kind]
     residue = world.rng.choice(_RESIDUES[world.split])
     first_class = world.rng.randrange(_MODULUS)
@@ -314,13 +318,13 @@ def _grid(world: _World, kind: str, count: int) -> list[tuple[int, int]]:
     while side < max(len(rows), len(columns)) and len(rows[:side]) * len(columns[:side]) < count:
         side += 1
     rows, columns = rows[:side], columns[:side]
-    # Row by row along shifted diagonals: a pair comes back only after len(rows) * len(columns) steps.
+    # The steps follow shifted diagonals, so a pair comes back only after len(rows) * len(columns) steps.
     steps = ((step % len(rows), step // len(rows)) for step in range(count))
     return [(rows[row], columns[(row + shift) % len(columns)]) for row, shift in steps]
 
 
 def _facts(world: _World, entity: _Entity) -> dict[str, str]:
-    """Attribute to value, in the order of the document's sentences."""
+    """Values of the entity's facts by attribute, in the order of the document's sentences."""
     attributes = ATTRIBUTES[entity.kind]
     keys = world.rng.sample(list(attributes), min(len(attributes), world.rng.randint(*world.settings.facts)))
     return {key: world.value(attributes[key].value) for key in keys}
@@ -328,7 +332,8 @@ def _facts(world: _World, entity: _Entity) -> dict[str, str]:
 
 def _document(world: _World, entity: _Entity, facts: dict[str, str], present: list[_Entity]) -> Document:
     rng, settings = world.rng, world.settings
-    # Kind of each sentence: a fact's key, filler, or a mention of another entity. The first fact has the full name.
+    # The plan names the kind of each sentence: the attribute of a fact, a filler, or a mention of another entity. The
+    # first sentence is always a fact, with the entity's full name.
     plan: list[str] = list(facts)
     for _ in range(rng.randint(*settings.fillers)):
         plan.insert(rng.randint(1, len(plan)), "filler")
@@ -348,7 +353,7 @@ def _document(world: _World, entity: _Entity, facts: dict[str, str], present: li
 
 
 def _fact(world: _World, entity: _Entity, attribute: Attribute, value: str, before: str) -> str:
-    """One sentence with a fact, after a sentence of the kind ``before``."""
+    """Sentence that states a fact. ``before`` is the kind of the sentence before it, empty for the first sentence."""
     cores = (_STATEMENT.replace("{noun}", attribute.noun), *attribute.facts)
     subject = entity.name
     if world.rng.random() < world.settings.plain:
@@ -356,7 +361,7 @@ def _fact(world: _World, entity: _Entity, attribute: Attribute, value: str, befo
     else:
         lead, core = world.pair(len(LEADS), len(cores))
         draw = world.rng.random()
-        # After a mention, a short name could mean the other entity. A pronoun needs a sentence about its subject.
+        # After a mention, a short name could mean the other entity. A pronoun must follow a sentence about its entity.
         if before not in ("", "mention") and draw < 0.5:
             pronoun = draw < 0.25 and core != 0 and before != "filler"
             subject = entity.pronoun if pronoun else entity.short_name

@@ -1,4 +1,4 @@
-"""The tokenizer of the synthetic corpus: one token per word, bytes for everything else."""
+"""The tokenizer of the synthetic corpus: one token per word, and byte tokens for everything else."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ __all__ = ["build_tokenizer"]
 
 _SPECIAL = ("<pad>", "<s>", "</s>")
 _INSTRUCTION = "high answer for the given question using only provided search results of which might be irrelevant"
-# Pieces without a space before them in the prompt, and punctuation.
+# Pieces that have no space before them in the prompt, and punctuation.
 _UNSPACED = ("Write", "Document", "Question", "Answer", "(Title", "-quality", " (some", "\n\n", " [", "'s")
 # "(Title" is one piece, so that a document's span starts at a token. Digits form pairs: a year is two pieces.
 _PIECES = r"\(Title|-quality| \(some|'s| ?[A-Za-z]+| ?[0-9]{1,2}|\n\n| ?[^\sA-Za-z0-9]|\s"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A fast tokenizer that puts ``<s>`` before a text and can encode and decode any text without loss.
+    """Build a fast tokenizer that puts ``<s>`` before a text, and encodes and decodes any text without loss.
 
     Every word of the corpus, with the space before it, is one token. A year is two tokens ("18", "74"). Everything else
     is split into bytes. The tokenizer has no chat template: the demo model is a base model.

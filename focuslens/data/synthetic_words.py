@@ -2,7 +2,7 @@
 
 Names and values are pairs of words ("Alden" + "Marsh", "Port" + "Ashby", "18" + "74"), so that a held-out pair
 consists of words from the training data. No word of a value list occurs in another list, in a name or in a filler
-sentence, capitals considered. An answer therefore occurs only in the sentence of its fact.
+sentence; words that differ in capitals count as different. An answer therefore occurs only in the sentence of its fact.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Attribute:
-    """An attribute of an entity that questions are about.
+    """An attribute of an entity, and the wording of facts and questions about the attribute.
 
     Args:
-        noun: Its noun in a response: "The birthplace of Alden Marsh was Port Ashby."
-        value: Key of :data:`VALUES`, or ``person`` for a person's name.
-        facts: Sentence cores, with ``{s}`` for the subject and ``{v}`` for the value.
-        questions: Question cores, with ``{s}`` for the full name.
+        noun: Noun for the attribute in a response: "The birthplace of Alden Marsh was Port Ashby."
+        value: Kind of the attribute's values: a key of :data:`VALUES`, or ``person`` for names of persons.
+        facts: Cores of the sentences that state a fact, with ``{s}`` for the subject and ``{v}`` for the value.
+        questions: Cores of the questions, with ``{s}`` for the full name.
     """
 
     noun: str
@@ -51,7 +51,7 @@ def _list(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-# Women and men alternate, so that an even index is "she" and an odd one "he".
+# Names of women have an even index (pronoun "she"), and names of men have an odd index (pronoun "he").
 FIRST_NAMES = _list(
     """Ada Alden Agnes Amos Alma Arthur Anita Basil Beatrix Bruno Bertha Caleb Bridget Cedric Cecily Clement Clara Cyril
     Cora Damon Daphne Desmond Delia Duncan Dora Edgar Edith Edmund Elena Elias Elsa Emil Emma Enoch Esther Ernest Eva
@@ -224,7 +224,7 @@ ATTRIBUTES: dict[str, dict[str, Attribute]] = {
     },
 }
 
-# The empty lead is third, so that it forms a wording of the train split with the plainest sentence core.
+# The empty lead has index 2. Together with the plainest sentence core, index 0, it belongs to the train split.
 LEADS = (
     "By all accounts,",
     "As the register shows,",
@@ -233,8 +233,8 @@ LEADS = (
     "One letter tells us that",
     "It is well known that",
 )
-# The bare question is third too. Its pairs with question cores are not held out, so training has every first word
-# capitalised.
+# The bare question has index 2 too, so its pairs with question cores all belong to the train split. Training therefore
+# contains every first word of a question with a capital.
 QUESTION_FRAMES = (
     "According to the documents, {q}?",
     "From these results, {q}?",
@@ -286,7 +286,7 @@ PRONOUNS = ("she", "he", "it")  # for an even index in FIRST_NAMES, for an odd i
 
 
 def words() -> list[str]:
-    """Every word that the corpus can contain, sorted and distinct. Possible first words also occur capitalised."""
+    """Every word that the corpus can contain, sorted and distinct. Possible first words also occur with a capital."""
     texts = [*FIRST_NAMES, *SURNAMES, *PLACE_NAMES, *PLACE_KINDS, *LEADS, *TITLES, *MENTIONS, *PRONOUNS, UNKNOWN]
     texts += [*QUESTION_FRAMES, *FILLER_STARTS, *FILLER_ENDS, *(kind.lower() for kind in PLACE_KINDS)]
     texts += [word for firsts, seconds in VALUES.values() for word in (*firsts, *seconds)]

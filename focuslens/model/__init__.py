@@ -1,1 +1,1 @@
-"""A TransformerLens model under interventions: checkpoints, forward passes, caches, decoding, the attention engine."""
+"""TransformerLens models under interventions: checkpoints, forward passes, caches, decoding, the attention engine."""

@@ -1,8 +1,8 @@
 """Attention of one layer as functions of tensors: fused for the rows of a prompt, explicit for all other rows.
 
-The rows of a prompt go through ``scaled_dot_product_attention``, whose memory is linear in the length. The rows after a
-prompt are few. They are computed explicitly over cached keys and values, which several rows of a batch can share
-without a copy. Every row of a layer with a hook on its scores or its pattern is computed explicitly too.
+The rows of a prompt go through ``scaled_dot_product_attention``, which needs memory linear in the length. The few rows
+after a prompt are computed explicitly over cached keys and values, which several rows of a batch can share without a
+copy. In a layer with a hook on the scores or the pattern, all rows are computed explicitly.
 
 ``engine.py`` connects these functions with TransformerLens.
 """
@@ -30,14 +30,14 @@ __all__ = [
 ]
 
 SEALED = 256
-"""Columns of a full segment. Later columns begin a new segment, so that an append copies few columns."""
+"""Number of columns of a full segment. Later columns begin a new segment, so that an append copies few columns."""
 
 BLOCK = 2**24
-"""Most attention scores in memory at a time, where no hook needs all rows at once."""
+"""Maximum number of attention scores in memory at a time, unless a hook needs all rows at once."""
 
 
 class Segment(NamedTuple):
-    """Keys and values of consecutive columns. ``copies`` consecutive rows of the batch share those of each prompt."""
+    """Keys and values of consecutive columns; ``copies`` consecutive rows of a batch share those of one prompt."""
 
     keys: Float[Tensor, "prompt kv_head column d_head"]
     values: Float[Tensor, "prompt kv_head column d_head"]
@@ -45,7 +45,7 @@ class Segment(NamedTuple):
 
     @property
     def columns(self) -> int:
-        """Number of columns."""
+        """Number of columns in the segment."""
         return self.keys.shape[2]
 
 
@@ -57,13 +57,13 @@ class LayerCache:
 
     @property
     def columns(self) -> int:
-        """Number of columns."""
+        """Number of columns in all segments."""
         return sum(segment.columns for segment in self.segments)
 
     def append(
         self, keys: Float[Tensor, "batch row kv_head d_head"], values: Float[Tensor, "batch row kv_head d_head"]
     ) -> None:
-        """Append the columns of new rows."""
+        """Append the keys and values of new rows as columns."""
         keys, values = (rearrange(x, "batch row kv d -> batch kv row d").contiguous() for x in (keys, values))
         segments = self.segments
         if segments and segments[-1].columns < SEALED and len(segments[-1].keys) == len(keys):
@@ -72,12 +72,12 @@ class LayerCache:
         self.segments = (*segments, Segment(keys, values))
 
     def shared(self, copies: int) -> LayerCache:
-        """A cache of the same columns for a batch that repeats every row ``copies`` times in succession."""
+        """A cache with the same columns, for a batch in which every row is repeated ``copies`` times in succession."""
         return LayerCache(tuple(segment._replace(copies=segment.copies * copies) for segment in self.segments))
 
 
 def trim(segments: Sequence[Segment], columns: int) -> tuple[Segment, ...]:
-    """The first ``columns`` columns of the segments together."""
+    """Segments that hold the first ``columns`` columns of the given segments, counted over all of them."""
     parts: list[Segment] = []
     for segment in segments:
         if columns <= 0:
@@ -92,7 +92,7 @@ def visible_keys(
 ) -> Bool[Tensor, "#batch 1 row key"]:
     """Mask of the keys that each row attends to: up to its own column, inside its window, and not padding.
 
-    A row of padding attends to its own column, so that no softmax is empty. No other row reads its output.
+    A row of padding attends to its own column, so that no softmax is empty. No other row reads that row's output.
     """
     columns = torch.arange(n_keys, device=device)
     rows = columns[n_keys - n_rows :, None]
@@ -118,15 +118,15 @@ def attend_causally(
     window: int | None,
     scale: float,
 ) -> Float[Tensor, "batch row head d_head"]:
-    """Attention outputs of whole prompts, by the fused kernel; the segment begins with the prompts' first column.
+    """Attention outputs of whole prompts, by the fused kernel.
 
     Args:
         q: Rotated queries.
-        segment: Keys and values of the same rows.
+        segment: Keys and values of the same rows. The segment begins with the prompts' first column.
         padding: Number of padding columns to the left of each prompt; the outputs of padding rows are zero. ``None`` if
             no prompt has padding.
-        window: Most keys that a row attends to, its own included; ``None`` for all.
-        scale: Factor of the query-key products.
+        window: Maximum number of keys that a row attends to, its own key included; ``None`` for all.
+        scale: Factor that multiplies the query-key products.
     """
     q = rearrange(q, "batch row head d -> batch head row d")
     keys, values = segment.keys, segment.values
@@ -134,7 +134,7 @@ def attend_causally(
         z = _causal(q, keys, values, window, scale)
     else:
         # Each prompt has its own kernel call. A mask for the padding would need memory quadratic in the length, and the
-        # fast kernels accept no mask.
+        # fast kernels do not accept a mask.
         z = torch.zeros_like(q)
         for i, left in enumerate(padding):
             if left == q.shape[2]:
@@ -151,7 +151,7 @@ def _causal(
     window: int | None,
     scale: float,
 ) -> Float[Tensor, "batch head row d_head"]:
-    """Causal attention of rows without padding; with a window, in blocks of ``window`` rows."""
+    """Causal attention of rows without padding. If there is a window, ``window`` rows are computed at a time."""
     length = q.shape[2]
     masked = window is not None and window < length
     if not _kernel_groups(q.device.type, q.dtype, masked=masked):
@@ -172,7 +172,8 @@ def _causal(
 def _kernel_groups(device: str, dtype: torch.dtype, *, masked: bool) -> bool:
     """Whether a kernel of linear memory accepts grouped keys; otherwise keys are repeated for every query head.
 
-    On the CPU every kernel accepts them; on other devices only flash attention does, in half precision without a mask.
+    On the CPU every kernel accepts grouped keys. On other devices only flash attention does, which needs half precision
+    and accepts no mask.
     """
     return device == "cpu" or (dtype in (torch.float16, torch.bfloat16) and not masked)
 
@@ -185,18 +186,18 @@ def attend_explicitly(
     on_scores: Callable[[Tensor], Tensor] | None = None,
     on_pattern: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "batch row head d_head"]:
-    """Attention outputs of rows over all columns of the segments, with callbacks on scores and pattern.
+    """Attention outputs of rows over all columns of the segments, with callbacks for scores and pattern.
 
-    Half-precision rows are computed in float32, as in the fused kernels. The callbacks receive float32 too.
+    Half-precision rows are computed in float32, as in the fused kernels. The callbacks receive float32 tensors too.
 
     Args:
         q: Rotated queries.
         segments: Keys and values. The ``copies`` rows that share a prompt are computed in one matrix product.
         visible: Mask of the keys that each row attends to; ``None`` for all.
-        scale: Factor of the query-key products.
-        on_scores: Receives the scores ``[batch head row key]`` before the softmax, minus infinity where masked, and
-            returns the scores to use.
-        on_pattern: Receives the pattern ``[batch head row key]`` and returns the pattern to use.
+        scale: Factor that multiplies the query-key products.
+        on_scores: Callback that receives the scores ``[batch head row key]`` before the softmax and returns the scores
+            to use. Masked scores are minus infinity.
+        on_pattern: Callback that receives the pattern ``[batch head row key]`` and returns the pattern to use.
     """
     exact = q if q.dtype in (torch.float32, torch.float64) else q.float()
     scores = torch.cat([_products(exact, segment, scale) for segment in segments], dim=-1)
@@ -216,7 +217,7 @@ def attend_explicitly(
 def _products(
     q: Float[Tensor, "batch row head d_head"], segment: Segment, scale: float
 ) -> Float[Tensor, "batch head row column"]:
-    """Scaled query-key products. Rows of all copies and heads that share keys form one matrix."""
+    """Scaled query-key products. All copies and heads that share keys form the rows of one matrix."""
     copies, kv = segment.copies, segment.keys.shape[1]
     group = q.shape[2] // kv
     q = rearrange(q * scale, "(prompt copy) row (kv group) d -> prompt kv (copy group row) d", copy=copies, kv=kv)

@@ -1,4 +1,4 @@
-"""Batches of prompts of similar length within a budget of tokens, which is halved when memory runs out."""
+"""Batches of prompts of similar length, within a token budget that is halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["BATCH_TOKENS", "RunOptions", "WorkerLostError", "is_out_of_memory", "map_batches", "release_memory"]
 
 BATCH_TOKENS = 2**14
-"""Default for the most prompt tokens of a batch, padding included; a longer prompt is a batch of its own."""
+"""Default maximum of prompt tokens in a batch, padding included. A longer prompt is a batch of its own."""
 
 
 @dataclass(frozen=True)
@@ -23,8 +23,8 @@ class RunOptions:
 
     Attributes:
         max_new_tokens: Maximum length of a response, in tokens.
-        batch_tokens: Prompt tokens per batch; halved when memory runs out.
-        progress: Whether to show progress bars; ``None`` leaves it to the rules of :mod:`focuslens.util.progress`.
+        batch_tokens: Maximum number of prompt tokens in a batch; halved when memory runs out.
+        progress: Whether to show progress bars; ``None`` applies the rules of :mod:`focuslens.util.progress`.
     """
 
     max_new_tokens: int
@@ -35,11 +35,11 @@ class RunOptions:
 _T = TypeVar("_T")
 
 _OUT_OF_MEMORY = ("can't allocate memory", "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Words of a plain ``RuntimeError`` from the CPU's allocator, Apple's GPUs and cuBLAS."""
+"""Words by which to recognise a plain ``RuntimeError`` from the CPU's allocator, Apple's GPUs or cuBLAS."""
 
 
 class WorkerLostError(ChildProcessError):
-    """Error for a call that was lost with its worker, and again with each worker that repeated it."""
+    """Error for a call that failed because every worker that ran it was lost, or because no worker could be started."""
 
 
 def map_batches(
@@ -55,16 +55,16 @@ def map_batches(
 ) -> Generator[tuple[list[int], _T]]:
     """Run items in batches of similar length, shortest first. Batches and their order do not depend on the executor.
 
-    When a batch runs out of memory, the budget becomes half of the batch's tokens, a warning is given, and the items of
-    the batch are run again in smaller batches.
+    When a batch runs out of memory, a warning is given and the budget becomes half of the batch's tokens. The items of
+    the batch are then run again in smaller batches.
 
     Args:
-        executor: Runs the batches, possibly several at a time.
-        function: Called with the model, the items of a batch and the current budget; returns the batch's result.
+        executor: Executor that runs the batches, possibly several at a time.
+        function: Function of the model, the items of a batch and the current budget, which returns the batch's result.
         items: Arguments of ``function``, such as encoded prompts.
         names: Name of each item, for errors.
-        lengths: Number of tokens of each item.
-        budget: Most tokens of a batch, padding included; a longer item is a batch of its own.
+        lengths: Length of each item, in tokens.
+        budget: Maximum number of tokens in a batch, padding included. A longer item is a batch of its own.
         divisible: Whether ``function`` uses less memory with a smaller budget even on a single item.
         alone: Whether each item is a batch of its own, in the order of ``items``.
 
@@ -74,7 +74,7 @@ def map_batches(
     Raises:
         ValueError: If the budget is not positive.
         MemoryError: If a single item does not fit into memory.
-        WorkerLostError: If a batch was lost with its worker, and again with each worker that repeated it.
+        WorkerLostError: If every worker that ran a batch was lost, or no worker could be started.
     """
     if budget < 1:
         raise ValueError(f"batch_tokens is {budget}; it must be at least 1")
@@ -99,7 +99,7 @@ def map_batches(
                 order = order[len(batch) :]
                 yield batch, result
                 continue
-            # The memory is released outside the handler: inside it, the error keeps the failed pass's tensors alive.
+            # Memory is released outside the handler, because the error keeps the failed pass's tensors alive inside it.
             release_memory()
             warnings.warn(
                 f"memory ran out on {len(batch)} prompts of {n_tokens:,} tokens; going on with {budget:,} tokens per "
@@ -130,7 +130,7 @@ def release_memory() -> None:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error reports that memory ran out: CUDA has its own error, other devices raise a ``RuntimeError``."""
+    """Whether an error reports that memory ran out. CUDA has its own error; other devices raise a ``RuntimeError``."""
     import torch
 
     known = isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)

@@ -1,8 +1,8 @@
-"""The attention engine under TransformerLens: its caches, its passes, and the hook points of attention.
+"""The attention engine that runs under TransformerLens: its caches, its passes, and the hook points of attention.
 
-The rows of a prompt go through the fused kernel; the rows after it are computed over cached, rotated keys. ``hook_q``,
-``hook_k``, ``hook_v``, ``hook_rot_q``, ``hook_rot_k`` and ``hook_z`` always fire. ``hook_attn_scores`` and
-``hook_pattern`` fire in the layers where they have a hook.
+The rows of a prompt go through the fused kernel. The rows after the prompt are computed over cached, rotated keys.
+``hook_q``, ``hook_k``, ``hook_v``, ``hook_rot_q``, ``hook_rot_k`` and ``hook_z`` always fire. ``hook_attn_scores`` and
+``hook_pattern`` fire only in layers in which they have a hook.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ __all__ = [
 
 @dataclass
 class KeyValueCache:
-    """Keys and values of all layers: filled by the engine, with the interface of ``HookedTransformer``'s own cache.
+    """Keys and values of all layers, filled by the engine. It has the interface of ``HookedTransformer``'s own cache.
 
     Args:
         layers: One cache per layer.
-        mask: 1 where a column holds a token, 0 where it is padding.
-        heads: Number of key-value heads per layer, and ``d_head``.
+        mask: 1 where a column holds a token, 0 where the column is padding.
+        heads: Number of key-value heads per layer, and ``d_head``, the size of a head.
     """
 
     layers: list[LayerCache]
@@ -64,12 +64,12 @@ class KeyValueCache:
         return cls([LayerCache() for _ in range(shape.n_layers)], mask, (shape.n_key_value_heads, shape.d_head))
 
     def shared(self, copies: int = 1) -> KeyValueCache:
-        """A cache with ``copies`` consecutive rows per prompt; it shares this cache's segments and grows on its own."""
+        """An independent cache with ``copies`` consecutive rows per prompt, which shares the segments of this cache."""
         mask = repeat(self.mask, "batch column -> (batch copy) column", copy=copies)
         return KeyValueCache([layer.shared(copies) for layer in self.layers], mask, self.heads)
 
     def below(self, layer: int, copies: int) -> KeyValueCache:
-        """A cache that shares the layers below ``layer``; ``layer`` and those above it are empty."""
+        """A cache that shares this cache's layers below ``layer``. In the new cache, all other layers are empty."""
         layers = [cache.shared(copies) if i < layer else LayerCache() for i, cache in enumerate(self.layers)]
         mask = torch.zeros(len(self.mask) * copies, 0, dtype=self.mask.dtype, device=self.mask.device)
         return KeyValueCache(layers, mask, self.heads)
@@ -80,13 +80,13 @@ class KeyValueCache:
         return CacheEntry(layer, torch.empty(len(self.mask), layer.columns, *self.heads, device="meta"))
 
     def append_attention_mask(self, new: Int[Tensor, "batch row"]) -> Int[Tensor, "batch column"]:
-        """Append the mask of new columns, and return the whole mask; ``HookedTransformer`` calls this before a pass."""
+        """Append the mask of new columns, and return the whole mask. ``HookedTransformer`` calls this before a pass."""
         self.mask = torch.cat((self.mask, new.to(self.mask.device)), dim=1)
         return self.mask
 
 
 class Filled(Exception):
-    """Signal that ends a pass early: the keys, values and observations that it was run for are complete."""
+    """Signal that ends a pass early, because the keys, values and observations that are needed are complete."""
 
 
 def stop_layer(blocks: Any, last: int | None, early: Sequence[str]) -> int | None:
@@ -94,18 +94,18 @@ def stop_layer(blocks: Any, last: int | None, early: Sequence[str]) -> int | Non
 
     Args:
         blocks: The model's blocks.
-        last: Last layer whose keys or activations are needed; ``None`` for a pass that must not end early.
+        last: Last layer whose keys, values or activations are needed; ``None`` for a pass that must not end early.
         early: Names of the modules that run before a block's keys and values are known.
 
     Returns:
-        The layer's index; ``None`` where the pass has to run to its end.
+        The layer's index; ``None`` if the pass must run to its end.
     """
     later = range(len(blocks) if last is None else last, len(blocks))
     return next((layer for layer in later if _may_stop_at_keys(blocks[layer], early)), None)
 
 
 def _may_stop_at_keys(block: Any, early: Sequence[str]) -> bool:
-    """Whether no module of a block has a hook, apart from the ``early`` modules and the modules inside them."""
+    """Whether the block has no hooks, apart from hooks on the ``early`` modules and on the modules inside them."""
     modules = [
         getattr(block.attn if name.startswith("attn.") else block, name.removeprefix("attn."), None) for name in early
     ]
@@ -114,7 +114,7 @@ def _may_stop_at_keys(block: Any, early: Sequence[str]) -> bool:
 
 
 class CacheEntry(NamedTuple):
-    """One layer of a cache, with the attribute that ``HookedTransformer`` reads."""
+    """One layer of a cache, with ``past_keys``, the attribute that ``HookedTransformer`` reads."""
 
     layer: LayerCache
     past_keys: Tensor
@@ -126,7 +126,7 @@ class Pass:
 
     Args:
         n_rows: Number of rows in the pass.
-        mask: 1 where a column holds a token, 0 where it is padding; for all columns, on the CPU.
+        mask: Mask of all columns, on the CPU: 1 where a column holds a token, 0 where it is padding.
     """
 
     n_rows: int
@@ -140,7 +140,7 @@ class Pass:
 
     @cached_property
     def left_padding(self) -> tuple[int, ...] | None:
-        """Padding columns before each prompt; ``None`` unless the pass holds whole prompts, padded on the left only."""
+        """Padding columns before each prompt; ``None`` unless the prompts are whole and padded on the left only."""
         n_columns = self.mask.shape[1]
         padding = n_columns - self.mask.sum(dim=1)
         left_padded = (torch.arange(n_columns) >= padding[:, None]).long()
@@ -159,10 +159,10 @@ class Pass:
         return self._visible[key]
 
     def require(self, layer_input: Float[Tensor, "batch row *head d_model"], cache: LayerCache) -> None:
-        """Check that the input and cache of a layer are those of this pass.
+        """Check that the input and the cache of a layer belong to this pass.
 
         Raises:
-            RuntimeError: If the sizes differ, because a hook or another caller runs the model during this pass.
+            RuntimeError: If the sizes differ, because a hook or another caller has run the model during this pass.
         """
         shape, columns = (len(self.mask), self.n_rows), cache.columns + self.n_rows
         if layer_input.shape[:2] != shape or columns != self.mask.shape[1]:
@@ -172,7 +172,7 @@ class Pass:
             )
 
     def block(self, start: int, end: int) -> Pass:
-        """The rows ``start`` to ``end`` as a pass of their own, with the columns up to the last of these rows."""
+        """A pass of the rows from ``start`` up to, but not including, ``end``, with the columns up to its last row."""
         return Pass(end - start, self.mask[:, : self.mask.shape[1] - self.n_rows + end])
 
 
@@ -181,7 +181,7 @@ def replaced_forwards(layers: Sequence[Any], forwards: Sequence[Callable[..., An
     """Replace the ``forward`` methods of attention layers inside a ``with`` block."""
     try:
         for layer, forward in zip(layers, forwards, strict=True):
-            vars(layer)["forward"] = forward  # a bridge's __setattr__ would set it on the module that it wraps
+            vars(layer)["forward"] = forward  # a bridge's __setattr__ would set it on the wrapped module
         yield
     finally:
         for layer in layers:
@@ -196,15 +196,15 @@ def attend(
     window: int | None,
     scale: float,
 ) -> Float[Tensor, "batch row head d_head"]:
-    """Attention outputs of one layer, in the cheapest way that its hooks on scores and pattern allow.
+    """Attention outputs of one layer, computed as cheaply as its hooks on scores and pattern allow.
 
     Args:
         points: The layer's attention module, with ``hook_attn_scores`` and ``hook_pattern``.
-        rows: The pass.
+        rows: Rows and columns of the current pass.
         q: Rotated queries.
         segments: Rotated keys and values of all columns.
-        window: Most keys that a row attends to, its own included; ``None`` for all.
-        scale: Factor of the query-key products.
+        window: Maximum number of keys that a row attends to, its own key included; ``None`` for all.
+        scale: Factor that multiplies the query-key products.
     """
     hooked = [point if is_hooked(point) else None for point in (points.hook_attn_scores, points.hook_pattern)]
     if not any(hooked) and rows.left_padding is not None:
@@ -234,12 +234,12 @@ def under_hook(point: Any, segments: tuple[Segment, ...]) -> Segment:
 
 
 def _per_row(x: Float[Tensor, "prompt kv_head key d_head"], copies: int) -> Float[Tensor, "batch key kv_head d_head"]:
-    """Keys or values of a segment for every row of the batch, in the layout of TransformerLens's hooks."""
+    """Keys or values of a segment, repeated for every row of the batch, in the layout of TransformerLens's hooks."""
     return repeat(x, "prompt kv key d -> (prompt copy) key kv d", copy=copies)
 
 
 def is_hooked(module: Any) -> bool:
-    """Whether a hook point or another module has hooks, apart from those that the libraries set for themselves."""
+    """Whether a hook point or other module has hooks that were not set by transformers or TransformerLens itself."""
     libraries = ("transformers.", "transformer_lens.") if not hasattr(module, "fwd_hooks") else ()
     stores = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     hooks = [hook for store in stores for hook in store.values()]
@@ -249,7 +249,7 @@ def is_hooked(module: Any) -> bool:
 def _in_dtype(point: Any, dtype: torch.dtype, exact: Tensor) -> Tensor:
     """Run hooks on scores or a pattern in the model's dtype, as TransformerLens does.
 
-    A tensor that the hooks leave unchanged keeps its single precision, so that an observer changes no result.
+    If the hooks leave the tensor unchanged, the unrounded tensor is returned, so that an observer changes no result.
     """
     rounded = exact.to(dtype)
     version = rounded._version

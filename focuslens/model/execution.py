@@ -1,8 +1,8 @@
 """Execution of functions on a model, in this process or on copies of the model elsewhere.
 
 Scores, evaluations and training ask an :class:`Executor` to run functions on a model, batch by batch, and take the
-results in order. The last bits of a result depend on the batch it was computed in. The batches are therefore the same
-for every executor, and so are the bytes of the results.
+results in order. The last bits of a result depend on the batch in which it was computed. Every executor therefore uses
+the same batches, so that the results are equal byte for byte.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _R = TypeVar("_R")
 
 @runtime_checkable
 class Executor(Protocol):
-    """Runs functions on a model, and has the properties of the model by which calls are planned."""
+    """Interface that runs functions on a model, with the properties of the model that are needed to plan the calls."""
 
     @property
     def name(self) -> str:
@@ -37,7 +37,7 @@ class Executor(Protocol):
 
     @property
     def shape(self) -> ModelShape:
-        """Numbers of layers and heads, and other sizes."""
+        """Sizes of the model, such as its numbers of layers and heads."""
         ...
 
     @property
@@ -47,22 +47,22 @@ class Executor(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Device of the tensors in results, in this process."""
+        """Device of this process on which the tensors of results are placed."""
         ...
 
     def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:
-        """Tokens and parts of a prompt; see :meth:`FocusModel.encode`."""
+        """Tokens and spans of a prompt; see :meth:`FocusModel.encode`."""
         ...
 
     def map(self, function: Callable[..., _R], calls: Iterable[tuple[Any, ...]]) -> Generator[_R]:
         """Results of ``function(model, *call)`` for every call, in order.
 
-        Results are computed on demand, possibly some calls ahead. An executor of several processes needs picklable
+        Results are computed on demand, or some calls ahead. An executor with several processes needs picklable
         functions and arguments, and moves the tensors of results to :attr:`device`.
 
         Raises:
-            WorkerLostError: If a call was lost with its worker three times in a row.
-            Exception: The error of ``function``, in place of the call's result.
+            WorkerLostError: If three workers in a row were lost while they ran the same call.
+            Exception: The error that ``function`` raised, in place of the call's result.
         """
         ...
 
@@ -73,7 +73,7 @@ def InProcess(model: FocusModel) -> Executor:
 
 
 def executor_for(model: FocusModel | Executor) -> Executor:
-    """The argument itself, checked to be a model or an executor.
+    """Check that the argument is a model or an executor, and return it.
 
     Raises:
         TypeError: If the argument is neither.

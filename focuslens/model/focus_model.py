@@ -1,4 +1,4 @@
-"""FocusModel: a TransformerLens model that accepts prompts with named parts, and interventions."""
+"""FocusModel: a TransformerLens model that accepts prompts with named spans, and interventions."""
 
 from __future__ import annotations
 
@@ -27,18 +27,18 @@ _R = TypeVar("_R")
 
 
 class FocusModel(ModelRunner):
-    """A TransformerLens model that accepts prompts with named parts, and interventions.
+    """A TransformerLens model that accepts prompts with named spans, and interventions.
 
     Args:
-        hooked: A ``HookedTransformer`` or ``TransformerBridge``. Its weights keep their values.
-        tokenizer: The checkpoint's own fast tokenizer. By default the tokenizer of ``hooked``, or its original from the
-            local cache where TransformerLens has made it prepend a BOS token that the original does not.
-        chat: Whether prompts are put into the tokenizer's chat template. By default they are if the tokenizer has a
-            template. Some base models ship a chat template: pass ``False`` for them.
+        hooked: A ``HookedTransformer`` or ``TransformerBridge``. The values of its weights stay unchanged.
+        tokenizer: The checkpoint's own fast tokenizer. The default is the tokenizer of ``hooked``. If TransformerLens
+            has made that tokenizer prepend a BOS token, the default is the original tokenizer from the local cache.
+        chat: Whether prompts are put into the tokenizer's chat template. The default is true if the tokenizer has a
+            template. Some base models ship a chat template: pass ``False`` for these models.
         chat_template_kwargs: Further arguments of the chat template, e.g. ``{"date_string": "26 Jul 2024"}``.
         stop_tokens: Tokens that end a response; by default the tokenizer's EOS token.
         name: Name of the model in result files.
-        revision: Branch, tag or commit in result files.
+        revision: Branch, tag or commit of the checkpoint, for result files.
 
     Raises:
         TypeError: If ``hooked`` is not a TransformerLens model.
@@ -88,12 +88,12 @@ class FocusModel(ModelRunner):
         Args:
             name: Hub name or directory; ``"demo"`` for the embedded model (``"./demo"`` for a directory of that name).
             device: Device of the model; by default ``cuda`` if available, else ``cpu``.
-            device_map: Alternative to ``device`` for a model that does not fit one device: ``"auto"``, or Hugging
-                Face's map of modules to devices. It implies the backend ``bridge``.
+            device_map: Alternative to ``device`` for a model that does not fit on one device: ``"auto"``, or Hugging
+                Face's map of modules to devices. A device map implies the backend ``bridge``.
             dtype: Type of the weights, e.g. ``"bfloat16"``.
             backend: ``hooked`` (a ``HookedTransformer``: Llama, Mistral, Qwen2 and Qwen3 families, TransformerLens 3)
-                or ``bridge`` (a ``TransformerBridge``: every architecture that it supports). By default ``hooked`` for
-                the checkpoints that it supports, else ``bridge``.
+                or ``bridge`` (a ``TransformerBridge``: every architecture that TransformerLens supports). The default
+                is ``hooked`` for the checkpoints that can be opened that way, else ``bridge``.
             n_ctx: Context length in tokens; by default the length that the checkpoint declares.
             revision: Branch, tag or commit on the hub.
             chat: As in :class:`FocusModel`.
@@ -102,7 +102,7 @@ class FocusModel(ModelRunner):
         Raises:
             FileNotFoundError: If the checkpoint is neither a directory nor on the hub, or the hub cannot be reached.
             PermissionError: If access to the model has not been granted.
-            ValueError: If the checkpoint cannot be opened with these arguments; the message names arguments that work.
+            ValueError: If the checkpoint cannot be opened with these arguments. The message names arguments that work.
         """
         resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
         if not isinstance(resolved, torch.dtype):
@@ -133,7 +133,7 @@ class FocusModel(ModelRunner):
     def demo(cls, **settings: Any) -> FocusModel:
         """The embedded model: a small Llama trained on the synthetic corpus. Needs no network.
 
-        Settings are those of :meth:`from_pretrained`, such as ``device``, ``dtype`` and ``backend``.
+        The settings are arguments of :meth:`from_pretrained`, such as ``device``, ``dtype`` and ``backend``.
         """
         return cls.from_pretrained(loading.EMBEDDED, **settings)
 
@@ -158,11 +158,11 @@ class FocusModel(ModelRunner):
         }
 
     def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:
-        """Tokens of a prompt, exactly as the model's own tokenizer gives them, and its parts as token ranges."""
+        """Tokens of a prompt, exactly as the model's own tokenizer gives them, and its spans as token ranges."""
         return prompt if isinstance(prompt, EncodedPrompt) else self.encoder.encode(prompt)
 
     def to_tokens(self, prompt: str | EncodedPrompt) -> Int[Tensor, "1 pos"]:
-        """Tokens of a prompt as a batch of one, for ``model.hooked``; :meth:`encode` gives the parts too."""
+        """Tokens of a prompt as a batch of one, for ``model.hooked``; :meth:`encode` gives the spans too."""
         return self.encode(prompt).tokens[None].to(self.device)
 
     def map(self, function: Callable[..., _R], calls: Iterable[tuple[Any, ...]]) -> Generator[_R]:
@@ -181,12 +181,14 @@ class FocusModel(ModelRunner):
 
         Args:
             tokens: Token ids, or a prompt.
-            interventions: Applied in order.
-            prompt: The prompt that ``tokens`` begin with, where a response follows it. It defines the parts, and the
-                row of its last token is the first to produce the response. By default all of ``tokens`` is the prompt.
+            interventions: Interventions, applied in order.
+            prompt: The prompt at the beginning of ``tokens``, if a response follows the prompt. The prompt defines the
+                spans, and the row of its last token produces the first response token. By default ``tokens`` hold the
+                prompt only.
 
         Raises:
-            ValueError: If ``tokens`` are not one sequence, do not begin with the prompt's, or do not fit the context.
+            ValueError: If ``tokens`` are not one sequence, do not begin with the tokens of the prompt, or do not fit
+                the context.
         """
         if isinstance(tokens, str | EncodedPrompt):
             ids, prompt = self.encode(tokens).tokens, tokens if prompt is None else prompt
@@ -224,17 +226,17 @@ class FocusModel(ModelRunner):
         *,
         max_new_tokens: int = 100,
     ) -> Generation | list[Generation]:
-        """Greedy responses: one for a prompt, or a list for a list of prompts, which is run as one left-padded batch.
+        """Greedy response to a prompt, or responses to a list of prompts, which are run as one left-padded batch.
 
         Args:
             prompts: Texts or encoded prompts. Texts are put into the chat template if :attr:`encoder` uses one.
-            interventions: Applied in order.
-            max_new_tokens: Most tokens per response; a response also ends at the end of the context.
+            interventions: Interventions, applied in order.
+            max_new_tokens: Maximum length of a response, in tokens. A response also ends at the end of the context.
 
         Raises:
             ValueError: If a prompt does not fit the context.
         """
-        # The last token is held back under all interventions, so that its row is always computed in the same way.
+        # The last token is held back for any interventions, so that its row is always computed in the same way.
         prefix = self.prefill(prompts, interventions, hold_last=True)
         responses = self.decode(prefix, interventions, max_new_tokens=max_new_tokens)
         return responses[0] if isinstance(prompts, str | EncodedPrompt) else responses

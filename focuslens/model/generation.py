@@ -17,18 +17,18 @@ from focuslens.prompts.batch import PromptBatch
 __all__ = ["Generation", "Penalty", "Prefix", "Responses", "repetition_penalised"]
 
 Penalty: TypeAlias = Callable[[Tensor, Sequence[Tensor]], Tensor]
-"""Penalised logits ``[batch d_vocab]`` of logits ``[batch d_vocab]`` and of the tokens so far, ``[batch]`` per step."""
+"""Function of logits ``[batch d_vocab]`` and of the tokens of each step, ``[batch]``, that returns penalised logits."""
 
 
 @dataclass(frozen=True, eq=False)
 class Generation:
-    """A response.
+    """A generated response.
 
     Attributes:
         text: Text of the response, without special tokens and surrounding white space.
         tokens: Token ids of the response, without the stop token.
         finished: Whether a stop token ended the response, rather than the limit of new tokens or the context length.
-        stop: The stop token that ended the response; ``None`` without one.
+        stop: The stop token that ended the response; ``None`` if the response did not end with a stop token.
     """
 
     text: str
@@ -42,7 +42,7 @@ class Generation:
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """A batch of prompts with its keys and values, which can be extended any number of times.
+    """A batch of prompts with their keys and values. A prefix can be extended any number of times.
 
     Attributes:
         batch: The prompts.
@@ -50,7 +50,7 @@ class Prefix:
         mask: 1 where a column holds a token, 0 where it is padding.
         logits: Logits of the last column; ``None`` if the last token of each prompt was held back.
         under: Interventions under which the prompts' rows were run.
-        residuals: Inputs ``[batch column d_model]`` of the layers that ``keep`` of :meth:`ModelRunner.prefill` names.
+        residuals: Layer inputs ``[batch column d_model]``, for the layers in ``keep`` of :meth:`ModelRunner.prefill`.
     """
 
     batch: PromptBatch
@@ -71,7 +71,7 @@ class Prefix:
         Raises:
             ValueError: If the prefix was run without such an intervention.
         """
-        # With logits, the row that produces the first response token has been run; every intervention acts on that row.
+        # If there are logits, the row of the first response token has already been run. Every intervention acts on it.
         acting = [item for item in interventions if item.changes_prompt or self.logits is not None]
         if all(any(item is applied for applied in self.under) for item in acting):
             return
@@ -91,10 +91,10 @@ class Responses:
     """Tokens of a batch's responses during greedy decoding, which adds one token per response and step.
 
     Attributes:
-        limits: Most tokens of each response.
+        limits: Maximum length of each response, in tokens.
         stops: Tokens that end a response.
         newest: The newest token of each row; at first the last token of each prompt.
-        steps: Tokens of each step, ``[batch]`` per step. Those behind the end of a response are arbitrary.
+        steps: Tokens of each step, ``[batch]`` per step. Tokens after the end of a response are arbitrary.
         pending: Whether each response needs another token.
         running: Whether the newest token of each row belongs to its response; other rows are run as padding.
     """
@@ -118,7 +118,7 @@ class Responses:
         self.pending = self.running & (len(self.steps) < self.limits)
 
     def rows(self) -> list[list[int]]:
-        """Token ids of each response up to its limit; those from its first stop token on do not belong to it."""
+        """Token ids of each row up to its limit. The response itself ends before the row's first stop token."""
         if not self.steps:
             return [[] for _ in self.limits]
         rows = torch.stack(self.steps, dim=1).tolist()
@@ -136,7 +136,7 @@ def repetition_penalised(batch: PromptBatch, penalty: float) -> Penalty:
     if penalty == 1:
         return lambda logits, steps: logits
     processor = RepetitionPenaltyLogitsProcessor(float(penalty))
-    # Each row is padded with a token of its own prompt, so that the padding adds no token to penalise.
+    # Each row is padded with a token of its own prompt, because tokens of the padding are penalised too.
     padded = zip(batch.prompts, batch.padding, strict=True)
     prompts = torch.stack([torch.cat((prompt.tokens[:1].expand(n), prompt.tokens)) for prompt, n in padded])
 

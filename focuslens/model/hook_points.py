@@ -1,9 +1,9 @@
-"""Checks whether a model's hook points fire, and whether an edit there changes the logits.
+"""Checks of a model's hook points: whether they fire, and whether an edit there changes the logits.
 
 ``TransformerBridge`` supports dozens of architectures. On some of them Hugging Face's own kernel computes attention, so
 that ``hook_rot_q`` never fires (Phi-3, GPT-NeoX) or an edit of ``hook_pattern`` has no effect (OPT, GPT-J). An
-intervention there would silently change nothing. Each point is therefore tried once per model, in a pass of four
-tokens.
+intervention on such a point would silently change nothing. Each point is therefore tested once per model, in a pass
+over four tokens.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class HookPoints:
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        # Only successes are remembered, so that a point is tried again after a repair of the model.
+        # Only successes are stored, so that a point that failed is tested again after a repair of the model.
         self._present: set[str] = set()
         self._firing: set[str] = set()
         self._acting: set[str] = set()
@@ -49,11 +49,11 @@ class HookPoints:
         """Check that hooks on these points are called.
 
         Raises:
-            ValueError: If the model lacks a point, or a point never fires.
+            ValueError: If the model lacks one of the points, or if one of them never fires.
         """
         self._backend.require_supported()
         required = sorted(set(names))
-        # A bridge builds its dictionary anew at each access, which takes longer than a layer.
+        # A bridge rebuilds ``hook_dict`` at each access, which takes longer than the forward pass of a layer.
         if not self._present.issuperset(required):
             self._present.update(self._backend.hooked.hook_dict)
         missing = [name for name in required if name not in self._present]
@@ -70,16 +70,16 @@ class HookPoints:
         """Check that hooks on these points can change the logits.
 
         Raises:
-            ValueError: If the model lacks a point, or a point never fires, or the model ignores the tensor that a hook
-                returns.
+            ValueError: If the model lacks one of the points, if one of them never fires, or if the model ignores the
+                tensor that a hook there returns.
         """
         required = sorted(set(names))
         self.require_firing(required)
         for name in required:
             point = _point(name)
             if point in _POINTS and point not in self._acting:
-                # Both passes have hooks on the same points, because the places of hooks can decide how attention is
-                # computed.
+                # Both passes have hooks on the same points, because the computation of attention can depend on which
+                # points have hooks.
                 firing = [other for other in attention_points(self._backend, point) if other in self._firing]
                 if torch.equal(self._run((n, _observe) for n in firing), self._run((n, _disturb) for n in firing)):
                     raise ValueError(
@@ -93,7 +93,7 @@ class HookPoints:
 
         def recording(name: str) -> tuple[str, Any]:
             def record(tensor: Tensor, hook: Any) -> None:
-                # A bridge's hook points have several names; ``hook.name`` may be another one than ``name``.
+                # A bridge's hook points have several names, so ``hook.name`` may differ from ``name``.
                 self._firing.add(name)
 
             return name, record
@@ -102,7 +102,7 @@ class HookPoints:
 
     @torch.no_grad()
     def _run(self, hooks: Iterable[tuple[str, Any]]) -> Tensor:
-        """Logits of the last of four tokens, under these hooks alone."""
+        """Logits of the last of four test tokens, with no other hooks than these."""
         hooked = self._backend.hooked
         tokens = torch.arange(1, 5, device=self._backend.device)[None] % self._backend.shape.d_vocab
         with _without_hooks(hooked), hooked.hooks(fwd_hooks=list(hooks)):
@@ -118,7 +118,7 @@ class HookPoints:
 
 @contextmanager
 def _without_hooks(hooked: Any) -> Generator[None]:
-    """Remove all hooks of the model inside a ``with`` block, so that they do not see the four tokens."""
+    """Remove all hooks of the model inside a ``with`` block, so that these hooks do not see the four test tokens."""
     points = list({id(point): point for point in hooked.hook_dict.values()}.values())
     contents = [(store, list(store.items())) for p in points for store in (p._forward_hooks, p._forward_pre_hooks)]
     for store, _ in contents:
@@ -136,5 +136,5 @@ def _observe(tensor: Tensor, hook: Any) -> None:
 
 
 def _disturb(tensor: Tensor, hook: Any) -> Tensor:
-    """Replace the tensor by fixed numbers, without use of the global random state."""
+    """Replace the tensor with fixed numbers, without use of the global random state."""
     return torch.linspace(-3, 3, tensor.numel(), device=tensor.device).reshape(tensor.shape).to(tensor.dtype)

@@ -1,7 +1,7 @@
-"""Errors of one line for checkpoints that cannot be opened: the request, the fault and the remedy.
+"""One-line errors for checkpoints that cannot be opened. They name the request, the fault and the remedy.
 
 Hugging Face's libraries report the same faults at length, and some of their messages name neither the model nor a
-remedy. All other errors of these libraries pass unchanged.
+remedy. All errors that are not explained here pass unchanged.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def require_decoder(config: Any, name: str) -> None:
     """Check that a checkpoint's architecture is a decoder-only language model.
 
     Raises:
-        ValueError: If the architecture has an encoder, or no head that generates text.
+        ValueError: If the architecture has an encoder, or lacks a head that generates text.
     """
     architectures = list(config.architectures or [])
     if getattr(config, "is_encoder_decoder", False):
@@ -68,7 +68,7 @@ def require_decoder(config: Any, name: str) -> None:
 
 @contextmanager
 def explained_errors(name: str, revision: str | None = None) -> Generator[None]:
-    """Replace known errors of opening a model by errors of one line that name the model and a remedy.
+    """Replace known errors in the opening of a model with one-line errors that name the model and a remedy.
 
     Raises:
         PermissionError: If access to the model has not been granted.
@@ -85,7 +85,7 @@ def explained_errors(name: str, revision: str | None = None) -> Generator[None]:
 
 
 def _hub_error(name: str, revision: str | None, error: Exception) -> Exception | None:
-    """Error that explains a failure of the hub; ``None`` for any other error."""
+    """Error that explains a failed request to the hub; ``None`` if ``error`` has another cause."""
     from huggingface_hub import errors
 
     causes = list(_causes(error))
@@ -122,7 +122,7 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> Exception |
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, its causes and their causes."""
+    """Yield the error, its causes and their causes in turn."""
     visited: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:
@@ -134,7 +134,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _architecture_error(name: str, error: Exception) -> ValueError | None:
-    """Error that explains an unknown architecture; ``None`` for any other error."""
+    """Error that explains an unknown architecture; ``None`` if ``error`` has another cause."""
     message = str(error)
     if model_type := re.search(r"model type `(\S+)` but Transformers does not recognize", message):
         return ValueError(
@@ -150,7 +150,7 @@ def _architecture_error(name: str, error: Exception) -> ValueError | None:
 
 
 def _architectures(name: str) -> str:
-    """Architectures in the configuration of a local checkpoint, as words for an error."""
+    """Names of the architectures in the configuration of a local checkpoint, for an error message."""
     path = Path(name) / "config.json"
     architectures = json.loads(path.read_text(encoding="utf-8")).get("architectures") if path.is_file() else None
     return ", ".join(architectures or ["unknown"])

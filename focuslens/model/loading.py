@@ -1,7 +1,7 @@
 """Loading of Hugging Face checkpoints as TransformerLens models, with unprocessed weights and the whole context.
 
-TransformerLens's own loader knows only official names, caps the context of several families at 2,048 tokens, and folds
-and centres weights. This loader takes the configuration and every weight from the checkpoint.
+TransformerLens's own loader knows only official names, limits the context of several families to 2,048 tokens, and
+folds and centres weights. This loader takes the configuration and every weight from the checkpoint.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3
 
 
 def checkpoint_path(name: str) -> str:
-    """Absolute path of a local or embedded model, so that each model has one name; a hub name stays unchanged."""
+    """Absolute path of a local or embedded model, which gives each model one name. A hub name stays unchanged."""
     path = Path(str(resources.files("focuslens"))) / "assets" / EMBEDDED if name == EMBEDDED else Path(name)
     return str(path.resolve()) if path.is_dir() else name
 
 
 def checked_device(device: str | None) -> str:
-    """The device, checked to exist; by default ``cuda`` if available, else ``cpu``.
+    """Check that a device exists, and return it. The default is ``cuda`` if available, else ``cpu``.
 
     Raises:
         ValueError: If the device does not exist.
@@ -75,7 +75,7 @@ def checked_device(device: str | None) -> str:
 
 
 def _devices() -> list[str]:
-    """Names of this machine's devices on which models run."""
+    """Names of this machine's devices that can run models."""
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
@@ -86,7 +86,7 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     Raises:
         FileNotFoundError: If the name is neither a checkpoint's directory nor a model on the hub.
         PermissionError: If access to the model has not been granted.
-        ValueError: If the tokenizer is not a fast one; slow tokenizers do not give the characters that a token covers.
+        ValueError: If the tokenizer is not a fast one; slow tokenizers do not report which characters a token covers.
     """
     name = checkpoint_path(name)
     require_checkpoint(name)
@@ -101,10 +101,10 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 
 
 def original_tokenizer(tokenizer: Any) -> Any:
-    """The checkpoint's own tokenizer in place of one that TransformerLens has made prepend a BOS token.
+    """The checkpoint's own tokenizer, in place of a tokenizer that TransformerLens has made prepend a BOS token.
 
     TransformerLens reloads every tokenizer with ``add_bos_token=True``. If this changes the tokens of a text and the
-    original tokenizer is in the local cache, the original is returned; otherwise the tokenizer itself.
+    original tokenizer is in the local cache, the original is returned. Otherwise ``tokenizer`` itself is returned.
     """
     if tokenizer is None or not tokenizer.name_or_path:
         return tokenizer
@@ -121,7 +121,7 @@ def resolved_revision(name: str) -> str | None:
 
 
 def stop_ids(name: str, tokenizer: Any, revision: str | None = None) -> tuple[int, ...]:
-    """Tokens that end a response: those of the generation config, or else the tokenizer's EOS token."""
+    """Tokens that end a response, from the generation config. If it has none, the tokenizer's EOS token."""
     try:
         stop: Any = cast("Any", GenerationConfig).from_pretrained(name, revision=revision).eos_token_id
     except OSError:
@@ -134,7 +134,7 @@ def stop_ids(name: str, tokenizer: Any, revision: str | None = None) -> tuple[in
 
 
 def repetition_penalty(name: str, revision: str | None = None) -> float:
-    """Repetition penalty in a checkpoint's generation config; 1, which changes no logits, if it has none."""
+    """Repetition penalty in a checkpoint's generation config. The default is 1, which leaves the logits unchanged."""
     try:
         config: Any = cast("Any", GenerationConfig).from_pretrained(checkpoint_path(name), revision=revision)
         penalty = config.repetition_penalty
@@ -144,7 +144,7 @@ def repetition_penalty(name: str, revision: str | None = None) -> float:
 
 
 def _rope(config: Any) -> dict[str, Any]:
-    """Rotary settings under TransformerLens's names."""
+    """Rotary settings of a Hugging Face configuration, under TransformerLens's names."""
     parameters: dict[str, Any] = dict(getattr(config, "rope_parameters", None) or {})
     kind = parameters.get("rope_type", "default")
     base = {"rotary_base": parameters.get("rope_theta", 10000.0)}
@@ -167,7 +167,7 @@ def _rope(config: Any) -> dict[str, Any]:
 
 
 def _windows(config: Any) -> dict[str, Any]:
-    """Sliding-window settings under TransformerLens's names."""
+    """Sliding-window settings of a Hugging Face configuration, under TransformerLens's names."""
     window = getattr(config, "sliding_window", None)
     if window is None or getattr(config, "use_sliding_window", True) is False:
         return {}
@@ -177,7 +177,7 @@ def _windows(config: Any) -> dict[str, Any]:
 
 
 def hooked_config(config: Any, *, dtype: torch.dtype, device: str, n_ctx: int | None = None) -> Any:
-    """``HookedTransformerConfig`` of a Hugging Face configuration.
+    """``HookedTransformerConfig`` that corresponds to a Hugging Face configuration.
 
     Raises:
         ValueError: If the architecture or its rotary scaling is not supported.
@@ -230,14 +230,14 @@ _NAMES = (
     (r"^model\.layers\.(\d+)\.self_attn\.([qkvo])_proj\.(weight|bias)$", r"blocks.\1.attn.\2 \3"),
     (r"^model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj\.(weight|bias)$", r"blocks.\1.mlp.\2 \3"),
 )
-"""Patterns of Hugging Face's parameter names, and replacements as :func:`_target` returns them."""
+"""Patterns of Hugging Face's parameter names, and their replacements in the form that :func:`_target` returns."""
 
 _MLP = {"gate": "gate", "up": "in", "down": "out"}
-"""TransformerLens's names of the MLP's projections."""
+"""TransformerLens's names of the MLP's projections, by Hugging Face's names."""
 
 
 def _hooked_entry(name: str, weight: Tensor, heads: dict[str, int], grouped: bool) -> tuple[str, Tensor]:
-    """A Hugging Face parameter under its TransformerLens name and in its TransformerLens layout.
+    """TransformerLens name of a Hugging Face parameter, and the parameter in TransformerLens's layout.
 
     ``heads`` gives the number of heads of the projections ``q``, ``k``, ``v`` and ``o``.
     """
@@ -277,7 +277,7 @@ def _target(name: str) -> str:
 
 
 def hooked_state_dict(state: dict[str, Tensor], cfg: Any) -> dict[str, Tensor]:
-    """State dict of a supported family under TransformerLens's names and in its layout; missing biases are zero.
+    """State dict of a supported family, with TransformerLens's names and layout. Missing biases are zero.
 
     Raises:
         ValueError: If a parameter has no place in a HookedTransformer.
@@ -308,7 +308,7 @@ def load_hooked(
     """A checkpoint of a supported family as a ``HookedTransformer`` with unprocessed weights.
 
     Raises:
-        ValueError: If the checkpoint's parameters are not exactly those of its configuration.
+        ValueError: If the checkpoint's parameters are not exactly those that its configuration requires.
     """
     from transformer_lens import HookedTransformer
 
@@ -346,11 +346,13 @@ def load_bridge(
 
 
 def loader(name: str, backend: str | None, revision: str | None, device_map: DeviceMap | None = None) -> Any:
-    """:func:`load_hooked` or :func:`load_bridge`, as ``backend`` says; by default the first that fits the checkpoint.
+    """Loading function of a backend: :func:`load_hooked` or :func:`load_bridge`.
+
+    Without ``backend`` it is :func:`load_hooked` if that can load the checkpoint, else :func:`load_bridge`.
 
     Raises:
-        ValueError: If ``backend`` is unknown, or the checkpoint is not a decoder-only language model, or ``backend`` is
-            ``hooked`` and there is a ``device_map`` or TransformerLens has no HookedTransformer.
+        ValueError: If ``backend`` is unknown, if the checkpoint is not a decoder-only language model, or if ``backend``
+            is ``hooked`` although there is a ``device_map`` or TransformerLens has no HookedTransformer.
     """
     if backend not in ("hooked", "bridge", None):
         raise ValueError(f"backend is {backend!r}; it must be 'hooked', 'bridge' or None")

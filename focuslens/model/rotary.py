@@ -1,7 +1,7 @@
 """The step from the projection site to the rotary site: query or key norm, then rotary embedding.
 
-For a head's projected query ``q`` at position ``i`` the model attends with ``R_i norm(q)``. A vector added at the
-projection site passes through this step, so training at that site needs the step as a differentiable function.
+For a head's projected query ``q`` at position ``i``, the model attends with ``R_i norm(q)``. A vector that is added at
+the projection site passes through this step. Training at that site therefore needs a differentiable function for it.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def rotate(
 ) -> Float[Tensor, "pos head d_head"]:
     """Rotary embedding (Su et al., 2021) of the first ``rotary`` dimensions; the other dimensions stay unchanged.
 
-    With ``adjacent_pairs`` the dimensions (0, 1), (2, 3), ... rotate together, as in GPT-J; without, the dimensions
-    (i, i + rotary / 2), as in Llama.
+    With ``adjacent_pairs`` the dimensions (0, 1), (2, 3), ... rotate together, as in GPT-J. Otherwise the dimensions
+    (i, i + rotary / 2) do, as in Llama.
     """
     rotary_dim = cos.shape[-1]
     x, rest = x[..., :rotary_dim], x[..., rotary_dim:]
@@ -50,7 +50,7 @@ def rotate(
 
 @dataclass(frozen=True, eq=False)
 class Rotary:
-    """Rotary tables of one layer, by position, and its per-head query and key norms, if the model has them."""
+    """Rotary tables of one layer, by position, and the layer's per-head query and key norms, if the model has them."""
 
     cos: Float[Tensor, "n_ctx rotary"]
     sin: Float[Tensor, "n_ctx rotary"]
@@ -61,13 +61,13 @@ class Rotary:
     def query(
         self, q: Float[Tensor, "pos head d_head"], positions: Int[Tensor, "pos"]
     ) -> Float[Tensor, "pos head d_head"]:
-        """Activations at ``hook_rot_q`` that follow from those at ``hook_q``."""
+        """Activations at ``hook_rot_q``, computed from the activations at ``hook_q``."""
         return self._apply(q, positions, self.query_norm)
 
     def key(
         self, k: Float[Tensor, "pos head d_head"], positions: Int[Tensor, "pos"]
     ) -> Float[Tensor, "pos head d_head"]:
-        """Activations at ``hook_rot_k`` that follow from those at ``hook_k``."""
+        """Activations at ``hook_rot_k``, computed from the activations at ``hook_k``."""
         return self._apply(k, positions, self.key_norm)
 
     def _apply(self, x: Tensor, positions: Tensor, norm: Callable[[Tensor], Tensor] | None) -> Tensor:

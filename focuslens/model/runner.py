@@ -25,7 +25,7 @@ from focuslens.prompts.batch import EncodedPrompt, PromptBatch
 __all__ = ["ModelRunner", "first_layer"]
 
 _locks: WeakKeyDictionary[Any, RLock] = WeakKeyDictionary()
-"""One lock per TransformerLens model. Hooks are set on the model itself, so passes under hooks must take turns."""
+"""Locks, one per TransformerLens model. Hooks are set on the model itself, so passes under hooks must take turns."""
 
 
 class ModelRunner(ABC):
@@ -35,7 +35,7 @@ class ModelRunner(ABC):
         backend: The TransformerLens model behind one interface.
         tokenizer: The checkpoint's own tokenizer.
         stop_tokens: Tokens that end a response.
-        points: Checks whether the model's hook points fire and act.
+        points: Checks of the model's hook points: whether they fire, and whether an edit there changes the logits.
     """
 
     def __init__(self, backend: Backend, tokenizer: Any, stop_tokens: Sequence[int]) -> None:
@@ -46,7 +46,7 @@ class ModelRunner(ABC):
 
     @abstractmethod
     def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:
-        """Tokens of a prompt, and its parts as token ranges."""
+        """Tokens of a prompt, and its spans as token ranges."""
 
     @property
     def hooked(self) -> Any:
@@ -55,7 +55,7 @@ class ModelRunner(ABC):
 
     @property
     def shape(self) -> ModelShape:
-        """Numbers of layers and heads, and other sizes."""
+        """Sizes of the model, such as its numbers of layers and heads."""
         return self.backend.shape
 
     @property
@@ -64,7 +64,7 @@ class ModelRunner(ABC):
         return self.backend.device
 
     def batch(self, prompts: PromptLike) -> PromptBatch:
-        """One prompt or several as a left-padded batch."""
+        """Left-padded batch of one prompt or several."""
         if isinstance(prompts, PromptBatch):
             return prompts
         sequence = [prompts] if isinstance(prompts, str | EncodedPrompt) else prompts
@@ -75,7 +75,7 @@ class ModelRunner(ABC):
         self.points.require_acting(names)
 
     def cache_window(self, layer: int) -> int | None:
-        """Most keys of a layer that TransformerLens's own cache keeps; ``None`` if it keeps all."""
+        """Maximum number of keys that TransformerLens's own cache keeps in a layer; ``None`` if the cache keeps all."""
         return self.backend.window(layer) if self.backend.is_bridge else None
 
     @contextmanager
@@ -86,12 +86,11 @@ class ModelRunner(ABC):
         cursor: Cursor | None = None,
         observers: Sequence[Hook] = (),
     ) -> Generator[None]:
-        """Set the hooks of interventions on ``model.hooked`` inside a ``with`` block, and remove them at its end.
+        """Set the hooks of interventions on ``model.hooked`` inside a ``with`` block, and remove the hooks at its end.
 
-        Other threads wait until the block ends. Observers are hooks that run after those of the interventions.
+        Other threads wait until the block ends. Observers are hooks that run after the hooks of the interventions.
         """
-        # The hooks are on the model itself. Without the lock, the passes of two threads would run under the hooks of
-        # both.
+        # The hooks are on the model itself. Without the lock, a pass would also run under the hooks of other threads.
         with _locks.setdefault(self.hooked, RLock()):
             hooks = [hook for item in interventions for hook in item.hooks(self, prompt, cursor=cursor)]
             self.require_acting(name for name, _ in hooks)
@@ -104,8 +103,8 @@ class ModelRunner(ABC):
         """Logits of one forward pass under the hooks that are set at present.
 
         Args:
-            tokens: Tokens of the rows.
-            mask: 1 where a column, of the cache or of these rows, holds a token, and 0 where it is padding.
+            tokens: Tokens of the rows in this pass.
+            mask: 1 where a column of the cache or of these rows holds a token, and 0 where the column is padding.
             cache: Keys and values of earlier columns, to which the pass appends its own; ``None`` for a pass without a
                 cache.
             last_only: Whether to return the logits of the last row only.
@@ -125,12 +124,12 @@ class ModelRunner(ABC):
 
         Args:
             tokens: Token ids.
-            observers: Plain hooks that see activations as the interventions leave them.
-            interventions: Applied in order.
-            prompt: The prompt that ``tokens`` begin with; some interventions need it.
+            observers: Plain hooks, which see activations after the interventions have changed them.
+            interventions: Interventions, applied in order.
+            prompt: The prompt that ``tokens`` begin with. Some interventions need the prompt.
 
         Raises:
-            ValueError: If the tokens do not fit the context, or a hook point does not exist or never fires.
+            ValueError: If the tokens do not fit the context, or if a hook point does not exist or never fires.
         """
         self.require_room(len(tokens))
         self.points.require_firing(name for name, _ in observers)
@@ -151,15 +150,15 @@ class ModelRunner(ABC):
         hold_last: bool = False,
         keep: Collection[int] = (),
     ) -> Prefix:
-        """Run prompts once; the result can be extended and decoded any number of times.
+        """Run prompts once, and return a prefix that can be extended and decoded any number of times.
 
         The row of a prompt's last token produces the first response token, so interventions on the response begin with
         this row. If the last token is held back, each setting of a sweep runs that row anew and shares the keys and
         values of all other rows.
 
         Args:
-            prompts: One prompt or several.
-            interventions: Applied in order.
+            prompts: One prompt, or several that form a batch.
+            interventions: Interventions, applied in order.
             hold_last: Whether to hold back the last token of each prompt.
             keep: Layers whose inputs are stored in the prefix; :meth:`rerun` can start at these layers.
 
@@ -175,7 +174,7 @@ class ModelRunner(ABC):
         if missing:
             raise ValueError(f"keep names layer {missing[0]}; the model has layers 0 to {self.shape.n_layers - 1}")
         residuals: dict[int, Tensor] = {}
-        # Interventions on the response alone change no row before that of the last prompt token.
+        # Interventions that act on the response alone change no row before the row of the last prompt token.
         acting = on_prompt(interventions) if hold_last else interventions
         logits = None
         if tokens.shape[1]:
@@ -189,7 +188,7 @@ class ModelRunner(ABC):
 
     @contextmanager
     def _stored_inputs(self, layers: Collection[int], residuals: dict[int, Tensor]) -> Generator[None]:
-        """Store the inputs of layers before any hook changes them, because the hooks act again in a rerun."""
+        """Store the inputs of layers before any hook changes them, because hooks act again in a rerun."""
 
         def storing(layer: int) -> Any:
             def store(point: Any, arguments: tuple[Tensor, ...]) -> None:
@@ -212,7 +211,7 @@ class ModelRunner(ABC):
         from the prefix instead of computed again.
 
         Raises:
-            ValueError: If the prefix was run under interventions, or does not hold its last token back.
+            ValueError: If the prefix was run under interventions, or the last token of each prompt was not held back.
         """
         if prefix.logits is not None or prefix.under:
             raise ValueError(
@@ -249,11 +248,11 @@ class ModelRunner(ABC):
         """Run further tokens after a prefix, which stays unchanged.
 
         Args:
-            prefix: The prompts. If their last tokens were held back, these are run first, without observers.
-            tokens: One row per prompt.
-            interventions: Applied in order.
-            observers: Plain hooks that see activations as the interventions leave them.
-            mask: 1 for a token, 0 behind the end of a row that is shorter than the others.
+            prefix: The prompts. If their last tokens were held back, these tokens are run first, without observers.
+            tokens: Further tokens, one row per prompt.
+            interventions: Interventions, applied in order.
+            observers: Plain hooks, which see activations after the interventions have changed them.
+            mask: 1 for a token, 0 for padding at the end of a shorter row; ``None`` if no row has padding.
 
         Returns:
             The logits of ``tokens``, and the longer prefix.
@@ -283,7 +282,7 @@ class ModelRunner(ABC):
         return logits, Prefix(prefix.batch, cache, columns, newest, prefix.under)
 
     def _completed(self, prefix: Prefix, interventions: Sequence[Intervention]) -> Prefix:
-        """A prefix with logits: a last token that was held back is run under the interventions."""
+        """A prefix with logits. If the last tokens were held back, they are run under the interventions."""
         prefix.require_run_under([item for item in interventions if item.changes_prompt])
         if prefix.logits is not None:
             return prefix
@@ -307,18 +306,18 @@ class ModelRunner(ABC):
         """Greedy responses that follow a prefix, which stays unchanged.
 
         Args:
-            prefix: The prompts.
-            interventions: Applied in order.
-            max_new_tokens: Most tokens per response; a response also ends at the end of the context.
-            observers: Plain hooks that see activations as the interventions leave them, in passes of one row per
-                prompt. The first pass runs the last prompt tokens if they were held back; each later pass runs one
-                token of every response.
-            repetition_penalty: Repetition penalty as in Hugging Face's generation configs; 1 for none.
+            prefix: The prompts that the responses follow.
+            interventions: Interventions, applied in order.
+            max_new_tokens: Maximum length of a response, in tokens. A response also ends at the end of the context.
+            observers: Plain hooks, which see activations after the interventions have changed them. Each pass has one
+                row per prompt. The first pass runs the last prompt tokens if they were held back. Each later pass runs
+                one token of every response.
+            repetition_penalty: Repetition penalty as in Hugging Face's generation configs; 1 for no penalty.
             stop_tokens: Tokens that end a response; by default :attr:`stop_tokens`.
 
         Raises:
-            ValueError: If the prefix was run without an intervention that acts on it, a hook point never fires, or
-                ``max_new_tokens`` or ``repetition_penalty`` is out of range.
+            ValueError: If the prefix was run without an intervention that acts on it, if a hook point never fires, or
+                if ``max_new_tokens`` or ``repetition_penalty`` is out of range.
         """
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
@@ -326,7 +325,7 @@ class ModelRunner(ABC):
         prefix.require_run_under(interventions)
         penalised = repetition_penalised(prefix.batch, repetition_penalty)
         stop_tokens = self.stop_tokens if stop_tokens is None else stop_tokens
-        # Padding takes no room of the context, but a token that was held back does.
+        # Padding takes no room in the context, but a token that was held back does.
         length = prefix.mask.sum(dim=1) + (prefix.logits is None)
         limits = (self.shape.n_ctx - length).clamp(min=0, max=max_new_tokens)
         stops, last = torch.tensor(stop_tokens, dtype=torch.long), prefix.batch.tokens(self.pad_token)[:, -1]
@@ -342,7 +341,7 @@ class ModelRunner(ABC):
         observers: Sequence[Hook],
         penalised: Penalty,
     ) -> None:
-        """Append tokens until every response has ended; observers get one more pass, over the last of the tokens."""
+        """Append tokens until every response has ended. If there are observers, the last tokens are run too."""
         cursor, cache, mask, logits = Cursor(), self.backend.fork(prefix.cache), prefix.mask, prefix.logits
         with self.intervened(interventions, prefix.batch, cursor, observers):
             while responses.pending.any() or (observers and responses.running.any()):
@@ -354,7 +353,7 @@ class ModelRunner(ABC):
                 logits = None
 
     def _generation(self, ids: list[int], stop_tokens: Sequence[int]) -> Generation:
-        """A response of the tokens before the first stop token."""
+        """Response that consists of the tokens before the first stop token."""
         end = next((i for i, token in enumerate(ids) if token in stop_tokens), None)
         text = cast("str", self.tokenizer.decode(ids[:end], skip_special_tokens=True))
         tokens: Int[Tensor, "response"] = torch.tensor(ids[:end], dtype=torch.long)
@@ -362,15 +361,15 @@ class ModelRunner(ABC):
 
     @property
     def pad_token(self) -> int:
-        """Token in the columns of padding."""
-        # Padding is masked out, so any token that the embedding knows will do.
+        """Token that fills the columns of padding."""
+        # Padding is masked out, so any token of the vocabulary will do.
         return 0 if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
 
     def require_room(self, length: int) -> None:
         """Check that a number of tokens fits the model's context.
 
         Raises:
-            ValueError: If it does not.
+            ValueError: If the number is larger than the context.
         """
         if length > self.shape.n_ctx:
             raise ValueError(
@@ -382,7 +381,8 @@ class ModelRunner(ABC):
 def first_layer(model: ModelRunner, interventions: Sequence[Intervention], batch: PromptBatch) -> int:
     """The first layer in which interventions change rows of the prompt.
 
-    -1 if an intervention acts outside the layers, such as on the embedding; ``n_layers`` if none changes the prompt.
+    The result is -1 if an intervention acts outside the layers, such as on the embedding, and ``n_layers`` if no
+    intervention changes the prompt.
     """
     hooks = [hook for item in on_prompt(interventions) for hook in item.hooks(model, batch, cursor=Cursor(0))]
     layers = [layer_of(name) for name, _ in hooks]

@@ -22,25 +22,25 @@ _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 
 
 def normalize_answer(text: str) -> str:
-    """The text as SQuAD compares it: lower case, no ASCII punctuation, no articles, single spaces.
+    """Normalise a text as SQuAD does: lower case, no ASCII punctuation, no articles, single spaces.
 
     The steps are applied in this order, as in the SQuAD evaluation script (Rajpurkar et al., 2016): "U.S. the" first
-    becomes "us the", then "us". Only the marks of ``string.punctuation`` are removed; typographic quotes and dashes
-    stay. The result may be empty: "The" and "!!!" normalise to the empty string.
+    becomes "us the", then "us". Only the characters of ``string.punctuation`` are removed; typographic quotes and
+    dashes stay. The result may be empty: "The" and "!!!" normalise to the empty string.
     """
     without_articles = _ARTICLE.sub(" ", text.lower().translate(_PUNCTUATION))
     return " ".join(without_articles.split())
 
 
 def sub_exact_match(prediction: str, answers: Sequence[str]) -> bool:
-    """Whether the normalised prediction contains any accepted answer, normalised too.
+    """Whether the normalised prediction contains any of the normalised accepted answers.
 
     This is the exact match (EM) of "Focus Directions" (arXiv 2503.23306), which takes it from "Lost in the Middle"
-    (Liu et al., 2024, ``best_subspan_em``). It compares characters, not words: "party" contains "art".
+    (Liu et al., 2024, ``best_subspan_em``). The comparison is by characters, not by words: "party" contains "art".
 
     Args:
         prediction: The model's response.
-        answers: The accepted answers. One match is enough.
+        answers: The accepted answers. A prediction that contains one of them is correct.
 
     Raises:
         TypeError: If ``answers`` is one string instead of a sequence of strings.
@@ -61,10 +61,10 @@ def answered_right(responses: Sequence[str], samples: Sequence[MultiDocSample]) 
 
 
 def list_samples(samples: Iterable[MultiDocSample]) -> list[MultiDocSample]:
-    """The samples as a list.
+    """Convert samples to a list, and check the type of every element.
 
     Raises:
-        TypeError: If an element is not a sample.
+        TypeError: If ``samples`` is a single sample, or an element is not a sample.
     """
     if isinstance(samples, MultiDocSample):
         raise TypeError("samples is one MultiDocSample; give a list of them: [sample]")
@@ -79,10 +79,10 @@ def list_samples(samples: Iterable[MultiDocSample]) -> list[MultiDocSample]:
 
 
 def require_samples(samples: Iterable[MultiDocSample]) -> list[MultiDocSample]:
-    """The samples as a list, after a check that each of them can be scored.
+    """Convert samples to a list, and check that every sample can be scored.
 
     Raises:
-        TypeError: If an element is not a sample.
+        TypeError: If ``samples`` is a single sample, or an element is not a sample.
         ValueError: If there are no samples, or an answer normalises to the empty string.
     """
     chosen = list_samples(samples)
@@ -93,7 +93,7 @@ def require_samples(samples: Iterable[MultiDocSample]) -> list[MultiDocSample]:
 
 
 def require_comparable_answers(samples: Iterable[MultiDocSample]) -> None:
-    """Check the answers of all samples before any prediction is made.
+    """Check, before any prediction is made, that every answer of every sample can be compared with a prediction.
 
     Raises:
         ValueError: If an answer normalises to the empty string.

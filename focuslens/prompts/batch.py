@@ -1,7 +1,7 @@
 """Left-padded batches of tokenised prompts, and the positions of their spans.
 
-Every position in the package is counted in one of two ways. A *token position* counts from the first token of the
-prompt itself (BOS included). A *column* counts in the padded batch: column = token position + left padding. Because
+The package counts positions in two ways. A *token position* is counted from the first token of the prompt itself (BOS
+included). A *column* is counted from the left edge of the padded batch: column = token position + left padding. Because
 padding is on the left, the last prompt token of every sample is in the same column, ``width - 1``. The row of that
 column produces the first response token.
 """
@@ -24,7 +24,7 @@ SpanLike = str | Span
 
 
 def disjoint(spans: Sequence[Span]) -> list[Span]:
-    """The same positions as ranges without overlap. Two spans of a text can share a token."""
+    """Merge spans into ranges that do not overlap. Two spans of a text can share a token."""
     merged: list[Span] = []
     for start, end in sorted(spans):
         if merged and start <= merged[-1][1]:
@@ -36,12 +36,12 @@ def disjoint(spans: Sequence[Span]) -> list[Span]:
 
 @dataclass(frozen=True, eq=False)
 class EncodedPrompt:
-    """A prompt's tokens, from the model's own tokenizer, and its spans as token ranges.
+    """Tokens of a prompt, from the model's own tokenizer, and spans of the prompt as token ranges.
 
     Attributes:
         tokens: Token ids, BOS and chat template included.
-        spans: Name to half-open ranges of token positions. A token belongs to a span if they share a character.
-        text: The tokenised text, chat template included; empty where only tokens are known.
+        spans: Half-open ranges of token positions by span name. A token belongs to a span if the two share a character.
+        text: The tokenised text, chat template included; empty if only the tokens are known.
     """
 
     tokens: Int[Tensor, "pos"]
@@ -89,7 +89,7 @@ class PromptBatch:
 
     @classmethod
     def of(cls, prompts: Sequence[EncodedPrompt]) -> PromptBatch:
-        """A batch of at least one prompt, none of them empty."""
+        """Make a batch of one or more prompts. No prompt may be empty."""
         if not prompts:
             raise ValueError("a batch needs at least one prompt")
         for prompt in prompts:
@@ -102,7 +102,7 @@ class PromptBatch:
 
     @property
     def width(self) -> int:
-        """Number of columns: the length of the longest prompt."""
+        """Number of columns in the batch, which is the length of the longest prompt in tokens."""
         return max(len(prompt.tokens) for prompt in self.prompts)
 
     @property
@@ -111,14 +111,14 @@ class PromptBatch:
         return tuple(self.width - len(prompt.tokens) for prompt in self.prompts)
 
     def tokens(self, pad_token: int) -> Int[Tensor, "batch pos"]:
-        """Token ids by column."""
+        """Token ids of each prompt by column; ``pad_token`` fills the padding."""
         rows = torch.full((len(self), self.width), pad_token, dtype=torch.long)
         for row, prompt, padding in zip(rows, self.prompts, self.padding, strict=True):
             row[padding:] = prompt.tokens
         return rows
 
     def mask(self) -> Int[Tensor, "batch pos"]:
-        """1 where a column holds a token, 0 where it is padding."""
+        """Mask of the batch: 1 where a column holds a token, 0 where it is padding."""
         columns = torch.arange(self.width)
         return (columns >= torch.tensor(self.padding)[:, None]).long()
 
@@ -131,7 +131,7 @@ class PromptBatch:
         return max(0, self.width - 1 - start)
 
     def columns(self, span: SpanLike, n_keys: int) -> Bool[Tensor, "batch key"]:
-        """Mask of the key columns that belong to a span, for ``n_keys`` columns in all."""
+        """Mask over ``n_keys`` key columns, which is true where a column belongs to the span."""
         mask = torch.zeros(len(self), n_keys, dtype=torch.bool)
         for row, prompt, padding in zip(mask, self.prompts, self.padding, strict=True):
             for start, end in prompt.resolve(span):

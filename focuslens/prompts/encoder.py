@@ -1,4 +1,4 @@
-"""Conversion of prompts to tokens, and of characters to token positions, by the model's own tokenizer."""
+"""Conversion of prompts to tokens, and of character ranges to token ranges, by the model's own tokenizer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from focuslens.prompts.prompt import Prompt, Span
 __all__ = ["PromptEncoder", "token_span"]
 
 _MARK = "\ue000"
-"""A character of Unicode's private use area, which no chat template writes."""
+"""Stand-in for a prompt: a character of Unicode's private use area, which no chat template contains."""
 
 
 def token_span(offsets: list[Span], span: Span) -> Span | None:
@@ -29,13 +29,13 @@ def token_span(offsets: list[Span], span: Span) -> Span | None:
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Encoder of prompts by the model's own tokenizer, chat template included.
+    """Conversion of prompts to tokens by the model's own tokenizer, with or without its chat template.
 
     Attributes:
         tokenizer: The checkpoint's fast Hugging Face tokenizer.
-        chat: Whether prompts become the user's turn of the tokenizer's chat template.
-        template_kwargs: Further arguments of the chat template. Llama 3 puts today's date into the prompt unless
-            ``date_string`` is given.
+        chat: Whether each prompt is put into the tokenizer's chat template, as the user's turn.
+        template_kwargs: Further arguments of the chat template. The template of Llama 3 puts today's date into the
+            prompt unless ``date_string`` is given.
     """
 
     tokenizer: Any
@@ -47,15 +47,16 @@ class PromptEncoder:
             raise ValueError("chat=True, but the tokenizer has no chat template; use chat=False for a base model")
 
     def _text(self, prompt: str) -> tuple[str, int]:
-        """The text to tokenise, and the index of the prompt's first character in it."""
+        """The text to tokenise, and the index of the prompt's first character in this text."""
         if not self.chat:
             return str(prompt), 0
         text = self._render(str(prompt))
-        # The template's own words may occur in the prompt ("user"), so a mark in its place gives its position.
+        # A search for the prompt could find a word of the template itself, such as "user". So the template is rendered
+        # once more with a mark as the prompt, and the search is for the mark.
         start = self._render(_MARK).find(_MARK)
         if start >= 0 and text.startswith(str(prompt), start):
             return text, start
-        # Llama 3's template strips the turn. Spans stay known unless they include white space at the prompt's ends.
+        # Llama 3's template strips white space at the prompt's ends. Spans without such white space stay known.
         stripped, ranges = prompt.strip(), getattr(prompt, "spans", {}).values()
         before = len(prompt) - len(prompt.lstrip())
         inside = all(before <= a and b <= before + len(stripped) for span in ranges for a, b in span)
@@ -70,7 +71,7 @@ class PromptEncoder:
 
     @property
     def digest(self) -> str:
-        """Digest of the conversion to tokens: of BOS and of the chat template's whole text, today's date included."""
+        """Digest of the BOS token and of the chat template's whole text, including today's date if the text has it."""
         text, _ = self._text(_MARK)
         return hashlib.sha256(repr((text, self._tokenize(text)[0])).encode()).hexdigest()[:16]
 
@@ -89,7 +90,8 @@ class PromptEncoder:
         """Tokens and token spans of a prompt.
 
         Raises:
-            ValueError: If a span of the prompt shares no character with any token.
+            ValueError: If a span of the prompt shares no character with any token, or if the chat template changes the
+                prompt's text so that the positions of its spans are unknown.
         """
         text, shift = self._text(prompt)
         ids, offsets = self._tokenize(text)
@@ -102,11 +104,11 @@ class PromptEncoder:
         return EncodedPrompt(torch.tensor(ids, dtype=torch.long), spans, text)
 
     def encode_response(self, prompt: EncodedPrompt, response: str) -> Int[Tensor, "response"]:
-        """Tokens of a response that follows a prompt: after one space for base models, directly in a chat template.
+        """Tokens of a response that follows a prompt. For base models one space is put before the response.
 
         The prompt and the response are tokenised as one text. A tokenizer that merges across the space then gives
-        the tokens that the model would have generated. The response is tokenised alone where the joint text would
-        change the prompt's own tokens.
+        the tokens that the model would have generated. If the tokens of the prompt differ in the joint text, the
+        response is tokenised alone.
         """
         continuation = response if self.chat else " " + response.lstrip()
         ids, _ = self._tokenize(prompt.text + continuation)
@@ -116,10 +118,11 @@ class PromptEncoder:
         return torch.tensor(ids[length:], dtype=torch.long)
 
     def texts(self, prompt: EncodedPrompt) -> list[str]:
-        """The text of each token of a prompt. Joined, these are the prompt's text unless tokens share characters.
+        """Text of each token of a prompt. Joined, these texts give the prompt's text unless tokens share characters.
 
-        A special token without characters of its own (BOS) has its name in the vocabulary as its text. Where several
-        tokens make up one character, the first one has it and the others have the empty string.
+        For a special token without characters of its own, such as BOS, the text is the token's name in the vocabulary.
+        If several tokens make up one character, the first token has the character as its text, and the other tokens
+        have the empty string.
         """
         ids = prompt.tokens.tolist()
         retokenised, offsets = self._tokenize(prompt.text) if prompt.text else ([], [])
@@ -131,7 +134,7 @@ class PromptEncoder:
             if start == end == 0 or end <= start:
                 texts.append(str(self.tokenizer.convert_ids_to_tokens(token)) if token in self._special else "")
                 continue
-            # White space that a tokenizer leaves out belongs to the token behind it.
+            # White space that no token covers is added to the text of the next token.
             texts.append(prompt.text[reached:end])
             reached = max(reached, end)
         return texts
@@ -143,7 +146,7 @@ class PromptEncoder:
         before = str(self.tokenizer.decode(last))
         for n in range(1, len(ids) + 1):
             text = str(self.tokenizer.decode([*last, *ids[:n]]))
-            # The text of a multi-token character belongs to its last token. The response may end inside a character.
+            # A character of several tokens is the text of its last token. The response may end inside a character.
             unfinished = text.endswith("\ufffd") and n < len(ids)
             texts.append("" if unfinished else text[len(before) :])
             before = before if unfinished else text

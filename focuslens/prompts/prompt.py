@@ -1,8 +1,8 @@
 """Multi-document prompts with the character ranges of their spans.
 
 The wording is that of the lost-in-the-middle benchmark (Liu et al., 2024). "Focus Directions" (arXiv 2503.23306)
-uses it unchanged: it is part of the experiment. The prompt is assembled here, so the character range of every
-document, of the instruction and of the question is known exactly. No later search is needed.
+uses this wording unchanged, because it is part of the experiment. The prompt is assembled in this module, so the
+character ranges of the documents, the instruction and the question are known exactly, without a search.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Span: TypeAlias = tuple[int, int]
 """A half-open range ``[start, end)`` of characters or of tokens."""
 
 Case: TypeAlias = Literal["long", "gold", "negative"]
-"""The documents that a prompt holds: all, only the relevant one, or all but the relevant one."""
+"""The documents in a prompt: all (``long``), only the relevant one (``gold``), or all others (``negative``)."""
 
 _INSTRUCTION = (
     "Write a high-quality answer for the given question using only the provided search results "
@@ -33,10 +33,10 @@ _INSTRUCTION = (
 class Prompt(str):
     """A prompt's text, with the character ranges of its spans.
 
-    It is an ordinary string that can be printed, tokenised and measured. ``spans`` maps a span's name to its
+    A ``Prompt`` is an ordinary string that can be printed, tokenised and measured. ``spans`` maps a span's name to its
     half-open character ranges. Prompts of :class:`MultiDocSample` have the spans ``instruction``, ``question``,
-    ``document`` (every document in order), ``relevant`` (the gold document; empty where it is not in the prompt) and
-    ``irrelevant``. A span may have any name. Interventions and scores refer to spans by these names.
+    ``document`` (every document in order), ``relevant`` (the gold document; no range if the prompt does not contain
+    it) and ``irrelevant``. Other prompts may use any names. Interventions and scores refer to spans by name.
     """
 
     spans: Mapping[str, tuple[Span, ...]]
@@ -45,8 +45,8 @@ class Prompt(str):
         """A prompt with named spans.
 
         Args:
-            text: The text.
-            spans: Name to half-open character ranges of ``text``.
+            text: The prompt's text.
+            spans: Half-open character ranges of ``text`` by span name.
 
         Raises:
             ValueError: If a range is empty, reversed, or not inside the text.
@@ -74,7 +74,7 @@ class Prompt(str):
         return str.__str__(self)
 
     def part(self, name: str) -> tuple[str, ...]:
-        """The texts of the ranges of span ``name``."""
+        """The text of each range of the span ``name``."""
         if name not in self.spans:
             raise KeyError(f"this prompt has no part {name!r}; it has {sorted(self.spans)}")
         return tuple(self[start:end] for start, end in self.spans[name])
@@ -82,7 +82,7 @@ class Prompt(str):
 
 @dataclass(frozen=True)
 class Document:
-    """One search result."""
+    """One search result of a prompt."""
 
     title: str
     text: str
@@ -97,12 +97,12 @@ class MultiDocSample:
 
     Args:
         question: The question, as written in the prompt.
-        answers: The accepted answers. One match is enough.
+        answers: The accepted answers. A response that contains one of them is correct.
         documents: The search results, in prompt order.
-        gold_index: Index of the document that answers the question, from 0; ``None`` where none does.
-        question_id: The same for all samples of one question, so that splits keep them together. The default is a
-            digest of the question's text.
-        name: Distinguishes the samples of one question; the default is ``gold_index``.
+        gold_index: Index of the document that answers the question, from 0; ``None`` if no document does.
+        question_id: Identifier of the question. All samples of one question have the same ``question_id``, so that
+            splits keep them together. The default is a digest of the question's text.
+        name: Name that distinguishes the samples of one question; if it is empty, ``gold_index`` distinguishes them.
 
     Raises:
         ValueError: If there are no answers or documents, or ``gold_index`` is out of range.
@@ -150,15 +150,15 @@ class MultiDocSample:
 
     @property
     def id(self) -> str:
-        """``question_id@name``, or ``question_id@gold_index`` without a name: unique among the samples of a file."""
+        """Unique id among the samples of a file: ``question_id@name``, or ``question_id@gold_index`` without a name."""
         return f"{self.question_id}@{self.name or self.gold_index}"
 
     def prompt(self, case: Case = "long") -> Prompt:
-        """The prompt of one case. Documents keep their number from the long prompt.
+        """The prompt with the documents of one case. Each document keeps its number from the long prompt.
 
         Raises:
-            ValueError: For an unknown case, for ``gold`` or ``negative`` where there is no gold document,
-                and for ``negative`` where the gold document is the only one.
+            ValueError: If the case is unknown, if the case is ``gold`` or ``negative`` and the sample has no gold
+                document, or if the case is ``negative`` and the gold document is the only document.
         """
         return _assemble(self, self._shown(case))
 
@@ -177,7 +177,7 @@ class MultiDocSample:
 
 
 def prompts_digest(samples: Iterable[MultiDocSample], case: Case = "long") -> str:
-    """SHA-256 of ids, answers and prompts, which identifies a set of samples in result files."""
+    """SHA-256 digest of the samples' ids, answers and prompts. It identifies a set of samples in result files."""
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(json.dumps([sample.id, sample.answers, str(sample.prompt(case))]).encode())

@@ -1,7 +1,7 @@
 """The two kinds of TransformerLens model that a FocusModel can run, behind one small interface.
 
 ``HookedTransformer`` (TransformerLens 3.x) and ``TransformerBridge`` (3.x and 4.x) have the same hook names. They
-differ in the way the attention engine replaces their attention, and in the call for logits of the last row only.
+differ in how the attention engine replaces their attention, and in the call that returns the logits of the last row.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Backend(Protocol):
         """Check that interventions support the model and its settings.
 
         Raises:
-            ValueError: If they do not; the message names the setting to change.
+            ValueError: If interventions do not support them. The message names the setting to change.
         """
         ...
 
@@ -40,37 +40,37 @@ class Backend(Protocol):
         ...
 
     def fork(self, cache: Any, copies: int = 1) -> Any:
-        """A cache with ``copies`` consecutive rows per row of ``cache``; it can grow without a change of ``cache``.
+        """A new cache with ``copies`` consecutive rows per row of ``cache``. It can grow without a change of ``cache``.
 
-        The two share keys and values where the backend's attention can read shared ones.
+        The two caches share keys and values if the backend's attention can read shared keys and values.
         """
         ...
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any | None, *, last_only: bool
     ) -> Float[Tensor, "batch row d_vocab"]:
-        """Logits of the tokens, or of the last one only; ``cache`` is extended in place, unless it is ``None``."""
+        """Logits of all rows, or of the last row only. If there is a cache, it is extended in place."""
         ...
 
     def fill(self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any) -> None:
-        """Extend a cache by the keys and values of tokens; the pass may end at the last layer's keys and values."""
+        """Append keys and values of tokens to a cache. The pass may end once the last layer's keys are known."""
         ...
 
     def run_to(self, layer: int, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"]) -> None:
-        """Run prompts for the hooks of layers up to ``layer``; later layers may not run."""
+        """Run prompts so that the hooks of all layers up to ``layer`` fire. Later layers may be left out."""
         ...
 
     def run_from(
         self, layer: int, residual: Float[Tensor, "batch pos d_model"], mask: Int[Tensor, "batch key"], cache: Any
     ) -> None:
-        """Fill the cache of ``layer`` and of the layers above, from the input of ``layer``.
+        """Fill the caches of ``layer`` and of the layers above it, from the input of ``layer``.
 
-        Only the engine's caches support this.
+        This works only with caches of the attention engine.
         """
         ...
 
     def unusual_attention(self) -> str | None:
-        """Name of a setting that makes attention more than a softmax of scaled query-key products; else ``None``."""
+        """Setting, if any, that makes attention more than a softmax of scaled query-key products; else ``None``."""
         ...
 
     def residual_point(self, layer: int) -> Any:
@@ -86,16 +86,16 @@ class Backend(Protocol):
         ...
 
     def scale(self, layer: int) -> float:
-        """Factor of the query-key products."""
+        """Factor that multiplies the query-key products."""
         ...
 
     def window(self, layer: int) -> int | None:
-        """Most keys that a row attends to, its own included; ``None`` for all."""
+        """Maximum number of keys that a row attends to, its own key included; ``None`` for all."""
         ...
 
 
 def shape_of(cfg: Any) -> ModelShape:
-    """Sizes in a TransformerLens configuration."""
+    """Sizes of a model, from its TransformerLens configuration."""
     return ModelShape(
         n_layers=cfg.n_layers,
         n_heads=cfg.n_heads,
@@ -108,7 +108,7 @@ def shape_of(cfg: Any) -> ModelShape:
 
 
 def describe(backend: Backend) -> dict[str, Any]:
-    """Backend, dtype, device, context and a digest of the weights, for result files."""
+    """Backend, dtype, device, context length and a digest of the weights, for result files."""
     return {
         "backend": type(backend.hooked).__name__,
         "dtype": str(backend.hooked.cfg.dtype).removeprefix("torch."),
@@ -121,8 +121,8 @@ def describe(backend: Backend) -> dict[str, Any]:
 def _weights_digest(hooked: Any) -> str:
     """Digest of every parameter's name, shape and up to 256 of its values, evenly spread.
 
-    A digest of all values would take minutes for a large model. Another checkpoint, or further training, changes this
-    digest; an edit of single weights may not.
+    A digest of all values would take minutes for a large model. Models from different checkpoints or after further
+    training have different digests, but an edit of single weights may leave the digest unchanged.
     """
     digest = hashlib.sha256()
     for name, parameter in hooked.named_parameters():

@@ -84,7 +84,7 @@ class BridgeBackend:
     def _fused_forward(
         self, tokens: Tensor, mask: Tensor, cache: KeyValueCache | None, *, last: int | None = None, **arguments: Any
     ) -> Tensor:
-        """One pass on the engine; :class:`Pass` provides the masks of its layers."""
+        """Run one pass on the engine, where :class:`Pass` provides the masks of the layers."""
         n_rows, layers = tokens.shape[1], [LayerCache() for _ in self.hooked.blocks]
         if cache is not None:
             cache.append_attention_mask(mask[:, -n_rows:])
@@ -105,7 +105,7 @@ class BridgeBackend:
                 residual = block(residual, position_ids=positions, position_embeddings=embeddings, use_cache=False)
 
     def _fused(self, rows: Pass, layers: Sequence[LayerCache], *, last: int | None) -> AbstractContextManager[None]:
-        """Run one pass on the engine; with ``last``, it may end once the keys of that layer are known."""
+        """Let one pass run on the engine. With ``last``, the pass may end once the keys of that layer are known."""
         attentions = [block.attn for block in self.hooked.blocks]
         stop = stop_layer(self.hooked.blocks, last, _EARLY)
         forwards = [
@@ -144,7 +144,7 @@ class BridgeBackend:
         positions = torch.arange(length, device=self.device)[None]
         example = torch.zeros(1, dtype=self.hooked.cfg.dtype, device=self.device)
         with torch.no_grad():
-            cos, sin = embedding(example, positions)  # the tables take the example's dtype and device
+            cos, sin = embedding(example, positions)  # the tables have the example's dtype and device
         query_norm, key_norm = (_on(self.device, norm) for norm in norms)
         return Rotary(cos=cos[0], sin=sin[0], adjacent_pairs=False, query_norm=query_norm, key_norm=key_norm)
 
@@ -172,7 +172,7 @@ _EARLY = (
     *(f"attn.{name}" for name in ("hook_in", "q", "k", "v", "q_norm", "k_norm", "hook_q_normed", "hook_k_normed")),
     *(f"attn.{name}" for name in ("hook_cos", "hook_sin", "hook_rot_q", "hook_rot_k")),
 )
-"""Modules of a block that have run once its keys and values are known."""
+"""Modules of a block that run before the keys and values of the block are known."""
 
 _PLAIN = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
 """Hugging Face classes whose attention is ``softmax(Q K^T * scale) V`` over rotary queries and keys, with or without
@@ -180,7 +180,7 @@ per-head norms."""
 
 
 def _can_fuse(hooked: Any) -> bool:
-    """Whether :func:`_forward` computes the attention of every layer, and no layer has a replaced ``forward``."""
+    """Whether :func:`_forward` can compute the attention of every layer, and no layer has a replaced ``forward``."""
     unusual = ("use_split_qkv_input", "use_attn_in", "use_attn_result", "gated_q_proj")
     return not any(getattr(hooked.cfg, name, False) for name in unusual) and all(
         type(block.attn).__name__ == "PositionEmbeddingsAttentionBridge"
@@ -192,7 +192,7 @@ def _can_fuse(hooked: Any) -> bool:
 
 @contextmanager
 def _on_the_engine(attentions: Sequence[Any], forwards: Sequence[Any], config: Any) -> Generator[None]:
-    """Replace the attention layers' forwards, and keep Hugging Face from building a mask of rows times keys."""
+    """Replace the attention layers' ``forward``, and keep Hugging Face from building a mask of all rows and keys."""
     implementation = config._attn_implementation
     config._attn_implementation = "focuslens"  # for an unknown name, Hugging Face builds no mask
     try:
@@ -214,7 +214,7 @@ def _forward(
     position_embeddings: tuple[Tensor, Tensor],
     **_: Any,
 ) -> tuple[Float[Tensor, "batch row d_model"], None]:
-    """The computation of ``PositionEmbeddingsAttentionBridge.forward``, with its hooks, on the engine."""
+    """Compute ``PositionEmbeddingsAttentionBridge.forward``, with its hooks, on the engine."""
     rows.require(hidden_states, cache)
     hidden_states, d_head = layer.hook_in(hidden_states), layer.original_component.head_dim
     q, k, v = (

@@ -1,7 +1,8 @@
 """``HookedTransformer`` (TransformerLens 3.x) on the attention engine.
 
 TransformerLens holds several tensors of the size ``[batch head row key]`` per layer. It caches keys before their
-rotation, and rotates all of them again for every new token. The engine avoids both, with the same numbers and hooks.
+rotation, and rotates all cached keys again for every new token. The engine avoids both costs, and gives the same
+results with the same hooks.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ __all__ = ["HookedBackend"]
 class HookedBackend:
     """A ``HookedTransformer`` (TransformerLens 3.x).
 
-    The weights keep their values and shapes, and get the strides that TransformerLens multiplies with.
+    The weights keep their values and shapes, but get strides that let TransformerLens multiply without a copy.
     """
 
     is_bridge = False
@@ -77,7 +78,7 @@ class HookedBackend:
     def fork(self, cache: Any, copies: int = 1) -> Any:
         if isinstance(cache, KeyValueCache):
             return cache.shared(copies)
-        # An append makes new tensors, so a shared tensor stays unchanged when one of the caches grows.
+        # A cache grows by making new tensors, so a tensor that two caches share stays unchanged.
         entries = [
             dataclasses.replace(
                 entry, past_keys=_copies(entry.past_keys, copies), past_values=_copies(entry.past_values, copies)
@@ -129,7 +130,7 @@ class HookedBackend:
             )
 
     def _fused(self, rows: Pass, *, last: int | None = None) -> AbstractContextManager[None]:
-        """Run one pass on the engine; its cache, if it has one, must be a :class:`KeyValueCache`.
+        """Let one pass run on the engine. If the pass has a cache, it must be a :class:`KeyValueCache`.
 
         With ``last``, the pass may end once the keys of that layer are known.
         """
@@ -183,14 +184,14 @@ _LAYOUTS = {
     "W_O": "head d_head d_model -> d_model head d_head",
     **dict.fromkeys(("W_gate", "W_in", "W_out", "W_U"), "inner outer -> outer inner"),
 }
-"""Layouts in memory from which ``F.linear`` reads each weight without a copy."""
+"""Layout in memory from which ``F.linear`` reads a weight without a copy, by the weight's name."""
 
 
 def _lay_out(hooked: Any) -> None:
     """Store weights in memory in the layout that ``F.linear`` reads; their shapes and values stay the same.
 
-    TransformerLens stores the transpose of the matrix that ``F.linear`` reads, and copies it in every pass. For one new
-    token the copies take longer than the products. With transposed strides, no copy is needed.
+    TransformerLens stores the transpose of the matrix that ``F.linear`` reads, so it copies every matrix in every pass.
+    For one new token the copies take longer than the matrix products. With transposed strides, no copy is needed.
     """
     attentions = [block.attn for block in hooked.blocks]
     # Only gated MLPs use F.linear; other MLPs multiply by their weights without a transpose.
@@ -234,7 +235,7 @@ _EARLY = (
     "ln1",
     *(f"attn.{name}" for name in ("hook_q", "hook_k", "hook_v", "q_norm", "k_norm", "hook_rot_q", "hook_rot_k")),
 )
-"""Modules of a block that have run once its keys and values are known."""
+"""Modules of a block that run before the keys and values of the block are known."""
 
 
 def _can_fuse(hooked: Any) -> bool:
@@ -274,7 +275,7 @@ def _forward(
     attention_mask: Int[Tensor, "batch key"] | None = None,
     position_bias: Tensor | None = None,
 ) -> Float[Tensor, "batch row d_model"]:
-    """The computation of ``AbstractAttention.forward``, with its hooks, on the engine."""
+    """Compute ``AbstractAttention.forward``, with its hooks, on the engine."""
     cache = LayerCache() if past_kv_cache_entry is None else past_kv_cache_entry.layer
     rows.require(query_input, cache)
     q, k, v = layer.calculate_qkv_matrices(query_input, key_input, value_input)

@@ -1,4 +1,4 @@
-"""The number of workers on a cluster, and the CPUs and GPUs of each."""
+"""The number of workers on a cluster, and the CPUs and GPUs of each worker."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ class Shares:
     """Resources that a pool requests from a cluster.
 
     Attributes:
-        workers: Copies of the model.
-        gpus: GPUs per worker; below 1 where several workers share one.
-        threads: CPU threads per worker.
+        workers: Number of workers, each with one copy of the model.
+        gpus: Number of GPUs per worker; below 1 if several workers share a GPU.
+        threads: Number of CPU threads per worker.
     """
 
     workers: int
@@ -24,7 +24,7 @@ class Shares:
 
     @property
     def cpus(self) -> int:
-        """CPUs to reserve per worker: none where GPUs already limit the number of workers per machine."""
+        """Number of CPUs to reserve per worker; 0 if GPUs already limit the number of workers per machine."""
         return 0 if self.gpus else self.threads
 
     def __str__(self) -> str:
@@ -46,10 +46,11 @@ def share_out(
     Args:
         machines: The resources of each machine, as Ray names them: ``CPU`` and ``GPU``.
         workers: Total number of workers.
-        gpus_per_worker: More than 1 for a model too large for one GPU, a fraction for a small model, 0 for none.
-        threads: CPU threads per worker; by default an equal share of a machine's CPUs.
+        gpus_per_worker: Number of GPUs per worker: more than 1 for a model that is too large for one GPU, a fraction
+            for a small model, 0 for workers without a GPU.
+        threads: Number of CPU threads per worker; by default an equal share of a machine's CPUs.
         device: Device of the model; ``cpu`` requests no GPU.
-        grows: Whether machines may join the cluster later; more workers than fit now may then be requested.
+        grows: Whether machines may join the cluster later. More workers than fit at present may then be requested.
 
     Raises:
         ValueError: If a number is not positive, or the cluster lacks the requested resources.
@@ -59,7 +60,7 @@ def share_out(
             raise ValueError(f"{option} is {value}; it must be at least 1")
     cpus, cards = ([int(machine.get(kind, 0)) for machine in machines] for kind in ("CPU", "GPU"))
     gpus = _gpus(gpus_per_worker, device, any(cards))
-    slots = [int(n / gpus + 1e-9) if gpus else 0 for n in cards]  # workers that each machine's GPUs allow
+    slots = [int(n / gpus + 1e-9) if gpus else 0 for n in cards]  # number of workers that each machine's GPUs allow
     n_workers = workers or (sum(slots) if gpus else sum(n > 0 for n in cpus))
     shares = Shares(n_workers, gpus, threads or _cpus_per_worker(cpus, slots, gpus, workers))
     capacity = sum(slots) if gpus else sum(n // shares.threads for n in cpus)

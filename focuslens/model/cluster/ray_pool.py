@@ -29,15 +29,15 @@ __all__ = ["RayPool"]
 _R = TypeVar("_R")
 
 _LOCAL_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-"""Environment of a Ray that is started here: no usage reports, and workers with the priority of this process."""
+"""Environment for Ray if it is started here: no usage reports, and workers with the priority of this process."""
 
 
 class RayPool:
     """Copies of a model on a Ray cluster, which replace the model in scores, evaluation and training.
 
     By default there is one worker per GPU, or one per machine where there are no GPUs. Each worker loads the model
-    once. Batches and the order of results are those of a single process, and so are the results: they are equal byte
-    for byte where devices and threads are the same. If a worker is killed, another worker runs its batch again.
+    once. Batches, results and their order are the same as in a single process. The results are equal byte for byte if
+    devices and numbers of threads are the same. If a worker is killed, another worker runs its batch again.
 
     If this process is already connected to Ray, the pool uses that connection and leaves it open.
 
@@ -47,17 +47,17 @@ class RayPool:
         address: ``None`` or ``"local"`` to start Ray here; ``"auto"``, ``"HOST:PORT"`` or ``"ray://HOST:PORT"`` to join
             a cluster whose machines have the same package versions.
         workers: Total number of workers.
-        gpus_per_worker: More than 1 for a model too large for one GPU (with ``device_map="auto"``), a fraction for a
-            small model, 0 for none.
-        threads: CPU threads per worker; by default an equal share of a machine's CPUs. The last bits of a result can
-            depend on the number of threads, as they can in one process.
+        gpus_per_worker: Number of GPUs per worker: more than 1 for a model that is too large for one GPU (with
+            ``device_map="auto"``), a fraction for a small model, 0 for workers without a GPU.
+        threads: Number of CPU threads per worker; by default an equal share of a machine's CPUs. As in a single
+            process, the last bits of a result can depend on the number of threads.
         **settings: Arguments of :meth:`FocusModel.from_pretrained`.
 
     Raises:
         ImportError: If Ray is not installed.
         ConnectionError: If there is no cluster at the address.
         ValueError: If the cluster has no room for the workers, or its package versions differ from this process's.
-        Exception: The error that opening the model raises.
+        Exception: The error that was raised when the model was opened.
     """
 
     def __init__(
@@ -119,7 +119,7 @@ class RayPool:
 
     @property
     def shape(self) -> ModelShape:
-        """Layers, heads and sizes of the model."""
+        """Sizes of the model, such as its numbers of layers and heads."""
         return self._workers.info.shape
 
     @property
@@ -129,20 +129,21 @@ class RayPool:
 
     @property
     def device(self) -> torch.device:
-        """Device of the results: CUDA if both the workers and this process have it, else the CPU."""
+        """Device of the results: CUDA if the workers use CUDA and this process has it, else the CPU."""
         kind = self._workers.info.description["device"]
         return torch.device(kind if kind == "cuda" and torch.cuda.is_available() else "cpu")
 
     def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:
-        """Tokens and parts of a prompt; see :meth:`FocusModel.encode`."""
+        """Tokens and spans of a prompt; see :meth:`FocusModel.encode`."""
         return prompt if isinstance(prompt, EncodedPrompt) else self._workers.info.encoder.encode(prompt)
 
     def map(self, function: Callable[..., _R], calls: Iterable[tuple[Any, ...]]) -> Generator[_R]:
-        """Results of ``function(model, *call)`` for each call, in the order of the calls; any idle worker takes a call.
+        """Results of ``function(model, *call)`` for each call, in the order of the calls. Any idle worker takes a call.
 
         Raises:
-            WorkerLostError: If several workers in a row are lost with one call, or no worker can be started any more.
-            Exception: The error that ``function`` raises, when the result of that call is read.
+            WorkerLostError: If several workers in a row are lost while they run the same call, or if no worker can be
+                started any more.
+            Exception: The error that ``function`` raises for a call, when the result of that call is read.
         """
         queue = CallQueue(self._ray.put(function), list(calls), MAX_AHEAD * self.shares.workers)
         for _ in queue.arguments:
@@ -165,7 +166,7 @@ def _require_ray() -> Any:
 
 
 def _connect(ray: Any, address: str | None) -> bool:
-    """Start Ray here or join a cluster; false if this process is already connected."""
+    """Start Ray here or join a cluster. Return false if this process is already connected to Ray."""
     if ray.is_initialized():
         return False
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -178,7 +179,7 @@ def _connect(ray: Any, address: str | None) -> bool:
         ray.init(address=address, **options)
     except ImportError:
         raise
-    except Exception as error:  # Ray raises errors of many types here
+    except Exception as error:  # ``ray.init`` raises errors of many types
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ConnectionError(
             f"no Ray cluster can be joined at {address!r} ({reason[:300]}); start one with 'ray start --head', set "
@@ -188,7 +189,7 @@ def _connect(ray: Any, address: str | None) -> bool:
 
 
 def _create_actor(ray: Any, shares: Shares) -> Any:
-    """A new actor, which has not loaded its model yet."""
+    """Create an actor, which has not loaded its model yet."""
     options: dict[str, Any] = {"num_cpus": shares.cpus, "num_gpus": shares.gpus, "max_restarts": 0}
     return ray.remote(Worker).options(scheduling_strategy="SPREAD", **options).remote(shares.threads)
 

@@ -28,8 +28,8 @@ class WorkerInfo:
     Attributes:
         name: Name of the model in result files.
         description: Description of the model in result files.
-        shape: Layers, heads and sizes of the model.
-        encoder: Turns prompts into tokens.
+        shape: Sizes of the model, such as its numbers of layers and heads.
+        encoder: Encoder that turns prompts into tokens.
         versions: Versions of Python and of the packages that affect results.
         location: Machine and process of the worker.
     """
@@ -47,7 +47,7 @@ class Failure:
     """An error that ended a call on a worker.
 
     Attributes:
-        error: The error; or, where it cannot be pickled, a ``RuntimeError`` with its type and message.
+        error: The error. If it cannot be pickled, a ``RuntimeError`` with its type and message takes its place.
         traceback: The traceback on the worker, as text.
     """
 
@@ -56,10 +56,10 @@ class Failure:
 
 
 class Worker:
-    """One copy of a model, and the functions that run on it.
+    """Holder of one copy of a model, which runs functions on this copy.
 
     Args:
-        threads: CPU threads of the worker.
+        threads: Number of CPU threads of the worker.
     """
 
     def __init__(self, threads: int) -> None:
@@ -67,7 +67,7 @@ class Worker:
         self._model: FocusModel | None = None
 
     def open(self, load: Callable[[], FocusModel]) -> WorkerInfo | Failure:
-        """Load the model."""
+        """Load the model, and return its description or the failure."""
         try:
             self._model = model = load()
             package_versions, description = versions(), model.description
@@ -77,9 +77,9 @@ class Worker:
         return WorkerInfo(model.name, description, model.shape, model.encoder, package_versions, location)
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Failure | None, bytes]:
-        """Run ``function(model, *arguments)``: the failure, if there was one, and the packed result.
+        """Run ``function(model, *arguments)``, and return the failure, if there was one, and the packed result.
 
-        The failure is a value of its own, so that the pool learns of it before it fetches a large result.
+        The failure is a separate return value, so that the pool can read it without fetching a large result.
         """
         try:
             return None, _pack(function(self._model, *arguments))
@@ -98,7 +98,7 @@ def load_model(name: str, settings: Mapping[str, Any]) -> FocusModel:
 def _failure(error: Exception) -> Failure:
     text = "".join(traceback.format_exception(error))
     if is_out_of_memory(error):
-        # Pickling loses the type of CUDA's own error, so another process could not recognise it.
+        # Pickling loses the type of CUDA's out-of-memory error, so another process could not recognise the error.
         return Failure(MemoryError(" ".join(str(error).split())), text)
     try:
         unpack(_pack(error), torch.device("cpu"))
@@ -108,7 +108,7 @@ def _failure(error: Exception) -> Failure:
 
 
 def _pack(result: Any) -> bytes:
-    """A result as bytes that can be read on another device."""
+    """Pack a result as bytes that can be read on another device."""
     from ray import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
 
     content = io.BytesIO()
@@ -117,5 +117,5 @@ def _pack(result: Any) -> bytes:
 
 
 def unpack(content: bytes, device: torch.device) -> Any:
-    """A packed result, with its tensors on a device."""
+    """Unpack a result, with its tensors on a device."""
     return torch.load(io.BytesIO(content), map_location=device, weights_only=False)

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 __all__ = ["CallQueue", "WorkerPool"]
 
 MAX_ATTEMPTS = 3
-"""Attempts at running one call, or at starting a worker, before the pool gives up."""
+"""Maximum number of attempts to run one call, or to start a worker, before the pool gives up."""
 
 MAX_AHEAD = 4
-"""Calls per worker that may run before earlier results are read; a kill of this process loses at most these."""
+"""Calls per worker that may run before earlier results are read. If this process is killed, only these are lost."""
 
 START_WARNING_SECONDS = 120.0
 """Seconds without a ready worker after which the pool warns that the cluster may have no free resources."""
@@ -28,7 +28,7 @@ START_WARNING_SECONDS = 120.0
 
 @dataclass(eq=False)
 class _Call:
-    """One call of a function: its arguments, its index among all calls, and the number of workers lost with it."""
+    """One call of a function, with its arguments, its index among all calls, and the number of workers lost with it."""
 
     queue: CallQueue
     index: int
@@ -45,7 +45,7 @@ class CallQueue:
     Attributes:
         function: Ray's reference to the function.
         arguments: The arguments of each call, without the model.
-        max_ahead: Calls that may be submitted beyond the next result to be read.
+        max_ahead: Number of calls that may be submitted ahead, counted from the next result to be read.
     """
 
     function: Any
@@ -57,7 +57,7 @@ class CallQueue:
     n_submitted: int = 0
 
     def next_call(self) -> _Call | None:
-        """The next call to submit; lost calls come first. ``None`` if no call may be submitted now."""
+        """The next call to submit, lost calls first; ``None`` if no call may be submitted at present."""
         if self.retries:
             return self.retries.popleft()
         if self.n_submitted >= min(len(self.arguments), self.n_read + self.max_ahead):
@@ -67,7 +67,7 @@ class CallQueue:
         return call
 
     def retry(self, call: _Call, error: Exception) -> None:
-        """Queue a lost call again; after the last attempt, record its failure instead."""
+        """Queue a lost call again. After the last attempt, record the call's failure instead."""
         call.losses += 1
         if call.losses < MAX_ATTEMPTS:
             self.retries.appendleft(call)
@@ -87,8 +87,8 @@ class _WorkerHandle:
 
     Attributes:
         actor: The Ray actor.
-        status: Reference to the outcome of the task that the worker is running; ``None`` if it is idle.
-        call: The call that it is running; ``None`` while it loads its model.
+        status: Reference to the outcome of the task that the worker is running; ``None`` while the worker is idle.
+        call: The call that the worker is running; ``None`` while the worker is idle or loads its model.
         result: Reference to the result of that call.
     """
 
@@ -103,13 +103,13 @@ class RemoteError(Exception):
 
 
 class WorkerPool:
-    """A fixed number of workers; each loads the model, runs calls, and is replaced when it is lost.
+    """A fixed number of workers. Each loads the model and runs calls, and is replaced if it is lost.
 
     Args:
         ray: The module ``ray``.
-        create_actor: Creates the actor of one worker.
+        create_actor: Function that creates the actor of one worker.
         size: Number of workers.
-        load: Opens the model; it runs on each worker.
+        load: Function that opens the model. Each worker calls it.
         versions: Package versions of this process, which every worker must have too.
     """
 
@@ -132,14 +132,14 @@ class WorkerPool:
 
         Raises:
             WorkerLostError: If no worker can be started.
-            Exception: The error that opening the model raised.
+            Exception: The error that was raised when the model was opened.
         """
         for _ in range(self._size):
             self._start_worker()
         if not self._wait(START_WARNING_SECONDS):
             warnings.warn(
                 f"none of {self._size} workers has loaded its model in {START_WARNING_SECONDS:.0f} s; workers that "
-                "need more CPUs or GPUs than are free wait until they are",
+                "need more CPUs or GPUs than are free wait until these are free",
                 stacklevel=2,
             )
         while self._info is None:
@@ -147,7 +147,7 @@ class WorkerPool:
 
     @property
     def info(self) -> WorkerInfo:
-        """The description of the model by the first worker, which every other worker must match."""
+        """The first worker's description of itself and its model. Every other worker's description must match it."""
         if self._info is None:
             raise RuntimeError("no worker has loaded the model")
         return self._info
@@ -156,7 +156,7 @@ class WorkerPool:
         """The next result of a queue, in the order of its calls, as the worker packed it.
 
         Raises:
-            WorkerLostError: If the call was lost too often, or no worker is left.
+            WorkerLostError: If too many workers were lost while they ran the call, or if no worker is left.
             Exception: The error that the call raised.
         """
         while True:
@@ -197,12 +197,12 @@ class WorkerPool:
             if call is None:
                 return
             worker.call = call
-            # Two return values: the small status is fetched at once, the result stays on its machine until it is read.
+            # The task returns a small status, which is fetched at once, and a result, which is fetched when it is read.
             task = worker.actor.run.options(num_returns=2)
             worker.status, worker.result = task.remote(queue.function, call.arguments)
 
     def _wait(self, timeout: float | None) -> bool:
-        """Receive finished tasks, after waiting for the first of them; true if there was one."""
+        """Wait for a task to finish, and receive the finished tasks. Return whether any task has finished."""
         busy = {worker.status: worker for worker in self._workers if worker.status is not None}
         if not busy:
             return False
@@ -213,7 +213,7 @@ class WorkerPool:
         return bool(finished)
 
     def _receive(self, worker: _WorkerHandle) -> None:
-        """Read the outcome of a worker's finished task; the worker is idle from then on."""
+        """Read the outcome of a worker's finished task. The worker is then idle."""
         reference, call, result = worker.status, worker.call, worker.result
         worker.status = worker.call = worker.result = None
         try:
@@ -229,7 +229,7 @@ class WorkerPool:
             call.queue.results[call.index] = call, result if outcome is None else outcome
 
     def _accept(self, worker: _WorkerHandle, outcome: WorkerInfo | Failure) -> None:
-        """Accept a worker that has loaded its model; stop it if the loading failed or the model differs."""
+        """Accept a worker that has loaded its model, or stop the worker if the loading failed or the model differs."""
         error = outcome.error if isinstance(outcome, Failure) else mismatch(outcome, self._versions, self._info)
         if error is None and isinstance(outcome, WorkerInfo):
             self._failed_starts, self._info = 0, self._info or outcome
@@ -242,7 +242,7 @@ class WorkerPool:
         warnings.warn(f"one worker was stopped and the others go on: {error}", stacklevel=2)
 
     def _replace(self, worker: _WorkerHandle, call: _Call | None, error: Exception) -> None:
-        """Start a worker in place of a lost one, and queue the lost call again."""
+        """Start a worker in place of a lost worker, and queue the call that was lost with it again."""
         self._workers.remove(worker)
         if call is not None:
             call.queue.retry(call, error)
@@ -255,14 +255,14 @@ class WorkerPool:
 
 
 def mismatch(info: WorkerInfo, versions: Mapping[str, str], first: WorkerInfo | None) -> ValueError | None:
-    """The error for a worker whose package versions or model differ from those expected; ``None`` if they match.
+    """Error for a worker whose package versions or model differ from what is expected; ``None`` if all match.
 
     Args:
         info: The worker's description of itself.
         versions: Package versions of this process.
         first: The first worker's description of itself, if there is one.
     """
-    # A different Python alone changes no result.
+    # A different version of Python alone changes no result.
     expected = {f"version of {name}": number for name, number in versions.items() if name != "python"}
     actual = {f"version of {name}": info.versions.get(name) for name in versions}
     if first is not None:

@@ -303,7 +303,7 @@ def test_one_document_has_its_needle_at_depth_zero() -> None:
         ({"depths": [-0.1]}, "depth -0.1 is not a share"),
         ({"lengths": [3]}, "length 3 leaves no room for a haystack around a needle of 3 tokens ('The cat sat.'); it"),
         ({"lengths": [19]}, "length 19 needs a haystack of 16 tokens beside the needle's 3, and this one has 15; give"),
-        ({"tokenizer": object()}, "object is no fast tokenizer"),
+        ({"tokenizer": object()}, "object is not a fast tokenizer"),
     ],
 )
 def test_what_cannot_be_swept_is_refused(changes: dict[str, Any], message: str, words: Any) -> None:
