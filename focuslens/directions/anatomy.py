@@ -132,7 +132,7 @@ def collect_keys(
         max_keys: Largest number of keys. If the prompts have more tokens, keys are drawn from all of them, each equally
             likely.
         seed: Seed of the draw.
-        progress: Show a progress bar; by default only on terminals and in notebooks (:mod:`focuslens.util.progress`).
+        progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
         ValueError: If there are no prompts or heads, ``max_keys`` is not positive, a head does not exist or is named

@@ -170,7 +170,7 @@ def train_focus_directions(
         memory_gb: Gigabytes of activations to store between epochs. The rest is recomputed.
         batch_tokens: Prompt tokens that run together while responses are generated; see :func:`run_sweep`.
         data: Description of the data for ``provenance``; the default is the samples' own ``description``.
-        progress: Show a progress bar; by default only on terminals and in notebooks (:mod:`focuslens.util.progress`).
+        progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
         **settings: Fields of :class:`TrainingConfig`.
 
     Raises:

@@ -66,7 +66,7 @@ def export(
         steering: Directions of the rotary site, their strength and heads, at all positions.
         out: Directory to write, new or empty.
         revision: Branch, tag or commit on the hub.
-        progress: Show a progress bar; by default only on terminals and in notebooks (:mod:`focuslens.util.progress`).
+        progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
         FileNotFoundError: If the checkpoint does not exist, or has no safetensors.

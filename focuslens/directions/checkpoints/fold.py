@@ -83,7 +83,7 @@ def fold(
         steering: Directions of the projection site, their strength and heads, at all positions.
         out: Directory to write, new or empty.
         revision: Branch, tag or commit on the hub.
-        progress: Show a progress bar; by default only on terminals and in notebooks (:mod:`focuslens.util.progress`).
+        progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
         FileNotFoundError: If the checkpoint does not exist, or has no safetensors.
