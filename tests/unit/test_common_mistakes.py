@@ -412,7 +412,7 @@ def test_a_place_that_holds_other_results(model, small, tmp_path, refused):
 def test_a_checkpoint_is_written_into_no_other(checkpoint, tmp_path, refused):
     source = directions(tmp_path, provenance={"shape": SHAPE}, site="projection")
     named = ["--model", str(checkpoint("llama")), "--directions", source, "--alpha", "0.3", "--out", str(tmp_path)]
-    assert f"{tmp_path} is no empty directory; name a new one" in refused("fold", *named)
+    assert f"{tmp_path} is not an empty directory; name a new one" in refused("fold", *named)
 
 
 # 13. Numbers on the command line
