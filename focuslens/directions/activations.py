@@ -1,4 +1,4 @@
-"""Activations for training: the queries of the response's rows and all keys, without anything of size T x T."""
+"""Activations for training: queries of the response rows and all keys, without any matrix of size T x T."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ class LayerHeads:
     Attributes:
         layer: The layer.
         heads: Chosen query heads, in the order of the choice.
-        places: Index of each among all chosen heads.
-        key_value_heads: The different key-value heads that they read, ascending.
+        places: Index of each of these heads in the list of all chosen heads.
+        key_value_heads: Distinct key-value heads that these heads read, in ascending order.
         reads: Index into ``key_value_heads`` for each query head.
     """
 
@@ -55,7 +55,7 @@ class LayerHeads:
 
     @classmethod
     def group(cls, heads: Sequence[tuple[int, int]], shape: ModelShape) -> list[LayerHeads]:
-        """The chosen heads, grouped by layer."""
+        """Group the chosen heads by layer."""
         place = {tuple(head): i for i, head in enumerate(heads)}
         groups: list[LayerHeads] = []
         for layer, chosen in heads_by_layer(heads).items():
@@ -68,11 +68,11 @@ class LayerHeads:
 
 @dataclass(frozen=True, eq=False)
 class RowActivations:
-    """One sample's training data: the queries of the response rows and all keys, per layer with chosen heads.
+    """Training data of one sample: queries of the response rows and all keys, for each layer with chosen heads.
 
     Attributes:
         queries: Queries of the chosen heads by layer, at the site of the training.
-        keys: Keys by layer, at the same site, of the key-value heads that chosen heads read.
+        keys: Keys of the key-value heads that the chosen heads read, by layer, at the same site.
         relevant: Mask of the keys that belong to the relevant document.
         rows: Positions of the response tokens.
     """
@@ -84,7 +84,7 @@ class RowActivations:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the queries and keys."""
+        """Size of the queries and keys, in bytes."""
         return sum(t.numel() * t.element_size() for t in (*self.queries.values(), *self.keys.values()))
 
 
@@ -96,7 +96,7 @@ def row_scores(
     scale: float,
     window: int | None = None,
 ) -> Float[Tensor, "head"]:
-    """Contextual scores ``S_C`` (equation 1) from the rotated queries of some rows and all rotated keys.
+    """Contextual scores ``S_C`` (equation 1), computed from the rotated queries of some rows and all rotated keys.
 
     Row ``i`` attends to key ``j`` if ``j <= i`` and, with a sliding window, ``j > i - window``.
     """
@@ -113,7 +113,7 @@ def row_scores(
 def measured_scores(
     model: FocusModel, prompt: EncodedPrompt, response: Int[Tensor, "response"], groups: Sequence[LayerHeads]
 ) -> dict[int, Float[Tensor, "head"]]:
-    """Contextual scores of the chosen heads by layer, from the model's own attention pattern."""
+    """Contextual scores of the chosen heads by layer, computed from the model's own attention patterns."""
     scores: dict[int, Tensor] = {}
     relevant = torch.zeros(len(prompt.tokens) + len(response))
     for first, last in prompt.resolve("relevant"):
@@ -142,7 +142,7 @@ def capture_rows(
     """Run an unmodified model once on a prompt and its response, and record the activations for training.
 
     Raises:
-        ValueError: If the response is empty, or prompt and response do not fit the context.
+        ValueError: If the response is empty, or prompt and response do not fit into the context.
     """
     if len(response) == 0:
         raise ValueError("the response has no tokens, so there are no rows to train on")
@@ -151,7 +151,7 @@ def capture_rows(
 
     def keep(store: dict[int, Tensor], layer: int, heads: tuple[int, ...], first: int) -> Any:
         def observe(activation: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
-            # A copy on one device, because the layers may be on several.
+            # The copies are on one device, because layers may lie on several devices.
             store[layer] = activation[0, first:, list(heads)].clone().to(model.backend.device)
 
         return observe
@@ -179,21 +179,21 @@ def sample_rows(
     case: Case,
     site: Site,
 ) -> RowActivations:
-    """Training data of one sample: :func:`capture_rows` for its prompt of one case."""
+    """Training data of one sample: the result of :func:`capture_rows` on the sample's prompt of the given case."""
     return capture_rows(model, model.encode(sample.prompt(case)), response, groups, site)
 
 
 class ActivationStore:
-    """Training data by sample, stored up to a budget of bytes and otherwise recomputed by another forward pass.
+    """Training data of all samples. Data beyond a budget of bytes is not stored, but recomputed when it is needed.
 
     Args:
         executor: Executor of the forward passes.
         samples: The training samples.
         responses: Response tokens of each sample.
-        groups: The heads.
+        groups: The chosen heads, grouped by layer.
         case: Case of the prompts.
         site: Site of the queries and keys.
-        budget: Largest number of bytes to store.
+        budget: Maximum number of bytes to store.
     """
 
     def __init__(
@@ -216,14 +216,14 @@ class ActivationStore:
         return len(self._samples)
 
     def follow(self, order: Sequence[int]) -> Generator[RowActivations]:
-        """The data of samples in a given order. Data that is not stored is recomputed lazily or ahead of its turn."""
+        """Yield the data of samples in the given order. Missing data is recomputed, possibly ahead of time."""
         missing = [index for index in order if index not in self._stored]
         recomputed = self._executor.map(self._compute, ((self._samples[i], self._responses[i]) for i in missing))
         for index in order:
             yield self._stored[index] if index in self._stored else self.keep(index, next(recomputed))
 
     def keep(self, index: int, rows: RowActivations) -> RowActivations:
-        """A sample's data, stored if there is room."""
+        """Store the data of a sample if there is room, and return the data."""
         # A full store evicts nothing. Eviction would gain nothing, because all samples are used equally often.
         if self._bytes + rows.nbytes <= self._budget:
             self._stored[index] = rows
@@ -232,7 +232,7 @@ class ActivationStore:
             self._full = True
             warnings.warn(
                 f"activations of {len(self._stored)} of {len(self)} samples fill {self._budget / 2**30:.3g} GB; those "
-                "of the others are computed anew in every epoch (a larger memory_gb, or fewer heads, would spare that)",
+                "of the others are recomputed in every epoch (a larger memory_gb or fewer heads would avoid this)",
                 stacklevel=2,
             )
         return rows

@@ -1,6 +1,6 @@
 """Effect of a focus direction at the rotary site, split into content and position.
 
-At the rotary site ``alpha * d_Q`` adds ``alpha * b`` to the logit of a key, the same for every query, with::
+At the rotary site, ``alpha * d_Q`` adds ``alpha * b`` to the logit of a key. This summand is the same for every query::
 
     b(p, kappa) = scale * d_Q . R(p) kappa = scale * (R(p)^T d_Q) . kappa
 
@@ -54,10 +54,10 @@ class Decomposition:
     At strength ``alpha`` all four numbers are ``alpha ** 2`` times as large.
 
     Attributes:
-        total: ``Var b``.
-        content: ``Var`` over contents of the mean over positions.
-        position: ``Var`` over positions of the mean over contents.
-        interaction: The rest: the preference for contents that depends on their position.
+        total: Variance of ``b``.
+        content: Variance over contents of the mean of ``b`` over positions.
+        position: Variance over positions of the mean of ``b`` over contents.
+        interaction: Remaining variance, from preferences for contents that depend on position.
     """
 
     total: float
@@ -71,7 +71,7 @@ class HeadKeys:
     """Keys that a query head reads, before the rotation.
 
     Attributes:
-        contents: Input of the rotation: projected and, if the model has a key norm, normalised keys.
+        contents: Keys before the rotation: projected, and normalised if the model has a key norm.
         token_ids: The token of each key.
         positions: The absolute position of each key.
     """
@@ -84,14 +84,15 @@ class HeadKeys:
 def frequency_energy(
     vectors: Float[Tensor, "n d_head"], *, adjacent_pairs: bool = False, rotary_dim: int | None = None
 ) -> Float64[Tensor, "n pair"]:
-    """Share of each vector's squared norm in each rotary pair, fastest first. Rows sum to 1.
+    """Share of each vector's squared norm in each rotary pair, fastest pair first. Rows sum to 1.
 
     Dimensions that are not rotated share one last column.
 
     Args:
-        vectors: Vectors at the rotary site, or keys or queries before it: a rotation moves no energy between pairs.
-        adjacent_pairs: Pairs are dimensions (0, 1), (2, 3), ... (GPT-J), not (i, i + rotary_dim / 2) (Hugging Face).
-        rotary_dim: Number of rotated dimensions, from the first; the default is all.
+        vectors: Vectors at the rotary site, or keys or queries before it. A rotation moves no energy between pairs.
+        adjacent_pairs: Whether pairs are dimensions (0, 1), (2, 3), ..., as in GPT-J. By default they are dimensions
+            (i, i + rotary_dim / 2), as in Hugging Face.
+        rotary_dim: Number of rotated dimensions, which come first; by default all dimensions are rotated.
 
     Raises:
         ValueError: If ``rotary_dim`` is odd or not from 2 to ``d_head``, or a vector is zero.
@@ -121,22 +122,22 @@ def collect_keys(
     seed: int = 0,
     progress: bool | None = None,
 ) -> dict[Head, HeadKeys]:
-    """Keys that each head reads on some prompts, before the rotation, on the CPU.
+    """Keys before the rotation that each head reads on some prompts. They are on the CPU.
 
     Heads that share a key-value head have the same keys. Nothing of size T x T is computed.
 
     Args:
         model: The model.
-        prompts: Prompts, each run alone.
+        prompts: Prompts, run one at a time.
         heads: Query heads.
-        max_keys: Largest number of keys. If the prompts have more tokens, keys are drawn from all of them, each equally
-            likely.
+        max_keys: Maximum number of keys. If the prompts have more tokens, this many keys are drawn at random, all
+            equally likely.
         seed: Seed of the draw.
-        progress: Show a progress bar; by default only on terminals and in notebooks (:mod:`focuslens.util.progress`).
+        progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
         ValueError: If there are no prompts or heads, ``max_keys`` is not positive, a head does not exist or is named
-            twice, a prompt does not fit the context, or the model has no rotary embedding.
+            twice, a prompt does not fit into the context, or the model has no rotary embedding.
     """
     encoded = [model.encode(prompt) for prompt in prompts]
     chosen = check_heads(heads, model.shape.n_layers, model.shape.n_heads)
@@ -165,17 +166,17 @@ def logit_bias(
     rotary: Rotary,
     scale: float,
 ) -> Float64[Tensor, "key"]:
-    """``b`` of keys at their own positions: the summand of their logits from the direction at ``alpha = 1``.
+    """``b`` of keys at their own positions: the number that the direction adds to their logits at ``alpha = 1``.
 
     Args:
         direction: ``d_Q``, at the rotary site.
         contents: The keys before the rotation.
-        positions: Their absolute positions.
-        rotary: The layer's rotation; its norms are not applied.
+        positions: Absolute position of each key.
+        rotary: The layer's rotation. Its query and key norms are not applied.
         scale: Factor of the query-key products.
 
     Raises:
-        ValueError: If the numbers of positions and keys differ, or the tables end before a position.
+        ValueError: If the numbers of positions and keys differ, or a position lies beyond the rotary tables.
     """
     if len(positions) != len(contents):
         raise ValueError(f"there are {len(positions)} positions for {len(contents)} keys; give one for each")
@@ -192,22 +193,22 @@ def decompose(
 ) -> Decomposition:
     """Two-way functional analysis of variance of ``b(p, kappa)``, with every content at every position.
 
-    With ``u(p) = scale * R(p)^T d_Q`` and means and covariances over positions and contents, in double precision::
+    Let ``u(p) = scale * R(p)^T d_Q``. With means and covariances over positions and contents, in double precision::
 
         content = Var(mean(u) . kappa)    position = Var(u(p) . mean(kappa))    interaction = trace(Cov(u) Cov(kappa))
 
-    In a text, contents and positions are not independent: the first token is always at position 0. The variance of
-    :func:`logit_bias` over the keys at their own positions is therefore another number.
+    In a text, contents and positions are not independent. For example, the first token is always at position 0. The
+    variance of :func:`logit_bias` over keys at their own positions therefore differs from ``total``.
 
     Args:
         direction: ``d_Q``, at the rotary site.
         contents: Keys before the rotation, all equally likely.
         positions: Absolute positions, all equally likely and independent of the contents.
-        rotary: The layer's rotation; its norms are not applied.
+        rotary: The layer's rotation. Its query and key norms are not applied.
         scale: Factor of the query-key products.
 
     Raises:
-        ValueError: If there are no contents or positions, or the tables end before a position.
+        ValueError: If there are no contents or positions, or a position lies beyond the rotary tables.
     """
     readers, contents = _readers(direction, rotary, positions, scale), _require_keys(contents)
     reader, content = readers.mean(dim=0), contents.mean(dim=0)
@@ -228,10 +229,10 @@ def position_bias(
     positions: Int[Tensor, "pos"],
     scale: float,
 ) -> Float64[Tensor, "pos"]:
-    """``b`` as a function of absolute position, at a fixed content. For the mean content, this is the mean of ``b``.
+    """``b`` as a function of absolute position, for one content. The mean content gives the mean of ``b``.
 
     Raises:
-        ValueError: If there are no positions, or the tables end before a position.
+        ValueError: If there are no positions, or a position lies beyond the rotary tables.
     """
     return _readers(direction, rotary, positions, scale) @ mean_content.double().cpu()
 
@@ -253,18 +254,19 @@ def token_preferences(
         direction: ``d_Q``, at the rotary site.
         contents: Keys before the rotation.
         token_ids: The token of each key.
-        rotary: The layer's rotation; its norms are not applied.
+        rotary: The layer's rotation. Its query and key norms are not applied.
         positions: Absolute positions to average over, all equally likely.
         scale: Factor of the query-key products.
-        min_count: Tokens that occur less often are left out.
-        tokenizer: Tokenizer for a further column ``text``.
+        min_count: Minimum number of occurrences of a token. Rarer tokens are left out.
+        tokenizer: Tokenizer for an additional column ``text``.
 
     Returns:
-        ``token``, ``count``, ``mean_bias``, most favoured first; empty if no token occurs ``min_count`` times.
+        Table with the columns ``token``, ``count`` and ``mean_bias``, most favoured token first. It is empty if no
+        token occurs ``min_count`` times.
 
     Raises:
-        ValueError: If there are no contents or positions, the numbers of tokens and contents differ, or the tables end
-            before a position.
+        ValueError: If there are no contents or positions, the numbers of tokens and contents differ, or a position
+            lies beyond the rotary tables.
     """
     if len(token_ids) != len(contents):
         raise ValueError(f"there are {len(token_ids)} tokens for {len(contents)} keys; give one for each")
@@ -286,17 +288,18 @@ def decompose_heads(
     """Table of :func:`decompose` for every head with collected keys.
 
     Args:
-        model: The model of the keys.
-        directions: Its directions, at the rotary site.
+        model: The model from which the keys were collected.
+        directions: Directions of this model, at the rotary site.
         keys: Keys by head, from :func:`collect_keys`.
-        positions: Absolute positions, all equally likely; the default is from 0 to the last position of any key.
+        positions: Absolute positions, all equally likely; by default from 0 to the largest position of a head's keys.
 
     Returns:
-        ``layer``, ``head``, ``total``, ``content``, ``position``, ``interaction`` and ``in_place``, the variance of
-        ``b`` over the keys at their own positions; in squared logits at ``alpha = 1``.
+        Table with the columns ``layer``, ``head``, ``total``, ``content``, ``position``, ``interaction`` and
+        ``in_place``. ``in_place`` is the variance of ``b`` over the keys at their own positions. All variances are in
+        squared logits at ``alpha = 1``.
 
     Raises:
-        ValueError: If the directions belong to another site or model, or a head has no direction.
+        ValueError: If the directions are not of the rotary site, do not fit the model, or lack a head.
     """
     if directions.site != "rotary":
         raise ValueError(
@@ -319,7 +322,7 @@ def decompose_heads(
 def _readers(
     direction: Float[Tensor, "d_head"], rotary: Rotary, positions: Int[Tensor, "pos"], scale: float
 ) -> Float64[Tensor, "pos d_head"]:
-    """``u(p) = scale * R(p)^T d_Q`` for each position. Its product with a content is the bias ``b``."""
+    """``u(p) = scale * R(p)^T d_Q`` for each position. Its dot product with a content is the bias ``b``."""
     if not len(positions):
         raise ValueError("there are no positions; give at least one")
     if int(positions.min()) < 0 or int(positions.max()) >= len(rotary.cos):
@@ -346,7 +349,7 @@ def _covariance(x: Float64[Tensor, "n d_head"]) -> Float64[Tensor, "d_head d_hea
 
 
 def _draw(lengths: Sequence[int], most: int, seed: int) -> list[Int[Tensor, "chosen"]]:
-    """Positions in each prompt, ascending: all, or a uniform draw of ``most`` from all prompts."""
+    """Ascending positions in each prompt: all positions, or a uniform random draw of ``most`` from all prompts."""
     total = sum(lengths)
     drawn = torch.arange(total)
     if total > most:
@@ -359,7 +362,7 @@ def _draw(lengths: Sequence[int], most: int, seed: int) -> list[Int[Tensor, "cho
 def _contents(
     model: FocusModel, prompt: EncodedPrompt, groups: Sequence[LayerHeads], positions: Int[Tensor, "chosen"]
 ) -> dict[int, Float[Tensor, "chosen kv_head d_head"]]:
-    """Keys of one prompt before the rotation, by layer, for the key-value heads that chosen heads read."""
+    """Keys of one prompt before the rotation, by layer, for the key-value heads that the chosen heads read."""
     projected: dict[int, Tensor] = {}
 
     def record(group: LayerHeads) -> Any:

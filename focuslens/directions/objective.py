@@ -1,4 +1,4 @@
-"""Training objective of focus directions: the contextual scores of the rows that they are added to (equation 4)."""
+"""Training objective of focus directions (equation 4): the contextual scores of the response rows."""
 
 from __future__ import annotations
 
@@ -23,10 +23,13 @@ __all__ = ["Attention", "RecordedAttention", "direction_losses", "record_attenti
 
 @runtime_checkable
 class Attention(Protocol):
-    """Properties of a model's layers that differentiable scores need. A backend has them, and so has a record."""
+    """Properties of a model's layers that the computation of differentiable scores needs.
+
+    A model's backend has these properties, and so does :class:`RecordedAttention`.
+    """
 
     def rotary(self, layer: int, length: int) -> Rotary:
-        """The step from ``hook_q``, ``hook_k`` to ``hook_rot_q``, ``hook_rot_k`` for positions below ``length``."""
+        """Rotation from ``hook_q``, ``hook_k`` to ``hook_rot_q``, ``hook_rot_k``, for positions below ``length``."""
         ...
 
     def scale(self, layer: int) -> float:
@@ -34,17 +37,17 @@ class Attention(Protocol):
         ...
 
     def window(self, layer: int) -> int | None:
-        """Largest number of keys that a row attends to, its own included; ``None`` for all."""
+        """Maximum number of keys that a row attends to, including its own key; ``None`` for no limit."""
         ...
 
 
 @dataclass(frozen=True)
 class RecordedAttention:
-    """An :class:`Attention` without its model.
+    """A record of a model's :class:`Attention`, for use without the model.
 
     Attributes:
         scales: Factor of the query-key products by layer.
-        windows: Sliding window by layer.
+        windows: Sliding window by layer; ``None`` for a layer without one.
         rotaries: Rotation by layer; empty for training at the rotary site.
     """
 
@@ -57,21 +60,21 @@ class RecordedAttention:
         return self.rotaries[layer]
 
     def scale(self, layer: int) -> float:
-        """The layer's scale."""
+        """Factor of the layer's query-key products."""
         return self.scales[layer]
 
     def window(self, layer: int) -> int | None:
-        """The layer's window."""
+        """Sliding window of the layer, or ``None``."""
         return self.windows[layer]
 
 
 @torch.no_grad()
 def record_attention(model: FocusModel, layers: Sequence[int], lengths: Sequence[int], site: Site) -> RecordedAttention:
-    """Record of a model's attention for training on these layers and on sequences of these lengths.
+    """Record a model's attention, for training on the given layers and sequence lengths.
 
     Raises:
-        ValueError: If the rotation depends on the sequence length, so that the tables of the shortest sequence are not
-            the beginning of those of the longest.
+        ValueError: If the rotation depends on the sequence length: the rotary tables of the shortest sequence are not
+            the beginning of the tables of the longest sequence.
     """
     backend = model.backend
     rotaries = {layer: backend.rotary(layer, max(lengths)) for layer in layers} if site == "projection" else {}
@@ -102,8 +105,8 @@ def direction_losses(
         attention: The model's rotation, scale and windows: its ``backend``, or a record of it.
         query: ``d_Q`` of each head.
         key: ``d_K`` of each key-value head that a chosen head reads, layer by layer; only at the projection site.
-        groups: The heads.
-        sample: Their queries and keys.
+        groups: The heads, grouped by layer.
+        sample: Queries and keys of these heads on the sample.
         site: Site of the directions.
     """
     losses = torch.zeros(len(query), device=query.device)
@@ -136,23 +139,23 @@ def require_same_attention(
     rows: RowActivations,
     site: Site,
 ) -> None:
-    """Refuse a model whose attention is not the softmax of rotated queries and keys that training differentiates.
+    """Refuse a model whose attention is not the softmax over rotated queries and keys that training assumes.
 
-    Without this check, a soft cap, a learned sink or another mask would give plausible but meaningless directions.
+    Without this check, a soft cap, a learned sink or an unusual mask would give plausible but meaningless directions.
 
     Args:
         model: The model.
         prompt: A prompt.
         response: Tokens of the response to it.
-        groups: The heads to train.
-        rows: Their queries and keys on that prompt and response.
+        groups: The heads to train, grouped by layer.
+        rows: Queries and keys of these heads on the prompt and response.
         site: Site of the directions.
 
     Raises:
-        ValueError: If the backend declares another kind of attention, or the contextual scores of the response's rows
-            differ from those of the model's own attention patterns.
+        ValueError: If the backend declares an unusual kind of attention, or the computed contextual scores differ from
+            the scores of the model's own attention patterns.
     """
-    # The measurement misses a soft cap far above a model's scores. The declaration catches it.
+    # The measurement below misses a soft cap far above the model's scores. The backend's declaration catches it.
     if (declared := model.backend.unusual_attention()) is not None:
         raise ValueError(f"{model.name!r} has {declared}; directions cannot be trained on such attention")
     n, d_head = sum(len(group.heads) for group in groups), model.shape.d_head
@@ -176,5 +179,5 @@ def _to_rotary_site(
 ) -> tuple[Float[Tensor, "row head d_head"], Float[Tensor, "key kv_head d_head"]]:
     positions = torch.arange(len(k), device=k.device)
     rotary = attention.rotary(layer, len(k))
-    # Hugging Face's query and key norms may return the model's own dtype.
+    # The query and key norms of Hugging Face models may return the model's dtype.
     return rotary.query(q, sample.rows).float(), rotary.key(k, positions).float()

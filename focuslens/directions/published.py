@@ -1,4 +1,4 @@
-"""Statistics of the directions and rankings that the paper's authors publish, without any model's weights."""
+"""Statistics of the directions and rankings that the paper's authors published. No model weights are needed."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class PublishedModel:
     """The published directions and ranking of one model.
 
     Attributes:
-        name: The name of its folder.
+        name: Name of the model's folder.
         directions: Vectors of every head, at the rotary site.
         ranking: Heads by relevant contextual score, best first.
         sources: SHA-256 of every source file, by its path relative to the published folder.
@@ -69,14 +69,14 @@ class PublishedModel:
 
     @property
     def label(self) -> str:
-        """The name without its owner: ``Llama-3.2-3B-Instruct`` of ``meta-llama_Llama-3.2-3B-Instruct``."""
+        """Name without the owner, such as ``Llama-3.2-3B-Instruct`` for ``meta-llama_Llama-3.2-3B-Instruct``."""
         return self.name.partition("_")[2] or self.name
 
     def top(self, k: int) -> tuple[Head, ...]:
         """The best ``k`` heads.
 
         Raises:
-            ValueError: If the ranking has fewer heads.
+            ValueError: If ``k`` is not between 1 and the number of ranked heads.
         """
         if not 1 <= k <= len(self.ranking):
             raise ValueError(
@@ -86,7 +86,7 @@ class PublishedModel:
 
 
 def load_published_ranking(path: str | Path, n_layers: int | None = None, n_heads: int | None = None) -> list[Head]:
-    """A published ``relevant_heads.json``: ``[[layer, head], ...]``, best first.
+    """Read a published ``relevant_heads.json``, which holds ``[[layer, head], ...]``, best head first.
 
     Args:
         path: The file.
@@ -95,7 +95,7 @@ def load_published_ranking(path: str | Path, n_layers: int | None = None, n_head
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file is no ranking, is empty, repeats a head, or names a head that the model does not have.
+        ValueError: If the file is not a ranking, is empty, repeats a head, or names a head that does not exist.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
@@ -114,7 +114,7 @@ def load_published_ranking(path: str | Path, n_layers: int | None = None, n_head
 
 
 def load_published(directory: str | Path) -> list[PublishedModel]:
-    """All models of a folder in the authors' layout, sorted by name.
+    """Read all models from a folder in the authors' layout, sorted by name.
 
     The files are ``head_features/MODEL/direction_relevant/head_{q,k}_directions_LAYER.pth`` and, for the same models,
     ``contextual_heads_scores_full_seq/MODEL/relevant_heads.json``.
@@ -149,16 +149,16 @@ def _load(directory: Path, name: str) -> PublishedModel:
 
 
 def initial_norm(d_head: int) -> float:
-    """Root mean square norm of the initial vectors of the training: ``0.01 * sqrt(d_head)``."""
+    """Root mean square norm of the initial vectors in the training: ``0.01 * sqrt(d_head)``."""
     return INITIAL_STD * math.sqrt(d_head)
 
 
 def head_table(model: PublishedModel) -> pd.DataFrame:
-    """Table of every head, best first: ``rank``, ``layer``, ``head``, norms and quarters.
+    """Table with one row per head, best head first: ``rank``, ``layer``, ``head``, norms and energy by quarter.
 
     ``rank`` counts from 1 and is missing for a head without a rank. ``query_norm`` and ``key_norm`` are the norms of
-    ``d_Q`` and ``d_K``. ``quarter_1`` to ``quarter_4`` are the shares of ``d_Q``'s energy by quarters of the rotary
-    frequencies, fastest first.
+    ``d_Q`` and ``d_K``. ``quarter_1`` to ``quarter_4`` are the shares of ``d_Q``'s energy in the quarters of the
+    rotary frequencies, fastest quarter first.
     """
     directions, ranks = model.directions, {head: rank for rank, head in enumerate(model.ranking, start=1)}
     numbers = pd.Series([ranks.get(head) for head in directions.heads], dtype="Int64", name="rank")
@@ -172,34 +172,34 @@ def head_table(model: PublishedModel) -> pd.DataFrame:
 
 
 def frequency_profile(model: PublishedModel, top: int) -> pd.DataFrame:
-    """Mean share of ``d_Q``'s energy by rotary pair, fastest first, for the best heads (``top``) and for ``all``."""
+    """Mean share of ``d_Q``'s energy in each rotary pair, fastest first, for ``top`` heads and for ``all`` heads."""
     shares = frequency_energy(model.directions.query).numpy()
     best = frequency_energy(model.directions.select(model.top(top)).query).numpy()
     return pd.DataFrame({"pair": range(shares.shape[1]), "top": best.mean(axis=0), "all": shares.mean(axis=0)})
 
 
 def depth_profile(heads: Iterable[tuple[int, int]], n_layers: int, bins: int = 10) -> Float[np.ndarray, "bin"]:
-    """Share of heads by depth, in equal bins from the first layer (0) to the end of the last (1).
+    """Share of heads in equal bins of depth. Depth is 0 where the first layer begins and 1 where the last ends.
 
-    Layer ``l`` covers the depths from ``l / n_layers`` to ``(l + 1) / n_layers``. A layer in two bins counts in both,
-    in proportion to its overlap with each. Models of different depths can therefore be compared.
+    Layer ``l`` covers the depths from ``l / n_layers`` to ``(l + 1) / n_layers``. A layer that lies in two bins counts
+    in both, in proportion to its overlap with each bin. Models with different numbers of layers are thus comparable.
     """
     counts = np.bincount([layer for layer, _ in heads], minlength=n_layers)
     return rebin(counts / counts.sum(), bins)
 
 
 def rebin(mass: Float[np.ndarray, "cell"], bins: int) -> Float[np.ndarray, "bin"]:
-    """Mass in equal cells, divided into equal bins. Each cell's mass is spread evenly over the cell."""
+    """Redistribute mass from equal cells to equal bins. The mass of a cell is spread evenly over the cell."""
     cumulative = np.concatenate(([0.0], np.cumsum(mass)))
     edges = np.interp(np.linspace(0, 1, bins + 1), np.linspace(0, 1, len(mass) + 1), cumulative)
     return np.diff(edges)
 
 
 def summarize_published(model: PublishedModel, top: int) -> dict[str, Any]:
-    """One row of numbers: shape, layers of the best heads, norms (least, median, most) and energy by quarters.
+    """One row of statistics: shape, layers of the best heads, norms (minimum, median, maximum), energy by quarter.
 
-    ``top`` stands for the best heads, and ``all`` for all heads with a direction. Quarters are means of the heads'
-    shares. ``peak_pair_top`` is the rotary pair (from 0, fastest first) with the largest mean share, and
+    In the names, ``top`` stands for the best heads, and ``all`` for all heads with a direction. Quarters are means over
+    the heads. ``peak_pair_top`` is the rotary pair (from 0, fastest first) with the largest mean share, and
     ``peak_share_top`` is that share.
 
     Raises:
@@ -225,17 +225,18 @@ def summarize_published(model: PublishedModel, top: int) -> dict[str, Any]:
 
 
 def compare_published(models: Sequence[PublishedModel], top: int, bins: int = 10, *, seed: int = 0) -> pd.DataFrame:
-    """Similarity of the best heads of every two models, one row per pair; empty for a single model.
+    """Similarity of the best heads in two models: a table with one row per pair of models.
 
     ``shared`` is the number of ``(layer, head)`` pairs among the best ``top`` heads of both models. ``expected`` is
-    the mean of that number for heads drawn at random from each model, and ``p`` is the probability of at least
-    ``shared``. A head's index within its layer means nothing across independently trained models, so these columns
-    only test for common ancestry. The depth columns compare the models.
+    the mean of this number if the heads of each model are drawn at random. ``p`` is the probability that such a draw
+    shares at least as many pairs. The index of a head within its layer has no meaning across independently trained
+    models. These columns therefore only test whether the models have a common ancestor. The depth columns below compare
+    any two models.
 
-    ``depth_overlap`` is the mass that the two :func:`depth_profile` have in common (1 if they are equal).
-    ``depth_correlation`` is Pearson's correlation over the bins (NaN if a profile is flat). ``depth_overlap_chance`` is
-    the mean overlap of 2,000 random draws of ``top`` heads from each model. ``depth_p`` is the share of these draws
-    that overlap at least as much.
+    ``depth_overlap`` is the mass that the depth profiles of the two models have in common; it is 1 for equal profiles
+    (see :func:`depth_profile`). ``depth_correlation`` is Pearson's correlation of the profiles over the bins (NaN if a
+    profile is flat). ``depth_overlap_chance`` is the mean overlap of 2,000 random draws of ``top`` heads from each
+    model. ``depth_p`` is the share of these draws whose overlap is at least ``depth_overlap``.
 
     Raises:
         ValueError: If fewer than ``top`` heads of a model are ranked.
@@ -268,19 +269,19 @@ def _compare(a: PublishedModel, b: PublishedModel, top: int, bins: int, seed: in
 
 
 def shared_by_chance(first: tuple[int, int], second: tuple[int, int], k: int) -> list[float]:
-    """Probability of 0, 1, ... k common ``(layer, head)`` pairs among ``k`` heads drawn from each of two models.
+    """Probabilities of 0, 1, ..., k common ``(layer, head)`` pairs among ``k`` heads drawn from each of two models.
 
     A head can be common only if both models have its layer and its index. The mean is
     ``k * k * common / (heads of the first * heads of the second)``.
 
     Args:
         first: Number of layers, and of heads per layer, of one model.
-        second: The same numbers of the other model.
-        k: Heads drawn from each, without replacement.
+        second: Number of layers, and of heads per layer, of the other model.
+        k: Number of heads drawn from each model, without replacement.
     """
     common = min(first[0], second[0]) * min(first[1], second[1])
     chances = [0.0] * (k + 1)
-    # Some heads of the first draw exist in the second model, and some of these are drawn there too.
+    # Some heads drawn from the first model exist in the second model. Some of these are drawn there too.
     for reachable, chance in enumerate(_hypergeometric(math.prod(first), common, k)):
         for number, given in enumerate(_hypergeometric(math.prod(second), reachable, k)):
             chances[number] += chance * given
@@ -288,7 +289,7 @@ def shared_by_chance(first: tuple[int, int], second: tuple[int, int], k: int) ->
 
 
 def _hypergeometric(total: int, marked: int, drawn: int) -> list[float]:
-    """Probability of 0, 1, ... marked items among the drawn ones."""
+    """Probabilities of 0, 1, ..., ``drawn`` marked items among the drawn items."""
     ways = math.comb(total, drawn)
     return [math.comb(marked, n) * math.comb(total - marked, drawn - n) / ways for n in range(drawn + 1)]
 

@@ -1,13 +1,13 @@
-"""Training of focus directions (section 3.1 of the paper), from the response's rows and for all heads in one pass.
+"""Training of focus directions (section 3.1 of the paper) on response rows, for all heads at once.
 
 For each head, ``d_Q`` (and at the projection site ``d_K``) minimises ``-S_C`` on activations of the unmodified model.
 Each prompt is followed by the model's own response to the prompt with the gold document alone. A head's loss depends
 on its own vectors only, and AdamW updates every number independently. Training all heads together therefore equals
-training each head alone. The one exception is ``d_K`` at the projection site: the query heads of a group share it, as
-they share their keys.
+training each head alone. The one exception is ``d_K`` at the projection site: query heads that share a key-value head
+also share ``d_K``.
 
-At the rotary site no ``d_K`` is trained: ``(q_i + d_Q) . d_K`` is the same for every key, softmax ignores it, and its
-gradient is zero.
+At the rotary site, no ``d_K`` is trained. ``(q_i + d_Q) . d_K`` is the same for every key, so softmax ignores it, and
+the gradient of ``d_K`` is zero.
 """
 
 from __future__ import annotations
@@ -48,18 +48,18 @@ __all__ = ["TrainingConfig", "train_focus_directions"]
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of the training. The defaults are those of the paper and of its authors' code.
+    """Settings of the training. The defaults follow the paper and its authors' code.
 
     Attributes:
         site: Site of the vectors; see :class:`FocusSteering`.
-        prompts: Prompt in front of the gold prompt's response: ``long`` as in the authors' code, or ``gold`` as in the
-            paper's text.
-        epochs: Passes over the samples, each in a new random order.
-        batch_size: Samples per step, whose losses are averaged. The authors' code takes one.
+        prompts: Prompt that precedes the response to the gold prompt: ``long`` as in the authors' code, or ``gold`` as
+            in the paper's text.
+        epochs: Number of passes over the samples, each in a new random order.
+        batch_size: Number of samples per step. Their losses are averaged. The authors' code uses one sample.
         learning_rate: Learning rate of AdamW.
         weight_decay: Weight decay of AdamW. The authors' code keeps PyTorch's default of 0.01.
         init_std: Standard deviation of the normal distribution that the initial vectors are drawn from.
-        max_new_tokens: Largest number of tokens of the gold prompt's response.
+        max_new_tokens: Maximum length of the response to the gold prompt, in tokens.
         seed: Seed of the initial vectors and of the order of the samples.
     """
 
@@ -88,7 +88,7 @@ class TrainingConfig:
 
 @dataclass(eq=False)
 class _State:
-    """The mutable state of a training."""
+    """Mutable state of a training run."""
 
     query: Float[Tensor, "n d_head"]
     key: Float[Tensor, "m d_head"] | None
@@ -104,7 +104,7 @@ class _State:
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """The file from which an interrupted training is resumed. A fingerprint ties the file to its training."""
+    """File from which an interrupted training resumes. A fingerprint ties the file to its training."""
 
     path: Path
     fingerprint: str
@@ -157,25 +157,25 @@ def train_focus_directions(
 ) -> FocusDirections:
     """Train one focus direction per head (equation 4, loss ``-S_C``), for all heads together, with the model frozen.
 
-    ``directions.losses`` holds the losses of every epoch.
+    The attribute ``losses`` of the result holds the mean loss of each head in every epoch.
 
     Args:
         model: The model, which is not changed, or an executor such as :class:`RayPool` that runs the forward passes
             elsewhere. The optimizer's steps, which are small, run in this process.
         samples: Training samples. Samples with an empty response to the gold prompt are left out.
-        heads: Heads to train; the default is all.
-        config: Settings. Single settings can be given by name instead, e.g. ``site="projection"``.
-        checkpoint: A file for the state. An interrupted training resumes from it and reaches the same numbers.
-        checkpoint_every: Steps between two writes of the checkpoint. It is also written after each epoch.
-        memory_gb: Gigabytes of activations to store between epochs. The rest is recomputed.
-        batch_tokens: Prompt tokens that run together while responses are generated; see :func:`run_sweep`.
-        data: Description of the data for ``provenance``; the default is the samples' own ``description``.
-        progress: Show a progress bar; by default only on terminals and in notebooks (:mod:`focuslens.util.progress`).
+        heads: Heads to train; by default all heads of the model.
+        config: Settings of the training. Single settings can be given by name instead, e.g. ``site="projection"``.
+        checkpoint: Path of a file for the state. An interrupted training resumes from this file, with the same result.
+        checkpoint_every: Number of steps between writes of the checkpoint, which is also written after each epoch.
+        memory_gb: Gigabytes of activations to store between epochs. All other activations are recomputed.
+        batch_tokens: Maximum number of prompt tokens per batch while responses are generated.
+        data: Description of the data for ``provenance``; by default the attribute ``description`` of ``samples``.
+        progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
         **settings: Fields of :class:`TrainingConfig`.
 
     Raises:
         ValueError: If no sample has a gold document and a response, a prompt leaves no room for a response, or
-            ``checkpoint`` belongs to another training.
+            ``checkpoint`` belongs to a different training.
         TypeError: If both ``config`` and single settings are given, or a setting is unknown.
     """
     if config is not None and settings:
@@ -209,7 +209,7 @@ def train_focus_directions(
 
 
 def _chosen_heads(shape: ModelShape, heads: Iterable[tuple[int, int]] | None) -> list[Head]:
-    """The heads to train; the default is all."""
+    """The heads to train; by default all heads of the model."""
     n_layers, n_heads = shape.n_layers, shape.n_heads
     all_heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
     chosen = check_heads(all_heads if heads is None else heads, n_layers, n_heads)
@@ -257,7 +257,7 @@ def _run_epochs(
     state_file: _Checkpoint | None,
     progress: bool | None,
 ) -> None:
-    """Run all steps that are still missing from the state."""
+    """Run all steps that are not yet part of the state."""
     samples, size = len(activations), config.batch_size
     batches = math.ceil(samples / size)
     total = config.epochs * batches
@@ -283,7 +283,7 @@ def _run_epochs(
 def _gold_responses(
     executor: Executor, samples: list[MultiDocSample], config: TrainingConfig, options: RunOptions
 ) -> tuple[list[MultiDocSample], list[Tensor]]:
-    """Samples with a response to their gold prompt, and the response's tokens, cut to the room in the context."""
+    """Samples with a response to their gold prompt, and the tokens of these responses, cut to fit into the context."""
     answerable = [sample for sample in samples if sample.gold_index is not None]
     limits, prompts = list[int](), list[EncodedPrompt]()
     for sample in track(answerable, "tokenising", show=options.progress):
@@ -310,7 +310,7 @@ def _responses(model: FocusModel, items: Sequence[tuple[EncodedPrompt, int]], bu
 
 
 def _response_limit(executor: Executor, sample: MultiDocSample, config: TrainingConfig) -> int:
-    """Largest number of response tokens for which the training prompt leaves room in the context."""
+    """Maximum number of response tokens that fit into the context after the training prompt."""
     room = executor.shape.n_ctx - len(executor.encode(sample.prompt(config.prompts)).tokens)
     if room < 1:
         raise ValueError(
@@ -324,7 +324,7 @@ def _start(executor: Executor, heads: Sequence[Head], groups: Sequence[LayerHead
     d_head, device = executor.shape.d_head, executor.device
 
     def noise(places: Sequence[tuple[int, int]], of_keys: int) -> Tensor:
-        """Initial vectors. Those of a head do not depend on the other heads in the training."""
+        """Random initial vectors. The vector of a head does not depend on the other heads in the training."""
         rows: list[Tensor] = []
         for layer, head in places:
             digest = hashlib.sha256(f"{config.seed}/{of_keys}/{layer}/{head}".encode()).digest()
@@ -351,13 +351,13 @@ def _step(
     """Take one AdamW step on the mean loss of some samples.
 
     Returns:
-        The losses before the step, per head, summed over the samples.
+        The loss of each head before the step, summed over the samples.
     """
     total = torch.zeros(len(state.query))
     gradients = [torch.zeros_like(vector) for vector in state.vectors]
     for rows in batch:
         losses = direction_losses(attention, state.query, state.key, groups, rows, site)
-        # Only gradients of the named vectors are computed, so none stay in the model's own parameters.
+        # autograd.grad computes gradients of these vectors only, so the model's parameters collect none.
         for sum_, gradient in zip(gradients, torch.autograd.grad(losses.sum(), state.vectors), strict=True):
             sum_ += gradient
         total += losses.detach().cpu()

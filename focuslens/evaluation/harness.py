@@ -1,4 +1,4 @@
-"""Samples as a task of lm-evaluation-harness, which scores any model that it can run in the same way as FocusLens."""
+"""Samples as a task for lm-evaluation-harness, which then scores its own models in the same way as FocusLens."""
 
 from __future__ import annotations
 
@@ -42,24 +42,25 @@ def write_harness_task(
     case: str = "long",
     max_new_tokens: int = 100,
 ) -> Path:
-    """Write a task of lm-evaluation-harness: prompts, greedy responses, sub-span exact match.
+    """Write a task for lm-evaluation-harness: prompts, greedy responses, and sub-span exact match.
 
-    ``lm-eval run --model hf --model_args pretrained=steered --include_path DIRECTORY --tasks NAME`` then gives the
-    accuracy of :func:`focuslens.evaluate` on the same samples; instruct models need ``--apply_chat_template``. Three
-    files are written: ``NAME.yaml``, ``NAME.jsonl`` and ``NAME_score.py``, which imports focuslens for the score.
+    ``lm-eval run --model hf --model_args pretrained=steered --include_path DIRECTORY --tasks NAME`` then
+    computes the same accuracy as :func:`focuslens.evaluate` on these samples. Instruct models need
+    ``--apply_chat_template``. The task consists of three files: ``NAME.yaml``, ``NAME.jsonl`` and ``NAME_score.py``.
+    The last one imports focuslens to compute the score.
 
     Args:
         samples: The samples of the task.
-        directory: Folder of the three files.
+        directory: Folder for the three files.
         name: Name of the task: letters, digits and underscores.
-        case: Prompt of each sample: ``long``, ``gold`` or ``negative``.
+        case: Case of the prompt of each sample: ``long``, ``gold`` or ``negative``.
         max_new_tokens: Maximum length of a response, in tokens.
 
     Returns:
         The path of the YAML file.
 
     Raises:
-        ValueError: If there are no samples, an answer cannot be compared, or the name is not valid.
+        ValueError: If there are no samples, an answer is empty after normalisation, or the name is not valid.
     """
     if not samples:
         raise ValueError("there are no samples to make a task of")
@@ -92,7 +93,7 @@ def _task(name: str, max_new_tokens: int) -> str:
         "doc_to_text": "{{prompt}}",
         "doc_to_target": "{{answers[0]}}",
         "process_results": f"!function {name}_score.score",
-        # Only the end of the text ends a response. Without this, the harness would end it at an empty line.
+        # Only the end-of-text token ends a response. By default, the harness also ends a response at an empty line.
         "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": max_new_tokens},
         "metric_list": [{"metric": "em", "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": 1.0},

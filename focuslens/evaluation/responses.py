@@ -1,4 +1,4 @@
-"""Responses to a batch of prompts under several settings, which share as much of the computation as they can."""
+"""Responses to a batch of prompts under several settings, which share as much computation as possible."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["SettingResponses", "respond"]
 
 _SCORES_PER_TOKEN = 1024
-"""Attention scores per layer that may be in memory for each token of a batch's budget."""
+"""Maximum number of attention scores per layer in memory, for each token of a batch's budget."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,29 +52,29 @@ def respond(
     repetition_penalty: float = 1.0,
     stop_tokens: Sequence[int] | None = None,
 ) -> Generator[SettingResponses]:
-    """Generate the greedy responses of a batch under every setting, in the cheapest order of settings.
+    """Generate greedy responses to a batch of prompts under every setting, in the cheapest order of settings.
 
-    Settings that leave the prompt unchanged decode together, after a single run of it. Settings that change the prompt
-    start from the first layer that they change.
+    Settings that leave the prompt unchanged share a single run of the prompt, and then decode together. Settings that
+    change the prompt start from the first layer that they change.
 
     Args:
         model: The model.
         batch: The prompts.
-        settings: Interventions of each setting; none for a baseline.
+        settings: Interventions of each setting; a baseline has none.
         max_new_tokens: Maximum length of a response, in tokens.
-        budget: Prompt tokens per pass, including the copies of a prompt for several settings.
-        parts: Parts of the prompts; the attention that responses pay to them is read during generation.
-        repetition_penalty: Penalty on tokens that the prompt or the response already holds; 1 is none.
-        stop_tokens: Tokens that end a response; by default the model's.
+        budget: Maximum number of prompt tokens per pass. The copies of a prompt for several settings count.
+        parts: Function that gives the parts of the prompts. Attention to these parts is read during generation.
+        repetition_penalty: Penalty on tokens that the prompt or the response already contains; 1 means no penalty.
+        stop_tokens: Tokens that end a response; by default the model's own stop tokens.
     """
-    groups: dict[int | None, list[int]] = {}  # settings by the first layer that they change
+    groups: dict[int | None, list[int]] = {}  # setting indices by the first layer that they change
     for index, interventions in enumerate(settings):
         changes_prompt = any(intervention.changes_prompt for intervention in interventions)
         layer = first_layer(model, interventions, batch) if changes_prompt else None
         groups.setdefault(layer, []).append(index)
     shared = _shared_run(model, batch, groups)
     for layer, group in groups.items():
-        # Settings that share the prompt's keys and values need memory for the scores of response rows only.
+        # Settings that share the prompt's keys and values only need memory for the scores of response rows.
         shares_cache = layer is None and shared is not None and shared.is_shared
         cost = model.shape.n_heads / _SCORES_PER_TOKEN if shares_cache else 1
         for indices in _pieces(group, int(budget / (len(batch) * batch.width * cost))):
@@ -99,12 +99,12 @@ def respond(
 
 
 def _shared_run(model: FocusModel, batch: PromptBatch, groups: dict[int | None, list[int]]) -> Prefix | None:
-    """A run of the prompts that all settings continue from; ``None`` if it would save no computation."""
-    # Layers below the first change, which each setting would otherwise run for itself.
+    """A run of the prompts from which all settings continue; ``None`` if sharing it would save no computation."""
+    # Each setting would otherwise run the layers below its first change by itself.
     n_saved = sum(max(layer, 0) * len(group) for layer, group in groups.items() if layer is not None)
     if None not in groups and n_saved <= model.shape.n_layers:
         return None
-    # A change of the embedding leaves no layer to share; interventions on no heads change no layer.
+    # A setting that changes the embedding shares no layer. A setting without heads changes no layer.
     keep = [layer for layer in groups if layer is not None and 0 <= layer < model.shape.n_layers]
     return model.prefill(batch, hold_last=True, keep=keep)
 

@@ -12,17 +12,17 @@ __all__ = ["OtherResultsError", "RecordFile", "read_records"]
 
 
 class OtherResultsError(ValueError):
-    """A result file holds records of another model, of other data or of other settings."""
+    """The result file belongs to a run with a different model, different data or different settings."""
 
 
 def read_records(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The header and the complete records of a result file, which is not changed.
+    """The header and the complete records of a result file. The file is not changed.
 
-    An incomplete last line, as a killed run leaves it, is ignored.
+    A killed run can leave an incomplete last line, which is ignored.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not a result file.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not a result file.
     """
     path = Path(path)
     content = path.read_bytes()
@@ -35,15 +35,15 @@ def read_records(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]
 class RecordFile:
     """A JSON-lines file: the first line is a header, and every other line is a record with an ``id``.
 
-    Records are written and flushed as whole lines. A kill can leave the last line incomplete; it is then removed, and
-    its sample is run again. No record is lost or repeated.
+    Records are written and flushed as whole lines. A kill can leave the last line incomplete. This line is then
+    removed, and its sample runs again. No record is lost or repeated.
 
     Args:
-        path: The file; created, with its folder, when the first record is written.
-        header: Description of the run. A file with another header is refused.
+        path: Path of the file. The file and its folder are created when the first record is written.
+        header: Description of the run. A file with a different header is refused.
 
     Raises:
-        OtherResultsError: If the file holds records of another run; the message names the difference.
+        OtherResultsError: If the file belongs to a different run. The message names the difference.
         ValueError: If the file is not a result file.
     """
 
@@ -68,17 +68,17 @@ class RecordFile:
             os.truncate(self.path, len(complete_lines))
 
     def _require_same(self, header: Mapping[str, Any]) -> None:
-        """Refuse a file whose header is not that of this run."""
+        """Refuse a file whose header differs from the header of this run."""
         differing_keys = [key for key in {**header, **self.header} if header.get(key) != self.header.get(key)]
         if differing_keys:
             key, old, new = _first_difference(sorted(differing_keys)[0], header, self.header)
             raise OtherResultsError(
-                f"{self.path} holds results made otherwise ({', '.join(sorted(differing_keys))} differ; {key} was "
+                f"{self.path} holds results of a different run ({', '.join(sorted(differing_keys))} differ; {key} was "
                 f"{_short(old)}, is now {_short(new)}); name another file, or delete it"
             )
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
-        """Write records; they are on disk when this returns."""
+        """Write records. They are on disk when this method returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             header = [] if file.tell() else [{"header": self.header}]

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["Evaluation", "Setting", "Sweep", "evaluate", "evaluation_of", "run_sweep"]
 
 _N_SHOWN = 20
-"""Responses in the notebook display of an evaluation."""
+"""Number of responses in the notebook display of an evaluation."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Setting:
 
     Attributes:
         name: Name of the setting, unique within the sweep.
-        interventions: Applied in order; none for a baseline.
-        case: The prompt to answer.
+        interventions: Interventions, applied in order; a baseline has none.
+        case: Case of the prompt to answer.
         parameters: Values that the sweep varies, such as ``{"tau": 0.3, "k": 20}``; they become columns of tables.
     """
 
@@ -50,7 +50,7 @@ class Setting:
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def describe(self) -> dict[str, Any]:
-        """The setting as JSON, for result files."""
+        """The setting in a form for JSON result files."""
         return {
             "name": self.name,
             "case": self.case,
@@ -64,12 +64,12 @@ class Evaluation:
     """Responses of a model to samples under one setting.
 
     Attributes:
-        em: Sub-span exact match: the fraction of responses that hold an accepted answer, with a 95 % bootstrap
+        em: Sub-span exact match: the fraction of responses that contain an accepted answer, with a 95 % bootstrap
             interval that resamples questions.
         sample_ids: ``MultiDocSample.id`` of each sample.
-        question_ids: The question of each sample.
+        question_ids: Question id of each sample.
         responses: The response to each sample.
-        correct: Whether each response holds an accepted answer.
+        correct: Whether each response contains an accepted answer.
     """
 
     sample_ids: tuple[str, ...]
@@ -100,7 +100,7 @@ class Evaluation:
         """Exact McNemar test against another evaluation of the same samples; samples are grouped by question.
 
         Raises:
-            ValueError: If the samples are not the same.
+            ValueError: If the two evaluations are not of the same samples in the same order.
         """
         if self.sample_ids != other.sample_ids:
             raise ValueError(
@@ -183,18 +183,18 @@ def evaluate(
     Args:
         model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
         samples: Samples with distinct ids.
-        interventions: Applied in order.
-        case: The prompt to answer.
+        interventions: Interventions, applied in order.
+        case: Case of the prompt to answer.
         max_new_tokens: Maximum length of a response, in tokens.
-        batch_tokens: Prompt tokens per batch of prompts of similar length; halved when memory runs out.
-        out: A JSON-lines file. Records are written batch by batch, and a killed run is continued from them.
-        data: Description of the data for ``out``; by default the ``description`` of the samples, if they have one, as
-            :class:`MultiDocData` does.
+        batch_tokens: Maximum number of prompt tokens per batch; halved when memory runs out.
+        out: Path of a JSON-lines file. Records are written batch by batch. A killed run continues from this file.
+        data: Description of the data, stored in ``out``. By default it is the attribute ``description`` of ``samples``,
+            if this exists, as in :class:`MultiDocData`.
         seed: Seed of the bootstrap.
-        progress: Whether to show a progress bar; the default is that of :mod:`focuslens.util.progress`.
+        progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
-        ValueError: If there are no samples, two have the same id, or ``out`` holds the results of another run.
+        ValueError: If there are no samples, two samples have the same id, or ``out`` belongs to a different run.
     """
     setting = Setting("evaluation", tuple(interventions), case)
     sweep = run_sweep(
@@ -223,13 +223,14 @@ def run_sweep(
     seed: int = 0,
     progress: bool | None = None,
 ) -> Sweep:
-    """Evaluate samples under every setting; settings that leave the prompt unchanged share one run of it.
+    """Evaluate samples under every setting.
 
-    Arguments are those of :func:`evaluate`.
+    Settings that leave the prompt unchanged share one run of the prompt. ``settings`` are the settings to evaluate. All
+    other arguments are those of :func:`evaluate`.
 
     Raises:
-        ValueError: If there are no samples or settings, a name or id occurs twice, or ``out`` holds the results of
-            another run.
+        ValueError: If there are no samples or settings, a setting's name or a sample's id occurs twice, or ``out``
+            belongs to a different run.
     """
     executor, sample_list = executor_for(model), list_samples(samples)
     options = RunOptions(max_new_tokens, batch_tokens, progress)
@@ -237,7 +238,7 @@ def run_sweep(
     _require_unique("sample", [sample.id for sample in sample_list])
     require_comparable_answers(sample_list)
     _require_gold(settings, sample_list)
-    # Samples that were read from a file carry a description of it.
+    # Samples that were read from a file have a description of that file.
     data = getattr(samples, "description", None) if data is None else data
     header = _header(executor, sample_list, settings, max_new_tokens, data, seed)
     store = None if out is None else RecordFile(out, header)
@@ -275,7 +276,7 @@ def _missing_records(
 
 
 def _require_gold(settings: Sequence[Setting], samples: Sequence[MultiDocSample]) -> None:
-    """Refuse settings that act on the relevant document if no sample has one; warn if some samples have none."""
+    """Refuse settings that act on the relevant document if all samples lack one. Warn if some samples lack one."""
     n_missing = sum(sample.gold_index is None for sample in samples)
     setting_names = [
         setting.name
@@ -325,13 +326,13 @@ def _header(
 def _run_batch(
     model: FocusModel, samples: Sequence[MultiDocSample], budget: int, settings: Sequence[Setting], max_new_tokens: int
 ) -> list[dict[str, Any]]:
-    """Run a batch of samples under every setting: one record per sample."""
+    """Run a batch of samples under every setting, and return one record per sample."""
     results: list[dict[str, Any]] = [{} for _ in samples]
     for setting, responses in _responses(model, samples, settings, max_new_tokens, budget):
         for result, sample, response in zip(results, samples, responses, strict=True):
             correct = sub_exact_match(response.text, sample.answers)
             result[setting.name] = {"response": response.text, "correct": correct, "finished": response.finished}
-    # Settings may finish in another order than the given one.
+    # Settings may finish in a different order.
     ordered_results = [{setting.name: result[setting.name] for setting in settings} for result in results]
     return [
         {"id": sample.id, "question_id": sample.question_id, "answers": list(sample.answers), "results": result}
@@ -353,7 +354,7 @@ def _responses(
 
 
 def evaluation_of(records: Sequence[Mapping[str, Any]], name: str, seed: int) -> Evaluation:
-    """The evaluation of one setting, from the records of a sweep.
+    """The evaluation of one setting, computed from the records of a sweep.
 
     Args:
         records: One record per sample, in the order of the samples.
@@ -363,7 +364,7 @@ def evaluation_of(records: Sequence[Mapping[str, Any]], name: str, seed: int) ->
     results = [record["results"][name] for record in records]
     correct = tuple(bool(result["correct"]) for result in results)
     questions = tuple(str(record["question_id"]) for record in records)
-    # A sample without a question id is a question of its own.
+    # A sample without a question id counts as its own question.
     groups = [question or f"sample {i}" for i, question in enumerate(questions)]
     return Evaluation(
         tuple(str(record["id"]) for record in records),

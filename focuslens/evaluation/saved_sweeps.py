@@ -1,4 +1,4 @@
-"""Sweeps that are read from their result files."""
+"""Reading of sweeps from their result files."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ["load_sweep"]
 
 
 def load_sweep(path: str | Path, *, order: Sequence[str] = (), rows: Sequence[Mapping[str, Any]] = ()) -> Sweep:
-    """A sweep from the file that ``run_sweep(out=...)`` wrote, with the samples that are done.
+    """Read a sweep, with all finished samples, from the file that ``run_sweep(out=...)`` wrote.
 
-    The settings have no interventions; the header's ``settings`` describe them. The bootstrap depends on the order of
-    the samples, and the file holds them in the order in which they finished. With another order, the ends of the
-    intervals differ slightly, by chance. To get the run's own intervals, give the order of its samples, or the rows
-    that it wrote.
+    The settings of the result hold no interventions; ``settings`` in the header describes the interventions. The
+    bootstrap depends on the order of the samples, and the file holds samples in the order in which they finished.
+    Intervals can therefore differ slightly, by chance, from the intervals of the run. To get the run's own intervals,
+    give the original order of the samples, or the rows that the run wrote.
 
     Args:
-        path: The JSON-lines file.
+        path: Path of the JSON-lines file.
         order: ``MultiDocSample.id`` of each sample, in the order given to the run.
-        rows: :meth:`Sweep.rows` as the run wrote them; their intervals replace the computed ones.
+        rows: The rows (:meth:`Sweep.rows`) that the run wrote. Their intervals replace the computed intervals.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If it is not the result file of a sweep, or no sample is done.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is not the result file of a sweep, or no sample is finished.
     """
     header, records = read_records(path)
     if not records or not all("results" in record for record in records) or "settings" not in header:
@@ -49,7 +49,7 @@ def load_sweep(path: str | Path, *, order: Sequence[str] = (), rows: Sequence[Ma
 
 
 def _with_interval(evaluation: Evaluation, row: Mapping[str, Any] | None) -> Evaluation:
-    """The evaluation with the interval of a row, if the row is of the same samples."""
+    """The evaluation, with the interval from the row if the row belongs to the same samples."""
     if row is None or row["samples"] != len(evaluation) or abs(row["em"] - evaluation.em.mean) > 1e-9:
         return evaluation
     return replace(evaluation, em=Interval(row["em"], row["em_low"], row["em_high"], evaluation.em.confidence))

@@ -1,4 +1,4 @@
-"""The settings of the paper's sweeps: split-softmax over ``(tau, k)``, focus steering over ``(alpha, k)``, controls."""
+"""Settings of the paper's sweeps: baselines, split-softmax over ``(tau, k)``, focus steering over ``(alpha, k)``."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from focuslens.interventions.directions import FocusDirections
 __all__ = ["BASELINES", "best_setting", "split_softmax_settings", "steering_settings"]
 
 BASELINES = (Setting("baseline"), Setting("gold", case="gold"), Setting("negative", case="negative"))
-"""The three lines of figure 3: all documents, the relevant document alone, and all documents but the relevant one."""
+"""The three lines of figure 3: all documents, the relevant document alone, and only irrelevant documents."""
 
 
 def split_softmax_settings(
     heads: Sequence[tuple[int, int]], taus: Sequence[float], ks: Sequence[int], *, label: str = "contextual"
 ) -> list[Setting]:
-    """Settings of split-softmax on the first ``k`` of some heads, such as a ranking, for every ``tau`` and ``k``.
+    """Settings of split-softmax on the first ``k`` heads of a list, such as a ranking, for every ``tau`` and ``k``.
 
     Raises:
         ValueError: If a ``k`` is not between 1 and the number of heads.
@@ -60,14 +60,14 @@ def steering_settings(
 
 
 def best_setting(sweep: Sweep, settings: Sequence[Setting] | None = None) -> Setting:
-    """The setting with the highest exact match; of equal settings the gentlest, then the one with the fewest heads.
+    """The setting with the highest exact match.
 
-    A gentle setting has an ``alpha`` near 0 or a ``tau`` near 1. Choose on other questions than those that are
-    reported.
+    Among equal settings, the gentlest is chosen, then the setting with the fewest heads. A gentle setting has an
+    ``alpha`` near 0 or a ``tau`` near 1. Do not report results on the questions that were used for this choice.
 
     Args:
         sweep: Evaluations of the settings.
-        settings: The settings to choose among; by default all of the sweep that have an ``alpha`` or a ``tau``.
+        settings: Settings to choose among; by default all settings of the sweep with an ``alpha`` or a ``tau``.
 
     Raises:
         ValueError: If there is no setting to choose among.

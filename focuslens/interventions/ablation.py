@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["AblationMode", "HeadAblation", "mean_head_outputs"]
 
 AblationMode: TypeAlias = Literal["zero", "mean", "knockout"]
-"""Replacement of a head's output: zero, its mean, or its output without the attention to a span."""
+"""Kind of ablation: a head's output becomes zero or its mean, or the head's attention to a span is cut."""
 
 
 @torch.no_grad()
@@ -48,9 +48,9 @@ def mean_head_outputs(
 
     Args:
         model: The model.
-        prompts: Prompts, each run alone.
-        heads: The heads.
-        progress: Show a progress bar; by default only on terminals and in notebooks (:mod:`focuslens.util.progress`).
+        prompts: Prompts, run one at a time.
+        heads: Heads whose outputs are averaged.
+        progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
         ValueError: If there are no prompts.
@@ -82,17 +82,17 @@ def mean_head_outputs(
 class HeadAblation:
     """Ablation of chosen heads.
 
-    ``zero`` and ``mean`` replace a head's output before the output projection (``hook_z``). ``knockout`` sets its
-    attention scores on a span to minus infinity before the softmax (``hook_attn_scores``; Geva et al., 2023), so that
-    attention moves to the other tokens. Rows without any other key do not change.
+    ``zero`` and ``mean`` replace a head's output before the output projection (``hook_z``). ``knockout`` sets a head's
+    attention scores on a span to minus infinity before the softmax (``hook_attn_scores``; Geva et al., 2023). The
+    head's attention then moves to the other tokens. Rows in which no other key is visible do not change.
 
     Args:
         heads: ``(layer, head)`` pairs.
         mode: ``zero``, ``mean`` or ``knockout``.
-        mean: For ``mean``, one vector per head, e.g. from :func:`mean_head_outputs`.
+        mean: For ``mean``, the mean output of each head, e.g. from :func:`mean_head_outputs`.
         span: For ``knockout``, the span of the prompt: a name, or a half-open range of token positions.
-        positions: Rows that change: ``all`` (the default of ``zero`` and ``mean``), or the rows that produce the
-            ``response`` (the default of ``knockout``).
+        positions: Rows to change: ``all`` rows (the default for ``zero`` and ``mean``), or the rows that produce the
+            ``response`` (the default for ``knockout``).
 
     Raises:
         ValueError: If an argument that the mode needs is missing, or an argument that the mode does not use is given.
@@ -138,7 +138,7 @@ class HeadAblation:
         return self.positions == "all"
 
     def describe(self) -> dict[str, Any]:
-        """Kind and settings as JSON, with a digest in place of the mean."""
+        """Kind and settings in a form for JSON, with a digest in place of the mean vectors."""
         mean = None if self.mean is None else self.mean.detach().float().cpu().contiguous().numpy().tobytes()
         return {
             "kind": "head_ablation",
@@ -150,11 +150,11 @@ class HeadAblation:
         }
 
     def hooks(self, model: HookTarget, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
-        """TransformerLens hooks; the prompt is needed for ``knockout`` and for ``positions="response"``.
+        """TransformerLens hooks of this ablation. ``knockout`` and ``positions="response"`` need the prompt.
 
         Raises:
-            ValueError: If a head does not exist, the mean does not fit, or a needed prompt is missing.
-            KeyError: If the prompt has no span of that name.
+            ValueError: If a head does not exist, the mean vectors have the wrong size, or a needed prompt is missing.
+            KeyError: If the prompt has no span with the given name.
         """
         heads = check_heads(self.heads, model.shape.n_layers, model.shape.n_heads)
         if self.mean is not None and self.mean.shape[1] != model.shape.d_head:
@@ -164,7 +164,7 @@ class HeadAblation:
         needs_prompt = self.mode == "knockout" or self.positions == "response"
         batch = require_prompt(model, prompt, "this ablation") if needs_prompt else None
         if batch is not None and self.span is not None:
-            batch.columns(self.span, batch.width)  # raises for an unknown span before any forward pass
+            batch.columns(self.span, batch.width)  # raises KeyError for an unknown span before any forward pass
             hooks = [
                 (hook_name(layer, "hook_attn_scores"), self._cut(model, layer, cursor, chosen, batch, self.span))
                 for layer, chosen in heads_by_layer(heads).items()
@@ -216,7 +216,7 @@ class HeadAblation:
                 return None
             inside = rearrange(batch.columns(span, scores.shape[-1]).to(scores.device), "batch key -> batch 1 1 key")
             rows = scores[:, torch.as_tensor(heads, device=scores.device), first:]
-            # A masked score is the type's most negative number in Hugging Face, and minus infinity in TransformerLens.
+            # A masked score is the dtype's most negative number in Hugging Face, and minus infinity in TransformerLens.
             visible = rows > torch.finfo(rows.dtype).min / 2
             has_other_key = (visible & ~inside).any(dim=-1, keepdim=True)
             return rows_of(scores, heads, first, rows.masked_fill(inside & has_other_key, -torch.inf))

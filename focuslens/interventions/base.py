@@ -1,4 +1,4 @@
-"""Common parts of the interventions: checks of prompts and rows, and safe edits of some heads."""
+"""Helpers for all interventions: checks of prompts and rows, and edits that leave the original tensor unchanged."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ Positions: TypeAlias = Literal["all", "response"]
 
 
 def check_positions(positions: str) -> None:
-    """Refuse any value but ``all`` and ``response``."""
+    """Refuse any value other than ``all`` and ``response``."""
     if positions not in get_args(Positions):
         raise ValueError(f"positions is {positions!r}; it must be one of {', '.join(get_args(Positions))}")
 
 
 def check_span(span: SpanLike) -> None:
-    """Refuse an empty or reversed token range. The check against the prompt's length needs the prompt."""
+    """Refuse an empty or reversed token range. The end is checked later, when the prompt's length is known."""
     if not isinstance(span, str) and not 0 <= span[0] < span[1]:
         raise ValueError(f"span is {span}; it must be a name or a range of token positions with 0 <= start < end")
 
 
 def require_prompt(model: HookTarget, prompt: PromptLike | None, purpose: str) -> PromptBatch:
-    """The prompt as a batch.
+    """The prompt as a :class:`PromptBatch`.
 
     Raises:
         ValueError: If the prompt is missing.
@@ -61,7 +61,7 @@ def first_row(
     """Index of the first row to act on, at a hook whose tensor has a key axis.
 
     Raises:
-        ValueError: If the forward pass is not one of this batch's prompts, or its columns are not absolute.
+        ValueError: If the forward pass does not run this batch's prompts, or its columns are not absolute positions.
     """
     n_rows, n_keys = tensor.shape[-2:]
     if not _known(cursor):
@@ -81,7 +81,7 @@ def first_query_row(
     """Index of the first row to act on, at a hook whose tensor has no key axis.
 
     Raises:
-        ValueError: If the forward pass is not one of this batch's prompts, or the columns of its rows are unknown.
+        ValueError: If the forward pass does not run this batch's prompts, or the positions of its rows are unknown.
     """
     if positions == "all" or batch is None:
         return 0
@@ -111,23 +111,23 @@ def _require_same_batch(batch: PromptBatch, tensor: Tensor) -> None:
 def _require_all_keys(model: HookTarget, layer: int, n_rows: int, n_keys: int) -> None:
     """Refuse a user's own cached forward pass if the cache keeps only the keys of a sliding window.
 
-    Columns are then no longer absolute, so an edit of a span would act on other tokens or on none.
+    The columns are then not absolute positions. An edit of a span would act on the wrong tokens or on none.
     """
     window = model.cache_window(layer)
     if window is not None and n_rows < n_keys == window - 1 + n_rows:
         raise ValueError(
-            f"layer {layer} has a sliding window of {window} keys and its cache may hold no others, so parts of the "
+            f"layer {layer} has a sliding window of {window} keys and its cache may hold only these, so parts of the "
             "prompt cannot be found; use model.generate, or generate without a cache"
         )
 
 
 def exactly(x: Tensor) -> Tensor:
-    """The tensor in double precision, or unchanged on Apple's GPUs, which lack it."""
+    """The tensor in double precision; unchanged on Apple's GPUs, which lack double precision."""
     return x if x.device.type == "mps" else x.double()
 
 
 def rows_of(tensor: Tensor, heads: Sequence[int], first: int, edited: Tensor) -> Tensor:
-    """A copy of ``tensor [batch head row key]`` whose chosen heads and rows from ``first`` on are ``edited``.
+    """A copy of ``tensor [batch head row key]`` in which ``edited`` replaces the given heads from row ``first`` on.
 
     The tensor itself must not change, because it may already be in an activation cache.
     """

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["FocusDirections", "Site", "open_directions"]
 
 Site: TypeAlias = Literal["rotary", "projection"]
-"""Hook points of the vectors: after the rotary embedding (``hook_rot_q``) or before it (``hook_q``, ``hook_k``)."""
+"""Place where vectors are added: after the rotary embedding (``hook_rot_q``) or before it (``hook_q``, ``hook_k``)."""
 
 _VECTORS, _CONFIG = "directions.safetensors", "directions.json"
 _FORMAT = 1
@@ -41,7 +41,7 @@ class FocusDirections:
         heads: The heads, best first if there is a ranking.
         query: ``d_Q`` of each head.
         key: ``d_K`` of each head, or ``None``. At the rotary site it has no effect (see :class:`FocusSteering`).
-        site: Site of the vectors. A vector trained at one site means nothing at the other.
+        site: Site of the vectors. A vector trained at one site has no meaning at the other site.
         provenance: Model, data, settings, seed and versions of the training.
 
     Raises:
@@ -78,7 +78,7 @@ class FocusDirections:
         if key is not None and key.shape != query.shape:
             raise ValueError(f"query is {tuple(query.shape)} and key {tuple(key.shape)}; they must have the same shape")
         object.__setattr__(self, "heads", chosen)
-        # Copies, so that later changes of the caller's tensors do not reach this frozen value.
+        # Copies keep this object unchanged if the caller later edits the tensors.
         object.__setattr__(self, "query", query.detach().float().cpu().clone())
         object.__setattr__(self, "key", None if key is None else key.detach().float().cpu().clone())
         object.__setattr__(self, "site", site)
@@ -127,7 +127,7 @@ class FocusDirections:
 
     @property
     def origin(self) -> str | None:
-        """Name of the model that they were trained on; ``None`` if it is not recorded."""
+        """Name of the model that the directions were trained on; ``None`` if no model is recorded."""
         source, model = str(self.provenance.get("source", "")), self.provenance.get("model")
         if source.startswith(_PUBLISHED):
             return source.removeprefix(_PUBLISHED).replace("_", "/", 1)
@@ -135,7 +135,7 @@ class FocusDirections:
 
     @property
     def losses(self) -> Float[Tensor, "epoch n"] | None:
-        """Mean training loss ``-S_C`` of each head in each epoch; ``None`` without a recorded training."""
+        """Mean training loss ``-S_C`` of each head in each epoch; ``None`` if no training is recorded."""
         recorded = self.provenance.get("losses")
         return None if recorded is None else torch.tensor(recorded)
 
@@ -169,7 +169,7 @@ class FocusDirections:
         )
 
     def require_shape(self, shape: ModelShape) -> None:
-        """Refuse the shape of a model that these directions cannot belong to.
+        """Refuse a model whose shape does not fit these directions.
 
         Raises:
             ValueError: If the head size, layers or heads do not fit.
@@ -213,7 +213,7 @@ class FocusDirections:
 
         Raises:
             FileNotFoundError: If the directory lacks a file.
-            ValueError: If the files have another format, or do not belong together.
+            ValueError: If the format is not supported, or the two files do not belong together.
         """
         directory = Path(source)
         if not directory.is_dir():
@@ -239,7 +239,7 @@ class FocusDirections:
         return loaded
 
     def push_to_hub(self, repository: str, *, private: bool = False, token: str | None = None) -> str:
-        """Upload to a repository on the Hugging Face hub, which is created if missing, and return its address."""
+        """Upload to a repository on the Hugging Face hub, and return its address. A missing repository is created."""
         from tempfile import TemporaryDirectory
 
         from huggingface_hub import HfApi
@@ -254,10 +254,10 @@ class FocusDirections:
     def from_published(cls, directory: str | Path) -> FocusDirections:
         """Read the paper authors' files ``head_q_directions_LAYER.pth`` and ``head_k_directions_LAYER.pth``.
 
-        Each file holds ``[n_heads, d_head]`` for the rotary site. All heads of all layers are read, in order.
+        Each file holds the vectors ``[n_heads, d_head]`` of one layer, for the rotary site.
 
         Raises:
-            FileNotFoundError: If there are no such files, or a layer or its key file is missing.
+            FileNotFoundError: If there are no such files, or the query or key file of a layer is missing.
             ValueError: If layers differ in shape.
         """
         directory = Path(directory)
@@ -282,14 +282,14 @@ class FocusDirections:
 
 
 def open_directions(source: str | Path) -> FocusDirections:
-    """Directions in the files of this package or of the paper's authors.
+    """Read directions from files of this package or of the paper's authors.
 
     Args:
-        source: Directory of either kind, or a repository on the hub (``user/name``).
+        source: Directory with either kind of files, or a repository on the Hugging Face hub (``user/name``).
 
     Raises:
-        FileNotFoundError: If there is no such directory or repository, or it lacks a file.
-        ValueError: If the files are of another format, or do not fit together.
+        FileNotFoundError: If the directory or repository does not exist, or a file is missing from it.
+        ValueError: If the format is not supported, or the files do not belong together.
     """
     if any(Path(source).glob("head_q_directions_*.pth")):
         return FocusDirections.from_published(source)

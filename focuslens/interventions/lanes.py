@@ -42,7 +42,7 @@ class Lanes:
     """An intervention for batches with ``len(settings)`` adjacent copies of each prompt, one copy per setting.
 
     Args:
-        settings: The interventions of each copy, in order.
+        settings: The interventions of each setting, in the order of the copies.
 
     Raises:
         ValueError: If there are no settings.
@@ -67,11 +67,11 @@ class Lanes:
         return any(intervention.changes_prompt for setting in self.settings for intervention in setting)
 
     def prompt_part(self) -> Lanes:
-        """The interventions that change the prompt's own rows, without those that act only on responses."""
+        """The same settings without the interventions that act only on responses."""
         return Lanes([on_prompt(setting) for setting in self.settings])
 
     def describe(self) -> dict[str, Any]:
-        """Descriptions of all settings as JSON."""
+        """Descriptions of all settings, in a form for JSON."""
         settings = [[intervention.describe() for intervention in setting] for setting in self.settings]
         return {"kind": "lanes", "settings": settings}
 
@@ -79,12 +79,13 @@ class Lanes:
         """Hooks for the whole batch, copies included.
 
         Raises:
-            ValueError: If the batch does not hold one copy of each prompt per setting, or an intervention does not fit.
+            ValueError: If the batch does not hold one copy of each prompt per setting, or an intervention does not fit
+                the model.
         """
         batch = require_prompt(model, prompt, "a batch of settings")
         copies = len(self.settings)
         if len(batch) % copies:
-            raise ValueError(f"there are {copies} settings, and the batch has {len(batch)} rows: no whole copies")
+            raise ValueError(f"there are {copies} settings, and the batch has {len(batch)} rows, not a multiple")
         hooks: list[Hook] = []
         for place in range(max(len(setting) for setting in self.settings)):
             acting = {lane: setting[place] for lane, setting in enumerate(self.settings) if place < len(setting)}
@@ -95,7 +96,7 @@ class Lanes:
     def _hooks_of(
         self, model: HookTarget, batch: PromptBatch, acting: dict[int, Intervention], cursor: Cursor | None
     ) -> list[Hook]:
-        """Hooks of one intervention per lane. Lanes are disjoint, so the order of the kinds does not matter."""
+        """Hooks of one intervention per lane. The rows of two lanes are disjoint, so the order does not matter."""
         copies = len(self.settings)
         splits: defaultdict[SpanLike, dict[int, SplitSoftmax]] = defaultdict(dict)
         steered: dict[int, FocusSteering] = {}
@@ -115,7 +116,7 @@ class Lanes:
 
 
 def _on_lane(lane_hook: Any, lane: int, copies: int) -> Any:
-    """A hook of one setting, applied to its rows of the batch."""
+    """The hook of one setting, limited to the rows of this setting in the batch."""
 
     def act(tensor: Tensor, hook: Any) -> Tensor | None:
         changed = lane_hook(tensor[lane::copies], hook)
@@ -136,8 +137,8 @@ def _split_hooks(
     copies: int,
     cursor: Cursor | None,
 ) -> list[Hook]:
-    """Split-softmax of all lanes in one edit per layer. Rows and heads have their own ``tau``, by default 1."""
-    batch.columns(span, batch.width)  # raises for an unknown span before any forward pass
+    """Split-softmax of all lanes, with one edit per layer. Each lane and head has its own ``tau``, by default 1."""
+    batch.columns(span, batch.width)  # raises KeyError for an unknown span before any forward pass
     taus = torch.ones(copies, model.shape.n_layers, model.shape.n_heads, dtype=torch.float64)
     for lane, split in lanes.items():
         for layer, head in check_heads(split.heads, model.shape.n_layers, model.shape.n_heads):
@@ -175,8 +176,8 @@ def _split_rows(
         outside = (~prompts.columns(span, n_keys)).to(rows)
         elsewhere = einsum(rows, outside, "prompt copy head row key, prompt key -> prompt copy head row")
         elsewhere = exactly(elsewhere)
-        # The span is short, so its weights are in double precision. The factor of a tiny mass would overflow single
-        # precision.
+        # Weights on the span are in double precision, because the factor for a tiny mass would overflow single
+        # precision. This is cheap, because the span is short.
         parts = [(i, part, exactly(rows[i, ..., part])) for i, part in places]
         on_span = torch.zeros_like(elsewhere)
         for i, _, weights in parts:
@@ -195,7 +196,7 @@ def _split_rows(
 def _steering_hooks(
     model: HookTarget, batch: PromptBatch, lanes: dict[int, FocusSteering], copies: int, cursor: Cursor | None
 ) -> list[Hook]:
-    """Steering of all lanes in one addition per hook point and kind of positions."""
+    """Steering of all lanes, with one addition per hook point and value of ``positions``."""
     additions: dict[tuple[str, Positions], Tensor] = {}
     for lane, steering in lanes.items():
         for name, heads, vectors in steering.additions(model.shape):

@@ -16,16 +16,16 @@ __all__ = ["intervention_from"]
 
 
 def intervention_from(description: Mapping[str, Any], directions: Iterable[FocusDirections] = ()) -> Intervention:
-    """The intervention whose ``describe()`` returned a description.
+    """Rebuild an intervention from the description that its ``describe()`` returned.
 
     Args:
         description: A description from a result file.
-        directions: Candidates for the directions of steering. The description has a digest of the directions of its
-            heads, which identifies them among the candidates.
+        directions: Candidates for the directions of focus steering. The digest in the description identifies the right
+            candidate.
 
     Raises:
-        ValueError: If the intervention needs vectors that the description names only by their digest, and no candidate
-            has that digest.
+        ValueError: If no candidate has the digest of the directions, or this kind of intervention cannot be rebuilt
+            from a description.
     """
     kind, heads = description.get("kind"), [(layer, head) for layer, head in description.get("heads", ())]
     if kind == "split_softmax":
@@ -35,7 +35,7 @@ def intervention_from(description: Mapping[str, Any], directions: Iterable[Focus
         for candidate in directions:
             if set(heads) <= set(candidate.heads) and candidate.select(heads).digest == digest:
                 return FocusSteering(candidate, description["alpha"], heads, description["positions"])
-        raise ValueError(f"the directions with the digest {digest[:16]}... are not here")
+        raise ValueError(f"the directions with the digest {digest[:16]}... are missing")
     if kind == "head_ablation" and description["mode"] != "mean":
         span = None if description["span"] is None else _span(description["span"])
         return HeadAblation(heads, description["mode"], span=span, positions=description["positions"])

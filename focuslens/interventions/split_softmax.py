@@ -1,4 +1,4 @@
-"""Split-softmax: more or less attention of heads to a span (equations 2 and 3 of the paper)."""
+"""Split-softmax: more or less attention from heads to a span (equations 2 and 3 of the paper)."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ def _check_tau(tau: float) -> None:
 def split_softmax(
     pattern: Float[Tensor, "... key"], span: Span | Bool[Tensor, "*#batch key"], tau: float
 ) -> Float[Tensor, "... key"]:
-    """Attention rows whose mass ``p`` on a span becomes ``p ** tau``. Proportions inside and outside stay the same.
+    """Rescale attention rows so that their mass ``p`` on a span becomes ``p ** tau``.
 
+    Proportions between the keys inside the span, and between the keys outside, stay the same.
     ``W'[j] = p**tau / p * W[j]`` inside the span and ``(1 - p**tau) / (1 - p) * W[j]`` outside (equation 3; Li et al.,
     2024). ``tau < 1`` raises attention on the span, ``tau = 1`` is the identity, and ``tau > 1`` lowers it. At
     ``tau = 0`` all attention is on the span. Rows with ``p = 0`` or ``p = 1`` do not change.
@@ -49,14 +50,14 @@ def split_softmax(
         New rows of the same dtype, which sum to one.
 
     Raises:
-        ValueError: If ``tau`` is negative or not finite, or a range does not lie in the rows.
+        ValueError: If ``tau`` is negative or not finite, or the range does not lie within the keys.
     """
     _check_tau(tau)
     inside = span if isinstance(span, Tensor) else _key_mask(span, pattern)
     if tau == 1:
         return pattern.clone()
-    # Double precision: p**tau / p overflows single precision for tiny p, and 1 - p loses its digits near p = 1. There
-    # are few rows, so this is cheap.
+    # Double precision is needed: p**tau / p overflows single precision for tiny p, and 1 - p loses its digits near
+    # p = 1. It is cheap, because there are few rows.
     exact = exactly(pattern)
     on_span = torch.where(inside, exact, 0).sum(dim=-1, keepdim=True)
     elsewhere = torch.where(inside, 0, exact).sum(dim=-1, keepdim=True)
@@ -67,13 +68,14 @@ def split_softmax(
 def split_factors(
     on_span: Float[Tensor, "*rows"], elsewhere: Float[Tensor, "*rows"], tau: float | Float[Tensor, "*#rows"]
 ) -> tuple[Float[Tensor, "*rows"], Float[Tensor, "*rows"]]:
-    """Factors of split-softmax inside and outside the span, from the row's mass on each side.
+    """Factors by which split-softmax multiplies the attention inside and outside the span.
 
-    Both factors are one if a side is empty or ``tau`` is one.
+    ``on_span`` and ``elsewhere`` are each row's mass inside and outside the span. Both factors are 1 if one of these
+    masses is zero or ``tau`` is 1.
     """
     split = (on_span > 0) & (elsewhere > 0)
-    # Rounding keeps a row's sum from being exactly one, so both sides are divided by that sum. For p close to 1, the
-    # difference 1 - p would be mostly rounding error, and a large tau would amplify it.
+    # Because of rounding, a row's sum is not exactly one, so both masses are divided by the sum. The share outside is
+    # not computed as 1 - p: for p close to 1, that would be mostly rounding error, which a large tau would amplify.
     total = torch.where(split, on_span + elsewhere, 1)
     p, rest = (torch.where(split, side / total, 0.5) for side in (on_span, elsewhere))
     log_p = torch.log(p)
@@ -97,9 +99,9 @@ def _key_mask(span: Span, pattern: Tensor) -> Bool[Tensor, "key"]:
 class SplitSoftmax:
     """Split-softmax on chosen heads, on the rows that produce the response.
 
-    The first of these rows is the row of the last prompt token. The earlier rows do not change, and neither do the
-    prompt's keys and values. No row changes if the span is empty (``relevant`` in a negative prompt). The hook point
-    is ``hook_pattern``.
+    The first of these rows is the row of the last prompt token. Earlier rows do not change, and neither do the
+    prompt's keys and values. No row changes if the span is empty, such as ``relevant`` in a negative prompt. The hook
+    point is ``hook_pattern``.
 
     Args:
         heads: ``(layer, head)`` pairs.
@@ -125,7 +127,7 @@ class SplitSoftmax:
         return False
 
     def describe(self) -> dict[str, Any]:
-        """Kind and settings, as JSON."""
+        """Kind and settings in a form for JSON."""
         return {
             "kind": "split_softmax",
             "tau": self.tau,
@@ -137,12 +139,13 @@ class SplitSoftmax:
         """TransformerLens hooks for one prompt, or for a batch padded on the left.
 
         Raises:
-            ValueError: If there is no prompt, a head does not exist, or the model's patterns cannot be changed. The
-                hooks also raise it if the model runs on anything but the prompt and its continuation.
-            KeyError: If the prompt has no span of that name.
+            ValueError: If there is no prompt, a head does not exist, or the model's attention patterns cannot be
+                changed. The hooks raise this error if the model runs on anything other than the prompt and its
+                continuation.
+            KeyError: If the prompt has no span with the given name.
         """
         batch = require_prompt(model, prompt, "split-softmax")
-        batch.columns(self.span, batch.width)  # raises for an unknown span before any forward pass
+        batch.columns(self.span, batch.width)  # raises KeyError for an unknown span before any forward pass
         heads = check_heads(self.heads, model.shape.n_layers, model.shape.n_heads)
 
         def edit(layer: int, chosen: list[int]) -> Any:

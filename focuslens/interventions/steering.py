@@ -26,19 +26,19 @@ __all__ = ["FocusSteering"]
 
 @dataclass(frozen=True, eq=False)
 class FocusSteering:
-    """``softmax((Q + alpha d_Q)(K + alpha d_K)^T / sqrt(d_head))`` on chosen heads (equation 5).
+    """Steering of chosen heads: ``softmax((Q + alpha d_Q)(K + alpha d_K)^T / sqrt(d_head))`` (equation 5).
 
     At the ``rotary`` site ``d_Q`` is added to ``hook_rot_q`` and ``d_K`` is not applied: ``(q_i + d_Q) . d_K`` is the
     same for every key ``j``, and softmax ignores it. At the ``projection`` site ``d_Q`` is added to ``hook_q`` and
-    ``d_K`` to ``hook_k``, which has one vector per key-value head. If several chosen heads share a key-value head, it
-    gets the mean of their key vectors (trained key vectors are equal).
+    ``d_K`` to ``hook_k``, which has one vector per key-value head. If several chosen heads share a key-value head, the
+    mean of their key vectors is added. (Training gives such heads equal key vectors.)
 
     Args:
         directions: Trained or published directions, with their site.
         alpha: The strength. 0 changes nothing, and a negative value lowers attention on relevant contexts.
         heads: Heads to steer; the default is all heads with a direction.
-        positions: ``all`` rows, as in the paper, or only the rows that produce the ``response``. The latter does not
-            change the prompt's keys and values.
+        positions: Rows to steer: ``all`` rows, as in the paper, or only the rows that produce the ``response``. With
+            ``response``, the prompt's keys and values do not change.
 
     Raises:
         ValueError: If a head has no direction, or ``alpha`` is not finite.
@@ -71,7 +71,7 @@ class FocusSteering:
         return self.positions == "all"
 
     def describe(self) -> dict[str, Any]:
-        """Kind and settings as JSON, with a digest in place of the directions."""
+        """Kind and settings in a form for JSON, with a digest in place of the directions."""
         return {
             "kind": "focus_steering",
             "alpha": self.alpha,
@@ -82,7 +82,7 @@ class FocusSteering:
         }
 
     def hooks(self, model: HookTarget, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
-        """TransformerLens hooks; the prompt is needed only for ``positions="response"``.
+        """TransformerLens hooks of this steering. Only ``positions="response"`` needs the prompt.
 
         Raises:
             ValueError: If the directions do not fit the model, or a needed prompt is missing.
@@ -94,7 +94,7 @@ class FocusSteering:
         return hooks
 
     def additions(self, shape: ModelShape) -> list[tuple[str, list[int], Float[Tensor, "n d_head"]]]:
-        """Hook points, the query or key-value heads at each, and the added vectors, ``alpha`` included.
+        """For each hook point: its name, the query or key-value heads, and the vectors to add, ``alpha`` included.
 
         Raises:
             ValueError: If the directions do not fit the model.

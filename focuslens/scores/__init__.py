@@ -1,1 +1,1 @@
-"""Scores of attention heads: contextual, per document and retrieval scores, and attention rows of single responses."""
+"""Contextual, per-document and retrieval scores of attention heads, and attention rows of single responses."""

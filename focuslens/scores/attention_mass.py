@@ -1,4 +1,4 @@
-"""Attention from a response's rows to parts of its prompt, reduced as the rows are computed."""
+"""Attention from the rows of a response to parts of its prompt, summed per part as soon as a row is computed."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ __all__ = [
 ]
 
 SINK = 2
-"""Number of tokens in the attention sink: the first two, as in the paper's code."""
+"""Number of tokens in the attention sink. As in the paper's code, the sink is the first two tokens."""
 
 
 def attention_to_parts(
     pattern: Float[Tensor, "batch head row key"], parts: Float[Tensor, "batch key part"]
 ) -> Float[Tensor, "batch head row part"]:
-    """Attention summed over each part of the keys; ``parts`` is 1 where a key belongs to a part, else 0."""
+    """Attention summed over the keys of each part. ``parts`` is 1 where a key belongs to a part, and 0 elsewhere."""
     return einsum(pattern, parts, "batch head row key, batch key part -> batch head row part")
 
 
 Parts: TypeAlias = "Callable[[PromptBatch], Float[Tensor, 'batch key part']]"
-"""A function from a batch of prompts to the parts of its keys: 1 where a key belongs to a part, else 0."""
+"""A function that maps a batch of prompts to masks of its keys: 1 where a key belongs to a part, and 0 elsewhere."""
 
 
 def sink_and_documents(batch: PromptBatch) -> Float[Tensor, "batch key part"]:
-    """One column each for the sink, the relevant document, and every irrelevant document."""
+    """Masks of the sink (column 0), the relevant document (column 1) and each irrelevant document (later columns)."""
     n_irrelevant = max(len(prompt.spans.get("irrelevant", ())) for prompt in batch.prompts)
     parts = torch.zeros(len(batch), batch.width, 2 + n_irrelevant)
     for row, prompt, padding in zip(parts, batch.prompts, batch.padding, strict=True):
@@ -62,12 +62,12 @@ def sink_and_documents(batch: PromptBatch) -> Float[Tensor, "batch key part"]:
 
 
 class ResponseMasses:
-    """Collector, through hooks on ``hook_pattern``, of the attention from response rows to parts of the prompt.
+    """Collector of the attention from response rows to parts of the prompt, read by hooks on ``hook_pattern``.
 
     Args:
-        shape: Layers and heads of the model.
+        shape: Numbers of layers and heads of the model.
         batch: The prompts.
-        parts: Parts of the prompts.
+        parts: Function that gives the parts of the prompts.
     """
 
     def __init__(self, shape: ModelShape, batch: PromptBatch, parts: Parts) -> None:
@@ -76,13 +76,13 @@ class ResponseMasses:
         self._empty = torch.full((len(batch), shape.n_layers, shape.n_heads, self._parts.shape[2]), torch.nan)
 
     def hooks(self) -> list[Hook]:
-        """Observers for the passes over the responses' tokens, in order; add them after the prompt has run."""
+        """Hooks that observe the passes over the response tokens. These passes must follow the prompt, in order."""
         return [(hook_name(layer, "hook_pattern"), self._observer(rows)) for layer, rows in enumerate(self._rows)]
 
     def _observer(self, rows: list[Tensor]) -> Any:
         def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
             n_rows, n_keys = pattern.shape[-2:]
-            # This row is that of a prompt's last token, which was held back; it is not part of the response.
+            # This pass runs the last prompt token, which was held back. Its row is not part of the response.
             if n_keys - n_rows < self._parts.shape[1]:
                 return
             self._parts = self._parts.to(pattern.device)
@@ -92,13 +92,16 @@ class ResponseMasses:
         return observe
 
     def means(self, lengths: Sequence[int]) -> Float[Tensor, "batch layer head part"]:
-        """Mean attention to each part over the first ``lengths`` rows of each response; NaN for an empty response."""
+        """Mean attention from each response to each part.
+
+        Response ``i`` has ``lengths[i]`` rows. An empty response gives NaN.
+        """
         if not self._rows[0]:
             return self._empty.clone()
-        device = self._rows[0][0].device  # layers may be on several devices
+        device = self._rows[0][0].device  # layers may lie on several devices
         by_layer = torch.stack([torch.cat(rows, dim=2).to(device) for rows in self._rows], dim=1).cpu()
         n = torch.tensor(lengths)
-        # A batch also runs rows behind the end of a short response; their weight is zero.
+        # The batch also computes rows after the end of a short response. Their weight is zero.
         weight = (torch.arange(by_layer.shape[3]) < n[:, None]) / n[:, None].clamp(min=1)
         by_part = einsum(by_layer, weight, "batch layer head row part, batch row -> batch layer head part")
         return torch.where((n > 0)[:, None, None, None], by_part, torch.nan)
@@ -112,9 +115,10 @@ def response_masses(
     interventions: Sequence[Intervention],
     max_new_tokens: int,
 ) -> tuple[Float[Tensor, "batch layer head part"], list[str]]:
-    """Attention from a batch's responses to the parts of the prompts, and the responses, given or generated.
+    """Attention from the responses of a batch to the parts of their prompts, and the texts of the responses.
 
-    Generated responses are read during generation, given responses in one further pass.
+    If ``responses`` is ``None``, the model generates them, and the attention is read during generation. Given responses
+    take one more forward pass.
     """
     prefix = model.prefill(prompts, interventions, hold_last=True)
     masses = ResponseMasses(model.shape, prefix.batch, parts)
@@ -140,12 +144,12 @@ class ResponseRun:
     """A run over samples that measures how much attention their responses pay to parts of their prompts.
 
     Attributes:
-        executor: Runs the batches.
+        executor: Executor that runs the batches.
         samples: The samples, in any order.
-        case: The prompt to run of each sample.
+        case: Case of the prompt to run for each sample.
         options: Response length, batch size and progress bars.
-        interventions: Applied in order.
-        responses: One response per sample; ``None`` to let the model generate them.
+        interventions: Interventions, applied in order.
+        responses: One given response per sample. With ``None``, the model generates the responses.
     """
 
     executor: Executor
@@ -161,11 +165,11 @@ class ResponseRun:
         """Measure the samples in batches of prompts of similar length, shortest first.
 
         Args:
-            parts: Parts of the prompts; an executor in another process needs a function that can be pickled.
+            parts: Function that gives the parts of the prompts. An executor in another process needs to pickle it.
             label: Text of the progress bar.
 
         Yields:
-            Per batch: the indices of its samples, the attention to each part, and the responses.
+            For each batch, the indices of its samples, their attention to each part, and their responses.
         """
         n, show = len(self.samples), self.options.progress
         prompts = [
@@ -196,6 +200,6 @@ def _run_batch(
     interventions: Sequence[Intervention],
     max_new_tokens: int,
 ) -> tuple[Float[Tensor, "batch layer head part"], list[str]]:
-    """:func:`response_masses` of a batch in which all prompts have a given response, or none has."""
+    """Run :func:`response_masses` on a batch. Either all prompts have a given response, or none has one."""
     prompts, responses = [prompt for prompt, _ in items], [response for _, response in items if response is not None]
     return response_masses(model, prompts, parts, responses or None, interventions, max_new_tokens)

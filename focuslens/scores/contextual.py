@@ -38,14 +38,18 @@ __all__ = [
 ]
 
 KINDS = ("relevant", "irrelevant", "irrelevant_max", "sink")
-"""Kinds of score: attention to the relevant document, to all others, to the other that gets most, and to the sink."""
+"""Kinds of score, by the part of the prompt that gets the attention.
+
+The parts are the relevant document, all irrelevant documents, the irrelevant document with the most attention, and the
+sink.
+"""
 
 
 ScoredCase: TypeAlias = Literal["long", "gold", "negative", "correct", "wrong"]
 """The case of the scored prompts, or a group of samples by outcome.
 
-The groups hold long prompts whose gold prompt is answered right: ``correct`` those whose long prompt is answered right
-too, ``wrong`` the others.
+The groups hold long prompts, split by whether their response is ``correct`` or ``wrong``. Only samples with a correct
+response to the gold prompt belong to a group.
 """
 
 
@@ -59,13 +63,13 @@ class ContextualScores:
 
     Attributes:
         relevant: Attention to the relevant document.
-        irrelevant: Attention to all other documents together.
-        irrelevant_max: Attention to the other document that gets most, chosen per head and sample.
+        irrelevant: Attention to all irrelevant documents together.
+        irrelevant_max: Attention to the irrelevant document with the most attention, chosen per head and sample.
         sink: Attention to the first two tokens.
         case: Case of the scored prompts.
         sample_ids: ``MultiDocSample.id`` of each sample.
         responses: The scored response of each sample.
-        correct: Whether each response holds an accepted answer.
+        correct: Whether each response contains an accepted answer.
     """
 
     relevant: Float[Tensor, "sample layer head"]
@@ -118,7 +122,7 @@ class ContextualScores:
         )
 
     def mean(self, kind: str = "relevant") -> Float[Tensor, "layer head"]:
-        """Mean of one kind of score over the samples that have one.
+        """Mean of one kind of score, over the samples that have this score.
 
         Raises:
             ValueError: If ``kind`` is unknown, or no sample has a response (and, for ``relevant``, a gold document).
@@ -144,7 +148,7 @@ class ContextualScores:
         return top_heads(self.mean("relevant"), k)
 
     def random_heads(self, k: int, *, exclude: Iterable[tuple[int, int]] = (), seed: int = 0) -> HeadList:
-        """``k`` random heads outside ``exclude``: the control for ``k`` contextual heads."""
+        """``k`` random heads that are not in ``exclude``, as a control for ``k`` contextual heads."""
         _, n_layers, n_heads = self.relevant.shape
         return random_heads(n_layers, n_heads, k, exclude=exclude, seed=seed)
 
@@ -164,7 +168,7 @@ class ContextualScores:
         return pd.DataFrame(rows)
 
     def where(self, keep: Sequence[bool], case: ScoredCase) -> ContextualScores:
-        """The scores of some samples, under the name of another case."""
+        """The scores of the samples for which ``keep`` is true, labelled with ``case``."""
         index = torch.tensor([i for i, is_kept in enumerate(keep) if is_kept], dtype=torch.long)
         indices = index.tolist()
         return ContextualScores(
@@ -177,7 +181,7 @@ class ContextualScores:
 
 
 def _score_case(run: ResponseRun) -> ContextualScores:
-    """Contextual scores of the samples of a run."""
+    """Contextual scores of all samples in a run."""
     samples, model_shape = run.samples, run.executor.shape
     shape = (len(samples), model_shape.n_layers, model_shape.n_heads)
     scores = {kind: torch.full(shape, torch.nan) for kind in KINDS}
@@ -199,7 +203,7 @@ def _score_case(run: ResponseRun) -> ContextualScores:
 
 
 def _scores_of(by_part: Float[Tensor, "batch layer head part"]) -> dict[str, Float[Tensor, "batch layer head"]]:
-    """Scores of every kind, from the attention to the sink, the relevant document and each irrelevant document."""
+    """Scores of every kind, computed from the attention to the sink (part 0) and to the documents (later parts)."""
     others = by_part[..., 2:]
     irrelevant = reduce(others, "batch layer head part -> batch layer head", "sum")
     largest = reduce(others, "batch layer head part -> batch layer head", "max") if others.shape[-1] else irrelevant
@@ -220,25 +224,25 @@ def contextual_scores(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool | None = None,
 ) -> ContextualScores:
-    """Attention of every head from the response to the relevant document, the others and the sink (equation 1).
+    """Contextual scores of every head: attention from the response to the documents and the sink (equation 1).
 
-    ``S_C = mean over response tokens i of the sum over j in C of W[i, j]``, where row ``i`` is that of the response
-    token itself. Rows are reduced as they are computed, and no pattern of the whole prompt is stored.
+    ``S_C = mean over response tokens i of the sum over j in C of W[i, j]``. Row ``i`` is the row of the response token
+    itself. Rows are summed as soon as they are computed. The attention pattern of the whole prompt is never stored.
 
     Args:
         model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
         samples: The samples to score.
-        case: Prompts to score: ``long``, ``gold`` or ``negative``; or the long prompts of the samples that were
-            ``correct`` or ``wrong`` (see :data:`ScoredCase`), for which the model also answers the gold prompts.
+        case: Prompts to score: ``long``, ``gold`` or ``negative``. ``correct`` and ``wrong`` are groups of long prompts
+            (see :data:`ScoredCase`); for these, the model also answers the gold prompts.
         responses: One response per sample, to score in place of generated responses.
-        interventions: Applied in order, both to generation and to scoring.
+        interventions: Interventions, applied in order during generation and scoring.
         max_new_tokens: Maximum length of a generated response, in tokens.
-        batch_tokens: Prompt tokens per batch of prompts of similar length; halved when memory runs out.
-        progress: Whether to show a progress bar; the default is that of :mod:`focuslens.util.progress`.
+        batch_tokens: Maximum number of prompt tokens per batch; halved when memory runs out.
+        progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
-        ValueError: If the case is unknown, there are no samples, the number of responses is not that of the samples, or
-            an answer normalises to nothing.
+        ValueError: If the case is unknown, there are no samples, the numbers of responses and samples differ, or an
+            answer is empty after normalisation.
     """
     if case not in get_args(ScoredCase):
         raise ValueError(f"case is {case!r}; it must be one of {', '.join(get_args(ScoredCase))}")
@@ -262,7 +266,10 @@ def contextual_scores_by_case(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool | None = None,
 ) -> dict[str, ContextualScores]:
-    """Scores of the cases ``long``, ``gold``, ``correct`` and ``wrong`` (Table 1 of the paper); prompts run once."""
+    """Contextual scores of the cases ``long``, ``gold``, ``correct`` and ``wrong`` (Table 1 of the paper).
+
+    Each prompt runs only once.
+    """
     executor, sample_list = executor_for(model), require_samples(samples)
     options = RunOptions(max_new_tokens, batch_tokens, progress)
     long = _score_case(ResponseRun(executor, sample_list, "long", options, interventions))
@@ -271,7 +278,10 @@ def contextual_scores_by_case(
 
 
 def by_outcome(long: ContextualScores, gold: ContextualScores) -> dict[str, ContextualScores]:
-    """The cases ``correct`` and ``wrong``: long prompts of the samples whose gold prompt is answered right."""
+    """The cases ``correct`` and ``wrong``: long prompts, split by whether their response is correct.
+
+    Only samples with a correct response to the gold prompt count.
+    """
     outcomes = list(zip(gold.correct, long.correct, strict=True))
     return {
         "correct": long.where([gold_right and long_right for gold_right, long_right in outcomes], "correct"),
@@ -289,15 +299,15 @@ def attention_pattern(
     *,
     interventions: Sequence[Intervention] = (),
 ) -> Float[Tensor, "n position position"]:
-    """Attention of some heads between some token positions of a prompt and its response, for display.
+    """Attention of chosen heads between chosen tokens of a prompt and its response, for display.
 
     Args:
         model: The model.
         prompt: The prompt.
         response: Token ids of the response.
-        heads: The heads, one pattern each.
-        positions: Token positions of the rows, which are also those of the columns.
-        interventions: Applied in order; the pattern is the one that results from them.
+        heads: Heads to read; the result has one pattern per head.
+        positions: Token positions of both the rows and the columns.
+        interventions: Interventions, applied in order. The returned pattern includes their effect.
     """
     encoded_prompt = model.encode(prompt)
     position_tensor = torch.as_tensor(positions, dtype=torch.long)
@@ -309,7 +319,7 @@ def attention_pattern(
             n_rows, n_keys = pattern.shape[-2:]
             first = n_keys - n_rows
             rows = ((position_tensor >= first) & (position_tensor < n_keys)).nonzero()[:, 0]
-            columns = (position_tensor < n_keys).nonzero()[:, 0]  # later keys are hidden from every row of the block
+            columns = (position_tensor < n_keys).nonzero()[:, 0]  # keys after this block are masked in all its rows
             for head in indices:
                 part = pattern[0, head][position_tensor[rows] - first][:, position_tensor[columns]]
                 patterns[layer, head][rows[:, None], columns] = part.float().cpu()

@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 BUDGET_PARTS = ("sink", "relevant", "irrelevant", "question", "template", "response")
-"""Parts that share the attention: the first two tokens, documents, question, rest of the prompt, response."""
+"""Parts that divide the attention; ``sink`` is the first two tokens, and ``template`` is the rest of the prompt."""
 
 
 _LABEL = "attention by part"
@@ -47,10 +47,10 @@ class Attribution:
 
     Attributes:
         top: Index of the document with the highest score, per sample.
-        rank: Rank of the gold document per sample, from 1; in a tie, the last of the tied ranks.
+        rank: Rank of the gold document per sample, starting at 1. In a tie, it is the last of the tied ranks.
         accuracy: Share of samples whose gold document ranks first, with a 95 % bootstrap interval over questions.
         mrr: Mean reciprocal rank of the gold document.
-        ndcg: Normalised discounted cumulative gain, ``1 / log2(1 + rank)`` with a single relevant document.
+        ndcg: Mean normalised discounted cumulative gain. For one relevant document, it is ``1 / log2(1 + rank)``.
     """
 
     top: tuple[int, ...]
@@ -65,12 +65,12 @@ class DocumentScores:
     """Contextual scores per head and document: attention from the response, averaged over its tokens.
 
     Attributes:
-        scores: ``[layer head document]`` per sample, documents in prompt order; NaN where the response is empty.
-        gold: Index of the gold document per sample; ``None`` where there is none.
+        scores: Scores ``[layer head document]`` of each sample, documents in prompt order; NaN for an empty response.
+        gold: Index of the gold document per sample; ``None`` for a sample without a gold document.
         sample_ids: ``MultiDocSample.id`` of each sample.
-        question_ids: The question of each sample.
+        question_ids: Question id of each sample.
         responses: The scored response of each sample.
-        correct: Whether each response holds an accepted answer.
+        correct: Whether each response contains an accepted answer.
     """
 
     scores: tuple[Float[Tensor, "layer head _"], ...]
@@ -87,10 +87,10 @@ class DocumentScores:
         return f"DocumentScores({len(self)} samples, {sum(self.correct)} answered right)"
 
     def of(self, heads: Iterable[tuple[int, int]]) -> list[Float[Tensor, "_"]]:
-        """Each sample's scores by document, averaged over some heads.
+        """Scores of each document, averaged over some heads. The list has one tensor per sample.
 
         Raises:
-            ValueError: If there are no heads, or one does not exist.
+            ValueError: If there are no heads, or a head does not exist.
         """
         head_list = as_heads(heads)
         if not head_list:
@@ -102,7 +102,7 @@ class DocumentScores:
     def attribution(
         self, heads: Iterable[tuple[int, int]], *, correct: bool | None = None, seed: int = 0
     ) -> Attribution:
-        """Rank documents by the mean score of some heads, and compare with the gold document.
+        """Rank the documents by their mean score over some heads, and report the rank of the gold document.
 
         Args:
             heads: The heads to average over.
@@ -135,14 +135,14 @@ class DocumentScores:
 
 @dataclass(frozen=True, eq=False)
 class AttentionBudget:
-    """Shares of the attention from the response's tokens, per head and part; they sum to one.
+    """Shares of the response tokens' attention by part of the text. The shares of a head sum to one.
 
     Attributes:
         shares: Share of each part of :data:`BUDGET_PARTS`; NaN for a sample whose response is empty.
         sample_ids: ``MultiDocSample.id`` of each sample.
         responses: The response to each sample.
-        correct: Whether each response holds an accepted answer.
-        question_ids: The question of each sample; if empty, each sample is a question of its own.
+        correct: Whether each response contains an accepted answer.
+        question_ids: Question id of each sample. If empty, each sample counts as its own question.
     """
 
     shares: Float[Tensor, "sample layer head part"]
@@ -156,11 +156,11 @@ class AttentionBudget:
         return f"AttentionBudget({len(self.sample_ids)} samples, {n_layers} layers x {n_heads} heads)"
 
     def mean(self, heads: Iterable[tuple[int, int]]) -> dict[str, float]:
-        """Mean shares by part, over samples and some heads."""
+        """Mean share of each part, over the samples and some heads."""
         return dict(zip(BUDGET_PARTS, self._of(heads).nanmean(dim=0).tolist(), strict=True))
 
     def intervals(self, heads: Iterable[tuple[int, int]], *, seed: int = 0) -> dict[str, Interval]:
-        """Mean shares by part of some heads, with 95 % bootstrap intervals over questions.
+        """Mean share of each part over some heads, with 95 % bootstrap intervals over questions.
 
         Raises:
             ValueError: If there are no heads, or no sample has a response.
@@ -192,18 +192,18 @@ def document_scores(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool | None = None,
 ) -> DocumentScores:
-    """Contextual scores (equation 1) of every document of the long prompts, from the responses the model generates.
+    """Contextual scores (equation 1) of every document in the long prompts, for responses that the model generates.
 
     Args:
         model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
         samples: The samples to score.
-        interventions: Applied in order while generating.
+        interventions: Interventions, applied in order during generation.
         max_new_tokens: Maximum length of a response, in tokens.
-        batch_tokens: Prompt tokens per batch of prompts of similar length; halved when memory runs out.
-        progress: Whether to show a progress bar; the default is that of :mod:`focuslens.util.progress`.
+        batch_tokens: Maximum number of prompt tokens per batch; halved when memory runs out.
+        progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
-        ValueError: If there are no samples, or an answer normalises to nothing.
+        ValueError: If there are no samples, or an answer is empty after normalisation.
     """
     executor, sample_list = executor_for(model), require_samples(samples)
     run = ResponseRun(executor, sample_list, "long", RunOptions(max_new_tokens, batch_tokens, progress), interventions)
@@ -231,10 +231,10 @@ def attention_budget(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool | None = None,
 ) -> AttentionBudget:
-    """Shares of the attention from the response's tokens by part of the prompt, under interventions.
+    """Shares of the response tokens' attention by part of the text.
 
-    A token of two parts counts as part of the one that :data:`BUDGET_PARTS` names first. Arguments are those of
-    :func:`document_scores`; ``case`` is the prompt to answer.
+    A token that lies in two parts counts only for the part that comes first in :data:`BUDGET_PARTS`. ``case`` is the
+    prompt to answer. All other arguments are those of :func:`document_scores`.
     """
     executor, sample_list = executor_for(model), require_samples(samples)
     run = ResponseRun(executor, sample_list, case, RunOptions(max_new_tokens, batch_tokens, progress), interventions)
@@ -242,7 +242,7 @@ def attention_budget(
     shares, responses = torch.full(shape, torch.nan), [""] * len(sample_list)
     for batch in run.masses(_prompt_parts, _LABEL):
         for index, masses, response in zip(*batch, strict=True):
-            # Rows sum to one: attention that is not on the prompt is on the response itself.
+            # Rows sum to one, so attention that is not on the prompt is on the response itself.
             shares[index] = torch.cat((masses, 1 - masses.sum(dim=-1, keepdim=True)), dim=-1)
             responses[index] = response
     return AttentionBudget(
@@ -255,7 +255,7 @@ def attention_budget(
 
 
 def _documents(batch: PromptBatch) -> Float[Tensor, "batch key part"]:
-    """One column per document, in prompt order."""
+    """Masks of the documents: one column per document, in prompt order."""
     n_documents = max(len(prompt.spans["document"]) for prompt in batch.prompts)
     parts = torch.zeros(len(batch), batch.width, n_documents)
     for row, prompt, padding in zip(parts, batch.prompts, batch.padding, strict=True):
@@ -265,12 +265,12 @@ def _documents(batch: PromptBatch) -> Float[Tensor, "batch key part"]:
 
 
 def _prompt_parts(batch: PromptBatch) -> Float[Tensor, "batch key part"]:
-    """One column per part of :data:`BUDGET_PARTS` except the response; each key belongs to one of them."""
+    """Masks of the parts of :data:`BUDGET_PARTS`, except the response. Each key of a prompt belongs to one part."""
     names = BUDGET_PARTS[:-1]
     parts = torch.zeros(len(batch), batch.width, len(names))
     for row, prompt, padding in zip(parts, batch.prompts, batch.padding, strict=True):
         spans = {**prompt.spans, "sink": ((0, SINK),), "template": ((0, len(prompt.tokens)),)}
-        # The first part is written last, so it overrides the others.
+        # The first part is written last, so that it overrides the other parts.
         for part, name in reversed(list(enumerate(names))):
             for start, end in spans.get(name, ()):
                 row[padding + start : padding + end] = 0

@@ -1,7 +1,7 @@
-"""Attention rows of a response's tokens over everything before them, for some heads and for display.
+"""Attention from each token of a response to all tokens up to it, for chosen heads and for display.
 
-The rows are read as the engine computes them, one per response token. No pattern of the whole prompt is stored, however
-long the prompt is.
+Rows are read as the engine computes them, one per response token. The attention pattern of the whole prompt is never
+stored.
 """
 
 from __future__ import annotations
@@ -37,8 +37,8 @@ class UnitAttention:
 
     Attributes:
         labels: Name of each unit, such as ``sink``, ``Document [1]`` or ``question``.
-        shares: Share of each row's attention that each unit gets. The units of :meth:`ResponseAttention.by_unit` get
-            all of it.
+        shares: Share of each row's attention that each unit gets. In the result of :meth:`ResponseAttention.by_unit`,
+            the shares of a row sum to 1.
         head_names: Name of each head, such as ``L13H23``.
         response: Text of each response token.
         relevant: Indices of the units that are the relevant document.
@@ -68,11 +68,11 @@ class ResponseAttention:
     """Attention of some heads from each token of a response to all tokens of the prompt and of the response.
 
     Attributes:
-        rows: Attention of each head in the row of each response token; 0 for later keys.
+        rows: Attention of each head from each response token to each key; 0 for keys after that token.
         head_names: Name of each head, such as ``L13H23``.
         tokens: Text of each token, first the prompt's, then the response's.
         spans: Parts of the prompt by name: half-open ranges of token positions, as in :class:`EncodedPrompt`.
-        text: The response.
+        text: Text of the response.
         name: Name of the setting, such as ``baseline``.
 
     Raises:
@@ -120,10 +120,11 @@ class ResponseAttention:
         return self.tokens[self.prompt_length :]
 
     def units(self) -> list[tuple[str, list[int], bool]]:
-        """The units that divide all tokens among them: label, token positions, and whether the unit is relevant.
+        """All tokens, divided into units. Each unit has a label, token positions, and whether it is relevant.
 
         The units are the sink (the first two tokens), each document or other named part, the question, the rest of the
-        prompt (``template``) and the response. A token of two units belongs to the earlier one.
+        prompt (``template``) and the response. A token that lies in two units belongs
+        to the earlier unit.
         """
         is_free, units = [True] * len(self.tokens), list[tuple[str, list[int], bool]]()
         relevant = {position for span in self.spans.get("relevant", ()) for position in range(*span)}
@@ -145,7 +146,7 @@ class ResponseAttention:
         return units
 
     def _named_parts(self) -> list[tuple[str, Span]]:
-        """Documents, labelled with their numbers in the prompt, then the parts with other names."""
+        """Documents, labelled with their numbers in the prompt, followed by the parts with other names."""
         documents = self.spans.get("document") or ()
         parts = [(f"Document [{self._number(span, i)}]", span) for i, span in enumerate(documents, start=1)]
         names = [name for name in self.spans if name not in _DOCUMENT_PARTS]
@@ -156,13 +157,13 @@ class ResponseAttention:
         return parts
 
     def _number(self, span: Span, default: int) -> int:
-        """The number of a document, as the text before it gives it."""
-        # A document's first token may begin with the bracket that closes its number.
+        """The number of a document, read from the text before the document."""
+        # The bracket that closes a document's number may belong to the document's first token.
         match = _NUMBER.search("".join(self.tokens[max(0, span[0] - 12) : span[0] + 1]))
         return int(match[1]) if match else default
 
     def by_unit(self) -> UnitAttention:
-        """The same attention, summed over each unit of :meth:`units`."""
+        """This attention, summed over each unit of :meth:`units`."""
         units = self.units()
         membership = torch.zeros(len(self.tokens), len(units))
         for i, (_, positions, _) in enumerate(units):
@@ -194,14 +195,14 @@ def response_attention(
     max_new_tokens: int = 100,
     name: str = "",
 ) -> ResponseAttention:
-    """Attention of some heads from a response's tokens, read from the rows that the engine computes anyway.
+    """Attention of some heads from each token of a response, read as the engine computes it.
 
     Args:
         model: The model.
         prompt: The prompt. Its parts, if it has any, become the units of the result.
         heads: The heads to read.
         response: The response; by default the model generates it.
-        interventions: Applied in order; the rows are those that result from them.
+        interventions: Interventions, applied in order. The rows include their effect.
         max_new_tokens: Maximum length of a generated response, in tokens.
         name: Name of the result, such as ``baseline``.
 
@@ -223,7 +224,7 @@ def response_attention(
             raise ValueError(
                 "the model ended its response at once, so it has no tokens whose attention can be read; give a response"
             )
-        ids, text, first = generated.tokens, generated.text, 1  # row 0 is that of the prompt's last token
+        ids, text, first = generated.tokens, generated.text, 1  # row 0 belongs to the prompt's last token
     else:
         ids, text, first = model.encoder.encode_response(encoded_prompt, response), response.strip(), 0
         model.extend(prefix, ids[None], interventions, reader.hooks())
@@ -235,7 +236,7 @@ def response_attention(
 
 
 class _Reader:
-    """Collector of the rows of ``hook_pattern`` of some heads, pass by pass, for one prompt."""
+    """Collector of attention rows of some heads for one prompt, read by hooks on ``hook_pattern``."""
 
     def __init__(self, heads: Sequence[Head]) -> None:
         self._heads = heads
@@ -255,14 +256,14 @@ class _Reader:
         return observe
 
     def rows(self, n_prompt: int, n_response: int, first: int) -> Float[Tensor, "head response key"]:
-        """The rows of the response, which begin at collected row ``first``."""
+        """Rows of the response. The collected row with index ``first`` is the first of them."""
         rows = torch.zeros(len(self._heads), n_response, n_prompt + n_response)
         index_of = {head: i for i, head in enumerate(self._heads)}
         for layer, layer_heads in heads_by_layer(self._heads).items():
             indices = [index_of[Head(layer, head)] for head in layer_heads]
             for row, attention in enumerate(self._rows[layer][first : first + n_response]):
                 end = n_prompt + row + 1
-                # Align at the row's own key: a sliding window's cache lacks early keys, and a pass may have later ones.
+                # Align at the row's own key. A sliding window's cache lacks early keys, and a pass may have later keys.
                 keys = attention[:, : min(attention.shape[1], end)]
                 rows[indices, row, end - keys.shape[1] : end] = keys
         return rows

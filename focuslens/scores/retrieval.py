@@ -46,11 +46,11 @@ class NoRunCountsError(ValueError):
 class RetrievalScores:
     """Copy scores of every head in every run.
 
-    A run is one prompt with its response. A response that does not find the needle gives no evidence about which head
-    copies it, so a run counts only if its ROUGE-1 recall exceeds ``min_recall``.
+    A run is one prompt with its response. A response without the needle is no evidence about which heads copy the
+    needle. A run therefore counts only if the ROUGE-1 recall of its response exceeds ``min_recall``.
 
     Attributes:
-        by_sample: Copy score of each head in each run, including runs that do not count (see :func:`copy_scores`).
+        by_sample: Copy score of each head in each run (see :func:`copy_scores`), including runs that do not count.
         recall: ROUGE-1 recall of each response against its reference, from 0 to 1.
         min_recall: Recall that a run must exceed to count.
         responses: The response of each run.
@@ -85,7 +85,7 @@ class RetrievalScores:
         responses: Sequence[str],
         min_recall: float = 0.5,
     ) -> RetrievalScores:
-        """Scores of finished runs (see :func:`copy_runs`), with the recall of their responses."""
+        """Retrieval scores of finished runs (see :func:`copy_runs`). Computes the recall of their responses."""
         recall = [
             rouge_1_recall(response, sample.reference) for response, sample in zip(responses, samples, strict=True)
         ]
@@ -139,9 +139,9 @@ def copy_scores(
 
     Args:
         attended: The most attended key of each head, in the row that generates the token of a step.
-        keys: Token ids of the keys.
-        needle: Whether each key belongs to the needle; at least one key per prompt does.
-        generated: Token ids of the response, -1 behind its end.
+        keys: Token id of each key.
+        needle: Whether each key belongs to the needle. Each prompt must have at least one such key.
+        generated: Token ids of each response; -1 after the end of a response.
     """
     prompt = torch.arange(len(keys))[:, None, None, None]
     is_same = keys[prompt, attended] == rearrange(generated, "batch step -> batch 1 1 step")
@@ -150,14 +150,14 @@ def copy_scores(
 
 
 class _MostAttended:
-    """Collector, through hooks on ``hook_pattern``, of each head's most attended key at each decode step."""
+    """Collector of each head's most attended key at each decode step, read by hooks on ``hook_pattern``."""
 
     def __init__(self, shape: ModelShape, n_prompts: int) -> None:
         self._steps: list[list[Tensor]] = [[] for _ in range(shape.n_layers)]
         self._empty = torch.zeros(n_prompts, shape.n_layers, shape.n_heads, 0, dtype=torch.long)
 
     def hooks(self) -> list[Hook]:
-        """Observers for passes of one row per prompt, beginning with the row of its last token."""
+        """Hooks that observe passes with one row per prompt. The first pass must run the last token of each prompt."""
         return [(hook_name(layer, "hook_pattern"), self._observer(steps)) for layer, steps in enumerate(self._steps)]
 
     def _observer(self, steps: list[Tensor]) -> Any:
@@ -170,12 +170,12 @@ class _MostAttended:
         """Columns of the most attended keys; a column is a token position plus the left padding."""
         if not self._steps[0]:
             return self._empty
-        device = self._steps[0][0].device  # layers may be on several devices
+        device = self._steps[0][0].device  # layers may lie on several devices
         return torch.stack([torch.stack(steps, dim=-1).to(device) for steps in self._steps], dim=1).cpu()
 
 
 def _encode(executor: Executor, sample: NeedleSample, span: str | None) -> EncodedPrompt:
-    """The prompt of a sample, with the needle to copy as its only part."""
+    """Encoded prompt of a sample. Its only part is the text to copy."""
     prompt = executor.encode(sample.prompt)
     name = span or ("answer" if prompt.spans.get("answer") else "needle")
     if not prompt.spans.get(name):
@@ -190,15 +190,15 @@ def _encode(executor: Executor, sample: NeedleSample, span: str | None) -> Encod
 def _run(
     model: FocusModel, prompts: Sequence[EncodedPrompt], budget: int, max_new_tokens: int
 ) -> tuple[Float[Tensor, "batch layer head"], list[str]]:
-    """Copy scores of one batch, and the responses."""
-    # The row of a prompt's last token generates the first token, so it is held back to run under the observers.
+    """Copy scores and responses of one batch."""
+    # The row of a prompt's last token generates the first response token. Its pass is held back to be observed.
     prefix = model.prefill(prompts, hold_last=True)
     collector = _MostAttended(model.shape, len(prompts))
     responses = model.decode(prefix, max_new_tokens=max_new_tokens, observers=collector.hooks())
     attended, batch = collector.columns(), prefix.batch
     n_steps = attended.shape[-1]
     n_keys = batch.width + n_steps
-    # Keys of the response hold no prompt token, and rows behind its end generate no token.
+    # Response keys hold no prompt token. Rows after the end of a response generate no token.
     keys = torch.full((len(batch), n_keys), _NO_TOKEN)
     keys[:, : batch.width] = batch.tokens(model.pad_token)
     generated = torch.full((len(batch), n_steps), _NO_TOKEN)
@@ -211,12 +211,12 @@ def _run(
 def copy_runs(
     model: FocusModel | Executor, samples: Sequence[NeedleSample], options: RunOptions, *, span: str | None = None
 ) -> tuple[Float[Tensor, "sample layer head"], list[str]]:
-    """Copy scores of every head in every run, and the responses, whether or not they find the needle.
+    """Copy scores of every head in every run, and the responses. Runs that do not find the needle are included.
 
-    ``span`` and errors are those of :func:`retrieval_scores`.
+    ``span`` and the errors are those of :func:`retrieval_scores`.
     """
     for sample in samples:
-        rouge_1_recall("", sample.reference)  # a bad reference is reported before hours of running, not after
+        rouge_1_recall("", sample.reference)  # report a bad reference before hours of running
     executor, show = executor_for(model), options.progress
     prompts = [_encode(executor, sample, span) for sample in track(samples, "tokenising", show=show)]
     lengths, names = [len(prompt.tokens) for prompt in prompts], [sample.id for sample in samples]
@@ -245,26 +245,25 @@ def retrieval_scores(
     """Retrieval scores: the share of the needle that each head copies into the response (Wu et al., 2024).
 
     The model generates greedily. At each step, a head copies if its most attended key, in the row that generates the
-    token, lies in the needle and holds this very token. A copy score is the number of such steps divided by the number
-    of needle tokens. Of each decode row only the most attended key is stored.
+    token, lies in the needle and is the same token. A copy score is the number of such steps divided by the number of
+    needle tokens. Only the most attended key of each decode row is stored.
 
-    Responses end with the model's stop tokens. (The released code does not stop there, but at Llama 2's token of a line
-    break.)
+    A response ends at a stop token of the model. (The released code stops at Llama 2's line-break token instead.)
 
     Args:
         model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
         samples: Needle-in-a-haystack prompts of several lengths and depths.
-        span: Part of the prompts to copy. By default it is ``answer`` where a prompt has such a part, else ``needle``.
-            ``answer`` is the part of the needle that answers the question, which the released code uses. ``"needle"``
-            is the whole sentence, as in the text of Wu et al.
+        span: Part of the prompts to copy. By default it is ``answer`` if a prompt has this part, and ``needle``
+            otherwise. ``answer`` is the part of the needle that answers the question, as in the released code.
+            ``needle`` is the whole sentence, as in the text of Wu et al.
         max_new_tokens: Maximum length of a response, in tokens.
         min_recall: ROUGE-1 recall, from 0 to 1, that a response must exceed for its run to count.
-        batch_tokens: Prompt tokens per batch of prompts of similar length; halved when memory runs out.
-        progress: Whether to show a progress bar; the default is that of :mod:`focuslens.util.progress`.
+        batch_tokens: Maximum number of prompt tokens per batch; halved when memory runs out.
+        progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
-        ValueError: If there are no samples, ``min_recall`` is out of range, a prompt has no such part, or a reference
-            has no word to recall.
+        ValueError: If there are no samples, ``min_recall`` is out of range, a prompt has no part named ``span``, or a
+            reference has no word that ROUGE counts.
         NoRunCountsError: If no run counts; the message names the best recall.
         ImportError: If rouge-score is not installed.
     """

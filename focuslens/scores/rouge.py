@@ -10,12 +10,12 @@ __all__ = ["rouge_1_recall"]
 
 
 def rouge_1_recall(response: str, reference: str) -> float:
-    """Share of the reference's words that the response has, from 0 to 1; each repetition of a word counts.
+    """Share of the reference's words that occur in the response, from 0 to 1. Each repetition of a word counts.
 
     Words are runs of the letters a to z and of digits, lower-cased and stemmed by Porter's rules.
 
     Raises:
-        ValueError: If the reference has no such word.
+        ValueError: If the reference contains no such word.
         ImportError: If rouge-score is not installed.
     """
     if not re.search("[a-z0-9]", reference.lower()):

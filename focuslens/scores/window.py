@@ -1,4 +1,4 @@
-"""Attention between the tokens of some parts of a text: a window that can be displayed, whatever the text's length."""
+"""Attention between the tokens of a window: some parts of a text, few enough to display, however long the text is."""
 
 from __future__ import annotations
 
@@ -30,13 +30,14 @@ class WindowAttention:
     """Attention of some heads between the tokens of a window.
 
     Attributes:
-        pattern: Attention from rows to columns. A row may sum to less than 1, because tokens outside are left out.
+        pattern: Attention from rows to columns. A row may sum to less than 1, because it leaves out tokens outside
+            the window.
         head_names: Name of each head, such as ``L13H23``.
         tokens: Text of each token of the window.
         positions: Position of each token in the whole text.
-        length: Number of tokens of the whole text, including the response.
-        left_out: Number of tokens of the requested parts for which there was no room.
-        text: The response.
+        length: Number of tokens in the whole text, including the response.
+        left_out: Number of requested tokens that were left out for lack of room.
+        text: Text of the response.
     """
 
     pattern: Float[Tensor, "head position position"]
@@ -49,9 +50,10 @@ class WindowAttention:
 
 
 def window_positions(spans: Sequence[Span], length: int, *, margin: int = 4, most: int = 128) -> tuple[list[int], int]:
-    """Token positions of the sink and of spans with margins, at most ``most``; and the number of those left out.
+    """Token positions of the sink and of spans with margins, and the number of positions that were left out.
 
-    If there is no room for all, the margins are dropped first, then tokens at the end of the longest part.
+    There are at most ``most`` positions. If this is not enough for all, the margins are dropped first, then tokens at
+    the end of the longest part.
 
     Raises:
         ValueError: If a span does not lie in the text, or ``most`` is less than the number of parts.
@@ -88,7 +90,7 @@ def window_attention(
     interventions: Sequence[Intervention] = (),
     max_new_tokens: int = 100,
 ) -> WindowAttention:
-    """Attention between the tokens around some parts of a prompt, the sink and the response.
+    """Attention of some heads between the tokens of a window: parts of the prompt, the sink and the response.
 
     The model runs over the whole text. The rows of the chosen heads are read in blocks, and only the window is stored.
 
@@ -96,15 +98,15 @@ def window_attention(
         model: The model.
         prompt: The prompt.
         heads: The heads to read.
-        around: Parts of the prompt: names, or half-open ranges of token positions.
+        around: Parts of the prompt to show: names, or half-open ranges of token positions.
         margin: Number of tokens to show on either side of each part.
         most: Maximum number of tokens to show; by default as many as a page with these heads has room for.
         response: The response; by default the model generates it.
-        interventions: Applied in order.
+        interventions: Interventions, applied in order.
         max_new_tokens: Maximum length of a generated response, in tokens.
 
     Raises:
-        KeyError: If the prompt has no part of that name.
+        KeyError: If the prompt lacks a part that ``around`` names.
         ValueError: If a head or a range does not exist, or there are no heads.
     """
     head_list, encoded_prompt = check_heads(heads, model.shape.n_layers, model.shape.n_heads), model.encode(prompt)

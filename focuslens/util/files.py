@@ -19,11 +19,11 @@ from typing import Any
 __all__ = ["umask", "versions", "write_atomically", "write_csv", "write_json"]
 
 _ABANDONED_AGE = 3600.0
-"""Age in seconds from which on a temporary file counts as left behind by a killed process."""
+"""Age in seconds above which a temporary file counts as left behind by a killed process."""
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a temporary file in the same folder, then rename it: readers see old or new content, never a part."""
+    """Write a temporary file in the same folder, then rename it. Readers never see a partial file."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
@@ -42,7 +42,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Delete the temporary files that killed processes have left; recent ones may still be in use."""
+    """Delete temporary files that killed processes left behind. Recent files stay, because they may be in use."""
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.????????"):
         with suppress(OSError):
             if time.time() - temporary.stat().st_mtime > _ABANDONED_AGE:
@@ -62,7 +62,7 @@ def write_json(path: str | Path, content: Any) -> None:
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str | int | float]]) -> Path:
-    """Write a table as CSV atomically, numbers with all their digits."""
+    """Write a table as CSV atomically. Numbers keep all their digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

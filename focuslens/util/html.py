@@ -20,11 +20,11 @@ _DARK, _MIDDLE, _LIGHT, _MISSING = (0, 34, 78), (124, 123, 120), (254, 232, 56),
 
 
 class Markup(str):
-    """HTML that is inserted as it is; any other string is escaped."""
+    """HTML that is inserted unchanged. All other strings are escaped."""
 
 
 Cell: TypeAlias = str | int | float
-"""The content of a table's cell: text, or a number, which is set right-aligned."""
+"""Content of a table cell: text or a number. Columns of numbers are right-aligned."""
 
 
 def _html(cell: Cell) -> str:
@@ -47,13 +47,13 @@ def card(title: str, *parts: Markup) -> str:
 
 
 def details(summary: str, *parts: Markup) -> Markup:
-    """Parts that stay folded until their summary is clicked."""
+    """HTML parts that stay hidden until the summary is clicked."""
     inside = "".join(parts)
     return Markup(f'<details><summary style="cursor:pointer">{escape(summary)}</summary>{inside}</details>')
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str = "") -> Markup:
-    """A table; numbers are right-aligned, floats have three decimals, and :class:`Markup` is inserted as it is."""
+    """An HTML table. Numbers are right-aligned, floats have three decimals, and :class:`Markup` is unchanged."""
 
     def line(tag: str, cells: Sequence[Cell]) -> str:
         parts: list[str] = []
@@ -69,7 +69,7 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str =
 
 
 def bar(value: float, low: float | None = None, high: float | None = None, *, full: float = 1.0) -> Markup:
-    """A number beside a bar; a thin line over the bar shows the number's interval.
+    """A bar with its number beside it. A thin line over the bar shows the interval of the number.
 
     Args:
         value: The number.
@@ -97,7 +97,7 @@ def bar(value: float, low: float | None = None, high: float | None = None, *, fu
 
 
 def map_image(values: Sequence[Sequence[float]], alt: str, *, size: int = 12) -> Markup:
-    """An image of numbers, one square each: dark for 0, light for the largest number, grey for missing numbers.
+    """An image with one square per number: dark for 0, light for the largest number, grey for a missing number.
 
     Args:
         values: Rows of the image, from the top.

@@ -1,11 +1,11 @@
 """Progress bars, and the rules that decide whether they are shown.
 
-By default a bar is shown in a notebook, and where standard error is a terminal. Three settings override the default;
-the first of them that is set decides:
+By default, bars are shown in notebooks and when standard error is a terminal. Three settings override the default. If
+several are set, the first in this list decides:
 
-- the environment variable ``FOCUSLENS_PROGRESS_BARS``: ``0`` hides all bars, ``1`` shows all, also in a file;
+- the environment variable ``FOCUSLENS_PROGRESS_BARS``: ``0`` hides all bars, and ``1`` shows all bars, even in a file;
 - :func:`disable_progress_bars`, until :func:`enable_progress_bars` is called;
-- the ``progress`` argument of a function: ``False`` hides its bar, ``True`` shows it, also in a file.
+- the ``progress`` argument of a function: ``False`` hides its bar, and ``True`` shows its bar, even in a file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 from tqdm import TqdmWarning
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", TqdmWarning)  # a notebook without ipywidgets gets bars of text
+    warnings.simplefilter("ignore", TqdmWarning)  # without ipywidgets, notebooks show text bars
     from tqdm.auto import tqdm
 
 __all__ = [
@@ -49,13 +49,13 @@ def disable_progress_bars() -> None:
 
 
 def enable_progress_bars() -> None:
-    """Show progress bars again: in notebooks, and where standard error is a terminal."""
+    """Show progress bars again, in notebooks and when standard error is a terminal."""
     global _disabled
     _disabled = False
 
 
 def progress_bars_disabled() -> bool:
-    """Whether :func:`disable_progress_bars` has been called, and :func:`enable_progress_bars` not since."""
+    """Whether :func:`disable_progress_bars` is in effect."""
     return _disabled
 
 
@@ -68,17 +68,17 @@ def progress_bar(
     show: bool | None = None,
     passing: bool = False,
 ) -> tqdm[Any]:
-    """A progress bar with the remaining time, as a context manager; ``update(n)`` adds ``n`` finished units.
+    """Progress bar with the remaining time, for use as a context manager; ``update(n)`` adds ``n`` finished units.
 
-    A bar inside another bar vanishes when it is full.
+    A bar inside another bar disappears when it is full.
 
     Args:
         label: Text before the bar.
         total: Number of units.
-        unit: Name of a unit. With ``B``, for bytes, numbers are shortened.
-        done: Units that were finished earlier.
+        unit: Name of a unit. With ``B`` (bytes), large numbers are abbreviated.
+        done: Number of units that were finished earlier.
         show: The ``progress`` argument of the calling function; ``None`` follows the default.
-        passing: Whether this is a minor step: its bar appears after one second, and vanishes when it is full.
+        passing: Whether this is a minor step, whose bar appears after one second and disappears when it is full.
 
     Raises:
         ValueError: If ``FOCUSLENS_PROGRESS_BARS`` has an unknown value.
@@ -106,7 +106,7 @@ def track(items: Sequence[_T], label: str, *, unit: str = "sample", show: bool |
 
 
 def _silenced(show: bool | None) -> bool | None:
-    """The ``disable`` argument of tqdm; ``None`` shows the bar only if standard error is a terminal."""
+    """Value for tqdm's argument ``disable``. ``None`` shows the bar only if standard error is a terminal."""
     value = os.environ.get(ENVIRONMENT, "").strip().lower()
     if value:
         if value not in _BOOLEANS:
@@ -120,7 +120,7 @@ def _silenced(show: bool | None) -> bool | None:
 
 
 def _in_notebook() -> bool:
-    """Whether this process is a Jupyter kernel, whose standard error is shown although it is no terminal."""
+    """Whether this process is a Jupyter kernel. Its standard error is displayed, although it is not a terminal."""
     shell = sys.modules.get("IPython")
     instance = None if shell is None else shell.get_ipython()
     return instance is not None and "IPKernelApp" in instance.config

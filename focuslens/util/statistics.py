@@ -1,4 +1,4 @@
-"""Bootstrap confidence intervals, and an exact test of two settings on the same samples."""
+"""Bootstrap confidence intervals, and an exact test that compares two settings on the same samples."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy.typing as npt
 __all__ = ["Interval", "McNemar", "bootstrap_mean", "mcnemar_exact", "percentile_interval", "resampled_means"]
 
 _CHUNK = 500_000
-"""Random draws in memory at once; each takes 8 bytes for its index and 8 for its value."""
+"""Maximum number of random draws in memory. Each draw takes 8 bytes for its index and 8 bytes for its value."""
 
 
 class Interval(float):
@@ -49,7 +49,7 @@ class Interval(float):
         return super().__eq__(other)
 
     def __ne__(self, other: object) -> bool:
-        return not self == other  # float defines its own, which would ignore the ends
+        return not self == other  # float's own != would ignore the ends of the interval
 
     __hash__ = float.__hash__
 
@@ -66,11 +66,11 @@ class Interval(float):
 
 @dataclass(frozen=True)
 class McNemar:
-    """The difference of two settings on the same samples; prints as ``p = 0.0225 (12 only first, 3 only second)``.
+    """Comparison of two settings on the same samples. Prints as ``p = 0.0225 (12 only first, 3 only second)``.
 
     Args:
-        only_first: Samples that only the first setting gets right.
-        only_second: Samples that only the second setting gets right.
+        only_first: Number of samples that only the first setting gets right.
+        only_second: Number of samples that only the second setting gets right.
         p_value: Two-sided p-value.
     """
 
@@ -96,10 +96,10 @@ def bootstrap_mean(
 ) -> Interval:
     """The mean and its percentile bootstrap interval (Efron, 1979).
 
-    Samples of one question are not independent: the same question with the gold document at five positions is hardly
-    more evidence than at one. With ``groups``, whole groups are drawn with replacement (the cluster bootstrap), and
-    the mean of a resample is the mean of all values in its groups. A single value or a single group gives an interval
-    of width zero, because it carries no information about the spread.
+    Samples of the same question are not independent. A question with the gold document at five positions gives hardly
+    more evidence than the same question with the document at one position. With ``groups``, whole groups are drawn with
+    replacement (the cluster bootstrap). The mean of a resample is then the mean of all values in its groups. A single
+    value or a single group carries no information about the spread, so its interval has width zero.
 
     Args:
         values: One number per sample; booleans count as 0 and 1.
@@ -109,7 +109,7 @@ def bootstrap_mean(
         seed: Seed of the draws; the same seed gives the same interval.
 
     Raises:
-        ValueError: If there are no values, a value is not finite, or an argument is out of range or of the wrong
+        ValueError: If there are no values, a value is not finite, or an argument is out of range or has the wrong
             length.
     """
     numbers = _checked(values)
@@ -117,7 +117,7 @@ def bootstrap_mean(
     _require_resamples(resamples)
     sums, counts = _grouped(numbers, groups)
     mean = float(numbers.mean())
-    if numbers.min() == numbers.max():  # exact: sums of equal numbers differ by rounding
+    if numbers.min() == numbers.max():  # equal values need no draws, and their means would differ by rounding
         mean = float(numbers[0])
         return Interval(mean, mean, mean, confidence)
     means = np.concatenate(list(_resampled(sums, counts, resamples, np.random.default_rng(seed))))
@@ -132,25 +132,26 @@ def resampled_means(
     resamples: int = 10_000,
     seed: int | Sequence[int] = 0,
 ) -> npt.NDArray[np.float64]:
-    """Bootstrap means of several quantities, from which the interval of any statistic of the means follows.
+    """Bootstrap means of several quantities, for intervals of statistics that depend on these means.
 
-    Some statistics are not means themselves, such as the number of heads whose mean score exceeds a threshold, or the
-    set of the best heads. Their spread is found by computing the statistic on each resample:
-    ``percentile_interval(f(values.mean(axis=0)), [f(row) for row in means])``. For an average over tasks, average the
-    means of the tasks draw by draw, and give each task its own ``seed``, such as ``(seed, 3)``: with one seed for all,
-    tasks of equal size would be resampled alike.
+    Some statistics are not means themselves, such as the number of heads whose mean score exceeds a threshold. To get
+    the interval of such a statistic ``f``, compute it on each resample:
+    ``percentile_interval(f(values.mean(axis=0)), [f(row) for row in means])``.
+
+    For an average over tasks, average the means of the tasks resample by resample. Give each task its own ``seed``,
+    such as ``(seed, 3)``. With a common seed, tasks of equal size would get the same draws.
 
     Args:
-        values: ``[sample column]``, such as one score per head; or ``[sample]``.
+        values: Numbers ``[sample column]``, such as one column per head; or numbers ``[sample]``.
         groups: Group of each sample; whole groups are drawn, as in :func:`bootstrap_mean`.
         resamples: Number of resamples.
         seed: Seed of the draws. All columns share the same draws.
 
     Returns:
-        ``[resample column]``, or ``[resample]``.
+        Means ``[resample column]``; for one-dimensional values, means ``[resample]``.
 
     Raises:
-        ValueError: If there are no values, a value is not finite, or an argument is out of range or of the wrong
+        ValueError: If there are no values, a value is not finite, or an argument is out of range or has the wrong
             length.
     """
     _require_resamples(resamples)
@@ -175,14 +176,14 @@ def resampled_means(
 
 
 def percentile_interval(estimate: float, drawn: npt.ArrayLike, *, confidence: float = 0.95) -> Interval:
-    """An estimate with the percentile interval of the values that resamples give in its place (Efron, 1979).
+    """An estimate with the percentile interval of the estimates from resamples (Efron, 1979).
 
-    Resampling biases counts above a threshold and ranks to one side. Where the interval would leave the estimate out,
-    it is extended to the estimate.
+    Resampling biases some statistics to one side, such as ranks and counts above a threshold. An interval that would
+    not contain the estimate is extended to the estimate.
 
     Args:
-        estimate: The value from all samples.
-        drawn: The value from each resample.
+        estimate: Value of the statistic on all samples.
+        drawn: Value of the statistic on each resample.
         confidence: Confidence level, between 0 and 1.
 
     Raises:
@@ -219,7 +220,7 @@ def _checked(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
 def _grouped(
     numbers: npt.NDArray[np.float64], groups: Iterable[Hashable] | None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Sum and number of the values of each group."""
+    """Sum and number of the values in each group."""
     if groups is None:
         return numbers, np.ones_like(numbers)
     codes = _codes(groups, numbers.size)
@@ -239,7 +240,7 @@ def _codes(groups: Iterable[Hashable] | None, n: int) -> npt.NDArray[np.intp]:
 
 
 def _draws(n: int, resamples: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
-    """Draw ``n`` of ``n`` groups with replacement for each resample, in chunks of resamples."""
+    """Draw ``n`` of ``n`` groups with replacement for each resample. Yields chunks of resamples."""
     rows = max(1, _CHUNK // n)
     for start in range(0, resamples, rows):
         yield rng.integers(n, size=(min(rows, resamples - start), n))
@@ -248,7 +249,7 @@ def _draws(n: int, resamples: int, rng: np.random.Generator) -> Iterator[npt.NDA
 def _resampled(
     sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], resamples: int, rng: np.random.Generator
 ) -> Iterator[npt.NDArray[np.float64]]:
-    """The means of the resamples, in chunks, from the sum and the number of values of each group."""
+    """Means of the resamples, in chunks, computed from the sum and the number of the values in each group."""
     equal_sizes = bool((counts == counts[0]).all())
     for draws in _draws(sums.size, resamples, rng):
         sizes = counts[0] * sums.size if equal_sizes else counts[draws].sum(axis=1)
@@ -256,19 +257,20 @@ def _resampled(
 
 
 def mcnemar_exact(first: npt.ArrayLike, second: npt.ArrayLike, *, groups: Iterable[Hashable] | None = None) -> McNemar:
-    """Test whether two settings are right equally often: McNemar's test with its exact binomial distribution (1947).
+    """Test whether two settings are right equally often, with McNemar's exact binomial test (1947).
 
     Only samples on which the settings disagree count. If the settings were equally good, each of these samples would
-    favour either setting with probability 1/2. The p-value is twice the smaller tail, at most 1; it is 1 if the
-    settings never disagree.
+    favour either setting with probability 1/2. The p-value is twice the probability of the smaller tail, and at most 1.
+    It is 1 if the settings never disagree.
 
-    Samples of one question are not independent. With ``groups``, the net gain of each group has either sign with
-    probability 1/2, and the p-value is the exact probability of a sum that is at least as far from zero (the sign-flip
-    permutation test; Fisher, 1935). With groups of one sample each, this is McNemar's test.
+    Samples of the same question are not independent. With ``groups``, the test is the sign-flip permutation test
+    (Fisher, 1935). If the settings were equally good, the net gain of each group would have either sign with
+    probability 1/2. The p-value is the exact probability that the sum of the gains is at least as far from zero as the
+    actual sum. If every group has one sample, this is McNemar's test.
 
     Args:
         first: Whether the first setting is right on each sample: booleans, or 0 and 1.
-        second: The same for the second setting, in the same order.
+        second: Whether the second setting is right on each sample, in the same order.
         groups: Group of each sample, such as its ``question_id``. With ``None``, each sample is a group of its own.
 
     Raises:
@@ -300,7 +302,7 @@ def _sign_flips(gains: npt.NDArray[np.float64]) -> float:
     """Probability that the gains, with random signs, have a sum at least as far from zero as their actual sum."""
     steps = np.abs(gains).astype(np.intp)
     steps = steps[steps > 0]
-    probabilities = np.ones(1)  # of each possible sum, smallest first
+    probabilities = np.ones(1)  # the probability of each possible sum, smallest sum first
     for step in steps:
         wider = np.zeros(probabilities.size + 2 * step)
         wider[: probabilities.size] += probabilities / 2
@@ -313,7 +315,7 @@ def _sign_flips(gains: npt.NDArray[np.float64]) -> float:
 def _two_sided(successes: int, failures: int) -> float:
     """Two-sided p-value of a binomial test with probability 1/2."""
     n = successes + failures
-    term = tail = 1  # binomial coefficients and their sum; integers are exact, so only the last division rounds
+    term = tail = 1  # binomial coefficient and running sum, as exact integers: only the last division rounds
     for i in range(min(successes, failures)):
         term = term * (n - i) // (i + 1)
         tail += term

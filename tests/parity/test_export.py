@@ -211,7 +211,7 @@ def test_what_cannot_be_exported_is_refused(load_model, checkpoint, tmp_path):
     done = export(checkpoint("llama"), steering(model), tmp_path / "done").directory
     with pytest.raises(ValueError, match="of the type 'steered_llama'; llama, mistral, qwen2, qwen3 can be exported"):
         export(done, steering(model), tmp_path / "out")
-    with pytest.raises(FileExistsError, match="is no empty directory"):
+    with pytest.raises(FileExistsError, match="is not an empty directory"):
         export(checkpoint("llama"), steering(model), done)
     other = shutil.copytree(checkpoint("llama"), tmp_path / "other")
     config = json.loads((other / "config.json").read_text())

@@ -256,7 +256,7 @@ def test_what_is_not_there_or_not_whole_is_refused(load_model, checkpoint, tmp_p
     full = tmp_path / "full"
     full.mkdir()
     (full / "mine").write_text("kept")
-    with pytest.raises(FileExistsError, match="is no empty directory"):
+    with pytest.raises(FileExistsError, match="is not an empty directory"):
         fold(base, chosen, full)
     assert (full / "mine").read_text() == "kept"
     weights = (base / "model.safetensors").read_bytes()
@@ -264,7 +264,7 @@ def test_what_is_not_there_or_not_whole_is_refused(load_model, checkpoint, tmp_p
     with pytest.raises(ValueError, match="it was cut off"):
         fold(base, chosen, tmp_path / "out")
     (base / "model.safetensors").write_bytes(b"0123456789")
-    with pytest.raises(ValueError, match="is no safetensors file"):
+    with pytest.raises(ValueError, match="is not a safetensors file"):
         fold(base, chosen, tmp_path / "out")
     (base / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match="holds neither"):
@@ -294,4 +294,4 @@ def test_the_command_folds_the_best_heads_of_a_ranking(load_model, checkpoint, s
     chosen = fl.FocusSteering(directions, -0.5, [HEADS[2], HEADS[0]])
     torch.testing.assert_close(folded, model.logits(prompt, [chosen]), atol=1e-4, rtol=0)
     assert main([*named, "--out", str(tmp_path / "out")]) == 1
-    assert "is no empty directory" in capsys.readouterr().err
+    assert "is not an empty directory" in capsys.readouterr().err

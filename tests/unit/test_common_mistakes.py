@@ -400,17 +400,19 @@ def test_an_extra_that_is_not_installed(small, tmp_path, monkeypatch, refused):
 def test_a_place_that_holds_other_results(model, small, tmp_path, refused):
     out, again = str(tmp_path / "out"), ["--directions", directions(tmp_path), "--k", "1"]
     assert main(["steer", *small, *again, "--alpha", "0.2", "--out", out, "-q"]) == 0
-    message = "steering.jsonl holds results made otherwise (settings differ; "
+    message = "steering.jsonl holds results of a different run (settings differ; "
     assert message in refused("steer", *small, *again, "--alpha", "0.4", "--out", out)
     fl.evaluate(model, [GOLD], max_new_tokens=2, out=tmp_path / "run.jsonl")
-    with pytest.raises(ValueError, match=r"run.jsonl holds results made otherwise \(max_new_tokens differ.*delete it"):
+    with pytest.raises(
+        ValueError, match=r"run.jsonl holds results of a different run \(max_new_tokens differ.*delete it"
+    ):
         fl.evaluate(model, [GOLD], max_new_tokens=3, out=tmp_path / "run.jsonl")
 
 
 def test_a_checkpoint_is_written_into_no_other(checkpoint, tmp_path, refused):
     source = directions(tmp_path, provenance={"shape": SHAPE}, site="projection")
     named = ["--model", str(checkpoint("llama")), "--directions", source, "--alpha", "0.3", "--out", str(tmp_path)]
-    assert f"{tmp_path} is no empty directory; name a new one" in refused("fold", *named)
+    assert f"{tmp_path} is not an empty directory; name a new one" in refused("fold", *named)
 
 
 # 13. Numbers on the command line

@@ -27,7 +27,7 @@ _CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "
 _CODE = Path(__file__).with_name("modeling_focus_directions.py")
 _VECTORS = "focus_directions.safetensors"
 _FIRST = "model-00001-of-00001.safetensors"
-"""New name of a single file of weights. Hugging Face ignores the index beside a ``model.safetensors``."""
+"""New name of a single file of weights. Next to a ``model.safetensors``, Hugging Face would ignore the index."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class ExportedCheckpoint:
     """The result of :func:`export`.
 
     Attributes:
-        directory: The checkpoint; load it with ``trust_remote_code=True``.
-        left_out: Other copies of the weights, which were not copied: files and directories.
-        training: Files for resuming a training of the base, which were not copied either.
+        directory: Directory of the checkpoint. Load it with ``trust_remote_code=True``.
+        left_out: Files and directories with other copies of the weights, which were left out.
+        training: Files for resuming a training of the base, which were also left out.
     """
 
     directory: Path
@@ -56,26 +56,26 @@ def export(
     """Write a Hugging Face checkpoint that is steered at the rotary site, for every attention implementation.
 
     ``AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)`` gives the base's own class with one addition:
-    in steered layers ``alpha d_Q`` is added to the queries after the rotary embedding (equation 5; key vectors change
-    nothing there). The vectors are in ``focus_directions.safetensors`` beside the weights, which are copied unchanged.
+    in steered layers, ``alpha d_Q`` is added to the queries after the rotary embedding (equation 5; key vectors have no
+    effect there). The vectors are in ``focus_directions.safetensors`` beside the weights, which are copied unchanged.
     The checkpoint has a model type of its own. Without ``trust_remote_code`` the Auto classes therefore refuse it, and
     cannot run it unsteered by mistake.
 
     Args:
         source: Directory or hub name of a Llama, Mistral, Qwen2 or Qwen3 checkpoint, in safetensors.
         steering: Directions of the rotary site, their strength and heads, at all positions.
-        out: Directory to write, new or empty.
+        out: Directory for the new checkpoint; it must be new or empty.
         revision: Branch, tag or commit on the hub.
-        progress: Show a progress bar; by default only on terminals and in notebooks (:mod:`focuslens.util.progress`).
+        progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
         FileNotFoundError: If the checkpoint does not exist, or has no safetensors.
-        FileExistsError: If ``out`` is not empty.
-        ValueError: If the steering or the architecture cannot be exported, the directions belong to a model of another
-            shape, or ``out`` is a link, contains the working directory, or lies inside the source.
+        FileExistsError: If ``out`` exists and is not an empty directory.
+        ValueError: If the steering or the architecture cannot be exported, the directions belong to a model of a
+            different shape, or ``out`` is a link, contains the working directory, or lies inside the source.
 
     Warns:
-        UserWarning: If the recorded model of the directions is another one.
+        UserWarning: If the directions were trained on a different model, according to their provenance.
     """
     _require_exportable(steering)
     require_writable(Path(out), source)
@@ -107,7 +107,7 @@ def _require_exportable(steering: FocusSteering) -> None:
 
 
 def _vectors(steering: FocusSteering, base: Checkpoint) -> dict[str, Float[Tensor, "head 1 d_head"]]:
-    """The buffers of the steered layers, in float32."""
+    """Vectors for the buffers of the steered layers, in float32."""
     vectors: dict[str, Tensor] = {}
     for point, heads, added in steering.additions(base.shape):
         all_heads = torch.zeros(base.shape.n_heads, base.shape.d_head)
@@ -133,7 +133,7 @@ def _config(base: Checkpoint, layers: list[int]) -> dict[str, Any]:
 
 
 def _chapter(base: Checkpoint, steering: FocusSteering) -> list[str]:
-    """Lines of the model card about the steering."""
+    """Lines for the model card about the steering."""
     return [
         "# With focus directions",
         "",

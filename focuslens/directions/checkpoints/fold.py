@@ -1,4 +1,4 @@
-"""Folding of focus directions into a checkpoint. At the projection site they are biases of ``q_proj``, ``k_proj``."""
+"""Folding of focus directions into a checkpoint. At the projection site, they are biases of queries and keys."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _FAMILIES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama", "mistral": "M
 
 @dataclass(frozen=True)
 class SharedKeys:
-    """A key-value head whose key vector acts on heads that were not chosen.
+    """A key-value head whose key vector also acts on query heads that were not chosen.
 
     Attributes:
-        layer: The layer.
-        key_value_head: Its key-value head.
-        chosen: Chosen query heads that read it.
-        others: Other query heads that read it.
+        layer: Index of the layer.
+        key_value_head: Index of the key-value head.
+        chosen: Chosen query heads that read the key-value head.
+        others: Other query heads that read the key-value head.
     """
 
     layer: int
@@ -51,10 +51,10 @@ class FoldedCheckpoint:
     """The result of :func:`fold`.
 
     Attributes:
-        directory: The checkpoint.
+        directory: Directory of the checkpoint.
         shared: Key-value heads whose key vector also acts on heads that were not chosen.
-        left_out: Other copies of the weights, which were not copied: files and directories.
-        training: Files for resuming a training of the base, which were not copied either.
+        left_out: Files and directories with other copies of the weights, which were left out.
+        training: Files for resuming a training of the base, which were also left out.
     """
 
     directory: Path
@@ -74,25 +74,25 @@ def fold(
     """Write a Hugging Face checkpoint that is steered without any hook.
 
     At the projection site ``(W x + alpha d)`` is the projection ``W x`` with a bias. Qwen2 and Qwen3 keep their class.
-    Llama gets ``attention_bias``, with zeros for all other biases. Mistral without a sliding window is the same
-    computation as Llama, and becomes a Llama checkpoint. Weights are copied unchanged, file by file, and never loaded.
-    The steering biases are in float32, independently of the dtype of the weights.
+    Llama gets ``attention_bias``, with zeros for all other biases. Mistral without a sliding window
+    computes the same as Llama, and becomes a Llama checkpoint. Weights are copied unchanged, file by file, and never
+    loaded. The steering biases are in float32, independently of the dtype of the weights.
 
     Args:
         source: Directory or hub name of the checkpoint, in safetensors.
         steering: Directions of the projection site, their strength and heads, at all positions.
-        out: Directory to write, new or empty.
+        out: Directory for the new checkpoint; it must be new or empty.
         revision: Branch, tag or commit on the hub.
-        progress: Show a progress bar; by default only on terminals and in notebooks (:mod:`focuslens.util.progress`).
+        progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
         FileNotFoundError: If the checkpoint does not exist, or has no safetensors.
-        FileExistsError: If ``out`` is not empty.
-        ValueError: If the steering or the architecture cannot be folded, the directions belong to a model of another
-            shape, or ``out`` is a link, contains the working directory, or lies inside the source.
+        FileExistsError: If ``out`` exists and is not an empty directory.
+        ValueError: If the steering or the architecture cannot be folded, the directions belong to a model of a
+            different shape, or ``out`` is a link, contains the working directory, or lies inside the source.
 
     Warns:
-        UserWarning: If the recorded model of the directions is another one.
+        UserWarning: If the directions were trained on a different model, according to their provenance.
     """
     _require_foldable(steering)
     require_writable(Path(out), source)
@@ -112,7 +112,7 @@ def fold(
 def _require_foldable(steering: FocusSteering) -> None:
     if steering.directions.site != "projection":
         raise ValueError(
-            "the directions act at the rotary site, after the rotary embedding, where they are no bias of a weight; "
+            "the directions act at the rotary site, after the rotary embedding, where they are not biases of a weight; "
             "train with site='projection' to fold"
         )
     if steering.positions != "all":
@@ -123,7 +123,7 @@ def _folded_config(base: Checkpoint) -> dict[str, Any]:
     """The configuration of the folded checkpoint.
 
     Raises:
-        ValueError: If the base is a Mistral with a sliding window, which no class with biases has.
+        ValueError: If the base is a Mistral model with a sliding window. Classes with biases have no such window.
     """
     config = base.config
     new = base.config_with_dtype()
@@ -131,7 +131,7 @@ def _folded_config(base: Checkpoint) -> dict[str, Any]:
         if (window := base.resolved.sliding_window) is not None:
             raise ValueError(
                 f"{base.name} is a mistral with a sliding window of {window} tokens; Mistral has no "
-                "biases, and Llama, which could stand in, no window"
+                "biases, and Llama, which could replace it, has no window"
             )
         # All entries are written out, because the two classes have different defaults.
         new = {**base.resolved.to_dict(), "dtype": new.get("dtype") or new["torch_dtype"]}
@@ -143,7 +143,7 @@ def _folded_config(base: Checkpoint) -> dict[str, Any]:
 
 
 def _biases(steering: FocusSteering, shape: ModelShape) -> dict[str, Float[Tensor, "out"]]:
-    """Summand of each bias by the bias's name, in float32."""
+    """Vector to add to each bias, by the name of the bias, in float32."""
     added: dict[str, Tensor] = {}
     for point, heads, vectors in steering.additions(shape):
         layer, of_queries = int(point.split(".")[1]), point.endswith("hook_q")
@@ -158,7 +158,7 @@ def _bias_name(layer: int, projection: str) -> str:
 
 
 def _every_bias(config: Mapping[str, Any], shape: ModelShape) -> dict[str, int]:
-    """Size of every bias of the folded class, by the bias's name."""
+    """Size of every bias in the folded model, by the name of the bias."""
     queries, keys = shape.n_heads * shape.d_head, shape.n_key_value_heads * shape.d_head
     sizes = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "o_proj": shape.d_model}
     if config["model_type"] == "qwen2":
@@ -183,7 +183,7 @@ def _shared_keys(steering: FocusSteering, shape: ModelShape) -> tuple[SharedKeys
 
 
 def _changes(base: Checkpoint, added: Mapping[str, Tensor]) -> dict[Path, dict[str, Tensor]]:
-    """New biases for every file. Each bias is in the file of its projection's weight."""
+    """New biases for each file of weights. A bias goes into the file that holds the weight of its projection."""
     homes = base.homes
     changes: dict[Path, dict[str, Tensor]] = {shard.path: {} for shard in base.shards}
     for name, size in _every_bias(base.config, base.shape).items():
@@ -198,7 +198,7 @@ def _changes(base: Checkpoint, added: Mapping[str, Tensor]) -> dict[Path, dict[s
 
 
 def _chapter(base: Checkpoint, steering: FocusSteering, shared: tuple[SharedKeys, ...]) -> list[str]:
-    """Lines of the model card about the steering."""
+    """Lines for the model card about the steering."""
     return [
         "# With focus directions folded in",
         "",

@@ -2,8 +2,8 @@
 
 Equation 5 of arXiv 2503.23306, ``softmax((Q + alpha d_Q) K^T / sqrt(d_head))``, for every attention implementation of
 transformers. Each steered attention layer has a buffer ``focus_query`` with ``alpha d_Q`` of all its heads (zero for
-heads without steering). It looks up its attention function under a separate name. That function adds the vectors and
-calls the layer's original attention function. ``focus_layers`` of the configuration lists the steered layers.
+heads without steering). The layer looks up its attention function under a separate name. This function adds the vectors
+and then calls the original attention function. ``focus_layers`` in the configuration lists the steered layers.
 
 This file is part of a checkpoint that focuslens wrote, and depends only on transformers. Load the checkpoint with
 ``trust_remote_code=True``.
@@ -32,7 +32,7 @@ PREFIX = "focus_directions|"
 
 
 class _Renamed:
-    """The configuration of a steered layer: the model's own, with another name for the attention function."""
+    """Configuration of a steered layer: the model's configuration, with a different name for the attention function."""
 
     def __init__(self, config: Any) -> None:
         self.config = config
@@ -58,14 +58,14 @@ def _attend(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Te
         name = name.removeprefix("paged|")
     if name in ALL_ATTENTION_FUNCTIONS:
         attend = ALL_ATTENTION_FUNCTIONS[name]
-    else:  # eager attention is a function of each architecture's own module
+    else:  # the module of each architecture defines its own eager attention
         attend = sys.modules[type(plain).__module__].eager_attention_forward  # type: ignore[attr-defined]
     return attend(plain, query + module.focus_query.to(query.dtype), key, value, *args, **kwargs)
 
 
 def _steer(attention: Any, n_heads: int) -> None:
-    # A view of the layer with the same weights and the model's own configuration, which some attention functions read.
-    # The tuple keeps PyTorch from registering the view as a submodule of the layer.
+    # This shallow copy of the layer has the same weights, and the model's own configuration, which some attention
+    # functions read. The tuple keeps PyTorch from registering the copy as a submodule of the layer.
     attention.unsteered = (copy.copy(attention),)
     attention.register_buffer("focus_query", torch.zeros(n_heads, 1, attention.head_dim))
     attention.config = _Renamed(attention.config)
@@ -81,7 +81,7 @@ class _Steered:
 
 
 class SteeredLlamaConfig(LlamaConfig):
-    """Llama's configuration, with the steered layers."""
+    """Llama's configuration, with a list of the steered layers."""
 
     model_type = "steered_llama"
 
@@ -93,7 +93,7 @@ class SteeredLlamaForCausalLM(_Steered, LlamaForCausalLM):
 
 
 class SteeredMistralConfig(MistralConfig):
-    """Mistral's configuration, with the steered layers."""
+    """Mistral's configuration, with a list of the steered layers."""
 
     model_type = "steered_mistral"
 
@@ -105,7 +105,7 @@ class SteeredMistralForCausalLM(_Steered, MistralForCausalLM):
 
 
 class SteeredQwen2Config(Qwen2Config):
-    """Qwen2's configuration, with the steered layers."""
+    """Qwen2's configuration, with a list of the steered layers."""
 
     model_type = "steered_qwen2"
 
@@ -117,7 +117,7 @@ class SteeredQwen2ForCausalLM(_Steered, Qwen2ForCausalLM):
 
 
 class SteeredQwen3Config(Qwen3Config):
-    """Qwen3's configuration, with the steered layers."""
+    """Qwen3's configuration, with a list of the steered layers."""
 
     model_type = "steered_qwen3"
 

@@ -1,4 +1,4 @@
-"""Comparison of the model that directions were trained on with the model that they are put into."""
+"""Comparison of two models: the model that directions were trained on, and the model that they are added to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def origin_of(directions: FocusDirections) -> dict[str, Any]:
 
 
 def warn_of_another_model(base: Checkpoint, directions: FocusDirections) -> None:
-    """Warn if the recorded model of the directions is another one. A different shape is refused elsewhere."""
+    """Warn if the directions were trained on a model other than the base. Other code refuses a different shape."""
     origin = directions.origin
     if origin is None or _same(origin, base):
         return
@@ -31,7 +31,7 @@ def warn_of_another_model(base: Checkpoint, directions: FocusDirections) -> None
 
 
 def origin_lines(base: Checkpoint, directions: FocusDirections) -> list[str]:
-    """Lines of the model card about the origins of base and directions."""
+    """Lines for the model card about the origins of the base and of the directions."""
     lines = [f"- Base: `{base.name}`" + (f", commit `{base.commit}`." if base.commit else ".")]
     if directions.origin is None:
         return [*lines, f"- Directions: their model is not recorded; SHA-256 `{directions.digest}`."]
@@ -47,7 +47,7 @@ def origin_lines(base: Checkpoint, directions: FocusDirections) -> list[str]:
 
 
 def _same(origin: str, base: Checkpoint) -> bool:
-    """Whether two names belong to the same model. If only one is a directory, the last parts are compared."""
+    """Whether two names belong to the same model. If only one is a directory, only the last parts are compared."""
     if origin == base.name:
         return True
     source = Path(base.name)

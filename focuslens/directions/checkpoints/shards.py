@@ -1,6 +1,6 @@
 """Rewriting of safetensors files of any size by copying bytes, without loading the tensors.
 
-A file has eight bytes with the length of the header, the header in JSON, and the tensors' bytes without gaps
+A file consists of the length of the header (eight bytes), the header in JSON, and the bytes of the tensors without gaps
 (https://github.com/huggingface/safetensors#format).
 """
 
@@ -33,7 +33,7 @@ class Shard(NamedTuple):
 
     @property
     def data_size(self) -> int:
-        """Bytes of all tensors."""
+        """Size of all tensors, in bytes."""
         return max((entry["data_offsets"][1] for entry in self.tensors.values()), default=0)
 
 
@@ -41,13 +41,13 @@ def open_shard(path: Path) -> Shard:
     """Read a file's header.
 
     Raises:
-        ValueError: If the file is no safetensors file, or was cut off.
+        ValueError: If the file is not a safetensors file, or was cut off.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 2 <= length <= min(size - 8, _MAX_HEADER):
-            raise ValueError(f"{path} is no safetensors file")
+            raise ValueError(f"{path} is not a safetensors file")
         header: dict[str, Any] = json.loads(file.read(length))
     shard = Shard(
         path, {k: v for k, v in header.items() if k != "__metadata__"}, header.get("__metadata__", {}), 8 + length
@@ -84,12 +84,12 @@ def read(shard: Shard, name: str) -> Tensor:
 def rewrite(
     shard: Shard, target: Path, tensors: Mapping[str, Tensor], progress: Callable[[int], object] = lambda written: None
 ) -> None:
-    """Write a file with a shard's tensors, some of them replaced or added.
+    """Write a copy of a shard in which some tensors are replaced or added.
 
     Args:
         shard: The source file.
         target: The new file.
-        tensors: New tensors. Each replaces the tensor of the same name, or is added if there is none.
+        tensors: New tensors. Each replaces the shard's tensor of the same name, or is added if there is no such tensor.
         progress: Callback that receives the number of bytes written, part by part.
 
     Raises:
@@ -134,7 +134,7 @@ def _size(entry: Mapping[str, Any]) -> int:
 
 
 def _width(entry: Mapping[str, Any]) -> int:
-    """Bytes per number. Types with less than one byte count as 0 and come last."""
+    """Number of bytes per element. Types with less than one byte count as 0, and come last."""
     return _size(entry) // max(prod(entry["shape"]), 1)
 
 

@@ -20,25 +20,25 @@ TENSOR_SUFFIXES = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".gguf", ".onnx", ".onnx_data", ".h5"),
     *(".msgpack", ".ot", ".tflite"),
 )
-"""Suffixes of files of weights."""
+"""File suffixes of weights, in any format."""
 _FETCHED_LATER = (
     *(f"*{suffix}" for suffix in TENSOR_SUFFIXES),
     *("original/*", "onnx/*", "openvino/*", "coreml/*", "checkpoint-*/*", "runs/*"),
 )
-"""Patterns that the first fetch from the hub skips: weights in any format, and folders of copies of them."""
+"""Patterns that the first fetch from the hub skips: weights in any format, and folders with copies of weights."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint in Hugging Face format: its configuration and the headers of its files.
+    """A checkpoint in Hugging Face format: its configuration and the headers of its weight files.
 
     Attributes:
-        name: The directory or hub name from the user.
+        name: Directory or hub name, as the user gave it.
         revision: The requested revision on the hub, or ``None``.
         commit: The commit on the hub that the revision resolved to, if known.
-        directory: Its local directory.
-        config: Its ``config.json``.
-        shards: Its files of weights.
+        directory: Local directory of the checkpoint.
+        config: Content of ``config.json``.
+        shards: Headers of the weight files.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Checkpoint:
 
     @cached_property
     def resolved(self) -> Any:
-        """The configuration with its class's defaults for missing entries, such as Mistral's window."""
+        """The configuration with its class's defaults for missing entries, such as Mistral's sliding window."""
         from transformers import AutoConfig
 
         return AutoConfig.for_model(**self.config)
@@ -75,7 +75,10 @@ class Checkpoint:
         return {name: shard for shard in self.shards for name in shard.tensors}
 
     def config_with_dtype(self) -> dict[str, Any]:
-        """A copy of the configuration that names the weights' dtype. Added float32 vectors would obscure it."""
+        """A copy of the configuration that names the dtype of the weights.
+
+        Without this entry, the added float32 vectors could hide the dtype of the weights.
+        """
         config = dict(self.config)
         if not (config.get("dtype") or config.get("torch_dtype")):
             shard = next(shard for shard in self.shards if shard.tensors)
@@ -84,7 +87,7 @@ class Checkpoint:
 
     @property
     def size(self) -> int:
-        """Bytes of all weights."""
+        """Size of all weights, in bytes."""
         return sum(shard.data_size for shard in self.shards)
 
     @property
@@ -94,18 +97,18 @@ class Checkpoint:
 
 
 def open_checkpoint(source: str | Path, revision: str | None, families: Mapping[str, str], verb: str) -> Checkpoint:
-    """Open a directory, or a model on the hub. Only the files that make the model are fetched from the hub.
+    """Open a checkpoint in a directory or on the hub. Only the files that the model needs are fetched from the hub.
 
     Args:
         source: Directory or hub name.
         revision: Branch, tag or commit on the hub.
-        families: Accepted values of ``model_type``, each with the prefix of its classes' names.
+        families: Accepted values of ``model_type``, each with the prefix of its class names.
         verb: Participle for the error message, such as "folded".
 
     Raises:
         FileNotFoundError: If the checkpoint does not exist, or has no safetensors.
-        ValueError: If it is no causal language model of an accepted type, has code of its own, is quantized, or its
-            tensors are not those of its type.
+        ValueError: If the checkpoint is not a causal language model of an accepted type, has its own code, is
+            quantized, or has tensors whose names do not fit its type.
     """
     remote = not Path(source).is_dir()
     directory = _fetched(str(source), revision, ignore=_FETCHED_LATER) if remote else Path(source)
@@ -124,7 +127,7 @@ def open_checkpoint(source: str | Path, revision: str | None, families: Mapping[
 def _fetched(
     name: str, revision: str | None, *, allow: Sequence[str] | None = None, ignore: Sequence[str] | None = None
 ) -> Path:
-    """Directory of the hub's snapshot, with the files that match the patterns."""
+    """Local directory of a snapshot from the hub, with the files that match the patterns."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -136,7 +139,7 @@ def _fetched(
 
 
 def _fetch_weights(name: str, revision: str | None) -> Path:
-    """Directory of the snapshot with the weights: the single file, or without one the files that the index names."""
+    """Local directory of a snapshot with its weights: the single file, or else the files that the index names."""
     directory = _fetched(name, revision, allow=[SINGLE])
     if not (directory / SINGLE).is_file() and (directory / INDEX).is_file():
         directory = _fetched(name, revision, allow=_indexed(directory))
@@ -159,13 +162,13 @@ def _require_steerable(name: str, config: Mapping[str, Any], families: Mapping[s
 
 
 def _require_projections(base: Checkpoint) -> None:
-    """Refuse weights whose names are not those of the type, such as queries, keys and values in one matrix."""
+    """Refuse weights whose names do not fit the model type, such as one matrix for queries, keys and values."""
     for layer in range(base.shape.n_layers):
         for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
             name = f"model.layers.{layer}.self_attn.{projection}.weight"
             if name not in base.homes:
                 raise ValueError(f"{base.name} has no {name}; its tensors are not named as those of its type")
-            dtype_of(base.homes[name], name)  # raises for dtypes that vectors cannot be added to
+            dtype_of(base.homes[name], name)  # raises ValueError if vectors cannot be added to this dtype
 
 
 def _indexed(directory: Path) -> list[str]:
@@ -174,7 +177,7 @@ def _indexed(directory: Path) -> list[str]:
 
 
 def _shards(directory: Path) -> list[Shard]:
-    if (directory / SINGLE).is_file():  # preferred to an index, as in Hugging Face
+    if (directory / SINGLE).is_file():  # a single file is preferred to an index, as in Hugging Face
         names = [SINGLE]
     elif (directory / INDEX).is_file():
         names = _indexed(directory)

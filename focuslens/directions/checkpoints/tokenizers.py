@@ -16,8 +16,8 @@ _FILES = (TOKENIZER_CONFIG, "tokenizer.json", "tokenizer.model", "vocab.json", "
 def tokenizer_config(base: Checkpoint) -> dict[str, Any] | None:
     """The base's ``tokenizer_config.json`` with the class that ``AutoTokenizer`` chooses for the base.
 
-    For some model types (all Qwen2, for example) ``AutoTokenizer`` overrides the class in the file, for others it does
-    not. With another ``model_type``, the same files could therefore give another tokenizer.
+    ``AutoTokenizer`` overrides the class in the file for some model types, such as Qwen2, but not for others. With a
+    different ``model_type``, the same files could therefore give a different tokenizer.
 
     Returns:
         The configuration; ``None`` if the base has no tokenizer, or a tokenizer with its own code.

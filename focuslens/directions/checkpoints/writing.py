@@ -43,13 +43,13 @@ def require_writable(out: Path, source: str | Path) -> None:
     """Refuse an unsuitable place for the new checkpoint before any work is done.
 
     Raises:
-        FileExistsError: If it is no new or empty directory.
-        ValueError: If it is a link, contains the working directory, or lies inside the source.
+        FileExistsError: If ``out`` exists and is not an empty directory.
+        ValueError: If ``out`` is a link, contains the working directory, or lies inside the source.
     """
     if out.is_symlink():
         raise ValueError(f"{out} is a symbolic link, which a new directory would replace; name {out.resolve()} itself")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is no empty directory; name a new one")
+        raise FileExistsError(f"{out} is not an empty directory; name a new one")
     place = out.resolve()
     if place in (Path.cwd(), *Path.cwd().parents):
         raise ValueError(f"{out} is the working directory or holds it, and cannot be replaced; name a new directory")
@@ -57,24 +57,26 @@ def require_writable(out: Path, source: str | Path) -> None:
         raise ValueError(f"{out} lies inside {source}, the checkpoint that is read; name a directory outside it")
     above = next(parent for parent in place.parents if parent.exists())
     if not above.is_dir():
-        raise FileExistsError(f"{out} cannot be made: {above} is no directory")
+        raise FileExistsError(f"{out} cannot be made: {above} is not a directory")
 
 
 @contextmanager
 def write_steered(
     base: Checkpoint, steering: FocusSteering, out: Path, config: Mapping[str, Any], chapter: Sequence[str]
 ) -> Generator[tuple[Path, LeftOut]]:
-    """A new directory for the weights. At the end of the block, all other files are added and it becomes ``out``.
+    """Provide a new directory for the weights.
+
+    At the end of the block, all other files are added, and the directory is renamed to ``out``.
 
     Args:
         base: The base checkpoint.
-        steering: The steering, for the record.
+        steering: The steering, which is recorded in the checkpoint.
         out: The final directory, accepted by :func:`require_writable`.
         config: The new ``config.json``.
-        chapter: Lines of the model card, in front of the base's own text.
+        chapter: Lines of the model card that precede the base's own text.
 
     Yields:
-        The directory, and the list of files that were left out, complete after the block.
+        The directory, and the files that were left out. The latter are complete only after the block.
     """
     tokenizer = tokenizer_config(base)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -89,7 +91,7 @@ def write_steered(
         chapter = [*chapter, "", *origin_lines(base, steering.directions)]
         (partial / _CARD).write_text(_card(base.directory, chapter), encoding="utf-8")
         for directory in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
-            directory.chmod(0o777 & ~umask())  # mkdtemp's directories are private, and copies keep their mode
+            directory.chmod(0o777 & ~umask())  # mkdtemp's directory is private, and copytree keeps modes
         if out.exists():
             out.rmdir()  # require_writable has checked that it is empty
         partial.replace(out)
@@ -99,7 +101,7 @@ def write_steered(
 
 
 def write_index(directory: Path, names: Sequence[str]) -> None:
-    """Write the index of a checkpoint with several files of weights."""
+    """Write the index of a checkpoint that has several files of weights."""
     shards = [open_shard(directory / name) for name in names]
     places = {tensor: shard.path.name for shard in shards for tensor in shard.tensors}
     total = sum(shard.data_size for shard in shards)
@@ -118,7 +120,7 @@ def _record(base: Checkpoint, steering: FocusSteering) -> dict[str, Any]:
 
 
 def _copy_rest(base: Checkpoint, out: Path, left_out: LeftOut) -> None:
-    """Copy all other files, such as ``additional_chat_templates``, and record the files that are left out."""
+    """Copy files other than weights, such as ``additional_chat_templates``, and record the files that are left out."""
     weights = {shard.path for shard in base.shards}
     for path in sorted(base.directory.iterdir()):
         if path.name in (INDEX, CONFIG, _CARD, _RECORD) or path.name.startswith(".") or path in weights:
@@ -134,7 +136,7 @@ def _copy_rest(base: Checkpoint, out: Path, left_out: LeftOut) -> None:
 
 
 def _is_weights(path: Path) -> bool:
-    """Whether a file holds tensors, by its name, or a directory contains such a file."""
+    """Whether a file holds tensors, judged by its name, or a directory contains such a file."""
     if path.is_dir():
         return any(_is_weights(inner) for inner in path.rglob("*") if not inner.is_dir())
     return path.suffix in TENSOR_SUFFIXES or path.name.endswith(".index.json")

@@ -167,11 +167,11 @@ def test_where_it_cannot_be_written_is_refused_before_any_work(site, base, tmp_p
     for place in (base / "steered", base / "deep" / "er", empty / ".." / "base" / "steered"):
         with pytest.raises(ValueError, match=r"lies inside .*base, the checkpoint that is read"):
             write(base, steering(site), place)
-    with pytest.raises(FileExistsError, match="base is no empty directory"):
+    with pytest.raises(FileExistsError, match="base is not an empty directory"):
         write(base, steering(site), base)
-    with pytest.raises(FileExistsError, match="is no empty directory"):
+    with pytest.raises(FileExistsError, match="is not an empty directory"):
         write(base, steering(site), tmp_path / "file")
-    with pytest.raises(FileExistsError, match=r"cannot be made: .*file is no directory"):
+    with pytest.raises(FileExistsError, match=r"cannot be made: .*file is not a directory"):
         write(base, steering(site), tmp_path / "file" / "out")
     monkeypatch.chdir(empty)
     for place in (".", empty):

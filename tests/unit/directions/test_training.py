@@ -390,7 +390,7 @@ def test_samples_beyond_the_memory_are_said_to_be_computed_anew(load_model: Any,
     model = load_model("llama")
     quick: dict[str, Any] = {"epochs": 1, "max_new_tokens": 2}
     with pytest.warns(
-        UserWarning, match=r"activations of 0 of 2 samples fill \S+ GB; those of the others are computed anew"
+        UserWarning, match=r"activations of 0 of 2 samples fill \S+ GB; those of the others are recomputed"
     ) as seen:
         train_focus_directions(model, samples[2:], HEADS[:2], memory_gb=1e-9, **quick)
     assert len(seen) == 1

@@ -148,9 +148,9 @@ def test_other_weights_and_another_template_are_another_model(load_model, sample
 
     run()
     run()
-    with pytest.raises(OtherResultsError, match="results made otherwise"):
+    with pytest.raises(OtherResultsError, match="results of a different run"):
         run(chat_template_kwargs={"date_string": "26 Jul 2024"})
-    with pytest.raises(OtherResultsError, match="results made otherwise"):
+    with pytest.raises(OtherResultsError, match="results of a different run"):
         run(stop_tokens=())
     # The template's own words too, whatever its arguments: Llama 3's writes today's date.
     with monkeypatch.context() as patch:
@@ -161,7 +161,7 @@ def test_other_weights_and_another_template_are_another_model(load_model, sample
     with torch.no_grad():
         weight.mul_(1.01)
     try:
-        with pytest.raises(OtherResultsError, match="results made otherwise"):
+        with pytest.raises(OtherResultsError, match="results of a different run"):
             run()
     finally:
         with torch.no_grad():

@@ -276,7 +276,7 @@ def test_results_made_otherwise_are_not_continued(
     path = tmp_path / "results.jsonl"
     finished_file(one_model, samples[3:], path)
     content = path.read_bytes()
-    with pytest.raises(ValueError, match=rf"holds results made otherwise \(.*{field}"):
+    with pytest.raises(ValueError, match=rf"holds results of a different run \(.*{field}"):
         finished_file(one_model, samples[3:], path, **changed)
     assert path.read_bytes() == content
 
