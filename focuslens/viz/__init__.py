@@ -1,7 +1,7 @@
 """Figures (matplotlib), attention views (circuitsvis) and reports as single HTML files.
 
-All functions here take arrays, names and numbers, and need neither a model nor the network.
-``focuslens.scores.response`` and ``focuslens.window_attention`` read the attention of the views from a model.
+All functions here take arrays, names and numbers, and need neither a model nor the network. The attention that views
+show is computed by ``focuslens.scores.response`` and ``focuslens.window_attention``, which run a model.
 """
 
 from __future__ import annotations

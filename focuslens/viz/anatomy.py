@@ -1,6 +1,7 @@
-"""Figures of directions: their norms, frequencies and depths, and the content and position in their bias.
+"""Figures of focus directions: norms, frequencies, depths, and the shares of content and position in the bias.
 
-The figures have the style of :mod:`focuslens.viz.style`. Each function draws on given or new axes and returns them.
+The figures have the style of :mod:`focuslens.viz.style`. Each function draws on the given axes, or on new axes, and
+returns the axes.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ def norms_by_rank(
     title: str = "Norms of the directions",
     ax: Axes | None = None,
 ) -> Axes:
-    """Norms of ``d_Q`` and ``d_K`` of every head, best contextual head first, on logarithmic scales.
+    """Norms of every head's ``d_Q`` and ``d_K`` by the head's rank, best contextual head first, on logarithmic scales.
 
     Args:
         query: Norm of each head's ``d_Q``.
         key: Norm of each head's ``d_K``.
-        noise: Norm of the initial vectors of the training, drawn as a horizontal line.
-        top: The last rank that counts as a contextual head, drawn as a vertical line.
+        noise: Norm of the random vectors that training starts from, drawn as a horizontal line.
+        top: Rank of the last head that counts as contextual, drawn as a vertical line.
         title: The figure's title.
         ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If there are no heads, the numbers of norms differ, or a norm is not positive.
+        ValueError: If there are no heads, ``query`` and ``key`` differ in length, or a norm is not positive.
     """
     if not len(query) or len(query) != len(key):
         raise ValueError(f"there are {len(query)} norms of d_Q and {len(key)} of d_K; give one of each for every head")
@@ -66,15 +67,18 @@ def frequency_profiles(
     title: str = "Energy by rotary frequency",
     ax: Axes | None = None,
 ) -> Axes:
-    """Energy of vectors by rotary frequency, fastest first, one line per vector. An even spread is 1.
+    """Energy of vectors by rotary frequency, fastest first, with one line per vector.
+
+    A vector whose energy is spread evenly has the value 1 at every frequency.
 
     Args:
-        shares: Share of the energy in each pair, by name, without the dimensions that are not rotated.
+        shares: Share of a vector's energy in each rotary pair, by the vector's name. Dimensions that are not rotated
+            are left out.
         title: The figure's title.
         ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If there is nothing to draw.
+        ValueError: If ``shares`` is empty.
     """
     with style():
         ax = _profiles(shares, ax)
@@ -90,15 +94,17 @@ def frequency_profiles(
 def depth_profiles(
     shares: Mapping[str, Float[np.ndarray, "_bin"]], *, title: str = "Depth of the best heads", ax: Axes | None = None
 ) -> Axes:
-    """Heads by depth, in equal bins from the first layer to the last, one line per model. An even spread is 1.
+    """Density of heads by depth, in equal bins from the first layer to the last, with one line per model.
+
+    Heads that are spread evenly over the layers have the value 1 in every bin.
 
     Args:
-        shares: Share of the heads in each bin, by name.
+        shares: Share of a model's heads in each bin, by the model's name.
         title: The figure's title.
         ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If there is nothing to draw.
+        ValueError: If ``shares`` is empty.
     """
     with style():
         ax = _profiles(shares, ax)
@@ -114,18 +120,18 @@ def position_biases(
     title: str = "Bias by position at fixed content",
     ax: Axes | None = None,
 ) -> Axes:
-    """Bias of a key's logit by the key's position, at one content. Each line is centred at 0.
+    """Bias that directions add to a key's logit, by the key's position, for one fixed content.
 
-    Softmax ignores a line's level, so only its shape counts.
+    Each line is centred at 0, because softmax ignores a constant that is added to all logits.
 
     Args:
-        positions: Absolute positions, ascending.
+        positions: Absolute positions of the key, ascending.
         biases: Bias at each position, in logits, by the name of the direction.
         title: The figure's title.
         ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If there is nothing to draw, or the numbers of values and positions differ.
+        ValueError: If ``biases`` is empty, or a direction does not have one value per position.
     """
     _require_lines(biases)
     for name, bias in biases.items():
@@ -156,9 +162,9 @@ def variance_parts(
 
     Args:
         labels: The heads' names, from top to bottom.
-        content: Variance from content.
-        position: Variance from position.
-        interaction: Variance from their interaction.
+        content: Variance due to content, per head.
+        position: Variance due to position, per head.
+        interaction: Variance due to the interaction of content and position, per head.
         title: The figure's title.
         ax: Axes to draw on; new axes if ``None``.
 
@@ -186,7 +192,7 @@ def variance_parts(
 
 
 def _profiles(shares: Mapping[str, Float[np.ndarray, "_cell"]], ax: Axes | None) -> Axes:
-    """Axes with densities over [0, 1] as steps."""
+    """Axes with the shares as densities over [0, 1], drawn as steps."""
     _require_lines(shares)
     ax = ax or new_axes()
     for index, (name, share) in enumerate(shares.items()):
@@ -202,5 +208,5 @@ def _require_lines(lines: Mapping[str, Any]) -> None:
 
 
 def _look(index: int) -> dict[str, Any]:
-    """Colour and dash of the n-th line. The first thirty lines differ in at least one of them."""
+    """Colour and dash of the line with an index. The first thirty lines differ in colour or dash."""
     return {"color": COLOURS[index % len(COLOURS)], "ls": DASHES[index % len(DASHES)], "lw": 1.8}

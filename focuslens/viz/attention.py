@@ -1,4 +1,4 @@
-"""Attention between tokens (circuitsvis), in a self-contained page."""
+"""View of the attention between tokens (circuitsvis), as a self-contained page."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from focuslens.viz.view import AttentionView, visible
 __all__ = ["attention_view", "token_view"]
 
 _DECIMALS = 3
-# Placeholder for "<" while circuitsvis writes the tokens into a script, which "</script>" would end: see `_script`.
+# Placeholder for "<" while circuitsvis writes the tokens into a script. A token "</script>" would end the script; see
+# `_script`.
 _LESS_THAN = "\ue000"
 
 
@@ -28,7 +29,7 @@ def token_view(window: WindowAttention, *, title: str = "", max_value: float | N
     Args:
         window: Attention in the window, from :func:`focuslens.scores.window.window_attention`.
         title: The page's title; the default contains the response.
-        max_value: Attention with full colour; the default is the largest in the window.
+        max_value: Attention that gets full colour; the default is the largest attention in the window.
     """
     notes = (f"{window.left_out} tokens of the chosen spans did not fit and are left out.",) * bool(window.left_out)
     return attention_view(
@@ -55,36 +56,36 @@ def attention_view(
     title: str = "Attention between tokens",
     notes: Sequence[str] = (),
 ) -> AttentionView:
-    """Attention patterns of some heads, token by token: small maps of all heads and one head in full (circuitsvis).
+    """Attention patterns of some heads, token by token: a small map per head, and one head in full size (circuitsvis).
 
-    The size of a pattern grows with the square of the number of tokens. The page therefore shows only a part of a long
-    text, and names that part. Values are rounded to three decimals.
+    The size of a pattern grows with the square of the number of tokens. The page therefore shows only some tokens of a
+    long text, and states their range. Values are rounded to three decimals.
 
     Args:
         tokens: Text of every token.
-        pattern: Attention of each head. If there are fewer rows than tokens, the rows are those of the last tokens, and
-            the other rows stay empty.
+        pattern: Attention of each head. If there are fewer rows than tokens, the rows belong to the last tokens, and
+            the rows of earlier tokens stay empty.
         head_names: A name for each head, such as ``L13H23``.
-        places: Position of each token in the whole text, if these are only some of its tokens.
-        window: Tokens to show, ``[start, end)``; the default is the last ``max_tokens``.
+        places: Position of each token in the whole text, if ``tokens`` are only a part of the text.
+        window: Range of the tokens to show, ``[start, end)``; the default is the last ``max_tokens`` tokens.
         max_tokens: Largest number of tokens to show.
-        max_value: Attention with full colour; the default is the largest value shown.
+        max_value: Attention that gets full colour; the default is the largest attention shown.
         title: The page's title.
         notes: Further sentences for the page.
 
     Raises:
-        ValueError: If the shapes do not match, the pattern holds NaN or negative numbers, or the window is not inside
-            the text or longer than ``max_tokens``.
+        ValueError: If the shapes do not match, the pattern contains NaN or negative numbers, the window is not inside
+            the text, or the window is longer than ``max_tokens``.
     """
     values = _as_array(pattern)
     n_heads, n_rows, n_tokens = values.shape
     if n_tokens != len(tokens) or not 0 < n_rows <= n_tokens:
         raise ValueError(
             f"pattern has shape {values.shape} [head query key] for {len(tokens)} tokens; "
-            "it needs one key for each token, and no more queries than that"
+            "it needs one key for each token, and at most one query for each token"
         )
     if n_heads != len(head_names):
-        raise ValueError(f"pattern holds {n_heads} heads and there are {len(head_names)} head names; give one for each")
+        raise ValueError(f"pattern holds {n_heads} heads and there are {len(head_names)} head names; name each head")
     if places is not None and len(places) != n_tokens:
         raise ValueError(f"there are {len(places)} places for {n_tokens} tokens; give each token its place")
     start, end = _window(window, n_tokens, max_tokens)
@@ -102,7 +103,7 @@ def attention_view(
 
 
 def _note(window: tuple[int, int], n_tokens: int, n_rows: int, places: Sequence[int] | None) -> str:
-    """Explanation of rows and columns, and of the tokens that are left out."""
+    """Explanation of the rows and columns, and of the tokens that the page leaves out."""
     start, end = window
     note = "Rows are query tokens, columns are key tokens."
     if places is not None:
@@ -123,7 +124,7 @@ def _note(window: tuple[int, int], n_tokens: int, n_rows: int, places: Sequence[
 
 
 def _ranges(places: Sequence[int]) -> str:
-    """Text such as ``0 to 1, 44 to 90`` for runs of adjacent positions."""
+    """Text for positions, with each run of adjacent positions as a range, such as ``0 to 1, 44 to 90``."""
     runs: list[list[int]] = []
     for place in places:
         if runs and place == runs[-1][-1] + 1:
@@ -150,7 +151,7 @@ def _window(window: tuple[int, int] | None, n_tokens: int, max_tokens: int) -> t
     if end - start > max_tokens:
         raise ValueError(
             f"window ({start}, {end}) holds {end - start} tokens, more than max_tokens = {max_tokens}; "
-            "choose a shorter one, or raise max_tokens (the page grows with its square)"
+            "choose a shorter window, or raise max_tokens (the page grows with the square of the window's length)"
         )
     return start, end
 
@@ -158,9 +159,9 @@ def _window(window: tuple[int, int] | None, n_tokens: int, max_tokens: int) -> t
 def _script(
     tokens: Sequence[str], square: Float[np.ndarray, "head query key"], head_names: Sequence[str], max_value: float
 ) -> str:
-    """The circuitsvis view as an HTML fragment with its code inside. Equal input gives an equal fragment."""
+    """The circuitsvis view as an HTML fragment that includes its code. Equal input gives an equal fragment."""
     rounded = np.round(square, _DECIMALS)
-    # A pattern is mostly zeros, and "0" is shorter than "0.0".
+    # Most numbers of a pattern are zero, and "0" is shorter than "0.0".
     numbers = [[[0 if x == 0 else x for x in row] for row in head] for head in rounded.tolist()]
     source = attention_heads(
         attention=numbers,
@@ -169,6 +170,6 @@ def _script(
         max_value=max_value,
         min_value=0.0,
     ).local_src
-    # JSON escapes the placeholder. The replacement means "<" to JavaScript and nothing to the HTML parser.
+    # JSON escapes the placeholder. JavaScript reads the replacement as "<", and the HTML parser does not.
     source = source.replace(r"\ue000", r"\u003c")
     return re.sub(r"circuits-vis-[0-9a-f-]{13}", "attention", source)

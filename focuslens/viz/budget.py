@@ -1,4 +1,4 @@
-"""Figure of the attention budget: shares of the parts of a prompt, with their intervals."""
+"""Figure of the attention budget: the share of attention on each part of a prompt, with its interval."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ def budget_shares(
     x_label: str = "share of the response's attention",
     ax: Axes | None = None,
 ) -> Axes:
-    """Attention of the response's tokens: one line per part of the prompt, one mark per setting, with its interval.
+    """Share of the response's attention on each part of the prompt, with one mark and its interval per setting.
 
     Args:
-        shares: Share or interval by setting, then by part, as in :meth:`focuslens.AttentionBudget.intervals`. The first
-            setting gives the order of the parts.
+        shares: Share of each part, as a number or an interval, by setting and then by part, as in
+            :meth:`focuslens.AttentionBudget.intervals`. The parts are drawn in the order of the first setting.
         title: The figure's title.
         x_label: Label of the axis of shares.
         ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If there is nothing to draw, or settings differ in their parts.
+        ValueError: If there is no setting, a setting has no parts, or settings differ in their parts.
     """
     if not shares or not all(shares.values()):
         raise ValueError("there are no shares to draw; give at least one setting with at least one part")
@@ -39,7 +39,8 @@ def budget_shares(
     for name, by_part in shares.items():
         if set(by_part) != set(parts):
             raise ValueError(
-                f"{name!r} has the parts {sorted(by_part)}, the first setting {sorted(parts)}; give the same"
+                f"{name!r} has the parts {sorted(by_part)}, and the first setting has {sorted(parts)}; give every "
+                "setting the same parts"
             )
     places = np.arange(len(parts), dtype=float)
     with style():

@@ -31,12 +31,12 @@ _FRAME = """<h1>{title}</h1>
 def document_view(attention: ResponseAttention | UnitAttention, *, title: str = "") -> AttentionView:
     """Attention of a response to whole parts of the prompt: each document, the question, the template, the sink.
 
-    The first table has one row per head, averaged over the response. For a document, this is its contextual score
-    (equation 1 of "Focus Directions"). The second table shows the chosen head, with one row per response token. The
-    size of the page does not depend on the prompt's length. The first table needs no scripts.
+    The first table has one row per head, with the attention averaged over the response. The value of a document is the
+    document's contextual score (equation 1 of "Focus Directions"). The second table shows the chosen head, with one row
+    per response token. The size of the page does not depend on the prompt's length. The first table needs no scripts.
 
     Args:
-        attention: Attention of the response. Attention to tokens is summed over each part.
+        attention: Attention of the response. Attention to single tokens is summed over each part.
         title: The page's title.
     """
     units = attention.by_unit() if isinstance(attention, ResponseAttention) else attention
@@ -68,7 +68,7 @@ def document_view(attention: ResponseAttention | UnitAttention, *, title: str = 
 
 
 def _means(units: UnitAttention, heads: Sequence[str], means: Float[np.ndarray, "choice unit"]) -> str:
-    """The table of all heads, which needs no scripts."""
+    """The first table, with all heads, which needs no scripts."""
     top = float(means.max()) or 1.0
 
     def cell(value: float) -> str:
@@ -97,8 +97,8 @@ def pool_attention(rows: Float[Tensor, "head query key"], spans: Sequence[Span])
     """Attention summed over spans of keys, such as documents. Sums have at least float32 precision.
 
     Args:
-        rows: Attention of each head from some query rows.
-        spans: Half-open token ranges, one per unit. They may overlap and need not cover all keys.
+        rows: Attention of each head in some query rows.
+        spans: Half-open token ranges, one per unit. The ranges may overlap and need not cover all keys.
 
     Raises:
         ValueError: If a span is empty, reversed, or not inside the keys.

@@ -1,6 +1,6 @@
-"""All figures (matplotlib), in one style: readable in grey and by the colour-blind, with units on every axis.
+"""All figures (matplotlib), in one style: readable in greyscale and by colour-blind readers, with units on every axis.
 
-Every function draws on given or new axes and returns them, so that figures can be combined.
+Every function draws on the given axes, or on new axes, and returns the axes, so that figures can be combined.
 """
 
 from __future__ import annotations

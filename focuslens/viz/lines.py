@@ -1,4 +1,4 @@
-"""Figures of lines: accuracy over the settings of a sweep, and losses over the epochs of a training."""
+"""Line figures: accuracy against the settings of a sweep, and training losses against epochs."""
 
 from __future__ import annotations
 
@@ -52,11 +52,11 @@ class Curve:
     """One line of a sweep: an estimate with its interval at every ``x``.
 
     Args:
-        label: Its name in the legend.
+        label: Name of the curve in the legend.
         x: Values of the swept setting, in any order.
         estimate: The estimates, one for each ``x``.
-        low: Lower ends of their intervals.
-        high: Upper ends of their intervals.
+        low: Lower ends of the intervals, one for each ``x``.
+        high: Upper ends of the intervals, one for each ``x``.
 
     Raises:
         ValueError: If the lengths differ or are 0, or an estimate lies outside its interval.
@@ -81,7 +81,7 @@ class Curve:
 
     @classmethod
     def from_intervals(cls, label: str, points: Iterable[tuple[float, IntervalLike]]) -> Curve:
-        """A curve from pairs of ``x`` and its interval."""
+        """A curve from pairs of a value ``x`` and the interval at this value."""
         x, intervals = zip(*points, strict=True)
         estimate, low, high = zip(
             *((interval.mean, interval.low, interval.high) for interval in intervals), strict=True
@@ -96,7 +96,7 @@ def split_softmax_curves(
     title: str = "Split-softmax",
     ax: Axes | None = None,
 ) -> Axes:
-    """Accuracy over the number of heads, one curve per ``tau`` (figure 3); see :func:`sweep_curves`."""
+    """Accuracy against the number of heads, one curve per ``tau`` (figure 3); see :func:`sweep_curves`."""
     return sweep_curves(curves, baselines, x_label="heads changed (top k)", title=title, ax=ax)
 
 
@@ -107,7 +107,7 @@ def direction_curves(
     title: str = "Focus directions",
     ax: Axes | None = None,
 ) -> Axes:
-    """Accuracy over the number of heads, one curve per ``alpha`` (figure 4); see :func:`sweep_curves`."""
+    """Accuracy against the number of heads, one curve per ``alpha`` (figure 4); see :func:`sweep_curves`."""
     return sweep_curves(curves, baselines, x_label="heads steered (top k)", title=title, ax=ax)
 
 
@@ -121,19 +121,20 @@ def sweep_curves(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Lines with interval bands over a swept setting, and baselines as horizontal lines.
+    """Lines with interval bands against a swept setting, and baselines as horizontal lines.
 
     Args:
-        curves: The lines.
-        baselines: Horizontal lines by name, each with its interval.
-        x_label: The swept setting, with its unit.
-        y_label: The measured quantity, with its unit.
-        x_scale: ``category`` puts all values of ``x`` at equal distances, so that 1, 2, 5, 20 and 600 are all legible.
+        curves: The curves to draw.
+        baselines: Interval of each baseline by name. Each baseline is a horizontal line.
+        x_label: Name of the swept setting, with its unit.
+        y_label: Name of the measured quantity, with its unit.
+        x_scale: Scale of the horizontal axis. ``category`` puts all values of ``x`` at equal distances, so that 1, 2,
+            5, 20 and 600 are all legible.
         title: The figure's title.
         ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If there is nothing to draw, or a logarithmic scale has values that are not positive.
+        ValueError: If there are no curves, or the scale is logarithmic and a value of ``x`` is not positive.
     """
     if not curves:
         raise ValueError("there are no curves to draw; give at least one")
@@ -163,10 +164,12 @@ def loss_curves(
     title: str = "Training of focus directions",
     ax: Axes | None = None,
 ) -> Axes:
-    """Training loss by epoch, one line per head. More than eight heads have thin lines, with median and quartiles.
+    """Training loss by epoch, with one line per head.
+
+    More than eight heads are drawn as thin lines, together with their median and quartiles.
 
     Args:
-        losses: Mean loss of each epoch, for every head: minus its contextual score.
+        losses: Mean loss per epoch and head. The loss of a head is minus its contextual score.
         labels: The heads' names.
         title: The figure's title.
         ax: Axes to draw on; new axes if ``None``.
@@ -177,7 +180,7 @@ def loss_curves(
     n_epochs, n_lines = losses.shape
     if not losses.size or n_lines != len(labels):
         raise ValueError(
-            f"losses have shape {losses.shape} [epoch n] and there are {len(labels)} labels; give n of them"
+            f"losses have shape {losses.shape} [epoch n] and there are {len(labels)} labels; give n labels"
         )
     epochs = np.arange(1, n_epochs + 1)
     with style():

@@ -1,4 +1,4 @@
-"""Heat maps: a score for every head of a model, and tables of numbers."""
+"""Heat maps of a score for every head of a model, and of tables of numbers."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ def head_map(
     label: str = "contextual score (share of attention)",
     ax: Axes | None = None,
 ) -> Axes:
-    """A score for every head of a model, layers downward (figure 2 of "Focus Directions").
+    """Map of a score for every head of a model, with layers downward (figure 2 of "Focus Directions").
 
     Args:
-        scores: Score of each head. A missing score is NaN and drawn in grey.
+        scores: Score of each head. A missing score is NaN, and is drawn in grey.
         heads: Heads to outline, as (layer, head).
         title: The figure's title.
         label: Name of the score, with its unit.
@@ -56,12 +56,12 @@ def head_map(
         image = ax.imshow(scores, cmap=cmap, aspect="auto", interpolation="nearest", vmin=min(0.0, _smallest(scores)))
         for layer, head in heads:
             box = Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, ec="#B00020", lw=1.6, clip_on=False, zorder=3)
-            # A dark line on a white one is visible on both ends of the colour map.
+            # A dark line on a white line is visible at both ends of the colour map.
             box.set_path_effects([withStroke(linewidth=3.4, foreground="white")])
             ax.add_patch(box)
         outlined = f" ({len(heads)} outlined)" if heads else ""
         _name_heads(ax, title + outlined)
-        # The unit is on a second line, because the map of a small model is lower than the whole label is long.
+        # The unit is on a second line, because the whole label can be longer than the map of a small model is high.
         ax.figure.colorbar(image, ax=ax, label=label.replace(" (", "\n("))
     return ax
 
@@ -73,11 +73,11 @@ def head_groups(
     title: str = "Heads",
     ax: Axes | None = None,
 ) -> Axes:
-    """The kind of every head of a model, layers downward (figure 9 of "Focus Directions").
+    """Map of the kind of every head of a model, with layers downward (figure 9 of "Focus Directions").
 
     Args:
-        groups: The kind of each head, from 0. Kind 0 is drawn as background.
-        names: Names of the kinds. The legend adds the number of heads.
+        groups: Index of each head's kind, from 0. Kind 0 is drawn as background.
+        names: Names of the kinds. The legend adds the number of heads of each kind.
         title: The figure's title.
         ax: Axes to draw on; new axes if ``None``.
 
@@ -126,24 +126,25 @@ def table_heat_map(
     center: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """A table of numbers as a heat map. Each cell has its number and, below it, its interval.
+    """A table of numbers as a heat map. Each cell shows its number and, below the number, its interval.
 
     Args:
-        table: Rows downward, columns across. A NaN cell is grey and has a dash.
-        low: Lower ends of the intervals, of the same shape.
-        high: Upper ends of the intervals, of the same shape.
+        table: The numbers. A NaN cell is drawn in grey, with a dash.
+        low: Lower ends of the intervals, in the shape of ``table``.
+        high: Upper ends of the intervals, in the shape of ``table``.
         label: Name of the numbers, with their unit.
         title: The figure's title.
-        x_label: Label of the columns; the default is their name in the table.
-        y_label: Label of the rows; the default is the index's name.
-        digits: Decimals of the numbers.
-        limits: Numbers at the ends of the colour scale; the default is the table's smallest and largest.
-        center: Number that stands for no change. The colour scale then diverges from it, equally far to both sides.
+        x_label: Label of the columns; the default is the name of the table's columns.
+        y_label: Label of the rows; the default is the name of the table's index.
+        digits: Number of decimals in the cells.
+        limits: Numbers at the ends of the colour scale; the default is the table's smallest and largest number.
+        center: Number that stands for no change. If given, the colour scale diverges from this number, equally far in
+            both directions.
         ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If the table is empty or has cells that are not numbers, only one end of the intervals is given, or
-            the shapes differ.
+        ValueError: If the table is empty, a cell is not a number, only one end of the intervals is given, or the shapes
+            differ.
     """
     values = _numbers(table, "table")
     if not values.size:
@@ -174,14 +175,14 @@ def _numbers(table: pd.DataFrame, name: str) -> Float[np.ndarray, "row column"]:
     try:
         return table.to_numpy(dtype=float, na_value=np.nan)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"the {name} holds something else than numbers ({error}); leave other columns away") from error
+        raise ValueError(f"the {name} holds cells that are not numbers ({error}); leave such columns out") from error
 
 
 def _ends(
     table: pd.DataFrame, low: pd.DataFrame | None, high: pd.DataFrame | None
 ) -> tuple[np.ndarray, np.ndarray] | None:
     if (low is None) != (high is None):
-        raise ValueError("give both ends of the intervals, low and high, or none")
+        raise ValueError("give both ends of the intervals, low and high, or neither")
     if low is None or high is None:
         return None
     if not low.shape == high.shape == table.shape:
@@ -208,7 +209,7 @@ def _cell(value: float, ends: tuple[float, float] | None, digits: int) -> str:
 
 
 def _ink(colour: tuple[float, float, float, float] | None) -> str:
-    """Black or white, for contrast with a colour; black for missing cells."""
+    """Colour of a cell's text: black or white, whichever contrasts with the cell's colour; black for missing cells."""
     if colour is None:
         return "black"
     red, green, blue, _ = colour

@@ -1,4 +1,4 @@
-"""Compact attention rows, for pages with some thousand tokens and twenty heads."""
+"""Compact attention rows, for pages with a few thousand tokens and twenty heads."""
 
 from __future__ import annotations
 
@@ -18,14 +18,15 @@ _LONGEST_STEP = 255
 class PackedRows:
     """Sparse rows of shares: the largest entries of each row, in the order of their columns.
 
-    An entry has a step from the previous entry's column (-1 before the first) and a value in 65,535ths. A step longer
-    than 255 is split, and the additional entries have the value 0.
+    An entry consists of a step and a value. The step is the distance from the previous entry's column, or from column
+    -1 for the first entry of a row. The value is the share in 65,535ths. A step longer than 255 is split into several
+    entries, of which only the last has a value other than 0.
 
     Attributes:
         counts: Number of entries per row.
         steps: Steps of all entries, row after row.
         values: Values of all entries.
-        kept: Smallest share of a row's sum in its entries, over all rows.
+        kept: Share of a row's sum that its entries hold, in the row with the smallest such share.
     """
 
     counts: UInt32[np.ndarray, "row"]
@@ -47,10 +48,10 @@ def pack_rows(rows: Float[np.ndarray, "row column"], most_bytes: int) -> PackedR
 
     Args:
         rows: Shares between 0 and 1.
-        most_bytes: Target size of all rows together. A row keeps at least eight entries.
+        most_bytes: Target size of all rows together, in bytes. Each row keeps up to eight entries even beyond it.
     """
     n_rows, n_columns = rows.shape
-    quota = min(n_columns, max(8, most_bytes // (4 * n_rows)))  # three bytes per entry are four characters
+    quota = min(n_columns, max(8, most_bytes // (4 * n_rows)))  # an entry has 3 bytes, or 4 characters in base 64
     levels = np.round(np.clip(rows, 0, 1) * _SCALE).astype(np.int64)
     counts, steps, values = [], [], []
     kept = 1.0

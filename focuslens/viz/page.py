@@ -1,4 +1,4 @@
-"""Self-contained HTML: the frame of a page that loads nothing, and of a page inside another page."""
+"""Self-contained HTML: a page that loads nothing from elsewhere, and a page inside another page."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 
 __all__ = ["asset", "data_block", "inner_page", "page"]
 
-# The browser itself blocks everything that is not in the file. A page is the same with and without a network, and
-# markup in a token cannot send data anywhere.
+# With this policy the browser blocks everything that is not in the file. A page looks the same with and without a
+# network. Markup in a token cannot send data anywhere.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 
 
 @cache
 def asset(name: str) -> str:
-    """A style sheet or script of this package, by its file name."""
+    """Text of one of this package's style sheets or scripts, by file name."""
     return (resources.files("focuslens.viz") / "assets" / name).read_text(encoding="utf-8")
 
 
@@ -26,10 +26,10 @@ def page(title: str, body: str, *, css: str = "", scripts: Sequence[str] = ()) -
     """A complete HTML document, with a content security policy that blocks everything outside the file.
 
     Args:
-        title: Plain text, which is escaped here.
-        body: HTML. The caller must have escaped all text in it.
-        css: The page's style sheet.
-        scripts: Sources of scripts that run after the body.
+        title: Title as plain text, which this function escapes.
+        body: Content as HTML, in which the caller has escaped all text.
+        css: Text of the page's style sheet.
+        scripts: Source code of the scripts that run after the body.
     """
     code = "".join(f"<script>{source}</script>\n" for source in scripts)
     return (
@@ -51,14 +51,14 @@ def data_block(content: Any) -> str:
 
 
 def inner_page(document: str, *, title: str, height: int) -> str:
-    """An ``iframe`` with a whole document. It separates the document's scripts and styles from the page's.
+    """An ``iframe`` with a whole document, whose scripts and styles stay separate from those of the page around it.
 
     The document has an origin of its own, so it can neither read nor change the page around it.
 
     Args:
         document: HTML of a complete page.
         title: Description of the content, for screen readers.
-        height: Height in CSS pixels, at most nine tenths of the screen.
+        height: Height in CSS pixels. The browser limits it to nine tenths of the screen.
     """
     return (
         f'<iframe title="{escape(title)}" sandbox="allow-scripts" '

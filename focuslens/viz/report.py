@@ -42,8 +42,8 @@ class Table:
     Args:
         caption: Description of the content, with the units.
         columns: Names of the columns.
-        rows: The lines, each with a cell for every column. Floats have three decimals, or two significant digits where
-            three decimals would be zero; give other numbers as text.
+        rows: The rows, each with one cell per column. Floats are shown with three decimals, or with two significant
+            digits if three decimals would be zero. To show a number in another way, give it as text.
 
     Raises:
         ValueError: If a row does not have one cell per column.
@@ -68,8 +68,8 @@ class Figure:
 
     Args:
         caption: Description of the content.
-        file: A PNG, which is copied into the report.
-        data: Link to the file with its numbers, relative to the report.
+        file: A PNG file, which is embedded in the report.
+        data: Link to the file with the figure's numbers, relative to the report.
     """
 
     caption: str
@@ -82,14 +82,14 @@ class Section:
     """A part of a report.
 
     Args:
-        key: Its name in addresses: letters, digits, hyphens and underscores.
-        title: Its heading.
+        key: Name of the section in addresses, with letters, digits, hyphens and underscores only.
+        title: Heading of the section.
         findings: The findings, one sentence each. The findings of all sections come first in the report.
-        figures: The pictures.
-        tables: The tables.
+        figures: Pictures of the section.
+        tables: Tables of the section.
         views: Caption and view of each interactive picture.
-        missing: Missing content and the reason, one sentence each.
-        links: Text and address of files that belong to it.
+        missing: Sentences that each name missing content and the reason.
+        links: Text and address of each link to a file.
     """
 
     key: str
@@ -104,7 +104,7 @@ class Section:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z0-9_-]+", self.key):
             raise ValueError(
-                f"the key of a section is {self.key!r}; it must be of letters, digits, hyphens and underscores"
+                f"the key of a section is {self.key!r}; it must consist of letters, digits, hyphens and underscores"
             )
 
 
@@ -125,10 +125,10 @@ def write_report(
     Args:
         path: The file to write, usually ``report.html``.
         title: Name of the run.
-        facts: Model, data, settings, seed and versions, as needed to repeat the run.
-        findings: The findings, one sentence each. They come first.
-        tables: The tables.
-        figures: Caption and PNG file of each figure. The files are copied into the report.
+        facts: Facts that are needed to repeat the run: model, data, settings, seed and versions.
+        findings: The findings, one sentence each. They come first in the report.
+        tables: The tables, in the order of the report.
+        figures: Caption and PNG file of each figure. The files are embedded in the report.
         views: Caption and view of each interactive picture.
 
     Raises:
@@ -149,13 +149,14 @@ def write_report(
 def write_sections(path: str | Path, *, title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> Path:
     """Write a report with several sections atomically, and return its path.
 
-    The findings of all sections come first, then each section with its figures, tables and views, then the facts.
+    The findings of all sections come first. Each section follows with its figures, tables and views. The facts come
+    last.
 
     Args:
         path: The file to write.
         title: Name of the run.
         facts: Model, data, settings, seed and versions.
-        sections: The sections, with different keys.
+        sections: The sections. Their keys must differ.
 
     Raises:
         FileNotFoundError: If a figure's file does not exist.

@@ -1,4 +1,4 @@
-"""View of a prompt whose tokens are coloured by the response's attention, alone or with and without an intervention."""
+"""Views of a prompt with tokens coloured by the response's attention: one alone, or two that differ in intervention."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from focuslens.viz.view import AttentionView
 __all__ = ["SHARE", "compare_view", "head_choices", "text_view", "with_means"]
 
 SHARE = 10_000
-"""Integer in pages that stands for a share of 1."""
+"""Integer that stands for a share of 1 in the data of a page."""
 
 _MOST_BYTES = 3_800_000
-"""Largest size of a page's attention rows, so that the whole page stays below 5 MB."""
+"""Largest size of a page's attention rows in bytes, chosen so that the whole page stays below 5 MB."""
 
 _FRAME = """<h1>{title}</h1>
 <p>{note}</p>
@@ -44,8 +44,9 @@ def text_view(
 ) -> AttentionView:
     """The prompt as text, with each token coloured by its attention from a token of the response.
 
-    Head and response token can be chosen on the page. The relevant document is outlined. On the keyboard, the left and
-    right arrow keys move through the text token by token, and the up and down keys in the order of attention.
+    The head and the response token can be chosen on the page. The relevant document is outlined. The left and right
+    arrow keys move through the text token by token. The up and down arrow keys move through the tokens in the order of
+    their attention.
 
     Args:
         attention: Attention of the response, from :func:`focuslens.scores.response.response_attention`.
@@ -65,8 +66,8 @@ def compare_view(
 ) -> AttentionView:
     """The same prompt without and with an intervention, side by side, with one colour scale.
 
-    A table has the attention to every part of the prompt on both sides, and the change. The choice of a head applies to
-    both sides. Each side has its own response tokens.
+    A table shows the attention to every part of the prompt without and with the intervention, and the change. The
+    choice of a head applies to both texts. The response token is chosen for each text on its own.
 
     Args:
         before: Attention without the intervention.
@@ -75,7 +76,7 @@ def compare_view(
         head: Index of the head that is shown first; ``None`` for the mean of all heads.
 
     Raises:
-        ValueError: If prompts or heads differ.
+        ValueError: If the prompts, their parts or the heads differ.
     """
     same = {
         "prompt": before.tokens[: before.prompt_length] == after.tokens[: after.prompt_length],
@@ -84,18 +85,18 @@ def compare_view(
     }
     different = [name for name, equal in same.items() if not equal]
     if different:
-        raise ValueError(f"before and after are not of the same {different[0]}, so they cannot stand side by side")
+        raise ValueError(f"before and after do not have the same {different[0]}, so they cannot be compared")
     title = title or f"{before.name or 'before'} and {after.name or 'after'}"
     return _view([before, after], title, head, [None, None])
 
 
 def head_choices(head_names: Sequence[str]) -> list[str]:
-    """Names of the choices: the mean of all heads, unless there is only one, then each head."""
+    """Names of the choices of a head: the mean of all heads, if there are several, and then each head."""
     return [f"mean of {len(head_names)} heads", *head_names] if len(head_names) > 1 else list(head_names)
 
 
 def with_means(values: Float[np.ndarray, "head response column"]) -> Float[np.ndarray, "choice token column"]:
-    """The values with means in front: over all heads (if there are several), and over all response tokens."""
+    """The values with two means put first: over all heads (if there are several), and over all response tokens."""
     if len(values) > 1:
         values = np.concatenate((values.mean(axis=0, keepdims=True), values))
     return np.concatenate((values.mean(axis=1, keepdims=True), values), axis=1)
@@ -134,7 +135,7 @@ def _view(
 
 
 def _place(index: int | None, names: Sequence[str], kind: str) -> int:
-    """Index among the choices on the page, whose first is the mean of all."""
+    """Index among the choices on the page. The first choice is the mean of all heads or tokens."""
     if index is None:
         return 0
     if not 0 <= index < len(names):
@@ -166,7 +167,7 @@ def _panel(attention: ResponseAttention) -> dict[str, Any]:
 def _largest(attention: ResponseAttention) -> Float[np.ndarray, "choice 2"]:
     """Largest attention to a prompt token outside the sink, per choice of head: in the mean row, and in any other row.
 
-    A sink has most of the attention of many heads. Including it would leave the other tokens without colour.
+    In many heads the sink gets most of the attention. A scale that included it would leave other tokens without colour.
     """
     sink = next((places for label, places, _ in attention.units() if label == "sink"), [])
     outside = np.setdiff1d(np.arange(attention.prompt_length), sink)

@@ -18,12 +18,12 @@ _SIGNS = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "␍"})
 class AttentionView:
     """A view of attention as one HTML page that loads nothing from the network.
 
-    As the last value of a notebook's cell it is displayed there. :meth:`save` writes it to a file.
+    A notebook displays a view that is the last value of a cell. :meth:`save` writes the page to a file.
 
     Args:
         html: The complete page.
         title: Description of the content, as plain text.
-        height: Height inside another page, in CSS pixels.
+        height: Height of the view inside another page, in CSS pixels.
     """
 
     html: str
@@ -44,6 +44,6 @@ class AttentionView:
 
 
 def visible(token: str) -> str:
-    """A token as one short line: line breaks are signs, and a long token is cut off."""
+    """A token as one short line. Signs stand for line breaks and tabs, and a long token is cut off."""
     text = token.translate(_SIGNS)
     return text if len(text) <= _LONGEST_TOKEN else text[: _LONGEST_TOKEN - 1] + "…"

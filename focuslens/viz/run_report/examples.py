@@ -1,4 +1,4 @@
-"""Samples that an intervention put right, or wrong: their answers, and the model's attention before and after."""
+"""Samples whose answer an intervention made right or wrong, with the attention without and with the intervention."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from focuslens.viz.run_report.sections import chosen_setting
 __all__ = ["Sources", "examples_section"]
 
 _HEADS = 4
-"""Heads of a view: the first heads that the intervention acts on."""
+"""Number of heads in a view. These are the first heads that the intervention acts on."""
 
 
 @dataclass(frozen=True)
 class Sources:
-    """Places of a run's model and data.
+    """Locations of a run's model and data, and the number of samples to show.
 
     Attributes:
-        model: An open model.
-        model_name: Place of the model, if not its name.
-        device: Device to open it on.
-        data: Place of the data file, if not its name.
-        views: Samples to show for each sweep and direction of change; 0 opens no model.
+        model: A model that is already open.
+        model_name: Name or directory of the model, if it differs from the name in the run's files.
+        device: Device to open the model on.
+        data: Path of the data file, if it differs from the name in the run's files.
+        views: Number of samples to show per sweep and direction of change. With 0, no model is opened.
     """
 
     model: FocusModel | None = None
@@ -60,7 +60,7 @@ class _Change:
 
 
 def examples_section(files: RunFiles, sources: Sources, log: Callable[[str], None]) -> Section | None:
-    """Changed samples of the run's sweeps; ``None`` where no sweep compares a setting with a baseline."""
+    """Section of the samples whose answer changed; ``None`` if no sweep compares a setting with a baseline."""
     tables: list[Table] = []
     views: list[tuple[str, AttentionView]] = []
     missing: list[str] = []
@@ -95,7 +95,10 @@ def examples_section(files: RunFiles, sources: Sources, log: Callable[[str], Non
 
 
 def _sweeps(files: RunFiles) -> list[StoredSweep]:
-    """Sweeps to show: steering before split-softmax, one of each, on validation questions only where there is none."""
+    """Sweeps to show: one of steering, then one of split-softmax.
+
+    A sweep on validation questions is shown only if there is no sweep of its kind on other questions.
+    """
     comparable = [stored for stored in files.sweeps if "baseline" in stored.sweep.evaluations]
     shown: list[StoredSweep] = []
     for varied in ("alpha", "tau"):
@@ -108,7 +111,10 @@ def _sweeps(files: RunFiles) -> list[StoredSweep]:
 
 
 def _changes(stored: StoredSweep, chosen: Setting) -> list[_Change]:
-    """Samples that the chosen setting put right or wrong; the worst setting's where it put none wrong."""
+    """Samples whose answer the chosen setting made right or wrong.
+
+    If the chosen setting made none wrong, the samples that the worst setting made wrong are added.
+    """
     sweep = stored.sweep
     before = sweep["baseline"].correct
 
@@ -161,7 +167,7 @@ def _views(
     sources: Sources,
     log: Callable[[str], None],
 ) -> tuple[list[tuple[str, AttentionView]], list[str]]:
-    """Views of the first changed samples, and a sentence for each sample that has none."""
+    """Views of the first changed samples, and a sentence for each sample without a view."""
     right, wrong = (
         [change for change in changes if change.became_right == kind][: sources.views] for kind in (True, False)
     )
@@ -189,13 +195,13 @@ def _interventions(files: RunFiles, stored: StoredSweep, setting: Setting) -> li
     try:
         return [intervention_from(description, directions) for description in recorded["interventions"]]
     except ValueError as error:
-        raise UnavailableError(f"{error}: put their directory into the run's folder") from error
+        raise UnavailableError(f"{error}: put the directions' directory into the run's folder") from error
 
 
 def _look(
     model: FocusModel, sample: MultiDocSample, name: str, applied: Sequence[Intervention], limit: int
 ) -> tuple[ResponseAttention, ResponseAttention]:
-    """Attention of the response before and after.
+    """Attention of the responses without and with the interventions.
 
     Raises:
         ValueError: If a response is empty, or the prompt does not fit the model's context.

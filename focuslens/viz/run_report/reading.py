@@ -15,25 +15,25 @@ from focuslens.interventions.directions import FocusDirections
 __all__ = ["HeadScores", "PaperArtefact", "RunFiles", "StoredDirections", "StoredSweep", "read_run"]
 
 _DEPTH = 6
-"""Levels of folders in which files are looked for, the run's own included."""
+"""Number of folder levels that are searched for files, the run's own folder included."""
 
 _AT_MOST = 5_000
-"""Files after which no deeper folder is looked into."""
+"""Number of files after which no deeper folder is searched."""
 
 _OWN = ("_files", "scores", "checkpoint")
-"""Ends of names of folders without results: a report's own, and chunks for resuming a run."""
+"""Endings of the names of folders without results: the files of a report, and the chunks from which a run resumes."""
 
 _SET_ASIDE = re.compile(r"\.\d+$")
-"""Ends of names of records that a command set aside because another run had made them."""
+"""Ending of the names of records that a command set aside because they came from a different seed, model or version."""
 
 
 @dataclass(frozen=True)
 class StoredSweep:
-    """A sweep's file.
+    """A sweep that was read from a file.
 
     Attributes:
         path: The JSON-lines file.
-        sweep: Its content.
+        sweep: The sweep.
         wanted: Number of samples of the complete run.
     """
 
@@ -48,13 +48,13 @@ class StoredSweep:
 
     @property
     def part(self) -> str:
-        """Part of the data; empty for all of it, and where the file does not name one."""
+        """Part of the data; empty if the sweep uses all data or the file does not name a part."""
         part = str(self.sweep.header.get("data", {}).get("part", ""))
         return "" if part == "all" else part
 
     @property
     def done(self) -> int:
-        """Number of samples that are done."""
+        """Number of finished samples."""
         return len(next(iter(self.sweep.evaluations.values())))
 
 
@@ -63,11 +63,11 @@ class HeadScores:
     """Mean contextual scores of every head, by case.
 
     Attributes:
-        path: The file.
-        cases: Rows of a table per case: ``layer``, ``head`` and a column per kind of score.
-        sizes: Number of samples of each case.
+        path: The file of the scores.
+        cases: Table rows by case. A row has ``layer``, ``head`` and one value per kind of score.
+        sizes: Number of samples by case.
         header: Model, data, seed and versions.
-        intervals: ``[low, high]`` of the relevant score of some heads, by ``layer/head``, or none.
+        intervals: Interval ``[low, high]`` of the relevant score by ``layer/head``, for some heads; may be empty.
     """
 
     path: Path
@@ -98,14 +98,14 @@ class RunFiles:
     """Result files of a folder.
 
     Attributes:
-        root: The folder.
+        root: The folder of the run.
         sweeps: Sweeps, in the order of their paths.
         heads: Contextual scores.
         directions: Focus directions.
         artefacts: Tables and figures of the paper.
         responses: Contents of ``generate.json`` files.
-        pages: Pages of other commands.
-        unread: Files with the names of results that could not be read, and the reason.
+        pages: HTML pages that commands wrote.
+        unread: Files that have the names of results but could not be read, each with the reason.
     """
 
     root: Path
@@ -119,7 +119,7 @@ class RunFiles:
 
     @property
     def headers(self) -> list[Mapping[str, Any]]:
-        """Model, data, seed and versions of each result; the headers with most entries come first."""
+        """Header of each result, with model, data, seed and versions. The headers with most entries come first."""
         headers = [scores.header for scores in self.heads] + [stored.sweep.header for stored in self.sweeps]
         headers += [stored.directions.provenance for stored in self.directions]
         headers += [artefact.content.get("header", {}) for artefact in self.artefacts]
@@ -130,7 +130,7 @@ def read_run(root: Path) -> RunFiles:
     """Find and read a run's files.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or no results in it.
+        FileNotFoundError: If the folder does not exist or holds no results.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}; name the --out of a command that has run")
@@ -175,7 +175,10 @@ class _Reader:
         )
 
     def paths(self) -> Iterator[Path]:
-        """Paths with the suffixes of results, level by level in the order of names; skips folders without results."""
+        """Paths that have a suffix of result files, level by level, in the order of their names.
+
+        Folders that hold no results are skipped.
+        """
         folders, seen = [self.root], 0
         for _ in range(_DEPTH):
             below: list[Path] = []
@@ -188,14 +191,14 @@ class _Reader:
                         seen += 1
             if seen > _AT_MOST and below:
                 why = f"it holds more than {_AT_MOST:,} files; folders further down were not looked into"
-                self.unread.append((self.root, f"{why}: name one of them"))
+                self.unread.append((self.root, f"{why}: name one of these folders instead"))
                 return
             folders = below
-        why = f"it lies more than {_DEPTH} folders down; name it itself"
+        why = f"it lies more than {_DEPTH} folders down; name this folder instead"
         self.unread += [(folder, why) for folder in folders]
 
     def read(self, path: Path) -> None:
-        """Read a file of the kind that its name and content show; pass over other files."""
+        """Read a result file, of the kind that its name and content show. Skip all other files."""
         if path.suffix == ".jsonl":
             self.read_sweep(path)
         elif path.name == "directions.json":
@@ -212,7 +215,7 @@ class _Reader:
             self.pages.append(path)
 
     def read_sweep(self, path: Path) -> None:
-        """Read the records of a sweep; pass over records that were set aside, and other JSON lines."""
+        """Read the records of a sweep. Skip records that were set aside, and JSON-lines files without a header."""
         if _SET_ASIDE.search(path.stem):
             return
         with path.open("rb") as file:
@@ -234,7 +237,7 @@ def _heads(path: Path, content: Mapping[str, Any]) -> HeadScores:
 
 
 def _written_rows(path: Path) -> Sequence[Mapping[str, Any]]:
-    """Rows of the table beside a sweep's records, with their intervals."""
+    """Rows of the result table in the file beside a sweep's records, with intervals."""
     own, shared = path.with_suffix(".json"), path.parent / "results.json"
     if own.is_file():
         return json.loads(own.read_text()).get("settings", ())

@@ -1,4 +1,4 @@
-"""The report of a run: its parts, in order, on one page."""
+"""The report of a run: all parts of the report, in order, on one page."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ def write_run_report(
     title: str | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> tuple[Path, list[str]]:
-    """Gather a run's files into one offline page; returns its path and a sentence for each part that it lacks.
+    """Gather a run's files into one offline page, and return its path and a sentence for each missing part.
 
-    Figures and their data go into a folder beside the page, named like it. The page has the sentences too.
+    Figures and their data go into a folder beside the page, which is named after the page. The sentences are on the
+    page too.
 
     Args:
-        folder: The ``--out`` of a command, or a folder of several.
-        page: The file to write; by default ``report.html`` in the folder.
-        sources: Places of model and data, and the number of samples with an attention view.
-        title: The page's title; by default the folder's name and the model's.
-        log: Takes a line for each step.
+        folder: The ``--out`` folder of a command, or a folder that contains several such folders.
+        page: The file to write; by default ``report.html`` in ``folder``.
+        sources: Locations of model and data, and the number of samples with an attention view.
+        title: The page's title; by default the names of the folder and the model.
+        log: Function that receives one line of text per step.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or no results in it.
+        FileNotFoundError: If the folder does not exist or holds no results.
     """
     root = Path(folder)
     files = read_run(root)
@@ -62,7 +63,7 @@ def run_facts(folder: str | Path) -> dict[str, str]:
     """Commands, models, data, seeds and versions of a run, as its page lists them.
 
     Raises:
-        FileNotFoundError: If there is no such folder, or no results in it.
+        FileNotFoundError: If the folder does not exist or holds no results.
     """
     root = Path(folder)
     return _facts(ReportFolder(root / "report.html", root), read_run(root))
@@ -73,7 +74,7 @@ def _sections(output: ReportFolder, files: RunFiles) -> list[Section]:
     sections = [artefact_section(output, artefact) for artefact in files.artefacts]
     sections += [heads_section(output, scores) for scores in files.heads]
     sweeps = [stored for stored in files.sweeps if stored.path.parent not in inside]
-    # Sweeps on which settings were chosen come after those that report the chosen settings.
+    # Sweeps that served to choose settings come after the sweeps that report the chosen settings.
     sweeps.sort(key=lambda stored: stored.part == "validation")
     sections += [sweep_section(output, stored, files.sweeps) for stored in sweeps]
     sections += [directions_section(output, stored) for stored in files.directions]
@@ -81,7 +82,7 @@ def _sections(output: ReportFolder, files: RunFiles) -> list[Section]:
 
 
 def _no_examples(files: RunFiles) -> Section:
-    """The reason for showing no sample, which differs between kinds of runs."""
+    """Section with the reason why no sample is shown, which depends on the kind of run."""
     why = (
         "Its sweeps compare no setting with a baseline, so no sample became right or wrong."
         if files.sweeps

@@ -16,18 +16,18 @@ _BACKENDS: dict[str, Any] = {"HookedTransformer": "hooked", "TransformerBridge":
 
 
 class UnavailableError(Exception):
-    """Samples, model or directions of a run are not on this machine; the message names them and a remedy."""
+    """Error if a run's samples, model or directions are not on this machine. The message names them and a remedy."""
 
 
 def reopen_samples(header: Mapping[str, Any], file: Path | None = None) -> list[MultiDocSample]:
-    """The samples of a sweep, in its order.
+    """The samples of a sweep, opened from their description.
 
     Args:
-        header: The sweep's.
-        file: Place of the data file, if not its name.
+        header: Header of the sweep.
+        file: Path of the data file, if it differs from the recorded name.
 
     Raises:
-        UnavailableError: If they cannot be opened, or differ from the run's.
+        UnavailableError: If the samples cannot be opened, or their prompts differ from those of the run.
     """
     description = header.get("data", {})
     name = description.get("file", "a file that is not named")
@@ -42,7 +42,7 @@ def reopen_samples(header: Mapping[str, Any], file: Path | None = None) -> list[
             f"the samples are those of {name}, which is not here; say where it is with --data"
         ) from error
     except ValueError as error:
-        raise UnavailableError(f"the samples cannot be made of {name} as it is here ({error})") from error
+        raise UnavailableError(f"the samples cannot be drawn from {name} as it is here ({error})") from error
     if prompts_digest(samples) != description.get("prompts_sha256"):
         raise UnavailableError(
             f"the samples that {name} gives now are not those of the run (their prompts differ); "
@@ -61,13 +61,14 @@ def reopen_model(
     """The model of a run.
 
     Args:
-        description: Its description in the run's files.
-        name: Place of the model, if not its name.
-        device: Device to open it on.
-        given: An open model; returned if it is the run's.
+        description: Description of the model in the run's files.
+        name: Name or directory of the model, if it differs from the recorded name.
+        device: Device to open the model on.
+        given: A model that is already open. It is returned if it is the model of the run.
 
     Raises:
-        UnavailableError: If it cannot be opened, or has other weights or another prompt format than the run's.
+        UnavailableError: If the model cannot be opened, or its weights, dtype, backend or prompt format differ from
+            those of the run.
     """
     if given is not None and _same(given, description):
         return given
@@ -75,7 +76,7 @@ def reopen_model(
     try:
         model = FocusModel.from_pretrained(wanted, device=device, **_options(description))
     except Exception as error:
-        # Without the model (no such directory, no network, no room) the report is written all the same, without views.
+        # If the model cannot be opened (no directory, no network, too little memory), the report has no views.
         raise UnavailableError(
             f"the model is {description.get('name')}, which could not be opened ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}); say where it is with --model"

@@ -1,4 +1,4 @@
-"""Sections of a report from a run's files: findings with their intervals, figures with their data, tables."""
+"""Sections of a report from a run's files: findings with intervals, figures with their data, and tables."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ class ReportFolder:
 
     Attributes:
         page: The report.
-        root: The run's folder; names of parts are made from paths in it.
-        named: Path of each part by its name.
+        root: The run's folder. The names of the report's parts are made from paths in this folder.
+        named: Path of each part by the part's name.
     """
 
     page: Path
@@ -76,7 +76,8 @@ class ReportFolder:
     def name(self, path: Path) -> str:
         """Name of a part in addresses and file names, made from its path below the run's folder.
 
-        A number follows where another part has the name, capitals aside: some file systems do not tell them apart.
+        If another part already has this name, a number is added. Names that differ only in upper and lower case count
+        as the same, because some file systems ignore case.
         """
         inside = str(path.relative_to(self.root)).removesuffix(path.suffix if path.is_file() else "")
         plain = "--".join(re.sub(r"\W+", "-", part, flags=re.ASCII) for part in Path(inside).parts) or "run"
@@ -94,9 +95,10 @@ class ReportFolder:
 
 
 def chosen_setting(stored: StoredSweep, others: Sequence[StoredSweep]) -> tuple[Setting, str] | None:
-    """The best setting, and the questions it was chosen on: those of a validation sweep of the same settings, if any.
+    """The best setting of a sweep, and a phrase that names the questions on which it was chosen.
 
-    ``None`` where nothing was varied.
+    If there is a validation sweep with the same settings, the setting is chosen there. Otherwise it is chosen on the
+    sweep itself, and the phrase is empty. The result is ``None`` if the sweep varies neither ``alpha`` nor ``tau``.
     """
     contextual = [
         setting
@@ -112,7 +114,7 @@ def chosen_setting(stored: StoredSweep, others: Sequence[StoredSweep]) -> tuple[
 
 
 def _chose_for_another(stored: StoredSweep, others: Sequence[StoredSweep]) -> bool:
-    """Whether the sweep is on validation questions, and another has the same settings on other questions."""
+    """Whether the sweep is on validation questions, and another sweep has the same settings on a different part."""
 
     def identity(sweep: StoredSweep) -> Any:
         return [sweep.sweep.header["settings"], sweep.sweep.header.get("model")]
@@ -123,7 +125,7 @@ def _chose_for_another(stored: StoredSweep, others: Sequence[StoredSweep]) -> bo
 
 
 def sweep_section(output: ReportFolder, stored: StoredSweep, others: Sequence[StoredSweep]) -> Section:
-    """A sweep: its findings, its curves and its table."""
+    """Section of a sweep: its findings, its curves and its table."""
     sweep, name = stored.sweep, output.name(stored.path)
     part = f", {stored.part} questions" if stored.part else ""
     part += ", on which settings were chosen" if _chose_for_another(stored, others) else ""
@@ -222,7 +224,7 @@ def _sweep_figures(output: ReportFolder, name: str, sweep: Sweep) -> list[Figure
             curves(sweep, "tau", heads="contextual") + curves(sweep, "tau", heads="random"), levels
         )
 
-    caption = f"Exact match over the number of heads for each {varied}, with 95 % bootstrap intervals over questions."
+    caption = f"Exact match by number of heads for each {varied}, with 95 % bootstrap intervals over questions."
     return [output.figure(name, caption, draw, sweep.to_frame("baseline" if "baseline" in levels else None))]
 
 
@@ -230,7 +232,7 @@ def _sweep_figures(output: ReportFolder, name: str, sweep: Sweep) -> list[Figure
 
 
 def heads_section(output: ReportFolder, stored: HeadScores) -> Section:
-    """Contextual heads: their number, the map, and the best."""
+    """Section of the contextual heads: their number, a map of all heads, and a table of the best heads."""
     frames = {case: pd.DataFrame(list(rows)) for case, rows in stored.cases.items() if rows}
     case = "long" if "long" in frames else next(iter(frames))
     scores = _matrix(frames[case])
@@ -290,7 +292,7 @@ def _head_findings(stored: HeadScores, case: str, scores: np.ndarray, n: int) ->
 
 
 def directions_section(output: ReportFolder, stored: StoredDirections) -> Section:
-    """Directions: their training and their norms."""
+    """Section of focus directions: their training losses and their norms."""
     directions, name = stored.directions, output.name(stored.path)
     names, figures, findings = [str(head) for head in directions.heads], list[Figure](), list[str]()
     losses = directions.losses
@@ -319,7 +321,7 @@ def directions_section(output: ReportFolder, stored: StoredDirections) -> Sectio
 
 
 def responses_section(output: ReportFolder, path: Path, content: Mapping[str, Any]) -> Section:
-    """The responses of ``focuslens generate``."""
+    """Section of the responses of ``focuslens generate``."""
     verdicts = {True: "right", False: "wrong", None: "-"}
     rows = tuple((entry["name"], entry["response"], verdicts[entry["correct"]]) for entry in content["responses"])
     question = content.get("question") or content.get("prompt", "")
@@ -331,7 +333,7 @@ def responses_section(output: ReportFolder, path: Path, content: Mapping[str, An
 
 
 def artefact_section(output: ReportFolder, stored: PaperArtefact) -> Section:
-    """One table or figure of the paper, from the files of ``focuslens paper``."""
+    """Section of one table or figure of the paper, from the files of ``focuslens paper``."""
     content = stored.content
     figures = [
         Figure(caption, stored.path / file, _numbers_of(output, stored.path, file))
@@ -351,7 +353,7 @@ def artefact_section(output: ReportFolder, stored: PaperArtefact) -> Section:
 
 
 def _numbers_of(output: ReportFolder, folder: Path, file: str) -> str:
-    """Link to the CSV of a picture, or of the artefact's first table."""
+    """Link to the CSV file of a picture, or else of the artefact's first table; empty if neither file exists."""
     for name in (f"{Path(file).stem}.csv", "table_1.csv"):
         if (folder / name).is_file():
             return output.link(folder / name)

@@ -220,7 +220,7 @@ def test_other_data_of_the_same_name_are_not_taken_for_the_run_s(copy: Path, rec
     assert any("are not those of the run (their prompts differ)" in one for one in missing)
     other.write_text("{}\n")
     _, missing = write_run_report(copy, sources=Sources(data=other))
-    assert any("the samples cannot be made of oracle.jsonl as it is here" in one for one in missing)
+    assert any("the samples cannot be drawn from oracle.jsonl as it is here" in one for one in missing)
 
 
 def test_a_missing_model_is_said(copy: Path, recorded_run: Path, checkpoint: Any):

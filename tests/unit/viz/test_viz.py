@@ -358,7 +358,7 @@ def test_only_the_same_prompt_and_heads_stand_side_by_side():
         ("parts", dataclasses.replace(before, spans={})),
         ("heads", dataclasses.replace(before, head_names=("x", "y"))),
     ):
-        with pytest.raises(ValueError, match=f"not of the same {what}"):
+        with pytest.raises(ValueError, match=f"do not have the same {what}"):
             viz.compare_view(before, other)
 
 

@@ -176,7 +176,7 @@ def test_a_table_of_changes_parts_where_nothing_changed():
     ("arguments", "message"),
     [
         ({"table": pd.DataFrame()}, r"shape \(0, 0\); there is nothing to draw"),
-        ({"table": pd.DataFrame([["x"]])}, "holds something else than numbers"),
+        ({"table": pd.DataFrame([["x"]])}, "holds cells that are not numbers"),
         ({"table": frame(), "low": frame()}, "both ends of the intervals"),
         ({"table": frame(), "low": frame(), "high": frame().iloc[:1]}, r"high \(1, 2\); the table has \(2, 2\)"),
     ],
