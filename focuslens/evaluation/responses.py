@@ -100,7 +100,7 @@ def respond(
 
 def _shared_run(model: FocusModel, batch: PromptBatch, groups: dict[int | None, list[int]]) -> Prefix | None:
     """A run of the prompts from which all settings continue; ``None`` if sharing it would save no computation."""
-    # Each setting would otherwise run the layers below its first change by itself.
+    # Number of layer runs saved: without sharing, each setting runs the layers below its first change itself.
     n_saved = sum(max(layer, 0) * len(group) for layer, group in groups.items() if layer is not None)
     if None not in groups and n_saved <= model.shape.n_layers:
         return None

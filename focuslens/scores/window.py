@@ -70,7 +70,7 @@ def window_positions(spans: Sequence[Span], length: int, *, margin: int = 4, mos
         parts = bare_parts
     n_requested = sum(end - start for start, end in parts)
     if len(parts) > most:
-        raise ValueError(f"most is {most}, and there are {len(parts)} parts to show; it must be at least their number")
+        raise ValueError(f"most is {most}, and there are {len(parts)} parts to show; most must be at least this number")
     lengths = [end - start for start, end in parts]
     while sum(lengths) > most:
         lengths[max(range(len(parts)), key=lambda i: lengths[i])] -= 1

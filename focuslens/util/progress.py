@@ -110,7 +110,7 @@ def _silenced(show: bool | None) -> bool | None:
     value = os.environ.get(ENVIRONMENT, "").strip().lower()
     if value:
         if value not in _BOOLEANS:
-            raise ValueError(f"{ENVIRONMENT} is {value!r}; it must be 0 (no bars) or 1 (bars, also into a file)")
+            raise ValueError(f"{ENVIRONMENT} is {value!r}; it must be 0 (no bars) or 1 (bars, even in a file)")
         return not _BOOLEANS[value]
     if _disabled:
         return True

@@ -194,7 +194,7 @@ def changed(config: dict[str, Any], directory: Path, checkpoint: Path) -> Path:
     [
         ({"model_type": "gemma2"}, "of the type 'gemma2'; qwen2, qwen3, llama, mistral can be folded"),
         ({"quantization_config": {"bits": 4}}, "are quantized"),
-        ({"auto_map": {"AutoModelForCausalLM": "x.y"}}, "brings code of its own"),
+        ({"auto_map": {"AutoModelForCausalLM": "x.y"}}, "has its own code"),
         (
             {"model_type": "mistral", "architectures": ["MistralForCausalLM"], "sliding_window": 24},
             "a sliding window of 24 tokens",

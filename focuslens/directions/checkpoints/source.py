@@ -156,7 +156,7 @@ def _require_steerable(name: str, config: Mapping[str, Any], families: Mapping[s
             f"{name} is a {', '.join(architectures)}; of the type {family!r} only a {required} can be {verb}"
         )
     if config.get("auto_map"):
-        raise ValueError(f"{name} brings code of its own (auto_map), which may compute attention otherwise")
+        raise ValueError(f"{name} has its own code (auto_map), which may compute attention differently")
     if config.get("quantization_config"):
         raise ValueError(f"the weights of {name} are quantized; name the checkpoint that they were made from")
 

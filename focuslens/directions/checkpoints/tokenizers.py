@@ -44,6 +44,6 @@ def _class_of(base: Checkpoint) -> str:
         return type(loading.from_pretrained(str(base.directory), config=config, trust_remote_code=False)).__name__
     except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(
-            f"the tokenizer of {base.name} cannot be opened, so its class is not known ({error}); mend its files, or "
+            f"the tokenizer of {base.name} cannot be opened, so its class is not known ({error}); repair its files, or "
             "move them away to go on without a tokenizer"
         ) from error

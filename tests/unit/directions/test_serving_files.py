@@ -194,7 +194,7 @@ def test_what_is_no_plain_causal_language_model_is_refused_by_name(site, base, t
             "architectures": ["LlamaForSequenceClassification"]
         },
         "the weights of .*base are quantized": {"quantization_config": {"bits": 4}},
-        "brings code of its own": {"auto_map": {"AutoModelForCausalLM": "x.y"}},
+        "has its own code": {"auto_map": {"AutoModelForCausalLM": "x.y"}},
         r"has no model.layers.3.self_attn.q_proj.weight": {"num_hidden_layers": 4},
     }
     for message, change in refused.items():
