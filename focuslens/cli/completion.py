@@ -11,7 +11,7 @@ from typing import Any
 
 __all__ = ["SHELLS", "PrintCompletion", "complete_paths"]
 
-SHELLS = ("bash", "zsh", "tcsh", "fish")
+SHELLS = ("bash", "zsh", "tcsh", "fish", "powershell")
 """Shells that shtab writes scripts for."""
 
 
@@ -35,7 +35,7 @@ class PrintCompletion(argparse.Action):
         for action in _actions(parser):
             kind = getattr(action, "complete", None)
             if kind is not None:
-                complete_paths(action, getattr(shtab, kind))
+                action.complete = getattr(shtab, kind)  # pyright: ignore[reportAttributeAccessIssue]
         print(shtab.complete(parser, values))
         parser.exit(0)
 

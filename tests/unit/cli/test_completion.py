@@ -7,7 +7,9 @@ import subprocess
 import sys
 
 import pytest
+import shtab
 
+from focuslens.cli.completion import SHELLS
 from focuslens.cli.main import COMMANDS, main
 
 
@@ -89,6 +91,10 @@ def test_every_command_has_a_function_to_run_and_an_example_of_its_own():
     assert len({command.run for command in COMMANDS.values()}) == 13
     for name, command in COMMANDS.items():
         assert command.example.startswith(f"focuslens {name} ")
+
+
+def test_the_shells_are_those_of_the_library():
+    assert list(SHELLS) == shtab.SUPPORTED_SHELLS
 
 
 def test_completion_is_printed_quickly_enough_for_a_shells_start():
