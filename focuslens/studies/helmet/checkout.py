@@ -129,7 +129,7 @@ def open_checkout(folder: str | Path) -> Checkout:
 def _unloadable(dataset: str, test_file: str, error: Exception) -> str:
     problem = f"HELMET cannot load the data of {dataset} ({type(error).__name__}: {error})"
     if test_file:
-        return f"{problem}; the file {test_file} may be incomplete or in the wrong format"
+        return f"{problem}; the file {test_file} may be in the wrong format or cut off"
     script = "script" in str(error).lower() or "trust_remote_code" in str(error)
     remedy = "pip install 'datasets<4', which runs this data set's loading script; " if script else ""
     return f"{problem}; they come from the Hugging Face hub: {remedy}be online once, or have them in its cache"
