@@ -1,4 +1,4 @@
-"""Options of a Ray cluster, and the workers that they open. Light to import, as the help needs the options."""
+"""Options of a Ray cluster, and workers opened with them. The import is quick, because the help needs the options."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """``--ray`` and the options beside it."""
+    """Add ``--ray`` and the options that go with it."""
     ray = parser.add_argument_group("many machines")
     ray.add_argument(
         "--ray",
@@ -30,10 +30,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         "--ray-workers",
         type=int,
         metavar="N",
-        help="copies of the model; default: one per GPU, or per machine",
+        help="number of workers, each with a copy of the model; default: one per GPU, or one per machine without GPUs",
     )
     ray.add_argument(
-        "--ray-gpus-per-worker", type=float, metavar="N", help="default 1, or 0 where there are none; can be below 1"
+        "--ray-gpus-per-worker",
+        type=float,
+        metavar="N",
+        help="GPUs per worker, also below 1 (default 1, or 0 without GPUs)",
     )
     ray.add_argument(
         "--ray-threads", type=int, metavar="N", help="CPU threads of a worker; default: its share of a machine's CPUs"
@@ -49,12 +52,12 @@ def open_pool(
     """Workers with the model, while the block lasts; ``None`` without ``--ray``.
 
     Args:
-        args: The options.
-        model: Name or directory.
-        settings: Arguments of ``FocusModel.from_pretrained``.
+        args: The command's options.
+        model: Hub name or directory of the model.
+        settings: Further arguments of ``FocusModel.from_pretrained``.
 
     Raises:
-        ValueError: If options of the cluster are given without ``--ray``.
+        ValueError: If another option of the cluster is given without ``--ray``.
     """
     if args.ray is None:
         for option in ("ray_workers", "ray_gpus_per_worker", "ray_threads"):

@@ -14,7 +14,7 @@ __all__ = ["Command", "Parser"]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose errors are one line; ``--help`` lists the options."""
+    """A parser that prints each error as one line, which refers to ``--help`` for the options."""
 
     def error(self, message: str) -> NoReturn:
         """Print the error, and exit with status 2."""
@@ -26,15 +26,16 @@ class Parser(argparse.ArgumentParser):
 class Command:
     """A command, defined at the end of its own module.
 
-    Such a module is imported for ``focuslens --help``, so it imports torch, pandas and the like inside functions only.
+    ``focuslens --help`` imports the modules of all commands. Slow libraries, such as torch and pandas, are therefore
+    imported inside functions only.
 
     Attributes:
         name: The word after ``focuslens``.
-        help: Line in the list of commands.
-        description: Head of the command's own help.
-        example: Complete command line, at the foot of the help.
-        add_options: Adds the command's options to a parser.
-        run: Runs the command, and returns the content of its result files; see :func:`output.document`.
+        help: Text for the command in the list of all commands.
+        description: Text at the top of the command's own help.
+        example: Complete command line, shown at the end of the command's own help.
+        add_options: Function that adds the command's options to a parser.
+        run: Function that runs the command and returns the content of its result files; see :func:`output.document`.
     """
 
     name: str
@@ -45,7 +46,7 @@ class Command:
     run: Callable[[argparse.Namespace], dict[str, Any]]
 
     def add_to(self, commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
-        """Add the command's parser."""
+        """Add the command's parser to the parsers of all commands."""
         parser = commands.add_parser(
             self.name,
             help=self.help,

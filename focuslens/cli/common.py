@@ -1,6 +1,7 @@
-"""Parts of commands that run a model on samples: their options as values, the model, the samples, the ranking.
+"""Common parts of commands that run a model on samples: options as values, the model, the samples, the ranking.
 
-The help imports this module through every command's, so imports of torch, pandas and the like stand inside functions.
+The help imports this module through the modules of the commands. Slow libraries, such as torch and pandas, are
+therefore imported inside functions.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ _DOCUMENT_COUNTS = (20, 15, 10, 7, 5, 4, 3, 2, 1)
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """A model's name, and arguments of ``FocusModel.from_pretrained``."""
+    """A model's name, and the other arguments of ``FocusModel.from_pretrained``."""
 
     name: str = "demo"
     device: str | None = None
@@ -71,18 +72,18 @@ class ModelOptions:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> ModelOptions:
-        """The values of :func:`options.add_model`."""
+        """The values of the options from :func:`options.add_model`."""
         plain = ("device", "device_map", "dtype", "backend", "n_ctx", "revision", "chat")
         values = {name: getattr(args, name) for name in plain}
         return cls(args.model, **values, chat_template_kwargs=dict(args.chat_template_arg))
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments."""
+        """The arguments of ``FocusModel.from_pretrained`` other than the name."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "name"}
 
     def open(self) -> FocusModel:
-        """The model, in this process."""
+        """Open the model in this process."""
         from focuslens.model.focus_model import FocusModel
 
         return FocusModel.from_pretrained(self.name, **self.arguments)
@@ -90,7 +91,7 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """A choice of samples. Where ``split`` is ``None``, each step of a command takes the half that it is for."""
+    """A choice of samples. If ``split`` is ``None``, each step of a command takes the half of the data meant for it."""
 
     file: str = "synthetic"
     gold_positions: tuple[int, ...] | None = None
@@ -101,15 +102,15 @@ class SampleOptions:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> SampleOptions:
-        """The values of :func:`options.add_samples`."""
+        """The values of the options from :func:`options.add_samples`."""
         positions = None if args.gold_positions is None else tuple(args.gold_positions)
         return cls(args.data, positions, args.samples, args.split, args.documents, args.seed)
 
     def selection(self, part: Part, n: int | None = None) -> SampleSelection:
-        """Samples of ``n`` questions of a part, by default ``samples``, with the gold positions in turn.
+        """Selection of ``n`` questions of a part, by default ``samples`` questions, with the gold positions in turn.
 
         Raises:
-            ValueError: If the data have no such part.
+            ValueError: If the data do not have this part.
         """
         from focuslens.data.selection import SYNTHETIC, SampleSelection
         from focuslens.data.synthetic import spread_positions
@@ -122,7 +123,7 @@ class SampleOptions:
         documents = _DOCUMENT_COUNTS[0] if self.documents is None else self.documents
         name = Path(self.file).name
         return SampleSelection(
-            self.file if name == SYNTHETIC else name,  # a file of the corpus's name keeps its folder
+            self.file if name == SYNTHETIC else name,  # a file with the corpus's name keeps its folder
             num_documents=documents,
             gold_positions=self.gold_positions or spread_positions(documents),
             part=part,
@@ -146,21 +147,22 @@ class RunSettings:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> RunSettings:
-        """The values of :func:`options.add_model`, :func:`options.add_samples` and :func:`options.add_run`."""
+        """The values of the options from ``add_model``, ``add_samples`` and ``add_run`` of :mod:`options`."""
         out = None if args.out is None else Path(args.out)
         model, samples = ModelOptions.of(args), SampleOptions.of(args)
         return cls(args.command, model, samples, args.seed, out, args.max_new_tokens, args.batch_tokens)
 
     def fitted(self, model: FocusModel | Executor, *, n: int = 0, and_train: bool = False) -> RunSettings:
-        """These settings with a number of documents: the given number, or 20, or as many as fit the model's context.
+        """These settings with a fixed number of documents.
 
-        All halves that the command reads have the same number: heads that are ranked on short prompts are not trained
-        and evaluated on long ones.
+        This is the number in ``--documents`` or, without it, 20 or as many as fit the model's context. All halves of
+        the data that the command reads get the same number. Otherwise heads could be ranked on short prompts and then
+        trained or evaluated on long ones.
 
         Args:
             model: The model that reads the samples.
-            n: Questions that are opened, where they are more than ``samples``.
-            and_train: Whether heads are ranked on the training half, in addition to ``--split all``.
+            n: Number of questions that are opened, if larger than ``samples``.
+            and_train: Whether heads are ranked on the training half even with ``--split all``.
 
         Raises:
             ValueError: If not even one document fits.
@@ -204,7 +206,7 @@ def _fitting_documents(settings: RunSettings, model: FocusModel | Executor, halv
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples, and their description in result files."""
+    """Samples, and the description of their origin in result files."""
 
     samples: Sequence[MultiDocSample]
     description: Mapping[str, Any]
@@ -227,12 +229,12 @@ def open_samples(options: SampleOptions, part: Part, n: int | None = None) -> Sa
     """Samples of ``--split`` or, without it, of the given part.
 
     Args:
-        options: The options.
-        part: Part to take where ``--split`` is not given.
+        options: Options of the samples.
+        part: Part to take if ``--split`` is not given.
         n: Number of questions, in place of ``--samples``.
 
     Raises:
-        ValueError: If the data have no such part.
+        ValueError: If the data do not have this part.
     """
     return _open([options.selection(options.split or part, n)])[0]
 
@@ -245,7 +247,7 @@ def _open(selections: Sequence[SampleSelection]) -> list[Samples]:
 
 
 def _facts(samples: Sequence[MultiDocSample]) -> dict[str, Any]:
-    """Facts of the file that samples come from."""
+    """Facts about the data file that the samples come from; empty for the synthetic corpus."""
     from focuslens.data.multidoc import MultiDocData
 
     if not isinstance(samples, MultiDocData):
@@ -271,7 +273,7 @@ def score_samples(
 def score_intervals(
     scores: ContextualScores, samples: Sequence[MultiDocSample], heads: Sequence[Head], seed: int, most: int = 20
 ) -> dict[str, list[float]]:
-    """95 % bootstrap intervals, over questions, of the first heads' relevant scores, by ``layer/head``."""
+    """95 % bootstrap intervals over questions of the relevant scores of the first ``most`` heads, by ``layer/head``."""
     from focuslens.evaluation import bootstrap_mean
 
     questions = {sample.id: sample.question_id for sample in samples}
@@ -288,13 +290,13 @@ def score_intervals(
 def get_ranking(
     file: str | None, settings: RunSettings, model: FocusModel | Executor, *, evaluated: bool = True
 ) -> tuple[list[Head], dict[str, Any]]:
-    """The ranking in a file, or a ranking by scores of training samples; and its source, for result files.
+    """A ranking of heads, and its source for result files.
 
     Args:
-        file: Value of ``--heads``.
-        settings: The command's; training samples have as many documents as its others.
+        file: File of the ranking, the value of ``--heads``. If it is ``None``, heads are scored on training samples.
+        settings: Settings of the command, which include the number of documents in training samples.
         model: The model.
-        evaluated: Whether the samples of ``--split`` are evaluated.
+        evaluated: Whether the command evaluates the samples of ``--split``.
 
     Raises:
         ValueError: If heads would be ranked on samples that are then evaluated.
@@ -307,18 +309,20 @@ def get_ranking(
     split = settings.samples.split
     if evaluated and split in ("train", "all"):
         raise ValueError(
-            f"--split {split} evaluates training samples, on which heads would be ranked too; name a ranking made on "
-            "other samples with --heads, or leave --split away"
+            f"--split {split} evaluates training samples, on which heads would be ranked too; give --heads a ranking "
+            "that was made on different samples, or leave --split out"
         )
     train = open_samples(replace(settings.samples, split=None), "train")
     return score_samples(settings, model, train).ranking(), {"scored_on": train.identify()}
 
 
 def count_heads(option: str, given: int | None, n: int, default: int = 20) -> int:
-    """Value of an option that is a number of heads out of ``n``; by default ``default``, or all where there are fewer.
+    """Value of an option that gives a number of heads out of ``n``.
+
+    The value of an option that is not given is ``default``, or ``n`` if that is smaller.
 
     Raises:
-        ValueError: If there are not so many heads, or the number is below 1.
+        ValueError: If the given number is not from 1 to ``n``, or there are no heads.
     """
     if n < 1:
         raise ValueError("there are no heads to choose from: the ranking is empty, or no head of it has a direction")
@@ -333,10 +337,10 @@ def count_heads(option: str, given: int | None, n: int, default: int = 20) -> in
 
 
 def require_figures(out: object) -> None:
-    """Refuse ``--out`` before the work, if the libraries that draw figures are not installed.
+    """Refuse ``--out`` before any work starts, if the libraries that draw figures are not installed.
 
     Raises:
-        ImportError: If one is missing.
+        ImportError: If ``--out`` is given and a library is missing.
     """
     if out is not None:
         import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]
@@ -354,7 +358,7 @@ def print_sweep(sweep: Sweep) -> None:
 
 
 def run_description(settings: RunSettings, model: FocusModel | Executor, data: Samples | None) -> dict[str, Any]:
-    """Description of a run in result files; ``data`` is ``None`` where the results are not of samples."""
+    """Description of a run in result files; ``data`` is ``None`` if the results do not come from samples."""
     from focuslens.util.files import versions
 
     return {

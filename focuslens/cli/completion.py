@@ -44,6 +44,6 @@ def _actions(parser: argparse.ArgumentParser) -> list[argparse.Action]:
     """The options of a parser and of its subcommands' parsers."""
     actions = list(parser._actions)
     for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
+        if isinstance(action, argparse._SubParsersAction):  # pyright: ignore[reportPrivateUsage]
             actions += [inner for subparser in action.choices.values() for inner in _actions(subparser)]
     return actions

@@ -44,9 +44,9 @@ _RANDOM_TAU = 0.3
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes of the demo: it takes about a minute, and has enough samples for its intervals to mean something."""
+    """Sizes of the demo, which takes about a minute and has enough samples for meaningful intervals."""
 
-    # First and fifth of 20: the embedded model is distracted most where the relevant document stands early.
+    # First and fifth of 20 documents: the embedded model is distracted most when the relevant document comes early.
     gold_positions: tuple[int, ...] = (0, 4)
     scored: int = 40
     trained: int = 30
@@ -58,7 +58,7 @@ class DemoSettings:
     steered: tuple[int, ...] = (4, 8)
     trained_heads: int = 8
     epochs: int = 10
-    # The paper's 1e-3 is for thousands of steps; the demo takes a few hundred.
+    # The paper's learning rate of 1e-3 is for thousands of steps. The demo takes only a few hundred.
     learning_rate: float = 0.005
     max_new_tokens: int = 24
 
@@ -66,14 +66,14 @@ class DemoSettings:
 def _add_options(parser: argparse.ArgumentParser) -> None:
     model = parser.add_argument_group("model")
     options.add_device(model)
-    model.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16, float16")
+    model.add_argument("--dtype", default="float32", help="dtype of the weights: float32 (default), bfloat16, float16")
     group = parser.add_argument_group("run")
     options.add_seed(group)
     options.add_directory(group, "--out", type=Path, default=Path("runs/demo"), help="directory for results")
 
 
 def run(args: argparse.Namespace, sizes: DemoSettings | None = None) -> dict[str, Any]:
-    """Run everything, write ``results.json`` and ``report.html`` to ``--out``, and return the results."""
+    """Run all steps, write ``results.json`` and ``report.html`` to ``--out``, and return the results."""
     sizes = sizes or DemoSettings()
     settings = run_settings(args, sizes)
     model = settings.model.open()
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace, sizes: DemoSettings | None = None) -> dict[str
 
 
 def run_settings(args: argparse.Namespace, sizes: DemoSettings) -> RunSettings:
-    """Settings of the demo in the form that commands share; its sizes and model are fixed."""
+    """Settings of the demo in the form that commands share. The model and the sizes are fixed."""
     return RunSettings(
         command=args.command,
         model=ModelOptions(device=args.device, dtype=args.dtype, backend=args.backend),
@@ -134,7 +134,7 @@ class _Demo:
         )
 
     def score(self, data: Samples) -> dict[str, ContextualScores]:
-        """Scores of every head by case; prints the best heads."""
+        """Compute the scores of every head by case, and print the best heads."""
         from focuslens.scores.contextual import contextual_scores_by_case
 
         cases = contextual_scores_by_case(self.model, data.samples, max_new_tokens=self.sizes.max_new_tokens)
@@ -146,7 +146,7 @@ class _Demo:
         return cases
 
     def scores_entries(self, cases: Mapping[str, ContextualScores], data: Samples) -> dict[str, Any]:
-        """Entries of the result file about heads."""
+        """Entries about heads in the result file."""
         ranking = cases["long"].ranking()
         return {
             "heads": [list(head) for head in ranking],
@@ -158,7 +158,7 @@ class _Demo:
         }
 
     def split_softmax(self, ranking: Sequence[Head], test: Samples) -> Sweep:
-        """Sweep of tau and k on contextual and on random heads; prints it."""
+        """Sweep tau and k on contextual heads and k on random heads, and print the sweep."""
         from focuslens.evaluation import BASELINES, split_softmax_settings
 
         ks = self.sizes.ks
@@ -169,7 +169,7 @@ class _Demo:
         return sweep
 
     def train(self, heads: Sequence[Head]) -> FocusDirections:
-        """Directions of the best heads, saved."""
+        """Train and save directions of the best heads."""
         from focuslens.directions.training import train_focus_directions
 
         data = open_samples(self.settings.samples, "train", self.sizes.trained)
@@ -192,7 +192,7 @@ class _Demo:
         return steering_settings(directions, ranking, self.sizes.alphas, self.sizes.steered)
 
     def steer(self, grid: Sequence[Setting], test: Samples) -> tuple[Sweep, Sweep, str]:
-        """The grid on validation questions and on held-out questions, and the best setting on validation."""
+        """Run the grid on validation and on held-out questions, and find the best setting on validation questions."""
         from focuslens.evaluation import Setting, best_setting
 
         validation = open_samples(self.settings.samples, "validation", self.sizes.chosen)
@@ -201,7 +201,7 @@ class _Demo:
         return chosen_on, self.sweep(test, steered, "steering"), best_setting(chosen_on, grid).name
 
     def sweep(self, data: Samples, grid: Sequence[Setting], name: str) -> Sweep:
-        """A sweep that goes on from its own records; records of another run (seed, model, versions) are set aside."""
+        """Run a sweep, or resume it from its records. Records with another seed, model or version are set aside."""
         from focuslens.evaluation import OtherResultsError
 
         records = self.out / f"{name}.jsonl"

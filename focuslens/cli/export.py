@@ -1,4 +1,4 @@
-"""``focuslens export``: a steered checkpoint with code of its own."""
+"""``focuslens export``: a steered checkpoint that includes its own code."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--site",
         choices=("rotary", "projection"),
         default="rotary",
-        help="site of the directions (default rotary); projection is focuslens fold",
+        help="site of the directions (default rotary); with projection, the command does what focuslens fold does",
     )
     fold.add_options(parser)
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 COMMAND = Command(
     name="export",
-    help="a checkpoint that is steered by a few lines of code that it brings",
+    help="a checkpoint that includes the few lines of code that steer it",
     description="Write a Hugging Face checkpoint with directions of the rotary site (Llama, Mistral, Qwen2, Qwen3).\n"
     "It is loaded with trust_remote_code=True, and steered under every attention implementation.",
     example="focuslens export --site rotary --model PATH --directions runs/directions --alpha 0.3 --out steered",

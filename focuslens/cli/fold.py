@@ -24,7 +24,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_directions(parser, required=True)
     parser.add_argument("--alpha", type=float, required=True, help="strength; write --alpha=-0.2 for a negative one")
     parser.add_argument(
-        "--top-k", type=int, help="heads to steer, best first; default: 20, or all where there are fewer"
+        "--top-k", type=int, help="number of heads to steer, best first; default: 20, or all if there are fewer"
     )
     options.add_file(
         parser, "--heads", help="ranking of heads: heads.json of focuslens heads; default: the directions' order"
@@ -33,7 +33,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the checkpoint, and print the heads that share a key vector and the files that were left behind."""
+    """Write the checkpoint, and print the heads that share a key vector and the files that were left out."""
     from focuslens.directions.checkpoints import fold
 
     applied = steering(args)
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def steering(args: argparse.Namespace) -> FocusSteering:
-    """The directions of the options, at their strength, on their heads."""
+    """The steering that the options describe: directions, a strength, and the heads to steer."""
     from focuslens.cli.common import count_heads
     from focuslens.heads import load_ranking
     from focuslens.interventions import FocusSteering
@@ -60,17 +60,17 @@ def steering(args: argparse.Namespace) -> FocusSteering:
 
 
 def checkpoint_document(command: str, directory: Path, left_out: tuple[str, ...], **more: Any) -> dict[str, Any]:
-    """The checkpoint's own record, and the facts that were printed."""
+    """The checkpoint's own record, with the facts that the command printed."""
     record = json.loads((directory / "focuslens.json").read_text())
     return document({"command": command, **record, **more, "left_out": list(left_out)}, directory)
 
 
 def print_left_out(weights: tuple[str, ...], training: tuple[str, ...]) -> None:
-    """Print the files of the base checkpoint that the new one lacks."""
+    """Print the files of the base checkpoint that the new checkpoint lacks."""
     if weights:
-        print(f"left behind, being other copies of the weights, which would not be steered: {', '.join(weights)}")
+        print(f"left out, as other copies of the weights, which would not be steered: {', '.join(weights)}")
     if training:
-        print(f"left behind, being what a training of the base goes on from: {', '.join(training)}")
+        print(f"left out, as states from which training of the base model would resume: {', '.join(training)}")
 
 
 COMMAND = Command(

@@ -31,19 +31,19 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     options.add_run(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--prompt", help="the text, or @FILE")
-    source.add_argument("--sample", type=int, help="number of a sample of the data, from 0")
+    source.add_argument("--sample", type=int, help="index of a sample of the data, from 0")
     parser.add_argument("--case", choices=("long", "gold", "negative"), default="long", help="prompt of the sample")
-    parser.add_argument("--tau", type=float, help="split-softmax to the relevant document")
+    parser.add_argument("--tau", type=float, help="exponent of split-softmax toward the relevant document")
     options.add_directions(parser)
     parser.add_argument("--alpha", type=float, help="strength of the directions (default 0.2)")
-    parser.add_argument("--top-k", type=int, help="heads to change; default: 20, or all where there are fewer")
+    parser.add_argument("--top-k", type=int, help="number of heads to change; default: 20, or all if there are fewer")
     options.add_positions(parser)
     options.add_ranking(parser)
 
 
 @dataclass(frozen=True)
 class _Variant:
-    """One way to answer, and the ranking of heads that it uses."""
+    """One way to answer: its interventions, and the source of their ranking of heads."""
 
     name: str
     interventions: tuple[Intervention, ...] = ()
@@ -51,7 +51,7 @@ class _Variant:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Print the response to a prompt or to one sample, without and with the interventions of the options."""
+    """Print the response to a prompt or to one sample, without and with the chosen interventions."""
     from focuslens.util.files import write_json
 
     _check_options(args)
@@ -79,15 +79,18 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    """Refuse, before anything is opened, options that would be ignored.
+    """Refuse options that would be ignored, before any model or file is opened.
 
     Raises:
         ValueError: If an option has nothing to act on.
     """
     if args.alpha is not None and args.directions is None:
-        raise ValueError(f"--alpha {args.alpha:g} is the strength of directions, and there are none; name --directions")
+        raise ValueError(f"--alpha {args.alpha:g} is the strength of directions; name the directions with --directions")
     if args.top_k is not None and args.tau is None and args.directions is None:
-        raise ValueError(f"--top-k {args.top_k} chooses heads to change, and nothing does; name --tau or --directions")
+        raise ValueError(
+            f"--top-k {args.top_k} chooses heads for an intervention, and no intervention is given; name --tau or "
+            "--directions"
+        )
     if args.tau is not None and (args.prompt is not None or args.case == "negative"):
         where = "the text of --prompt" if args.prompt is not None else "a prompt of --case negative"
         raise ValueError(
@@ -97,7 +100,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _open_sample(settings: RunSettings, number: int) -> tuple[Samples, MultiDocSample]:
-    """The sample of a number, and the samples up to it."""
+    """The sample with an index, after the data that contain it."""
     data = open_samples(settings.samples, "test", max(number, 0) + 1)
     if not 0 <= number < len(data.samples):
         raise ValueError(f"there is no sample {number}: samples are counted from 0, here to {len(data.samples) - 1}")
@@ -115,7 +118,7 @@ def _variants(args: argparse.Namespace, settings: RunSettings, model: FocusModel
         directions.require_shape(model.shape)
     count_heads(
         "--top-k", args.top_k, model.shape.n_layers * model.shape.n_heads
-    )  # refused before the heads are scored
+    )  # refuses a wrong number before the heads are scored
     ranking, source = get_ranking(args.heads, settings, model)
     variants: list[_Variant] = []
     if args.tau is not None:
@@ -134,7 +137,7 @@ def _variants(args: argparse.Namespace, settings: RunSettings, model: FocusModel
 def _answer(
     model: FocusModel, prompt: str, sample: MultiDocSample | None, variant: _Variant, max_new_tokens: int
 ) -> dict[str, Any]:
-    """Answer in one way, print the response, and return its entry in the result file."""
+    """Answer in one way, print the response, and return the response's entry in the result file."""
     from focuslens.prompts.answers import sub_exact_match
 
     _LOG.info("answering: %s", variant.name)

@@ -32,12 +32,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     options.add_samples(parser)
     options.add_run(parser)
     parser.add_argument("--case", choices=("long", "gold", "negative", "correct", "wrong"), default="long")
-    parser.add_argument("--top", type=int, help="heads to print, best first; default: 20, or all where there are fewer")
+    parser.add_argument("--top", type=int, help="number of heads to print; default: 20, or all if there are fewer")
     cluster.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Score, print and, with ``--out``, write ``heads.json`` and ``head_map.png``."""
+    """Score the heads, print the scores and, with ``--out``, write ``heads.json`` and ``head_map.png``."""
     settings = RunSettings.of(args)
     require_figures(settings.out)
     with open_executor(args, settings.model) as model:
@@ -85,8 +85,8 @@ def _print(name: str, scores: ContextualScores, case: str, top: int) -> None:
 COMMAND = Command(
     name="heads",
     help="find contextual heads",
-    description="Score every head by attention from the response to the relevant document, the irrelevant ones and\n"
-    "the attention sink (equation 1 of arXiv 2503.23306), rank the heads, and count those above a threshold.",
+    description="Score every head by the response's attention to the relevant document, to irrelevant documents and\n"
+    "to the attention sink (equation 1 of arXiv 2503.23306). Rank the heads, and count those above thresholds.",
     example="focuslens heads --model meta-llama/Llama-3.2-3B-Instruct --dtype bfloat16 --data nq-open-oracle.jsonl.gz",
     add_options=_add_options,
     run=run,

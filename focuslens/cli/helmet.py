@@ -42,11 +42,11 @@ __all__ = ["COMMAND"]
 _LOG = logging.getLogger(__name__)
 
 _ALPHAS = (-0.2, 0.2)
-"""The paper's."""
+"""The paper's strengths."""
 
 _ABOUT_RECALL = (
-    "Needles with word keys, needles with UUID keys, several values of one key, and JSON pairs, of the given lengths\n"
-    "in the tokens of any model, in the files that HELMET's loaders read; configs/recall.yaml in --out runs them."
+    "Write recall sets of the given lengths, in tokens of any model: needles with word keys, needles with UUID keys,\n"
+    "several values of one key, and JSON pairs. HELMET's loaders read them; configs/recall.yaml in --out runs them."
 )
 
 
@@ -56,7 +56,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     _model_options(parser.add_argument_group("model"))
     cluster.add_options(parser)
     add_directory(
-        parser, "--out", type=Path, help="directory for results (default runs/helmet/MODEL); goes on from there"
+        parser, "--out", type=Path, help="directory for results (default runs/helmet/MODEL); a killed run resumes there"
     )
     actions = parser.add_subparsers(dest="action", metavar="make-recall", title="instead of running")
     recall = actions.add_parser(
@@ -71,23 +71,23 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _benchmark_options(group: Any) -> None:
-    add_directory(group, "--helmet", metavar="DIR", help="a checkout of princeton-nlp/HELMET, which is only read")
+    add_directory(group, "--helmet", metavar="DIR", help="a checkout of princeton-nlp/HELMET, which is not changed")
     add_file(
         group,
         "--config",
         nargs="+",
         default=[],
-        help="HELMET's YAML files, here or in the checkout; or 'demo', a set made here",
+        help="HELMET's YAML files, here or in the checkout; or 'demo', for a set from the synthetic corpus",
     )
     add_directory(
-        group, "--data", type=Path, metavar="DIR", help="holds the configurations' data/ (default: the checkout)"
+        group, "--data", type=Path, metavar="DIR", help="folder with the data/ of HELMET (default: the checkout)"
     )
-    group.add_argument("--tasks", type=names, default=[], help="only these, e.g. json_kv,kilt_nq; default: all")
-    group.add_argument("--lengths", type=integers, default=[], help="only these, e.g. 8192,16384; default: all")
-    group.add_argument("--max-test-samples", type=int, help="of each task, as HELMET draws them (default: the files')")
-    group.add_argument("--use-chat-template", choices=("True", "False"), help="HELMET's; False for base models")
-    group.add_argument("--tag", default="v1", help="in the names of HELMET's result files (default v1)")
-    group.add_argument("--seed", type=int, default=42, help="HELMET's, and of the intervals (default 42)")
+    group.add_argument("--tasks", type=names, default=[], help="tasks to run, e.g. json_kv,kilt_nq; default: all")
+    group.add_argument("--lengths", type=integers, default=[], help="lengths to run, e.g. 8192,16384; default: all")
+    group.add_argument("--max-test-samples", type=int, help="samples per task (default: as in the configurations)")
+    group.add_argument("--use-chat-template", choices=("True", "False"), help="HELMET's option; False for base models")
+    group.add_argument("--tag", default="v1", help="part of the names of HELMET's result files (default v1)")
+    group.add_argument("--seed", type=int, default=42, help="seed of HELMET and of the intervals (default 42)")
     group.add_argument(
         "--helmet-arg",
         type=pair,
@@ -100,23 +100,27 @@ def _benchmark_options(group: Any) -> None:
 
 def _steering_options(group: Any) -> None:
     add_directions(group)
-    group.add_argument("--directions-of", metavar="MODEL", help="allow those of this other model of the same shape")
-    add_file(group, "--ranking", help="heads.json of focuslens heads, or the authors'; default: the directions' order")
-    group.add_argument("--heads", type=integers, help="numbers of heads, best first (default 10,20, where there are)")
-    group.add_argument("--alpha", type=numbers, help="strengths (default -0.2,0.2)")
-    group.add_argument("--sink-heads", type=int, default=5, help="best heads whose sink score is recorded (default 5)")
+    group.add_argument(
+        "--directions-of", metavar="MODEL", help="allow directions of this other model of the same shape"
+    )
+    add_file(
+        group, "--ranking", help="heads.json of focuslens heads, or the authors' file; default: the directions' order"
+    )
+    group.add_argument("--heads", type=integers, help="numbers of best heads to steer (default 10,20)")
+    group.add_argument("--alpha", type=numbers, help="strengths of the directions (default -0.2,0.2)")
+    group.add_argument("--sink-heads", type=int, default=5, help="number of heads with recorded sink score (default 5)")
 
 
 def _model_options(group: Any) -> None:
-    group.add_argument("--model", default="demo", help="hub name, directory, or 'demo', the embedded one (default)")
+    group.add_argument("--model", default="demo", help="hub name, directory, or 'demo', the embedded model (default)")
     add_device(group)
     add_device_map(group)
-    group.add_argument("--dtype", help="of the weights (default bfloat16, as HELMET's; float32 for the embedded model)")
+    group.add_argument("--dtype", help="dtype of the weights (default bfloat16, as in HELMET; float32 for 'demo')")
     group.add_argument("--n-ctx", type=int, help="context length in tokens; default: the checkpoint's")
     group.add_argument(
         "--repetition-penalty",
         type=float,
-        help="of greedy responses; 1 is none (default: the checkpoint's, as in HELMET; Qwen2.5-Instruct's is 1.05)",
+        help="repetition penalty of responses; 1 for none (default: the checkpoint's own, as in HELMET)",
     )
     group.add_argument("--revision", help="branch, tag or commit on the hub")
     group.add_argument(
@@ -125,24 +129,25 @@ def _model_options(group: Any) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="argument of the chat template, e.g. date_string='26 Jul 2024' (HELMET gives none: Llama 3 has today's)",
+        help="argument of the chat template, e.g. date_string='26 Jul 2024' (HELMET gives none; Llama 3 then uses "
+        "today's date)",
     )
     group.add_argument(
-        "--batch-tokens", type=int, default=BATCH_TOKENS, help="prompt tokens of a batch (default %(default)s)"
+        "--batch-tokens", type=int, default=BATCH_TOKENS, help="prompt tokens per batch (default %(default)s)"
     )
 
 
 def _recall_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--lengths", type=integers, required=True, help="tokens of prompt and response, e.g. 8192,16384"
+        "--lengths", type=integers, required=True, help="tokens of prompt and response together, e.g. 8192,16384"
     )
     parser.add_argument("--tokenizer", required=True, help="hub name, directory, or 'demo'")
     add_directory(parser, "--out", type=Path, required=True, help="folder that gets data/ and configs/recall.yaml")
-    parser.add_argument("--samples", type=int, default=100, help="of each set (default 100)")
-    parser.add_argument("--seed", type=int, default=42, help="of every random choice (default 42)")
-    add_directory(parser, "--haystack", help="directory of *.txt around the values; default: made-up sentences")
+    parser.add_argument("--samples", type=int, default=100, help="samples per set (default 100)")
+    parser.add_argument("--seed", type=int, default=42, help="seed of every random choice (default 42)")
+    add_directory(parser, "--haystack", help="directory of *.txt files with the text around values; default: synthetic")
     parser.add_argument("--needle", help="the needles' sentence, with {key}, {kind} and {value}")
-    parser.add_argument("--reserve", type=int, help="tokens left for HELMET's wording; default: measured")
+    parser.add_argument("--reserve", type=int, help="tokens reserved for HELMET's wording; default: measured")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -175,12 +180,12 @@ def _make_recall(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_tasks(args: argparse.Namespace) -> dict[str, Any]:
-    import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]  (an error before the work, not after it)
+    import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]  (a missing library fails before the work)
     from focuslens.cli.common import open_executor, print_table
 
     if args.helmet is None or not args.config:
         raise ValueError(
-            "name a checkout of princeton-nlp/HELMET with --helmet and its configurations with --config, such as "
+            "name a checkout of princeton-nlp/HELMET with --helmet and HELMET's configurations with --config, such as "
             "configs/recall_short.yaml; or write data with focuslens helmet make-recall"
         )
     out = args.out or Path("runs") / "helmet" / Path(args.model).name
@@ -213,7 +218,7 @@ def _model(args: argparse.Namespace) -> ModelOptions:
         backend=args.backend,
         n_ctx=args.n_ctx,
         revision=args.revision,
-        chat=False,  # HELMET puts prompts into the chat template
+        chat=False,  # HELMET itself applies the chat template
         chat_template_kwargs=dict(args.chat_template_arg),
     )
 
@@ -246,7 +251,7 @@ def _helmet_run(
 
 
 def _without_bars_of_datasets() -> None:
-    """Silence the bars of ``datasets``, through which HELMET loads and filters."""
+    """Silence the progress bars of ``datasets``, the library with which HELMET loads and filters data."""
     with suppress(ImportError):
         datasets: Any = import_module("datasets")
         datasets.disable_progress_bars()
@@ -288,7 +293,7 @@ def _directions(args: argparse.Namespace) -> tuple[FocusDirections | None, list[
 def _settings(
     args: argparse.Namespace, model: Executor, directions: FocusDirections | None, ranking: Sequence[Head] | None
 ) -> tuple[Sequence[Setting], Sequence[Head]]:
-    """Settings of the prompts, and the heads whose sink score is recorded."""
+    """Settings under which prompts are answered, and the heads whose sink score is recorded."""
     from focuslens.studies.helmet.steering import paper_settings, ranked_heads, require_named, sink_heads
 
     if directions is None:
@@ -317,8 +322,8 @@ COMMAND = Command(
     name="helmet",
     help="HELMET's tasks under the paper's settings, by HELMET's own code",
     description="Tables 2 and 4 to 13 of arXiv 2503.23306: sixteen tasks of HELMET, without directions and with each\n"
-    "strength on each number of heads. HELMET, a checkout, makes prompts and metrics. Its own result files are\n"
-    "written, and tables with the paper's beside them. A killed run goes on.",
+    "strength on each number of heads. The code of a HELMET checkout makes the prompts and the metrics. HELMET's own\n"
+    "result files are written, and tables with the paper's numbers beside the measured ones. A killed run resumes.",
     example="focuslens helmet --helmet HELMET --config demo",
     add_options=_add_options,
     run=run,

@@ -1,4 +1,4 @@
-"""The ``focuslens`` command: its list of commands, and the dispatch to one of them."""
+"""The ``focuslens`` command: the list of its subcommands, and the dispatch to one of them."""
 
 from __future__ import annotations
 
@@ -70,13 +70,16 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the command; returns the content of its result files."""
+    """Run the command, and return the content of its result files."""
     _LOG.debug("importing the libraries of focuslens %s", args.command)
     return COMMANDS[args.command].run(args)
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """``--alpha -0.2,0.2`` as ``--alpha=-0.2,0.2``: argparse reads a word that begins with a dash as an option."""
+    """Arguments with each negative value joined to its option, such as ``--alpha=-0.2,0.2``.
+
+    On its own, argparse would read a word that begins with a dash as an option.
+    """
     joined: list[str] = []
     for text in argv:
         if re.fullmatch(r"-[0-9.][-0-9.e,]*", text) and joined and re.fullmatch(r"--[a-z-]+", joined[-1]):
@@ -87,10 +90,13 @@ def _joined(argv: Sequence[str]) -> list[str]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0, 1 for a request that cannot be met, 2 for wrong usage."""
+    """Run the command line, and return the exit status.
+
+    The status is 0 for success, 1 for a request that cannot be met, 2 for wrong usage, and 130 for an interruption.
+    """
     parser = _parser()
     args, unknown = parser.parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
-    if unknown:  # by the command's own parser, whose --help lists its options
+    if unknown:  # the error names the command, because the command's own --help lists the options
         Parser(prog=f"focuslens {args.command}").error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.version:
         from importlib.metadata import version
@@ -104,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    """Run the command, and print an error of the user's as one line."""
+    """Run the command, and print an error that the user can correct as one line."""
     try:
         output.carry_out(args, _run)
     except (ValueError, KeyError, OSError, ImportError) as error:

@@ -1,4 +1,4 @@
-"""Options that several commands share, and the types of their values. Light to import, as the help needs them."""
+"""Options that several commands share, and the types of their values. The import is quick, for the sake of the help."""
 
 from __future__ import annotations
 
@@ -37,19 +37,19 @@ _T = TypeVar("_T")
 
 
 def numbers(text: str) -> list[float]:
-    """``-0.2,0.2``.
+    """Numbers from text such as ``-0.2,0.2``.
 
     Raises:
-        argparse.ArgumentTypeError: If it is no list of numbers.
+        argparse.ArgumentTypeError: If the text is not a list of numbers.
     """
     return _listed(text, float, "numbers separated by commas, such as -0.2,0.2")
 
 
 def integers(text: str) -> list[int]:
-    """``10,20``.
+    """Whole numbers from text such as ``10,20``.
 
     Raises:
-        argparse.ArgumentTypeError: If it is no list of whole numbers.
+        argparse.ArgumentTypeError: If the text is not a list of whole numbers.
     """
     return _listed(text, int, "whole numbers separated by commas, such as 10,20")
 
@@ -62,15 +62,15 @@ def _listed(text: str, kind: Callable[[str], _T], expected: str) -> list[_T]:
 
 
 def names(text: str) -> list[str]:
-    """``json_kv,kilt_nq``."""
+    """Names from text such as ``json_kv,kilt_nq``."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def pair(text: str) -> tuple[str, str]:
-    """``NAME=VALUE``.
+    """Name and value from text such as ``NAME=VALUE``.
 
     Raises:
-        argparse.ArgumentTypeError: If there is no ``=``.
+        argparse.ArgumentTypeError: If the text has no ``=``.
     """
     name, equals, value = text.partition("=")
     if not equals:
@@ -82,12 +82,12 @@ def pair(text: str) -> tuple[str, str]:
 
 
 def add_file(group: Any, *flags: str, **settings: Any) -> None:
-    """An option whose value is a file."""
+    """Add an option whose value is a file."""
     complete_paths(group.add_argument(*flags, **settings), "FILE")
 
 
 def add_directory(group: Any, *flags: str, **settings: Any) -> None:
-    """An option whose value is a directory."""
+    """Add an option whose value is a directory."""
     complete_paths(group.add_argument(*flags, **settings), "DIRECTORY")
 
 
@@ -95,12 +95,12 @@ def add_directory(group: Any, *flags: str, **settings: Any) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Options of the model and of its prompts' format."""
+    """Add the options of the model and of the format of its prompts."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="demo", help="hub name, directory, or 'demo', the embedded one (default)")
+    group.add_argument("--model", default="demo", help="hub name, directory, or 'demo', the embedded model (default)")
     add_device(group)
     add_device_map(group)
-    group.add_argument("--dtype", default="float32", help="of the weights: float32 (default), bfloat16, float16")
+    group.add_argument("--dtype", default="float32", help="dtype of the weights: float32 (default), bfloat16, float16")
     group.add_argument("--n-ctx", type=int, help="context length in tokens; default: the checkpoint's")
     group.add_argument("--revision", help="branch, tag or commit on the hub")
     group.add_argument(
@@ -112,35 +112,40 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="argument of the chat template, e.g. date_string='26 Jul 2024' (Llama 3 puts today's date in otherwise)",
+        help="argument of the chat template, e.g. date_string='26 Jul 2024' (Llama 3 otherwise uses today's date)",
     )
 
 
 def add_device(group: Any) -> None:
-    """``--backend`` and ``--device``."""
+    """Add ``--backend`` and ``--device``."""
     group.add_argument(
-        "--backend", choices=("hooked", "bridge"), help="TransformerLens model; default: hooked where it can be had"
+        "--backend", choices=("hooked", "bridge"), help="kind of TransformerLens model; default: hooked if possible"
     )
-    group.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
+    group.add_argument("--device", help="cpu, cuda, ...; default: cuda if there is a GPU")
 
 
 def add_device_map(group: Any) -> None:
-    """``--device-map``."""
+    """Add ``--device-map``."""
     group.add_argument(
-        "--device-map", help="in place of --device, for a model that does not fit one: auto, balanced, sequential"
+        "--device-map", help="in place of --device, if the model needs several: auto, balanced, sequential"
     )
 
 
 def add_samples(parser: argparse.ArgumentParser, *, fixed_documents: bool = False) -> Any:
-    """Options of the samples; gives their group.
+    """Add the options of the samples, and return their group.
 
     Args:
-        parser: The command's.
-        fixed_documents: 20 documents by default, for a command without a model whose context limits their number.
+        parser: Parser of the command.
+        fixed_documents: Whether the default is always 20 documents, for a command that opens no model. The context of
+            a model would limit the number.
     """
     group = parser.add_argument_group("data")
     add_file(group, "--data", default="synthetic", help="a lost-in-the-middle file, or 'synthetic' (default)")
-    group.add_argument("--gold-positions", type=integers, help="from 0; default: five, 0,4,9,14,19 of 20 documents")
+    group.add_argument(
+        "--gold-positions",
+        type=integers,
+        help="positions of the gold document, from 0; default: five, such as 0,4,9,14,19 of 20 documents",
+    )
     group.add_argument("--samples", type=int, default=100, help="questions, one sample each (default 100)")
     group.add_argument("--split", choices=("train", "test", "all"), help="half of the data; default: the command's own")
     if fixed_documents:
@@ -153,38 +158,36 @@ def add_samples(parser: argparse.ArgumentParser, *, fixed_documents: bool = Fals
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """Options of the run: seed, results, lengths."""
+    """Add the options of the run: the seed, the results' folder, and numbers of tokens."""
     group = parser.add_argument_group("run")
     add_seed(group)
     add_out(group)
-    group.add_argument("--max-new-tokens", type=int, default=100, help="of a response (default 100)")
+    group.add_argument("--max-new-tokens", type=int, default=100, help="most tokens of a response (default 100)")
     group.add_argument(
-        "--batch-tokens", type=int, default=BATCH_TOKENS, help="prompt tokens of a batch (default %(default)s)"
+        "--batch-tokens", type=int, default=BATCH_TOKENS, help="prompt tokens per batch (default %(default)s)"
     )
 
 
 def add_seed(group: Any) -> None:
-    """``--seed``."""
-    group.add_argument("--seed", type=int, default=42, help="of every random choice (default 42)")
+    """Add ``--seed``."""
+    group.add_argument("--seed", type=int, default=42, help="seed of every random choice (default 42)")
 
 
 def add_out(group: Any) -> None:
-    """``--out``."""
-    add_directory(
-        group, "--out", help="directory for results; default: none, and results are printed only, except where stated"
-    )
+    """Add ``--out``."""
+    add_directory(group, "--out", help="directory for results; by default they are only printed, except where stated")
 
 
 # Options of interventions
 
 
 def add_ranking(group: Any) -> None:
-    """``--heads``, a ranking."""
+    """Add ``--heads``, a ranking."""
     add_file(group, "--heads", help="ranking of heads: heads.json of focuslens heads; default: score training samples")
 
 
 def add_directions(group: Any, *, required: bool = False) -> None:
-    """``--directions``."""
+    """Add ``--directions``."""
     add_directory(
         group,
         "--directions",
@@ -194,10 +197,12 @@ def add_directions(group: Any, *, required: bool = False) -> None:
 
 
 def add_counts(group: Any) -> None:
-    """``--k``, the numbers of heads of a sweep."""
-    group.add_argument("--k", type=integers, default=[1, 5, 10, 20], help="heads to change (default 1,5,10,20)")
+    """Add ``--k``, the numbers of heads of a sweep."""
+    group.add_argument(
+        "--k", type=integers, default=[1, 5, 10, 20], help="numbers of heads to change (default 1,5,10,20)"
+    )
 
 
 def add_positions(group: Any) -> None:
-    """``--positions``, the rows that directions act on."""
+    """Add ``--positions``, the rows that directions act on."""
     group.add_argument("--positions", choices=("all", "response"), default="all", help="rows that are steered")

@@ -1,8 +1,8 @@
-"""Streams of a command: results, notes, warnings, and one JSON document under ``--json``.
+"""Output streams of a command: results, notes, warnings and, with ``--json``, one JSON document.
 
-Results go to standard output, all else to standard error. A command prints its results for people, and returns the
-content of its result files; under ``--json`` the printed results go to standard error, and the returned content alone
-to standard output. An error is a line on standard error in either case, and there is no document then.
+Results go to standard output. Notes and warnings go to standard error. A command prints its results for people, and
+returns the content of its result files. With ``--json``, the printed results go to standard error, and only the
+returned content goes to standard output. An error is always one line on standard error, without a JSON document.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ _PACKAGE = str(Path(__file__).parents[1])
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """``--json``, ``--verbose`` and ``--quiet``, which every command has.
+    """Add ``--json``, ``--verbose`` and ``--quiet``, which every command has.
 
-    They have no default of their own, so that a command and a command inside it can both have them.
+    These options have no default, so that both a command and its own subcommand can have them.
     """
     group = parser.add_argument_group("output")
     group.add_argument(
@@ -51,7 +51,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def document(content: dict[str, Any], *written: Path | str) -> dict[str, Any]:
-    """Content of a command's result files, and the paths of all files that it wrote."""
+    """Content of a command's result files, with the paths of all files that the command wrote."""
     return {**content, "written": [str(path) for path in written]}
 
 
@@ -72,7 +72,7 @@ def carry_out(args: argparse.Namespace, run: Callable[[argparse.Namespace], dict
 
 
 class _Console(logging.Handler):
-    """Lines on standard error, above progress bars."""
+    """Handler that prints lines on standard error, above progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
@@ -81,7 +81,10 @@ class _Console(logging.Handler):
 
 
 class _Line(logging.Formatter):
-    """Format of a line: a note is its text, a warning has its level before it, a detail its time and source too."""
+    """Format of a line: plain text for a note, and the level before the text for a warning.
+
+    With details, every line also has its time and source.
+    """
 
     def __init__(self, detailed: bool) -> None:
         super().__init__("%(asctime)s %(levelname)-7s %(name)s: %(message)s" if detailed else None)
@@ -94,12 +97,12 @@ class _Line(logging.Formatter):
 
 @contextmanager
 def _notes(level: int) -> Generator[None]:
-    """Print the log of the package from a level on, while the block lasts."""
+    """Print the package's log messages of at least one level, while the block lasts."""
     handler, before, propagated = _Console(), _LIBRARY.level, _LIBRARY.propagate
     handler.setFormatter(_Line(detailed=level <= logging.DEBUG))
     _LIBRARY.addHandler(handler)
     _LIBRARY.setLevel(level)
-    # Libraries that commands import (absl, through rouge-score) set the root logger up to print every line again.
+    # Some libraries that commands import (absl, through rouge-score) make the root logger print every line again.
     _LIBRARY.propagate = False
     try:
         yield
@@ -111,7 +114,7 @@ def _notes(level: int) -> Generator[None]:
 
 @contextmanager
 def _warnings_as_notes() -> Generator[None]:
-    """Log warnings of this package as warnings, and those of other libraries as details, while the block lasts."""
+    """Log warnings of this package as warnings, and warnings of other libraries as details, while the block lasts."""
 
     def show(
         message: Warning | str,
@@ -131,7 +134,7 @@ def _warnings_as_notes() -> Generator[None]:
 
 @contextmanager
 def _silent_libraries(verbose: bool, *, bars: bool) -> Generator[None]:
-    """Silence transformers' own log, but with ``--verbose``, and its bar of loaded weights, but on a terminal."""
+    """Silence the log of transformers unless ``verbose``, and its progress bars unless ``bars``."""
     from transformers.utils import logging as transformers_logging
 
     level, with_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()

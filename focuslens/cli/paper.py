@@ -19,24 +19,24 @@ _LOG = logging.getLogger(__name__)
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--model", default="demo", help="settings: 'demo' (default), another name that ships, or a YAML file"
+        "--model", default="demo", help="name of settings in the package (default 'demo'), or a YAML file of settings"
     )
     options.add_file(
-        parser, "--data", type=Path, help="the lost-in-the-middle file, where it is not at the settings' name"
+        parser, "--data", type=Path, help="path of the lost-in-the-middle file, if it differs from the settings' name"
     )
     options.add_directory(
         parser, "--haystack", type=Path, help="directory of essays and needles.jsonl, for retrieval heads"
     )
     options.add_directory(
-        parser, "--out", type=Path, help="directory for results (default runs/paper/NAME); goes on from there"
+        parser, "--out", type=Path, help="directory for results (default runs/paper/NAME); a killed run resumes there"
     )
     parser.add_argument("--only", action="append", default=[], metavar="ARTEFACT", help="one artefact; repeatable")
     cluster.add_options(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Make the artefacts that are not there yet, and ``index.html``."""
-    import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]  (an error before the work, not after it)
+    """Make the artefacts that are not finished yet, and ``index.html``."""
+    import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]  (a missing library fails before the work)
     from focuslens.scores.rouge import rouge_1_recall
     from focuslens.studies.paper.run import reproduce, results_folder
     from focuslens.studies.paper.settings import find_settings, load_settings
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     settings = load_settings(find_settings(args.model))
     out = args.out or results_folder(settings.name)
     if not args.only or "retrieval" in args.only:
-        rouge_1_recall("a", "a")  # a missing library is an error before the work, not after it
+        rouge_1_recall("a", "a")  # a missing library fails before the work
     with cluster.open_pool(args, settings.model, settings.model_options) as pool:
         study = Study(settings, out, args.data, args.haystack, pool=pool)
         shown = reproduce(study, args.only, say=_LOG.info)
@@ -59,8 +59,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 COMMAND = Command(
     name="paper",
     help="every table and figure of the paper, for one model",
-    description="Figures 2 to 9 and Tables 1 and 3 of arXiv 2503.23306 and analyses beyond them, from one YAML file\n"
-    "per model, with index.html over all of them. A killed run goes on; finished artefacts are not made again.",
+    description="Make Figures 2 to 9 and Tables 1 and 3 of arXiv 2503.23306 and further analyses, from one YAML file\n"
+    "per model, with all of them on index.html. A killed run resumes. Finished artefacts are not made again.",
     example="focuslens paper --model demo --out runs/paper/demo",
     add_options=_add_options,
     run=run,

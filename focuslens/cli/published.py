@@ -16,10 +16,12 @@ __all__ = ["COMMAND", "run"]
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     options.add_directory(
-        parser, "directory", metavar="DIR", help="holds head_features and contextual_heads_scores_full_seq"
+        parser, "directory", metavar="DIR", help="folder with head_features and contextual_heads_scores_full_seq"
     )
     options.add_directory(parser, "--out", help="directory for tables, figures and index.html; default: print only")
-    parser.add_argument("--top", type=int, default=20, help="heads that count as contextual (default %(default)s)")
+    parser.add_argument(
+        "--top", type=int, default=20, help="number of heads that count as contextual (default %(default)s)"
+    )
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
@@ -37,8 +39,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 COMMAND = Command(
     name="published",
     help="look into the directions that the paper's authors publish",
-    description="Norms, rotary frequencies and head rankings of the authors' files, model by model; needs no model's\n"
-    "weights.",
+    description="Show norms, rotary frequencies and head rankings of the authors' files, model by model. The models'\n"
+    "weights are not needed.",
     example="focuslens published focus_direction --out runs/published",
     add_options=_add_options,
     run=run,

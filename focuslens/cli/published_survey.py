@@ -31,13 +31,13 @@ _SPREAD = {"least": "min", "median": "median", "most": "max"}
 
 @dataclass(frozen=True)
 class Survey:
-    """The published models, and the numbers of each and of every two.
+    """The published models, with numbers per model and per pair of models.
 
     Attributes:
         models: The models.
         summaries: One row of numbers per model.
         pairs: One row per pair of models.
-        top: Heads that count as contextual.
+        top: Number of heads that count as contextual.
     """
 
     models: tuple[PublishedModel, ...]
@@ -47,7 +47,7 @@ class Survey:
 
     @classmethod
     def of(cls, directory: str | Path, top: int) -> Survey:
-        """The models of a directory."""
+        """Survey of the models in a directory."""
         models = tuple(load_published(directory))
         summaries = tuple(summarize_published(model, top) for model in models)
         return cls(models, summaries, compare_published(models, top, _BINS, seed=_SEED), top)
@@ -78,7 +78,7 @@ class Survey:
         }
 
     def write(self, out: Path) -> list[Path]:
-        """Write numbers, tables, figures and the page; returns their files."""
+        """Write numbers, tables, figures and the page, and return their files."""
         tables = self.tables()
         for name, frame in tables.items():
             write_atomically(out / f"{name}.csv", frame.to_csv(index=False).encode())
@@ -90,12 +90,12 @@ class Survey:
         return [*files, *(path for _, path in figures)]
 
     def readable_pairs(self) -> pd.DataFrame:
-        """The pairs, with names of models without their owners."""
+        """The pairs of models, named without the models' owners."""
         labels = {model.name: model.label for model in self.models}
         return self.pairs.assign(first=self.pairs["first"].map(labels), second=self.pairs["second"].map(labels))
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables by the name of their file."""
+        """The tables by file name, without suffix."""
         heads, frequencies, depths = ([] for _ in range(3))
         for model in self.models:
             heads.append(head_table(model).assign(model=model.name))
@@ -113,7 +113,7 @@ class Survey:
         }
 
     def draw(self, out: Path, tables: Mapping[str, pd.DataFrame]) -> list[tuple[str, Path]]:
-        """Draw the figures; returns each one's caption and file."""
+        """Draw the figures, and return the caption and file of each figure."""
         from matplotlib import pyplot as plt
 
         from focuslens.viz import save_figure
@@ -193,7 +193,10 @@ class Survey:
         return tables
 
     def _rows(self, columns: Sequence[str]) -> tuple[tuple[Any, ...], ...]:
-        """Two rows per model, of its best heads and of all; ``{}`` in a column's name stands for either."""
+        """Two rows per model: one for its best heads and one for all heads.
+
+        In a column's name, ``{}`` is replaced with ``top`` or ``all``.
+        """
         return tuple(
             (
                 model.label,
@@ -225,7 +228,7 @@ def _three(row: dict[str, Any], part: str, name: str, form: str) -> str:
 
 
 def _top_heads(model: PublishedModel, top: int) -> pd.DataFrame:
-    """Norms of the best heads' directions, plain and in units of the noise that training starts from."""
+    """Norms of the best heads' directions, also divided by the norm of the noise that training starts from."""
     table, noise = head_table(model).head(top), initial_norm(model.directions.d_head)
     frame = table[["rank", "layer", "head"]].astype("int64")
     for name, part in (("d_Q", "query_norm"), ("d_K", "key_norm")):
@@ -234,7 +237,7 @@ def _top_heads(model: PublishedModel, top: int) -> pd.DataFrame:
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """One table, the model's name first."""
+    """One table from several, with the model's name in the first column."""
     frame = pd.concat(frames, ignore_index=True)
     return frame[["model", *(column for column in frame.columns if column != "model")]]
 
@@ -257,5 +260,5 @@ def _finding(row: dict[str, Any]) -> str:
 
 
 def _cells(frame: pd.DataFrame) -> tuple[tuple[Any, ...], ...]:
-    """The rows, in Python's own numbers."""
+    """Rows of a table, with Python's own number types."""
     return tuple(tuple(row.values()) for row in frame.to_dict(orient="records"))

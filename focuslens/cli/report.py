@@ -18,7 +18,7 @@ _LOG = logging.getLogger(__name__)
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     options.add_directory(
-        parser, "directory", metavar="RUN_DIR", type=Path, help="the --out of a command, or a folder of several"
+        parser, "directory", metavar="RUN_DIR", type=Path, help="the --out of a command, or a folder of several of them"
     )
     options.add_file(parser, "--out", type=Path, help="the page to write (default RUN_DIR/report.html)")
     parser.add_argument("--title", help="heading of the page; default: the folder's name and the model's")
@@ -26,15 +26,15 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--views",
         type=int,
         default=2,
-        help="samples to show for each sweep and direction of change (default 2; 0: none)",
+        help="number of samples to show per sweep and direction of change (default 2; 0 for none)",
     )
-    parser.add_argument("--model", help="place of the run's model, if not the name in the run's files")
-    options.add_file(parser, "--data", type=Path, help="place of the run's data file, if not its name")
-    parser.add_argument("--device", help="cpu, cuda, ...; default: cuda where there is one")
+    parser.add_argument("--model", help="name or directory of the run's model, if it differs from that in its files")
+    options.add_file(parser, "--data", type=Path, help="path of the run's data file, if it differs from its name")
+    parser.add_argument("--device", help="cpu, cuda, ...; default: cuda if there is a GPU")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the page, and print the parts that it lacks."""
+    """Write the page, and print the parts that are missing on it."""
     if args.views < 0:
         raise ValueError(f"--views {args.views}: give how many samples to show, 0 for none")
     from focuslens.viz.run_report import Sources, run_facts, write_run_report

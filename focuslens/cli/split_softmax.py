@@ -1,4 +1,4 @@
-"""``focuslens split-softmax``: accuracy with attention to the relevant document turned up or down."""
+"""``focuslens split-softmax``: accuracy with more or less attention to the relevant document."""
 
 from __future__ import annotations
 
@@ -22,17 +22,25 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     options.add_samples(parser)
     options.add_run(parser)
     parser.add_argument(
-        "--tau", type=options.numbers, default=[0.1, 0.3, 0.6, 1.5, 1000], help="default 0.1,0.3,0.6,1.5,1000"
+        "--tau",
+        type=options.numbers,
+        default=[0.1, 0.3, 0.6, 1.5, 1000],
+        help="exponents (default 0.1,0.3,0.6,1.5,1000)",
     )
-    parser.add_argument("--random-tau", type=float, default=0.3, help="tau of the random heads (default 0.3)")
-    parser.add_argument("--exclude-top", type=int, default=20, help="contextual heads not drawn as random (default 20)")
+    parser.add_argument("--random-tau", type=float, default=0.3, help="exponent for random heads (default 0.3)")
+    parser.add_argument(
+        "--exclude-top",
+        type=int,
+        default=20,
+        help="number of best heads that are never drawn as random heads (default 20)",
+    )
     options.add_counts(parser)
     cluster.add_options(parser)
     options.add_ranking(parser)
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Sweep ``tau`` and ``k`` on contextual heads, and ``k`` on as many random others."""
+    """Sweep ``tau`` and ``k`` on contextual heads, and ``k`` on equally many random heads."""
     settings = RunSettings.of(args)
     require_figures(settings.out)
     with open_executor(args, settings.model) as model:

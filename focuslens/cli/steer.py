@@ -24,7 +24,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     options.add_run(parser)
     options.add_directions(parser, required=True)
     parser.add_argument(
-        "--alpha", type=options.numbers, default=[-0.2, 0.2, 0.4], help="default -0.2,0.2,0.4; write --alpha=-0.2,..."
+        "--alpha",
+        type=options.numbers,
+        default=[-0.2, 0.2, 0.4],
+        help="strengths (default -0.2,0.2,0.4); write --alpha=-0.2,...",
     )
     options.add_counts(parser)
     options.add_positions(parser)
@@ -56,7 +59,7 @@ def _sweep(
     if not heads:
         raise ValueError(
             f"{args.directions} has directions of {len(directions)} heads, none of which the ranking names; rank all "
-            "heads (leave --heads away), or name the ranking that the directions were trained with"
+            "heads (leave --heads out), or name the ranking that the directions were trained with"
         )
     ks = possible_counts(args.k, len(heads))
     grid = [Setting("baseline"), *steering_settings(directions, heads, args.alpha, ks, positions=args.positions)]

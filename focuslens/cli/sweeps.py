@@ -30,15 +30,15 @@ def controls(
     exclude: int,
     seed: int,
 ) -> list[Setting]:
-    """Split-softmax on random heads, outside every set of contextual heads of the sweep.
+    """Settings of split-softmax on random heads, none of which is among the contextual heads of the sweep.
 
     Args:
         model: The model.
         ranking: Contextual heads, best first.
-        ks: Numbers of heads.
-        tau: Exponent; without it there are no controls.
-        exclude: Contextual heads that are not drawn, at least.
-        seed: Of the draw.
+        ks: Numbers of random heads.
+        tau: Exponent; ``None`` for no settings.
+        exclude: Smallest number of contextual heads that are excluded from the draw.
+        seed: Seed of the draw.
     """
     from focuslens.evaluation import split_softmax_settings
     from focuslens.heads import random_heads
@@ -61,10 +61,10 @@ def controls(
 
 
 def possible_counts(ks: Sequence[int], n: int) -> list[int]:
-    """Values of ``--k`` from 1 to ``n``; a warning names the others.
+    """Values of ``--k`` from 1 to ``n``. A warning names all other values.
 
     Raises:
-        ValueError: If none is left.
+        ValueError: If no value is left.
     """
     possible = [k for k in ks if 1 <= k <= n]
     if not possible:
@@ -79,7 +79,7 @@ def possible_counts(ks: Sequence[int], n: int) -> list[int]:
 
 
 def first_heads(heads: Sequence[Head], ks: Sequence[int]) -> list[list[int]]:
-    """The heads of the largest set, as JSON."""
+    """The heads of the largest set of the sweep, as JSON."""
     return [list(head) for head in heads[: max(ks, default=0)]]
 
 
@@ -90,7 +90,7 @@ def sweep_to(
     grid: Sequence[Setting],
     out: Path | None,
 ) -> Sweep:
-    """Run a sweep, with its records in a file that a killed run continues."""
+    """Run a sweep. Its records go to a file, from which a killed run resumes."""
     from focuslens.evaluation import run_sweep
 
     return run_sweep(
@@ -114,15 +114,15 @@ def finish(
     draw: Callable[[], Any],
     entries: dict[str, Any],
 ) -> dict[str, Any]:
-    """Print a sweep's table, write it and its figure to ``--out``, and return the content of the file.
+    """Print a sweep's table, write the table and a figure to ``--out``, and return the content of the result file.
 
     Args:
-        settings: The command's.
+        settings: Settings of the command.
         model: The model.
         data: The samples.
-        sweep: The results.
-        name: Of the files.
-        draw: Draws the figure.
+        sweep: The finished sweep.
+        name: Name of the files, without suffix.
+        draw: Function that draws the figure.
         entries: Further entries of the result file.
     """
     from focuslens.util.files import write_json

@@ -37,12 +37,20 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     options.add_samples(parser)
     options.add_run(parser)
     parser.add_argument(
-        "--site", choices=("rotary", "projection"), default="rotary", help="default rotary, as the paper"
+        "--site",
+        choices=("rotary", "projection"),
+        default="rotary",
+        help="site of the directions (default rotary, as in the paper)",
     )
-    parser.add_argument("--prompts", choices=("long", "gold"), default="long", help="long (the authors' code) or gold")
+    parser.add_argument(
+        "--prompts",
+        choices=("long", "gold"),
+        default="long",
+        help="prompts to train on (default long, as in the authors' code)",
+    )
     parser.add_argument("--top-k", type=int, help="train the best k heads; default: all (of --heads, if it is given)")
     parser.add_argument("--epochs", type=int, default=10, help="passes over the samples (default 10)")
-    parser.add_argument("--learning-rate", type=float, default=1e-3, help="of AdamW (default 0.001)")
+    parser.add_argument("--learning-rate", type=float, default=1e-3, help="learning rate of AdamW (default 0.001)")
     parser.add_argument(
         "--memory-gb", type=float, default=4.0, help="activations kept between epochs, in gigabytes (default 4)"
     )
@@ -73,13 +81,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _chosen_heads(
     args: argparse.Namespace, settings: RunSettings, model: Executor
 ) -> tuple[list[Head], dict[str, Any]]:
-    """The heads to train and the source of the choice; all heads, unscored, without a ranking and a number."""
+    """The heads to train, and the source of the choice. Without ``--heads`` and ``--top-k``, they are all heads."""
     from focuslens.heads import Head
 
     everything = [Head(layer, head) for layer in range(model.shape.n_layers) for head in range(model.shape.n_heads)]
     if args.top_k is None and not args.heads:
         return everything, {"all_heads": len(everything)}
-    count_heads("--top-k", args.top_k, len(everything))  # before heads are scored
+    count_heads("--top-k", args.top_k, len(everything))  # refuses a wrong number before the heads are scored
     ranking, source = get_ranking(args.heads, settings, model, evaluated=False)
     return ranking[: count_heads("--top-k", args.top_k, len(ranking), default=len(ranking))], source
 
@@ -112,7 +120,7 @@ def _train(
 
 
 def _show_losses(directions: FocusDirections, out: Path) -> list[Path]:
-    """Draw the loss per head, and print the scores of the heads with the best last epoch; returns the figure."""
+    """Draw the losses, print the scores of the heads that are best in the last epoch, and return the figure's path."""
     losses = directions.losses
     if losses is None:
         return []
@@ -129,8 +137,8 @@ def _show_losses(directions: FocusDirections, out: Path) -> list[Path]:
 COMMAND = Command(
     name="train",
     help="train focus directions",
-    description="Train one direction per head (equation 4) on prompts whose response is that of the model with the\n"
-    "gold document alone. Writes directions to --out (default runs/train); a killed run resumes.",
+    description="Train one direction per head (equation 4). The response in training is the model's response to the\n"
+    "prompt with the gold document alone. Directions go to --out (default runs/train). A killed run resumes.",
     example="focuslens train --site rotary --top-k 20 --samples 200 --out runs/directions",
     add_options=_add_options,
     run=run,

@@ -82,7 +82,7 @@ def attention_view(
     if n_tokens != len(tokens) or not 0 < n_rows <= n_tokens:
         raise ValueError(
             f"pattern has shape {values.shape} [head query key] for {len(tokens)} tokens; "
-            "it needs one key for each token, and at most one query for each token"
+            "it needs one key for each token, and no more queries than tokens"
         )
     if n_heads != len(head_names):
         raise ValueError(f"pattern holds {n_heads} heads and there are {len(head_names)} head names; name each head")

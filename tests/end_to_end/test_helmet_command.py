@@ -83,7 +83,7 @@ def test_without_directions_only_the_baseline_is_run(options, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--helmet", "nowhere"], "nowhere is no folder, so it is no checkout of HELMET: git clone"),
+        (["--helmet", "nowhere"], "nowhere is not a folder, so it is not a checkout of HELMET: git clone"),
         (["--config", "configs/no.yaml"], "there is no configuration configs/no.yaml"),
         (["--data", "nowhere"], "the data of json_kv are missing: there is no data/pairs.jsonl in"),
         (["--tasks", "json"], "there is no task 'json'; the paper's tasks begin with"),
@@ -114,7 +114,7 @@ def test_directions_of_another_model_act_when_it_is_named(options, checkpoint, c
     options[options.index("--model") + 1] = str(checkpoint("llama_bias"))
     assert main(options) == 1
     said = capsys.readouterr().err
-    assert "which is another; to let them act on it, name it: --directions-of" in said
+    assert "to use them all the same, give --directions-of" in said
     (name,) = [word for word in said.split() if "llama0" in word and word.startswith("/")][-1:]
     assert main([*options, "--directions-of", "someone/else"]) == 1
     assert "--directions-of names 'someone/else'" in capsys.readouterr().err

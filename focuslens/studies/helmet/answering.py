@@ -51,10 +51,10 @@ class Answering:
     """The work on each sample, as a plain value that can be sent to other processes.
 
     Attributes:
-        settings: Settings of every prompt.
+        settings: Settings under which every prompt is answered.
         max_new_tokens: Largest number of tokens of a response.
         heads: Heads whose attention to the sink is recorded during generation.
-        stop_tokens: Tokens that end a response; ``None`` for the model's own.
+        stop_tokens: Tokens that end a response; ``None`` for the model's own stop tokens.
         repetition_penalty: Penalty on tokens that are already in the prompt or response; 1 for none.
     """
 
@@ -69,8 +69,8 @@ class Answering:
 
         Args:
             model: The model.
-            sample: The prompt.
-            budget: Tokens per batch, copies of the prompt for several settings included.
+            sample: The sample, whose prompt is answered.
+            budget: Tokens per batch. The prompt counts once per setting that is in the batch.
         """
         batch = PromptBatch.of([EncodedPrompt(sample.tokens, {})])
         interventions = [setting.interventions for setting in self.settings]
@@ -100,7 +100,7 @@ class Answering:
 
 
 def _sink(batch: PromptBatch) -> Float[Tensor, "batch key 1"]:
-    """Mask of the first tokens of every prompt."""
+    """Mask of the sink, which is the first tokens of every prompt."""
     parts = torch.zeros(len(batch), batch.width, 1)
     for row, padding in zip(parts, batch.padding, strict=True):
         row[padding : padding + SINK] = 1
@@ -108,7 +108,7 @@ def _sink(batch: PromptBatch) -> Float[Tensor, "batch key 1"]:
 
 
 def _of_heads(masses: Float[Tensor, "layer head 1"], heads: Sequence[Head]) -> list[float | None]:
-    """Mass per head; ``None`` for a response without tokens."""
+    """Attention mass of each of the heads; ``None`` for a response without tokens."""
     values = [float(masses[layer, head, 0]) for layer, head in heads]
     return [None if math.isnan(value) else value for value in values]
 
@@ -130,9 +130,10 @@ def require_askable(
 ) -> None:
     """Refuse tasks that the model cannot run, before any task starts.
 
+    Prompts are read only for tasks that are longer than the model's context.
+
     Raises:
         ValueError: If a prompt does not fit the model's context, or needs a chat template that the tokenizer lacks.
-            Prompts are read only for tasks longer than the context.
     """
     for entry in entries:
         require_template(entry, executor.tokenizer)
@@ -161,7 +162,7 @@ def _declared_penalty(model: FocusModel) -> float:
 def answering_for(
     executor: Executor, entry: Entry, settings: Sequence[Setting], heads: Sequence[Head], penalty: float = 1.0
 ) -> Answering:
-    """The work on the samples of a task. The length and the end of responses follow HELMET's options."""
+    """The work on the samples of a task. HELMET's options set the length and the stop tokens of responses."""
     ends = stop_tokens(executor.tokenizer, executor.description["stop_tokens"], entry)
     return Answering(tuple(settings), entry.max_new_tokens, tuple(heads), ends, penalty)
 
@@ -198,7 +199,7 @@ def answer_entry(
 
     Args:
         executor: Executor of the model.
-        checkout: HELMET.
+        checkout: The checkout of HELMET.
         entry: The task.
         answering: The work on each sample.
         folder: Folder of the records, with one JSON line per sample.
@@ -210,7 +211,7 @@ def answer_entry(
         HELMET's data of the task, and the records.
 
     Raises:
-        ValueError: If a prompt does not fit the model's context, or the records in ``folder`` belong to another run.
+        ValueError: If a prompt does not fit the model's context, or the records in ``folder`` have a different origin.
     """
     data = _load(checkout, entry)
     samples = read_samples(checkout, entry, data, executor.tokenizer, template_kwargs)

@@ -26,11 +26,12 @@ _WHERE = "git clone https://github.com/princeton-nlp/HELMET, and name its folder
 
 @dataclass(frozen=True, eq=False)
 class Checkout:
-    """HELMET's modules, and calls of their functions.
+    """HELMET's modules, with methods that call their functions.
 
     Attributes:
         root: Folder of the checkout.
-        modules: ``arguments``, ``data``, ``eval``, ``model_utils`` and ``utils``, which are not in ``sys.modules``.
+        modules: The modules ``arguments``, ``data``, ``eval``, ``model_utils`` and ``utils``, by name. They are not in
+            ``sys.modules``.
         digest: Digest of the modules' files.
     """
 
@@ -64,10 +65,10 @@ class Checkout:
             sys.argv = original_argv
 
     def load(self, args: Any, dataset: str, test_file: str, demo_file: str) -> dict[str, Any]:
-        """Result of HELMET's ``load_data``, with the random state in which its ``eval.py`` calls it.
+        """Result of HELMET's ``load_data``, called with the same random state as in HELMET's ``eval.py``.
 
         Raises:
-            ValueError: If it cannot load the data.
+            ValueError: If HELMET cannot load the data.
         """
         with _random_state(args.seed), _quiet():
             try:
@@ -81,13 +82,13 @@ class Checkout:
         Args:
             reader: An object with these attributes of an ``HFModel``: ``tokenizer``, ``max_length``,
                 ``generation_max_length``, ``use_chat_template`` and ``system_message``.
-            item: The sample. A truncation changes its ``context``.
+            item: The sample. Truncation changes its ``context`` in place.
             data: The result of :meth:`load`.
         """
         return self.modules["model_utils"].HFModel.prepare_inputs(reader, item, data)
 
     def evaluate(self, args: Any, model: Any, data: Mapping[str, Any]) -> Path:
-        """Run HELMET's ``run_test`` on loaded data, and return the path of the file with its metrics."""
+        """Run HELMET's ``run_test`` on loaded data, and return the path of the file with the metrics."""
         module = self.modules["eval"]
 
         def loaded(*_: Any) -> Mapping[str, Any]:
@@ -105,14 +106,14 @@ def open_checkout(folder: str | Path) -> Checkout:
     """Import a checkout's modules without changing its files, ``sys.modules``, ``sys.path`` or logging.
 
     Raises:
-        FileNotFoundError: If the folder is no checkout.
+        FileNotFoundError: If the folder is not a checkout of HELMET.
         ImportError: If a package that HELMET's code imports is not installed.
     """
     root = Path(folder).resolve()
     missing = [name for name in _MODULES if not (root / f"{name}.py").is_file()]
     if missing:
-        problem = f"has no {missing[0]}.py" if root.is_dir() else "is no folder"
-        raise FileNotFoundError(f"{folder} {problem}, so it is no checkout of HELMET: {_WHERE}")
+        problem = f"has no {missing[0]}.py" if root.is_dir() else "is not a folder"
+        raise FileNotFoundError(f"{folder} {problem}, so it is not a checkout of HELMET: {_WHERE}")
     contents = b"".join((root / f"{name}.py").read_bytes() for name in sorted(_MODULES))
     try:
         with _importing(root), _quiet():
@@ -128,10 +129,10 @@ def open_checkout(folder: str | Path) -> Checkout:
 def _unloadable(dataset: str, test_file: str, error: Exception) -> str:
     problem = f"HELMET cannot load the data of {dataset} ({type(error).__name__}: {error})"
     if test_file:
-        return f"{problem}; its file {test_file} may be of another form, or cut off"
+        return f"{problem}; the file {test_file} may be in the wrong format or cut off"
     script = "script" in str(error).lower() or "trust_remote_code" in str(error)
     remedy = "pip install 'datasets<4', which runs this data set's loading script; " if script else ""
-    return f"{problem}; it takes them from the Hugging Face hub: {remedy}be online once, or have them in its cache"
+    return f"{problem}; they come from the Hugging Face hub: {remedy}be online once, or have them in its cache"
 
 
 @contextmanager

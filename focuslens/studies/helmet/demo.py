@@ -1,4 +1,4 @@
-"""A HELMET task for the embedded model, which knows only its own corpus: questions about facts."""
+"""A HELMET task for the embedded model, with questions about the only facts that it knows: the synthetic corpus."""
 
 from __future__ import annotations
 
@@ -15,12 +15,15 @@ from focuslens.studies.helmet.tasks import NEEDLE_QA
 __all__ = ["DEMO_LENGTHS", "make_demo"]
 
 DEMO_LENGTHS = (768, 1400)
-"""Tokens of prompt and response, for about ten documents and for twenty, the most in the model's training data."""
+"""Lengths in tokens of prompt and response together. They fit about ten documents and about twenty.
+
+Twenty is the largest number of documents in the model's training data.
+"""
 
 _NEW_TOKENS = 26
 _FEWEST, _MOST = 2, 20
 _RESERVE = 220
-"""Tokens reserved for HELMET's wording and the question. The corpus has few of these words, so they are long."""
+"""Tokens reserved for HELMET's wording and the question. Most of these words are split into several tokens."""
 
 
 def make_demo(
@@ -65,7 +68,7 @@ def _fitting(tokenizer: Any, length: int, samples: int, split: Split, seed: int)
             rows, most = rows_of(documents, samples)
             if most <= room:
                 return rows
-    raise ValueError(f"length {length} has room for {room} tokens of documents, and {_FEWEST} of them have more")
+    raise ValueError(f"length {length} has room for {room} tokens of documents, and {_FEWEST} documents have more")
 
 
 def _questions(samples: int, documents: int, split: Split, seed: int) -> Sequence[MultiDocSample]:
@@ -81,7 +84,7 @@ def _row(index: int, sample: MultiDocSample) -> dict[str, Any]:
     depth = 0.0 if sample.gold_index is None else sample.gold_index / max(1, len(sample.documents) - 1)
     return {
         "index": index,
-        "id": sample.question_id,  # questions about two people of one name have the same words
+        "id": sample.question_id,  # questions about two people with the same name have the same words
         "context": documents,
         "question": sample.question,
         "answer": list(sample.answers),

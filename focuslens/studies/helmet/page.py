@@ -43,12 +43,12 @@ _LEGEND = (
     "are in italics, without intervals."
 )
 _NAMED = 4
-"""Largest number of tasks that a caption names. For more tasks it gives only their number."""
+"""Largest number of missing tasks that a caption names. For more tasks, the caption gives only the number."""
 
 
 @dataclass(frozen=True)
 class GridCell:
-    """One cell: the number, a detail below it, and its mark."""
+    """One cell: a number, a detail below the number, and a mark for the comparison with the baseline."""
 
     text: str
     detail: str = ""
@@ -61,7 +61,7 @@ class Grid:
     """A table of the page.
 
     Attributes:
-        caption: Its caption.
+        caption: Caption of the table.
         columns: Names of the columns, the column of labels included.
         rows: Label, cells, and a flag for rows from the paper. Such a row is below the measured row of its setting.
     """
@@ -76,7 +76,7 @@ def grids_of(table: LengthTable, model: str, reported: Sequence[ReportedRow]) ->
 
     Args:
         table: The measured numbers.
-        model: Name of the model. Its last part is compared with the paper's names.
+        model: Name of the model. Its last part is compared with the names of models in the paper.
         reported: All rows of the paper's tables.
     """
     own = [row for row in reported if row.length == table.length and row.model == Path(model).name]
@@ -107,7 +107,7 @@ def _missing(table: LengthTable) -> str:
 
 
 def _averages_over(row: ReportedRow, tasks: Sequence[str], rows: Sequence[ReportedRow]) -> ReportedRow | None:
-    """The paper's averages over the tasks of this run, for a row of its tables of tasks.
+    """The paper's averages over the tasks of this run, for one row of the paper's tables of tasks.
 
     If this run has all tasks, the averages are those in the paper. Otherwise they are computed in the same way from the
     paper's numbers for the tasks.
@@ -168,7 +168,7 @@ def _level(level: Interval | None) -> GridCell:
 
 
 def _baseline_of(row: ReportedRow, reported: Sequence[ReportedRow]) -> ReportedRow | None:
-    """The paper's baseline for a row, or ``None``."""
+    """The baseline row from the paper's table that has a row; ``None`` if the row itself is a baseline."""
     if row.setting in ("", BASELINE):
         return None
     key = (row.source, row.length, row.model)

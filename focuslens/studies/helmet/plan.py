@@ -34,7 +34,7 @@ class Entry:
     Attributes:
         task: The task, a column of the paper's tables.
         args: HELMET's options, as in its ``eval.py`` while it runs this task.
-        root: Root folder of the data files' names.
+        root: Folder that the names of data files are relative to.
     """
 
     task: Task
@@ -96,7 +96,7 @@ def read_plan(
         checkout: HELMET.
         configs: YAML files, relative to the working directory or to the checkout.
         options: Options of HELMET's ``eval.py``, which override those in the files.
-        root: Root folder of the data files' names.
+        root: Folder that the names of data files are relative to.
         tasks: Restriction to some tasks, by HELMET's name or its beginning; empty for all tasks.
         lengths: Restriction to some lengths; empty for all lengths.
 
@@ -152,7 +152,7 @@ def _split(args: Any, config: str) -> list[Any]:
         if name.endswith("length") and len(values) == 1:
             columns[name] = values * len(datasets)
         elif len(values) != len(datasets):
-            raise ValueError(f"{config} has {len(datasets)} data sets and {len(values)} {name}; give one each")
+            raise ValueError(f"{config} has {len(datasets)} data sets and {len(values)} {name}; give one per data set")
     for place in range(len(datasets)):
         task_args = copy.copy(args)
         vars(task_args).update({name: values[place] for name, values in columns.items()})
@@ -161,15 +161,15 @@ def _split(args: Any, config: str) -> list[Any]:
 
 
 def _require_distinct(entries: Sequence[Entry]) -> None:
-    """Refuse two entries with one task and length. They would share a table's cell and a file of records."""
+    """Refuse two entries with the same task and length, which would share a cell of a table and a file of records."""
     first: dict[tuple[str, int], Entry] = {}
     for entry in entries:
         other = first.setdefault((entry.task.name, entry.length), entry)
         if other is not entry:
             raise ValueError(
                 f"{entry.task.name} under {entry.length} tokens is in the configurations more than once "
-                f"({other.label} and {entry.label}); one run holds it once: leave a configuration out, or choose with "
-                "--tasks and --lengths"
+                f"({other.label} and {entry.label}); a run can have it only once: leave a configuration out, or choose "
+                "with --tasks and --lengths"
             )
 
 

@@ -2,7 +2,7 @@
 
 The sets are needles among needles with word keys (HELMET's ``ruler_niah_mk_2``) and with UUID keys
 (``ruler_niah_mk_3``), one key with several values in a text (``ruler_niah_mv``), and JSON pairs (``json_kv``). HELMET
-writes the questions around them. Keys, values and the needles' wording are generated here.
+adds the instructions and questions. Keys, values and the needles' wording are generated here.
 """
 
 from __future__ import annotations
@@ -53,8 +53,8 @@ class Recall:
     """The result of :func:`make_recall`.
 
     Attributes:
-        config: Path of the HELMET configuration that runs the sets. The files in it are relative to the folder.
-        files: Largest number of tokens of a context, by file. The files are relative to the folder.
+        config: Path of the HELMET configuration that runs the sets. File names in it are relative to the output folder.
+        files: Largest number of tokens of a context, by file. File names are relative to the output folder.
     """
 
     config: Path
@@ -109,8 +109,8 @@ def make_recall(
             file = f"data/{folder}/{name}.jsonl"
             if file in [other for _, other, *_ in sets]:
                 raise ValueError(
-                    f"length {length} has room for as many JSON pairs as another length, and HELMET's files are called "
-                    "after that number; give lengths that are further apart"
+                    f"length {length} has room for as many JSON pairs as another length, and HELMET's files are named "
+                    "after the number of pairs; give lengths that are further apart"
                 )
             sets.append((dataset, file, length, new_tokens, rows))
     origin = {"samples": samples, "seed": seed, "needle": needle, "reserve": maker.wording, "lengths": list(lengths)}
@@ -131,10 +131,10 @@ def write_sets(
 
     Args:
         tokenizer: The tokenizer that measured the contexts.
-        out: The folder.
+        out: Folder for all files.
         name: Name of the configuration.
         sets: For each set, HELMET's name of the data set, the file, the length, the tokens of a response, the samples.
-        origin: The arguments that the samples depend on.
+        origin: The arguments that the samples depend on, as JSON.
         shots: Number of examples that HELMET puts in front of a question, if the data set has examples.
     """
     files: dict[str, int] = {}
@@ -161,7 +161,9 @@ def write_sets(
 
 
 def wording_tokens(tokenizer: Any, reserve: int | None = None) -> int:
-    """Tokens to reserve for HELMET's wording around a context and for a chat template: ``reserve`` or an estimate.
+    """Number of tokens to reserve for HELMET's wording around a context and for a chat template.
+
+    This is ``reserve`` or, if that is ``None``, an estimate for the tokenizer.
 
     Raises:
         ValueError: If ``reserve`` is negative.
@@ -184,13 +186,13 @@ def _digest(text: str) -> str:
 def _sentences(haystack: str) -> list[str]:
     sentences = [sentence for sentence in re.split(r"(?<=[.!?])\s+", haystack.strip()) if sentence]
     if not sentences:
-        raise ValueError("the haystack has no sentence; give text, or none for made-up sentences")
+        raise ValueError("the haystack has no sentence; give a text, or leave it out for made-up sentences")
     return sentences
 
 
 @dataclass(frozen=True, eq=False)
 class _Maker:
-    """Generator of the samples of a set at one length. Without ``sentences``, values are among synthetic sentences."""
+    """Generator of the samples of the sets. Without ``sentences``, values are placed among synthetic sentences."""
 
     tokenizer: Any
     samples: int
@@ -200,7 +202,7 @@ class _Maker:
     wording: int
 
     def needles(self, kind: str, length: int, new_tokens: int) -> Rows:
-        """Needles among needles, which differ only in their keys and values."""
+        """Samples with one needle among other needles, which differ from it only in key and value."""
         rng, rows = random.Random(f"{self.seed}/{kind}/{length}"), Rows()
         for index in track(range(self.samples), f"{kind} needles, {length:,} tokens"):
             keys = _uuids(rng) if kind == "uuid" else _words(rng)
@@ -216,7 +218,7 @@ class _Maker:
         return rows
 
     def values(self, length: int, new_tokens: int) -> Rows:
-        """One key with several values, at random places of a text."""
+        """Samples with several values of one key, at random places of a text."""
         rng, rows = random.Random(f"{self.seed}/values/{length}"), Rows()
         for index in track(range(self.samples), f"values of one key, {length:,} tokens"):
             key, numbers = next(_words(rng)), _numbers(rng)
@@ -230,7 +232,7 @@ class _Maker:
         return rows
 
     def _text(self, rng: random.Random) -> Iterator[str]:
-        """Infinitely many sentences: those of the text in a cycle from a random start, or synthetic ones."""
+        """Infinitely many sentences: those of the haystack in a cycle from a random start, or synthetic sentences."""
         if self.sentences is None:
             while True:
                 yield f"{rng.choice(FILLER_STARTS)} {rng.choice(FILLER_ENDS)}."
@@ -238,7 +240,10 @@ class _Maker:
         yield from cycle([*self.sentences[start:], *self.sentences[:start]])
 
     def pairs(self, length: int, new_tokens: int) -> Rows:
-        """JSON objects of UUIDs with equally many pairs. The pair in question is at one of six depths."""
+        """Samples with a JSON object of UUIDs, all with equally many pairs.
+
+        The pair that the question asks for is at one of six depths.
+        """
         rng = random.Random(f"{self.seed}/pairs/{length}")
         ids = _uuids(rng)
         pair_tokens = _count(self.tokenizer, _json([(next(ids), next(ids))]))
@@ -295,7 +300,7 @@ class _Maker:
             if n_tokens > room:
                 break
             filling.append(piece)
-        # The joined text may have other tokens at the joints, and so one token more or less per joint.
+        # Joining can change the tokens at a joint, so the joined text may have one token more or less per joint.
         while filling and _count(self.tokenizer, joint.join([*needles, *filling])) > room:
             filling.pop()
         return filling

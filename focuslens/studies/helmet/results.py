@@ -20,7 +20,7 @@ from focuslens.util.files import write_atomically, write_json
 __all__ = ["TaskScores", "write_results"]
 
 _MEASURED = ("throughput", "memory_usage")
-"""Entries of HELMET's files about the run itself."""
+"""Entries of HELMET's files that measure the run itself rather than its responses."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class TaskScores:
         length: Largest number of tokens of a prompt and its response together.
         questions: The question of each sample.
         values: Scores by setting, one per sample, times 100.
-        sinks: Attention to the sink by setting, in percent, averaged over the chosen heads, one value per sample. It is
-            NaN for a response without tokens, and the mapping is empty without chosen heads.
+        sinks: Attention to the sink by setting, in percent, averaged over the chosen heads, one value per sample. The
+            value of a response without tokens is NaN. Without chosen heads, the mapping is empty.
         truncated: Number of prompts that HELMET cut to the input length.
     """
 
@@ -65,7 +65,7 @@ class _Recorded:
         return {}
 
     def generate_batch(self, inputs: Sequence[Any], **_: Any) -> list[dict[str, Any]]:
-        """The responses, after a moment, because HELMET divides by the elapsed time."""
+        """The responses, returned after a moment, because HELMET divides by the elapsed time."""
         start = time.time()
         while time.time() == start:
             time.sleep(1e-3)
@@ -77,13 +77,13 @@ def write_results(
 ) -> TaskScores:
     """Write HELMET's result files of one task, one folder per setting, and return its scores.
 
-    HELMET's ``run_test`` computes the metrics and writes a file to a temporary folder. The origin of the responses is
-    added to it (``focuslens``). Throughput and memory become null, because HELMET would measure the reading of records.
-    The file goes to ``FOLDER/MODEL-SETTING``, where HELMET's ``scripts/collect_results.py`` looks for it, with a
-    ``.score`` file beside it.
+    HELMET's ``run_test`` computes the metrics and writes a file to a temporary folder. The entry ``focuslens`` is added
+    to the file, with the origin of the responses. Throughput and memory become null, because HELMET would measure the
+    reading of records. The file goes to ``FOLDER/MODEL-SETTING``, where HELMET's ``scripts/collect_results.py`` looks
+    for it, with a ``.score`` file beside it.
 
     Args:
-        checkout: HELMET.
+        checkout: The checkout of HELMET.
         entry: The task.
         data: HELMET's data of the task.
         store: The records, one per sample.

@@ -31,13 +31,13 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class HelmetRun:
-    """One model on some of HELMET's tasks.
+    """A run of one model on some of HELMET's tasks.
 
     Attributes:
         executor: Executor of the model, in this process or on the workers of a pool.
-        checkout: HELMET.
-        entries: Tasks and lengths.
-        settings: Settings of every prompt.
+        checkout: The checkout of HELMET.
+        entries: Tasks, each at one length.
+        settings: Settings under which every prompt is answered.
         sink_heads: Heads whose attention to the sink is recorded.
         out: Folder for ``records`` (one line per sample), ``output`` (HELMET's files), ``tables``, ``tables.md``,
             ``index.html`` and ``helmet.json``.
@@ -65,7 +65,7 @@ class HelmetRun:
         """Run all missing samples, task by task, and write HELMET's files of each task.
 
         Raises:
-            ValueError: If a prompt does not fit the model's context, or records in ``out`` belong to another run.
+            ValueError: If a prompt does not fit the model's context, or records in ``out`` have a different origin.
         """
         require_askable(self.executor, self.checkout, self.entries, self.template_kwargs)
         self._done.clear()
@@ -86,7 +86,7 @@ class HelmetRun:
             yield scores
 
     def write(self, facts: Mapping[str, str]) -> pd.DataFrame:
-        """Write the tables of all finished tasks, and return their averages.
+        """Write the tables of all finished tasks, and return the averages over tasks.
 
         Args:
             facts: Further facts about the run.

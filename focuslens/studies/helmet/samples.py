@@ -19,21 +19,21 @@ from focuslens.util.progress import track
 __all__ = ["HelmetSample", "read_samples", "require_room", "require_template", "samples_digest", "stop_tokens"]
 
 _QUESTION = ("qid", "id", "question")
-"""Fields that identify a question of a data set. Several samples can have one question at different depths."""
+"""Fields that identify a question of a data set. Several samples can ask the same question at different depths."""
 
 _NEWLINES = ("\n", "Ċ", "ĊĊ", "<0x0A>")
-"""New-line tokens of different tokenizers. HELMET's option ``stop_newline`` ends a response there."""
+"""New-line tokens of different tokenizers. HELMET's option ``stop_newline`` makes these tokens end a response."""
 
 
 @dataclass(frozen=True, eq=False)
 class HelmetSample:
-    """One prompt.
+    """One sample of HELMET's data, with its prompt as tokens.
 
     Attributes:
-        id: Its index in HELMET's data.
-        question: Identifier of the question, equal for all its prompts.
+        id: Index of the sample in HELMET's data, as text.
+        question: Identifier of the question, equal for all samples that ask it.
         tokens: Tokens of the prompt, as in HELMET's ``HFModel``.
-        truncated: Whether HELMET cut its context to the input length.
+        truncated: Whether HELMET cut the sample's context to the input length.
     """
 
     id: str
@@ -44,7 +44,7 @@ class HelmetSample:
 
 @dataclass(frozen=True)
 class _Reader:
-    """The attributes of an ``HFModel`` that its preparation of samples depends on."""
+    """The attributes of an ``HFModel`` that HELMET's code reads when it prepares a sample."""
 
     tokenizer: Any
     max_length: int
@@ -60,15 +60,15 @@ def read_samples(
     tokenizer: Any,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[HelmetSample]:
-    """All prompts of one task, by HELMET's own preparation.
+    """All samples of one task, prepared by HELMET's own code.
 
     Args:
-        checkout: HELMET.
+        checkout: The checkout of HELMET.
         entry: The task.
         data: HELMET's data of the task.
         tokenizer: The model's own tokenizer.
-        template_kwargs: Further arguments of the chat template. HELMET has none. Llama 3 puts today's date into the
-            prompt unless ``date_string`` is given.
+        template_kwargs: Further arguments of the chat template, of which HELMET gives none. Llama 3 puts today's date
+            into the prompt unless ``date_string`` is given.
 
     Raises:
         ValueError: If HELMET has no samples, or the length leaves no room for a sample's context.
@@ -85,7 +85,7 @@ def read_samples(
         full_context = item.get("context")
         try:
             tokens = checkout.prepare(reader, item, data).input_ids[0]
-        except IndexError as error:  # HELMET cuts more tokens than the context has
+        except IndexError as error:  # HELMET would have to cut more tokens than the context has
             raise ValueError(
                 f"sample {place} of {entry.dataset} has no room for any context under {entry.length} tokens, of which "
                 f"{entry.max_new_tokens} are for the response: HELMET's wording around the context takes the rest; "

@@ -71,7 +71,7 @@ def ranked_heads(directions: FocusDirections, ranking: Sequence[Head] | None) ->
 def sink_heads(
     model: FocusModel | Executor, heads: Sequence[Head], ranking: Sequence[Head] | None, n: int
 ) -> list[Head]:
-    """The best heads, for the sink scores of the paper's tables. With a ranking, they need no direction.
+    """The best heads, for the sink scores of the paper's tables. If a ranking is given, they need no direction.
 
     Args:
         model: The model.
@@ -98,15 +98,15 @@ def require_named(directions: FocusDirections, model: FocusModel | Executor, nam
     published, origin = source.startswith(_PUBLISHED), directions.origin
     if origin is None:
         return
-    # The same weights have another digest in another dtype or another kind of TransformerLens model, so an equal name
-    # is enough. The owner or folder of a model may differ from that in the names of the authors' folders.
+    # The digest of the same weights depends on the dtype and on the kind of TransformerLens model, so an equal name is
+    # enough. The authors' folders may name another owner of the same model, so owners are not compared.
     same = _last(origin) == _last(model.name) if published else origin == model.name
     if same or (not published and recorded.get("weights") == model.description["weights"]):  # pyright: ignore[reportOptionalMemberAccess, reportUnknownMemberType]
         return
     if named is not None and _last(origin) == _last(named):
         return
-    hint = f"--directions-of names {named!r}" if named else f"to let them act on it, name it: --directions-of {origin}"
-    raise ValueError(f"the directions are of {origin}, and the model is {model.name}, which is another; {hint}")
+    hint = f"--directions-of names {named!r}" if named else f"to use them all the same, give --directions-of {origin}"
+    raise ValueError(f"the directions belong to the model {origin}, and the model of this run is {model.name}; {hint}")
 
 
 def _last(name: str) -> str:

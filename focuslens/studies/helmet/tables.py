@@ -40,7 +40,7 @@ class ComparedScore:
 
     @property
     def mark(self) -> Mark:
-        """Comparison with the baseline to two decimals, as in the paper: a difference below 0.005 counts as none."""
+        """Comparison with the baseline to two decimals, as in the paper. A difference of 0.00 is ``same``."""
         if self.difference is None:
             return ""
         change = round(self.difference.mean, 2)
@@ -114,7 +114,7 @@ def length_tables(scores: Iterable[TaskScores], settings: Sequence[str], seed: i
         name, length = task_scores.task.name, task_scores.length
         others = by_length.setdefault(length, [])
         if task_scores.task in [other.task for other in others]:
-            raise ValueError(f"{name} was run twice at {length} tokens, in two forms; one table holds one")
+            raise ValueError(f"{name} was run twice at {length} tokens; a table can have it only once")
         others.append(task_scores)
     return [_length_table(length, group, settings, seed) for length, group in sorted(by_length.items())]
 
@@ -151,7 +151,7 @@ def _length_table(length: int, scores: Sequence[TaskScores], settings: Sequence[
 
 
 def _resample(scores: TaskScores, setting: str, baseline: str | None, seed: int) -> _Resampled:
-    """A task's score, or its gain over a baseline, with resampled questions."""
+    """A task's score, or the score's gain over a baseline, with bootstrap draws over questions."""
     values = np.array(scores.values[setting])
     if baseline is not None:
         values = values - np.array(scores.values[baseline])
@@ -181,7 +181,7 @@ def _sink(scores: TaskScores, setting: str, seed: int) -> Interval | None:
 
 
 def tidy_rows(table: LengthTable) -> list[dict[str, Any]]:
-    """Tidy rows with one score of a table each, for further processing."""
+    """Rows in tidy form, one per score of a table, for further processing."""
     rows: list[dict[str, Any]] = []
     for setting in table.settings:
         for column in (*table.tasks, *table.averages):

@@ -13,9 +13,10 @@ class Task:
 
     Attributes:
         name: Name of the column.
-        dataset: HELMET's name, or the beginning of it (``icl_nlu`` of ``icl_nlu_510shot_balance``).
+        dataset: HELMET's name of the data set, or the beginning of this name (``icl_nlu`` for
+            ``icl_nlu_510shot_balance``).
         category: Category in the tables of averages.
-        metric: The metric of HELMET that its own tables and the paper's tables show.
+        metric: HELMET's metric that HELMET's tables and the paper's tables show.
     """
 
     name: str
@@ -54,7 +55,10 @@ _OTHERS = (
     *("alce_", "infbench_sum", "multi_lexsum", "narrativeqa", "ruler_"),
     *("countdown_", "html_to_tsv_", "path_traversal_", "pseudo_to_code_", "tom_tracking_", "travel_planning_"),
 )
-"""Other tasks of HELMET: judged by another model, with long responses (LongProc), or not in the paper."""
+"""Beginnings of the names of HELMET's data sets that the paper does not use.
+
+Some are judged by a second model, and some need long responses (LongProc).
+"""
 
 
 def task_of(dataset: str) -> Task | None:

@@ -1,4 +1,4 @@
-"""Anatomy of focus directions: content and position, attention under steering, and the effect of site and rows."""
+"""Anatomy of focus directions: content and position, attention under steering, and effects of steered site and rows."""
 
 from __future__ import annotations
 

@@ -40,17 +40,17 @@ Verdict: TypeAlias = Literal["holds", "does not hold", "cannot be told", ""]
 
 
 def verdict_by(value: Interval, above: float = 0.0) -> Verdict:
-    """Verdict on the claim that a value is above a limit, by its interval."""
+    """Verdict on the claim that a value is above a limit, from the interval of the value."""
     return "holds" if value.low > above else "does not hold" if value.high < above else "cannot be told"
 
 
 def verdict_below(value: Interval, limit: float) -> Verdict:
-    """Verdict on the claim that a value is below a limit, by its interval."""
+    """Verdict on the claim that a value is below a limit, from the interval of the value."""
     return "holds" if value.high < limit else "does not hold" if value.low > limit else "cannot be told"
 
 
 def all_of(*verdicts: Verdict) -> Verdict:
-    """Verdict on a finding with several claims. It holds if all claims hold, and fails if any claim fails."""
+    """Verdict on a finding with several claims. The finding holds if all claims hold, and fails if one claim fails."""
     if "does not hold" in verdicts:
         return "does not hold"
     return "cannot be told" if "cannot be told" in verdicts else "holds"
@@ -76,10 +76,10 @@ class Artefact:
     """One table or figure of the paper.
 
     Attributes:
-        key: Name of its folder, and its name on the command line.
-        title: Its heading.
+        key: Name of the artefact on the command line, and name of its folder.
+        title: Heading of the artefact.
         paper: The corresponding figures and tables of the paper.
-        findings: The findings.
+        findings: Findings on the results, one sentence each.
         figures: Caption and file name of each picture, in the artefact's folder.
         tables: The tables. Each is also written as CSV.
         reported: The paper's own numbers for Llama-3.2-3B-Instruct, if its text has any.
@@ -110,7 +110,7 @@ def keep_figure(axes: Axes, path: Path) -> None:
 
 
 def keep_curves(axes: Axes, path: Path, lines: Sequence[Curve], levels: Mapping[str, Interval] | None = None) -> None:
-    """Write a figure of lines, and beside it a CSV file of the numbers. Its columns are named after the axes."""
+    """Write a figure of lines, and beside it a CSV file of the numbers, with columns named after the axes."""
     columns = ("line", axes.get_xlabel(), axes.get_ylabel(), "low", "high")
     rows: list[tuple[Cell, ...]] = [
         (name, "", level.mean, level.low, level.high) for name, level in (levels or {}).items()
@@ -147,7 +147,7 @@ def save_artefact(folder: Path, artefact: Artefact, header: Mapping[str, Any]) -
 
 
 def load_artefact(folder: Path, header: Mapping[str, Any]) -> Artefact | None:
-    """The finished artefact with the same header, or ``None``."""
+    """The finished artefact in a folder; ``None`` if there is no artefact or it has a different header."""
     path = folder / "artefact.json"
     if not path.is_file():
         return None

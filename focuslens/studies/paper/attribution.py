@@ -68,7 +68,7 @@ def _draw(study: Study, attributions: dict[tuple[str, int], Attribution], ks: Se
 
 
 def _attribution(scores: DocumentScores, heads: Sequence[Head], correct: bool | None, seed: int) -> Attribution | None:
-    """Attribution of all, right or wrong answers; ``None`` if no such answer has a token."""
+    """Attribution of all answers, of right answers or of wrong answers; ``None`` if none of them has a token."""
     try:
         return scores.attribution(heads, correct=correct, seed=seed)
     except ValueError:

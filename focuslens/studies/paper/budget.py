@@ -50,7 +50,7 @@ def _samples(study: Study) -> Sequence[MultiDocSample]:
 
 
 def _shares(study: Study, steered: Sequence[Head]) -> dict[float, Float[Tensor, "sample part"]]:
-    """Mean shares of the steered heads, by strength."""
+    """Shares of attention, averaged over the steered heads, by strength."""
     samples, shares = _samples(study), {}
     for alpha in sorted({0.0, *study.settings.anatomy.alphas}):
         focus = [FocusSteering(study.directions, alpha, steered)] if alpha else []
@@ -62,7 +62,7 @@ def _shares(study: Study, steered: Sequence[Head]) -> dict[float, Float[Tensor, 
 
 
 def _intervals(study: Study, shares: Float[Tensor, "sample part"]) -> dict[str, Interval]:
-    """Mean of each part with its interval over questions; empty if no prompt has a response."""
+    """Mean share of each part, with its interval over questions; empty if no prompt has a response."""
     ids = [sample.id for sample in _samples(study)]
     intervals = {part: study.interval("validation", shares[:, i], ids) for i, part in enumerate(BUDGET_PARTS)}
     return {part: interval for part, interval in intervals.items() if interval is not None}

@@ -1,4 +1,4 @@
-"""Choice of settings on validation questions, reported on test questions beside the best setting there."""
+"""Settings chosen on validation questions, reported on test questions beside the setting that is best there."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def random_order(heads: Sequence[Head], exclude: int, seed: int) -> list[Head]:
 
 
 def chosen_table(validation: Sweep, test: Sweep, settings: Sequence[Setting]) -> tuple[Table, Setting]:
-    """Table of the test results of the settings chosen on validation and on test, and the setting from validation."""
+    """Table of the test results of two settings, chosen on validation and on test questions, and the former setting."""
     chosen, best_on_test = best_setting(validation, settings), best_setting(test, settings)
     baseline = test["baseline"]
     rows = [
@@ -61,7 +61,7 @@ def _comparison(sweep: Sweep, name: str) -> tuple[int, int, float]:
 
 
 def verdict_of(sweep: Sweep, name: str, *, higher: bool, level: float = 0.05) -> Verdict:
-    """Verdict on the claim that a setting is above (or below) the baseline, by the exact test."""
+    """Verdict on the claim that a setting is more (or less) accurate than the baseline, from the exact test."""
     result, baseline = sweep[name], sweep["baseline"]
     if result.compare(baseline).p_value >= level:
         return "cannot be told"
@@ -76,16 +76,17 @@ def difference(sweep: Sweep, name: str) -> Interval:
 
 
 def gain_of_more(sweep: Sweep, settings: Sequence[Setting], most: int, action: str) -> Finding:
-    """Finding of the paper: more heads than the contextual ones do worse than these, at the same strengths.
+    """Finding on a claim of the paper: at the same strength, accuracy is worse on more heads than the contextual heads.
 
-    A setting with more heads is compared with the setting of the same ``tau`` or ``alpha`` whose number of heads is
-    that of the contextual heads. Every sample's change is averaged over the settings with more heads. The interval is
-    over questions.
+    A setting on more heads is compared with the setting that has the same ``tau`` or ``alpha`` and acts on the
+    contextual heads only. Every sample's change is averaged over the settings on more heads. The interval is over
+    questions.
 
     Args:
-        sweep: Evaluations.
+        sweep: Sweep with the evaluations of all settings.
         settings: Settings to compare, which differ in strength and number of heads.
-        most: Largest possible number of contextual heads. The largest number of heads in ``settings`` up to it is used.
+        most: Limit on the number of contextual heads. The largest number of heads in ``settings`` within the limit is
+            used.
         action: The intervention on heads, as the beginning of a sentence.
     """
     few = max((setting.parameters["k"] for setting in settings if setting.parameters["k"] <= most), default=0)

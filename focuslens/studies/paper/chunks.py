@@ -77,7 +77,7 @@ def measure_in_chunks(
 def _packed(measured: Measured) -> bytes:
     """Content of one safetensors file, with the JSON values as metadata."""
     about = {name: list(values) for name, values in measured.about.items()}
-    # The metadata is a single entry, because safetensors writes several entries in any order.
+    # The metadata is a single entry, because safetensors writes several entries in arbitrary order.
     metadata = {"about": json.dumps(about, sort_keys=True)}
     return save({name: tensor.contiguous() for name, tensor in measured.tensors.items()}, metadata=metadata)
 

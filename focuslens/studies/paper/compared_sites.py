@@ -1,4 +1,4 @@
-"""Comparison of the rotary and the projection site, and of all rows and response rows, by exact match and scores."""
+"""Comparison by exact match and scores: the rotary with the projection site, and all rows with response rows only."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ _Site = Literal["rotary", "projection"]
 
 
 def piece(study: Study, heads: Sequence[Head], key: str) -> Piece:
-    """Directions at both sites (or at the site of given directions), on all rows and on response rows.
+    """Comparison of steering at both sites (or at the only site of given directions), on all rows and on response rows.
 
     Args:
         study: The model and its validation questions.
         heads: Heads with directions, best first.
-        key: Key of the artefact whose folder has the records.
+        key: Key of the artefact. The records are in the artefact's folder.
     """
     sites: tuple[_Site, ...] = ("rotary", "projection")
     if study.settings.directions.source != "train":

@@ -1,4 +1,4 @@
-"""Bias of directions on the logits of keys: content and position, rotary frequencies, favoured tokens."""
+"""Bias that directions add to the logits of keys: content and position, rotary frequencies, favoured tokens."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def _variance(keys: Mapping[Head, HeadKeys], frame: pd.DataFrame, folder: Path) 
     rows = [(name, *row) for name, row in zip(names, frame[list(_SHARES)].to_numpy().tolist(), strict=True)]
     write_csv(folder / "variance.csv", ("head", *(f"{name} (squared logits)" for name in _SHARES)), rows)
     return (
-        "Shares of the key's content, its position and their interaction in the variance of that bias.",
+        "Shares of a key's content, its position and their interaction in the variance of the bias on its logit.",
         "variance.png",
     )
 

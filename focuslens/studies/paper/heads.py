@@ -48,8 +48,8 @@ def run(study: Study) -> Artefact:
     )
     caption = (
         f"Contextual scores of the top {settings.top} heads on held-out questions. {KINDS_CAPTION}. Samples: "
-        f"{_sizes(cases)}. Correct and wrong are answers to the long prompt, of samples that are right with the "
-        "relevant document alone"
+        f"{_sizes(cases)}. Correct and wrong are long prompts, split by whether the answer is right. Only samples that "
+        "are answered right with the relevant document alone count"
     )
     return Artefact(
         KEY,
@@ -101,7 +101,7 @@ def _over_heads(values: Tensor, heads: Sequence[Head]) -> Float[Tensor, "sample"
 
 
 def _where_they_are(study: Study, ranked_on: ContextualScores) -> list[Finding]:
-    """Findings on the number of contextual heads and on their layers, with training questions resampled."""
+    """Findings on the number of contextual heads and on their layers, with intervals from resampled questions."""
     (above,), n = ranked_on.sparsity((_READS,)), study.executor.shape.n_layers
     reads = study.resampled("train", ranked_on.relevant, ranked_on.sample_ids) > _READS
     share = percentile_interval(above.fraction, reads.mean(axis=1))
@@ -113,7 +113,7 @@ def _where_they_are(study: Study, ranked_on: ContextualScores) -> list[Finding]:
     drawn = reads[reads.any(axis=1)]
     if above.layers is None or not len(drawn):
         return [sparse]
-    # The depth of a layer is the depth of its middle. Every layer has the same number of heads.
+    # A layer counts as being at the depth of its middle. Every layer has the same number of heads.
     late = np.repeat([(layer + 0.5) / n > 1 / 3 for layer in range(n)], study.executor.shape.n_heads)
     estimate = float((ranked_on.mean().flatten().numpy() > _READS)[late].sum() / above.count)
     late_share = percentile_interval(estimate, drawn[:, late].sum(axis=1) / drawn.sum(axis=1))

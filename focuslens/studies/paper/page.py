@@ -36,7 +36,7 @@ def write_index(path: Path, title: str, facts: Mapping[str, str], artefacts: Seq
     """Write the page.
 
     Args:
-        path: The file. Artefacts are in folders beside it.
+        path: The file to write. The folders of the artefacts are beside this file.
         title: Title of the reproduction.
         facts: Model, questions, seed and versions.
         artefacts: The artefacts, in the order of the page.
@@ -57,7 +57,7 @@ def write_index(path: Path, title: str, facts: Mapping[str, str], artefacts: Seq
 
 
 def _summary(artefacts: Sequence[Artefact]) -> str:
-    """The paper's findings with their verdicts and the counts of these, without any other findings."""
+    """The paper's findings with their verdicts, and the number of each verdict. Other findings are left out."""
     verdicts = [finding.verdict for artefact in artefacts for finding in artefact.findings]
     counts = ", ".join(f"{_verdict(verdict)}{verdicts.count(verdict)}" for verdict in _CLASSES)
     parts = ["<section><h2>The paper's findings, and the verdicts of this run</h2>", f"<p>{counts}</p>"]

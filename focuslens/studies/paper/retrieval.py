@@ -1,4 +1,4 @@
-"""Figure 9: contextual heads against the retrieval heads of Wu et al. (2024)."""
+"""Figure 9: contextual heads compared with the retrieval heads of Wu et al. (2024)."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def run(study: Study) -> Artefact:
 
 
 def check(study: Study) -> None:
-    """Check that the essays and needles exist, before hours of other work.
+    """Check that the essays and needles exist, before hours of work on the other artefacts.
 
     Raises:
         FileNotFoundError: If there are no essays or no needles.
@@ -127,7 +127,7 @@ def _heads_table(
 
 
 def _best(means: Float[np.ndarray, "resample head"], k: int) -> Bool[np.ndarray, "resample head"]:
-    """Mask of the ``k`` best heads of each resample. Ties go to the first head, as in :func:`focuslens.rank_heads`."""
+    """Mask of the ``k`` best heads of each resample. The first of equal heads wins, as in ``focuslens.rank_heads``."""
     best = np.zeros(means.shape, dtype=np.bool_)
     np.put_along_axis(best, np.argsort(-means, axis=1, kind="stable")[:, :k], True, axis=1)
     return best
@@ -150,13 +150,13 @@ def _findings(
     contextual: Sequence[Head],
     retrieving: Sequence[Head],
 ) -> list[Finding]:
-    """Findings on overlap and layers of both kinds, with training questions and the needles' questions resampled."""
+    """Findings on the overlap of both kinds of heads and on their layers, with intervals from resampled questions."""
     k, n, n_layers = len(contextual), len(study.ranking), study.executor.shape.n_layers
     ranked_on, counted = study.scores("train", "long"), torch.tensor(scores.counted)
     pairs = zip(samples, scores.counted, strict=True)
     questions = [sample.prompt.part("question") for sample, is_counted in pairs if is_counted]
     copies = rearrange(scores.by_sample[counted], "sample layer head -> sample (layer head)").numpy()
-    # The needles' questions are other questions, so they are resampled with another seed.
+    # The needles' questions differ from the training questions, so they are resampled with a different seed.
     by_copies = _best(resampled_means(copies, groups=questions, seed=study.settings.seed + 1), k)
     by_scores = _best(study.resampled("train", ranked_on.relevant, ranked_on.sample_ids), k)
     shared = percentile_interval(len(set(contextual) & set(retrieving)), (by_copies & by_scores).sum(axis=1))

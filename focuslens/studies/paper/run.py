@@ -40,7 +40,7 @@ def reproduce(
     if retrieval.KEY in chosen:
         retrieval.check(study)
     if study.settings.directions.source != "train" and any("directions" in ARTEFACTS[key].SECTIONS for key in chosen):
-        _ = study.directions  # raises for unreadable files before the work starts
+        _ = study.directions  # unreadable files of directions fail before the work starts
     artefacts: list[Artefact] = []
     for key in chosen:
         make(study, key, say)
@@ -49,7 +49,7 @@ def reproduce(
 
 
 def show(study: Study) -> list[Artefact]:
-    """Write the page of all finished artefacts, and return these."""
+    """Write the page of all finished artefacts, and return the artefacts."""
     loaded = [
         load_artefact(study.folder(key), study.header(key, *module.SECTIONS)) for key, module in ARTEFACTS.items()
     ]
@@ -67,7 +67,7 @@ def make(study: Study, key: str, say: Callable[[str], None]) -> Artefact:
         say(f"{key}: already there")
         return finished
     say(f"{key} ...")
-    # The run overwrites pictures and tables, so an artefact of other settings no longer counts as finished.
+    # The run overwrites pictures and tables, so an older artefact with different settings must not count as finished.
     (study.folder(key) / "artefact.json").unlink(missing_ok=True)
     artefact: Artefact = module.run(study)
     save_artefact(study.folder(key), artefact, header)

@@ -68,7 +68,7 @@ def documents_in_chunks(
 
     def measure(chunk: Sequence[MultiDocSample]) -> Measured:
         scores = document_scores(model, chunk, **asdict(options))
-        # Samples may have different numbers of documents, so the tensors are joined along the documents.
+        # Samples may have different numbers of documents, so their tensors are joined along the axis of documents.
         documents = [rearrange(shares, "layer head document -> document layer head") for shares in scores.scores]
         about = {name: getattr(scores, name) for name in ("sample_ids", "responses", "correct")}
         return Measured({"scores": torch.cat(documents)}, about)

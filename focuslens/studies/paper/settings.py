@@ -51,7 +51,7 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """Figure 2 and Table 1: ``thresholds`` for the counts of heads, and the number of heads in the table."""
+    """Figure 2 and Table 1: ``thresholds`` for the counts of heads, and ``top``, the number of heads in the table."""
 
     thresholds: tuple[float, ...] = (0.2, 0.1, 0.05)
     top: int = 5
@@ -59,7 +59,10 @@ class ScoreSettings:
 
 @dataclass(frozen=True)
 class SplitSoftmaxSettings:
-    """Figure 3: exponents, numbers of heads, and the exponent of random heads, drawn outside the first ``exclude``."""
+    """Figure 3: exponents, numbers of heads, and the exponent of random heads.
+
+    The random heads are not among the first ``exclude`` heads of the ranking.
+    """
 
     taus: tuple[float, ...] = (0.1, 0.3, 0.6, 1.5, 1000.0)
     ks: tuple[int, ...] = (1, 5, 10, 20, 30, 50, 100, 150, 200, 300, 400, 500, 600)
@@ -111,13 +114,13 @@ class SteeredScoreSettings:
 
 @dataclass(frozen=True)
 class RetrievalSettings:
-    """Figure 9.
+    """Figure 9: contextual heads compared with retrieval heads.
 
     Attributes:
         haystack: ``synthetic``, or a directory of essays with ``needles.jsonl``. The command line can give its path.
-        lengths: Tokens of a prompt's context, or documents of a synthetic one.
-        depths: Depths of the needle, from 0 to 1.
-        repeats: Questions for each length and depth of synthetic needles.
+        lengths: Lengths of the contexts: in tokens, or in documents if ``haystack`` is ``synthetic``.
+        depths: Depths of the needle, from 0 (start of the context) to 1 (end).
+        repeats: Number of questions per length and depth, for synthetic needles.
         max_new_tokens: Largest number of tokens of a response.
         top: Number of retrieval heads, compared with the same number of contextual heads.
     """
@@ -138,9 +141,9 @@ class AnatomySettings:
         heads: Number of decomposed directions, from the top of the ranking.
         samples: Number of prompts for keys and attention.
         alphas: Strengths of the budget and of the comparison of sites and positions.
-        k: Steered heads in both.
+        k: Number of steered heads in the budget and in the comparison.
         keys: Largest number of keys per head.
-        tokens: Number of most favoured tokens, and of most disfavoured tokens, per direction.
+        tokens: Number of most favoured tokens in the table, and of most disfavoured tokens, per direction.
     """
 
     heads: int = 5
@@ -163,13 +166,13 @@ class PaperSettings:
         max_new_tokens: Largest number of tokens of a response.
         batch_tokens: Prompt tokens per batch.
         seed: Seed of all random choices.
-        scores: Figure 2 and Table 1.
-        split_softmax: Figure 3.
+        scores: Settings of Figure 2 and Table 1.
+        split_softmax: Settings of Figure 3.
         directions: Source and training of the directions.
-        steering: Figure 4.
-        steered_scores: Table 3.
-        retrieval: Figure 9.
-        anatomy: Anatomy of directions.
+        steering: Settings of Figure 4.
+        steered_scores: Settings of Table 3.
+        retrieval: Settings of Figure 9.
+        anatomy: Settings of the anatomy of directions.
     """
 
     name: str
@@ -208,14 +211,14 @@ def load_settings(path: str | Path) -> PaperSettings:
     """Settings from a YAML file.
 
     Raises:
-        ValueError: If the file is no mapping, names an unknown setting, or a value is of another kind.
+        ValueError: If the file is not a mapping, a setting is unknown or missing, or a value has the wrong type.
     """
     content = yaml.safe_load(Path(path).read_text())
     return cast("PaperSettings", _read(PaperSettings, content, str(path)))
 
 
 def _read(kind: type[Any], content: Any, where: str) -> Any:
-    """A dataclass from a mapping."""
+    """Read a dataclass of settings from a mapping."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} is {content!r}; it must be a mapping of settings")
     entries = cast("Mapping[str, Any]", content)
@@ -254,5 +257,5 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if not isinstance(value, kind) or (hint is int and isinstance(value, bool)):
-        raise ValueError(f"{where} is {value!r}; it must be of the kind {getattr(hint, '__name__', 'mapping')}")
+        raise ValueError(f"{where} is {value!r}; it must have the type {getattr(hint, '__name__', 'mapping')}")
     return value

@@ -51,9 +51,9 @@ def run(study: Study) -> Artefact:
         tuple(_findings(study, test, chosen, contextual, random)),
         (
             (
-                "Exact match over the number k of heads for each exponent tau, with 95 % bootstrap intervals. tau "
-                "below 1 raises attention to the relevant document, and tau above 1 lowers it. Random heads are not "
-                f"among the first {min(settings.exclude, len(ranking) // 2)} of the ranking, unless k needs these too.",
+                "Exact match by number k of heads for each exponent tau, with 95 % bootstrap intervals. tau below 1 "
+                "raises attention to the relevant document, and tau above 1 lowers it. Random heads are not among the "
+                f"first {min(settings.exclude, len(ranking) // 2)} of the ranking, unless k is too large for that.",
                 "split_softmax.png",
             ),
         ),

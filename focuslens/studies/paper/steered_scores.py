@@ -107,14 +107,14 @@ class _Changes:
         return torch.stack([(after - before)[:, head.layer, head.head] for head in self.heads]).mean(dim=0)
 
     def finding(self, text: str, *changes: tuple[Float[Tensor, "sample"], int]) -> Finding:
-        """A finding on changes, whose intervals fill the placeholders of ``text``.
+        """A finding on changes. The intervals of the changes fill the placeholders of ``text``.
 
-        Each change has a sign for the claim about it: 1 (above zero), -1 (below zero), or 0 (no claim).
+        Each change comes with a sign for the claim about it: 1 (above zero), -1 (below zero), or 0 (no claim).
         """
         ids = self.plain["long"].sample_ids
         intervals = [(self.study.interval("test", change, ids), sign) for change, sign in changes]
         known = [(interval, sign) for interval, sign in intervals if interval is not None]
-        if len(known) < len(intervals):  # no sample has a response with and without steering
+        if len(known) < len(intervals):  # no sample has a response both with and without steering
             return Finding(text.format(*("(unknown: no responses)" for _ in intervals)), "cannot be told")
         verdicts: list[Verdict] = [
             verdict_by(interval) if sign > 0 else verdict_below(interval, 0.0) for interval, sign in known if sign

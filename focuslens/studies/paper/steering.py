@@ -35,7 +35,7 @@ def run(study: Study) -> Artefact:
     table, _ = chosen_table(validation, test, grid)
     figures = [
         (
-            "Exact match over the number k of heads for each strength alpha, with 95 % bootstrap intervals.",
+            "Exact match by number k of heads for each strength alpha, with 95 % bootstrap intervals.",
             "steering.png",
         )
     ]

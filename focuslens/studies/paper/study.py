@@ -62,19 +62,19 @@ class Study:
 
     @cached_property
     def executor(self) -> Executor:
-        """The executor of the model."""
+        """The executor of the model: the pool, or else the model itself."""
         return self.model if self.pool is None else self.pool
 
     @cached_property
     def model(self) -> FocusModel:
-        """The model, in this process."""
+        """The model, opened in this process."""
         return FocusModel.from_pretrained(self.settings.model, **self.settings.model_options)
 
     def selection(self, part: Part) -> SampleSelection:
         """The choice of one part's samples.
 
-        Validation questions of a file are taken out of its training half: a fifth of it where the settings give no
-        number.
+        Validation questions of a file are taken out of its training half. If the settings give no number, they are a
+        fifth of that half.
         """
         data = self.settings.data
         questions: dict[Part, int | None] = {"train": data.train, "validation": data.validation, "test": data.test}
@@ -107,7 +107,7 @@ class Study:
     def resampled(
         self, part: Part, values: Float[Tensor, "sample layer head"], sample_ids: Sequence[str]
     ) -> Float[np.ndarray, "resample column"]:
-        """Mean per head, layer by layer, on resamples of a part's questions; see :func:`resampled_means`."""
+        """Mean per head on resamples of a part's questions, with heads in layer order; see :func:`resampled_means`."""
         by_head = rearrange(values, "sample layer head -> sample (layer head)")
         known, questions = self._known(part, by_head, sample_ids)
         return resampled_means(known.numpy(), groups=questions, seed=self.settings.seed)
@@ -115,7 +115,7 @@ class Study:
     def _known(
         self, part: Part, values: Float[Tensor, "sample column"], sample_ids: Sequence[str]
     ) -> tuple[Float[Tensor, "known column"], list[str]]:
-        """Values of the samples without NaN, and these samples' questions."""
+        """Values of the samples that have no NaN, and the questions of these samples."""
         questions, known = {sample.id: sample.question_id for sample in self.samples(part)}, ~values.isnan().any(dim=1)
         return values[known], [
             questions[id] for id, is_known in zip(sample_ids, known.tolist(), strict=True) if is_known
@@ -128,7 +128,7 @@ class Study:
     def header(self, key: str, *sections: str) -> dict[str, Any]:
         """Origin of an artefact: the model, its questions, and the settings' sections that the artefact depends on.
 
-        The description of the model includes a digest of its weights, which separates the results of other weights.
+        The description of the model includes a digest of its weights, so results from different weights stay apart.
         """
         shared = ("name", "model", "model_options", "data", "max_new_tokens", "seed")
         all_settings = asdict(self.settings)
@@ -176,12 +176,12 @@ class Study:
         return RunOptions(length, self.settings.batch_tokens, self.progress)
 
     def kept(self, name: str, *sections: str, **made_of: Any) -> Path:
-        """Folder of measurements. Its name includes a digest of everything that they depend on.
+        """Folder of measurements. Its name includes a digest of everything that the measurements depend on.
 
         Args:
             name: Name of the measurements.
-            sections: Sections of the settings that they depend on.
-            made_of: Further JSON values that they depend on.
+            sections: Sections of the settings that the measurements depend on.
+            made_of: Further JSON values that the measurements depend on.
         """
         return self.out / "measured" / f"{name}-{_short({**self.header('scores', *sections), **made_of}, 16)}"
 
@@ -212,19 +212,19 @@ class Study:
         )
 
     def _digest(self, settings: Sequence[Setting]) -> str:
-        """Digest of the settings, so that other settings have other files of records."""
+        """Digest of the settings, so that different settings have different files of records."""
         return _short([self.header("sweep"), [setting.describe() for setting in settings]])
 
     @cached_property
     def directions(self) -> FocusDirections:
-        """The directions that the settings name."""
+        """The directions at the site in the settings."""
         return self.directions_at(self.settings.directions.site)
 
     def directions_at(self, site: Literal["rotary", "projection"]) -> FocusDirections:
         """Directions trained at one site, or read from the settings' source.
 
         Raises:
-            ValueError: If the directions from the source act at another site.
+            ValueError: If the directions are read from a source, and act at a different site than ``site``.
         """
         settings = self.settings.directions
         if settings.source != "train":

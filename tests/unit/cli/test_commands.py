@@ -130,8 +130,11 @@ def test_a_demo_sets_the_records_of_another_demo_aside(tmp_path, monkeypatch, ca
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--alpha", "0.4", "--sample", "0"], "--alpha 0.4 is the strength of directions, and there are none"),
-        (["--top-k", "4", "--sample", "0"], "--top-k 4 chooses heads to change, and nothing does; name --tau or --di"),
+        (["--alpha", "0.4", "--sample", "0"], "--alpha 0.4 is the strength of directions; name the directions"),
+        (
+            ["--top-k", "4", "--sample", "0"],
+            "--top-k 4 chooses heads for an intervention, and no intervention is given",
+        ),
         (["--tau", "0.3", "--prompt", "x"], "the text of --prompt has none; give --sample with --case long or gold"),
         (
             ["--tau", "0.3", "--sample", "0", "--case", "negative"],

@@ -124,7 +124,7 @@ def test_directories_are_copied_unless_they_hold_weights(base, tmp_path, capsys)
     assert main([*named, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "other copies of the weights, which would not be steered: original/, pytorch_model.bin\n" in said
-    assert f"what a training of the base goes on from: {', '.join(training)}\n" in said
+    assert f"states from which training of the base model would resume: {', '.join(training)}\n" in said
     out = tmp_path / "out"
     assert (out / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ messages }}"
     assert (out / "vocabulary.txt").read_text() == "kept"

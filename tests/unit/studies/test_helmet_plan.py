@@ -48,7 +48,7 @@ def test_importing_leaves_python_as_it_was(monkeypatch):
 
 
 def test_a_checkout_that_is_none_is_named_with_the_remedy(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"nowhere is no folder.*git clone.*--helmet"):
+    with pytest.raises(FileNotFoundError, match=r"nowhere is not a folder.*git clone.*--helmet"):
         open_checkout(tmp_path / "nowhere")
     part = shutil.copytree(STAND_IN, tmp_path / "part", ignore=shutil.ignore_patterns("eval.py"))
     with pytest.raises(FileNotFoundError, match=r"part has no eval\.py"):

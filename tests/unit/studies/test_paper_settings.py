@@ -62,11 +62,11 @@ def test_a_path_is_taken_as_it_is_and_an_unknown_name_is_refused(tmp_path: Path)
         ),
         ("name: a\nmodel: demo\nsteering: {alphas: 1}", r"alphas is 1; it must be a list"),
         ("name: a\nmodel: demo\nsteering: {ks: []}", r"ks is \[\]; it must be a list with at least one entry"),
-        ("name: a\nmodel: demo\nsteering: {ks: [1.5]}", "ks is 1.5; it must be of the kind int"),
-        ("name: a\nmodel: demo\nseed: true", "seed is True; it must be of the kind int"),
+        ("name: a\nmodel: demo\nsteering: {ks: [1.5]}", "ks is 1.5; it must have the type int"),
+        ("name: a\nmodel: demo\nseed: true", "seed is True; it must have the type int"),
         ("name: a\nmodel: demo\ndirections: {site: both}", "site is 'both'; it must be one of rotary, projection"),
-        ("name: a\nmodel: demo\ndirections: {heads: x}", "heads is 'x'; it must be of the kind int"),
-        ("name: a\nmodel: demo\nmodel_options: 3", "model_options is 3; it must be of the kind"),
+        ("name: a\nmodel: demo\ndirections: {heads: x}", "heads is 'x'; it must have the type int"),
+        ("name: a\nmodel: demo\nmodel_options: 3", "model_options is 3; it must have the type"),
     ],
 )
 def test_what_is_wrong_is_named(text: str, message: str, tmp_path: Path) -> None:
