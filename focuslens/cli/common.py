@@ -190,7 +190,7 @@ def _fitting_documents(settings: RunSettings, model: FocusModel | Executor, halv
         if longest <= room:
             if documents < _DOCUMENT_COUNTS[0]:
                 _LOG.warning(
-                    "%d documents a prompt: more do not fit the model's context of %d tokens",
+                    "%d documents per prompt: more do not fit the model's context of %d tokens",
                     documents,
                     model.shape.n_ctx,
                 )
@@ -312,7 +312,8 @@ def get_ranking(
             f"--split {split} evaluates training samples, on which heads would be ranked too; give --heads a ranking "
             "that was made on different samples, or leave --split out"
         )
-    train = open_samples(replace(settings.samples, split=None), "train")
+    settings = replace(settings, samples=replace(settings.samples, split=None)).fitted(model)
+    train = open_samples(settings.samples, "train")
     return score_samples(settings, model, train).ranking(), {"scored_on": train.identify()}
 
 

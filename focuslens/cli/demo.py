@@ -78,7 +78,7 @@ def run(args: argparse.Namespace, sizes: DemoSettings | None = None) -> dict[str
     settings = run_settings(args, sizes)
     model = settings.model.open()
     where = " or ".join(str(position + 1) for position in sizes.gold_positions)
-    print(f"20 documents a question, the relevant one at position {where}: there the model is distracted most\n")
+    print(f"20 documents per question, the relevant one at position {where}: there the model is distracted most\n")
     return _Demo(settings, sizes, args.out, model).run()
 
 

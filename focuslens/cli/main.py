@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    """Run the command, and print an error that the user can correct as one line."""
+    """Run the command. An error that the user can correct is printed in one line."""
     try:
         output.carry_out(args, _run)
     except (ValueError, KeyError, OSError, ImportError) as error:

@@ -295,7 +295,8 @@ def decompose_heads(
 
     Returns:
         Table with the columns ``layer``, ``head``, ``total``, ``content``, ``position``, ``interaction`` and
-        ``in_place``. ``in_place`` is the variance of ``b`` over the keys at their own positions. All variances are in
+        ``in_place``. ``in_place`` is the variance of the logit bias (:func:`logit_bias`) over the keys at their own
+        positions. All variances are in
         squared logits at ``alpha = 1``.
 
     Raises:

@@ -236,7 +236,7 @@ class FocusModel(ModelRunner):
         Raises:
             ValueError: If a prompt does not fit the context.
         """
-        # The last token is held back for any interventions, so that its row is always computed in the same way.
+        # The last token is held back with and without interventions, so that its row is always computed in one way.
         prefix = self.prefill(prompts, interventions, hold_last=True)
         responses = self.decode(prefix, interventions, max_new_tokens=max_new_tokens)
         return responses[0] if isinstance(prompts, str | EncodedPrompt) else responses

@@ -88,7 +88,6 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
         PermissionError: If access to the model has not been granted.
         ValueError: If the tokenizer is not a fast one; slow tokenizers do not report which characters a token covers.
     """
-    name = checkpoint_path(name)
     require_checkpoint(name)
     with explained_errors(name, revision):
         tokenizer = cast("Any", AutoTokenizer).from_pretrained(name, revision=revision)

@@ -319,11 +319,11 @@ class ModelRunner(ABC):
             ValueError: If the prefix was run without an intervention that acts on it, if a hook point never fires, or
                 if ``max_new_tokens`` or ``repetition_penalty`` is out of range.
         """
+        self.points.require_firing(name for name, _ in observers)
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-        self.points.require_firing(name for name, _ in observers)
-        prefix.require_run_under(interventions)
         penalised = repetition_penalised(prefix.batch, repetition_penalty)
+        prefix.require_run_under(interventions)
         stop_tokens = self.stop_tokens if stop_tokens is None else stop_tokens
         # Padding takes no room in the context, but a token that was held back does.
         length = prefix.mask.sum(dim=1) + (prefix.logits is None)

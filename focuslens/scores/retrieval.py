@@ -97,12 +97,12 @@ class RetrievalScores:
 
     @property
     def counted(self) -> tuple[bool, ...]:
-        """Whether each run counts."""
+        """Whether each run counts: the recall of its response is above ``min_recall``."""
         return tuple(recall > self.min_recall for recall in self.recall)
 
     @property
     def scores(self) -> Float[Tensor, "layer head"]:
-        """The retrieval score of each head: its mean copy score over the runs that count."""
+        """The retrieval score of each head: its mean copy score over the runs that :attr:`counted` names."""
         return self.by_sample[torch.tensor(self.counted)].mean(dim=0)
 
     def ranking(self) -> list[Head]:

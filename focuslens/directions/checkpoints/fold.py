@@ -123,7 +123,8 @@ def _folded_config(base: Checkpoint) -> dict[str, Any]:
     """The configuration of the folded checkpoint.
 
     Raises:
-        ValueError: If the base is a Mistral model with a sliding window. Classes with biases have no such window.
+        ValueError: If the base is a Mistral model with a sliding window. The model classes with attention biases have
+                no sliding window.
     """
     config = base.config
     new = base.config_with_dtype()

@@ -102,7 +102,7 @@ def rewrite(
                 f"{name} has the shape {entries[name]['shape']}; its replacement has the shape {list(tensor.shape)}"
             )
         entries[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "bytes": _bytes(tensor)}
-    # Widest types come first, as in the library, so that every tensor begins at a multiple of its type's size.
+    # Widest types come first, as in the safetensors library. Every tensor then begins at a multiple of its type's size.
     names = sorted(entries, key=lambda name: -_width(entries[name]))
     header, end = dict[str, Mapping[str, Any]](), 0
     for name in names:

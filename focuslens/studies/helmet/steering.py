@@ -98,8 +98,8 @@ def require_named(directions: FocusDirections, model: FocusModel | Executor, nam
     published, origin = source.startswith(_PUBLISHED), directions.origin
     if origin is None:
         return
-    # The digest of the same weights depends on the dtype and on the kind of TransformerLens model, so an equal name is
-    # enough. The authors' folders may name another owner of the same model, so owners are not compared.
+    # Equal names suffice: the same weights have different digests in other dtypes and other kinds of TransformerLens
+    # model. The owner on the hub is not compared, because the authors' folders may name a different one.
     same = _last(origin) == _last(model.name) if published else origin == model.name
     if same or (not published and recorded.get("weights") == model.description["weights"]):  # pyright: ignore[reportOptionalMemberAccess, reportUnknownMemberType]
         return

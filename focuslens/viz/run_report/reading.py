@@ -119,7 +119,7 @@ class RunFiles:
 
     @property
     def headers(self) -> list[Mapping[str, Any]]:
-        """Header of each result, with model, data, seed and versions. The headers with most entries come first."""
+        """Header of each result, with model, data, seed and versions. Heads come first, then sweeps and directions."""
         headers = [scores.header for scores in self.heads] + [stored.sweep.header for stored in self.sweeps]
         headers += [stored.directions.provenance for stored in self.directions]
         headers += [artefact.content.get("header", {}) for artefact in self.artefacts]

@@ -131,7 +131,7 @@ def _model(description: Mapping[str, Any]) -> str:
 
 
 def _data(description: Mapping[str, Any]) -> str:
-    part = description.get("part")
+    part = "" if description.get("part") == "all" else description.get("part")
     return (
         f"{description.get('file')}{f' ({part})' if part else ''}: {description.get('samples')} samples of "
         f"{description.get('num_documents')} documents, gold at {description.get('gold_positions')}, "

@@ -11,7 +11,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from focuslens import ContextualScores, Document, MultiDocSample
+from focuslens import ContextualScores, Document, FocusDirections, MultiDocSample
 from focuslens.cli import demo, sweeps
 from focuslens.cli.common import SampleOptions, count_heads, open_samples, score_intervals
 from focuslens.cli.main import _parser, main
@@ -219,16 +219,25 @@ def test_all_prompts_of_a_command_have_as_many_documents_as_fit_the_longer_half(
     assert main(["split-softmax", *options, "--tau", "0.1", "--k", "1", "--out", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "split_softmax.json").read_text())
     assert result["data"]["num_documents"] == result["ranking"]["scored_on"]["num_documents"] == 5
-    assert capsys.readouterr().err.count("5 documents a prompt: more do not fit") == 1
+    assert capsys.readouterr().err.count("5 documents per prompt: more do not fit") == 1
     assert main(["train", *options, "--top-k", "1", "--epochs", "1", "--out", str(tmp_path)]) == 0
     provenance = json.loads((tmp_path / "directions.json").read_text())["provenance"]
     assert provenance["data"]["num_documents"] == provenance["ranking"]["scored_on"]["num_documents"] == 5
-    assert capsys.readouterr().err.count("5 documents a prompt: more do not fit") == 1
+    assert capsys.readouterr().err.count("5 documents per prompt: more do not fit") == 1
     steer = ["steer", *options, "--directions", str(tmp_path), "--alpha", "1", "--k", "1", "--out", str(tmp_path)]
     assert main(steer) == 0
     result = json.loads((tmp_path / "steering.json").read_text())
     assert result["data"]["num_documents"] == result["ranking"]["scored_on"]["num_documents"] == 5
-    assert capsys.readouterr().err.count("5 documents a prompt: more do not fit") == 1
+    assert capsys.readouterr().err.count("5 documents per prompt: more do not fit") == 1
+
+
+def test_heads_for_a_prompt_are_ranked_on_as_many_documents_as_fit(checkpoint, load_model, tmp_path, capsys):
+    file = write(tmp_path / "placed.jsonl", [placed_record(i, total=20) for i in range(4)])
+    query = torch.ones(1, load_model("llama").shape.d_head)
+    FocusDirections(heads=[(0, 0)], query=query, key=None, site="rotary").save(tmp_path / "directions")
+    options = ["--model", str(checkpoint("llama")), "--data", str(file), "--n-ctx", "300", "--max-new-tokens", "4"]
+    assert main(["generate", *options, "--prompt", "who?", "--directions", str(tmp_path / "directions")]) == 0
+    assert "documents per prompt: more do not fit" in capsys.readouterr().err
 
 
 def test_everything_is_read_where_everything_is_used(tmp_path, checkpoint, capsys):
