@@ -133,7 +133,7 @@ def test_published_directions_need_a_ranking_and_know_their_model_by_name(load_m
     with pytest.raises(ValueError, match="share no head"):
         ranked_heads(published, [fl.Head(7, 0)])
     with pytest.raises(
-        ValueError, match=r"are of owner/Some-Model-Instruct.*--directions-of owner/Some-Model-Instruct"
+        ValueError, match=r"belong to the model owner/Some-Model-Instruct.*--directions-of owner/Some-Model-Instruct"
     ):
         require_named(published, model, None)
     require_named(published, model, "owner/Some-Model-Instruct")

@@ -283,7 +283,7 @@ def test_settings_out_of_range_are_named(settings: dict[str, Any], message: str)
 
 
 def test_the_plain_wording_is_refused_where_it_would_not_be_held_out() -> None:
-    with pytest.raises(ValueError, match=r"plain is 0\.5.* not of test"):
+    with pytest.raises(ValueError, match=r"plain is 0\.5.* not to test"):
         generate_context(Random(0), 4, "test", CorpusSettings(plain=0.5))
 
 
