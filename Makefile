@@ -36,6 +36,8 @@ test-all: $(VENV)/.installed ## every test, with the coverage, and then the note
 	$(VENV)/bin/python -m pytest -q $(IN_PARALLEL) --cov -o processor_seconds=10
 	@$(MAKE) --no-print-directory test-notebooks
 
+# A thread for each of the processes; tests see to theirs by themselves.
+test-notebooks: export OMP_NUM_THREADS ?= 1
 test-notebooks: $(VENV)/.installed ## run the notebooks, and throw away what they show
 	$(VENV)/bin/python -m pytest -q $(IN_PARALLEL) --nbmake --nbmake-timeout=180 --durations=0 notebooks
 
