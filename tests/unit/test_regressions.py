@@ -62,7 +62,7 @@ def test_logits_take_the_batch_of_one_that_to_tokens_gives(load_model, samples):
 
 def settings_of(split):
     options = [] if split is None else ["--split", split]
-    return common.RunSettings.of(_parser().parse_args(["heads", *options]))
+    return common.RunSettings.of(_parser().parse_args(["heads", "--documents", "2", *options]))
 
 
 @pytest.mark.parametrize("split", [None, "test"])
