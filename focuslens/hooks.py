@@ -32,10 +32,10 @@ __all__ = [
     "row_wise",
 ]
 
-Hook: TypeAlias = "tuple[str, Callable[[Tensor, Any], Tensor | None]]"
+Hook: TypeAlias = tuple[str, Callable[[Tensor, Any], Tensor | None]]
 """A TransformerLens forward hook: the name of a hook point and a function ``(tensor, hook) -> tensor or None``."""
 
-PromptLike: TypeAlias = "str | Prompt | EncodedPrompt | PromptBatch | Sequence[str] | Sequence[EncodedPrompt]"
+PromptLike: TypeAlias = str | Prompt | EncodedPrompt | PromptBatch | Sequence[str] | Sequence[EncodedPrompt]
 """One prompt, or several prompts that form a left-padded batch."""
 
 

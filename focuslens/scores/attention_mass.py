@@ -44,7 +44,7 @@ def attention_to_parts(
     return einsum(pattern, parts, "batch head row key, batch key part -> batch head row part")
 
 
-Parts: TypeAlias = "Callable[[PromptBatch], Float[Tensor, 'batch key part']]"
+Parts: TypeAlias = Callable[[PromptBatch], Float[Tensor, "batch key part"]]
 """A function that maps a batch of prompts to masks of its keys: 1 where a key belongs to a part, and 0 elsewhere."""
 
 
