@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from focuslens.cli import cluster, output
 from focuslens.cli.command import Command
 from focuslens.cli.options import (
-    add_device,
-    add_device_map,
+    add_checkpoint,
     add_directions,
     add_directory,
     add_file,
@@ -112,17 +111,13 @@ def _steering_options(group: Any) -> None:
 
 
 def _model_options(group: Any) -> None:
-    group.add_argument("--model", default="demo", help="hub name, directory, or 'demo', the embedded model (default)")
-    add_device(group)
-    add_device_map(group)
+    add_checkpoint(group)
     group.add_argument("--dtype", help="dtype of the weights (default bfloat16, as in HELMET; float32 for 'demo')")
-    group.add_argument("--n-ctx", type=int, help="context length in tokens; default: the checkpoint's")
     group.add_argument(
         "--repetition-penalty",
         type=float,
         help="repetition penalty of responses; 1 for none (default: the checkpoint's own, as in HELMET)",
     )
-    group.add_argument("--revision", help="branch, tag or commit on the hub")
     group.add_argument(
         "--chat-template-arg",
         type=pair,

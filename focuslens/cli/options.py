@@ -10,6 +10,7 @@ from focuslens.cli.completion import complete_paths
 from focuslens.model.batching import BATCH_TOKENS
 
 __all__ = [
+    "add_checkpoint",
     "add_counts",
     "add_device",
     "add_device_map",
@@ -97,12 +98,8 @@ def add_directory(group: Any, *flags: str, **settings: Any) -> None:
 def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the options of the model and of the format of its prompts."""
     group = parser.add_argument_group("model")
-    group.add_argument("--model", default="demo", help="hub name, directory, or 'demo', the embedded model (default)")
-    add_device(group)
-    add_device_map(group)
+    add_checkpoint(group)
     group.add_argument("--dtype", default="float32", help="dtype of the weights: float32 (default), bfloat16, float16")
-    group.add_argument("--n-ctx", type=int, help="context length in tokens; default: the checkpoint's")
-    group.add_argument("--revision", help="branch, tag or commit on the hub")
     group.add_argument(
         "--chat", action=argparse.BooleanOptionalAction, help="use the chat template; default: if the tokenizer has one"
     )
@@ -114,6 +111,15 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="argument of the chat template, e.g. date_string='26 Jul 2024' (Llama 3 otherwise uses today's date)",
     )
+
+
+def add_checkpoint(group: Any) -> None:
+    """Add the options that name a checkpoint, its device and its context length."""
+    group.add_argument("--model", default="demo", help="hub name, directory, or 'demo', the embedded model (default)")
+    add_device(group)
+    add_device_map(group)
+    group.add_argument("--n-ctx", type=int, help="context length in tokens; default: the checkpoint's")
+    group.add_argument("--revision", help="branch, tag or commit on the hub")
 
 
 def add_device(group: Any) -> None:
