@@ -344,3 +344,17 @@ def test_heads_of_numpy_are_heads() -> None:
     heads = cast("Any", np.argwhere(np.eye(2, dtype=bool)))
     described = SplitSoftmax(heads, 0.3).describe()
     assert json.loads(json.dumps(described))["heads"] == [[0, 0], [1, 1]]
+
+
+def test_a_cache_of_the_windows_keys_alone_is_refused_on_a_bridge(load_model, backend):
+    """TransformerLens's own cache drops keys outside the window under a bridge; HookedTransformer keeps them all."""
+    model = load_model("mistral_window", backend)
+    window = model.backend.window(0)
+    ((_, hook),) = SplitSoftmax([(0, 1)], tau=0.5, span=(0, 1)).hooks(model, model.encode("a b"))
+    pattern = torch.full((1, model.shape.n_heads, 1, window), 1 / window)
+    assert model.cache_window(0) == (window if backend == "bridge" else None)
+    if backend == "bridge":
+        with pytest.raises(ValueError, match=f"layer 0 has a sliding window of {window} keys"):
+            hook(pattern, None)
+    else:
+        assert hook(pattern, None).shape == pattern.shape
