@@ -1,10 +1,11 @@
-"""Compare the speed of FocusLens with the plain model, the paper's procedure and plain TransformerLens.
+"""Compare the speed and memory of FocusLens with the plain model, the paper's procedure and TransformerLens.
 
     python experiments/bench.py --out runs/bench --docs docs
 
-Contestants run in turn, in another order each round, so that noise of the machine affects all of them and no contestant
-always follows the heaviest one. Ratios are of medians over rounds. Peak memory comes from the operating system. Each
-contestant has separate processes for it, and the memory of the process with the loaded model is subtracted.
+The contestants take turns, in a different order in each round. Noise of the machine therefore affects all contestants,
+and no contestant always runs after the slowest one. Ratios compare medians over rounds. Peak memory is measured in
+separate processes, by the operating system on a CPU and by PyTorch on a GPU. The memory in use after the model is
+loaded is subtracted.
 """
 
 from __future__ import annotations
@@ -45,18 +46,22 @@ TITLES = {
 }
 LENGTHS = (1024, 4096, 16384, 32768)
 MEMORY_BAR, DEMO_BAR = 24 * 2**30, 90
-"""Limits: bytes of memory at every length, and seconds of the demo."""
+"""Upper limits for results: bytes of peak memory at every prompt length, and seconds of the demo."""
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 FORMULA = "samples * (caching + heads * epochs * step)"
 MARKER = "<!-- `make bench` writes the rest of this page -->\n\n"
-"""End of the introduction of ``bench.md``, which is written by hand."""
+"""Last line of the introduction in ``bench.md``. This script does not generate the introduction."""
 
 
 # --- time ---
 
 
 def in_order(names: Sequence[str], number: int) -> list[str]:
-    """Names in the order of one round. Over many rounds, places and predecessors are balanced (Williams)."""
+    """Names in the order of round ``number``, by a Williams design.
+
+    Over every ``2 * len(names)`` rounds, each name has each place equally often, and directly follows each other name
+    equally often.
+    """
     n = len(names)
     places = [(i + 1) // 2 if i % 2 else -(i // 2) for i in range(n)]  # 0, 1, -1, 2, -2, ...
     if number // n % 2:
@@ -65,7 +70,7 @@ def in_order(names: Sequence[str], number: int) -> list[str]:
 
 
 def seconds_of(run: Callable[[], Any], device: str) -> float:
-    """Wall time of one run."""
+    """Wall time of one call of ``run``."""
     start = time.perf_counter()
     run()
     if device == "cuda":
@@ -74,12 +79,15 @@ def seconds_of(run: Callable[[], Any], device: str) -> float:
 
 
 def extrapolated(caching: float, step: float) -> float:
-    """Seconds of the paper's whole training: :data:`FORMULA`."""
+    """Seconds of the paper's whole training, computed by :data:`FORMULA` from the seconds of its parts."""
     return WORK["samples"] * (caching + WORK["heads"] * WORK["epochs"] * step)
 
 
 def timed_work(contestant: Contestant, run: Any, device: str) -> dict[str, float]:
-    """Seconds of the ``whole`` work. The paper's training is extrapolated from its parts, which are included."""
+    """Seconds of one contestant's whole work, as ``whole``.
+
+    The time of the paper's training is extrapolated from two timed parts, which are also in the result.
+    """
     if not isinstance(run, PaperTraining):
         return {"whole": seconds_of(run, device) * contestant.times}
     caching = seconds_of(run.cache_activations, device)
@@ -89,7 +97,7 @@ def timed_work(contestant: Contestant, run: Any, device: str) -> dict[str, float
 
 
 def time_work(bench: Bench, work: str, rounds: int) -> dict[str, dict[str, Any]]:
-    """Medians of interleaved rounds, after one warm-up round."""
+    """Time all contestants of one task in interleaved rounds, after one warm-up round."""
     contestants = CONTESTANTS[work]
     runs = {name: contestant.prepare(bench) for name, contestant in contestants.items()}
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
@@ -103,7 +111,7 @@ def time_work(bench: Bench, work: str, rounds: int) -> dict[str, dict[str, Any]]
 
 
 def timing(contestant: Contestant, taken: Sequence[Mapping[str, float]], first: float) -> dict[str, Any]:
-    """Results of a contestant's time. ``ratio`` is over the first contestant's seconds."""
+    """Summary of the times of one contestant. ``ratio`` is relative to ``first``, the first contestant's median."""
     seconds = [times["whole"] for times in taken]
     parts = {name: [times[name] for times in taken] for name in taken[0] if name != "whole"}
     return {
@@ -117,7 +125,7 @@ def timing(contestant: Contestant, taken: Sequence[Mapping[str, float]], first: 
 
 
 def demo_seconds() -> float:
-    """Wall time of ``make demo`` after installation, in a new process without compiled modules."""
+    """Wall time of ``make demo`` after installation, in a new process without cached bytecode."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "focuslens", "demo", "--out", str(Path(folder) / "demo")]
         start = time.perf_counter()
@@ -129,7 +137,7 @@ def output_of(command: Sequence[str], **environment: str) -> str:
     """Standard output of a command.
 
     Raises:
-        RuntimeError: If it fails.
+        RuntimeError: If the command fails.
     """
     done = subprocess.run(command, capture_output=True, text=True, check=False, env={**os.environ, **environment})
     if done.returncode:
@@ -141,7 +149,7 @@ def output_of(command: Sequence[str], **environment: str) -> str:
 
 
 def _status(field: str) -> int:
-    """Memory of this process in bytes: ``VmRSS`` for now, ``VmHWM`` for its peak."""
+    """Memory of this process in bytes: the current value for ``VmRSS``, the peak for ``VmHWM``."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) * 1024
@@ -149,19 +157,22 @@ def _status(field: str) -> int:
 
 
 def _give_back_memory() -> None:
-    """Return freed memory to the operating system, so that it does not count as the model's."""
+    """Return freed memory to the operating system, so that it is not counted as memory of the model."""
     gc.collect()
     with suppress(OSError, AttributeError):  # only glibc has malloc_trim
         ctypes.CDLL(None).malloc_trim(0)
 
 
 def peak_here(bench: Bench, work: str, name: str) -> dict[str, int]:
-    """Peak memory of one contestant's work: :func:`peak_of`."""
+    """Peak memory of one contestant, measured in this process; see :func:`peak_of`."""
     return peak_of(CONTESTANTS[work][name].prepare(bench), bench.device)
 
 
 def peak_of(run: Callable[[], Any], device: str) -> dict[str, int]:
-    """Peak memory of one run in bytes: above the memory before it (``bytes``), and in all (``total_bytes``)."""
+    """Peak memory of one call of ``run``, in bytes.
+
+    ``total_bytes`` is the peak. ``bytes`` is the peak minus the memory in use before the call.
+    """
     _give_back_memory()
     if device == "cuda":
         before = torch.cuda.memory_allocated()
@@ -169,7 +180,7 @@ def peak_of(run: Callable[[], Any], device: str) -> dict[str, int]:
         run()
         total = torch.cuda.max_memory_allocated()
     else:
-        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, which loading has raised
+        Path("/proc/self/clear_refs").write_text("5")  # resets the peak, which loading the model raised
         before = _status("VmRSS")
         run()
         total = _status("VmHWM")
@@ -177,7 +188,7 @@ def peak_of(run: Callable[[], Any], device: str) -> dict[str, int]:
 
 
 def peak(options: argparse.Namespace, bench: Bench, work: str, name: str, processes: int) -> dict[str, Any]:
-    """Median peak memory over separate processes, and the numbers of each process."""
+    """Median peak memory over separate processes, and the measurements of each process."""
     command = [sys.executable, __file__, "--peak", work, name, "--checkpoint", str(bench.directory)]
     command += ["--length", str(bench.length), "--device", bench.device, "--dtype", bench.dtype]
     command += ["--threads", str(options.threads)]
@@ -191,14 +202,14 @@ def peak(options: argparse.Namespace, bench: Bench, work: str, name: str, proces
 
 
 def slope(points: Mapping[int, float]) -> float:
-    """Least-squares slope of the logarithm of memory over that of length."""
+    """Least-squares slope of log memory against log length."""
     xs, ys = [math.log(length) for length in points], [math.log(size) for size in points.values()]
     x, y = statistics.mean(xs), statistics.mean(ys)
     return sum((a - x) * (b - y) for a, b in zip(xs, ys, strict=True)) / sum((a - x) ** 2 for a in xs)
 
 
 def by_length(options: argparse.Namespace, bench: Bench, name: str) -> dict[str, Any]:
-    """Peak memory of scoring at all lengths, with one process per length."""
+    """Peak memory of scoring at each prompt length, with one process per length, and its :func:`slope`."""
     peaks: dict[int, dict[str, Any]] = {}
     for length in tqdm(options.lengths, desc=f"lengths, {name}", unit="process"):
         long = Bench(bench.directory, length, bench.device, bench.dtype)
@@ -208,7 +219,10 @@ def by_length(options: argparse.Namespace, bench: Bench, name: str) -> dict[str,
 
 @contextmanager
 def counted_writes() -> Generator[dict[str, list[int]]]:
-    """Sizes of all writes by training and by saving directions, by file name, including overwritten files."""
+    """Context manager that yields the sizes of all writes by training and by saving directions, by file name.
+
+    Writes that are later overwritten count too.
+    """
     sizes: dict[str, list[int]] = defaultdict(list)
 
     def counted(path: str | Path, content: bytes) -> None:
@@ -222,8 +236,8 @@ def counted_writes() -> Generator[dict[str, list[int]]]:
 def written_bytes(bench: Bench) -> dict[str, Any]:
     """Bytes that the whole training writes to disk with ``focuslens train`` and with the paper's procedure.
 
-    The bytes of FocusLens do not depend on the number of samples up to 500. Its checkpoint holds no activations and is
-    written once per epoch.
+    For up to 500 samples, the bytes of FocusLens do not depend on the number of samples, because its checkpoint
+    contains no activations and is written once per epoch.
     """
     with tempfile.TemporaryDirectory() as folder, counted_writes() as writes:
         focus_training("hooked", checkpoint=Path(folder) / "checkpoint.pt")(bench)().save(folder)
@@ -235,7 +249,7 @@ def written_bytes(bench: Bench) -> dict[str, Any]:
 
 
 def measure(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
-    """All measurements on one device."""
+    """Run all measurements on one device."""
     times = {work: time_work(bench, work, options.rounds) for work in TITLES}
     memory = {
         name: peak(options, bench, "score", name, options.processes)
@@ -250,7 +264,7 @@ def measure(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
 
 
 def processor() -> str:
-    """The processor's name."""
+    """Name of the processor."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -259,7 +273,7 @@ def processor() -> str:
 
 
 def commit() -> dict[str, Any] | None:
-    """The current commit and whether the files are unchanged; ``None`` outside a repository."""
+    """Current commit, and whether the working tree is clean; ``None`` outside a repository."""
 
     def git(*arguments: str) -> str:
         return output_of(["git", "-C", str(Path(__file__).parent), *arguments])
@@ -291,7 +305,7 @@ def rows_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def shared_tables(measured: Mapping[str, Any]) -> list[str]:
-    """Markdown tables of the times, and of the memory of scoring."""
+    """Markdown tables of all times, and of the peak memory of scoring."""
     lines: list[str] = []
     for work, rows in measured["time"].items():
         header = ["", "seconds", f"over {next(iter(rows))}", "timed"]
@@ -324,7 +338,7 @@ def device_tables(measured: Mapping[str, Any]) -> list[str]:
 
 
 def table(results: Mapping[str, Any]) -> str:
-    """Markdown of all measurements."""
+    """Markdown text with all measurements."""
     settings = results["settings"]
     lines = [
         f"Prompts of {settings['length']:,} tokens; time: medians of {settings['rounds']} interleaved rounds, "
@@ -338,7 +352,7 @@ def table(results: Mapping[str, Any]) -> str:
 
 
 def draw(results: Mapping[str, Any], path: Path) -> None:
-    """Draw the ratios of every work as bars on a logarithmic axis, with one column per device."""
+    """Draw time ratios as bars on logarithmic axes, with one row of plots per task and one column per device."""
     import matplotlib.pyplot as plt
 
     from focuslens.viz import save_figure
@@ -351,7 +365,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
             names, ratios = list(rows), [row["ratio"] for row in rows.values()]
             bars = axes.barh(names[::-1], ratios[::-1], color="#0072B2")
             axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-            # The axis always starts at one half, because tight limits would make 1.02 look like a multiple of 1.
+            # With tight limits, a ratio of 1.02 would look several times as large as 1, so the axis starts at 0.5.
             limits = (0.5, max(4.0, 3 * max(ratios)))
             title = f"{TITLES[work]} ({device})"
             axes.set(xscale="log", xlim=limits, title=title, xlabel=f"time over that of {names[0]}")
@@ -360,7 +374,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 
 
 def write(results: Mapping[str, Any], folder: Path) -> None:
-    """Write ``bench.json``, ``bench.md`` and ``bench.png``; the introduction of an existing page stays."""
+    """Write ``bench.json``, ``bench.md`` and ``bench.png``. The introduction of an existing page is kept."""
     write_json(folder / "bench.json", results)
     page = folder / "bench.md"
     old = page.read_text() if page.exists() else ""
@@ -377,10 +391,12 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--processes", type=int, default=3, help="processes that memory is the median of (default 3)")
     parser.add_argument("--length", type=int, default=3072, help="prompt tokens (default 3072)")
     parser.add_argument("--lengths", type=int, nargs="+", default=list(LENGTHS), help="lengths that memory is taken at")
-    parser.add_argument("--device", choices=DTYPES, help="one alone; default: cpu, and cuda too where there is one")
+    parser.add_argument("--device", choices=DTYPES, help="run on this device only; default: cpu, and cuda if available")
     parser.add_argument("--dtype", help="of the weights; default: float32 on cpu, bfloat16 on cuda")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--checkpoint", type=Path, help="new or empty folder for the random model; else a temporary")
+    parser.add_argument(
+        "--checkpoint", type=Path, help="new or empty folder for the random model; default: a temporary folder"
+    )
     parser.add_argument("--peak", nargs=2, metavar=("WORK", "NAME"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if min(options.length, *options.lengths) < SHORTEST or len(set(options.lengths)) < 2:
@@ -391,7 +407,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run_all(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
-    """All measurements on every device, with a random model in a new folder."""
+    """Run all measurements on every device, with a random model that is written to a folder."""
     Bench(directory).make_checkpoint()
     results = description(options, directory)
     results["demo"] = {"seconds": demo_seconds(), "bar": DEMO_BAR}

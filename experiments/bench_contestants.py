@@ -1,7 +1,8 @@
-"""Contestants of ``bench.py``: FocusLens, the plain fused model, the paper's procedure, and plain TransformerLens.
+"""Contestants of ``bench.py``: FocusLens, the plain model, the paper's procedure, and TransformerLens.
 
-Each contestant is a function that loads its inputs and returns a function to be timed. All contestants run the same
-sample with a random Llama of 8 layers, 8 heads and d_model 256, and generate the same number of tokens.
+Each contestant is a function that loads its inputs and returns the function to time. All contestants run one sample
+with a random Llama of 8 layers, 8 heads and d_model 256, and generate the same number of tokens. The plain model uses
+fused attention.
 """
 
 from __future__ import annotations
@@ -37,13 +38,13 @@ DOCUMENTS, SHORTEST = 20, 90
 
 @dataclass(frozen=True)
 class Bench:
-    """The checkpoint and the sample that all contestants share.
+    """Checkpoint and sample that all contestants use.
 
     Args:
         directory: Folder of the checkpoint.
-        length: Tokens of the prompt.
+        length: Number of tokens in the prompt.
         device: Device of the models.
-        dtype: Dtype of their weights.
+        dtype: Dtype of the models' weights.
     """
 
     directory: Path
@@ -52,15 +53,15 @@ class Bench:
     dtype: str = "float32"
 
     def make_checkpoint(self) -> None:
-        """Write the random model, which is the same every time.
+        """Write the random model. Every call writes the same weights.
 
         Raises:
-            FileExistsError: If the folder is not empty, because it may hold a model of the user.
+            FileExistsError: If the folder is not empty, because it may contain a user's model.
         """
         if self.directory.exists() and (not self.directory.is_dir() or any(self.directory.iterdir())):
             raise FileExistsError(
-                f"{self.directory} is no empty folder; the random model is written to a new or an empty one, so name "
-                "another, or none for a temporary one"
+                f"{self.directory} is not an empty folder; the random model is written to a new or an empty one, so "
+                "name another, or none for a temporary one"
             )
         tokenizer = build_tokenizer()
         torch.manual_seed(SEED)
@@ -82,9 +83,9 @@ class Bench:
 
     @cached_property
     def sample(self) -> fl.MultiDocSample:
-        """Documents of random words of one token each, with the gold document in the middle.
+        """Sample with documents of random one-token words, and the gold document in the middle.
 
-        There are 20 documents, or fewer if their titles would leave no room for words.
+        The sample has 20 documents, or fewer if the titles of 20 documents would leave no room for words.
         """
         tokenizer, rng, documents = build_tokenizer(), random.Random(SEED), min(DOCUMENTS, self.length // 30)
         vocabulary = (token.removeprefix("Ġ") for token in tokenizer.get_vocab() if token.startswith("Ġ"))
@@ -104,28 +105,31 @@ class Bench:
         return with_words(n)
 
     def hugging_face(self, attention: str) -> Any:
-        """The Hugging Face model."""
+        """Load the Hugging Face model with an attention implementation, such as ``sdpa``."""
         model: Any = LlamaForCausalLM.from_pretrained(
             self.directory, attn_implementation=attention, dtype=getattr(torch, self.dtype)
         )
         return in_memory(model.eval().to(self.device))
 
     def focus(self, backend: Any) -> fl.FocusModel:
-        """The FocusModel, without stop tokens, so that all responses have one length."""
+        """Load the ``FocusModel`` without stop tokens, so that all responses have the same length."""
         model = fl.FocusModel.from_pretrained(
             str(self.directory), device=self.device, dtype=self.dtype, backend=backend
         )
         return fl.FocusModel(in_memory(model.hooked), model.tokenizer, stop_tokens=(), name="bench")
 
     def encoded(self) -> fl.EncodedPrompt:
-        """The prompt's tokens and spans, without a model."""
+        """Tokens and spans of the prompt, computed without a model."""
         from focuslens.prompts.encoder import PromptEncoder
 
         return PromptEncoder(build_tokenizer(), False, {}).encode(self.sample.prompt())
 
 
 def in_memory(model: Any) -> Any:
-    """The model, after reading all its weights. A mapped file would otherwise be read during the first timed run."""
+    """Read all weights of a model, and return the model.
+
+    Weights in a memory-mapped file would otherwise be read during the first timed run.
+    """
     for weights in model.parameters():
         weights.sum()
     return model
@@ -133,12 +137,12 @@ def in_memory(model: Any) -> Any:
 
 @dataclass(frozen=True)
 class Contestant:
-    """A contestant of the benchmark.
+    """Contestant of the benchmark.
 
     Args:
         prepare: Function that loads the inputs and returns the function to time.
-        times: Factor from the timed work to the whole work.
-        part: Description of the timed part of the work; empty for all of it.
+        times: Ratio of the whole work to the timed part.
+        part: Description of the timed part; empty if the whole work is timed.
     """
 
     prepare: Callable[[Bench], Callable[[], Any]]
@@ -172,14 +176,14 @@ def _focus_scores(backend: str) -> Callable[[Bench], Callable[[], Any]]:
 
 @dataclass(frozen=True)
 class _Scored:
-    """A response's tokens and the contextual scores of all heads, layer by layer."""
+    """Tokens of a response, and contextual scores of all heads, layer by layer."""
 
     response: list[int]
     scores: list[float]
 
 
 def _scored(whole: Tensor, patterns: Sequence[Tensor], prompt: fl.EncodedPrompt) -> _Scored:
-    """Contextual scores, head by head, from every layer's ``[batch head row key]``."""
+    """Response tokens and contextual scores, from the attention pattern ``[batch head row key]`` of each layer."""
     ((start, end),), first = prompt.spans["relevant"], len(prompt.tokens)
     scores = [
         float(pattern[0, head, first:, start:end].sum(dim=-1).mean())
@@ -257,12 +261,12 @@ def _lens_run(bench: Bench) -> Callable[[], Any]:
 
 
 def _heads(model: fl.FocusModel) -> list[fl.Head]:
-    """The trained and steered heads, from all layers."""
+    """Twenty heads to train and steer: three heads per layer, from the first layer on."""
     return [fl.Head(layer, head) for layer in range(model.shape.n_layers) for head in range(3)][:HEADS]
 
 
 def focus_training(backend: str, **more: Any) -> Callable[[Bench], Callable[[], fl.FocusDirections]]:
-    """Training with FocusLens. ``more`` has further arguments of :func:`focuslens.train_focus_directions`."""
+    """Contestant that trains with FocusLens. ``more`` is passed to :func:`focuslens.train_focus_directions`."""
 
     def prepare(bench: Bench) -> Callable[[], fl.FocusDirections]:
         model = bench.focus(backend)
@@ -274,7 +278,7 @@ def focus_training(backend: str, **more: Any) -> Callable[[Bench], Callable[[], 
 
 
 _KEEPING = "eager-keeping"
-"""Hugging Face's name of :func:`_keeping_attention`."""
+"""Name under which :func:`_keeping_attention` is registered with transformers."""
 
 
 def _keeping_attention(
@@ -287,20 +291,20 @@ def _keeping_attention(
     recorded: dict[int, tuple[Tensor, Tensor]],
     **settings: Any,
 ) -> tuple[Tensor, Tensor]:
-    """Eager attention that records a layer's rotated queries and keys, each ``[batch head pos d_head]``."""
+    """Eager attention that stores a layer's rotated queries and keys, ``[batch head pos d_head]``, in ``recorded``."""
     recorded[module.layer_idx] = (query, key)
     return eager_attention_forward(module, query, key, value, mask, **settings)
 
 
 AttentionInterface.register(_KEEPING, _keeping_attention)
-AttentionMaskInterface.register(_KEEPING, eager_mask)  # attention would not be causal without it
+AttentionMaskInterface.register(_KEEPING, eager_mask)  # without this mask, attention would not be causal
 
 
 class PaperTraining:
-    """The paper's training in its two parts: caching of activations, then steps on full patterns of a head.
+    """Training by the paper's procedure: cache activations, then take steps on the full attention pattern of a head.
 
-    The timing favours the paper's procedure. No logits are computed, and only queries get a direction. The time of a
-    step does not include loading the head's activations or creating the mask and the optimizer.
+    The timing favours the paper's procedure in three ways. No logits are computed. Only queries have a direction. The
+    time of a step excludes loading the head's activations and creating the mask and the optimizer.
     """
 
     def __init__(self, bench: Bench) -> None:
@@ -314,7 +318,7 @@ class PaperTraining:
         self._optimizer = torch.optim.AdamW([self.direction], lr=1e-3)
 
     def cache_activations(self) -> int:
-        """Write one sample's queries and keys of every layer to disk, and return their bytes."""
+        """Write the queries and keys of every layer for one sample to disk, and return their size in bytes."""
         recorded: dict[int, tuple[Tensor, Tensor]] = {}
         with torch.no_grad():
             self._model.model(self.tokens, use_cache=False, recorded=recorded)
@@ -326,12 +330,12 @@ class PaperTraining:
         return sum(path.stat().st_size for path in paths)
 
     def load(self, layer: int = 0, head: int = 0) -> None:
-        """Read one head's activations from disk, in float32, the dtype of the softmax and the direction."""
+        """Read one head's activations from disk as float32, the dtype of the softmax and the direction."""
         q, k = (torch.load(self.path(layer, x))[head].to(self._device).float() for x in "qk")
         self._loaded = q, k
 
     def step(self) -> Tensor:
-        """Take one step of the loaded head, and return the loss before it."""
+        """Take one optimizer step for the loaded head, and return the loss before the step."""
         q, k = self._loaded
         self._optimizer.zero_grad()
         scores = (q + self.direction) @ k.T / q.shape[1] ** 0.5
@@ -342,13 +346,13 @@ class PaperTraining:
         return loss.detach()
 
     def __call__(self) -> None:
-        """Run all parts once."""
+        """Cache activations, load one head and take one step."""
         self.cache_activations()
         self.load()
         self.step()
 
     def path(self, layer: int, x: str) -> Path:
-        """The file of a layer's queries (``q``) or keys (``k``), ``[head pos d_head]``."""
+        """Path of the file with a layer's queries (``q``) or keys (``k``), ``[head pos d_head]``."""
         return Path(self._folder.name) / f"{layer}-{x}.pt"
 
 
@@ -380,7 +384,7 @@ WORK: dict[str, Any] = {
     "epochs": EPOCHS,
     "seed": SEED,
 }
-"""Parameters of the work."""
+"""Parameters of the tasks of all contestants."""
 FLOOR = "Hugging Face, fused"
 PART = f"{TRAINED_SAMPLES} samples, all copies of one, times {SAMPLES // TRAINED_SAMPLES}"
 PAPER_PART = f"caching a sample + {HEADS * EPOCHS} x a head's step, times {SAMPLES}"
@@ -413,4 +417,4 @@ CONTESTANTS: dict[str, dict[str, Contestant]] = {
         "TransformerBridge, steered": Contestant(_focus_generation("bridge", True)),
     },
 }
-"""Contestants by work. The first contestant is the reference of the others."""
+"""Contestants of each task, by name. Ratios are relative to the first contestant of a task."""

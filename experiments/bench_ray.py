@@ -1,10 +1,10 @@
-"""Compare the time of a sweep on two workers of one core each, on one such worker, and in this process.
+"""Compare the time of a sweep on two Ray workers, on one Ray worker, and in this process, with one core per model.
 
     python experiments/bench_ray.py --out runs/bench
 
-The contestants run in turn, in another order each round, and ratios are of runs in one round, so that noise of the
-machine affects all of them. All contestants must write the same bytes. Workers load their models before the timing
-starts. The first round is a warm-up.
+The contestants take turns, in a different order in each round, and a ratio compares two runs of one round. Noise of the
+machine therefore affects all contestants. All contestants must write the same bytes. Workers load their models before
+the timing starts. The first round is a warm-up.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from focuslens.model.execution import executor_for
 from focuslens.util.files import versions, write_json
 
 BAR = 1.7
-"""Required ratio of the throughputs of two workers and of one worker."""
+"""Required ratio of the throughput of two workers to the throughput of one worker."""
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -46,7 +46,10 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 @contextmanager
 def contestants(model: str) -> Generator[dict[str, Any]]:
-    """This process, one worker and two workers, with one thread per model. Only one contestant runs at a time."""
+    """Context manager that yields three contestants: this process, one worker and two workers.
+
+    Each model has one thread. Only one contestant runs at a time.
+    """
     import ray
 
     torch.set_num_threads(1)
@@ -63,7 +66,7 @@ def contestants(model: str) -> Generator[dict[str, Any]]:
 
 
 def settings_of(model: Any) -> list[fl.Setting]:
-    """A baseline and split-softmax on a quarter of the heads."""
+    """Settings of the sweep: a baseline, and split-softmax on a quarter of the heads."""
     shape = executor_for(model).shape
     heads = [(layer, head) for layer in range(shape.n_layers) for head in range(0, shape.n_heads, 4)]
     return [fl.Setting("baseline"), *fl.split_softmax_settings(heads, [0.1], [len(heads)])]
@@ -72,7 +75,7 @@ def settings_of(model: Any) -> list[fl.Setting]:
 def time_rounds(
     models: Mapping[str, Any], samples: Sequence[fl.MultiDocSample], options: argparse.Namespace
 ) -> dict[str, list[float]]:
-    """Seconds of every contestant in every round.
+    """Seconds of every contestant in every round after the warm-up.
 
     Raises:
         ValueError: If the contestants' records differ.
@@ -101,7 +104,7 @@ def time_rounds(
 
 
 def ratios(taken: Mapping[str, Sequence[float]], slower: str, faster: str) -> dict[str, Any]:
-    """Ratio of the slower to the faster contestant's time: per round, and the median over rounds."""
+    """Time of the slower contestant divided by the faster contestant's time: per round, and the median over rounds."""
     rounds = [a / b for a, b in zip(taken[slower], taken[faster], strict=True)]
     return {"median": statistics.median(rounds), "rounds": rounds}
 

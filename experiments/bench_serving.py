@@ -1,12 +1,15 @@
-"""Compare time and peak memory of generation from a folded and an exported checkpoint with the original.
+"""Compare a folded and an exported checkpoint with the original in the time and peak memory of generation.
 
     python experiments/bench_serving.py --out runs/bench
 
-Plain transformers runs all checkpoints: the random model of ``bench.py``, the same model with twenty heads steered at
-the projection site (folded) and at the rotary site (exported), and the original a second time, whose ratio measures the
-noise. They run in turn, in another order each round, and ratios are of one round, so that noise of the machine affects
-all of them. On a CPU the processor time of the process is measured too, because other processes affect it far less than
-the wall time. Peak memory comes from the operating system, with separate processes.
+Transformers runs all checkpoints without FocusLens. The original is the random model of ``bench.py``. The folded
+checkpoint steers twenty heads of this model at the projection site, and the exported checkpoint steers them at the
+rotary site. The original is also timed a second time, to measure the noise.
+
+The checkpoints take turns, in a different order in each round, and a ratio compares two runs of one round. Noise of the
+machine therefore affects all checkpoints. On a CPU, the processor time of the process is measured too, because other
+processes affect it far less than they affect the wall time. Peak memory is measured in separate processes, by the
+operating system on a CPU and by PyTorch on a GPU.
 """
 
 from __future__ import annotations
@@ -35,7 +38,11 @@ from focuslens.util.files import versions, write_atomically, write_json
 
 ORIGINAL, AGAIN = "original", "original again"
 BARS = {"folded": 1.0, "exported": 1.02}
-"""Required ratio to the original's time: equal within noise for the folded checkpoint, at most for the exported one."""
+"""Required ratio of each checkpoint's time to the original's time.
+
+For the folded checkpoint, the measured ratio must be equal within noise. For the exported checkpoint, the required
+ratio is a maximum.
+"""
 CONTESTANTS = (ORIGINAL, AGAIN, *BARS)
 
 
@@ -53,7 +60,7 @@ def make(folder: Path) -> None:
 
 
 def generation(folder: Path, name: str, options: argparse.Namespace) -> Callable[[], torch.Tensor]:
-    """A function that generates greedily from the prompt, always the same number of tokens."""
+    """Load a checkpoint, and return a function that greedily generates a fixed number of tokens."""
     directory = folder / (ORIGINAL if name == AGAIN else name)
     loading: Any = AutoModelForCausalLM
     model = loading.from_pretrained(
@@ -61,7 +68,7 @@ def generation(folder: Path, name: str, options: argparse.Namespace) -> Callable
     )
     model = in_memory(model.eval().to(options.device))
     tokens = Bench(folder / ORIGINAL, options.length).encoded().tokens[None].to(options.device)
-    # Without an end token, responses have one length. Suppressing that token instead would add work to every step.
+    # Without an end token, all responses have the same length. Suppressing the end token would add work to every step.
     model.generation_config.eos_token_id = None
     settings = {"max_new_tokens": options.new_tokens, "do_sample": False}
 
@@ -73,7 +80,7 @@ def generation(folder: Path, name: str, options: argparse.Namespace) -> Callable
 
 
 def seconds_of(run: Callable[[], Any], device: str) -> dict[str, float]:
-    """Wall time of one run, and on a CPU the processor time of this process."""
+    """Wall time of one call of ``run`` and, on a CPU, the processor time of this process."""
     wall, processing = time.perf_counter(), time.process_time()
     run()
     if device == "cuda":
@@ -85,7 +92,7 @@ def seconds_of(run: Callable[[], Any], device: str) -> dict[str, float]:
 def time_rounds(
     runs: Mapping[str, Callable[[], Any]], options: argparse.Namespace
 ) -> dict[str, list[dict[str, float]]]:
-    """Every contestant's seconds in every round, after one warm-up round."""
+    """Seconds of every contestant in every round after the warm-up."""
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
     for number in tqdm(range(options.rounds + 1), desc="rounds", unit="round"):
         for name in in_order(list(runs), number):
@@ -96,14 +103,14 @@ def time_rounds(
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> Interval:
-    """Median over rounds of the ratio of two contestants' numbers, with its bootstrap interval."""
+    """Median ratio of two contestants' measurements, paired by round or process, with its bootstrap interval."""
     ratios = np.array([a / b for a, b in zip(numerators, denominators, strict=True)])
     drawn = np.random.default_rng(SEED).integers(len(ratios), size=(10_000, len(ratios)))
     return percentile_interval(float(np.median(ratios)), np.median(ratios[drawn], axis=1))
 
 
 def peaks(folder: Path, options: argparse.Namespace) -> dict[str, list[dict[str, int]]]:
-    """Peak memory of every contestant in separate processes, which also take turns."""
+    """Peak memory of every contestant in separate processes. The contestants take turns."""
     memory: dict[str, list[dict[str, int]]] = {name: [] for name in CONTESTANTS}
     command = [sys.executable, __file__, "--checkpoints", str(folder), "--device", options.device]
     for name in ("dtype", "attention", "length", "new_tokens", "threads"):
@@ -120,7 +127,7 @@ def results(
     memory: Mapping[str, Sequence[Mapping[str, int]]],
     load: Sequence[float],
 ) -> dict[str, Any]:
-    """All measurements, with settings, machine and versions."""
+    """All measurements, with the settings, the machine and the versions."""
     clocks = list(taken[ORIGINAL][0])
     seconds = {name: {clock: [times[clock] for times in rounds] for clock in clocks} for name, rounds in taken.items()}
     sizes = {name: [numbers["total_bytes"] for numbers in processes] for name, processes in memory.items()}
@@ -150,14 +157,14 @@ def results(
 
 
 def table(measured: Mapping[str, Any]) -> str:
-    """Markdown of all measurements."""
+    """Markdown text with all measurements."""
     settings, contestants = measured["settings"], measured["contestants"]
     clocks = list(contestants[ORIGINAL]["seconds"])
     header = [
         "",
         *(f"{clock} s" for clock in clocks),
         *(f"{clock} time over original" for clock in clocks),
-        "asked for",
+        "required",
     ]
     header += ["peak MiB", "over original"]
     body = [

@@ -1,7 +1,7 @@
-"""Build the distributions, install the wheel into an empty environment without extras, and try it there.
+"""Build the sdist and the wheel, install the wheel without extras into a new environment, and test it there.
 
-Run by ``make release-check``. It fails on a warning of the build or of ``twine check``, a distribution of 5 MB or more,
-and anything that does not work in the environment.
+``make release-check`` runs this script. The script fails if the build or ``twine check`` gives a warning, if the sdist
+or the wheel has 5 MB or more, or if a test in the new environment fails.
 """
 
 from __future__ import annotations
@@ -23,24 +23,24 @@ model = fl.FocusModel.demo(device="cpu")
 scores = fl.contextual_scores(model, fl.load_synthetic(3), max_new_tokens=8)
 assert len(scores.top_heads(3)) == 3
 """
-"""Scores of the embedded model, without any extra."""
+"""Code that scores the embedded model. The code must work without extras."""
 
 MISSING = {
     "viz": "import focuslens as fl; fl.viz",
     "rouge": "from focuslens.scores.rouge import rouge_1_recall; rouge_1_recall('a', 'a')",
     "ray": "import focuslens as fl; fl.RayPool('demo')",
 }
-"""Code that needs an extra, by the extra that its error has to name."""
+"""Code that needs an extra, by the name of the extra. The error without the extra must contain this name."""
 
 COMMANDS = {
     "viz": ["heads", "--samples", "1", "--out", "heads"],
     "viz,rouge": ["paper", "--model", "demo", "--out", "paper"],
 }
-"""Commands that need an extra, by the extras of which their error has to name one."""
+"""Commands that need extras, by the names of the extras. The error without extras must contain one of these names."""
 
 
 def build(folder: Path) -> list[Path]:
-    """The sdist and the wheel, checked for warnings, size and metadata."""
+    """Build the sdist and the wheel, and check them for warnings, size and metadata."""
     done = subprocess.run(
         [sys.executable, "-m", "build", "--outdir", str(folder), str(ROOT)], capture_output=True, text=True, check=False
     )
@@ -53,13 +53,13 @@ def build(folder: Path) -> list[Path]:
         size = file.stat().st_size
         print(f"{file.name}: {size:,} bytes")
         if size >= MOST_BYTES:
-            raise SystemExit(f"{file.name} has {size:,} bytes; a distribution is to have less than {MOST_BYTES:,}")
+            raise SystemExit(f"{file.name} has {size:,} bytes; a distribution must have less than {MOST_BYTES:,}")
     subprocess.run([sys.executable, "-m", "twine", "check", "--strict", *map(str, files)], check=True)
     return files
 
 
 def install(wheel: Path, folder: Path) -> Path:
-    """The folder of programs of a new environment that holds the wheel, at the pinned versions."""
+    """Install the wheel with pinned dependencies into a new environment, and return the folder of its programs."""
     venv.create(folder, with_pip=True)
     programs = folder / "bin"
     pinned = ["-c", str(ROOT / "constraints.txt")]
@@ -69,7 +69,7 @@ def install(wheel: Path, folder: Path) -> Path:
 
 
 def try_out(programs: Path, folder: Path) -> None:
-    """Run the command, score the embedded model, and compare the errors of missing extras."""
+    """Run the ``focuslens`` command, score the embedded model, and check the errors for missing extras."""
 
     def run(*command: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
@@ -91,7 +91,7 @@ def try_out(programs: Path, folder: Path) -> None:
 
 
 def _require_named(extras: str, done: subprocess.CompletedProcess[str]) -> None:
-    """Refuse an error that names none of the extras, or no error at all."""
+    """Exit with an error unless the process failed with a message that names one of the extras."""
     last = (done.stderr.strip().splitlines() or ["no error"])[-1]
     print(f"without {extras}: {last}")
     if done.returncode == 0 or not any(f"focuslens[{extra}]" in last for extra in extras.split(",")):
@@ -99,7 +99,7 @@ def _require_named(extras: str, done: subprocess.CompletedProcess[str]) -> None:
 
 
 def main() -> None:
-    """Build, install and try."""
+    """Build, install and test the distributions."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dist", type=Path, help="folder to keep the distributions in; default: none are kept")
     options = parser.parse_args()

@@ -1,11 +1,14 @@
-"""Compare directions at the rotary and at the projection site by paired exact match and contextual scores.
+"""Compare focus directions at the rotary site and the projection site, by exact match and by contextual scores.
 
     python experiments/compare_sites.py --questions 200 --out runs/sites
 
-Directions are trained at both sites on the same training questions and heads. For each site the strength and the
-number of heads are chosen on validation questions and reported once on test questions. The script uses the modules of
-``focuslens paper``, so finished results stay in the folder and a killed run can resume. It writes ``sites.csv`` (every
-setting on validation, the chosen settings on test), ``scores.csv``, ``sites.json`` and ``sites.md``.
+Directions at both sites are trained for the same heads on the same training questions. For each site, the strength and
+the number of heads are chosen on validation questions. The chosen setting is evaluated once on test questions. All
+comparisons are paired by sample.
+
+The script uses the modules of ``focuslens paper``. Finished results therefore stay in the output folder, and a killed
+run can resume. The script writes ``sites.csv`` (every setting on validation questions, the chosen settings on test
+questions), ``scores.csv``, ``sites.json`` and ``sites.md``.
 """
 
 from __future__ import annotations
@@ -36,10 +39,11 @@ class Comparison:
     """Results of the comparison.
 
     Attributes:
-        validation: Evaluations of every setting of both sites.
-        test: Evaluations of no steering and of the chosen settings.
+        validation: Evaluations of the baseline and of every setting of both sites on validation questions.
+        test: Evaluations of the baseline and of the chosen settings on test questions.
         chosen: The chosen setting of each site.
-        scores: Rows of ``scores.csv``: site, head, kind, before, after, change, and the ends of its interval.
+        scores: Rows of ``scores.csv``: site, head, kind, before, after, change, and the two ends of the change's
+            interval.
     """
 
     validation: Sweep
@@ -49,7 +53,7 @@ class Comparison:
 
     @property
     def between(self) -> tuple[Interval, McNemar]:
-        """Gain in accuracy of the projection site over the rotary site on the same samples, and the exact test."""
+        """Gain in test accuracy of the projection site over the rotary site, and the exact McNemar test."""
         rotary, projection = (self.test[self.chosen[site].name] for site in ("rotary", "projection"))
         gains = [int(a) - int(b) for a, b in zip(projection.correct, rotary.correct, strict=True)]
         return bootstrap_mean(gains, groups=rotary.question_ids), projection.compare(rotary)
@@ -74,7 +78,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def settings_of(options: argparse.Namespace) -> PaperSettings:
-    """The settings of the paper's reproduction for this model, with the changes from the options."""
+    """Settings of the paper's reproduction, with the changes from the command-line options."""
     settings = load_settings(find_settings(options.settings))
     if options.questions is not None:
         parts = dict.fromkeys(("train", "validation", "test"), options.questions)
@@ -90,7 +94,7 @@ def settings_of(options: argparse.Namespace) -> PaperSettings:
 
 
 def grid(study: Study, site: Site, heads: Sequence[Head], alphas: Sequence[float], ks: Sequence[int]) -> list[Setting]:
-    """All strengths and numbers of heads at one site."""
+    """Steering settings at one site, for all strengths and numbers of heads."""
     settings = steering_settings(study.directions_at(site), heads, alphas, ks)
     return [
         replace(setting, name=f"{site} {setting.name}", parameters={"site": site, **setting.parameters})
@@ -99,7 +103,7 @@ def grid(study: Study, site: Site, heads: Sequence[Head], alphas: Sequence[float
 
 
 def compare(study: Study, alphas: Sequence[float], ks: Sequence[int], top: int) -> Comparison:
-    """Train, choose on validation questions, and report on test questions."""
+    """Train directions, choose settings on validation questions, and evaluate the chosen settings on test questions."""
     heads = study.ranking[: study.settings.directions.heads]
     ks = sorted({min(k, len(heads)) for k in ks})
     grids = {site: grid(study, site, heads, alphas, ks) for site in SITES}
@@ -115,7 +119,7 @@ def compare(study: Study, alphas: Sequence[float], ks: Sequence[int], top: int) 
 
 
 def changes(study: Study, site: Site, head: Head, plain: ContextualScores, steered: ContextualScores) -> list[Any]:
-    """Changes of one head's scores on test questions, without samples that lack a response on either side."""
+    """Changes of one head's scores on test questions. Samples with an empty response before or after are left out."""
     rows: list[Any] = []
     for kind in KINDS:
         before, after = (getattr(scores, kind)[:, head.layer, head.head] for scores in (plain, steered))
@@ -129,7 +133,7 @@ def changes(study: Study, site: Site, head: Head, plain: ContextualScores, steer
 
 
 def markdown(comparison: Comparison, study: Study) -> str:
-    """The comparison as Markdown."""
+    """Markdown text of the comparison."""
     train, validation, test = (len(study.samples(part)) for part in get_args(Part))
     between = comparison.between
     lines = [
@@ -170,7 +174,7 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def write(comparison: Comparison, study: Study) -> str:
-    """Write all files, and return the Markdown."""
+    """Write all files, and return the Markdown text."""
     columns = ("part", "site", "alpha", "k", "em", "low", "high", "mcnemar_p", "gained", "lost", "chosen")
     rows: list[Any] = []
     for part, sweep in (("validation", comparison.validation), ("test", comparison.test)):

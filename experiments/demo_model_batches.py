@@ -1,8 +1,8 @@
 """Training rows of the demo model: one context with many questions, and attention that separates the questions.
 
-Questions share the documents of their context. Each question is a block that attends to the documents and to itself,
-but to no other block. It has the positions of a prompt with only this question, so one pass over the documents serves
-all questions.
+All questions of a row share the documents of its context. Each question is a block of tokens that attends to the
+documents and to itself, but not to the blocks of other questions. A block has the positions that it would have in a
+prompt with only this question. One pass over the documents therefore serves all questions.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ ATTENTION = "questions_apart"
 
 @dataclass(frozen=True)
 class Lesson:
-    """One step of the curriculum: contexts of a kind, and the accuracy that ends it.
+    """Lesson of the curriculum: the kind of its contexts, and the accuracy at which it ends.
 
     Args:
         name: Name in logs.
-        documents: Fewest and most documents of a context.
-        questions: Questions per context.
-        tokens: Smallest number of tokens per step.
-        pass_mark: Running accuracy on the first token of answers that ends the lesson.
+        documents: Minimum and maximum number of documents per context.
+        questions: Number of questions per context.
+        tokens: Minimum number of tokens per step.
+        pass_mark: Running accuracy on the first tokens of answers at which the lesson ends.
         refusals: Share of questions that no document answers.
-        alone: Share of contexts with only one document in the prompt, under its own number.
+        alone: Share of contexts with only one document in the prompt. This document keeps its number.
         settings: Difficulty of the corpus.
-        recency: Ratio of the frequencies of questions about the last and about the first document; 1 for equal ones.
-        after: Share of all training tokens after which the lesson begins regardless of the accuracy; 0 for none.
+        recency: Frequency of questions about the last document, relative to questions about the first document.
+        after: Share of all training tokens after which the lesson begins regardless of accuracy; 0 for no such start.
     """
 
     name: str
@@ -56,25 +56,25 @@ class Lesson:
 
 
 class Row(NamedTuple):
-    """One context and its questions; all but the mask are ``[1 pos]``."""
+    """One context and its questions. All tensors except ``mask`` have the shape ``[1 pos]``."""
 
     ids: Tensor
     positions: Tensor
     targets: Tensor
     weights: Tensor
-    kinds: Tensor  # 1 where the target is the first token of an answer, 2 for that of a refusal, else 0
-    mask: Tensor  # [1 1 question_pos pos]: visible keys of the rows behind the documents
+    kinds: Tensor  # 1 if the target is an answer's first token, 2 if it is a refusal's first token, otherwise 0
+    mask: Tensor  # [1 1 question_pos pos]: visible keys of the rows that follow the documents
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:
-    """Token ids without the ``<s>``."""
+    """Token ids of a text, without the start token ``<s>``."""
     return tokenizer(text, add_special_tokens=False)["input_ids"]  # type: ignore[return-value]
 
 
 def question_block(
     tokenizer: PreTrainedTokenizerFast, question: SyntheticQuestion
 ) -> tuple[list[int], list[float], int]:
-    """Token ids of a question and its response, their weights as targets, and the index of the answer's first token."""
+    """Token ids of a question and its response, their loss weights, and the index of the answer's first token."""
     before, after = question.response.rsplit(question.answer, 1)
     pieces = (f"\n\nQuestion: {question.question}\nAnswer:", f" {before.strip()}", f" {question.answer}", after)
     head, prefix, answer, tail = (encode(tokenizer, piece) for piece in pieces)
@@ -84,7 +84,7 @@ def question_block(
 
 
 def _shown(rng: random.Random, lesson: Lesson) -> tuple[str, SyntheticContext, int]:
-    """The prompt's text up to its last document, the context with the possible questions, and their number."""
+    """Text of a prompt up to the last document, the context to draw questions from, and the number of questions."""
     context = generate_context(rng, rng.randint(*lesson.documents), "train", lesson.settings)
     if rng.random() >= lesson.alone:
         prompt = MultiDocSample("?", ("?",), context.documents, None).prompt()
@@ -97,7 +97,7 @@ def _shown(rng: random.Random, lesson: Lesson) -> tuple[str, SyntheticContext, i
 
 
 def _draw_question(rng: random.Random, context: SyntheticContext, lesson: Lesson) -> SyntheticQuestion:
-    """One question. With recency, the log-probability of a document grows linearly from the first to the last."""
+    """Draw one question. ``recency`` makes the log-probability of a document linear in the document's index."""
     if rng.random() < lesson.refusals:
         return rng.choice(context.unanswerable)
     last = max(len(context.documents) - 1, 1)
@@ -106,7 +106,7 @@ def _draw_question(rng: random.Random, context: SyntheticContext, lesson: Lesson
 
 
 def question_row(tokenizer: PreTrainedTokenizerFast, rng: random.Random, lesson: Lesson) -> Row:
-    """A context of the lesson and questions about it, drawn with replacement."""
+    """Draw a context of the lesson, and draw questions about this context with replacement."""
     text, context, count = _shown(rng, lesson)
     shared: list[int] = tokenizer(text).input_ids
     size = len(shared)
@@ -133,7 +133,7 @@ def question_row(tokenizer: PreTrainedTokenizerFast, rng: random.Random, lesson:
 def repeated_tokens(
     rng: random.Random, vocabulary: int, lengths: tuple[int, int], tokens: int = 1024
 ) -> tuple[Tensor, int]:
-    """Random tokens, repeated once, ``[row pos]``, and the length of one copy."""
+    """Rows ``[row pos]``, each a random sequence followed by its copy, and the length of the sequence."""
     length = rng.randint(*lengths)
     rows = [[rng.randrange(3, vocabulary) for _ in range(length)] for _ in range(max(1, tokens // (2 * length)))]
     return torch.tensor(rows).repeat(1, 2), length
@@ -142,9 +142,10 @@ def repeated_tokens(
 def attend(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_: Any
 ) -> tuple[Tensor, None]:
-    """Causal attention in which the last rows have the mask ``attention_mask [1 1 row key]`` instead.
+    """Causal attention, except that the last rows use the mask ``attention_mask``, ``[1 1 row key]``.
 
-    The documents' rows need no mask, and their attention skips keys above the diagonal, which saves most of the work.
+    The rows of the documents come first and need no mask. For these rows, keys above the diagonal are skipped, which
+    saves most of the work.
     """
     group = query.shape[1] // key.shape[1]
     key, value = (repeat(x, "batch kv pos d -> batch (kv group) pos d", group=group) for x in (key, value))

@@ -1,4 +1,4 @@
-"""The demo model's card and the figure of its training log."""
+"""Model card of the demo model, and the figure of its training log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ __all__ = ["Finding", "draw_log", "findings", "write_card"]
 
 
 def draw_log(log: Path, figure: Path) -> None:
-    """Draw the running accuracies over the training tokens, with a line at the start of each lesson."""
+    """Draw running accuracies against training tokens, with a vertical line at the start of each lesson."""
     with log.open(newline="") as file:
         rows = list(csv.DictReader(file))
     tokens = [int(row["tokens"]) / 1e6 for row in rows]
@@ -34,9 +34,9 @@ def draw_log(log: Path, figure: Path) -> None:
     ]
     for i, (place, lesson) in enumerate(begins):
         axes.axvline(place, color="grey", linewidth=0.5)
-        # Some lessons are too short for names on one line.
+        # Some lessons are so short that their names would overlap at one height.
         axes.text(place, 1.02 + 0.05 * (i % 3), lesson, fontsize=7)
-    # The scale is logarithmic, because most lessons end within a tenth of the tokens.
+    # The scale is logarithmic, because most lessons end within the first tenth of the tokens.
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(ScalarFormatter())
     axes.set(xlabel="million tokens (logarithmic)", ylabel="running accuracy in training", ylim=(0, 1))
@@ -47,7 +47,7 @@ def draw_log(log: Path, figure: Path) -> None:
 
 
 class Finding(NamedTuple):
-    """One property of the model: its criterion, the measurement, and the result."""
+    """One property of the model: its criterion, its measurement, and whether the criterion is met."""
 
     name: str
     bar: str
@@ -56,7 +56,7 @@ class Finding(NamedTuple):
 
 
 def interval(row: Mapping[str, Any]) -> str:
-    """Text of a mean with its 95 % interval, from a row of a sweep or from an interval."""
+    """Mean with its 95 % interval as text, from a row of a sweep or from the fields of an interval."""
     mean, low, high = (row[name] for name in (("em", "em_low", "em_high") if "em" in row else ("mean", "low", "high")))
     return f"{mean:.3f} ({low:.3f} to {high:.3f})"
 
@@ -86,7 +86,7 @@ def _direction_finding(rows: Sequence[Mapping[str, Any]], chosen: str) -> Findin
 
 
 def findings(figures: Mapping[str, Any]) -> list[Finding]:
-    """Properties that make the model useful for experiments, from the results of ``measure_demo_model.py``."""
+    """Findings on the properties that experiments need, from the results of ``measure_demo_model.py``."""
     once, gold, negative = figures["baselines"]
     everywhere = figures["everywhere"]
     baseline = next(row for row in everywhere if row["name"] == "baseline")
@@ -223,9 +223,9 @@ def write_card(folder: Path, making: Mapping[str, Any], figures: Mapping[str, An
     """Write ``README.md`` beside the weights.
 
     Args:
-        folder: The checkpoint.
-        making: Content of ``making.json`` of the training script.
-        figures: Content of ``measured.json`` of the measuring script.
+        folder: Folder of the checkpoint.
+        making: Content of ``making.json``, which ``train_demo_model.py`` writes.
+        figures: Content of ``measured.json``, which ``measure_demo_model.py`` writes.
     """
     model: Any = LlamaForCausalLM.from_pretrained(folder)
     sizes = figures["sizes"]

@@ -1,9 +1,10 @@
-"""Draws the rooms of ``focuslens/`` on their floors, with an arrow per import between rooms, into ``docs/floors.svg``.
+"""Draw the rooms (subpackages and top-level modules) of ``focuslens`` on their floors, into ``docs/floors.svg``.
 
     python experiments/draw_floors.py
 
-An arrow that follows from two or more other arrows is left out. An arrow that leads upward or sideways is red and
-dashed: the package has none, and ``make lint`` refuses it.
+An arrow leads from a room to a room that it imports. An arrow that follows from two or more other arrows is left out.
+An arrow that leads upward or sideways is red and dashed. The package has no such arrow, because ``make lint`` rejects
+these imports.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ FLOORS = (
     *(("evaluation", "directions"), ("scores", "interventions")),
     *(("model",), ("data", "hooks"), ("prompts", "heads"), ("util",)),
 )
-"""Rooms from the top floor down, on each floor from left to right."""
+"""Rooms of each floor from left to right, from the top floor to the bottom floor."""
 
 _WIDTH, _FLOOR, _ROOM, _GAP = 760, 84, (150, 40), 140
 _STYLE = """
@@ -33,13 +34,13 @@ _STYLE = """
 
 
 def rooms(package: Path) -> set[str]:
-    """The folders and modules directly in the package, without ``__init__`` and ``__main__``."""
+    """Names of the subpackages and modules directly in the package, except ``__init__`` and ``__main__``."""
     modules = {path.stem for path in package.glob("*.py") if not path.stem.startswith("__")}
     return modules | {path.parent.name for path in package.glob("*/__init__.py")}
 
 
 def imports(package: Path) -> set[tuple[str, str]]:
-    """Pairs of an importing and an imported room, with the imports inside functions and under ``TYPE_CHECKING``."""
+    """Pairs (importing room, imported room), including imports inside functions and under ``TYPE_CHECKING``."""
     names = rooms(package)
     found: set[tuple[str, str]] = set()
     for path in sorted(package.rglob("*.py")):
@@ -53,7 +54,7 @@ def imports(package: Path) -> set[tuple[str, str]]:
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:
-    """Full names of the modules, and of the names in them, that a module imports."""
+    """Full names of the modules and objects that a module imports."""
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -62,7 +63,7 @@ def _imported(tree: ast.Module) -> Iterator[str]:
 
 
 def without_implied(arrows: set[tuple[str, str]]) -> set[tuple[str, str]]:
-    """The downward arrows that do not follow from other downward arrows (the transitive reduction)."""
+    """Transitive reduction of downward arrows: arrows that follow from other arrows are removed."""
     below: dict[str, set[str]] = {}
 
     def reached(room: str) -> set[str]:
@@ -78,7 +79,7 @@ def without_implied(arrows: set[tuple[str, str]]) -> set[tuple[str, str]]:
 
 
 def places(floors: Sequence[Sequence[str]]) -> dict[str, tuple[int, int]]:
-    """The centre of every room."""
+    """Coordinates of the centre of every room."""
     return {
         room: ((2 * place + 1 - len(names)) * (_ROOM[0] + _GAP) // 2 + _WIDTH // 2, floor * _FLOOR + _FLOOR // 2)
         for floor, names in enumerate(floors)
@@ -87,7 +88,7 @@ def places(floors: Sequence[Sequence[str]]) -> dict[str, tuple[int, int]]:
 
 
 def svg(package: Path, floors: Sequence[Sequence[str]] = FLOORS) -> str:
-    """The picture.
+    """Picture of the rooms and arrows as SVG text.
 
     Raises:
         ValueError: If a room has no floor, or a floor has a room that does not exist.

@@ -2,8 +2,8 @@
 
     python experiments/fold_memory.py --gigabytes 8 --work /tmp/fold
 
-The checkpoint is a Llama with random bfloat16 weights, in shards of about 2 GB. Both checkpoints are deleted at the
-end.
+The checkpoint is a Llama with random bfloat16 weights, in shards of about 2 GB. The original and the folded checkpoint
+are deleted at the end.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ SHARD = 2_000_000_000
 
 
 def random_numbers(shape: tuple[int, ...]) -> torch.Tensor:
-    # Random bits of bfloat16 numbers between 2 ** -8 and 2 ** -7 with random signs, which are faster than normal ones.
+    # Random sign and mantissa bits of bfloat16 numbers give magnitudes from 2 ** -8 to 2 ** -7. Drawing bits is faster
+    # than drawing normally distributed numbers.
     return (torch.randint(0, 2**16, shape, dtype=torch.int32) & 0x807F | 0x3B80).to(torch.uint16).view(torch.bfloat16)
 
 
 def make(directory: Path, gigabytes: float) -> int:
-    """Write the checkpoint, and return its number of layers."""
+    """Write the random checkpoint, and return its number of layers."""
     layer = 2 * sum(torch.Size(shape).numel() for shape in SHAPES.values())
     ends = 2 * 2 * VOCABULARY * D_MODEL
     n_layers = max(1, round((gigabytes * 1e9 - ends) / layer))
@@ -77,17 +78,17 @@ def make(directory: Path, gigabytes: float) -> int:
 
 
 def peak_gib() -> float:
-    # getrusage does not work here: a child process inherits its parent's peak.
+    # getrusage is unsuitable here, because a child process inherits the peak of its parent.
     (kib,) = re.findall(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
     return int(kib) / 2**20
 
 
 def fold(source: Path, out: Path, n_layers: int) -> None:
-    """Fold twenty heads, and print the peak memory of this process."""
+    """Fold directions for twenty heads into a checkpoint, and print the peak memory of this process."""
     heads = [fl.Head(i % n_layers, i) for i in range(20)]
     vectors = torch.randn(2, len(heads), D_HEAD)
     steering = fl.FocusSteering(fl.FocusDirections(heads, vectors[0], vectors[1], "projection"), 0.3)
-    write, _ = fl.fold, fl.FocusModel  # imported lazily; the memory of their libraries must not count as folding
+    write, _ = fl.fold, fl.FocusModel  # loads these lazy imports now, so that their memory is not counted as folding
     before = peak_gib()
     started = time.perf_counter()
     write(source, steering, out)

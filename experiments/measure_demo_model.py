@@ -2,9 +2,9 @@
 
     python experiments/measure_demo_model.py --model focuslens/assets/demo
 
-Heads are ranked and directions trained on questions of the train split. Settings are chosen on the validation split.
-All results are on the test split, whose names, values and wordings are in neither of the others. An interrupted run
-resumes from the records of the same weights in ``--work``.
+Heads are ranked and directions are trained on questions of the train split. Settings are chosen on the validation
+split. All results are measured on the test split. The names, values and wordings of the test split do not occur in the
+train or validation split. An interrupted run resumes from its records in ``--work`` if the weights have not changed.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ ALPHAS = (-2.0, -1.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 12.0)
 STEERED = (4, 8)
 TOP = 5
 DRAWS = 5
-"""Sets of random heads at the chosen setting."""
+"""Number of sets of random heads that are tested at the chosen setting."""
 CONTEXTUAL = 0.1
 """Relevant score above which a head counts as contextual."""
 SEED = 42
@@ -44,26 +44,26 @@ TEST_SEED = 2028
 
 @dataclass(frozen=True)
 class Run:
-    """Common inputs of all measurements."""
+    """Inputs that all measurements have in common."""
 
     model: fl.FocusModel
     work: Path
     settings: dict[str, Any]
 
     def sweep(self, name: str, samples: Sequence[MultiDocSample], settings: Sequence[Setting]) -> Sweep:
-        """A sweep with records from which a killed run resumes."""
+        """Run a sweep that writes records, from which a killed run can resume."""
         out = self.work / f"{name}.jsonl"
         return fl.run_sweep(self.model, samples, settings, out=out, seed=SEED, progress=True, **self.settings)
 
 
 def questions(split: Any, n: int) -> Sequence[MultiDocSample]:
-    """``n`` questions with 20 documents, with one sample each, at the gold positions in turn."""
+    """Samples of ``n`` questions with 20 documents, one sample per question, with the gold positions in rotation."""
     seed = TEST_SEED if split == "test" else SEED
     return SampleSelection(gold_positions=POSITIONS, part=split, questions=n, seed=seed).open()
 
 
 def at_every_position(split: Any, n: int) -> Sequence[MultiDocSample]:
-    """The same ``n`` questions with the gold document at every position: five samples per question."""
+    """Samples of the ``n`` questions of :func:`questions`, five samples per question, one for each gold position."""
     seed = TEST_SEED if split == "test" else SEED
     return fl.load_synthetic(n * len(POSITIONS), gold_positions=POSITIONS, split=split, seed=seed)
 
@@ -86,7 +86,7 @@ def unanswerable(run: Run, n: int) -> dict[str, float]:
 
 
 def errors(samples: Sequence[MultiDocSample], result: Evaluation) -> dict[str, int]:
-    """Counts of wrong responses: refusals, values from documents before and after the gold one, and others."""
+    """Number of wrong responses of each kind: refusals, values from earlier or later documents, and others."""
     counts = {"wrong": 0, "refused": 0, "earlier document": 0, "later document": 0, "something else": 0}
     for sample, response, right in zip(samples, result.responses, result.correct, strict=True):
         if right or sample.gold_index is None:
@@ -141,18 +141,18 @@ def head_scores(run: Run, heads: Sequence[fl.Head], samples: Sequence[MultiDocSa
 
 
 def rows(sweep: Sweep, settings: Sequence[Setting]) -> list[dict[str, Any]]:
-    """Rows of some of a sweep's settings."""
+    """Rows of a sweep for some of its settings."""
     names = {setting.name for setting in settings}
     return [row for row in sweep.rows() if row["name"] in names]
 
 
 def random_others(model: fl.FocusModel, heads: Sequence[fl.Head], k: int, draw: int) -> list[fl.Head]:
-    """``k`` random heads that are not among the first ``k`` of the ranking."""
+    """Draw ``k`` random heads that are not among the first ``k`` heads of the ranking ``heads``."""
     return fl.random_heads(model.shape.n_layers, model.shape.n_heads, k, exclude=heads[:k], seed=SEED + draw)
 
 
 def measure(run: Run, sizes: argparse.Namespace) -> dict[str, Any]:
-    """All numbers of the card."""
+    """Measure all numbers of the model card."""
     model = run.model
     train, validation = questions("train", sizes.train), at_every_position("validation", sizes.validation)
     test, everywhere = questions("test", sizes.questions), at_every_position("test", sizes.questions)
@@ -186,7 +186,7 @@ def measure(run: Run, sizes: argparse.Namespace) -> dict[str, Any]:
     ]
     line = [setting for setting in steering if setting.parameters["k"] == steered.parameters["k"]]
     shown = {setting.name: setting for setting in (steered, line[0], line[-1])}
-    # The main results use five samples per question. Controls and the full range of strengths use one.
+    # The main results use five samples per question. Controls and the full range of strengths use one sample.
     whole = run.sweep("positions", everywhere, [Setting("baseline"), chosen, *off, *shown.values()])
     swept = run.sweep("test", test, [*BASELINES, *controls, *as_chosen, *line])
     return {
@@ -215,7 +215,9 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--questions", type=int, default=500, help="test questions (default 500)")
     parser.add_argument("--unanswerable", type=int, default=100, help="test questions that nothing answers")
     parser.add_argument("--validation", type=int, default=200, help="questions that settings are chosen on")
-    parser.add_argument("--train", type=int, default=200, help="questions that heads are ranked and directions made on")
+    parser.add_argument(
+        "--train", type=int, default=200, help="questions on which heads are ranked and directions are trained"
+    )
     parser.add_argument("--rate", type=float, default=1e-3, help="learning rate of directions (the paper's: 1e-3)")
     parser.add_argument("--note", default="", help="a note for the card on the origin of its numbers")
     parser.add_argument("--threads", type=int, default=2)
@@ -231,7 +233,7 @@ def main(arguments: list[str] | None = None) -> None:
     run = Run(model, options.work / model.description["weights"], {"max_new_tokens": 24})
     sizes = {name: getattr(options, name) for name in ("questions", "unanswerable", "validation", "train", "rate")}
     made_of = {key: value for key, value in model.description.items() if key in ("weights", "dtype", "backend")}
-    # The description's digest covers a sample of the weights. The card's digest covers all of them.
+    # The digest in the model's description covers only part of the weights. The digest in the card covers all weights.
     made_of["sha256"] = hashlib.sha256((options.model / "model.safetensors").read_bytes()).hexdigest()
     figures = {
         "model": made_of,

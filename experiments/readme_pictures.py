@@ -1,4 +1,4 @@
-"""Draw the README's pictures into ``docs`` from a finished run of the demo. This needs chromium.
+"""Make the README's pictures in ``docs`` from a finished run of the demo. The script needs Chromium or Chrome.
 
 focuslens demo --out runs/demo
 python experiments/readme_pictures.py --run runs/demo --docs docs
@@ -40,7 +40,10 @@ def main() -> None:
 
 
 def changed_sample(records: Path) -> AttentionView:
-    """The first question that only the best setting answers right, without and with it, in the setting's first head."""
+    """View of the first question that the best setting answers correctly and the baseline answers incorrectly.
+
+    The view compares the attention without and with the setting, and initially shows the setting's first head.
+    """
     sweep, model = fl.load_sweep(records), fl.FocusModel.demo()
     contextual = [setting for setting in sweep.settings if setting.parameters.get("heads") == "contextual"]
     best = fl.best_setting(sweep, contextual)
@@ -66,7 +69,7 @@ def changed_sample(records: Path) -> AttentionView:
 
 
 def screenshot(page: Path, png: Path, width: int, height: int) -> None:
-    """Write a screenshot of a page in a window of a given size, without a network."""
+    """Write a screenshot of a page in a browser window of ``width`` by ``height`` pixels, without network access."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
         raise SystemExit(f"found none of {', '.join(BROWSERS)}; on Debian: apt-get install chromium")

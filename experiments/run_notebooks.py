@@ -2,8 +2,8 @@
 
 python experiments/run_notebooks.py notebooks/*.ipynb
 
-Incidental content that differs between runs (times, widgets of progress bars, the kernel's version) is removed. Two
-runs with the same versions therefore differ only in results.
+The script removes incidental content that differs between runs: times, widgets of progress bars, and the kernel's
+version. Two runs with the same package versions therefore differ only in results.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from focuslens.util.files import write_atomically
 WIDGET = "application/vnd.jupyter.widget-view+json"
 QUIET = {
     "FOCUSLENS_PROGRESS_BARS": "0",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # bars of loading weights
-    "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm's request for ipywidgets, which no stored bar needs
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # progress bars while weights are loaded
+    "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm warns if ipywidgets is missing, but no bar is stored
 }
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
@@ -32,7 +32,7 @@ METADATA = {
 
 
 def main() -> None:
-    """Run every given notebook, and write it back if it ran to its end."""
+    """Run each notebook that the command line names, and write it back if all its cells succeed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebooks", nargs="+", type=Path)
     parser.add_argument("--timeout", type=int, default=300, help="seconds that a cell may take")
@@ -45,10 +45,10 @@ def main() -> None:
 
 
 def run(path: Path, timeout: int = 300) -> None:
-    """Run one notebook in its own directory, and write it back atomically with its outputs.
+    """Run one notebook in the notebook's directory, and write it back atomically with its outputs.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: If a cell fails. The file is then unchanged.
+        nbclient.exceptions.CellExecutionError: If a cell fails. In this case, the file is not changed.
     """
     notebook: Any = nbformat.read(path, as_version=4)
     client = NotebookClient(
@@ -65,7 +65,7 @@ def run(path: Path, timeout: int = 300) -> None:
 
 
 def tidy(notebook: Any) -> None:
-    """Remove everything but results from a notebook: times, widgets, and the kernel's version."""
+    """Remove times, widgets and the kernel's version from a notebook, so that only code, text and results remain."""
     notebook.metadata = nbformat.from_dict(METADATA)
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number:02d}"

@@ -2,16 +2,16 @@
 
     python experiments/train_demo_model.py --out focuslens/assets/demo
 
-The curriculum has the order in which a small model can learn it. First come repeated random tokens (of a small, then of
-the full vocabulary), which form heads that look for an earlier occurrence. Then come questions whose documents become
-more numerous, longer and more alike. A lesson ends when the running accuracy on the first token of the answers reaches
-its mark.
+The lessons are in an order that a small model can learn. At first, the model learns to continue repeated sequences of
+random tokens, from a small vocabulary and then from the full vocabulary. This task forms heads that attend to earlier
+occurrences of a token. The following lessons have questions about documents, which become more numerous, longer and
+more similar. A lesson ends when the running accuracy on the first token of the answers reaches the lesson's pass mark.
 
-The last lesson is short. It has more questions about late documents than about early ones. The model learns to prefer
-late documents if names look alike, and so neglects early documents when questions are about all positions. A bias that
-does not depend on the question can counteract this habit.
+The last lesson is short. It has more questions about late documents than about early documents. The model learns to
+prefer late documents if names are similar. With questions about all positions, it therefore neglects early documents.
+A bias that does not depend on the question can counteract this preference.
 
-``--resume`` continues an interrupted run. At the end the weights are rounded to bfloat16. ``measure_demo_model.py``
+``--resume`` continues an interrupted run. At the end, the weights are rounded to bfloat16. ``measure_demo_model.py``
 measures the saved model and writes its card.
 """
 
@@ -41,12 +41,15 @@ from focuslens.util.files import versions, write_json
 
 LOG = logging.getLogger("train_demo_model")
 FEW_TOKENS = 128
-"""Size of the small vocabulary: its first tokens, which are bytes that no sentence of the corpus uses."""
+"""Size of the small vocabulary, which consists of the first tokens of the tokenizer.
+
+These tokens are bytes that no sentence of the corpus contains.
+"""
 
 
 PLAIN = CorpusSettings(facts=(1, 1), fillers=(0, 0), lookalikes=0.0, mentions=0.0, plain=1.0)
 VARIED = CorpusSettings(facts=(1, 3), mentions=0.3)
-"""Documents with one to three facts. The evaluated corpus has two or three, and so more competitors."""
+"""Documents with one to three facts. The evaluation has two or three facts, and therefore more competing facts."""
 LESSONS = (
     Lesson("statements", (3, 5), 10, 1024, 0.8, 0.0, 0.0, PLAIN),
     Lesson("plain", (4, 8), 12, 1500, 0.8, 0.0, 0.0, CorpusSettings((1, 2), (0, 0), 0.3, 0.0, plain=1.0)),
@@ -77,12 +80,12 @@ class Progress:
     history: list[str] = field(default_factory=list[str])
 
     def follow(self, name: str, value: float) -> None:
-        """Update one of the running averages."""
+        """Update the running average ``name`` with a new value."""
         setattr(self, name, 0.95 * getattr(self, name) + 0.05 * value)
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum with orthogonalised updates (Jordan et al., 2024) and AdamW's step size, for matrices only."""
+    """Optimizer for matrices: momentum, orthogonalised updates (Jordan et al., 2024), and the step size of AdamW."""
 
     def __init__(self, params: Sequence[Tensor], lr: float, momentum: float = 0.95, weight_decay: float = 0.01) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
@@ -106,7 +109,7 @@ class Muon(torch.optim.Optimizer):
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """Wide matrices ``[matrix row column]`` with singular values pushed to about one (Newton-Schulz, 5 steps)."""
+    """Push the singular values of wide matrices ``[matrix row column]`` to about 1, with 5 Newton-Schulz steps."""
     x = matrices / (matrices.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
         gram = x @ x.mT
@@ -127,7 +130,7 @@ def model_config(tokenizer: PreTrainedTokenizerFast) -> LlamaConfig:
         tie_word_embeddings=True,
         bos_token_id=1,
         eos_token_id=2,
-        pad_token_id=0,  # The tokenizer puts <pad>, <s> and </s> first.
+        pad_token_id=0,  # The first tokens of the tokenizer are <pad>, <s> and </s>.
         initializer_range=0.04,
         rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
     )
@@ -147,7 +150,7 @@ def build_optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.O
 
 
 def repeat_loss(model: LlamaForCausalLM, progress: Progress, rng: random.Random, vocabulary: int) -> Tensor:
-    # Short distances and few tokens come first. Large vocabularies or distances would take too long from scratch.
+    # Short distances and few tokens come first. A new model would learn long distances or many tokens too slowly.
     ids, length = repeated_tokens(rng, *((FEW_TOKENS, (4, 24)) if progress.few_tokens else (vocabulary, (8, 110))))
     logits = model.lm_head(model.model(ids).last_hidden_state[:, length:-1])
     targets = ids[:, length + 1 :]
@@ -165,7 +168,10 @@ def repeat_loss(model: LlamaForCausalLM, progress: Progress, rng: random.Random,
 def question_step(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, progress: Progress, rng: random.Random
 ) -> None:
-    """Add the gradient of one step's questions, context by context, so that unequal lengths need no padding."""
+    """Accumulate the gradient of one step on questions.
+
+    Each context has a separate backward pass, so that contexts of different lengths need no padding.
+    """
     index = progress.lesson
     if index and rng.random() < 0.2:
         index = rng.randrange(index)
@@ -204,7 +210,10 @@ def record(progress: Progress, passed: str) -> None:
 def take_step(
     model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, progress: Progress, rng: random.Random
 ) -> None:
-    """Compute the gradient of one batch: repeats until they are learned, then more and more questions."""
+    """Compute the gradient of one step on either repeated tokens or questions.
+
+    Most steps have repeated tokens until the model has learned them. Afterwards, more steps have questions.
+    """
     stage = 0 if not progress.repeats_passed else 1 if progress.lesson == 0 else 2
     if rng.random() < (0.95, 0.5, 0.1)[stage]:
         repeat_loss(model, progress, rng, len(tokenizer)).backward()
@@ -222,13 +231,13 @@ def begin_lesson(progress: Progress, lesson: int) -> None:
 
 
 def due_lesson(progress: Progress, limit: int) -> int:
-    """Index of the current lesson. A lesson with ``after`` begins at that share of the tokens in any case."""
+    """Index of the lesson that is due. A lesson with ``after`` begins after this share of all tokens at the latest."""
     begun = [i for i, lesson in enumerate(LESSONS) if 0 < lesson.after * limit < progress.tokens]
     return max(progress.lesson, *begun, 0)
 
 
 def identity(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> dict[str, float | str]:
-    """Settings and digests that a resumed run must share with the interrupted one."""
+    """Settings and digests that must be equal in a resumed run and the interrupted run."""
     corpus = generate_context(random.Random(0), max(LESSONS[-1].documents))
     made_of = {"lessons": LESSONS, "model": model_config(tokenizer).to_json_string(), "corpus": corpus}
     digests = {name: hashlib.sha256(repr(part).encode()).hexdigest()[:12] for name, part in made_of.items()}
@@ -274,7 +283,7 @@ def load_checkpoint(
 
 
 LOG_EVERY = 50_000
-"""Tokens between two rows of the log, and two checkpoints."""
+"""Number of tokens between two rows of the log, and between two checkpoints."""
 
 LOG_FIELDS = ("step", "minutes", "tokens", "lesson", "loss", "answer_accuracy", "refusal_accuracy", "repeat_accuracy")
 
@@ -294,7 +303,10 @@ def log_row(path: Path, progress: Progress) -> None:
 
 
 def train(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tuple[LlamaForCausalLM, Progress]:
-    """Train on ``options.tokens`` tokens in all, earlier runs included. The schedule depends on tokens, not on time."""
+    """Train on ``options.tokens`` tokens in total, including the tokens of a resumed run.
+
+    The schedule depends on the number of tokens and not on time.
+    """
     options.work.mkdir(parents=True, exist_ok=True)
     checkpoint, log = options.work / "checkpoint.pt", options.work / "training_log.csv"
     torch.manual_seed(options.seed)
@@ -309,7 +321,7 @@ def train(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tu
     start, limit, logged = time.process_time() - progress.seconds, int(options.tokens), progress.tokens
     with tqdm(total=limit, initial=progress.tokens, unit="token", unit_scale=True, disable=options.quiet) as bar:
         while progress.tokens < limit:
-            # A short warm-up, a plateau, and a linear end over the last 30 % of the tokens.
+            # A short warm-up, a plateau, and a linear decay over the last 30 % of the tokens.
             scale = min(1.0, (progress.step + 1) / 50, max(0.03, (1 - progress.tokens / limit) / 0.3))
             for group in (group for optimizer in optimizers for group in optimizer.param_groups):
                 group["lr"] = options.rate * scale
@@ -326,7 +338,7 @@ def train(options: argparse.Namespace, tokenizer: PreTrainedTokenizerFast) -> tu
                 save_checkpoint(checkpoint, model, optimizers, progress, rng, run)
                 bar.set_postfix_str(f"{LESSONS[progress.lesson].name} answers {progress.answer:.2f}")
                 bar.update(progress.tokens - bar.n)
-    if not log.exists():  # the run was shorter than the interval between two rows
+    if not log.exists():  # the run was shorter than the interval between two log rows
         log_row(log, progress)
     save_checkpoint(checkpoint, model, optimizers, progress, rng, run)
     return model, progress

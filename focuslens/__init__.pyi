@@ -1,4 +1,4 @@
-"""Public names and the modules that define them; each is imported on first use."""
+"""Public names of the package and the modules that define them. Each name is imported on first use."""
 
 from . import viz as viz
 from .data.multidoc import MultiDocData, load_multidoc

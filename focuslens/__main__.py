@@ -1,4 +1,4 @@
-"""``python -m focuslens``, the same as the ``focuslens`` command."""
+"""Entry point of ``python -m focuslens``, which runs the ``focuslens`` command."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Naming, ranking and sampling attention heads."""
+"""Attention heads: names, rankings and random draws."""
 
 from __future__ import annotations
 
@@ -33,7 +33,10 @@ __all__ = [
 
 
 class Head(NamedTuple):
-    """Layer of a query head and its index within the layer, both counted from 0. A head equals the plain tuple."""
+    """Query head, identified by its layer and its index within the layer. Both are counted from 0.
+
+    A ``Head`` equals the plain tuple ``(layer, head)``.
+    """
 
     layer: int
     head: int
@@ -44,7 +47,7 @@ class Head(NamedTuple):
 
 @dataclass(frozen=True)
 class ModelShape:
-    """Sizes of a model on which interventions and scores depend."""
+    """Model dimensions that interventions and scores depend on."""
 
     n_layers: int
     n_heads: int
@@ -55,12 +58,12 @@ class ModelShape:
     n_ctx: int
 
     def key_value_head(self, head: int) -> int:
-        """Index of the key-value head that the query head ``head`` reads."""
+        """Index, within the layer, of the key-value head that the query head ``head`` uses."""
         return head // (self.n_heads // self.n_key_value_heads)
 
 
 class HeadList(list[Head]):
-    """List of heads, such as a ranking, with a readable representation. A slice of it is a ``HeadList`` too."""
+    """List of heads, such as a ranking, with a readable representation. A slice of a ``HeadList`` is a ``HeadList``."""
 
     @overload
     def __getitem__(self, index: SupportsIndex) -> Head: ...
@@ -89,7 +92,7 @@ _SHOWN = 40
 
 
 def as_heads(pairs: Iterable[tuple[int, int]]) -> tuple[Head, ...]:
-    """Convert ``(layer, head)`` pairs to heads. Integers of NumPy and other libraries become Python integers.
+    """Convert ``(layer, head)`` pairs to a tuple of :class:`Head`. NumPy integers become Python integers.
 
     Raises:
         TypeError: If ``pairs`` does not consist of pairs of integers.
@@ -111,22 +114,22 @@ def _as_head(pair: Any) -> Head:
 
 
 def rank_heads(scores: Float[Tensor, "layer head"]) -> HeadList:
-    """All heads, highest score first; ties are broken by layer, then head.
+    """All heads, highest score first. Ties are broken by layer, then by head index.
 
     Raises:
-        ValueError: If a score is NaN, because no sample had a response to score.
+        ValueError: If a score is NaN, for example because every response was empty.
     """
     if scores.isnan().any():
-        raise ValueError("scores hold NaN: at least one head was never scored, so there is no ranking")
+        raise ValueError("scores contain NaN: at least one head was never scored, so there is no ranking")
     order = scores.flatten().argsort(descending=True, stable=True).tolist()
     return HeadList(Head(*divmod(index, scores.shape[1])) for index in order)
 
 
 def top_heads(scores: Float[Tensor, "layer head"], k: int) -> HeadList:
-    """The ``k`` heads with the highest score, best first, in the order of :func:`rank_heads`.
+    """The ``k`` heads with the highest scores, best first. Ties are broken as in :func:`rank_heads`.
 
     Raises:
-        ValueError: If the model does not have ``k`` heads, or a score is NaN.
+        ValueError: If ``k`` is negative or larger than the number of heads, or a score is NaN.
     """
     ranking = rank_heads(scores)
     if not 0 <= k <= len(ranking):
@@ -137,12 +140,12 @@ def top_heads(scores: Float[Tensor, "layer head"], k: int) -> HeadList:
 def random_heads(
     n_layers: int, n_heads: int, k: int, *, exclude: Iterable[tuple[int, int]] = (), seed: int = 0
 ) -> HeadList:
-    """Draw ``k`` different heads uniformly from all heads that are not excluded, as a control for contextual heads.
+    """Draw ``k`` distinct heads uniformly from all heads that are not excluded, as a control for contextual heads.
 
-    With the same seed and exclusions, a smaller draw is the beginning of a larger draw.
+    If two draws have the same seed and exclusions, the smaller draw is a prefix of the larger draw.
 
     Raises:
-        ValueError: If fewer than ``k`` heads are left after the exclusions.
+        ValueError: If ``k`` is negative, or fewer than ``k`` heads remain after the exclusions.
     """
     excluded = set(as_heads(exclude))
     pool = [Head(layer, head) for layer in range(n_layers) for head in range(n_heads)]
@@ -154,7 +157,7 @@ def random_heads(
 
 
 def heads_by_layer(heads: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
-    """Head indices by layer: layers in ascending order, indices in the order of ``heads``."""
+    """Head indices by layer. Layers are in ascending order. The indices of a layer are in the order of ``heads``."""
     grouped: defaultdict[int, list[int]] = defaultdict(list)
     for layer, head in heads:
         grouped[layer].append(head)
@@ -162,10 +165,11 @@ def heads_by_layer(heads: Iterable[tuple[int, int]]) -> dict[int, list[int]]:
 
 
 def check_heads(heads: Iterable[tuple[int, int]], n_layers: int, n_heads: int) -> tuple[Head, ...]:
-    """Convert heads to a tuple of :class:`Head`, and check that a model of these sizes has them.
+    """Convert ``(layer, head)`` pairs to a tuple of :class:`Head`, and check that every head exists and occurs once.
 
     Raises:
-        ValueError: If a head is named twice or does not exist in the model.
+        TypeError: If ``heads`` does not consist of pairs of integers.
+        ValueError: If a head occurs twice, or does not exist in a model with ``n_layers`` layers of ``n_heads`` heads.
     """
     checked = as_heads(heads)
     for layer, head in checked:
@@ -182,13 +186,13 @@ def check_heads(heads: Iterable[tuple[int, int]], n_layers: int, n_heads: int) -
 
 @dataclass(frozen=True)
 class Sparsity:
-    """Number of heads that score above a threshold, and the layers of these heads (section 2.2 of the paper).
+    """Number of heads with a score above a threshold, and the layers of these heads (section 2.2 of the paper).
 
     Attributes:
-        threshold: Threshold that the relevant contextual score of each counted head exceeds.
-        count: Number of heads above the threshold.
-        fraction: ``count`` divided by the number of all heads.
-        layers: First and last layer with a counted head; ``None`` if no head is counted.
+        threshold: Threshold for a head's relevant contextual score.
+        count: Number of heads with a score above the threshold.
+        fraction: ``count`` divided by the total number of heads.
+        layers: First and last layer that contain a counted head; ``None`` if no head is counted.
     """
 
     threshold: float
@@ -204,7 +208,7 @@ class Sparsity:
 def sparsity(
     scores: Float[Tensor, "layer head"], thresholds: Sequence[float] = (0.2, 0.1, 0.05)
 ) -> tuple[Sparsity, ...]:
-    """Number of heads that score strictly above each threshold, and their layers."""
+    """Number of heads with a score strictly above each threshold, and the layers of these heads."""
     rows: list[Sparsity] = []
     for threshold in thresholds:
         above = scores > threshold
@@ -217,11 +221,11 @@ def sparsity(
 def load_ranking(path: str | Path) -> HeadList:
     """Read a ranking of heads, best first, from a JSON file.
 
-    The file holds a list ``[[layer, head], ...]``, as the paper's authors publish it, or an object with such a list
-    under ``"heads"``, as ``focuslens heads`` writes it.
+    The file contains either a list ``[[layer, head], ...]``, which is the format of the paper's authors, or an object
+    with such a list under the key ``"heads"``, which is the format of ``focuslens heads``.
 
     Raises:
-        ValueError: If the file has neither format.
+        ValueError: If the file is in neither format.
     """
     try:
         entries = json.loads(Path(path).read_text())

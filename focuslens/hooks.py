@@ -1,9 +1,10 @@
-"""Interventions as ordinary TransformerLens hooks, and the protocols that connect them with a model.
+"""Interface between interventions and models. Interventions provide ordinary TransformerLens hooks.
 
 A hook is a ``(name, function)`` pair that TransformerLens's ``run_with_hooks`` and ``hooks()`` accept. With a key-value
-cache, a forward pass holds only the newest rows, so a hook must know the column of the first row in the pass. If the
-hook's tensor has a key axis, that column is ``number of keys - number of rows``. Query tensors have no key axis, so
-hooks on them read the column from a :class:`Cursor`.
+cache, a forward pass computes only the newest rows. A hook therefore needs the column (the position in the padded
+prompt and response) of the first row in the pass. If the hook's tensor has a key axis, this column is
+``number of keys - number of rows``. Query tensors have no key axis. Hooks on query tensors therefore read the column
+from a :class:`Cursor`.
 """
 
 from __future__ import annotations
@@ -45,13 +46,16 @@ def hook_name(layer: int, point: str) -> str:
 
 
 def layer_of(name: str) -> int | None:
-    """Index of the layer that a hook point belongs to; ``None`` for a point outside the layers."""
+    """Index of the layer that a hook point belongs to; ``None`` for a hook point outside the layers."""
     parts = name.split(".")
     return int(parts[1]) if parts[0] == "blocks" else None
 
 
 def last_layer(names: Iterable[str]) -> int | None:
-    """Last layer with one of the hook points; ``None`` if there are no points, or if a point is outside the layers."""
+    """Index of the last layer that contains one of the hook points.
+
+    The index is ``None`` if there are no hook points, or if any hook point is outside the layers.
+    """
     layers = [layer_of(name) for name in names]
     return None if None in layers else max((layer for layer in layers if layer is not None), default=None)
 
@@ -60,10 +64,10 @@ _F = TypeVar("_F", bound="Callable[..., Any]")
 
 
 def row_wise(hook: _F) -> _F:
-    """Mark a hook on ``hook_attn_scores`` or ``hook_pattern`` that accepts blocks of rows.
+    """Mark a hook on ``hook_attn_scores`` or ``hook_pattern`` as able to process blocks of rows.
 
-    FocusLens then calls the hook with ``[batch head row key]`` blocks of bounded memory, instead of once with all rows.
-    The last key and the last row of a block belong to the same column. The column of the first row is therefore
+    To limit memory, FocusLens then calls the hook once per block ``[batch head row key]`` instead of once for all rows.
+    The last key and the last row of a block belong to the same column. The column of the block's first row is therefore
     ``number of keys - number of rows``.
     """
     hook.row_wise = True  # type: ignore[attr-defined]
@@ -71,7 +75,7 @@ def row_wise(hook: _F) -> _F:
 
 
 def is_row_wise(hook: Any) -> bool:
-    """Whether :func:`row_wise` has marked a hook."""
+    """Whether a hook was marked with :func:`row_wise`."""
     return bool(getattr(hook, "row_wise", False))
 
 
@@ -79,15 +83,16 @@ def is_row_wise(hook: Any) -> bool:
 class Cursor:
     """Column of the first row of the current forward pass.
 
-    :class:`focuslens.FocusModel` sets ``start`` before each pass. Where ``start`` is ``None``, as in a plain
+    :class:`focuslens.FocusModel` sets ``start`` before each pass. If ``start`` is ``None``, for example in a plain
     ``run_with_hooks``, the column is inferred from the number of rows. A pass with at least as many rows as the prompt
-    starts at column 0; a shorter pass continues a cache that holds all earlier columns.
+    is assumed to start at column 0. A shorter pass is assumed to continue a cache that contains all prompt columns
+    except possibly the last one.
     """
 
     start: int | None = None
 
     def first_response_row(self, batch: PromptBatch, n_rows: int) -> int:
-        """Index of the first row in this pass that produces a response token."""
+        """Index, within this pass, of the first row that produces a response token."""
         if self.start is not None:
             return batch.first_response_row(self.start)
         return batch.width - 1 if n_rows >= batch.width else 0
@@ -95,7 +100,7 @@ class Cursor:
 
 @runtime_checkable
 class HookTarget(Protocol):
-    """Model as an intervention sees it when it makes its hooks; :class:`focuslens.FocusModel` has this interface."""
+    """Model interface that interventions use to build their hooks, implemented by :class:`focuslens.FocusModel`."""
 
     @property
     def shape(self) -> ModelShape:
@@ -103,26 +108,26 @@ class HookTarget(Protocol):
         ...
 
     def batch(self, prompts: PromptLike) -> PromptBatch:
-        """Left-padded batch of one prompt or several."""
+        """Left-padded batch of one or more prompts."""
         ...
 
     def require_acting(self, names: Iterable[str]) -> None:
-        """Check that a hook on each of these hook points can change the logits.
+        """Check that a hook on each named hook point can change the logits.
 
         Raises:
-            ValueError: If the model lacks one of the points, if one of them never fires, or if the model ignores the
-                tensor that a hook there returns.
+            ValueError: If the model lacks one of the hook points, a hook point never fires, or the model ignores the
+                tensor that a hook returns.
         """
         ...
 
     def cache_window(self, layer: int) -> int | None:
-        """Maximum number of keys that TransformerLens's own cache keeps in a layer; ``None`` if the cache keeps all."""
+        """Maximum number of keys that TransformerLens's cache keeps in a layer; ``None`` if there is no limit."""
         ...
 
 
 @runtime_checkable
 class Intervention(Protocol):
-    """An immutable description of a change to the forward pass, which provides TransformerLens hooks."""
+    """Immutable description of a change to the forward pass. The hooks that :meth:`hooks` returns make the change."""
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -144,7 +149,10 @@ class Intervention(Protocol):
 
 
 def on_prompt(interventions: Sequence[Intervention]) -> list[Intervention]:
-    """Interventions that change rows of the prompt, each reduced to its ``prompt_part()`` if it has one."""
+    """Interventions that change prompt rows.
+
+    An intervention with a ``prompt_part`` method is replaced by the result of this method.
+    """
     return [_prompt_part(intervention) for intervention in interventions if intervention.changes_prompt]
 
 

@@ -1,4 +1,4 @@
-"""What holds for every test: shapes are checked, nothing reaches for the network, nothing opens a window."""
+"""Fixtures for all tests. Tests run with shape checks, without network access and without opening windows."""
 
 from __future__ import annotations
 
@@ -19,48 +19,49 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["pytester", "tests.support.processor_time"]
 
-# Before torch is first imported. On tiny models a second thread only waits for the first; and several processes test at
-# once. Processes that tests start have one thread too.
+# Set before torch is first imported, also for subprocesses of the tests. The models are too small to gain from a second
+# thread, and several test processes run at once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "agg"
 
-# Before focuslens is first imported: from here on beartype checks every jaxtyping shape in the package. An int is a
-# float to it, as it is to pyright (the numeric tower of PEP 484).
+# Installed before focuslens is first imported, so that beartype checks every jaxtyping shape in the package. With the
+# numeric tower of PEP 484, beartype accepts an int where a float is annotated, like pyright.
 jaxtyping.install_import_hook("focuslens", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
-# The first call of a function that uses torch is slow, and a failure has to come back when the suite is run again.
+# No deadline, because the first call of a function that uses torch is slow. Derandomized, so that a failure recurs when
+# the suite is run again.
 hypothesis.settings.register_profile("focuslens", deadline=None, derandomize=True)
 hypothesis.settings.load_profile("focuslens")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put files with slow tests first, so that processes that share the tests end together."""
+    """Run files with slow tests first, so that parallel test processes finish at about the same time."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 
 
 def pytest_collection_finish() -> None:
-    """Let garbage collections pass over what imports left: most of a million objects, of which none will be garbage."""
+    """Exclude objects created by imports from garbage collection: most of a million objects that are never freed."""
     gc.collect()
     gc.freeze()
 
 
 class Checkpoints(Protocol):
-    """Directory of a tiny random checkpoint of ``checkpoints.CHECKPOINTS``, built when it is first asked for."""
+    """Directory of a tiny random checkpoint in ``checkpoints.CHECKPOINTS``, built on first use."""
 
     def __call__(self, name: str) -> Path: ...
 
 
 class LoadModel(Protocol):
-    """A checkpoint as a FocusModel; the same object for the same arguments, so a test must leave it as it was."""
+    """A tiny checkpoint as a FocusModel. Equal arguments return the same object, so a test must leave it unchanged."""
 
     def __call__(self, name: str, backend: str = ..., **settings: Any) -> FocusModel: ...
 
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
-    """``checkpoint("llama")`` is the directory of that tiny random checkpoint; see ``checkpoints.CHECKPOINTS``."""
+    """``checkpoint("llama")`` is the directory of the checkpoint of that name in ``checkpoints.CHECKPOINTS``."""
     from tests.support.checkpoints import build_checkpoint
     from tests.support.processor_time import shared_work
 
@@ -88,13 +89,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
     scope="session",
 )
 def backend(request: pytest.FixtureRequest) -> str:
-    """Both kinds of TransformerLens model, the ones that the installed version has."""
+    """Each kind of TransformerLens model that the installed version supports."""
     return request.param
 
 
 @pytest.fixture(scope="session")
 def load_model(checkpoint: Checkpoints) -> LoadModel:
-    """``load_model("qwen2", backend, dtype="bfloat16")`` opens a tiny checkpoint on the CPU, once a session."""
+    """``load_model("qwen2", backend, dtype="bfloat16")`` loads a tiny checkpoint on the CPU, once per session."""
     loaded: dict[Any, FocusModel] = {}
 
     def load(name: str, backend: str = "bridge", **settings: Any) -> FocusModel:
@@ -127,7 +128,7 @@ def samples() -> list[MultiDocSample]:
 
 @pytest.fixture
 def unchecked() -> Iterator[None]:
-    """Types and shapes go unchecked, as they do for users: a bad argument meets the package's own errors."""
+    """Disable type and shape checks, which users do not have, so that bad arguments reach the package's own errors."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -135,7 +136,7 @@ def unchecked() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def paper_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Questions in a file, and a haystack."""
+    """Folder with a question file and haystack text."""
     from tests.support.paper_runs import write_files
 
     return write_files(tmp_path_factory.mktemp("files"))
@@ -143,7 +144,7 @@ def paper_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def browser() -> Iterator[Browser]:
-    """A headless Chromium without a network; where there is none, tests that need it are skipped."""
+    """A headless Chromium without network access. Tests that need it are skipped if Chromium is not installed."""
     from tests.support.browser import chromium
 
     with chromium() as opened:
@@ -152,7 +153,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="session")
 def recorded_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What every command leaves behind on a tiny model; a test that changes it works on a copy."""
+    """Output folder of every command on a tiny model. A test that changes files must copy the folder first."""
     from tests.support.recorded_runs import run_everything
 
     return run_everything(tmp_path_factory.mktemp("run"))

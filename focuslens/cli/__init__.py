@@ -1,1 +1,1 @@
-"""The ``focuslens`` command, with one module for each subcommand; :mod:`focuslens.cli.main` lists them."""
+"""The ``focuslens`` command, with one module per subcommand. :mod:`focuslens.cli.main` lists the subcommands."""

@@ -1,4 +1,7 @@
-"""Options of a Ray cluster, and workers opened with them. The import is quick, because the help needs the options."""
+"""Command-line options of a Ray cluster, and the workers that these options describe.
+
+``focuslens --help`` imports this module. Ray and torch are therefore imported only inside functions.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ _LOG = logging.getLogger(__name__)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Add ``--ray`` and the options that go with it."""
+    """Add ``--ray`` and the options of the Ray workers."""
     ray = parser.add_argument_group("many machines")
     ray.add_argument(
         "--ray",
@@ -49,20 +52,20 @@ def open_pool(
     model: str,
     settings: Mapping[str, Any],
 ) -> Generator[Executor | None]:
-    """Workers with the model, while the block lasts; ``None`` without ``--ray``.
+    """Pool of Ray workers that each load the model, for use in a ``with`` block; ``None`` without ``--ray``.
 
     Args:
-        args: The command's options.
+        args: Parsed options of the command.
         model: Hub name or directory of the model.
-        settings: Further arguments of ``FocusModel.from_pretrained``.
+        settings: Keyword arguments of ``FocusModel.from_pretrained``.
 
     Raises:
-        ValueError: If another option of the cluster is given without ``--ray``.
+        ValueError: If a cluster option such as ``--ray-workers`` is given without ``--ray``.
     """
     if args.ray is None:
         for option in ("ray_workers", "ray_gpus_per_worker", "ray_threads"):
             if getattr(args, option) is not None:
-                raise ValueError(f"--{option.replace('_', '-')} {getattr(args, option):g} is an option of --ray")
+                raise ValueError(f"--{option.replace('_', '-')} {getattr(args, option):g} needs --ray")
         yield None
         return
     from focuslens.model.cluster import RayPool

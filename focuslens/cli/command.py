@@ -1,4 +1,4 @@
-"""A command of ``focuslens``: its name, its help, its options, and the function that runs it."""
+"""Definition of a ``focuslens`` command: name, help, options, and the function that runs the command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["Command", "Parser"]
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser that prints each error as one line, which refers to ``--help`` for the options."""
+    """Argument parser that prints an error as one line. The line refers to ``--help`` for the options."""
 
     def error(self, message: str) -> NoReturn:
         """Print the error, and exit with status 2."""
@@ -24,16 +24,16 @@ class Parser(argparse.ArgumentParser):
 
 @dataclass(frozen=True)
 class Command:
-    """A command, defined at the end of its own module.
+    """Command of ``focuslens``. Each command is defined at the end of a separate module.
 
     ``focuslens --help`` imports the modules of all commands. Slow libraries, such as torch and pandas, are therefore
-    imported inside functions only.
+    imported only inside functions.
 
     Attributes:
-        name: The word after ``focuslens``.
-        help: Text for the command in the list of all commands.
-        description: Text at the top of the command's own help.
-        example: Complete command line, shown at the end of the command's own help.
+        name: Name of the command on the command line, after ``focuslens``.
+        help: Short description in the list of all commands.
+        description: Text at the top of the page that ``focuslens NAME --help`` prints.
+        example: Complete command line, shown at the end of the page that ``focuslens NAME --help`` prints.
         add_options: Function that adds the command's options to a parser.
         run: Function that runs the command and returns the content of its result files; see :func:`output.document`.
     """
@@ -46,7 +46,7 @@ class Command:
     run: Callable[[argparse.Namespace], dict[str, Any]]
 
     def add_to(self, commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
-        """Add the command's parser to the parsers of all commands."""
+        """Add the command's parser to ``commands``, the subparsers of ``focuslens``."""
         parser = commands.add_parser(
             self.name,
             help=self.help,

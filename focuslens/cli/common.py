@@ -1,7 +1,7 @@
-"""Common parts of commands that run a model on samples: options as values, the model, the samples, the ranking.
+"""Code shared by commands that run a model on samples: parsed options, model, samples, head ranking and results.
 
-The help imports this module through the modules of the commands. Slow libraries, such as torch and pandas, are
-therefore imported inside functions.
+``focuslens --help`` imports this module through the modules of the commands. Slow libraries, such as torch and pandas,
+are therefore imported only inside functions.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ _DOCUMENT_COUNTS = (20, 15, 10, 7, 5, 4, 3, 2, 1)
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """A model's name, and the other arguments of ``FocusModel.from_pretrained``."""
+    """Name of a model, and the keyword arguments of ``FocusModel.from_pretrained``."""
 
     name: str = "demo"
     device: str | None = None
@@ -72,14 +72,14 @@ class ModelOptions:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> ModelOptions:
-        """The values of the options from :func:`options.add_model`."""
+        """Model options from parsed arguments. :func:`options.add_model` adds these options to a parser."""
         plain = ("device", "device_map", "dtype", "backend", "n_ctx", "revision", "chat")
         values = {name: getattr(args, name) for name in plain}
         return cls(args.model, **values, chat_template_kwargs=dict(args.chat_template_arg))
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The arguments of ``FocusModel.from_pretrained`` other than the name."""
+        """Keyword arguments of ``FocusModel.from_pretrained``, without the name."""
         return {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "name"}
 
     def open(self) -> FocusModel:
@@ -91,7 +91,11 @@ class ModelOptions:
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """A choice of samples. If ``split`` is ``None``, each step of a command takes the half of the data meant for it."""
+    """Options that select samples.
+
+    If ``split`` is ``None``, each step of a command uses the part of the data that suits the step. For example, heads
+    are ranked on the training part, and accuracy is measured on the test part.
+    """
 
     file: str = "synthetic"
     gold_positions: tuple[int, ...] | None = None
@@ -102,12 +106,16 @@ class SampleOptions:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> SampleOptions:
-        """The values of the options from :func:`options.add_samples`."""
+        """Sample options from parsed arguments. :func:`options.add_samples` adds these options to a parser."""
         positions = None if args.gold_positions is None else tuple(args.gold_positions)
         return cls(args.data, positions, args.samples, args.split, args.documents, args.seed)
 
     def selection(self, part: Part, n: int | None = None) -> SampleSelection:
-        """Selection of ``n`` questions of a part, by default ``samples`` questions, with the gold positions in turn.
+        """Selection of one sample per question, with the gold positions spread evenly over the questions.
+
+        Args:
+            part: Part of the data.
+            n: Number of questions; ``None`` for the value of ``samples``.
 
         Raises:
             ValueError: If the data do not have this part.
@@ -123,7 +131,7 @@ class SampleOptions:
         documents = _DOCUMENT_COUNTS[0] if self.documents is None else self.documents
         name = Path(self.file).name
         return SampleSelection(
-            self.file if name == SYNTHETIC else name,  # a file with the corpus's name keeps its folder
+            self.file if name == SYNTHETIC else name,  # the folder distinguishes this file from the corpus
             num_documents=documents,
             gold_positions=self.gold_positions or spread_positions(documents),
             part=part,
@@ -135,7 +143,7 @@ class SampleOptions:
 
 @dataclass(frozen=True)
 class RunSettings:
-    """The options of a command that runs a model on samples."""
+    """Parsed options of a command that runs a model on samples."""
 
     command: str
     model: ModelOptions
@@ -147,25 +155,26 @@ class RunSettings:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> RunSettings:
-        """The values of the options from ``add_model``, ``add_samples`` and ``add_run`` of :mod:`options`."""
+        """Settings from parsed arguments, including the options of ``add_model``, ``add_samples`` and ``add_run``."""
         out = None if args.out is None else Path(args.out)
         model, samples = ModelOptions.of(args), SampleOptions.of(args)
         return cls(args.command, model, samples, args.seed, out, args.max_new_tokens, args.batch_tokens)
 
     def fitted(self, model: FocusModel | Executor, *, n: int = 0, and_train: bool = False) -> RunSettings:
-        """These settings with a fixed number of documents.
+        """Settings with a fixed number of documents per prompt.
 
-        This is the number in ``--documents`` or, without it, 20 or as many as fit the model's context. All halves of
-        the data that the command reads get the same number. Otherwise heads could be ranked on short prompts and then
-        trained or evaluated on long ones.
+        The number is the value of ``--documents``. If ``--documents`` is not given, the number is 20, or fewer if the
+        prompts and responses would not fit the model's context. All halves of the data that the command reads get the
+        same number. Otherwise, heads could be ranked on short prompts, and then trained or evaluated on long prompts.
 
         Args:
-            model: The model that reads the samples.
-            n: Number of questions that are opened, if larger than ``samples``.
-            and_train: Whether heads are ranked on the training half even with ``--split all``.
+            model: Model that processes the samples.
+            n: Number of questions that the command opens, if larger than the value of ``--samples``.
+            and_train: Whether prompts of the training half must fit even with ``--split all``, because heads are
+                ranked on that half.
 
         Raises:
-            ValueError: If not even one document fits.
+            ValueError: If prompts with one document do not fit the model's context.
         """
         if self.samples.documents is not None:
             return self
@@ -196,8 +205,8 @@ def _fitting_documents(settings: RunSettings, model: FocusModel | Executor, halv
                 )
             return documents
     raise ValueError(
-        f"prompts of one document have up to {longest} tokens, and with {settings.max_new_tokens} new ones do not fit "
-        f"the model's context of {model.shape.n_ctx}; lower --max-new-tokens, or raise --n-ctx"
+        f"prompts of one document have up to {longest} tokens, and with {settings.max_new_tokens} response tokens do "
+        f"not fit the model's context of {model.shape.n_ctx}; lower --max-new-tokens, or raise --n-ctx"
     )
 
 
@@ -206,13 +215,13 @@ def _fitting_documents(settings: RunSettings, model: FocusModel | Executor, halv
 
 @dataclass(frozen=True)
 class Samples:
-    """Samples, and the description of their origin in result files."""
+    """Samples, and a description of their origin for result files."""
 
     samples: Sequence[MultiDocSample]
     description: Mapping[str, Any]
 
     def identify(self) -> dict[str, Any]:
-        """The description, with the number of samples and a digest of their prompts."""
+        """Description of the samples, with their number and a digest of their prompts."""
         from focuslens.prompts.prompt import prompts_digest
 
         return {**self.description, "samples": len(self.samples), "prompts_sha256": prompts_digest(self.samples)}
@@ -220,18 +229,18 @@ class Samples:
 
 @contextmanager
 def open_executor(args: argparse.Namespace, options: ModelOptions) -> Generator[Executor]:
-    """An executor of the model, while the block lasts: this process or, with ``--ray``, the workers of a cluster."""
+    """Executor of the model, for use in a ``with`` block: this process or, with ``--ray``, the workers of a cluster."""
     with open_pool(args, options.name, options.arguments) as pool:
         yield options.open() if pool is None else pool
 
 
 def open_samples(options: SampleOptions, part: Part, n: int | None = None) -> Samples:
-    """Samples of ``--split`` or, without it, of the given part.
+    """Open samples of the part that ``--split`` names or, if ``--split`` is not given, of ``part``.
 
     Args:
-        options: Options of the samples.
-        part: Part to take if ``--split`` is not given.
-        n: Number of questions, in place of ``--samples``.
+        options: Options that select samples.
+        part: Part of the data to use if ``--split`` is not given.
+        n: Number of questions; ``None`` for the value of ``--samples``.
 
     Raises:
         ValueError: If the data do not have this part.
@@ -247,7 +256,7 @@ def _open(selections: Sequence[SampleSelection]) -> list[Samples]:
 
 
 def _facts(samples: Sequence[MultiDocSample]) -> dict[str, Any]:
-    """Facts about the data file that the samples come from; empty for the synthetic corpus."""
+    """Facts about the data file of the samples; empty for the synthetic corpus."""
     from focuslens.data.multidoc import MultiDocData
 
     if not isinstance(samples, MultiDocData):
@@ -262,7 +271,7 @@ def _facts(samples: Sequence[MultiDocSample]) -> dict[str, Any]:
 def score_samples(
     settings: RunSettings, model: FocusModel | Executor, data: Samples, case: Any = "long"
 ) -> ContextualScores:
-    """Contextual scores of samples."""
+    """Contextual scores of every head on each sample, under the command's settings."""
     from focuslens.scores.contextual import contextual_scores
 
     return contextual_scores(
@@ -273,7 +282,11 @@ def score_samples(
 def score_intervals(
     scores: ContextualScores, samples: Sequence[MultiDocSample], heads: Sequence[Head], seed: int, most: int = 20
 ) -> dict[str, list[float]]:
-    """95 % bootstrap intervals over questions of the relevant scores of the first ``most`` heads, by ``layer/head``."""
+    """95 % bootstrap intervals of the mean relevant scores of the first ``most`` heads.
+
+    Whole questions are drawn, and samples without a score are left out. The result maps ``layer/head``, such as
+    ``3/5``, to the ends of the head's interval.
+    """
     from focuslens.evaluation import bootstrap_mean
 
     questions = {sample.id: sample.question_id for sample in samples}
@@ -290,16 +303,16 @@ def score_intervals(
 def get_ranking(
     file: str | None, settings: RunSettings, model: FocusModel | Executor, *, evaluated: bool = True
 ) -> tuple[list[Head], dict[str, Any]]:
-    """A ranking of heads, and its source for result files.
+    """Ranking of heads, and a description of the ranking's source for result files.
 
     Args:
-        file: File of the ranking, the value of ``--heads``. If it is ``None``, heads are scored on training samples.
-        settings: Settings of the command, which include the number of documents in training samples.
-        model: The model.
+        file: File with a ranking, from ``--heads``. If ``None``, heads are ranked by their scores on training samples.
+        settings: Settings of the command. Their number of documents also applies to the training samples.
+        model: Model whose heads are scored.
         evaluated: Whether the command evaluates the samples of ``--split``.
 
     Raises:
-        ValueError: If heads would be ranked on samples that are then evaluated.
+        ValueError: If heads would be ranked on samples that the command then evaluates.
     """
     from focuslens.heads import load_ranking
 
@@ -318,12 +331,12 @@ def get_ranking(
 
 
 def count_heads(option: str, given: int | None, n: int, default: int = 20) -> int:
-    """Value of an option that gives a number of heads out of ``n``.
+    """Number of heads that an option selects from ``n`` heads.
 
-    The value of an option that is not given is ``default``, or ``n`` if that is smaller.
+    If the option is not given, the number is ``default`` or ``n``, whichever is smaller.
 
     Raises:
-        ValueError: If the given number is not from 1 to ``n``, or there are no heads.
+        ValueError: If ``given`` is not between 1 and ``n``, or ``n`` is 0.
     """
     if n < 1:
         raise ValueError("there are no heads to choose from: the ranking is empty, or no head of it has a direction")
@@ -338,7 +351,7 @@ def count_heads(option: str, given: int | None, n: int, default: int = 20) -> in
 
 
 def require_figures(out: object) -> None:
-    """Refuse ``--out`` before any work starts, if the libraries that draw figures are not installed.
+    """Check that the plotting libraries are installed, before any work starts. Without ``--out``, do nothing.
 
     Raises:
         ImportError: If ``--out`` is given and a library is missing.
@@ -348,18 +361,18 @@ def require_figures(out: object) -> None:
 
 
 def print_table(frame: pd.DataFrame, *, most: int | None = None) -> None:
-    """Print a table with three decimals."""
+    """Print a table with three decimals: the first ``most`` rows, or all rows if ``most`` is ``None``."""
     shown = frame if most is None else frame.head(most)
     print(shown.to_string(index=False, float_format="{:.3f}".format, na_rep="-"))
 
 
 def print_sweep(sweep: Sweep) -> None:
-    """Print a sweep's settings with their accuracy."""
+    """Print the settings of a sweep and the accuracy under each setting."""
     print_table(sweep.to_frame().drop(columns=["case"]))
 
 
 def run_description(settings: RunSettings, model: FocusModel | Executor, data: Samples | None) -> dict[str, Any]:
-    """Description of a run in result files; ``data`` is ``None`` if the results do not come from samples."""
+    """Description of a run for result files. If the results do not come from samples, ``data`` is ``None``."""
     from focuslens.util.files import versions
 
     return {

@@ -1,4 +1,4 @@
-"""``focuslens demo``: every step on the embedded model, from documents to a report."""
+"""``focuslens demo``: all steps on the embedded model, from contextual heads to a report."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ _RANDOM_TAU = 0.3
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes of the demo, which takes about a minute and has enough samples for meaningful intervals."""
+    """Sizes of the demo. The defaults take about a minute, with enough samples for meaningful intervals."""
 
-    # First and fifth of 20 documents: the embedded model is distracted most when the relevant document comes early.
+    # First and fifth of 20 documents. The embedded model is distracted most when the relevant document comes early.
     gold_positions: tuple[int, ...] = (0, 4)
     scored: int = 40
     trained: int = 30
@@ -58,7 +58,7 @@ class DemoSettings:
     steered: tuple[int, ...] = (4, 8)
     trained_heads: int = 8
     epochs: int = 10
-    # The paper's learning rate of 1e-3 is for thousands of steps. The demo takes only a few hundred.
+    # The paper's learning rate of 1e-3 is for thousands of steps. The demo trains for only a few hundred steps.
     learning_rate: float = 0.005
     max_new_tokens: int = 24
 
@@ -83,7 +83,7 @@ def run(args: argparse.Namespace, sizes: DemoSettings | None = None) -> dict[str
 
 
 def run_settings(args: argparse.Namespace, sizes: DemoSettings) -> RunSettings:
-    """Settings of the demo in the form that commands share. The model and the sizes are fixed."""
+    """Settings of the demo in the format that all commands share. The model is always the embedded model."""
     return RunSettings(
         command=args.command,
         model=ModelOptions(device=args.device, dtype=args.dtype, backend=args.backend),
@@ -97,7 +97,7 @@ def run_settings(args: argparse.Namespace, sizes: DemoSettings) -> RunSettings:
 
 @dataclass(frozen=True)
 class _Demo:
-    """The steps of the demo, which share a model, settings and a directory."""
+    """Steps of the demo. All steps share a model, settings and an output directory."""
 
     settings: RunSettings
     sizes: DemoSettings
@@ -134,7 +134,7 @@ class _Demo:
         )
 
     def score(self, data: Samples) -> dict[str, ContextualScores]:
-        """Compute the scores of every head by case, and print the best heads."""
+        """Score every head in each case (long, gold, correct, wrong), and print the best heads of the case ``long``."""
         from focuslens.scores.contextual import contextual_scores_by_case
 
         cases = contextual_scores_by_case(self.model, data.samples, max_new_tokens=self.sizes.max_new_tokens)
@@ -146,7 +146,7 @@ class _Demo:
         return cases
 
     def scores_entries(self, cases: Mapping[str, ContextualScores], data: Samples) -> dict[str, Any]:
-        """Entries about heads in the result file."""
+        """Entries about heads, for the result file."""
         ranking = cases["long"].ranking()
         return {
             "heads": [list(head) for head in ranking],
@@ -158,7 +158,7 @@ class _Demo:
         }
 
     def split_softmax(self, ranking: Sequence[Head], test: Samples) -> Sweep:
-        """Sweep tau and k on contextual heads and k on random heads, and print the sweep."""
+        """Sweep split-softmax over tau and k on contextual heads, and over k on random heads. Print the sweep."""
         from focuslens.evaluation import BASELINES, split_softmax_settings
 
         ks = self.sizes.ks
@@ -169,7 +169,7 @@ class _Demo:
         return sweep
 
     def train(self, heads: Sequence[Head]) -> FocusDirections:
-        """Train and save directions of the best heads."""
+        """Train focus directions for the best heads, and save the directions."""
         from focuslens.directions.training import train_focus_directions
 
         data = open_samples(self.settings.samples, "train", self.sizes.trained)
@@ -192,7 +192,7 @@ class _Demo:
         return steering_settings(directions, ranking, self.sizes.alphas, self.sizes.steered)
 
     def steer(self, grid: Sequence[Setting], test: Samples) -> tuple[Sweep, Sweep, str]:
-        """Run the grid on validation and on held-out questions, and find the best setting on validation questions."""
+        """Run the grid on validation and on held-out questions, and select the best setting on validation questions."""
         from focuslens.evaluation import Setting, best_setting
 
         validation = open_samples(self.settings.samples, "validation", self.sizes.chosen)
@@ -201,7 +201,11 @@ class _Demo:
         return chosen_on, self.sweep(test, steered, "steering"), best_setting(chosen_on, grid).name
 
     def sweep(self, data: Samples, grid: Sequence[Setting], name: str) -> Sweep:
-        """Run a sweep, or resume it from its records. Records with another seed, model or version are set aside."""
+        """Run a sweep, or resume it from its records.
+
+        If the records belong to a run with a different seed, model or version, the file of records is renamed and the
+        sweep starts from the beginning.
+        """
         from focuslens.evaluation import OtherResultsError
 
         records = self.out / f"{name}.jsonl"
@@ -211,11 +215,11 @@ class _Demo:
             paths = (records.with_name(f"{records.stem}.{i}.jsonl") for i in itertools.count(1))
             aside = next(path for path in paths if not path.exists())
             records.rename(aside)
-            _LOG.warning("%s was made otherwise; it is now %s", records.name, aside.name)
+            _LOG.warning("%s belongs to a different run; it is renamed to %s", records.name, aside.name)
             return sweep_to(self.settings, self.model, data, grid, records)
 
     def write(self, results: dict[str, Any]) -> dict[str, Any]:
-        """Write the results and the report."""
+        """Write the results and the report, and return the content of the result file."""
         from focuslens.util.files import write_json
         from focuslens.viz.run_report import Sources, write_run_report
 

@@ -1,4 +1,4 @@
-"""``focuslens export``: a steered checkpoint that includes its own code."""
+"""``focuslens export``: a steered checkpoint that includes the code that steers it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the checkpoint with the code that it needs, and print how to load it."""
+    """Write the checkpoint and the code that it needs, and print how to load the checkpoint."""
     if args.site == "projection":
         return fold.run(args)
     from focuslens.directions.checkpoints import export

@@ -1,4 +1,4 @@
-"""``focuslens fold``: a steered checkpoint without hooks."""
+"""``focuslens fold``: a steered checkpoint that needs no hooks."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["COMMAND", "add_options", "checkpoint_document", "print_left_out", "r
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """Options of ``focuslens fold`` and of ``focuslens export``."""
+    """Add the options that ``focuslens fold`` and ``focuslens export`` share."""
     parser.add_argument("--model", required=True, help="directory or hub name of a checkpoint in safetensors")
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     options.add_directions(parser, required=True)
@@ -33,7 +33,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the checkpoint, and print the heads that share a key vector and the files that were left out."""
+    """Write the checkpoint, and print which heads share a key vector and which files were left out.
+
+    A key vector acts on all query heads that read its key-value head, including heads that are not steered.
+    """
     from focuslens.directions.checkpoints import fold
 
     applied = steering(args)
@@ -47,7 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def steering(args: argparse.Namespace) -> FocusSteering:
-    """The steering that the options describe: directions, a strength, and the heads to steer."""
+    """Steering that the options describe: directions, strength, and heads to steer."""
     from focuslens.cli.common import count_heads
     from focuslens.heads import load_ranking
     from focuslens.interventions import FocusSteering
@@ -60,17 +63,17 @@ def steering(args: argparse.Namespace) -> FocusSteering:
 
 
 def checkpoint_document(command: str, directory: Path, left_out: tuple[str, ...], **more: Any) -> dict[str, Any]:
-    """The checkpoint's own record, with the facts that the command printed."""
+    """Content of the checkpoint's ``focuslens.json``, with the facts that the command printed."""
     record = json.loads((directory / "focuslens.json").read_text())
     return document({"command": command, **record, **more, "left_out": list(left_out)}, directory)
 
 
 def print_left_out(weights: tuple[str, ...], training: tuple[str, ...]) -> None:
-    """Print the files of the base checkpoint that the new checkpoint lacks."""
+    """Print the files of the base checkpoint that were left out of the new checkpoint."""
     if weights:
-        print(f"left out, as other copies of the weights, which would not be steered: {', '.join(weights)}")
+        print(f"left out (unsteered copies of the weights): {', '.join(weights)}")
     if training:
-        print(f"left out, as states from which training of the base model would resume: {', '.join(training)}")
+        print(f"left out (training states of the base model): {', '.join(training)}")
 
 
 COMMAND = Command(

@@ -1,4 +1,4 @@
-"""``focuslens generate``: one response, with and without an intervention."""
+"""``focuslens generate``: the response to one prompt, with and without an intervention."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 @dataclass(frozen=True)
 class _Variant:
-    """One way to answer: its interventions, and the source of their ranking of heads."""
+    """One way to generate the response: the interventions, and the source of the ranking of their heads."""
 
     name: str
     interventions: tuple[Intervention, ...] = ()
@@ -51,7 +51,7 @@ class _Variant:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Print the response to a prompt or to one sample, without and with the chosen interventions."""
+    """Print the response to a prompt or to one sample, without and with the requested interventions."""
     from focuslens.util.files import write_json
 
     _check_options(args)
@@ -79,10 +79,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    """Refuse options that would be ignored, before any model or file is opened.
+    """Check, before any model or file is opened, that no option would be ignored.
 
     Raises:
-        ValueError: If an option has nothing to act on.
+        ValueError: If an option would be ignored, such as ``--alpha`` without ``--directions``.
     """
     if args.alpha is not None and args.directions is None:
         raise ValueError(f"--alpha {args.alpha:g} is the strength of directions; name the directions with --directions")
@@ -100,7 +100,7 @@ def _check_options(args: argparse.Namespace) -> None:
 
 
 def _open_sample(settings: RunSettings, number: int) -> tuple[Samples, MultiDocSample]:
-    """The sample with an index, after the data that contain it."""
+    """Open the data up to the sample with the index ``number``, and return the data and this sample."""
     data = open_samples(settings.samples, "test", max(number, 0) + 1)
     if not 0 <= number < len(data.samples):
         raise ValueError(f"there is no sample {number}: samples are counted from 0, here to {len(data.samples) - 1}")
@@ -118,7 +118,7 @@ def _variants(args: argparse.Namespace, settings: RunSettings, model: FocusModel
         directions.require_shape(model.shape)
     count_heads(
         "--top-k", args.top_k, model.shape.n_layers * model.shape.n_heads
-    )  # refuses a wrong number before the heads are scored
+    )  # rejects an invalid number before the heads are scored
     ranking, source = get_ranking(args.heads, settings, model)
     variants: list[_Variant] = []
     if args.tau is not None:
@@ -137,7 +137,7 @@ def _variants(args: argparse.Namespace, settings: RunSettings, model: FocusModel
 def _answer(
     model: FocusModel, prompt: str, sample: MultiDocSample | None, variant: _Variant, max_new_tokens: int
 ) -> dict[str, Any]:
-    """Answer in one way, print the response, and return the response's entry in the result file."""
+    """Generate and print the response under one variant, and return the response's entry in the result file."""
     from focuslens.prompts.answers import sub_exact_match
 
     _LOG.info("answering: %s", variant.name)

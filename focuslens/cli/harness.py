@@ -1,4 +1,4 @@
-"""``focuslens harness``: samples as a task of lm-evaluation-harness."""
+"""``focuslens harness``: samples as a task for lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     data = options.add_samples(parser, fixed_documents=True)
     data.add_argument("--case", choices=("long", "gold", "negative"), default="long")
     parser.add_argument("--name", default="focuslens_multidoc", help="name of the task (default %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=100, help="most tokens of a response (default 100)")
+    parser.add_argument("--max-new-tokens", type=int, default=100, help="maximum tokens of a response (default 100)")
     parser.add_argument("--seed", type=int, default=42, help="seed of the choice of samples (default 42)")
     options.add_directory(parser, "--out", required=True, help="directory for the task's files")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the task and a file that describes it, and print the command that runs the task."""
+    """Write the task and a description of the task, and print the command that runs the task."""
     from focuslens.evaluation.harness import write_harness_task
     from focuslens.util.files import versions, write_json
 
@@ -55,12 +55,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _command(name: str, out: Path, task: str) -> str:
-    """Shell command that runs the task on a model, from any directory."""
+    """Shell command that runs the task on a model. The command works in any directory."""
     from focuslens.model.loading import checkpoint_path
 
     model = checkpoint_path(name)
-    # The arguments are JSON, because lm-eval's NAME=VALUE form ends a path at the first comma and reads digits as a
-    # number.
+    # The arguments are JSON. In lm-eval's NAME=VALUE form, a path would end at its first comma, and a name of digits
+    # would become a number.
     settings = {"pretrained": model, "dtype": "float32", **({"trust_remote_code": True} if _brings_code(model) else {})}
     words = ["lm-eval", "run", "--model", "hf", "--model_args", json.dumps(settings)]
     words += ["--include_path", str(out.resolve()), "--tasks", task]
@@ -74,7 +74,7 @@ def _brings_code(model: str) -> bool:
 
 
 def _is_chat(model: str) -> bool:
-    """Whether the tokenizer has a chat template, which FocusLens applies to prompts by default."""
+    """Whether the tokenizer has a chat template. FocusLens applies a chat template to prompts by default."""
     from transformers import AutoTokenizer
 
     tokenizer = cast("Any", AutoTokenizer).from_pretrained(model, trust_remote_code=False)

@@ -1,4 +1,4 @@
-"""``focuslens heads``: contextual scores, the ranking of heads, and its sparsity."""
+"""``focuslens heads``: contextual scores, ranking and sparsity of all heads."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Score the heads, print the scores and, with ``--out``, write ``heads.json`` and ``head_map.png``."""
+    """Score all heads, print the scores and, with ``--out``, write ``heads.json`` and ``head_map.png``."""
     settings = RunSettings.of(args)
     require_figures(settings.out)
     with open_executor(args, settings.model) as model:

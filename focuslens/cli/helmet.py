@@ -1,4 +1,4 @@
-"""``focuslens helmet``: HELMET's tasks under the paper's settings, and recall sets to run them on."""
+"""``focuslens helmet``: HELMET's tasks under the paper's settings, and generated data for its recall tasks."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ __all__ = ["COMMAND"]
 _LOG = logging.getLogger(__name__)
 
 _ALPHAS = (-0.2, 0.2)
-"""The paper's strengths."""
+"""Strengths of the focus directions in the paper."""
 
 _ABOUT_RECALL = (
     "Write recall sets of the given lengths, in tokens of any model: needles with word keys, needles with UUID keys,\n"
@@ -146,7 +146,7 @@ def _recall_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Run tasks, or write recall sets."""
+    """Run HELMET's tasks or, with ``make-recall``, write recall sets."""
     return (_make_recall if args.action else _run_tasks)(args)
 
 
@@ -176,7 +176,7 @@ def _make_recall(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_tasks(args: argparse.Namespace) -> dict[str, Any]:
-    import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]  (a missing library fails before the work)
+    import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]  (a missing library fails before any work)
     from focuslens.cli.common import open_executor, print_table
 
     if args.helmet is None or not args.config:
@@ -247,7 +247,7 @@ def _helmet_run(
 
 
 def _without_bars_of_datasets() -> None:
-    """Silence the progress bars of ``datasets``, the library with which HELMET loads and filters data."""
+    """Hide the progress bars of ``datasets``, the library that HELMET uses to load and filter data."""
     with suppress(ImportError):
         datasets: Any = import_module("datasets")
         datasets.disable_progress_bars()
@@ -262,7 +262,7 @@ def _plan(args: argparse.Namespace, out: Path) -> tuple[Plan, Checkout]:
     root = checkout.root if args.data is None else args.data.resolve()
     if "demo" in configs:
         if len(configs) > 1 or args.data is not None:
-            raise ValueError("--config demo makes data of its own; run it alone, without --data")
+            raise ValueError("--config demo generates its data; run it alone, without --data")
         root = (out / "made").resolve()
         configs = [str(make_demo(root, args.lengths or DEMO_LENGTHS, seed=args.seed).config)]
     options = ["--model_name_or_path", args.model, "--output_dir", str(out / "output"), "--tag", args.tag]
@@ -289,7 +289,7 @@ def _directions(args: argparse.Namespace) -> tuple[FocusDirections | None, list[
 def _settings(
     args: argparse.Namespace, model: Executor, directions: FocusDirections | None, ranking: Sequence[Head] | None
 ) -> tuple[Sequence[Setting], Sequence[Head]]:
-    """Settings under which prompts are answered, and the heads whose sink score is recorded."""
+    """Settings to evaluate, and the heads whose attention to the sink is recorded."""
     from focuslens.studies.helmet.steering import paper_settings, ranked_heads, require_named, sink_heads
 
     if directions is None:

@@ -1,4 +1,4 @@
-"""The ``focuslens`` command: the list of its subcommands, and the dispatch to one of them."""
+"""Entry point of the ``focuslens`` command: the list of subcommands, and the dispatch to one subcommand."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ COMMANDS = {
         published,
     )
 }
-"""Every command by its name, in the order of the help."""
+"""All subcommands by name, in the order in which ``focuslens --help`` lists them."""
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -76,9 +76,9 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """Arguments with each negative value joined to its option, such as ``--alpha=-0.2,0.2``.
+    """Command-line arguments, with each negative value joined to its option, such as ``--alpha=-0.2,0.2``.
 
-    On its own, argparse would read a word that begins with a dash as an option.
+    argparse would otherwise parse a value such as ``-0.2,0.2`` as an option, because the value begins with a dash.
     """
     joined: list[str] = []
     for text in argv:
@@ -92,11 +92,16 @@ def _joined(argv: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, and return the exit status.
 
-    The status is 0 for success, 1 for a request that cannot be met, 2 for wrong usage, and 130 for an interruption.
+    The status is 0 for success, 1 for an error while the command runs, 2 if no command is given, and 130 for a keyboard
+    interrupt.
+
+    Raises:
+        SystemExit: With status 2 if the arguments are invalid, and with status 0 after ``--help`` and
+            ``--print-completion``.
     """
     parser = _parser()
     args, unknown = parser.parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
-    if unknown:  # the error names the command, because the command's own --help lists the options
+    if unknown:  # the message names the command, because the options are listed in the command's help
         Parser(prog=f"focuslens {args.command}").error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.version:
         from importlib.metadata import version
@@ -110,7 +115,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _status(args: argparse.Namespace) -> int:
-    """Run the command. An error that the user can correct is printed in one line."""
+    """Run the command, and return the exit status. An error that the user can correct is printed as one line."""
     try:
         output.carry_out(args, _run)
     except (ValueError, KeyError, OSError, ImportError) as error:
@@ -124,8 +129,6 @@ def _status(args: argparse.Namespace) -> int:
         print(f"focuslens {args.command}: {message}; shorter prompts and --dtype bfloat16 need less", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            f"\nfocuslens {args.command}: interrupted; with --out, the same command goes on from here", file=sys.stderr
-        )
+        print(f"\nfocuslens {args.command}: interrupted; with --out, the same command resumes here", file=sys.stderr)
         return 130
     return 0

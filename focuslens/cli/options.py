@@ -1,4 +1,7 @@
-"""Options that several commands share, and the types of their values. The import is quick, for the sake of the help."""
+"""Options that several commands share, and the types of the options' values.
+
+``focuslens --help`` imports this module. The module therefore imports no slow libraries.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +41,7 @@ _T = TypeVar("_T")
 
 
 def numbers(text: str) -> list[float]:
-    """Numbers from text such as ``-0.2,0.2``.
+    """Parse numbers separated by commas, such as ``-0.2,0.2``.
 
     Raises:
         argparse.ArgumentTypeError: If the text is not a list of numbers.
@@ -47,7 +50,7 @@ def numbers(text: str) -> list[float]:
 
 
 def integers(text: str) -> list[int]:
-    """Whole numbers from text such as ``10,20``.
+    """Parse whole numbers separated by commas, such as ``10,20``.
 
     Raises:
         argparse.ArgumentTypeError: If the text is not a list of whole numbers.
@@ -63,12 +66,12 @@ def _listed(text: str, kind: Callable[[str], _T], expected: str) -> list[_T]:
 
 
 def names(text: str) -> list[str]:
-    """Names from text such as ``json_kv,kilt_nq``."""
+    """Parse names separated by commas, such as ``json_kv,kilt_nq``."""
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def pair(text: str) -> tuple[str, str]:
-    """Name and value from text such as ``NAME=VALUE``.
+    """Parse text of the form ``NAME=VALUE`` into name and value.
 
     Raises:
         argparse.ArgumentTypeError: If the text has no ``=``.
@@ -79,16 +82,16 @@ def pair(text: str) -> tuple[str, str]:
     return name, value
 
 
-# Paths, which the shell completes
+# Options whose values are paths, which the shell completes
 
 
 def add_file(group: Any, *flags: str, **settings: Any) -> None:
-    """Add an option whose value is a file."""
+    """Add an option whose value is the path of a file."""
     complete_paths(group.add_argument(*flags, **settings), "FILE")
 
 
 def add_directory(group: Any, *flags: str, **settings: Any) -> None:
-    """Add an option whose value is a directory."""
+    """Add an option whose value is the path of a directory."""
     complete_paths(group.add_argument(*flags, **settings), "DIRECTORY")
 
 
@@ -96,7 +99,7 @@ def add_directory(group: Any, *flags: str, **settings: Any) -> None:
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the model and of the format of its prompts."""
+    """Add the options of the model and of its prompt format."""
     group = parser.add_argument_group("model")
     add_checkpoint(group)
     group.add_argument("--dtype", default="float32", help="dtype of the weights: float32 (default), bfloat16, float16")
@@ -114,7 +117,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 
 def add_checkpoint(group: Any) -> None:
-    """Add the options that name a checkpoint, its device and its context length."""
+    """Add the options that set a checkpoint, its device and its context length."""
     group.add_argument("--model", default="demo", help="hub name, directory, or 'demo', the embedded model (default)")
     add_device(group)
     add_device_map(group)
@@ -138,12 +141,12 @@ def add_device_map(group: Any) -> None:
 
 
 def add_samples(parser: argparse.ArgumentParser, *, fixed_documents: bool = False) -> Any:
-    """Add the options of the samples, and return their group.
+    """Add the options that select samples, and return the argument group of these options.
 
     Args:
         parser: Parser of the command.
-        fixed_documents: Whether the default is always 20 documents, for a command that opens no model. The context of
-            a model would limit the number.
+        fixed_documents: Whether the default of ``--documents`` is always 20, for a command that opens no model. In
+            other commands, the context of the model can lower the default.
     """
     group = parser.add_argument_group("data")
     add_file(group, "--data", default="synthetic", help="a lost-in-the-middle file, or 'synthetic' (default)")
@@ -164,11 +167,11 @@ def add_samples(parser: argparse.ArgumentParser, *, fixed_documents: bool = Fals
 
 
 def add_run(parser: argparse.ArgumentParser) -> None:
-    """Add the options of the run: the seed, the results' folder, and numbers of tokens."""
+    """Add the options of a run: seed, output directory, response length, and tokens per batch."""
     group = parser.add_argument_group("run")
     add_seed(group)
     add_out(group)
-    group.add_argument("--max-new-tokens", type=int, default=100, help="most tokens of a response (default 100)")
+    group.add_argument("--max-new-tokens", type=int, default=100, help="maximum tokens of a response (default 100)")
     group.add_argument(
         "--batch-tokens", type=int, default=BATCH_TOKENS, help="prompt tokens per batch (default %(default)s)"
     )
@@ -188,7 +191,7 @@ def add_out(group: Any) -> None:
 
 
 def add_ranking(group: Any) -> None:
-    """Add ``--heads``, a ranking."""
+    """Add ``--heads``, the file with a ranking of heads."""
     add_file(group, "--heads", help="ranking of heads: heads.json of focuslens heads; default: score training samples")
 
 
@@ -203,12 +206,12 @@ def add_directions(group: Any, *, required: bool = False) -> None:
 
 
 def add_counts(group: Any) -> None:
-    """Add ``--k``, the numbers of heads of a sweep."""
+    """Add ``--k``, the numbers of heads to change in a sweep."""
     group.add_argument(
         "--k", type=integers, default=[1, 5, 10, 20], help="numbers of heads to change (default 1,5,10,20)"
     )
 
 
 def add_positions(group: Any) -> None:
-    """Add ``--positions``, the rows that directions act on."""
+    """Add ``--positions``, the rows that focus directions act on."""
     group.add_argument("--positions", choices=("all", "response"), default="all", help="rows that are steered")

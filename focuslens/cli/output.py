@@ -1,8 +1,9 @@
 """Output streams of a command: results, notes, warnings and, with ``--json``, one JSON document.
 
-Results go to standard output. Notes and warnings go to standard error. A command prints its results for people, and
+Results go to standard output. Notes and warnings go to standard error. A command prints human-readable results, and
 returns the content of its result files. With ``--json``, the printed results go to standard error, and only the
-returned content goes to standard output. An error is always one line on standard error, without a JSON document.
+returned content goes to standard output. An error that the user can correct is one line on standard error, without a
+JSON document.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _PACKAGE = str(Path(__file__).parents[1])
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add ``--json``, ``--verbose`` and ``--quiet``, which every command has.
 
-    These options have no default, so that both a command and its own subcommand can have them.
+    The options have no default value, because a command and its subcommand (such as ``make-recall``) both have the
+    options. A default of the subcommand would overwrite the value that is given to the command.
     """
     group = parser.add_argument_group("output")
     group.add_argument(
@@ -56,7 +58,7 @@ def document(content: dict[str, Any], *written: Path | str) -> dict[str, Any]:
 
 
 def carry_out(args: argparse.Namespace, run: Callable[[argparse.Namespace], dict[str, Any]]) -> None:
-    """Run a command with its streams set up by ``--json``, ``--verbose`` and ``--quiet``."""
+    """Run a command with the output streams that ``--json``, ``--verbose`` and ``--quiet`` select."""
     as_json, verbose, quiet = (bool(getattr(args, name, False)) for name in ("json", "verbose", "quiet"))
     with ExitStack() as stack:
         stack.enter_context(_notes(logging.DEBUG if verbose else logging.WARNING if quiet else logging.INFO))
@@ -72,7 +74,7 @@ def carry_out(args: argparse.Namespace, run: Callable[[argparse.Namespace], dict
 
 
 class _Console(logging.Handler):
-    """Handler that prints lines on standard error, above progress bars."""
+    """Log handler that prints lines to standard error, above any progress bars."""
 
     def emit(self, record: logging.LogRecord) -> None:
         from tqdm import tqdm
@@ -81,9 +83,9 @@ class _Console(logging.Handler):
 
 
 class _Line(logging.Formatter):
-    """Format of a line: plain text for a note, and the level before the text for a warning.
+    """Log format: the message alone for a note, and the level before the message for a warning.
 
-    With details, every line also has its time and source.
+    If ``detailed``, every line begins with the time, the level and the name of the logger.
     """
 
     def __init__(self, detailed: bool) -> None:
@@ -97,7 +99,7 @@ class _Line(logging.Formatter):
 
 @contextmanager
 def _notes(level: int) -> Generator[None]:
-    """Print the package's log messages of at least one level, while the block lasts."""
+    """Print the package's log messages at or above a level, inside a ``with`` block."""
     handler, before, propagated = _Console(), _LIBRARY.level, _LIBRARY.propagate
     handler.setFormatter(_Line(detailed=level <= logging.DEBUG))
     _LIBRARY.addHandler(handler)
@@ -114,7 +116,7 @@ def _notes(level: int) -> Generator[None]:
 
 @contextmanager
 def _warnings_as_notes() -> Generator[None]:
-    """Log warnings of this package as warnings, and warnings of other libraries as details, while the block lasts."""
+    """Log this package's warnings as warnings, and other libraries' warnings as debug messages, in a ``with`` block."""
 
     def show(
         message: Warning | str,
@@ -134,7 +136,7 @@ def _warnings_as_notes() -> Generator[None]:
 
 @contextmanager
 def _silent_libraries(verbose: bool, *, bars: bool) -> Generator[None]:
-    """Silence the log of transformers unless ``verbose``, and its progress bars unless ``bars``."""
+    """Hide messages of transformers below level error unless ``verbose``, and its progress bars unless ``bars``."""
     from transformers.utils import logging as transformers_logging
 
     level, with_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
@@ -152,7 +154,7 @@ def _silent_libraries(verbose: bool, *, bars: bool) -> Generator[None]:
 
 @contextmanager
 def _without_bars() -> Generator[None]:
-    """Silence every progress bar, while the block lasts."""
+    """Hide all progress bars of this package and of hub downloads, inside a ``with`` block."""
     from huggingface_hub.utils import are_progress_bars_disabled
     from huggingface_hub.utils import disable_progress_bars as disable_downloads
     from huggingface_hub.utils import enable_progress_bars as enable_downloads

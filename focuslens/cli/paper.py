@@ -1,4 +1,4 @@
-"""``focuslens paper``: every table and figure of the paper, for one model."""
+"""``focuslens paper``: the tables and figures of the paper for one model, apart from HELMET's tables."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Make the artefacts that are not finished yet, and ``index.html``."""
-    import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]  (a missing library fails before the work)
+    """Make the artefacts (tables and figures) that are not finished yet, and ``index.html``."""
+    import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]  (a missing library fails before any work)
     from focuslens.scores.rouge import rouge_1_recall
     from focuslens.studies.paper.run import reproduce, results_folder
     from focuslens.studies.paper.settings import find_settings, load_settings
@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     settings = load_settings(find_settings(args.model))
     out = args.out or results_folder(settings.name)
     if not args.only or "retrieval" in args.only:
-        rouge_1_recall("a", "a")  # a missing library fails before the work
+        rouge_1_recall("a", "a")  # a missing rouge-score fails before the work starts
     with cluster.open_pool(args, settings.model, settings.model_options) as pool:
         study = Study(settings, out, args.data, args.haystack, pool=pool)
         shown = reproduce(study, args.only, say=_LOG.info)

@@ -1,4 +1,4 @@
-"""``focuslens published``: the directions that the paper's authors publish, without any model's weights."""
+"""``focuslens published``: statistics of the directions that the paper's authors publish, without model weights."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Print and, with ``--out``, write ``published.json``, a CSV of each table, the figures and ``index.html``."""
+    """Print the statistics and, with ``--out``, write ``published.json``, CSV tables, figures and ``index.html``."""
     require_figures(args.out)
     from focuslens.cli.published_survey import Survey
 

@@ -1,4 +1,4 @@
-"""Numbers, tables, figures and page of ``focuslens published``."""
+"""Statistics, tables, figures and HTML page of ``focuslens published``."""
 
 from __future__ import annotations
 
@@ -31,13 +31,13 @@ _SPREAD = {"least": "min", "median": "median", "most": "max"}
 
 @dataclass(frozen=True)
 class Survey:
-    """The published models, with numbers per model and per pair of models.
+    """Statistics of the directions that the paper's authors published, per model and per pair of models.
 
     Attributes:
-        models: The models.
-        summaries: One row of numbers per model.
-        pairs: One row per pair of models.
-        top: Number of heads that count as contextual.
+        models: Published directions and head ranking of each model.
+        summaries: One row of statistics per model.
+        pairs: Table with one row per pair of models.
+        top: Number of best heads that count as contextual.
     """
 
     models: tuple[PublishedModel, ...]
@@ -47,13 +47,13 @@ class Survey:
 
     @classmethod
     def of(cls, directory: str | Path, top: int) -> Survey:
-        """Survey of the models in a directory."""
+        """Survey of the models in a directory in the authors' layout."""
         models = tuple(load_published(directory))
         summaries = tuple(summarize_published(model, top) for model in models)
         return cls(models, summaries, compare_published(models, top, _BINS, seed=_SEED), top)
 
     def print(self) -> None:
-        """Print the numbers."""
+        """Print the statistics of each model and of each pair of models."""
         for model, row in zip(self.models, self.summaries, strict=True):
             _print_summary(row)
             print_table(_top_heads(model, self.top))
@@ -78,7 +78,7 @@ class Survey:
         }
 
     def write(self, out: Path) -> list[Path]:
-        """Write numbers, tables, figures and the page, and return their files."""
+        """Write ``published.json``, the tables, the figures and the HTML page, and return the paths of all files."""
         tables = self.tables()
         for name, frame in tables.items():
             write_atomically(out / f"{name}.csv", frame.to_csv(index=False).encode())
@@ -90,12 +90,12 @@ class Survey:
         return [*files, *(path for _, path in figures)]
 
     def readable_pairs(self) -> pd.DataFrame:
-        """The pairs of models, named without the models' owners."""
+        """Table of pairs of models. The models' names omit the owner on the hub."""
         labels = {model.name: model.label for model in self.models}
         return self.pairs.assign(first=self.pairs["first"].map(labels), second=self.pairs["second"].map(labels))
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """The tables by file name, without suffix."""
+        """Tables by file name, without suffix."""
         heads, frequencies, depths = ([] for _ in range(3))
         for model in self.models:
             heads.append(head_table(model).assign(model=model.name))
@@ -113,7 +113,7 @@ class Survey:
         }
 
     def draw(self, out: Path, tables: Mapping[str, pd.DataFrame]) -> list[tuple[str, Path]]:
-        """Draw the figures, and return the caption and file of each figure."""
+        """Draw and save the figures, and return the caption and path of each figure."""
         from matplotlib import pyplot as plt
 
         from focuslens.viz import save_figure
@@ -125,7 +125,7 @@ class Survey:
         return figures
 
     def figures(self, tables: Mapping[str, pd.DataFrame]) -> Iterator[tuple[str, Any, str]]:
-        """Caption, axes and name of each figure."""
+        """Caption, axes and file name (without suffix) of each figure."""
         from focuslens.viz import depth_profiles, frequency_profiles, norms_by_rank
 
         def columns(table: str, column: str) -> dict[str, Any]:
@@ -142,7 +142,7 @@ class Survey:
         yield f"Depth of the top {self.top} heads.", depth_profiles(columns("depth", "share")), "depth"
 
     def write_index(self, path: Path, figures: Sequence[tuple[str, Path]]) -> None:
-        """Write the page."""
+        """Write the HTML page with the findings, tables and figures."""
         from focuslens.viz import write_report
 
         rankings = {f"ranking of {model.label}": _ranking_source(model) for model in self.models}
@@ -165,7 +165,7 @@ class Survey:
         )
 
     def report_tables(self) -> list[Any]:
-        """Tables of the page."""
+        """Tables of the HTML page."""
         from focuslens.viz import Table
 
         norms = {
@@ -193,9 +193,9 @@ class Survey:
         return tables
 
     def _rows(self, columns: Sequence[str]) -> tuple[tuple[Any, ...], ...]:
-        """Two rows per model: one for its best heads and one for all heads.
+        """Two rows per model: the first for the model's best heads, and the second for all its heads.
 
-        In a column's name, ``{}`` is replaced with ``top`` or ``all``.
+        In the name of each column, ``{}`` is replaced with ``top`` in the first row and ``all`` in the second row.
         """
         return tuple(
             (
@@ -228,7 +228,7 @@ def _three(row: dict[str, Any], part: str, name: str, form: str) -> str:
 
 
 def _top_heads(model: PublishedModel, top: int) -> pd.DataFrame:
-    """Norms of the best heads' directions, also divided by the norm of the noise that training starts from."""
+    """Norms of the best heads' directions, with their ratios to the norm of the initial vectors in training."""
     table, noise = head_table(model).head(top), initial_norm(model.directions.d_head)
     frame = table[["rank", "layer", "head"]].astype("int64")
     for name, part in (("d_Q", "query_norm"), ("d_K", "key_norm")):
@@ -237,7 +237,7 @@ def _top_heads(model: PublishedModel, top: int) -> pd.DataFrame:
 
 
 def _joined(frames: Sequence[pd.DataFrame]) -> pd.DataFrame:
-    """One table from several, with the model's name in the first column."""
+    """Concatenation of tables, with the model's name in the first column."""
     frame = pd.concat(frames, ignore_index=True)
     return frame[["model", *(column for column in frame.columns if column != "model")]]
 
@@ -260,5 +260,5 @@ def _finding(row: dict[str, Any]) -> str:
 
 
 def _cells(frame: pd.DataFrame) -> tuple[tuple[Any, ...], ...]:
-    """Rows of a table, with Python's own number types."""
+    """Rows of a table, with Python numbers in place of NumPy numbers."""
     return tuple(tuple(row.values()) for row in frame.to_dict(orient="records"))

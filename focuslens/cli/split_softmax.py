@@ -40,7 +40,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Sweep ``tau`` and ``k`` on contextual heads, and ``k`` on equally many random heads."""
+    """Sweep split-softmax over ``tau`` and ``k`` on contextual heads, and over ``k`` on random heads as a control."""
     settings = RunSettings.of(args)
     require_figures(settings.out)
     with open_executor(args, settings.model) as model:

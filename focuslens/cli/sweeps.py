@@ -30,14 +30,15 @@ def controls(
     exclude: int,
     seed: int,
 ) -> list[Setting]:
-    """Settings of split-softmax on random heads, none of which is among the contextual heads of the sweep.
+    """Split-softmax settings on random heads, as a control. The contextual heads of the sweep are never drawn.
 
     Args:
-        model: The model.
+        model: Model that the sweep runs on.
         ranking: Contextual heads, best first.
         ks: Numbers of random heads.
-        tau: Exponent; ``None`` for no settings.
-        exclude: Smallest number of contextual heads that are excluded from the draw.
+        tau: Exponent of split-softmax. If ``None``, there are no settings.
+        exclude: Number of best heads to exclude from the draw. The number is capped at half of all heads, and then
+            raised to ``max(ks)`` if it is smaller.
         seed: Seed of the draw.
     """
     from focuslens.evaluation import split_softmax_settings
@@ -61,10 +62,10 @@ def controls(
 
 
 def possible_counts(ks: Sequence[int], n: int) -> list[int]:
-    """Values of ``--k`` from 1 to ``n``. A warning names all other values.
+    """Values of ``--k`` between 1 and ``n``. A warning lists the values outside this range.
 
     Raises:
-        ValueError: If no value is left.
+        ValueError: If all values are outside this range.
     """
     possible = [k for k in ks if 1 <= k <= n]
     if not possible:
@@ -79,7 +80,7 @@ def possible_counts(ks: Sequence[int], n: int) -> list[int]:
 
 
 def first_heads(heads: Sequence[Head], ks: Sequence[int]) -> list[list[int]]:
-    """The heads of the largest set of the sweep, as JSON."""
+    """The largest set of heads in the sweep, as JSON values."""
     return [list(head) for head in heads[: max(ks, default=0)]]
 
 
@@ -90,7 +91,7 @@ def sweep_to(
     grid: Sequence[Setting],
     out: Path | None,
 ) -> Sweep:
-    """Run a sweep. Its records go to a file, from which a killed run resumes."""
+    """Run a sweep. If ``out`` is given, records are written to this file, from which a killed run resumes."""
     from focuslens.evaluation import run_sweep
 
     return run_sweep(
@@ -114,16 +115,19 @@ def finish(
     draw: Callable[[], Any],
     entries: dict[str, Any],
 ) -> dict[str, Any]:
-    """Print a sweep's table, write the table and a figure to ``--out``, and return the content of the result file.
+    """Print a sweep's table and, with ``--out``, write the results and a figure.
 
     Args:
         settings: Settings of the command.
-        model: The model.
-        data: The samples.
+        model: Model that the sweep ran on.
+        data: Samples of the sweep.
         sweep: The finished sweep.
         name: Name of the files, without suffix.
         draw: Function that draws the figure.
-        entries: Further entries of the result file.
+        entries: Additional entries of the result file.
+
+    Returns:
+        Content of the result file.
     """
     from focuslens.util.files import write_json
 

@@ -1,4 +1,4 @@
-"""``focuslens train``: focus directions from training samples."""
+"""``focuslens train``: training of focus directions on samples."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Train, and write the directions and their loss curves to ``--out``."""
+    """Train focus directions, and write the directions and their loss curves to ``--out``."""
     given = RunSettings.of(args)
     out = given.out or _OUT
     require_figures(out)
@@ -81,13 +81,13 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _chosen_heads(
     args: argparse.Namespace, settings: RunSettings, model: Executor
 ) -> tuple[list[Head], dict[str, Any]]:
-    """The heads to train, and the source of the choice. Without ``--heads`` and ``--top-k``, they are all heads."""
+    """Heads to train, and the source of their ranking. Without ``--heads`` and ``--top-k``, all heads are trained."""
     from focuslens.heads import Head
 
     everything = [Head(layer, head) for layer in range(model.shape.n_layers) for head in range(model.shape.n_heads)]
     if args.top_k is None and not args.heads:
         return everything, {"all_heads": len(everything)}
-    count_heads("--top-k", args.top_k, len(everything))  # refuses a wrong number before the heads are scored
+    count_heads("--top-k", args.top_k, len(everything))  # rejects an invalid number before the heads are scored
     ranking, source = get_ranking(args.heads, settings, model, evaluated=False)
     return ranking[: count_heads("--top-k", args.top_k, len(ranking), default=len(ranking))], source
 
@@ -120,7 +120,7 @@ def _train(
 
 
 def _show_losses(directions: FocusDirections, out: Path) -> list[Path]:
-    """Draw the losses, print the scores of the heads that are best in the last epoch, and return the figure's path."""
+    """Draw the loss curves, print the scores of the best heads in the last epoch, and return the figure's path."""
     losses = directions.losses
     if losses is None:
         return []

@@ -1,4 +1,4 @@
-"""Sources of samples: multi-document files, needles in a haystack, and the synthetic corpus."""
+"""Sources of samples: lost-in-the-middle files, needle-in-a-haystack prompts and the synthetic corpus."""
 
 from focuslens.data.multidoc import MultiDocData, load_multidoc
 

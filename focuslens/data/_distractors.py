@@ -1,4 +1,4 @@
-"""Choice of distractors for a file that has only gold passages: the gold passages of other questions in the file."""
+"""Distractors for the questions in an oracle file, drawn from the gold passages of the file's other questions."""
 
 from __future__ import annotations
 
@@ -12,29 +12,30 @@ from focuslens.prompts.answers import normalize_answer
 
 __all__ = ["draw_distractors"]
 
-# A normalised record takes about 1 kB. All of nq-open-oracle fits into the cache, which takes a few megabytes at most.
+# The cache takes about 4 MB at most, because a normalised record takes about 1 kB. All records of nq-open-oracle fit.
 _CACHED_RECORDS = 4096
 
 
 def draw_distractors(
     read: Callable[[int], Record], lines: int, questions: int, count: int, seed: int
 ) -> Iterator[array[int]]:
-    """Draw ``count`` distractors for each question, as the numbers of the lines that have them as gold passages.
+    """Draw ``count`` distractors per question, and yield the line numbers of the distractors, one array per question.
 
-    The draw is uniform. It depends on the seed and on the question's line, not on the number of questions. It skips
-    the question's own passage, repeated passages, and passages that contain an accepted answer of the question. For
-    this comparison, titles belong to passages, and passages and answers are normalised.
+    The distractor on a line is the line's gold passage. Lines are counted from 0. The draw is uniform and depends on
+    the seed and on the question's line number, but not on the number of questions. The draw skips the question's gold
+    passage, duplicate passages, and passages that contain an accepted answer to the question. For these comparisons,
+    a passage includes its title, and passages and answers are normalised.
 
-    Some answers leave too few passages: one answer in NQ-Open is "S", a letter that every passage contains. A second
-    round then adds passages in which the answer is only a part of a word, never a whole word. If an array is still
-    shorter than ``count``, the file has no more usable passages for that question.
+    Some answers exclude too many passages. For example, one answer in NQ-Open is "S", a letter that every passage
+    contains. In such a case, a second round also accepts passages that contain an answer only as part of a longer
+    word. If an array is still shorter than ``count``, the file has no further usable passages for the question.
 
     Args:
-        read: Function that reads the record on a line, given the line's number.
+        read: Function that returns the record on a line, given the line number.
         lines: Number of lines in the file.
-        questions: Number of questions that need distractors, from the first line on.
+        questions: Number of questions to draw distractors for, starting at the first line.
         count: Number of distractors per question.
-        seed: Seed of the draw.
+        seed: Random seed.
     """
 
     @lru_cache(maxsize=_CACHED_RECORDS)
@@ -57,7 +58,7 @@ def draw_distractors(
 
 
 def _permutation(size: int, rng: random.Random) -> Iterator[int]:
-    """A uniform permutation of ``range(size)``, computed lazily (Fisher and Yates)."""
+    """Random permutation of ``range(size)``, computed lazily with the Fisher-Yates shuffle."""
     moved: dict[int, int] = {}
     for i in range(size):
         j = rng.randrange(i, size)

@@ -1,4 +1,4 @@
-"""Access by line number to a text file that is too large for memory, compressed or not."""
+"""Random access to the lines of a plain or gzipped text file, without loading the file into memory."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 class LineStore:
-    """Lines of one file, which :meth:`scan` streams once and which can then be read by number.
+    """Random access to the lines of one file. After one pass with :meth:`scan`, ``store[i]`` returns line ``i``.
 
-    Only the offsets of the lines are held in memory. A gzip stream cannot be read from the middle. The lines of a
-    compressed file (recognised by its first bytes) are therefore copied to an anonymous temporary file during the
-    scan. :meth:`close` deletes that file, and so does garbage collection of the store. A plain file is read in place.
+    Only the byte offsets of the lines are kept in memory. A plain file is read in place. A gzip stream does not support
+    random access. During the scan, the lines of a gzipped file are therefore copied to an anonymous temporary file. The
+    temporary file is deleted by :meth:`close` or when the store is garbage-collected. The first two bytes of a file
+    determine whether it is gzipped.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -38,17 +39,18 @@ class LineStore:
             raise IsADirectoryError(f"{str(self.path)!r} is a directory; name a file in it, such as *.jsonl.gz")
         with self.path.open("rb") as file:
             self._compressed = file.read(2) == _GZIP_MAGIC
-        # The file stays open as long as the store lives. Its class depends on the operating system, hence the cast.
+        # The file stays open until the store is closed or garbage-collected. The cast is needed because the class of
+        # a temporary file depends on the operating system.
         file = tempfile.TemporaryFile() if self._compressed else self.path.open("rb")  # noqa: SIM115
         self._file = cast("BinaryIO", file)
         self._offsets = array("Q")
         weakref.finalize(self, self._file.close)
 
     def scan(self) -> Iterator[bytes]:
-        """Yield every line in order, with one line in memory at a time. After the scan, lines can be read by number.
+        """Yield the lines in order, and record their offsets for random access. One line is in memory at a time.
 
         Raises:
-            ValueError: If a compressed file is damaged or cut off.
+            ValueError: If a gzipped file is corrupt or truncated.
         """
         offset, bar = 0, progress_bar(f"reading {self.path.name}", self.path.stat().st_size, unit="B", passing=True)
         with bar, self.path.open("rb") as raw, gzip.GzipFile(fileobj=raw) if self._compressed else raw as source:
@@ -79,5 +81,5 @@ class LineStore:
         return self._file.readline()
 
     def close(self) -> None:
-        """Close the file, and delete the temporary copy if there is one. A second call has no effect."""
+        """Close the file, and delete its temporary copy, if any. Further calls have no effect."""
         self._file.close()

@@ -1,4 +1,4 @@
-"""Parsing and checking of one line of a lost-in-the-middle file."""
+"""Parsing and validation of the lines of a lost-in-the-middle file."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from focuslens.prompts.prompt import Document
 __all__ = ["Kind", "Record", "detect_kind", "parse_object", "parse_record"]
 
 Kind: TypeAlias = Literal["retrieval", "placed", "oracle"]
-"""Kind of a file. Its records hold retrieved passages without the gold passage (``retrieval``), several passages with
-the gold passage among them (``placed``), or the gold passage alone (``oracle``)."""
+"""Kind of a lost-in-the-middle file. The field ``ctxs`` of each record contains retrieved passages without the gold
+passage (``retrieval``), the gold passage among other passages (``placed``), or only the gold passage (``oracle``)."""
 
 Fields: TypeAlias = Mapping[str, object]
 
@@ -25,15 +25,16 @@ _KINDS: Mapping[type, str] = {str: "a string", bool: "true or false", list: "a l
 
 @dataclass(frozen=True)
 class Record:
-    """One question with its passages.
+    """One question with its accepted answers and its passages.
 
     Args:
         question: The question.
-        answers: The accepted answers that do not normalise to the empty string.
-        dropped: The accepted answers that normalise to the empty string, which every prediction contains.
+        answers: The accepted answers that are not empty after normalisation.
+        dropped: The accepted answers that are empty after normalisation. They cannot be used, because every prediction
+            contains the empty string.
         gold: The passage that answers the question.
-        distractors: The passages that can be distractors, in the order of the file; none in an oracle file.
-        gold_index: Index of the gold passage in ``ctxs``; -1 if ``ctxs`` lacks it, as in retrieval results.
+        distractors: The passages that can serve as distractors, in file order. Empty for an oracle file.
+        gold_index: Index of the gold passage in ``ctxs``; -1 for retrieval results, which do not mark a gold passage.
     """
 
     question: str
@@ -45,10 +46,10 @@ class Record:
 
 
 def parse_object(line: bytes) -> Fields:
-    """Parse the JSON object on one line.
+    """Parse one line as a JSON object.
 
     Raises:
-        ValueError: If the line does not hold a JSON object.
+        ValueError: If the line is not a JSON object.
     """
     try:
         value: object = json.loads(line)
@@ -59,7 +60,11 @@ def parse_object(line: bytes) -> Fields:
 
 
 def detect_kind(fields: Fields) -> Kind:
-    """Kind of a record's file. Retrieval results have no ``isgold``, and an oracle file has one passage per record."""
+    """Infer the kind of a file from its first record.
+
+    If no passage has the field ``isgold``, the file contains retrieval results. Otherwise, a record with one passage
+    means an oracle file, and a record with several passages means a placed file.
+    """
     passages = _passages(fields)
     if not any("isgold" in passage for passage in passages):
         return "retrieval"
@@ -67,11 +72,12 @@ def detect_kind(fields: Fields) -> Kind:
 
 
 def parse_record(fields: Fields, kind: Kind) -> Record:
-    """Read the question, the answers and the passages of one record.
+    """Convert the fields of one line to a :class:`Record`.
 
     Raises:
-        ValueError: If a field is missing or of the wrong type, if there is not exactly one gold passage, or if no
-            answer is usable. The message names the field.
+        ValueError: If a field is missing, empty or of the wrong type, if the record does not have exactly one gold
+            passage, if a record of an oracle file has several passages, or if every answer is empty after
+            normalisation. The message describes the invalid field.
     """
     question = _get(fields, "question", str)
     if not question.strip():
@@ -84,7 +90,9 @@ def parse_record(fields: Fields, kind: Kind) -> Record:
         distractors = tuple(document for document, usable in zip(documents, wrong, strict=True) if usable)
         return Record(question, answers, dropped, _annotated_gold(fields), distractors, -1)
     if kind == "oracle" and len(passages) > 1:
-        raise ValueError(f"{len(passages)} passages in 'ctxs', but the file's first line has one; it must be one here")
+        raise ValueError(
+            f"{len(passages)} passages in 'ctxs', but the file's first line has one; this line must have one too"
+        )
     place = _gold_index(passages)
     gold = documents.pop(place)
     return Record(question, answers, dropped, gold, tuple(documents), place)

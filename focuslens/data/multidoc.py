@@ -1,4 +1,4 @@
-"""The multi-document question answering data of "Lost in the Middle" (Liu et al., 2024), read lazily."""
+"""Lazy access to the multi-document question-answering data of "Lost in the Middle" (Liu et al., 2024)."""
 
 from __future__ import annotations
 
@@ -34,39 +34,41 @@ def load_multidoc(
     seed: int = 42,
     limit: int | None = None,
 ) -> MultiDocData:
-    """Samples of ``num_documents`` documents each, one sample for every pair of a question and a gold position.
+    """Load samples from a lost-in-the-middle file, one sample per question and gold position.
 
-    The file holds JSON lines, gzipped or not. Its first record shows which of three kinds of file it is:
+    The file is in JSON Lines format, plain or gzipped. There are three kinds of file. The first record determines the
+    kind:
 
-    * **Retrieval results** (``nq-open-contriever-msmarco-retrieved-documents``): no passage in ``ctxs`` has a field
+    * **Retrieval results** (``nq-open-contriever-msmarco-retrieved-documents``): no passage in ``ctxs`` has the field
       ``isgold``. The distractors are the first ``num_documents - 1`` passages whose ``hasanswer`` is false, shuffled
-      for every question and position. The gold passage consists of the title and the ``chunked_long_answer`` of
-      ``nq_annotated_gold``.
-    * **Placed** (``nq-open-N_total_documents_gold_at_K``): ``ctxs`` holds several passages, and ``isgold`` is true for
-      exactly one. The distractors are the first ``num_documents - 1`` other passages, in their order in the file. The
-      gold passage moves to ``gold_positions``.
-    * **Oracle** (``nq-open-oracle``): ``ctxs`` holds the gold passage alone. The distractors are gold passages of other
-      questions in the file. They are all different, and none contains an accepted answer. All samples of a question
-      have the same distractors, but in different orders.
+      anew for each question and gold position. The gold passage consists of the title and the ``chunked_long_answer``
+      of ``nq_annotated_gold``.
+    * **Placed** (``nq-open-N_total_documents_gold_at_K``): ``ctxs`` contains several passages, and ``isgold`` is true
+      for exactly one of them, the gold passage. The distractors are the first ``num_documents - 1`` other passages, in
+      file order. The gold passage is moved to each of the ``gold_positions``.
+    * **Oracle** (``nq-open-oracle``): ``ctxs`` contains only the gold passage. The distractors are gold passages of
+      other questions in the file. All distractors of a question are different, and no distractor contains an accepted
+      answer as a whole word. All samples of a question have the same distractors, but in different orders.
 
-    This function checks every line once. A line is read again when one of its samples is accessed, so only the offsets
-    of the lines stay in memory (see :class:`MultiDocData`). An answer that normalises to the empty string (NQ-Open
-    accepts "*" once) is dropped with a warning if the question has other answers.
+    This function validates every line once, and keeps line offsets in memory instead of records. A line is read again
+    when one of its samples is accessed (see :class:`MultiDocData`). If an accepted answer is empty after normalisation
+    and the question has other answers, the empty answer is dropped with a warning. NQ-Open has one such answer: "*".
 
     Args:
-        path: Path of the file.
-        num_documents: Number of documents per sample, the gold document included.
-        gold_positions: Positions of the gold document, from 0. Each gives one sample per question. ``None`` keeps the
-            position in a placed file.
-        seed: Seed of the distractors' order and, for an oracle file, of their choice.
-        limit: Number of questions to use, from the first line on; ``None`` for all. Later lines are not read, except as
-            distractors from an oracle file.
+        path: Path to the file.
+        num_documents: Number of documents per sample, including the gold document.
+        gold_positions: Positions of the gold document, counted from 0. Each position gives one sample per question.
+            ``None`` keeps the gold document at its position in the file, which is possible only for placed files.
+        seed: Random seed for the order of the distractors and, for an oracle file, also for their choice.
+        limit: Maximum number of questions, counted from the first line; ``None`` for no limit. Later lines are read
+            only in an oracle file, where they provide distractors.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If an argument is out of range, or if a line cannot be used because of broken JSON, a missing field,
-            too few or too many gold passages, too few distractors, or no usable answer. The message
-            names the file and the line number.
+        FileNotFoundError: If the file does not exist.
+        IsADirectoryError: If ``path`` is a directory.
+        ValueError: If an argument is out of range, or if a line is invalid: broken JSON, a missing field, too few or
+            too many gold passages, too few distractors, or no usable answer. For an invalid line, the message names
+            the file and the line number.
     """
     positions = None if gold_positions is None else tuple(map(operator.index, gold_positions))
     layout = _Layout(num_documents, positions, seed)
@@ -76,8 +78,8 @@ def load_multidoc(
     if source.dropped:
         line, answer = source.dropped[0]
         warnings.warn(
-            f"{source.store.path}: dropped {len(source.dropped)} accepted answer(s) that normalise to nothing, which "
-            f"every prediction contains (first: {answer!r}, line {line}); their questions have other answers",
+            f"{source.store.path}: dropped {len(source.dropped)} accepted answer(s) that are empty after normalisation. "
+            f"Every prediction contains these (first: {answer!r}, line {line}); their questions have other answers",
             stacklevel=2,
         )
     return MultiDocData(source, range(source.questions * layout.slots))
@@ -110,12 +112,12 @@ class _Layout:
 
 
 class _Source:
-    """One validated file, and the conversion of its lines to samples."""
+    """Validated lost-in-the-middle file, whose lines are converted to samples on access."""
 
     def __init__(self, store: LineStore, layout: _Layout, limit: int | None) -> None:
         self.store, self.layout, self.limit = store, layout, limit
         self.needed = layout.num_documents - 1
-        # For each line, the first line with the same question. A file that joins several files can repeat questions.
+        # For each line, the index of the first line with the same question. Concatenated files can repeat questions.
         self.first_lines = array("Q")
         self.dropped: list[tuple[int, str]] = []
         self._records: OrderedDict[int, Record] = OrderedDict()
@@ -134,7 +136,7 @@ class _Source:
             self.first_lines.append(seen.setdefault(digest, index))
             if self.limit is None or index < self.limit:
                 self.dropped += [(index + 1, answer) for answer in record.dropped]
-            # An oracle file is read to its end, because its later lines provide distractors for the first questions.
+            # An oracle file is read to its end, because lines after the limit also provide distractors.
             if index + 1 == self.limit and self.kind != "oracle":
                 break
         if not len(self.store):
@@ -192,7 +194,7 @@ class _Source:
         return ValueError(f"{self.store.path}, line {index + 1}: {error}")
 
     def record(self, index: int) -> Record:
-        """The record of one line, parsed again unless it is in the cache of recent records."""
+        """Record on the line ``index``, parsed again unless it is in the cache of recently used records."""
         record = self._records.pop(index, None) or self._parse(index, self.store[index])
         self._records[index] = record
         if len(self._records) > _CACHED_RECORDS:
@@ -200,7 +202,7 @@ class _Source:
         return record
 
     def sample(self, pick: int) -> MultiDocSample:
-        """The sample with the number ``pick``. Samples are numbered question by question."""
+        """Sample number ``pick``. The samples of one question have consecutive numbers."""
         index, slot = divmod(pick, self.layout.slots)
         record = self.record(index)
         positions = self.layout.gold_positions
@@ -216,13 +218,14 @@ class _Source:
             return list(record.distractors)
         oracle = self.kind == "oracle"
         distractors = [self.record(line).gold for line in self._draws[index]] if oracle else list(record.distractors)
-        # Python hashes a text seed with SHA-512, so orders are equal on every machine and unrelated between lines.
+        # ``random.Random`` hashes a string seed with SHA-512. Every machine therefore gives the same orders, and the
+        # orders of different lines are unrelated.
         random.Random(f"{self.layout.seed}/{index}/{place}").shuffle(distractors)
         return distractors
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the file's bytes on disk."""
+        """SHA-256 digest of the file as stored on disk, before decompression."""
         digest = hashlib.sha256()
         with self.store.path.open("rb") as file:
             while block := file.read(1 << 20):
@@ -231,16 +234,16 @@ class _Source:
 
 
 class MultiDocData(Sequence[MultiDocSample]):
-    """A lazy sequence of samples, returned by :func:`load_multidoc`.
+    """Lazy sequence of samples from one file, as returned by :func:`load_multidoc`.
 
-    Samples are in the order of the questions. The samples of one question are in the order of ``gold_positions``.
-    ``data[i]`` reads the line of one question and, from an oracle file, the lines of the distractors. Slices,
-    :meth:`split` and :meth:`sample` give views of the same file and copy no data. Only the offsets of the lines and a
-    few parsed records are in memory. A gzipped file is unpacked once, into a temporary file that is deleted with the
-    last view or by :meth:`close`.
+    :func:`load_multidoc` returns the questions in file order, and the samples of each question in the order of
+    ``gold_positions``. ``data[i]`` reads the line of one question and, for an oracle file, also the lines of its
+    distractors. Slices, :meth:`split` and :meth:`sample` return views of the same file without copying data. Only line
+    numbers, line offsets and a few parsed records are kept in memory. A gzipped file is decompressed once, into a
+    temporary file. The temporary file is deleted by :meth:`close` or when the last view is garbage-collected.
 
     The ``question_id`` of a sample is the number of the first line with its question, counted from 0. If a later line
-    repeats the question, the ``name`` of that line's samples contains the later line's number.
+    repeats the question, the samples of the later line have that line's number in their ``name``.
     """
 
     def __init__(self, source: _Source, picks: Sequence[int], selection: tuple[Mapping[str, Any], ...] = ()) -> None:
@@ -256,7 +259,8 @@ class MultiDocData(Sequence[MultiDocSample]):
     def __getitem__(self, index: int | slice) -> MultiDocSample | MultiDocData:
         if isinstance(index, slice):
             start, stop, by = index.indices(len(self))
-            # A backward slice down to the first sample has the stop -1 here. As a bound, -1 would mean the last sample.
+            # For a backward slice that ends with sample 0, ``indices`` returns the stop -1. If the step is replayed as
+            # a slice, -1 would mean the last sample.
             step = {"step": "slice", "start": start, "stop": None if stop < 0 else stop, "by": by}
             return self._view(self._picks[index], step)
         try:
@@ -291,15 +295,15 @@ class MultiDocData(Sequence[MultiDocSample]):
 
     @property
     def questions(self) -> int:
-        """Number of different questions."""
+        """Number of distinct questions in this view."""
         return len(self._by_question())
 
     @property
     def description(self) -> dict[str, object]:
-        """Description of these samples for a result file. Equal descriptions mean equal samples.
+        """JSON-serialisable description of the samples for result files. Equal descriptions mean equal samples.
 
-        ``sha256`` is the digest of the whole file, computed at the first access. ``selection`` lists the slices, splits
-        and samplings that led to this view; :meth:`SampleSelection.reopen` reads the list.
+        ``sha256`` is the digest of the whole file, computed on first access. ``selection`` lists the slices, splits and
+        draws that produced this view, in order. :meth:`SampleSelection.reopen` accepts the description.
         """
         source, positions = self._source, self._source.layout.gold_positions
         return {
@@ -317,18 +321,19 @@ class MultiDocData(Sequence[MultiDocSample]):
         }
 
     def split(self, fraction: float = 0.5, seed: int = 42) -> tuple[MultiDocData, MultiDocData]:
-        """Train and test samples, split by question: all samples of a question are in the same part.
+        """Split the samples by question into a training part and a test part.
 
-        This is the split of "Focus Directions" (arXiv 2503.23306). ``random.Random(seed)`` shuffles the questions. The
-        first ``fraction`` of them, rounded down, are the training questions. Both parts keep the shuffled order. On a
-        whole file, the default arguments give the paper's questions in the paper's order.
+        All samples of a question are in the same part. The method is that of "Focus Directions" (arXiv 2503.23306).
+        ``random.Random(seed)`` shuffles the ``n`` questions, and the first ``floor(fraction * n)`` questions form the
+        training part. Both parts keep the shuffled order. On a whole file, the default arguments give the paper's
+        questions in the paper's order.
 
         Raises:
             ValueError: If the training or the test part would be empty.
         """
         groups = list(self._by_question().values())
         random.Random(seed).shuffle(groups)
-        # The added 1e-9 undoes rounding errors: 0.29 * 100 is 28.999999999999996.
+        # Adding 1e-9 compensates for floating-point error: 0.29 * 100 is 28.999999999999996.
         cut = math.floor(len(groups) * fraction + 1e-9) if 0 < fraction < 1 else 0
         if not 0 < cut < len(groups):
             raise ValueError(
@@ -340,12 +345,12 @@ class MultiDocData(Sequence[MultiDocSample]):
         return self._view(train, {**step, "side": 0}), self._view(test, {**step, "side": 1})
 
     def sample(self, n: int, seed: int = 42) -> MultiDocData:
-        """Draw ``n`` samples of different questions at random, spread evenly over the gold positions.
+        """Draw one sample from each of ``n`` random questions, balanced over the gold positions.
 
-        With the same seed, a smaller draw is the beginning of a larger draw.
+        With the same seed, the samples of a smaller draw are the first samples of a larger draw.
 
         Raises:
-            ValueError: If ``n`` is below 1, or above the number of questions.
+            ValueError: If ``n`` is less than 1 or greater than the number of questions.
         """
         groups = list(self._by_question().values())
         if not 1 <= n <= len(groups):
@@ -355,14 +360,14 @@ class MultiDocData(Sequence[MultiDocSample]):
         used: Counter[int] = Counter()
         picks: list[int] = []
         for group in groups[:n]:
-            # The sample of this question with the least used gold position; ties are broken at random.
+            # Pick the question's sample whose gold position is used least so far. Ties are broken at random.
             pick = min(group, key=lambda pick: (used[pick % self._source.layout.slots], rng.random()))
             used[pick % self._source.layout.slots] += 1
             picks.append(pick)
         return self._view(picks, {"step": "sample", "n": n, "seed": seed})
 
     def close(self) -> None:
-        """Close the file for all views and delete its temporary copy. Samples cannot be read afterwards."""
+        """Close the file for all views, and delete its temporary copy, if any. Samples cannot be read afterwards."""
         self._source.store.close()
 
     def _view(self, picks: Sequence[int], step: Mapping[str, Any]) -> MultiDocData:

@@ -1,8 +1,9 @@
 """Needle-in-a-haystack prompts: a sentence that answers a question, hidden in a long text about other subjects.
 
-Task, wording and files are those of "Retrieval Head Mechanistically Explains Long-Context Factuality" (Wu et al., 2024,
-arXiv 2404.15574; code: nightdessert/Retrieval_Head). The prompt is assembled here, so the character range of the needle
-is known exactly. The authors' code instead searches the prompt's tokens for a window with most of the needle's tokens.
+The task, the wording of the prompts and the files are those of "Retrieval Head Mechanistically Explains Long-Context
+Factuality" (Wu et al., 2024, arXiv 2404.15574; code: nightdessert/Retrieval_Head). This module assembles each prompt
+from its parts. The exact character range of the needle is therefore known. The authors' code instead searches the
+prompt's tokens for a window that contains most of the needle's tokens.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class Needle:
 
     Args:
         question: The question that the sentence answers.
-        text: The sentence as it stands in the haystack.
-        answer: The reference answer for responses, usually the part of the sentence that answers the question.
+        text: The sentence, exactly as it is inserted into the haystack.
+        answer: The reference answer that responses are compared with, usually a part of the sentence.
 
     Raises:
         ValueError: If the question, the sentence or the answer is empty.
@@ -49,7 +50,7 @@ class Needle:
 
     @property
     def answer_span(self) -> Span | None:
-        """Character range of the answer in the sentence, case ignored; ``None`` if the sentence does not contain it."""
+        """Character range of ``answer`` in ``text``, ignoring case; ``None`` if ``answer`` is not in ``text``."""
         match = re.search(re.escape(self.answer), self.text, re.IGNORECASE)
         return match.span() if match else None
 
@@ -59,15 +60,16 @@ class NeedleSample:
     """One prompt of a needle-in-a-haystack test.
 
     Args:
-        prompt: The prompt, with the spans ``needle`` (the text with the answer) and ``question``, and with the span
-            ``answer`` if the needle contains the answer word for word.
-        reference: The answer that a correct response gives.
-        length: Length of the context: the number of tokens in haystack and needle, or the number of documents.
-        depth: Requested depth of the needle in the context, from 0 (first) to 1 (last).
+        prompt: The prompt. It must have the span ``needle``, the text that contains the answer. The other spans of the
+            prompt, such as ``question`` and ``answer``, are optional.
+        reference: The reference answer that the response is compared with.
+        length: Length of the context: the number of tokens in the haystack and the needle or, for a synthetic prompt,
+            the number of documents.
+        depth: Requested depth of the needle in the context, from 0 (start) to 1 (end).
         id: Unique name of the sample.
 
     Raises:
-        ValueError: If the prompt has no span ``needle``.
+        ValueError: If the prompt does not have the span ``needle``.
     """
 
     prompt: Prompt
@@ -79,17 +81,18 @@ class NeedleSample:
     def __post_init__(self) -> None:
         if not self.prompt.spans.get("needle"):
             raise ValueError(
-                f"the prompt of sample {self.id!r} has no part 'needle'; it has {sorted(self.prompt.spans) or 'none'}. "
+                f"the prompt of sample {self.id!r} has no span 'needle'; it has {sorted(self.prompt.spans) or 'none'}. "
                 "Give the needle's character range in Prompt(text, spans)"
             )
 
 
 def load_needles(path: str | os.PathLike[str]) -> list[Needle]:
-    """Read needles from a file of JSON lines with the fields ``needle``, ``question`` and ``real_needle`` (the answer).
+    """Read needles from a JSON Lines file with the fields ``needle``, ``question`` and ``real_needle`` (the answer).
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file has no line, or a line cannot be used. The message names file and line number.
+        FileNotFoundError: If the file does not exist.
+        ValueError: If the file is empty, or if a line is invalid. For an invalid line, the message names the file and
+            the line number.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(
@@ -118,11 +121,11 @@ def _text(fields: Mapping[str, object], name: str) -> str:
 
 
 def load_haystack(directory: str | os.PathLike[str]) -> str:
-    """Join all ``*.txt`` files of a directory into one text, in the order of their names, separated by empty lines.
+    """Join the ``*.txt`` files of a directory into one text, sorted by file name and separated by blank lines.
 
     Raises:
-        FileNotFoundError: If the directory has no ``*.txt`` file.
-        ValueError: If all files are empty, or a file is not UTF-8.
+        FileNotFoundError: If the directory does not contain any ``*.txt`` files.
+        ValueError: If all files are empty, or if a file is not valid UTF-8.
     """
     paths = sorted(Path(directory).glob("*.txt"))
     if not paths:
@@ -142,28 +145,32 @@ def load_haystack(directory: str | os.PathLike[str]) -> str:
 def needle_samples(
     tokenizer: Any, haystack: str, needles: Iterable[Needle], lengths: Sequence[int], depths: Sequence[float]
 ) -> list[NeedleSample]:
-    """One sample for every combination of needle, length and depth, in Wu et al.'s wording for chat models.
+    """Create one sample per combination of needle, length and depth.
 
-    The haystack is cut so that haystack and needle together have ``length`` tokens. The tokenizer may produce one token
-    more or less where the two meet. A depth is a fraction of the cut haystack's tokens. The needle follows the last
-    sentence that ends within this fraction. At depth 0 the needle comes first. At depth 1 the needle comes last, even
-    if the haystack is cut inside a sentence. Lengths do not include the question, the wording and the chat template.
-    Wu et al. count 200 tokens for these, so a length of 5,000 in their paper is 4,800 here.
+    The wording of the prompts is that of Wu et al. (2024) for chat models. The haystack is truncated so that haystack
+    and needle together have ``length`` tokens. At each boundary between haystack and needle, the tokenizer may produce
+    one token more or less. A length does not include the question, the instructions and the chat template. Wu et al.
+    reserve 200 tokens for these parts of the prompt. A length of 5,000 in their paper therefore corresponds to 4,800
+    here.
 
-    The prompt's spans are ``needle`` (the sentence), ``question``, and ``answer`` if the sentence contains the needle's
-    answer word for word.
+    A depth is a fraction of the truncated haystack's tokens. The needle is inserted after the last sentence that ends
+    within this fraction. At depth 0, the needle is before the haystack. At depth 1, the needle is after the haystack,
+    even if the haystack is truncated inside a sentence.
+
+    Each prompt has the spans ``needle`` (the sentence) and ``question``. If the sentence contains the needle's answer
+    word for word (ignoring case), the prompt also has the span ``answer``.
 
     Args:
-        tokenizer: A fast Hugging Face tokenizer, or an object with the attribute ``tokenizer``: a :class:`FocusModel`
-            or its encoder.
-        haystack: The text in which needles are hidden. It must be long enough for all lengths.
-        needles: The needles. Each sample contains one of them.
-        lengths: Numbers of tokens in haystack and needle, to be swept.
-        depths: Depths of the needle, from 0 to 1, to be swept.
+        tokenizer: Fast Hugging Face tokenizer, or an object that has a fast tokenizer as its attribute ``tokenizer``,
+            such as a :class:`FocusModel` or its encoder.
+        haystack: The text in which the needles are hidden. It must be long enough for all lengths.
+        needles: The needles. Each sample contains one needle.
+        lengths: Lengths of the context: numbers of tokens in haystack and needle together.
+        depths: Depths of the needle, from 0 (start) to 1 (end).
 
     Raises:
-        ValueError: If an argument is empty, a value repeats or is out of range, a needle does not fit into a length, or
-            the haystack is too short for a length.
+        ValueError: If the tokenizer is not fast, an argument is empty, a value repeats or is out of range, a needle
+            does not fit into a length, or the haystack is too short for a length.
     """
     distinct_needles = _distinct("needles", list(needles))
     distinct_lengths = _distinct("lengths", [operator.index(length) for length in lengths])
@@ -181,7 +188,10 @@ def needle_samples(
 
 
 def _distinct(name: str, values: list[Any]) -> list[Any]:
-    """Return a list after a check that it is not empty and repeats no value, since sample ids contain the values."""
+    """Check that a list is not empty and has no duplicates, and return the list.
+
+    Duplicates would make sample ids ambiguous.
+    """
     if not values:
         raise ValueError(f"there are no {name}; give at least one")
     repeated: list[Hashable] = [value for i, value in enumerate(values) if value in values[:i]]
@@ -191,7 +201,7 @@ def _distinct(name: str, values: list[Any]) -> list[Any]:
 
 
 class _Haystack:
-    """A text, and the character positions at which its tokens and its sentences end."""
+    """Text of a haystack, with the character offsets at which its tokens and its sentences end."""
 
     def __init__(self, tokenizer: Any, text: str) -> None:
         self._tokenizer = getattr(tokenizer, "tokenizer", tokenizer)
@@ -206,7 +216,7 @@ class _Haystack:
         return [end for _, end in encoding["offset_mapping"]]
 
     def prompts(self, needle: Needle, length: int, depths: Sequence[float]) -> list[Prompt]:
-        """Prompts with the needle at each depth. Haystack and needle have ``length`` tokens together."""
+        """One prompt per depth. Haystack and needle together have ``length`` tokens."""
         n_needle, n_available = len(self._ends_of_tokens(" " + needle.text)), len(self._token_ends)
         n_haystack = length - n_needle
         if n_haystack < 1:
@@ -216,14 +226,14 @@ class _Haystack:
             )
         if n_haystack > n_available:
             raise ValueError(
-                f"length {length} needs a haystack of {n_haystack:,} tokens beside the needle's {n_needle}, and this "
-                f"one has {n_available:,}; give more text, or lengths of at most {n_available + n_needle:,}"
+                f"length {length} needs a haystack of {n_haystack:,} tokens in addition to the needle's {n_needle}; "
+                f"this haystack has {n_available:,}; give more text, or lengths of at most {n_available + n_needle:,}"
             )
         cut = self._token_ends[n_haystack - 1]
         return [_assemble(self._text[:cut], self._place(n_haystack, depth), needle) for depth in depths]
 
     def _place(self, n_tokens: int, depth: float) -> int:
-        """Character position at which the needle is inserted into the first ``n_tokens`` tokens of the text."""
+        """Character offset at which to insert the needle into the first ``n_tokens`` tokens of the text."""
         before = n_tokens if depth == 1 else int(n_tokens * depth)
         limit = self._token_ends[before - 1] if before else 0
         if depth == 1:
@@ -256,20 +266,22 @@ def synthetic_needles(
     split: Split = "test",
     seed: int = 42,
 ) -> list[NeedleSample]:
-    """Needle samples from the long prompts of :func:`load_synthetic`, for the demo model, which knows only that corpus.
+    """Create needle samples from the synthetic corpus, for the demo model, which is trained only on this corpus.
 
-    The span ``needle`` is the sentence of the gold document with the answer, or the document's whole text if not
-    exactly one sentence contains the answer. The reference is the answer. The prompt keeps its other spans.
+    The prompts are the long prompts of the samples that :func:`load_synthetic` returns. The span ``needle`` is added to
+    each prompt. It is the sentence of the gold document that contains the answer. If no sentence or more than one
+    sentence contains the answer, ``needle`` is the whole text of the gold document. The reference is the answer.
 
     Args:
-        num_documents: Number of documents per prompt, or several such numbers to be swept.
-        gold_positions: Positions of the gold document, from 0, to be swept. The default is five, from first to last.
-        n: Number of samples for each number of documents.
+        num_documents: Number of documents per prompt, or a sequence of such numbers.
+        gold_positions: Positions of the gold document, counted from 0. The default is five positions, from first to
+            last.
+        n: Number of samples per number of documents.
         split: Split of the corpus that the samples come from.
-        seed: Seed of the corpus.
+        seed: Random seed of the corpus.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of range.
     """
     counts = [num_documents] if isinstance(num_documents, int) else list(num_documents)
     samples = [
@@ -285,16 +297,19 @@ def _planted(sample: MultiDocSample) -> NeedleSample:
     prompt, (answer,) = sample.prompt("long"), sample.answers
     text, last = sample.documents[sample.gold_index].text, len(sample.documents) - 1
     ((_, end),) = prompt.spans["relevant"]
-    start = end - len(text)  # a document's span holds its title and then its text
+    start = end - len(text)  # the span of a document ends with the document's text
     first, past = _sentence_with(answer, text)
     planted = Prompt(prompt.text, {**prompt.spans, "needle": [(start + first, start + past)]})
     return NeedleSample(planted, answer, last + 1, sample.gold_index / max(1, last), sample.id)
 
 
 def _sentence_with(answer: str, text: str) -> Span:
-    """Range of the only sentence with the answer as whole words; the whole text if no or several sentences have it."""
+    """Character range of the sentence that contains the answer as whole words.
+
+    If no sentence or more than one sentence contains the answer, the range is the whole text.
+    """
     ends = [match.end() for match in _SENTENCE_END.finditer(text)]
-    # The white space between two sentences belongs to neither.
+    # A sentence starts after the white space that follows the previous sentence.
     starts = [0, *(end + len(text[end:]) - len(text[end:].lstrip()) for end in ends[:-1])]
     word = re.compile(rf"\b{re.escape(answer)}\b")
     holding = [(start, end) for start, end in zip(starts, ends, strict=False) if word.search(text, start, end)]

@@ -1,4 +1,4 @@
-"""A selection of samples that can be opened, described in a result file, and opened again from that description."""
+"""Selections of samples. A selection can be saved as a description in a result file, and rebuilt from it later."""
 
 from __future__ import annotations
 
@@ -15,42 +15,43 @@ from focuslens.prompts.prompt import MultiDocSample
 __all__ = ["SYNTHETIC", "Part", "SampleSelection", "open_selections"]
 
 Part: TypeAlias = Literal["train", "validation", "test", "all"]
-"""Part of the data. ``train``, ``validation`` and ``test`` have no question in common."""
+"""Part of the data. ``train``, ``validation`` and ``test`` do not share any questions."""
 
 SYNTHETIC = "synthetic"
-"""Name of the embedded model's corpus, used in place of a file's name."""
+"""Name that selects the corpus of the embedded demo model in place of a file."""
 
 _SYNTHETIC_QUESTIONS = 100
 _WHOLE: dict[str, Any] = {"part": "all", "questions": None, "every_position": True, "validation": 0}
 _CHOICE = tuple(_WHOLE)
 _STEPS = {"split": ("fraction", "seed", "side"), "sample": ("n", "seed"), "slice": ("start", "stop", "by")}
-"""Fields of a step, by the kind of step."""
+"""Field names of a selection step, by kind of step."""
 
 
 @dataclass(frozen=True)
 class SampleSelection:
-    """Samples of one part of a lost-in-the-middle file or of the synthetic corpus.
+    """Selection of samples from one part of a lost-in-the-middle file or of the synthetic corpus.
 
     Attributes:
-        file: Name of the file, or ``synthetic`` for the corpus.
+        file: Name of the file, or ``synthetic`` for the synthetic corpus.
         num_documents: Number of documents per sample.
-        gold_positions: Positions of the gold document, from 0. ``None`` means five positions spread over the documents
-            of the synthetic corpus, and the file's own position in a placed file.
-        part: Part of the file, or split of the corpus. In a file, ``train`` and ``test`` are halves, and ``validation``
-            is taken out of the training half.
-        questions: Maximum number of questions; ``None`` means all questions of a file's part, or 100 of the corpus.
-        every_position: Whether each question gives one sample per gold position. Otherwise each question gives one
-            sample, and the gold positions are spread evenly over the questions.
-        validation: Size of the part ``validation`` of a file: a share of the training half if below 1, otherwise a
-            number of questions, which is limited to half of the training half. 0 leaves the training half whole.
-        seed: Seed of the corpus or of the file's distractors, and of splits and draws.
-        limit: Number of questions to read, from the start of the file; ``None`` for all.
-        steps: Slices, splits and samplings to apply to the file before the part and the questions are chosen, as
-            :attr:`MultiDocData.description` lists them.
-        path: Path of the file, if it differs from ``file``. The path is not part of the description.
+        gold_positions: Positions of the gold document, counted from 0. For the synthetic corpus, ``None`` means five
+            positions from first to last. For a placed file, ``None`` means the position in the file.
+        part: Part of the file, or split of the corpus. In a file, ``train`` and ``test`` are one half of the questions
+            each, ``validation`` is taken from the training half, and ``all`` is the whole file.
+        questions: Maximum number of questions. ``None`` means all questions in the part for a file, and 100 questions
+            for the corpus.
+        every_position: Whether each question gives one sample per gold position. If false, each question gives one
+            sample, and the gold positions are balanced over the questions.
+        validation: Size of the part ``validation`` of a file. A value below 1 is a share of the training half. A value
+            of 1 or more is a number of questions, limited to half of the training half. 0 means no validation part.
+        seed: Random seed of the corpus or of the file's distractors. It is also the seed of splits and draws.
+        limit: Maximum number of questions to read from the start of the file; ``None`` for no limit.
+        steps: Slices, splits and draws to apply to the file before the part and the questions are selected, in the
+            format of ``selection`` in :attr:`MultiDocData.description`.
+        path: Path to the file; ``None`` if ``file`` is the path. The path is not part of the description.
 
     Raises:
-        ValueError: If the part is unknown.
+        ValueError: If ``part`` is unknown.
     """
 
     file: str = SYNTHETIC
@@ -71,14 +72,14 @@ class SampleSelection:
 
     @classmethod
     def reopen(cls, description: Mapping[str, Any], file: Path | None = None) -> SampleSelection:
-        """Rebuild a selection from its description by :meth:`describe` or :attr:`MultiDocData.description`.
+        """Rebuild a selection from a description that :meth:`describe` or :attr:`MultiDocData.description` returned.
 
         Args:
-            description: The description, as JSON values.
-            file: Path of the data file, if it differs from the name in the description.
+            description: The description, as loaded from JSON.
+            file: Path to the data file; ``None`` if the file name in the description is the path.
 
         Raises:
-            ValueError: If the description is not in the form that this version writes.
+            ValueError: If the description does not have the format that this version of the package writes.
         """
         try:
             positions = description["gold_positions"]
@@ -90,14 +91,14 @@ class SampleSelection:
                 limit=description["limit"],
                 steps=tuple(map(_known_step, description["selection"])),
                 path=file,
-                # The description of a file's view has no part, because its steps are the whole selection.
+                # A description by ``MultiDocData`` has no part, because its steps define the whole selection.
                 **({name: description[name] for name in _CHOICE} if "part" in description else _WHOLE),
             )
         except (KeyError, TypeError) as error:
-            raise ValueError(f"their description is not in the form that this version writes ({error!r})") from error
+            raise ValueError(f"the description is not in the form that this version writes ({error!r})") from error
 
     def describe(self) -> dict[str, Any]:
-        """Description of the selection as JSON values, from which :meth:`reopen` rebuilds the selection."""
+        """JSON-serialisable description, from which :meth:`reopen` rebuilds the selection."""
         return {
             "file": self.file,
             "num_documents": self.num_documents,
@@ -109,11 +110,11 @@ class SampleSelection:
         }
 
     def open(self) -> Sequence[MultiDocSample]:
-        """Open the selected samples.
+        """Load the selected samples.
 
         Raises:
             FileNotFoundError: If the file does not exist.
-            ValueError: If the file or corpus does not have the part, or the file cannot be used.
+            ValueError: If the file or the corpus does not have the part, or if the file is invalid.
         """
         return open_selections([self])[0]
 
@@ -150,7 +151,7 @@ class SampleSelection:
             train, validation = train.split(1 - share, seed=self.seed)
             return train if self.part == "train" else validation
         if self.part == "validation":
-            raise ValueError("part is 'validation', and validation is 0: give the number of validation questions")
+            raise ValueError("part is 'validation', but validation is 0; set it to the number of validation questions")
         return train
 
     def _drawn(self, data: MultiDocData) -> Sequence[MultiDocSample]:
@@ -165,7 +166,10 @@ class SampleSelection:
 
 
 def open_selections(selections: Iterable[SampleSelection]) -> list[Sequence[MultiDocSample]]:
-    """Open the samples of each selection. A file that several selections have in common is scanned once."""
+    """Load the samples of each selection.
+
+    A file is scanned only once for all selections that read it with equal settings.
+    """
     read = cache(load_multidoc)
     return [selection._samples(read) for selection in selections]  # pyright: ignore[reportPrivateUsage]
 
@@ -177,7 +181,7 @@ def _known_step(step: Any) -> Mapping[str, Any]:
 
 
 def _follow(data: MultiDocData, steps: Iterable[Mapping[str, Any]]) -> MultiDocData:
-    """Apply slices, splits and samplings to the samples of a file, in order."""
+    """Apply the slices, splits and draws of a selection to the samples of a file, in order."""
     for step in steps:
         if step["step"] == "split":
             data = data.split(step["fraction"], step["seed"])[step["side"]]

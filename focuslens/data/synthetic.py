@@ -1,13 +1,15 @@
-"""Synthetic multi-document question answering: the corpus of the embedded demo model.
+"""Synthetic corpus for multi-document question answering, on which the embedded demo model is trained.
 
-Every context is a small world of people and places. Each entity has a document with some facts in varied wording and
-order, between filler sentences. Three properties give every question competitors that look like its answer. Names
-share parts across documents ("Alden Marsh", "Edith Marsh", "Alden Stark"). Most attributes are recorded for several
-entities. Documents mention each other's subjects. The response to a question that no document answers is a refusal.
+Every context describes a small world of people and places. Each document is about one person or place (an entity). The
+document states some facts about its entity, in varied wording and order, between filler sentences. Three properties
+make wrong answers look plausible. First, names share parts across documents ("Alden Marsh", "Edith Marsh", "Alden
+Stark"). Second, most attributes are stated for several entities. Third, some documents mention the entity of another
+document. If no document answers a question, the expected response is a refusal.
 
-Names, values and wordings are held out for validation and for test by one rule. Each of them is a pair of parts (first
-name and surname, "Port" and "Ashby", sentence opening and sentence core). The parts have indices, and the sum of the
-two indices modulo 5 determines the pair's split. Every part occurs in the training split, but no held-out pair does.
+One rule assigns names, values and wordings to splits. Each name, value or wording is a pair of parts: a first name and
+a surname, two words such as "Port" and "Ashby", or the opening and the core of a sentence. The sum of the two parts'
+indices modulo 5 determines the split. Every part occurs in the training split. A pair of the validation or test split
+does not occur in the training split.
 """
 
 from __future__ import annotations
@@ -54,28 +56,30 @@ Split: TypeAlias = Literal["train", "validation", "test"]
 _MODULUS = 5
 _RESIDUES: dict[str, tuple[int, ...]] = {"test": (0,), "validation": (1,), "train": (2, 3, 4)}
 _TRIES = 10_000
-"""Number of draws after which a kind of value counts as used up. The probability that so many draws miss a given one
-of fifty values is 2e-88."""
+"""Number of failed draws after which the word lists count as exhausted. If one of fifty values is still free, the
+probability that this many draws all miss the free value is 2e-88."""
 _STATEMENT = "the {noun} of {s} was {v}"
 _PARTS = {"person": (FIRST_NAMES, SURNAMES), "place": (PLACE_NAMES, PLACE_KINDS)}
 
 
 @dataclass(frozen=True)
 class CorpusSettings:
-    """Difficulty of a context. The default settings are those of the corpus of :func:`load_synthetic`.
+    """Settings that determine the difficulty of a context. :func:`load_synthetic` uses the defaults.
 
     Args:
         facts: Minimum and maximum number of facts per document.
         fillers: Minimum and maximum number of filler sentences per document.
-        lookalikes: Degree to which names share parts. At 0, names share a part only if there are more entities than
-            parts (from about 20 documents on). At 1, parts are shared as widely as distinct names allow.
-        mentions: Probability that a document mentions the subject of another document.
-        plain: Share of facts that have the wording of responses, and share of titles that are only a name. A high share
-            suits the first lessons of a curriculum. The plain wording belongs to the train split, so the share must be
-            0 for other splits.
+        lookalikes: Degree to which names share parts, from 0 to 1. At 0, names share a part only if there are more
+            entities of a kind than parts. This happens from about 10 documents on for places, and from about 25
+            documents on for persons. At 1, all names are built from few parts, so that most names share both parts
+            with other names.
+        mentions: Probability that a document mentions the entity of another document.
+        plain: Probability that a fact has the wording of responses, and that a title is reduced to the entity's name.
+            A high probability suits the beginning of a training curriculum. The plain wording belongs to the train
+            split. For any other split, the probability must therefore be 0.
 
     Raises:
-        ValueError: If a range is not a minimum and a maximum, or a share or probability is not from 0 to 1.
+        ValueError: If a range is not a minimum followed by a maximum, or if a probability or degree is not from 0 to 1.
     """
 
     facts: tuple[int, int] = (2, 3)
@@ -96,13 +100,13 @@ class CorpusSettings:
 
 @dataclass(frozen=True)
 class SyntheticQuestion:
-    """A question about a context, with the sentence that answers it.
+    """A question about a context, with its answer and the expected response.
 
     Args:
-        question: The question's text.
-        answer: The value that the question asks for; ``"not recorded"`` if no document has this value.
-        response: The sentence that a model should generate, with the answer in it.
-        gold_index: Index of the document with the answer, or ``None``.
+        question: The text of the question.
+        answer: The value that the question asks for; ``"not recorded"`` if no document states this value.
+        response: The expected response: a sentence that contains the answer.
+        gold_index: Index of the document that states the answer; ``None`` if no document states it.
     """
 
     question: str
@@ -113,12 +117,12 @@ class SyntheticQuestion:
 
 @dataclass(frozen=True)
 class SyntheticContext:
-    """Documents, and all questions about these documents.
+    """Documents of one context, with answerable and unanswerable questions.
 
     Args:
         documents: The documents, in prompt order.
-        answerable: One question for every fact.
-        unanswerable: Questions about an entity or an attribute that no document records.
+        answerable: One question per fact in the documents.
+        unanswerable: Questions about entities without a document, and about attributes that a document does not state.
     """
 
     documents: tuple[Document, ...]
@@ -148,7 +152,7 @@ class _Entity:
 
 @dataclass
 class _World:
-    """State that the documents of one context share while they are written."""
+    """State that the documents of one context share during generation."""
 
     rng: Random
     split: Split
@@ -157,14 +161,17 @@ class _World:
     values: set[str] = field(default_factory=set[str])
 
     def pair(self, first_count: int, second_count: int) -> tuple[int, int]:
-        """Draw a pair of parts that belongs to the split, and return the indices of the parts."""
+        """Draw a pair of parts that belongs to the split, and return the indices of the two parts."""
         while True:
             first, second = self.rng.randrange(first_count), self.rng.randrange(second_count)
             if (first + second) % _MODULUS in _RESIDUES[self.split]:
                 return first, second
 
     def value(self, kind: str) -> str:
-        """Draw a value whose last word is new among values of its kind. For a person, the whole name must be new."""
+        """Draw a new value of a kind, such as a town or a person.
+
+        The last part of the value is new among the values of its kind. For a person, only the whole name is new.
+        """
         firsts, seconds = (FIRST_NAMES, SURNAMES) if kind == "person" else VALUES[kind]
         for _ in range(_TRIES):
             first, second = self.pair(len(firsts), len(seconds))
@@ -183,17 +190,17 @@ class _World:
 def generate_context(
     rng: Random, num_documents: int, split: Split = "train", settings: CorpusSettings | None = None
 ) -> SyntheticContext:
-    """One random context of documents and questions.
+    """Generate one random context of documents and questions.
 
     Args:
-        rng: Source of every random choice.
-        num_documents: Number of documents, 1 to 60.
+        rng: Random number generator for all choices.
+        num_documents: Number of documents, from 1 to 60.
         split: Split that the names, values and wordings belong to.
         settings: Difficulty of the context; ``None`` for the default settings.
 
     Raises:
-        ValueError: If the number of documents is out of range, the split is unknown or has no plain wording, or the
-            word lists have too few values for the number of facts.
+        ValueError: If the number of documents is out of range, the split is unknown, ``settings.plain`` is above 0 for
+            a split other than train, or the word lists contain too few values for the number of facts.
     """
     if not 1 <= num_documents <= 60:
         raise ValueError(f"num_documents is {num_documents}; the word lists allow 1 to 60")
@@ -232,22 +239,23 @@ def load_synthetic(
     answerable: float = 1.0,
     seed: int = 42,
 ) -> list[MultiDocSample]:
-    """Samples of the synthetic corpus. Equal arguments give equal samples on any machine.
+    """Generate samples of the synthetic corpus. Equal arguments give equal samples on any machine.
 
-    Each answerable question gives one sample per gold position. These samples have the distractors in the same order
-    and share a ``question_id``. An unanswerable question gives a single sample, with ``gold_index`` ``None``.
+    Each answerable question gives one sample per gold position. All samples of a question have the same
+    ``question_id`` and the same distractors in the same order. Each unanswerable question gives one sample, whose
+    ``gold_index`` is ``None``.
 
     Args:
-        num_samples: Number of samples. The last question may have fewer positions than the others.
+        num_samples: Number of samples. The last question may have fewer samples than the other questions.
         num_documents: Number of documents per sample.
-        gold_positions: Positions of the gold document, from 0. ``None`` gives five positions from first to last (0, 4,
-            9, 14 and 19 for 20 documents).
-        split: Split of the corpus. Names, values and wordings of ``validation`` and ``test`` occur in no other split.
-        answerable: Share of questions that a document answers, 0 to 1.
-        seed: Seed of all random choices.
+        gold_positions: Positions of the gold document, counted from 0. ``None`` means five positions from first to
+            last (0, 4, 9, 14 and 19 for 20 documents).
+        split: Split of the corpus. Each name, value and wording belongs to only one split.
+        answerable: Probability that a question is answerable, from 0 to 1.
+        seed: Random seed.
 
     Raises:
-        ValueError: If an argument is out of its range.
+        ValueError: If an argument is out of range.
     """
     if num_samples < 1:
         raise ValueError(f"num_samples is {num_samples}; it must be at least 1")
@@ -264,7 +272,7 @@ def load_synthetic(
     samples: list[MultiDocSample] = []
     while len(samples) < num_samples:
         context = generate_context(rng, num_documents, split)
-        # All three values are always drawn, so that the contexts of a seed do not depend on ``answerable``.
+        # Always draw all three values, so that the contexts of a seed do not depend on ``answerable``.
         known, unknown, draw = rng.choice(context.answerable), rng.choice(context.unanswerable), rng.random()
         question_id = f"synthetic-{split}-{num_documents}-{seed}-{draw:.9f}"
         if draw < answerable:
@@ -275,7 +283,11 @@ def load_synthetic(
 
 
 def spread_positions(num_documents: int) -> tuple[int, ...]:
-    """Five gold positions spread over the documents: 0, 4, 9, 14 and 19 for 20 documents, as in the paper."""
+    """Five gold positions, evenly spaced from the first document to the last.
+
+    For 20 documents, the positions are 0, 4, 9, 14 and 19, as in "Lost in the Middle" (Liu et al., 2024). For fewer
+    than five documents, every position is included once.
+    """
     return tuple(sorted({place * (num_documents - 1) // 4 for place in range(5)}))
 
 
@@ -289,7 +301,10 @@ def _sample(
 
 
 def _entities(world: _World, count: int) -> tuple[list[_Entity], list[_Entity]]:
-    """Draw entities with a document, in random order, and entities without one. All of them share parts of names."""
+    """Draw ``count`` entities that get a document, in random order, and further entities that do not get a document.
+
+    Names share parts within each list and between the two lists.
+    """
     places = round(count * world.rng.uniform(0.2, 0.4))
     present: list[_Entity] = []
     absent: list[_Entity] = []
@@ -302,9 +317,10 @@ def _entities(world: _World, count: int) -> tuple[list[_Entity], list[_Entity]]:
 
 
 def _grid(world: _World, kind: str, count: int) -> list[tuple[int, int]]:
-    """Distinct pairs of name parts.
+    """Draw ``count`` distinct pairs of name parts, and return the indices of the parts.
 
-    ``lookalikes`` determines how many parts the pairs use. Each part occurs about equally often.
+    The setting ``lookalikes`` determines how many different parts are used. All parts that are used occur about equally
+    often.
     """
     firsts, seconds = _PARTS[kind]
     residue = world.rng.choice(_RESIDUES[world.split])
@@ -318,13 +334,13 @@ def _grid(world: _World, kind: str, count: int) -> list[tuple[int, int]]:
     while side < max(len(rows), len(columns)) and len(rows[:side]) * len(columns[:side]) < count:
         side += 1
     rows, columns = rows[:side], columns[:side]
-    # The steps follow shifted diagonals, so a pair comes back only after len(rows) * len(columns) steps.
+    # The steps follow shifted diagonals of the grid. No pair repeats within len(rows) * len(columns) steps.
     steps = ((step % len(rows), step // len(rows)) for step in range(count))
     return [(rows[row], columns[(row + shift) % len(columns)]) for row, shift in steps]
 
 
 def _facts(world: _World, entity: _Entity) -> dict[str, str]:
-    """Values of the entity's facts by attribute, in the order of the document's sentences."""
+    """Draw facts about an entity: the value of each attribute, in the order in which the document states the facts."""
     attributes = ATTRIBUTES[entity.kind]
     keys = world.rng.sample(list(attributes), min(len(attributes), world.rng.randint(*world.settings.facts)))
     return {key: world.value(attributes[key].value) for key in keys}
@@ -332,8 +348,8 @@ def _facts(world: _World, entity: _Entity) -> dict[str, str]:
 
 def _document(world: _World, entity: _Entity, facts: dict[str, str], present: list[_Entity]) -> Document:
     rng, settings = world.rng, world.settings
-    # The plan names the kind of each sentence: the attribute of a fact, a filler, or a mention of another entity. The
-    # first sentence is always a fact, with the entity's full name.
+    # The plan contains the kind of each sentence: the attribute of a fact, "filler", or "mention" (of another entity).
+    # The first sentence is always a fact, so that the document begins by introducing the entity by its full name.
     plan: list[str] = list(facts)
     for _ in range(rng.randint(*settings.fillers)):
         plan.insert(rng.randint(1, len(plan)), "filler")
@@ -353,7 +369,7 @@ def _document(world: _World, entity: _Entity, facts: dict[str, str], present: li
 
 
 def _fact(world: _World, entity: _Entity, attribute: Attribute, value: str, before: str) -> str:
-    """Sentence that states a fact. ``before`` is the kind of the sentence before it, empty for the first sentence."""
+    """Sentence that states a fact. ``before`` is the kind of the previous sentence, or empty for the first sentence."""
     cores = (_STATEMENT.replace("{noun}", attribute.noun), *attribute.facts)
     subject = entity.name
     if world.rng.random() < world.settings.plain:
@@ -361,7 +377,8 @@ def _fact(world: _World, entity: _Entity, attribute: Attribute, value: str, befo
     else:
         lead, core = world.pair(len(LEADS), len(cores))
         draw = world.rng.random()
-        # After a mention, a short name could mean the other entity. A pronoun must follow a sentence about its entity.
+        # After a mention, a short name could refer to the other entity. A pronoun must follow a fact about its entity,
+        # and is ungrammatical in core 0 ("the birthplace of she").
         if before not in ("", "mention") and draw < 0.5:
             pronoun = draw < 0.25 and core != 0 and before != "filler"
             subject = entity.pronoun if pronoun else entity.short_name

@@ -1,4 +1,4 @@
-"""The tokenizer of the synthetic corpus: one token per word, and byte tokens for everything else."""
+"""Tokenizer of the synthetic corpus, with one token per word and byte tokens for all other text."""
 
 from __future__ import annotations
 
@@ -11,17 +11,19 @@ __all__ = ["build_tokenizer"]
 
 _SPECIAL = ("<pad>", "<s>", "</s>")
 _INSTRUCTION = "high answer for the given question using only provided search results of which might be irrelevant"
-# Pieces that have no space before them in the prompt, and punctuation.
+# Words that do not follow a space in the prompt, and pieces that contain punctuation or line breaks.
 _UNSPACED = ("Write", "Document", "Question", "Answer", "(Title", "-quality", " (some", "\n\n", " [", "'s")
-# "(Title" is one piece, so that a document's span starts at a token. Digits form pairs: a year is two pieces.
+# "(Title" is one piece, so that the span of a document starts with a whole token. Digits are grouped in pairs, so that
+# a year is two pieces.
 _PIECES = r"\(Title|-quality| \(some|'s| ?[A-Za-z]+| ?[0-9]{1,2}|\n\n| ?[^\sA-Za-z0-9]|\s"
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
-    """Build a fast tokenizer that puts ``<s>`` before a text, and encodes and decodes any text without loss.
+    """Build a fast tokenizer that prepends ``<s>`` to a text, and encodes and decodes any text without loss.
 
-    Every word of the corpus, with the space before it, is one token. A year is two tokens ("18", "74"). Everything else
-    is split into bytes. The tokenizer has no chat template: the demo model is a base model.
+    Every word of the corpus, together with the space before it, is one token. A year is two tokens, such as "18" and
+    "74". All other text is split into bytes. The tokenizer has no chat template, because the demo model is a base
+    model.
     """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     spaced = [f" {word}" for word in words()]

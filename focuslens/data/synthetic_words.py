@@ -1,8 +1,9 @@
-"""Words and wordings of the synthetic corpus: plain data, no logic.
+"""Word lists and sentence templates of the synthetic corpus.
 
 Names and values are pairs of words ("Alden" + "Marsh", "Port" + "Ashby", "18" + "74"), so that a held-out pair
-consists of words from the training data. No word of a value list occurs in another list, in a name or in a filler
-sentence; words that differ in capitals count as different. An answer therefore occurs only in the sentence of its fact.
+consists of words from the training data. A word of a value list does not occur in any other value list, in a name or in
+a filler sentence. Words that differ in capitalisation count as different. An answer therefore occurs only in the
+sentence that states its fact.
 """
 
 from __future__ import annotations
@@ -32,13 +33,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Attribute:
-    """An attribute of an entity, and the wording of facts and questions about the attribute.
+    """An attribute of an entity, with templates for facts and questions about the attribute.
 
     Args:
-        noun: Noun for the attribute in a response: "The birthplace of Alden Marsh was Port Ashby."
+        noun: Noun for the attribute in a response, such as "birthplace" in "The birthplace of Alden Marsh was Port
+            Ashby."
         value: Kind of the attribute's values: a key of :data:`VALUES`, or ``person`` for names of persons.
-        facts: Cores of the sentences that state a fact, with ``{s}`` for the subject and ``{v}`` for the value.
-        questions: Cores of the questions, with ``{s}`` for the full name.
+        facts: Templates for the core of a sentence that states a fact. ``{s}`` is the subject, and ``{v}`` is the
+            value.
+        questions: Templates for the core of a question. ``{s}`` is the full name of the entity.
     """
 
     noun: str
@@ -51,7 +54,7 @@ def _list(text: str) -> tuple[str, ...]:
     return tuple(text.split())
 
 
-# Names of women have an even index (pronoun "she"), and names of men have an odd index (pronoun "he").
+# Women's names have even indices (pronoun "she"), and men's names have odd indices (pronoun "he").
 FIRST_NAMES = _list(
     """Ada Alden Agnes Amos Alma Arthur Anita Basil Beatrix Bruno Bertha Caleb Bridget Cedric Cecily Clement Clara Cyril
     Cora Damon Daphne Desmond Delia Duncan Dora Edgar Edith Edmund Elena Elias Elsa Emil Emma Enoch Esther Ernest Eva
@@ -82,7 +85,7 @@ PLACE_KINDS = _list(
     Tower Gallery Stadium Abbey Hotel Archive Aquarium"""
 )
 
-# Value kind -> (first words, second words); an empty first word makes a value of one word.
+# Kind of value -> (first words, second words). If the first word is empty, the value is only the second word.
 VALUES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "town": (
         ("", *_list("Port New Old Upper Lower Great Little North South")),
@@ -224,7 +227,7 @@ ATTRIBUTES: dict[str, dict[str, Attribute]] = {
     },
 }
 
-# The empty lead has index 2. Together with the plainest sentence core, index 0, it belongs to the train split.
+# The empty lead must have index 2, so that its pair with the plainest sentence core (index 0) is in the train split.
 LEADS = (
     "By all accounts,",
     "As the register shows,",
@@ -233,8 +236,8 @@ LEADS = (
     "One letter tells us that",
     "It is well known that",
 )
-# The bare question has index 2 too, so its pairs with question cores all belong to the train split. Training therefore
-# contains every first word of a question with a capital.
+# The bare question must also have index 2, so that its pairs with all question cores are in the train split. The train
+# split then contains the capitalised form of every word that can begin a question.
 QUESTION_FRAMES = (
     "According to the documents, {q}?",
     "From these results, {q}?",
@@ -282,11 +285,11 @@ FILLER_ENDS = (
 )
 
 
-PRONOUNS = ("she", "he", "it")  # for an even index in FIRST_NAMES, for an odd index, for a place
+PRONOUNS = ("she", "he", "it")  # for a woman, a man and a place
 
 
 def words() -> list[str]:
-    """Every word that the corpus can contain, sorted and distinct. Possible first words also occur with a capital."""
+    """Sorted list of all distinct words in the corpus. Words that can begin a sentence are also listed capitalised."""
     texts = [*FIRST_NAMES, *SURNAMES, *PLACE_NAMES, *PLACE_KINDS, *LEADS, *TITLES, *MENTIONS, *PRONOUNS, UNKNOWN]
     texts += [*QUESTION_FRAMES, *FILLER_STARTS, *FILLER_ENDS, *(kind.lower() for kind in PLACE_KINDS)]
     texts += [word for firsts, seconds in VALUES.values() for word in (*firsts, *seconds)]

@@ -1,1 +1,1 @@
-"""Focus directions: training, activations, anatomy, the authors' published files, and steered checkpoints."""
+"""Focus directions: training, analysis, the files that the paper's authors published, and steered checkpoints."""

@@ -1,4 +1,7 @@
-"""Activations for training: queries of the response rows and all keys, without any matrix of size T x T."""
+"""Activations for training: queries of the response rows, and keys of all positions.
+
+No attention matrix of shape ``[T, T]`` is stored, where ``T`` is the sequence length.
+"""
 
 from __future__ import annotations
 
@@ -37,14 +40,14 @@ __all__ = [
 
 @dataclass(frozen=True)
 class LayerHeads:
-    """The chosen heads of one layer.
+    """Selected query heads of one layer, and the key-value heads that they read.
 
     Attributes:
-        layer: The layer.
-        heads: Chosen query heads, in the order of the choice.
-        places: Index of each of these heads in the list of all chosen heads.
-        key_value_heads: Distinct key-value heads that these heads read, in ascending order.
-        reads: Index into ``key_value_heads`` for each query head.
+        layer: Index of the layer.
+        heads: Indices of the selected query heads within the layer.
+        places: Position of each query head in the list of selected heads of all layers.
+        key_value_heads: Distinct key-value heads that the query heads read, in ascending order.
+        reads: For each query head, the position of its key-value head in ``key_value_heads``.
     """
 
     layer: int
@@ -55,7 +58,7 @@ class LayerHeads:
 
     @classmethod
     def group(cls, heads: Sequence[tuple[int, int]], shape: ModelShape) -> list[LayerHeads]:
-        """Group the chosen heads by layer."""
+        """Group ``(layer, head)`` pairs by layer. Layers are in ascending order."""
         place = {tuple(head): i for i, head in enumerate(heads)}
         groups: list[LayerHeads] = []
         for layer, chosen in heads_by_layer(heads).items():
@@ -68,13 +71,13 @@ class LayerHeads:
 
 @dataclass(frozen=True, eq=False)
 class RowActivations:
-    """Training data of one sample: queries of the response rows and all keys, for each layer with chosen heads.
+    """Activations of one training sample: queries of the response rows, and keys of all positions.
 
     Attributes:
-        queries: Queries of the chosen heads by layer, at the site of the training.
-        keys: Keys of the key-value heads that the chosen heads read, by layer, at the same site.
+        queries: Queries of the selected heads in the response rows, by layer, at the training site.
+        keys: Keys of the key-value heads that the selected heads read, by layer, at the training site.
         relevant: Mask of the keys that belong to the relevant document.
-        rows: Positions of the response tokens.
+        rows: Positions of the response tokens in the sequence.
     """
 
     queries: dict[int, Float[Tensor, "row head d_head"]]
@@ -84,7 +87,7 @@ class RowActivations:
 
     @property
     def nbytes(self) -> int:
-        """Size of the queries and keys, in bytes."""
+        """Total size of the queries and keys, in bytes."""
         return sum(t.numel() * t.element_size() for t in (*self.queries.values(), *self.keys.values()))
 
 
@@ -96,9 +99,10 @@ def row_scores(
     scale: float,
     window: int | None = None,
 ) -> Float[Tensor, "head"]:
-    """Contextual scores ``S_C`` (equation 1), computed from the rotated queries of some rows and all rotated keys.
+    """Contextual score ``S_C`` per head (equation 1), computed from rotated queries and rotated keys.
 
-    Row ``i`` attends to key ``j`` if ``j <= i`` and, with a sliding window, ``j > i - window``.
+    The score is the attention to the relevant keys, averaged over ``rows``. The row at position ``i`` attends to the
+    key at position ``j`` if ``j <= i``. With a sliding window, ``j > i - window`` is also required.
     """
     logits = einsum(queries, keys, "row head d_head, key head d_head -> head row key") * scale
     columns = torch.arange(keys.shape[0], device=keys.device)
@@ -113,7 +117,7 @@ def row_scores(
 def measured_scores(
     model: FocusModel, prompt: EncodedPrompt, response: Int[Tensor, "response"], groups: Sequence[LayerHeads]
 ) -> dict[int, Float[Tensor, "head"]]:
-    """Contextual scores of the chosen heads by layer, computed from the model's own attention patterns."""
+    """Contextual score of each head in ``groups``, by layer, computed from the model's attention patterns."""
     scores: dict[int, Tensor] = {}
     relevant = torch.zeros(len(prompt.tokens) + len(response))
     for first, last in prompt.resolve("relevant"):
@@ -139,10 +143,10 @@ def capture_rows(
     groups: Sequence[LayerHeads],
     site: Site,
 ) -> RowActivations:
-    """Run an unmodified model once on a prompt and its response, and record the activations for training.
+    """Run the unmodified model once on a prompt and its response, and record the activations for training.
 
     Raises:
-        ValueError: If the response is empty, or prompt and response do not fit into the context.
+        ValueError: If the response is empty, or if the prompt and the response do not fit into the context.
     """
     if len(response) == 0:
         raise ValueError("the response has no tokens, so there are no rows to train on")
@@ -151,7 +155,7 @@ def capture_rows(
 
     def keep(store: dict[int, Tensor], layer: int, heads: tuple[int, ...], first: int) -> Any:
         def observe(activation: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
-            # The copies are on one device, because layers may lie on several devices.
+            # Layers may be on different devices. Training needs all copies on one device.
             store[layer] = activation[0, first:, list(heads)].clone().to(model.backend.device)
 
         return observe
@@ -179,21 +183,23 @@ def sample_rows(
     case: Case,
     site: Site,
 ) -> RowActivations:
-    """Training data of one sample: the result of :func:`capture_rows` on the sample's prompt of the given case."""
+    """Activations of one sample, recorded by :func:`capture_rows` on the prompt ``sample.prompt(case)``."""
     return capture_rows(model, model.encode(sample.prompt(case)), response, groups, site)
 
 
 class ActivationStore:
-    """Training data of all samples. Data beyond a budget of bytes is not stored, but recomputed when it is needed.
+    """Activations of all training samples, stored up to a memory budget.
+
+    Activations that exceed the budget are recomputed whenever they are needed.
 
     Args:
-        executor: Executor of the forward passes.
-        samples: The training samples.
+        executor: Executor that runs the forward passes.
+        samples: Training samples.
         responses: Response tokens of each sample.
-        groups: The chosen heads, grouped by layer.
-        case: Case of the prompts.
-        site: Site of the queries and keys.
-        budget: Maximum number of bytes to store.
+        groups: Heads to train, grouped by layer.
+        case: Case of the prompts: ``long``, ``gold`` or ``negative``.
+        site: Site at which queries and keys are recorded.
+        budget: Maximum size of the stored activations, in bytes.
     """
 
     def __init__(
@@ -216,15 +222,18 @@ class ActivationStore:
         return len(self._samples)
 
     def follow(self, order: Sequence[int]) -> Generator[RowActivations]:
-        """Yield the data of samples in the given order. Missing data is recomputed, possibly ahead of time."""
+        """Yield the activations of the samples with the indices ``order``, in this order.
+
+        Activations that are not stored are recomputed. The executor may compute several samples ahead.
+        """
         missing = [index for index in order if index not in self._stored]
         recomputed = self._executor.map(self._compute, ((self._samples[i], self._responses[i]) for i in missing))
         for index in order:
             yield self._stored[index] if index in self._stored else self.keep(index, next(recomputed))
 
     def keep(self, index: int, rows: RowActivations) -> RowActivations:
-        """Store the data of a sample if there is room, and return the data."""
-        # A full store evicts nothing. Eviction would gain nothing, because all samples are used equally often.
+        """Store the activations of a sample if they fit into the budget. Return ``rows`` in either case."""
+        # Stored samples are never evicted. Eviction would not help, because every epoch uses every sample once.
         if self._bytes + rows.nbytes <= self._budget:
             self._stored[index] = rows
             self._bytes += rows.nbytes

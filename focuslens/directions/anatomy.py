@@ -1,13 +1,14 @@
-"""Effect of a focus direction at the rotary site, split into content and position.
+"""Effect of a focus direction on attention logits at the rotary site, split into content and position.
 
-At the rotary site, ``alpha * d_Q`` adds ``alpha * b`` to the logit of a key. This summand is the same for every query::
+At the rotary site, ``alpha * d_Q`` adds the bias ``alpha * b`` to the logit of a key. The bias is the same for every
+query::
 
     b(p, kappa) = scale * d_Q . R(p) kappa = scale * (R(p)^T d_Q) . kappa
 
-where ``kappa`` is the key before the rotation (its content), ``R(p)`` is the rotation at its absolute position ``p``,
-and ``scale`` is the factor of the query-key products, usually ``1 / sqrt(d_head)``. Softmax ignores a summand that all
-keys of a row have in common, so only differences of ``b`` between keys count. All values here are in logits at
-``alpha = 1``.
+Here, ``kappa`` is the key before the rotary embedding (its content), ``R(p)`` is the rotation at the key's absolute
+position ``p``, and ``scale`` is the factor that multiplies the query-key products, usually ``1 / sqrt(d_head)``.
+Softmax ignores a constant that is added to all logits of a row. Therefore, only differences of ``b`` between keys
+matter. All biases in this module are in logits, for ``alpha = 1``.
 """
 
 from __future__ import annotations
@@ -49,15 +50,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Variance of ``b`` over positions and contents, in squared logits, and its three summands.
+    """Variance of the bias ``b`` (see :func:`logit_bias`) over positions and contents, and its three components.
 
-    At strength ``alpha`` all four numbers are ``alpha ** 2`` times as large.
+    All four values are in squared logits, for ``alpha = 1``. For any other strength, multiply them by ``alpha ** 2``.
 
     Attributes:
-        total: Variance of ``b``.
-        content: Variance over contents of the mean of ``b`` over positions.
-        position: Variance over positions of the mean of ``b`` over contents.
-        interaction: Remaining variance, from preferences for contents that depend on position.
+        total: Variance of ``b``, which is the sum of the three components.
+        content: Variance over contents, after averaging ``b`` over positions.
+        position: Variance over positions, after averaging ``b`` over contents.
+        interaction: Remaining variance. It is zero if the preference for a content is the same at every position.
     """
 
     total: float
@@ -68,12 +69,12 @@ class Decomposition:
 
 @dataclass(frozen=True, eq=False)
 class HeadKeys:
-    """Keys that a query head reads, before the rotation.
+    """Keys that a query head reads, before the rotary embedding.
 
     Attributes:
-        contents: Keys before the rotation: projected, and normalised if the model has a key norm.
-        token_ids: The token of each key.
-        positions: The absolute position of each key.
+        contents: Keys before the rotary embedding. If the model has a key norm, the keys are normalised.
+        token_ids: Token id of each key.
+        positions: Absolute position of each key.
     """
 
     contents: Float[Tensor, "key d_head"]
@@ -84,18 +85,20 @@ class HeadKeys:
 def frequency_energy(
     vectors: Float[Tensor, "n d_head"], *, adjacent_pairs: bool = False, rotary_dim: int | None = None
 ) -> Float64[Tensor, "n pair"]:
-    """Share of each vector's squared norm in each rotary pair, fastest pair first. Rows sum to 1.
+    """Share of each vector's squared norm in each rotary pair. Each row sums to 1.
 
-    Dimensions that are not rotated share one last column.
+    Columns are ordered from the fastest rotary pair to the slowest. If some dimensions are not rotated, one last column
+    contains their total share.
 
     Args:
-        vectors: Vectors at the rotary site, or keys or queries before it. A rotation moves no energy between pairs.
-        adjacent_pairs: Whether pairs are dimensions (0, 1), (2, 3), ..., as in GPT-J. By default they are dimensions
-            (i, i + rotary_dim / 2), as in Hugging Face.
-        rotary_dim: Number of rotated dimensions, which come first; by default all dimensions are rotated.
+        vectors: Vectors before or after the rotary embedding. Both have the same shares, because a rotation preserves
+            the norm of each pair.
+        adjacent_pairs: Whether the pairs are the dimensions (0, 1), (2, 3), ..., as in GPT-J. By default, the pairs are
+            the dimensions (i, i + rotary_dim / 2), as in most Hugging Face models.
+        rotary_dim: Number of rotated dimensions. Rotated dimensions come first. By default, all dimensions are rotated.
 
     Raises:
-        ValueError: If ``rotary_dim`` is odd or not from 2 to ``d_head``, or a vector is zero.
+        ValueError: If ``rotary_dim`` is odd, less than 2 or greater than ``d_head``, or if a vector is zero.
     """
     d_head = vectors.shape[1]
     rotary_dim = d_head if rotary_dim is None else rotary_dim
@@ -122,22 +125,23 @@ def collect_keys(
     seed: int = 0,
     progress: bool | None = None,
 ) -> dict[Head, HeadKeys]:
-    """Keys before the rotation that each head reads on some prompts. They are on the CPU.
+    """Collect the keys that each head reads on some prompts, before the rotary embedding.
 
-    Heads that share a key-value head have the same keys. Nothing of size T x T is computed.
+    The keys are returned on the CPU. Query heads that share a key-value head have the same keys. No attention matrix of
+    shape ``[T, T]`` is stored, where ``T`` is the length of a prompt.
 
     Args:
         model: The model.
         prompts: Prompts, run one at a time.
-        heads: Query heads.
-        max_keys: Maximum number of keys. If the prompts have more tokens, this many keys are drawn at random, all
-            equally likely.
-        seed: Seed of the draw.
+        heads: Query heads whose keys are collected.
+        max_keys: Maximum number of keys per head. If the prompts have more tokens in total, ``max_keys`` of the tokens
+            are drawn uniformly at random.
+        seed: Seed of the random draw.
         progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
-        ValueError: If there are no prompts or heads, ``max_keys`` is not positive, a head does not exist or is named
-            twice, a prompt does not fit into the context, or the model has no rotary embedding.
+        ValueError: If there are no prompts or heads, if ``max_keys`` is less than 1, if a head does not exist or is
+            listed twice, if a prompt does not fit into the context, or if the model has no supported rotary embedding.
     """
     encoded = [model.encode(prompt) for prompt in prompts]
     chosen = check_heads(heads, model.shape.n_layers, model.shape.n_heads)
@@ -166,17 +170,18 @@ def logit_bias(
     rotary: Rotary,
     scale: float,
 ) -> Float64[Tensor, "key"]:
-    """``b`` of keys at their own positions: the number that the direction adds to their logits at ``alpha = 1``.
+    """Bias ``b`` that a direction adds to the logit of each key at ``alpha = 1``.
 
     Args:
-        direction: ``d_Q``, at the rotary site.
-        contents: The keys before the rotation.
+        direction: Query vector ``d_Q`` at the rotary site.
+        contents: Keys before the rotary embedding.
         positions: Absolute position of each key.
-        rotary: The layer's rotation. Its query and key norms are not applied.
-        scale: Factor of the query-key products.
+        rotary: Rotary tables of the layer. The query and key norms of ``rotary`` are not applied.
+        scale: Factor that multiplies the query-key products.
 
     Raises:
-        ValueError: If the numbers of positions and keys differ, or a position lies beyond the rotary tables.
+        ValueError: If there are no keys, if the numbers of positions and keys differ, or if a position is outside the
+            rotary tables.
     """
     if len(positions) != len(contents):
         raise ValueError(f"there are {len(positions)} positions for {len(contents)} keys; give one for each")
@@ -191,24 +196,25 @@ def decompose(
     rotary: Rotary,
     scale: float,
 ) -> Decomposition:
-    """Two-way functional analysis of variance of ``b(p, kappa)``, with every content at every position.
+    """Two-way functional analysis of variance of ``b(p, kappa)``, over all combinations of contents and positions.
 
-    Let ``u(p) = scale * R(p)^T d_Q``. With means and covariances over positions and contents, in double precision::
+    Let ``u(p) = scale * R(p)^T d_Q``. The statistics of ``u`` are taken over positions, and the statistics of
+    ``kappa`` over contents. All statistics are computed in double precision::
 
         content = Var(mean(u) . kappa)    position = Var(u(p) . mean(kappa))    interaction = trace(Cov(u) Cov(kappa))
 
-    In a text, contents and positions are not independent. For example, the first token is always at position 0. The
-    variance of :func:`logit_bias` over keys at their own positions therefore differs from ``total``.
+    In a text, contents and positions are not independent. For example, a BOS token is always at position 0. Therefore,
+    the variance of :func:`logit_bias` over the keys of a text differs from ``total``.
 
     Args:
-        direction: ``d_Q``, at the rotary site.
-        contents: Keys before the rotation, all equally likely.
-        positions: Absolute positions, all equally likely and independent of the contents.
-        rotary: The layer's rotation. Its query and key norms are not applied.
-        scale: Factor of the query-key products.
+        direction: Query vector ``d_Q`` at the rotary site.
+        contents: Keys before the rotary embedding, with equal weights.
+        positions: Absolute positions, with equal weights. Every content is combined with every position.
+        rotary: Rotary tables of the layer. The query and key norms of ``rotary`` are not applied.
+        scale: Factor that multiplies the query-key products.
 
     Raises:
-        ValueError: If there are no contents or positions, or a position lies beyond the rotary tables.
+        ValueError: If there are no contents or positions, or if a position is outside the rotary tables.
     """
     readers, contents = _readers(direction, rotary, positions, scale), _require_keys(contents)
     reader, content = readers.mean(dim=0), contents.mean(dim=0)
@@ -216,7 +222,7 @@ def decompose(
     parts = {
         "content": float(by_content.square().mean()),
         "position": float(by_position.square().mean()),
-        # b minus both means is (u - mean u) . (kappa - mean kappa), a product of independent factors.
+        # Without its mean and main effects, b is (u - mean u) . (kappa - mean kappa). The two factors are independent.
         "interaction": float((_covariance(readers) * _covariance(contents)).sum()),
     }
     return Decomposition(total=sum(parts.values()), **parts)
@@ -229,10 +235,12 @@ def position_bias(
     positions: Int[Tensor, "pos"],
     scale: float,
 ) -> Float64[Tensor, "pos"]:
-    """``b`` as a function of absolute position, for one content. The mean content gives the mean of ``b``.
+    """Bias ``b`` of one content at each absolute position.
+
+    For the mean of several contents, the result is the mean of their biases, because ``b`` is linear in the content.
 
     Raises:
-        ValueError: If there are no positions, or a position lies beyond the rotary tables.
+        ValueError: If there are no positions, or if a position is outside the rotary tables.
     """
     return _readers(direction, rotary, positions, scale) @ mean_content.double().cpu()
 
@@ -248,25 +256,25 @@ def token_preferences(
     *,
     tokenizer: Any | None = None,
 ) -> pd.DataFrame:
-    """A direction's preference for tokens: ``b`` averaged over positions and over the occurrences of each token.
+    """Preference of a direction for each token: ``b``, averaged over positions and over the token's occurrences.
 
     Args:
-        direction: ``d_Q``, at the rotary site.
-        contents: Keys before the rotation.
-        token_ids: The token of each key.
-        rotary: The layer's rotation. Its query and key norms are not applied.
-        positions: Absolute positions to average over, all equally likely.
-        scale: Factor of the query-key products.
+        direction: Query vector ``d_Q`` at the rotary site.
+        contents: Keys before the rotary embedding.
+        token_ids: Token id of each key.
+        rotary: Rotary tables of the layer. The query and key norms of ``rotary`` are not applied.
+        positions: Absolute positions to average over, with equal weights.
+        scale: Factor that multiplies the query-key products.
         min_count: Minimum number of occurrences of a token. Rarer tokens are left out.
-        tokenizer: Tokenizer for an additional column ``text``.
+        tokenizer: Tokenizer that decodes the tokens for a ``text`` column. With ``None``, this column is left out.
 
     Returns:
-        Table with the columns ``token``, ``count`` and ``mean_bias``, most favoured token first. It is empty if no
-        token occurs ``min_count`` times.
+        Table with the columns ``token``, ``count`` and ``mean_bias``, sorted by ``mean_bias`` in descending order. The
+        table is empty if no token occurs ``min_count`` times.
 
     Raises:
-        ValueError: If there are no contents or positions, the numbers of tokens and contents differ, or a position
-            lies beyond the rotary tables.
+        ValueError: If there are no contents or positions, if the numbers of tokens and contents differ, or if a
+            position is outside the rotary tables.
     """
     if len(token_ids) != len(contents):
         raise ValueError(f"there are {len(token_ids)} tokens for {len(contents)} keys; give one for each")
@@ -285,22 +293,22 @@ def decompose_heads(
     keys: Mapping[Head, HeadKeys],
     positions: Int[Tensor, "pos"] | None = None,
 ) -> pd.DataFrame:
-    """Table of :func:`decompose` for every head with collected keys.
+    """Run :func:`decompose` for every head in ``keys``, and return the results as a table.
 
     Args:
-        model: The model from which the keys were collected.
-        directions: Directions of this model, at the rotary site.
-        keys: Keys by head, from :func:`collect_keys`.
-        positions: Absolute positions, all equally likely; by default from 0 to the largest position of a head's keys.
+        model: Model from which the keys were collected.
+        directions: Directions of this model at the rotary site.
+        keys: Keys of each head, from :func:`collect_keys`.
+        positions: Absolute positions, with equal weights. By default, a head's positions range from 0 to the largest
+            position of its keys.
 
     Returns:
         Table with the columns ``layer``, ``head``, ``total``, ``content``, ``position``, ``interaction`` and
-        ``in_place``. ``in_place`` is the variance of the logit bias (:func:`logit_bias`) over the keys at their own
-        positions. All variances are in
-        squared logits at ``alpha = 1``.
+        ``in_place``. ``in_place`` is the variance of :func:`logit_bias` over the keys, with each key at its original
+        position. All variances are in squared logits, for ``alpha = 1``.
 
     Raises:
-        ValueError: If the directions are not of the rotary site, do not fit the model, or lack a head.
+        ValueError: If the directions are not for the rotary site, do not fit the model, or lack a head in ``keys``.
     """
     if directions.site != "rotary":
         raise ValueError(
@@ -323,7 +331,7 @@ def decompose_heads(
 def _readers(
     direction: Float[Tensor, "d_head"], rotary: Rotary, positions: Int[Tensor, "pos"], scale: float
 ) -> Float64[Tensor, "pos d_head"]:
-    """``u(p) = scale * R(p)^T d_Q`` for each position. Its dot product with a content is the bias ``b``."""
+    """Vector ``u(p) = scale * R(p)^T d_Q`` for each position. A content ``kappa`` gets the bias ``u(p) . kappa``."""
     if not len(positions):
         raise ValueError("there are no positions; give at least one")
     if int(positions.min()) < 0 or int(positions.max()) >= len(rotary.cos):
@@ -350,7 +358,10 @@ def _covariance(x: Float64[Tensor, "n d_head"]) -> Float64[Tensor, "d_head d_hea
 
 
 def _draw(lengths: Sequence[int], most: int, seed: int) -> list[Int[Tensor, "chosen"]]:
-    """Ascending positions in each prompt: all positions, or a uniform random draw of ``most`` from all prompts."""
+    """Positions to use in each prompt, in ascending order.
+
+    If the prompts have more than ``most`` positions in total, ``most`` of the positions are drawn uniformly at random.
+    """
     total = sum(lengths)
     drawn = torch.arange(total)
     if total > most:
@@ -363,7 +374,7 @@ def _draw(lengths: Sequence[int], most: int, seed: int) -> list[Int[Tensor, "cho
 def _contents(
     model: FocusModel, prompt: EncodedPrompt, groups: Sequence[LayerHeads], positions: Int[Tensor, "chosen"]
 ) -> dict[int, Float[Tensor, "chosen kv_head d_head"]]:
-    """Keys of one prompt before the rotation, by layer, for the key-value heads that the chosen heads read."""
+    """Keys of one prompt before the rotary embedding, by layer, for the key-value heads of each group."""
     projected: dict[int, Tensor] = {}
 
     def record(group: LayerHeads) -> Any:

@@ -1,4 +1,4 @@
-"""Training objective of focus directions (equation 4): the contextual scores of the response rows."""
+"""Training loss of focus directions (equation 4): the negative contextual score of the response rows, per head."""
 
 from __future__ import annotations
 
@@ -23,32 +23,32 @@ __all__ = ["Attention", "RecordedAttention", "direction_losses", "record_attenti
 
 @runtime_checkable
 class Attention(Protocol):
-    """Properties of a model's layers that the computation of differentiable scores needs.
+    """Interface to the attention properties that the training loss needs: rotation, scale and window of each layer.
 
-    A model's backend has these properties, and so does :class:`RecordedAttention`.
+    A model's backend and :class:`RecordedAttention` implement this interface.
     """
 
     def rotary(self, layer: int, length: int) -> Rotary:
-        """Rotation from ``hook_q``, ``hook_k`` to ``hook_rot_q``, ``hook_rot_k``, for positions below ``length``."""
+        """Rotary tables for positions below ``length``, with the query and key norms if the model has them."""
         ...
 
     def scale(self, layer: int) -> float:
-        """Factor of the query-key products."""
+        """Factor that multiplies the query-key products."""
         ...
 
     def window(self, layer: int) -> int | None:
-        """Maximum number of keys that a row attends to, including its own key; ``None`` for no limit."""
+        """Maximum number of keys that a row attends to, including the key of the row; ``None`` for no limit."""
         ...
 
 
 @dataclass(frozen=True)
 class RecordedAttention:
-    """A record of a model's :class:`Attention`, for use without the model.
+    """Copy of a model's attention properties, for training in a process that does not have the model.
 
     Attributes:
-        scales: Factor of the query-key products by layer.
-        windows: Sliding window by layer; ``None`` for a layer without one.
-        rotaries: Rotation by layer; empty for training at the rotary site.
+        scales: Factor that multiplies the query-key products, by layer.
+        windows: Length of the sliding window, by layer; ``None`` for a layer without a sliding window.
+        rotaries: Rotary tables with query and key norms, by layer; empty for training at the rotary site.
     """
 
     scales: Mapping[int, float]
@@ -56,25 +56,25 @@ class RecordedAttention:
     rotaries: Mapping[int, Rotary]
 
     def rotary(self, layer: int, length: int) -> Rotary:
-        """The layer's rotation tables, which have at least ``length`` positions."""
+        """Rotary tables of the layer. ``length`` is ignored, because the tables cover the longest training sequence."""
         return self.rotaries[layer]
 
     def scale(self, layer: int) -> float:
-        """Factor of the layer's query-key products."""
+        """Factor that multiplies the query-key products of the layer."""
         return self.scales[layer]
 
     def window(self, layer: int) -> int | None:
-        """Sliding window of the layer, or ``None``."""
+        """Length of the layer's sliding window; ``None`` if the layer has no sliding window."""
         return self.windows[layer]
 
 
 @torch.no_grad()
 def record_attention(model: FocusModel, layers: Sequence[int], lengths: Sequence[int], site: Site) -> RecordedAttention:
-    """Record a model's attention, for training on the given layers and sequence lengths.
+    """Record the attention properties of some layers, for training sequences of the given lengths.
 
     Raises:
-        ValueError: If the rotation depends on the sequence length: the rotary tables of the shortest sequence are not
-            the beginning of the tables of the longest sequence.
+        ValueError: If the site is ``projection`` and the rotary tables depend on the sequence length. In this case, the
+            tables of the shortest sequence are not the beginning of the tables of the longest sequence.
     """
     backend = model.backend
     rotaries = {layer: backend.rotary(layer, max(lengths)) for layer in layers} if site == "projection" else {}
@@ -84,7 +84,7 @@ def record_attention(model: FocusModel, layers: Sequence[int], lengths: Sequence
         if not torch.equal(short.cos, whole.cos[:n]) or not torch.equal(short.sin, whole.sin[:n]):
             raise ValueError(
                 f"the rotary embedding of {model.name!r} depends on how long a sequence is, so directions at the "
-                "projection site cannot be trained away from the model; train with the model itself, or site='rotary'"
+                "projection site cannot be trained in another process; train with the model itself, or site='rotary'"
             )
     return RecordedAttention(
         {layer: backend.scale(layer) for layer in layers}, {layer: backend.window(layer) for layer in layers}, rotaries
@@ -99,14 +99,14 @@ def direction_losses(
     sample: RowActivations,
     site: Site,
 ) -> Float[Tensor, "n"]:
-    """Loss ``-S_C`` on one sample, per chosen head (equation 4).
+    """Loss ``-S_C`` per head on one sample (equation 4).
 
     Args:
-        attention: The model's rotation, scale and windows: its ``backend``, or a record of it.
+        attention: Attention properties of each layer: the model's ``backend``, or a :class:`RecordedAttention`.
         query: ``d_Q`` of each head.
-        key: ``d_K`` of each key-value head that a chosen head reads, layer by layer; only at the projection site.
-        groups: The heads, grouped by layer.
-        sample: Queries and keys of these heads on the sample.
+        key: ``d_K`` of each key-value head in ``groups``, layer by layer. It is used only at the projection site.
+        groups: Heads to train, grouped by layer.
+        sample: Activations of these heads on the sample.
         site: Site of the directions.
     """
     losses = torch.zeros(len(query), device=query.device)
@@ -139,23 +139,25 @@ def require_same_attention(
     rows: RowActivations,
     site: Site,
 ) -> None:
-    """Refuse a model whose attention is not the softmax over rotated queries and keys that training assumes.
+    """Check that the model's attention is a plain softmax over scaled products of rotated queries and keys.
 
-    Without this check, a soft cap, a learned sink or an unusual mask would give plausible but meaningless directions.
+    The training loss assumes this form. Without the check, training on a model with a soft cap, a learned sink or an
+    unusual mask would give plausible but meaningless directions.
 
     Args:
         model: The model.
-        prompt: A prompt.
-        response: Tokens of the response to it.
-        groups: The heads to train, grouped by layer.
-        rows: Queries and keys of these heads on the prompt and response.
+        prompt: Prompt on which the attention is checked.
+        response: Tokens of the response to the prompt.
+        groups: Heads to train, grouped by layer.
+        rows: Activations of these heads on the prompt and the response.
         site: Site of the directions.
 
     Raises:
-        ValueError: If the backend declares an unusual kind of attention, or the computed contextual scores differ from
-            the scores of the model's own attention patterns.
+        ValueError: If the backend reports an unusual kind of attention, or if the contextual scores computed from
+            ``rows`` differ from the scores of the model's attention patterns.
     """
-    # The measurement below misses a soft cap far above the model's scores. The backend's declaration catches it.
+    # The comparison of scores below does not detect a soft cap far above the attention scores. The backend reports such
+    # a cap.
     if (declared := model.backend.unusual_attention()) is not None:
         raise ValueError(f"{model.name!r} has {declared}; directions cannot be trained on such attention")
     n, d_head = sum(len(group.heads) for group in groups), model.shape.d_head
@@ -166,7 +168,8 @@ def require_same_attention(
     measured = measured_scores(model, prompt, response, groups)
     for group in groups:
         gap = float((computed[list(group.places)] - measured[group.layer].cpu()).abs().max())
-        # Half-precision models round every weight of a row. A wrong mask or scale gives a far larger difference.
+        # In half precision, every attention weight is rounded. The tolerance is therefore larger. A wrong mask or scale
+        # would change the scores by far more.
         if gap > (1e-3 if rows.queries[group.layer].dtype in (torch.float32, torch.float64) else 2e-2):
             raise ValueError(
                 f"layer {group.layer} of {model.name!r} does not attend as softmax(Q K^T * scale) over visible keys: "
@@ -179,5 +182,5 @@ def _to_rotary_site(
 ) -> tuple[Float[Tensor, "row head d_head"], Float[Tensor, "key kv_head d_head"]]:
     positions = torch.arange(len(k), device=k.device)
     rotary = attention.rotary(layer, len(k))
-    # The query and key norms of Hugging Face models may return the model's dtype.
+    # Query and key norms of Hugging Face models may return tensors in the model's dtype. The scores need float32.
     return rotary.query(q, sample.rows).float(), rotary.key(k, positions).float()

@@ -1,4 +1,4 @@
-"""Statistics of the directions and rankings that the paper's authors published. No model weights are needed."""
+"""Statistics of the directions and head rankings that the paper's authors published. Model weights are not needed."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ __all__ = [
 ]
 
 INITIAL_STD = 0.01
-"""Standard deviation of the normal distribution of initial vectors in the authors' training."""
+"""Standard deviation of the normal distribution from which the authors drew the initial vectors of their training."""
 
 _DIRECTIONS, _RANKINGS = "head_features", "contextual_heads_scores_full_seq"
 _DRAWS = 2000
@@ -43,13 +43,13 @@ _DRAWS = 2000
 
 @dataclass(frozen=True, eq=False)
 class PublishedModel:
-    """The published directions and ranking of one model.
+    """Directions and head ranking that the paper's authors published for one model.
 
     Attributes:
         name: Name of the model's folder.
-        directions: Vectors of every head, at the rotary site.
-        ranking: Heads by relevant contextual score, best first.
-        sources: SHA-256 of every source file, by its path relative to the published folder.
+        directions: Focus directions of all heads, at the rotary site.
+        ranking: Heads in descending order of their relevant contextual score.
+        sources: SHA-256 of every source file, keyed by the file's path relative to the folder that was loaded.
     """
 
     name: str
@@ -69,11 +69,11 @@ class PublishedModel:
 
     @property
     def label(self) -> str:
-        """Name without the owner, such as ``Llama-3.2-3B-Instruct`` for ``meta-llama_Llama-3.2-3B-Instruct``."""
+        """Model name without the owner: ``Llama-3.2-3B-Instruct`` for ``meta-llama_Llama-3.2-3B-Instruct``."""
         return self.name.partition("_")[2] or self.name
 
     def top(self, k: int) -> tuple[Head, ...]:
-        """The best ``k`` heads.
+        """First ``k`` heads of the ranking.
 
         Raises:
             ValueError: If ``k`` is not between 1 and the number of ranked heads.
@@ -86,22 +86,23 @@ class PublishedModel:
 
 
 def load_published_ranking(path: str | Path, n_layers: int | None = None, n_heads: int | None = None) -> list[Head]:
-    """Read a published ``relevant_heads.json``, which holds ``[[layer, head], ...]``, best head first.
+    """Read a ranking ``[[layer, head], ...]``, best head first, from one of the authors' ``relevant_heads.json`` files.
 
     Args:
-        path: The file.
-        n_layers: Number of the model's layers, if known.
+        path: Path of the file.
+        n_layers: Number of layers of the model, if known.
         n_heads: Number of query heads per layer, if known.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file is not a ranking, is empty, repeats a head, or names a head that does not exist.
+        ValueError: If the file is not a ranking, or if the ranking is empty, lists a head twice, or lists a head that
+            does not exist.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file {path}")
     ranking = load_ranking(path)
     if not ranking:
-        raise ValueError(f"{path} ranks no heads")
+        raise ValueError(f"{path} contains an empty ranking")
     try:
         check_heads(
             ranking,
@@ -114,21 +115,23 @@ def load_published_ranking(path: str | Path, n_layers: int | None = None, n_head
 
 
 def load_published(directory: str | Path) -> list[PublishedModel]:
-    """Read all models from a folder in the authors' layout, sorted by name.
+    """Read the directions and rankings of all models in a folder with the authors' layout, sorted by model name.
 
-    The files are ``head_features/MODEL/direction_relevant/head_{q,k}_directions_LAYER.pth`` and, for the same models,
+    For each model, the folder contains the files
+    ``head_features/MODEL/direction_relevant/head_{q,k}_directions_LAYER.pth`` and
     ``contextual_heads_scores_full_seq/MODEL/relevant_heads.json``.
 
     Raises:
         FileNotFoundError: If a folder or a file is missing.
-        ValueError: If files do not fit together, or a ranking repeats a head or names a head that does not exist.
+        ValueError: If the vectors of a model differ in shape, or if a ranking is not valid (see
+            :func:`load_published_ranking`).
     """
     directory = Path(directory)
     if not (directory / _DIRECTIONS).is_dir():
         raise FileNotFoundError(f"there is no folder {directory / _DIRECTIONS}; name the folder that holds it")
     folders = [path for path in (directory / _DIRECTIONS).iterdir() if path.is_dir()]
     if not folders:
-        raise FileNotFoundError(f"{directory / _DIRECTIONS} holds no folder of a model")
+        raise FileNotFoundError(f"{directory / _DIRECTIONS} contains no folder of a model")
     return [_load(directory, path.name) for path in sorted(folders, key=lambda path: path.name.casefold())]
 
 
@@ -149,16 +152,17 @@ def _load(directory: Path, name: str) -> PublishedModel:
 
 
 def initial_norm(d_head: int) -> float:
-    """Root mean square norm of the initial vectors in the training: ``0.01 * sqrt(d_head)``."""
+    """Root mean square norm of the initial vectors in the authors' training: ``0.01 * sqrt(d_head)``."""
     return INITIAL_STD * math.sqrt(d_head)
 
 
 def head_table(model: PublishedModel) -> pd.DataFrame:
-    """Table with one row per head, best head first: ``rank``, ``layer``, ``head``, norms and energy by quarter.
+    """Table with one row per head, best head first.
 
-    ``rank`` counts from 1 and is missing for a head without a rank. ``query_norm`` and ``key_norm`` are the norms of
-    ``d_Q`` and ``d_K``. ``quarter_1`` to ``quarter_4`` are the shares of ``d_Q``'s energy in the quarters of the
-    rotary frequencies, fastest quarter first.
+    The columns are ``rank``, ``layer``, ``head``, ``query_norm``, ``key_norm`` and ``quarter_1`` to ``quarter_4``.
+    ``rank`` counts from 1 and is missing for heads that are not in the ranking. ``query_norm`` and ``key_norm`` are the
+    norms of ``d_Q`` and ``d_K``. ``quarter_1`` to ``quarter_4`` are the shares of the energy (squared norm) of ``d_Q``
+    in the four quarters of the rotary pairs, fastest quarter first.
     """
     directions, ranks = model.directions, {head: rank for rank, head in enumerate(model.ranking, start=1)}
     numbers = pd.Series([ranks.get(head) for head in directions.heads], dtype="Int64", name="rank")
@@ -172,38 +176,44 @@ def head_table(model: PublishedModel) -> pd.DataFrame:
 
 
 def frequency_profile(model: PublishedModel, top: int) -> pd.DataFrame:
-    """Mean share of ``d_Q``'s energy in each rotary pair, fastest first, for ``top`` heads and for ``all`` heads."""
+    """Mean share of the energy (squared norm) of ``d_Q`` in each rotary pair, fastest pair first.
+
+    The column ``top`` is the mean over the best ``top`` heads, and the column ``all`` is the mean over all heads.
+    """
     shares = frequency_energy(model.directions.query).numpy()
     best = frequency_energy(model.directions.select(model.top(top)).query).numpy()
     return pd.DataFrame({"pair": range(shares.shape[1]), "top": best.mean(axis=0), "all": shares.mean(axis=0)})
 
 
 def depth_profile(heads: Iterable[tuple[int, int]], n_layers: int, bins: int = 10) -> Float[np.ndarray, "bin"]:
-    """Share of heads in equal bins of depth. Depth is 0 where the first layer begins and 1 where the last ends.
+    """Share of heads in equal bins of depth, from the start of the first layer (0) to the end of the last layer (1).
 
-    Layer ``l`` covers the depths from ``l / n_layers`` to ``(l + 1) / n_layers``. A layer that lies in two bins counts
-    in both, in proportion to its overlap with each bin. Models with different numbers of layers are thus comparable.
+    Layer ``l`` covers the depths from ``l / n_layers`` to ``(l + 1) / n_layers``. If a layer overlaps several bins, its
+    heads are divided among these bins in proportion to the overlap. Therefore, models with different numbers of layers
+    can be compared.
     """
     counts = np.bincount([layer for layer, _ in heads], minlength=n_layers)
     return rebin(counts / counts.sum(), bins)
 
 
 def rebin(mass: Float[np.ndarray, "cell"], bins: int) -> Float[np.ndarray, "bin"]:
-    """Redistribute mass from equal cells to equal bins. The mass of a cell is spread evenly over the cell."""
+    """Redistribute mass from cells of equal width to bins of equal width. Mass is spread evenly within a cell."""
     cumulative = np.concatenate(([0.0], np.cumsum(mass)))
     edges = np.interp(np.linspace(0, 1, bins + 1), np.linspace(0, 1, len(mass) + 1), cumulative)
     return np.diff(edges)
 
 
 def summarize_published(model: PublishedModel, top: int) -> dict[str, Any]:
-    """One row of statistics: shape, layers of the best heads, norms (minimum, median, maximum), energy by quarter.
+    """Summary statistics of a model, as one row of a table.
 
-    In the names, ``top`` stands for the best heads, and ``all`` for all heads with a direction. Quarters are means over
-    the heads. ``peak_pair_top`` is the rotary pair (from 0, fastest first) with the largest mean share, and
-    ``peak_share_top`` is that share.
+    The row contains the model's shape, the first and last layer of the best ``top`` heads, the minimum, median and
+    maximum of the norms, and the energy by quarter (see :func:`head_table`). In the column names, ``top`` stands for
+    the best ``top`` heads, and ``all`` for all heads with a direction. The energy of each quarter is a mean over heads.
+    ``peak_pair_top`` is the rotary pair with the largest mean share of energy in the best heads, counted from 0 at the
+    fastest pair. ``peak_share_top`` is this largest share.
 
     Raises:
-        ValueError: If fewer than ``top`` heads are ranked.
+        ValueError: If ``top`` is less than 1 or exceeds the number of ranked heads.
     """
     heads, table, pairs = model.top(top), head_table(model), frequency_profile(model, top)["top"].to_numpy()
     row: dict[str, Any] = {
@@ -225,21 +235,22 @@ def summarize_published(model: PublishedModel, top: int) -> dict[str, Any]:
 
 
 def compare_published(models: Sequence[PublishedModel], top: int, bins: int = 10, *, seed: int = 0) -> pd.DataFrame:
-    """Similarity of the best heads in two models: a table with one row per pair of models.
+    """Table of the similarity of the best heads between models, with one row per pair of models.
 
-    ``shared`` is the number of ``(layer, head)`` pairs among the best ``top`` heads of both models. ``expected`` is
-    the mean of this number if the heads of each model are drawn at random. ``p`` is the probability that such a draw
-    shares at least as many pairs. The index of a head within its layer has no meaning across independently trained
-    models. These columns therefore only test whether the models have a common ancestor. The depth columns below compare
-    any two models.
+    ``shared`` is the number of ``(layer, head)`` pairs that are among the best ``top`` heads of both models.
+    ``expected`` is the expected number of shared pairs if ``top`` heads are drawn at random from each model. ``p`` is
+    the probability that such random draws share at least ``shared`` pairs. The index of a head within its layer has no
+    meaning across independently trained models. Therefore, these three columns only test whether the models have a
+    common ancestor. The depth columns can be used to compare any two models.
 
-    ``depth_overlap`` is the mass that the depth profiles of the two models have in common; it is 1 for equal profiles
-    (see :func:`depth_profile`). ``depth_correlation`` is Pearson's correlation of the profiles over the bins (NaN if a
-    profile is flat). ``depth_overlap_chance`` is the mean overlap of 2,000 random draws of ``top`` heads from each
-    model. ``depth_p`` is the share of these draws whose overlap is at least ``depth_overlap``.
+    ``depth_overlap`` is the overlap of the two depth profiles (see :func:`depth_profile`): the smaller of the two
+    shares in each bin, summed over the bins. It is 1 for equal profiles. ``depth_correlation`` is the Pearson
+    correlation of the profiles over the bins (NaN if a profile is flat). ``depth_overlap_chance`` is the mean overlap
+    of 2,000 random draws of ``top`` heads from each model. ``depth_p`` is the share of these draws whose overlap is at
+    least ``depth_overlap``.
 
     Raises:
-        ValueError: If fewer than ``top`` heads of a model are ranked.
+        ValueError: If ``top`` is less than 1 or exceeds the number of ranked heads of a model.
     """
     columns = ["first", "second", "shared", "expected", "p"]
     columns += ["depth_overlap", "depth_overlap_chance", "depth_p", "depth_correlation"]
@@ -269,19 +280,21 @@ def _compare(a: PublishedModel, b: PublishedModel, top: int, bins: int, seed: in
 
 
 def shared_by_chance(first: tuple[int, int], second: tuple[int, int], k: int) -> list[float]:
-    """Probabilities of 0, 1, ..., k common ``(layer, head)`` pairs among ``k`` heads drawn from each of two models.
+    """Probabilities of 0, 1, ..., ``k`` shared ``(layer, head)`` pairs in random draws of ``k`` heads from two models.
 
-    A head can be common only if both models have its layer and its index. The mean is
-    ``k * k * common / (heads of the first * heads of the second)``.
+    A pair can be shared only if it exists in both models. The expected number of shared pairs is
+    ``k * k * common / (n_first * n_second)``. Here, ``common`` is the number of pairs that exist in both models, and
+    ``n_first`` and ``n_second`` are the numbers of heads of the two models.
 
     Args:
-        first: Number of layers, and of heads per layer, of one model.
-        second: Number of layers, and of heads per layer, of the other model.
+        first: Number of layers and number of heads per layer of the first model.
+        second: Number of layers and number of heads per layer of the second model.
         k: Number of heads drawn from each model, without replacement.
     """
     common = min(first[0], second[0]) * min(first[1], second[1])
     chances = [0.0] * (k + 1)
-    # Some heads drawn from the first model exist in the second model. Some of these are drawn there too.
+    # Of the heads drawn from the first model, `reachable` heads also exist in the second model. Of these heads,
+    # `number` heads are also drawn from the second model.
     for reachable, chance in enumerate(_hypergeometric(math.prod(first), common, k)):
         for number, given in enumerate(_hypergeometric(math.prod(second), reachable, k)):
             chances[number] += chance * given
@@ -289,7 +302,7 @@ def shared_by_chance(first: tuple[int, int], second: tuple[int, int], k: int) ->
 
 
 def _hypergeometric(total: int, marked: int, drawn: int) -> list[float]:
-    """Probabilities of 0, 1, ..., ``drawn`` marked items among the drawn items."""
+    """Probabilities of 0, 1, ..., ``drawn`` marked items if ``drawn`` of ``total`` items are drawn."""
     ways = math.comb(total, drawn)
     return [math.comb(marked, n) * math.comb(total - marked, drawn - n) / ways for n in range(drawn + 1)]
 

@@ -1,13 +1,13 @@
 """Training of focus directions (section 3.1 of the paper) on response rows, for all heads at once.
 
-For each head, ``d_Q`` (and at the projection site ``d_K``) minimises ``-S_C`` on activations of the unmodified model.
-Each prompt is followed by the model's own response to the prompt with the gold document alone. A head's loss depends
-on its own vectors only, and AdamW updates every number independently. Training all heads together therefore equals
-training each head alone. The one exception is ``d_K`` at the projection site: query heads that share a key-value head
-also share ``d_K``.
+For each head, ``d_Q`` minimises ``-S_C`` on activations of the unmodified model. At the projection site, ``d_K`` is
+trained as well. Each training prompt is followed by the response that the model generates for the sample's gold prompt,
+which contains only the gold document. The loss of a head depends only on the vectors of this head, and AdamW updates
+every number independently. Therefore, training all heads together is equivalent to training each head alone. The only
+exception is ``d_K`` at the projection site: query heads that share a key-value head also share ``d_K``.
 
-At the rotary site, no ``d_K`` is trained. ``(q_i + d_Q) . d_K`` is the same for every key, so softmax ignores it, and
-the gradient of ``d_K`` is zero.
+At the rotary site, ``d_K`` is not trained. Its contribution to the logits, ``(q_i + d_Q) . d_K``, is the same for every
+key. Softmax ignores such a constant, and the gradient of ``d_K`` is zero.
 """
 
 from __future__ import annotations
@@ -48,19 +48,20 @@ __all__ = ["TrainingConfig", "train_focus_directions"]
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Settings of the training. The defaults follow the paper and its authors' code.
+    """Settings for training focus directions. The defaults follow the paper and the code of its authors.
 
     Attributes:
-        site: Site of the vectors; see :class:`FocusSteering`.
-        prompts: Prompt that precedes the response to the gold prompt: ``long`` as in the authors' code, or ``gold`` as
-            in the paper's text.
+        site: Site at which the vectors are added: ``rotary`` or ``projection`` (see :class:`FocusSteering`).
+        prompts: Case of the prompts in the training sequences: ``long`` as in the authors' code, or ``gold`` as in the
+            paper's text. The response in a training sequence is always the response to the gold prompt.
         epochs: Number of passes over the samples, each in a new random order.
-        batch_size: Number of samples per step. Their losses are averaged. The authors' code uses one sample.
+        batch_size: Number of samples per optimizer step. The loss is averaged over these samples. The authors' code
+            uses a batch size of 1.
         learning_rate: Learning rate of AdamW.
         weight_decay: Weight decay of AdamW. The authors' code keeps PyTorch's default of 0.01.
-        init_std: Standard deviation of the normal distribution that the initial vectors are drawn from.
+        init_std: Standard deviation of the normal distribution from which the initial vectors are drawn.
         max_new_tokens: Maximum length of the response to the gold prompt, in tokens.
-        seed: Seed of the initial vectors and of the order of the samples.
+        seed: Seed of the initial vectors and of the sample order.
     """
 
     site: Site = "rotary"
@@ -104,7 +105,7 @@ class _State:
 
 @dataclass(frozen=True)
 class _Checkpoint:
-    """File from which an interrupted training resumes. A fingerprint ties the file to its training."""
+    """File from which an interrupted training run resumes. The fingerprint identifies the run that wrote the file."""
 
     path: Path
     fingerprint: str
@@ -155,28 +156,29 @@ def train_focus_directions(
     progress: bool | None = None,
     **settings: Any,
 ) -> FocusDirections:
-    """Train one focus direction per head (equation 4, loss ``-S_C``), for all heads together, with the model frozen.
+    """Train one focus direction per head, for all heads together, on a frozen model (equation 4, loss ``-S_C``).
 
-    The attribute ``losses`` of the result holds the mean loss of each head in every epoch.
+    The ``losses`` attribute of the result contains the mean loss of each head in each epoch.
 
     Args:
-        model: The model, which is not changed, or an executor such as :class:`RayPool` that runs the forward passes
-            elsewhere. The optimizer's steps, which are small, run in this process.
-        samples: Training samples. Samples with an empty response to the gold prompt are left out.
+        model: The model, whose weights stay unchanged, or an executor such as :class:`RayPool` that runs the forward
+            passes in other processes. The optimizer steps are small and always run in this process.
+        samples: Training samples. Samples without a gold document or without a response to it are left out.
         heads: Heads to train; by default all heads of the model.
-        config: Settings of the training. Single settings can be given by name instead, e.g. ``site="projection"``.
-        checkpoint: Path of a file for the state. An interrupted training resumes from this file, with the same result.
-        checkpoint_every: Number of steps between writes of the checkpoint, which is also written after each epoch.
-        memory_gb: Gigabytes of activations to store between epochs. All other activations are recomputed.
-        batch_tokens: Maximum number of prompt tokens per batch while responses are generated.
-        data: Description of the data for ``provenance``; by default the attribute ``description`` of ``samples``.
+        config: Training settings. Alternatively, settings can be passed by name, such as ``site="projection"``.
+        checkpoint: Path of a checkpoint file. If the file exists, training resumes from it, with the same result.
+        checkpoint_every: Number of steps between checkpoints. A checkpoint is also written after each epoch.
+        memory_gb: Maximum size of the activations that are stored between epochs, in units of ``2**30`` bytes. All
+            other activations are recomputed in each epoch.
+        batch_tokens: Maximum number of prompt tokens per batch when responses are generated.
+        data: Description of the data for ``provenance``; by default the ``description`` attribute of ``samples``.
         progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
         **settings: Fields of :class:`TrainingConfig`.
 
     Raises:
-        ValueError: If no sample has a gold document and a response, a prompt leaves no room for a response, or
-            ``checkpoint`` belongs to a different training.
-        TypeError: If both ``config`` and single settings are given, or a setting is unknown.
+        ValueError: If no sample has both a gold document and a response, if a prompt leaves no room for a response, if
+            the model's attention is not supported, or if ``checkpoint`` belongs to a different training run.
+        TypeError: If both ``config`` and settings by name are passed, or if a setting is unknown.
     """
     if config is not None and settings:
         raise TypeError(f"give either config or single settings, not both: {', '.join(settings)}")
@@ -209,7 +211,7 @@ def train_focus_directions(
 
 
 def _chosen_heads(shape: ModelShape, heads: Iterable[tuple[int, int]] | None) -> list[Head]:
-    """The heads to train; by default all heads of the model."""
+    """Heads to train; by default all heads of the model."""
     n_layers, n_heads = shape.n_layers, shape.n_heads
     all_heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
     chosen = check_heads(all_heads if heads is None else heads, n_layers, n_heads)
@@ -226,7 +228,7 @@ def _checked_rows(
     case: Case,
     site: Site,
 ) -> RowActivations:
-    """A sample's training data, after a check that the model's attention is the one that training assumes."""
+    """Record the activations of a sample, and check that the model's attention has the form that training assumes."""
     rows = sample_rows(model, sample, response, groups, case, site)
     require_same_attention(model, model.encode(sample.prompt(case)), response, groups, rows, site)
     return rows
@@ -239,7 +241,7 @@ def _attention(
     responses: Sequence[Tensor],
     config: TrainingConfig,
 ) -> Attention:
-    """The model's rotation, scales and windows, for the optimizer's steps in this process."""
+    """Attention properties of the model, for the optimizer steps in this process."""
     if isinstance(executor, FocusModel):
         return executor.backend
     prompts = [executor.encode(sample.prompt(config.prompts)) for sample in samples]
@@ -257,7 +259,7 @@ def _run_epochs(
     state_file: _Checkpoint | None,
     progress: bool | None,
 ) -> None:
-    """Run all steps that are not yet part of the state."""
+    """Run the remaining optimizer steps, starting from ``state.step``."""
     samples, size = len(activations), config.batch_size
     batches = math.ceil(samples / size)
     total = config.epochs * batches
@@ -283,7 +285,10 @@ def _run_epochs(
 def _gold_responses(
     executor: Executor, samples: list[MultiDocSample], config: TrainingConfig, options: RunOptions
 ) -> tuple[list[MultiDocSample], list[Tensor]]:
-    """Samples with a response to their gold prompt, and the tokens of these responses, cut to fit into the context."""
+    """Samples with a nonempty response to their gold prompt, and the response tokens.
+
+    Each response is truncated to fit into the context after the training prompt.
+    """
     answerable = [sample for sample in samples if sample.gold_index is not None]
     limits, prompts = list[int](), list[EncodedPrompt]()
     for sample in track(answerable, "tokenising", show=options.progress):
@@ -304,13 +309,13 @@ def _gold_responses(
 
 
 def _responses(model: FocusModel, items: Sequence[tuple[EncodedPrompt, int]], budget: int) -> list[Tensor]:
-    """Tokens of the responses to a batch of prompts, each cut to its own limit."""
+    """Generate responses to a batch of prompts, and truncate each response to the limit of its prompt."""
     generations = model.generate([prompt for prompt, _ in items], max_new_tokens=max(limit for _, limit in items))
     return [generation.tokens[:limit] for generation, (_, limit) in zip(generations, items, strict=True)]
 
 
 def _response_limit(executor: Executor, sample: MultiDocSample, config: TrainingConfig) -> int:
-    """Maximum number of response tokens that fit into the context after the training prompt."""
+    """Maximum response length in tokens: ``max_new_tokens``, or less if the training prompt leaves less room."""
     room = executor.shape.n_ctx - len(executor.encode(sample.prompt(config.prompts)).tokens)
     if room < 1:
         raise ValueError(
@@ -324,7 +329,7 @@ def _start(executor: Executor, heads: Sequence[Head], groups: Sequence[LayerHead
     d_head, device = executor.shape.d_head, executor.device
 
     def noise(places: Sequence[tuple[int, int]], of_keys: int) -> Tensor:
-        """Random initial vectors. The vector of a head does not depend on the other heads in the training."""
+        """Random initial vectors. The vector of a head does not depend on which other heads are trained."""
         rows: list[Tensor] = []
         for layer, head in places:
             digest = hashlib.sha256(f"{config.seed}/{of_keys}/{layer}/{head}".encode()).digest()
@@ -348,16 +353,16 @@ def _step(
     size: int,
     site: Site,
 ) -> Float[Tensor, "n"]:
-    """Take one AdamW step on the mean loss of some samples.
+    """Run one AdamW step on the mean loss of a batch of ``size`` samples.
 
     Returns:
-        The loss of each head before the step, summed over the samples.
+        Loss of each head before the step, summed over the samples.
     """
     total = torch.zeros(len(state.query))
     gradients = [torch.zeros_like(vector) for vector in state.vectors]
     for rows in batch:
         losses = direction_losses(attention, state.query, state.key, groups, rows, site)
-        # autograd.grad computes gradients of these vectors only, so the model's parameters collect none.
+        # autograd.grad computes gradients with respect to these vectors only. The model's parameters get no gradients.
         for sum_, gradient in zip(gradients, torch.autograd.grad(losses.sum(), state.vectors), strict=True):
             sum_ += gradient
         total += losses.detach().cpu()
@@ -370,7 +375,7 @@ def _step(
 def _key_by_head(
     key: Float[Tensor, "m d_head"] | None, heads: Sequence[Head], groups: Sequence[LayerHeads]
 ) -> Float[Tensor, "n d_head"] | None:
-    """Key vectors of the key-value heads, repeated for every query head that reads them."""
+    """Key vector of each query head: the vector of the key-value head that the query head reads."""
     if key is None:
         return None
     rows = [0] * len(heads)

@@ -1,4 +1,4 @@
-"""Samples as a task for lm-evaluation-harness, which then scores its own models in the same way as FocusLens."""
+"""Export of samples as a task for lm-evaluation-harness, with the same prompts and the same score as in FocusLens."""
 
 from __future__ import annotations
 
@@ -42,25 +42,26 @@ def write_harness_task(
     case: str = "long",
     max_new_tokens: int = 100,
 ) -> Path:
-    """Write a task for lm-evaluation-harness: prompts, greedy responses, and sub-span exact match.
+    """Write a task for lm-evaluation-harness that scores greedy responses by sub-span exact match.
 
-    ``lm-eval run --model hf --model_args pretrained=steered --include_path DIRECTORY --tasks NAME`` then
-    computes the same accuracy as :func:`focuslens.evaluate` on these samples. Instruct models need
+    To run the task on a checkpoint ``steered``, use
+    ``lm-eval run --model hf --model_args pretrained=steered --include_path DIRECTORY --tasks NAME``. The resulting
+    accuracy is the same as from :func:`focuslens.evaluate` on these samples. Instruct models need
     ``--apply_chat_template``. The task consists of three files: ``NAME.yaml``, ``NAME.jsonl`` and ``NAME_score.py``.
-    The last one imports focuslens to compute the score.
+    ``NAME_score.py`` imports focuslens to compute the score.
 
     Args:
-        samples: The samples of the task.
+        samples: Samples of the task.
         directory: Folder for the three files.
-        name: Name of the task: letters, digits and underscores.
-        case: Case of the prompt of each sample: ``long``, ``gold`` or ``negative``.
+        name: Name of the task. It consists of letters, digits and underscores, and does not begin with a digit.
+        case: Case of the prompts: ``long``, ``gold`` or ``negative``.
         max_new_tokens: Maximum length of a response, in tokens.
 
     Returns:
-        The path of the YAML file.
+        Path of the YAML file.
 
     Raises:
-        ValueError: If there are no samples, an answer is empty after normalisation, or the name is not valid.
+        ValueError: If there are no samples, if an answer is empty after normalisation, or if the name is not valid.
     """
     if not samples:
         raise ValueError("there are no samples to make a task of")

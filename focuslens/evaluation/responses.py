@@ -1,4 +1,4 @@
-"""Responses to a batch of prompts under several settings, which share as much computation as possible."""
+"""Responses to a batch of prompts under several settings. The settings share as much computation as possible."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["SettingResponses", "respond"]
 
 _SCORES_PER_TOKEN = 1024
-"""Maximum number of attention scores per layer in memory, for each token of a batch's budget."""
+"""Maximum number of attention scores in memory, per layer and per token of the batch budget."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,10 +30,10 @@ class SettingResponses:
     """Responses to a batch of prompts under one setting.
 
     Attributes:
-        setting: Index of the setting.
+        setting: Index of the setting in the list of settings.
         responses: One response per prompt.
-        masses: Attention from each response to the parts of its prompt, averaged over the response's tokens; ``None``
-            if no parts were given.
+        masses: Attention from each response to the parts of its prompt, averaged over the response tokens. ``None`` if
+            no parts were passed.
     """
 
     setting: int
@@ -52,29 +52,32 @@ def respond(
     repetition_penalty: float = 1.0,
     stop_tokens: Sequence[int] | None = None,
 ) -> Generator[SettingResponses]:
-    """Generate greedy responses to a batch of prompts under every setting, in the cheapest order of settings.
+    """Generate greedy responses to a batch of prompts under every setting.
 
-    Settings that leave the prompt unchanged share a single run of the prompt, and then decode together. Settings that
-    change the prompt start from the first layer that they change.
+    Settings that leave the prompt unchanged share a single forward pass over the prompts, and are decoded together.
+    Settings that change the prompt reuse this pass, if possible, up to the first layer that they change. Results are
+    yielded in an order that saves computation, which can differ from the order of ``settings``.
 
     Args:
         model: The model.
         batch: The prompts.
-        settings: Interventions of each setting; a baseline has none.
+        settings: Interventions of each setting. A baseline has no interventions.
         max_new_tokens: Maximum length of a response, in tokens.
-        budget: Maximum number of prompt tokens per pass. The copies of a prompt for several settings count.
-        parts: Function that gives the parts of the prompts. Attention to these parts is read during generation.
-        repetition_penalty: Penalty on tokens that the prompt or the response already contains; 1 means no penalty.
-        stop_tokens: Tokens that end a response; by default the model's own stop tokens.
+        budget: Maximum number of prompt tokens per forward pass. Each setting in a pass has its own copy of the
+            prompts, and all copies count. Copies that share keys and values count less.
+        parts: Function that returns the parts of the prompts. Attention to these parts is measured during generation.
+        repetition_penalty: Penalty on tokens that already occur in the prompt or the response; 1 means no penalty.
+        stop_tokens: Tokens that end a response; by default the stop tokens of the model.
     """
-    groups: dict[int | None, list[int]] = {}  # setting indices by the first layer that they change
+    # Indices of settings, keyed by the first layer that a setting changes. ``None`` means an unchanged prompt.
+    groups: dict[int | None, list[int]] = {}
     for index, interventions in enumerate(settings):
         changes_prompt = any(intervention.changes_prompt for intervention in interventions)
         layer = first_layer(model, interventions, batch) if changes_prompt else None
         groups.setdefault(layer, []).append(index)
     shared = _shared_run(model, batch, groups)
     for layer, group in groups.items():
-        # Settings that share the prompt's keys and values only need memory for the scores of response rows.
+        # Settings that share the prompt's keys and values need additional memory only for the scores of response rows.
         shares_cache = layer is None and shared is not None and shared.is_shared
         cost = model.shape.n_heads / _SCORES_PER_TOKEN if shares_cache else 1
         for indices in _pieces(group, int(budget / (len(batch) * batch.width * cost))):
@@ -99,12 +102,12 @@ def respond(
 
 
 def _shared_run(model: FocusModel, batch: PromptBatch, groups: dict[int | None, list[int]]) -> Prefix | None:
-    """A run of the prompts from which all settings continue; ``None`` if sharing it would save no computation."""
-    # Number of layer runs saved: without sharing, each setting runs the layers below its first change itself.
+    """Run the prompts once, for use by all settings. Return ``None`` if this shared run would not save computation."""
+    # Number of layer runs that sharing saves: each setting skips the layers below the first layer that it changes.
     n_saved = sum(max(layer, 0) * len(group) for layer, group in groups.items() if layer is not None)
     if None not in groups and n_saved <= model.shape.n_layers:
         return None
-    # A setting that changes the embedding shares no layer. A setting without heads changes no layer.
+    # Inputs are stored only for real layers. Layer -1 means a changed embedding, and n_layers means no change at all.
     keep = [layer for layer in groups if layer is not None and 0 <= layer < model.shape.n_layers]
     return model.prefill(batch, hold_last=True, keep=keep)
 

@@ -1,4 +1,4 @@
-"""Result files that survive a kill at any moment: a header that describes the run, then one JSON line per sample."""
+"""Result files from which a killed run can resume: a header that describes the run, then one JSON line per sample."""
 
 from __future__ import annotations
 
@@ -12,35 +12,35 @@ __all__ = ["OtherResultsError", "RecordFile", "read_records"]
 
 
 class OtherResultsError(ValueError):
-    """The result file belongs to a run with a different model, different data or different settings."""
+    """Error for a result file that belongs to a run with a different model, different data or different settings."""
 
 
 def read_records(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """The header and the complete records of a result file. The file is not changed.
+    """Read the header and the complete records of a result file, without changing the file.
 
-    A killed run can leave an incomplete last line, which is ignored.
+    A killed run can leave an incomplete last line. This line is ignored.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file is not a result file.
+        ValueError: If the file is not a result file, or if it has no complete line.
     """
     path = Path(path)
     content = path.read_bytes()
     entries = _entries(path, content[: content.rfind(b"\n") + 1])
     if not entries:
-        raise ValueError(f"{path} holds no whole line: it is not a result file, or its run was killed at once")
+        raise ValueError(f"{path} contains no complete line: it is not a result file, or its run was killed at once")
     return entries[0]["header"], entries[1:]
 
 
 class RecordFile:
-    """A JSON-lines file: the first line is a header, and every other line is a record with an ``id``.
+    """JSON-lines file with a header in the first line and a record with an ``id`` in every other line.
 
-    Records are written and flushed as whole lines. A kill can leave the last line incomplete. This line is then
-    removed, and its sample runs again. No record is lost or repeated.
+    Records are written and flushed as whole lines. If a run is killed, the last line can be incomplete. When the file
+    is opened again, an incomplete line is removed, and its sample is run again. No complete record is lost or repeated.
 
     Args:
         path: Path of the file. The file and its folder are created when the first record is written.
-        header: Description of the run. A file with a different header is refused.
+        header: Description of the run. An existing file must have an equal header.
 
     Raises:
         OtherResultsError: If the file belongs to a different run. The message names the difference.
@@ -68,7 +68,7 @@ class RecordFile:
             os.truncate(self.path, len(complete_lines))
 
     def _require_same(self, header: Mapping[str, Any]) -> None:
-        """Refuse a file whose header differs from the header of this run."""
+        """Check that the header of the file equals the header of this run."""
         differing_keys = [key for key in {**header, **self.header} if header.get(key) != self.header.get(key)]
         if differing_keys:
             key, old, new = _first_difference(sorted(differing_keys)[0], header, self.header)
@@ -78,7 +78,7 @@ class RecordFile:
             )
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
-        """Write records. They are on disk when this method returns."""
+        """Append records to the file. When this method returns, the records are on disk."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("ab") as file:
             header = [] if file.tell() else [{"header": self.header}]
@@ -109,7 +109,7 @@ def _line(entry: Mapping[str, Any]) -> bytes:
 
 
 def _first_difference(key: str, old_header: Any, new_header: Any) -> tuple[str, Any, Any]:
-    """The innermost key below ``key`` at which two headers differ, such as ``model.weights``, and its two values."""
+    """First nested key below ``key`` at which two headers differ, such as ``model.weights``, with both values."""
     old, new = old_header.get(key), new_header.get(key)
     while isinstance(old, dict) and isinstance(new, dict):
         old_object, new_object = cast("dict[str, Any]", old), cast("dict[str, Any]", new)

@@ -35,13 +35,13 @@ _N_SHOWN = 20
 
 @dataclass(frozen=True)
 class Setting:
-    """A setting to evaluate: interventions, and the prompt to answer.
+    """Setting to evaluate: interventions and the case of the prompts.
 
     Attributes:
         name: Name of the setting, unique within the sweep.
-        interventions: Interventions, applied in order; a baseline has none.
-        case: Case of the prompt to answer.
-        parameters: Values that the sweep varies, such as ``{"tau": 0.3, "k": 20}``; they become columns of tables.
+        interventions: Interventions, applied in order. A baseline has no interventions.
+        case: Case of the prompts: ``long``, ``gold`` or ``negative``.
+        parameters: Parameters that the sweep varies, such as ``{"tau": 0.3, "k": 20}``. They become columns of tables.
     """
 
     name: str
@@ -50,7 +50,7 @@ class Setting:
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def describe(self) -> dict[str, Any]:
-        """The setting in a form for JSON result files."""
+        """Description of the setting as JSON values, for result files."""
         return {
             "name": self.name,
             "case": self.case,
@@ -65,10 +65,10 @@ class Evaluation:
 
     Attributes:
         em: Sub-span exact match: the fraction of responses that contain an accepted answer, with a 95 % bootstrap
-            interval that resamples questions.
+            interval. The bootstrap resamples questions.
         sample_ids: ``MultiDocSample.id`` of each sample.
         question_ids: Question id of each sample.
-        responses: The response to each sample.
+        responses: Response to each sample.
         correct: Whether each response contains an accepted answer.
     """
 
@@ -97,10 +97,10 @@ class Evaluation:
         return card(title, em, responses)
 
     def compare(self, other: Evaluation) -> McNemar:
-        """Exact McNemar test against another evaluation of the same samples; samples are grouped by question.
+        """Exact McNemar test against another evaluation of the same samples. Samples are grouped by question.
 
         Raises:
-            ValueError: If the two evaluations are not of the same samples in the same order.
+            ValueError: If the two evaluations do not have the same samples in the same order.
         """
         if self.sample_ids != other.sample_ids:
             raise ValueError(
@@ -115,8 +115,8 @@ class Sweep:
     """Evaluations of the same samples under several settings.
 
     Attributes:
-        settings: The settings, in the order given.
-        evaluations: The evaluation of each setting, by the setting's name.
+        settings: Settings, in the order in which they were passed.
+        evaluations: Evaluation of each setting, keyed by the setting's name.
         header: Description of the run: model, data, settings, seed and versions.
     """
 
@@ -145,7 +145,10 @@ class Sweep:
         return card(repr(self).partition(":")[0].removeprefix("Sweep("), table(columns, rows, caption))
 
     def rows(self, baseline: str | None = "baseline") -> list[dict[str, Any]]:
-        """One row per setting: parameters, exact match with its interval, and the McNemar test against the baseline."""
+        """One row per setting, with its parameters, its exact match and a confidence interval of the exact match.
+
+        If the sweep has a setting with the name ``baseline``, each row also has the McNemar test against this setting.
+        """
         rows: list[dict[str, Any]] = []
         for setting in self.settings:
             evaluation = self[setting.name]
@@ -159,7 +162,7 @@ class Sweep:
         return rows
 
     def to_frame(self, baseline: str | None = "baseline") -> pd.DataFrame:
-        """The rows of :meth:`rows` as a table."""
+        """Rows from :meth:`rows` as a pandas ``DataFrame``."""
         import pandas as pd
 
         return pd.DataFrame(self.rows(baseline))
@@ -181,20 +184,21 @@ def evaluate(
     """Sub-span exact match of greedy responses, with a 95 % bootstrap interval.
 
     Args:
-        model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
+        model: The model, or an executor such as :class:`RayPool` that runs the model in other processes.
         samples: Samples with distinct ids.
         interventions: Interventions, applied in order.
-        case: Case of the prompt to answer.
+        case: Case of the prompts: ``long``, ``gold`` or ``negative``.
         max_new_tokens: Maximum length of a response, in tokens.
         batch_tokens: Maximum number of prompt tokens per batch; halved when memory runs out.
-        out: Path of a JSON-lines file. Records are written batch by batch. A killed run continues from this file.
-        data: Description of the data, stored in ``out``. By default it is the attribute ``description`` of ``samples``,
-            if this exists, as in :class:`MultiDocData`.
+        out: Path of a JSON-lines result file. Records are written batch by batch. If the file exists, samples with a
+            record in the file are not run again.
+        data: Description of the data, stored in ``out``. The default is the ``description`` attribute of ``samples``,
+            if it exists, as in :class:`MultiDocData`.
         seed: Seed of the bootstrap.
         progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
-        ValueError: If there are no samples, two samples have the same id, or ``out`` belongs to a different run.
+        ValueError: If there are no samples, if two samples have the same id, or if ``out`` belongs to a different run.
     """
     setting = Setting("evaluation", tuple(interventions), case)
     sweep = run_sweep(
@@ -225,12 +229,12 @@ def run_sweep(
 ) -> Sweep:
     """Evaluate samples under every setting.
 
-    Settings that leave the prompt unchanged share one run of the prompt. ``settings`` are the settings to evaluate. All
-    other arguments are those of :func:`evaluate`.
+    Settings that leave the prompt unchanged share one forward pass over the prompt. All arguments except ``settings``
+    have the same meaning as in :func:`evaluate`.
 
     Raises:
-        ValueError: If there are no samples or settings, a setting's name or a sample's id occurs twice, or ``out``
-            belongs to a different run.
+        ValueError: If there are no samples or settings, if the name of a setting or the id of a sample occurs twice, or
+            if ``out`` belongs to a different run.
     """
     executor, sample_list = executor_for(model), list_samples(samples)
     options = RunOptions(max_new_tokens, batch_tokens, progress)
@@ -238,7 +242,7 @@ def run_sweep(
     _require_unique("sample", [sample.id for sample in sample_list])
     require_comparable_answers(sample_list)
     _require_gold(settings, sample_list)
-    # Samples that were read from a file have a description of that file.
+    # A collection of samples from a data file describes the file in the attribute ``description``.
     data = getattr(samples, "description", None) if data is None else data
     header = _header(executor, sample_list, settings, max_new_tokens, data, seed)
     store = None if out is None else RecordFile(out, header)
@@ -276,7 +280,10 @@ def _missing_records(
 
 
 def _require_gold(settings: Sequence[Setting], samples: Sequence[MultiDocSample]) -> None:
-    """Refuse settings that act on the relevant document if all samples lack one. Warn if some samples lack one."""
+    """Check that settings that act on the relevant document have samples with a relevant document.
+
+    Raise an error if no sample has a relevant document. Warn if only some samples have one.
+    """
     n_missing = sum(sample.gold_index is None for sample in samples)
     setting_names = [
         setting.name
@@ -332,7 +339,7 @@ def _run_batch(
         for result, sample, response in zip(results, samples, responses, strict=True):
             correct = sub_exact_match(response.text, sample.answers)
             result[setting.name] = {"response": response.text, "correct": correct, "finished": response.finished}
-    # Settings may finish in a different order.
+    # Settings can finish in an order that differs from the order of ``settings``.
     ordered_results = [{setting.name: result[setting.name] for setting in settings} for result in results]
     return [
         {"id": sample.id, "question_id": sample.question_id, "answers": list(sample.answers), "results": result}
@@ -343,7 +350,7 @@ def _run_batch(
 def _responses(
     model: FocusModel, samples: Sequence[MultiDocSample], settings: Sequence[Setting], max_new_tokens: int, budget: int
 ) -> Generator[tuple[Setting, Sequence[Generation]]]:
-    """The responses of the samples, setting by setting, in the order in which settings finish."""
+    """Yield each setting with the responses to all samples, in the order in which the settings finish."""
     cases: list[Case] = list(dict.fromkeys(setting.case for setting in settings))
     for case in cases:
         batch = model.batch([sample.prompt(case) for sample in samples])
@@ -354,7 +361,7 @@ def _responses(
 
 
 def evaluation_of(records: Sequence[Mapping[str, Any]], name: str, seed: int) -> Evaluation:
-    """The evaluation of one setting, computed from the records of a sweep.
+    """Compute the evaluation of one setting from the records of a sweep.
 
     Args:
         records: One record per sample, in the order of the samples.
@@ -364,7 +371,7 @@ def evaluation_of(records: Sequence[Mapping[str, Any]], name: str, seed: int) ->
     results = [record["results"][name] for record in records]
     correct = tuple(bool(result["correct"]) for result in results)
     questions = tuple(str(record["question_id"]) for record in records)
-    # A sample without a question id counts as its own question.
+    # A sample without a question id counts as a separate question.
     groups = [question or f"sample {i}" for i, question in enumerate(questions)]
     return Evaluation(
         tuple(str(record["id"]) for record in records),

@@ -1,4 +1,4 @@
-"""Reading of sweeps from their result files."""
+"""Loading of saved sweeps from result files."""
 
 from __future__ import annotations
 
@@ -15,21 +15,23 @@ __all__ = ["load_sweep"]
 
 
 def load_sweep(path: str | Path, *, order: Sequence[str] = (), rows: Sequence[Mapping[str, Any]] = ()) -> Sweep:
-    """Read a sweep, with all finished samples, from the file that ``run_sweep(out=...)`` wrote.
+    """Read a sweep, with all finished samples, from a file written by ``run_sweep(out=...)``.
 
-    The settings of the result hold no interventions; ``settings`` in the header describes the interventions. The
-    bootstrap depends on the order of the samples, and the file holds samples in the order in which they finished.
-    Intervals can therefore differ slightly, by chance, from the intervals of the run. To get the run's own intervals,
-    give the original order of the samples, or the rows that the run wrote.
+    The loaded settings have no interventions. The ``settings`` entry of the header describes the interventions instead.
+
+    The bootstrap depends on the order of the samples. The file contains the samples in the order in which they
+    finished. Therefore, the intervals can differ slightly from the intervals of the original run. To get the original
+    intervals, pass the original order of the samples, or the rows of the original sweep.
 
     Args:
         path: Path of the JSON-lines file.
-        order: ``MultiDocSample.id`` of each sample, in the order given to the run.
-        rows: The rows (:meth:`Sweep.rows`) that the run wrote. Their intervals replace the computed intervals.
+        order: ``MultiDocSample.id`` of each sample, in the order of the samples in the original run.
+        rows: Rows of the original sweep, from :meth:`Sweep.rows`. The intervals in these rows replace the computed
+            intervals.
 
     Raises:
         FileNotFoundError: If the file does not exist.
-        ValueError: If the file is not the result file of a sweep, or no sample is finished.
+        ValueError: If the file is not the result file of a sweep, or if no sample is finished.
     """
     header, records = read_records(path)
     if not records or not all("results" in record for record in records) or "settings" not in header:
@@ -49,7 +51,7 @@ def load_sweep(path: str | Path, *, order: Sequence[str] = (), rows: Sequence[Ma
 
 
 def _with_interval(evaluation: Evaluation, row: Mapping[str, Any] | None) -> Evaluation:
-    """The evaluation, with the interval from the row if the row belongs to the same samples."""
+    """Evaluation with the interval from ``row``, if both have the same number of samples and the same exact match."""
     if row is None or row["samples"] != len(evaluation) or abs(row["em"] - evaluation.em.mean) > 1e-9:
         return evaluation
     return replace(evaluation, em=Interval(row["em"], row["em_low"], row["em_high"], evaluation.em.confidence))

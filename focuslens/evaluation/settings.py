@@ -1,4 +1,4 @@
-"""Settings of the paper's sweeps: baselines, split-softmax over ``(tau, k)``, focus steering over ``(alpha, k)``."""
+"""Settings of the paper's sweeps: baselines, split-softmax (``tau``, ``k``) and focus steering (``alpha``, ``k``)."""
 
 from __future__ import annotations
 
@@ -13,16 +13,19 @@ from focuslens.interventions.directions import FocusDirections
 __all__ = ["BASELINES", "best_setting", "split_softmax_settings", "steering_settings"]
 
 BASELINES = (Setting("baseline"), Setting("gold", case="gold"), Setting("negative", case="negative"))
-"""The three lines of figure 3: all documents, the relevant document alone, and only irrelevant documents."""
+"""Baselines of figure 3: prompts with all documents, only the relevant document, or only irrelevant documents."""
 
 
 def split_softmax_settings(
     heads: Sequence[tuple[int, int]], taus: Sequence[float], ks: Sequence[int], *, label: str = "contextual"
 ) -> list[Setting]:
-    """Settings of split-softmax on the first ``k`` heads of a list, such as a ranking, for every ``tau`` and ``k``.
+    """Split-softmax settings for every combination of ``tau`` and ``k``, on the first ``k`` heads of a list.
+
+    ``heads`` is a ranking or any other list of heads. ``label`` names the list in the names and parameters of the
+    settings.
 
     Raises:
-        ValueError: If a ``k`` is not between 1 and the number of heads.
+        ValueError: If any ``k`` is less than 1 or greater than the number of heads.
     """
     return [
         Setting(
@@ -43,10 +46,10 @@ def steering_settings(
     *,
     positions: Positions = "all",
 ) -> list[Setting]:
-    """Settings of focus steering on the first ``k`` heads of a ranking, for every ``alpha`` and ``k``.
+    """Focus steering settings for every combination of ``alpha`` and ``k``, on the first ``k`` heads of a ranking.
 
     Raises:
-        ValueError: If a ``k`` is not between 1 and the number of heads, or a head has no direction.
+        ValueError: If any ``k`` is less than 1 or greater than the number of heads, or if a head has no direction.
     """
     return [
         Setting(
@@ -60,17 +63,18 @@ def steering_settings(
 
 
 def best_setting(sweep: Sweep, settings: Sequence[Setting] | None = None) -> Setting:
-    """The setting with the highest exact match.
+    """Setting with the highest exact match.
 
-    Among equal settings, the gentlest is chosen, then the setting with the fewest heads. A gentle setting has an
-    ``alpha`` near 0 or a ``tau`` near 1. Do not report results on the questions that were used for this choice.
+    Ties are broken in favour of the mildest setting, which has the ``alpha`` closest to 0 or the ``tau`` closest to 1
+    on a log scale. Remaining ties are broken in favour of the fewest heads. Report the results of the setting only on
+    questions that were not used to select the setting.
 
     Args:
-        sweep: Evaluations of the settings.
-        settings: Settings to choose among; by default all settings of the sweep with an ``alpha`` or a ``tau``.
+        sweep: Sweep with the evaluations of the settings.
+        settings: Settings to select from; by default all settings of the sweep with an ``alpha`` or a ``tau``.
 
     Raises:
-        ValueError: If there is no setting to choose among.
+        ValueError: If there is no setting to select from.
     """
     if settings is None:
         settings = [setting for setting in sweep.settings if {"alpha", "tau"} & set(setting.parameters)]

@@ -1,4 +1,4 @@
-"""Interventions on attention heads. Each is an immutable object that returns TransformerLens hooks."""
+"""Interventions on attention heads. Each intervention is an immutable object that provides TransformerLens hooks."""
 
 from focuslens.interventions.ablation import HeadAblation, mean_head_outputs
 from focuslens.interventions.lanes import Lanes

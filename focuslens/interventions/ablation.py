@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["AblationMode", "HeadAblation", "mean_head_outputs"]
 
 AblationMode: TypeAlias = Literal["zero", "mean", "knockout"]
-"""Kind of ablation: a head's output becomes zero or its mean, or the head's attention to a span is cut."""
+"""Kind of ablation: set a head's output to zero, set it to its mean, or block the head's attention to a span."""
 
 
 @torch.no_grad()
@@ -54,7 +54,7 @@ def mean_head_outputs(
 
     Raises:
         ValueError: If there are no prompts.
-        TypeError: If ``prompts`` is one prompt instead of several.
+        TypeError: If ``prompts`` is a single string.
     """
     if isinstance(prompts, str):
         raise TypeError("prompts is one string; give a list of prompts, such as [prompt]")
@@ -74,23 +74,23 @@ def mean_head_outputs(
         model.observe(tokens, observers)
         count += len(tokens)
     if count == 0:
-        raise ValueError("no prompts to take a mean over")
+        raise ValueError("prompts is empty; the mean needs at least one prompt")
     return torch.stack([sums[layer, head] / count for layer, head in chosen]).float()
 
 
 @dataclass(frozen=True, eq=False)
 class HeadAblation:
-    """Ablation of chosen heads.
+    """Ablation of attention heads.
 
     ``zero`` and ``mean`` replace a head's output before the output projection (``hook_z``). ``knockout`` sets a head's
     attention scores on a span to minus infinity before the softmax (``hook_attn_scores``; Geva et al., 2023). The
-    head's attention then moves to the other tokens. Rows in which no other key is visible do not change.
+    head's attention then moves to tokens outside the span. A row does not change if no key outside the span is visible.
 
     Args:
         heads: ``(layer, head)`` pairs.
         mode: ``zero``, ``mean`` or ``knockout``.
-        mean: For ``mean``, the mean output of each head, e.g. from :func:`mean_head_outputs`.
-        span: For ``knockout``, the span of the prompt: a name, or a half-open range of token positions.
+        mean: Mean output of each head, for the mode ``mean``; see :func:`mean_head_outputs`.
+        span: Span of the prompt, for the mode ``knockout``: a name, or a half-open range of token positions.
         positions: Rows to change: ``all`` rows (the default for ``zero`` and ``mean``), or the rows that produce the
             ``response`` (the default for ``knockout``).
 
@@ -138,7 +138,7 @@ class HeadAblation:
         return self.positions == "all"
 
     def describe(self) -> dict[str, Any]:
-        """Kind and settings in a form for JSON, with a digest in place of the mean vectors."""
+        """Kind and settings of the intervention as JSON values, with a digest in place of the mean vectors."""
         mean = None if self.mean is None else self.mean.detach().float().cpu().contiguous().numpy().tobytes()
         return {
             "kind": "head_ablation",
@@ -150,11 +150,12 @@ class HeadAblation:
         }
 
     def hooks(self, model: HookTarget, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
-        """TransformerLens hooks of this ablation. ``knockout`` and ``positions="response"`` need the prompt.
+        """TransformerLens hooks of this intervention. ``knockout`` and ``positions="response"`` need the prompt.
 
         Raises:
-            ValueError: If a head does not exist, the mean vectors have the wrong size, or a needed prompt is missing.
-            KeyError: If the prompt has no span with the given name.
+            ValueError: If a head does not exist, if the mean vectors have the wrong size, or if the prompt is needed
+                but missing.
+            KeyError: If ``span`` is a name and the prompt has no span with this name.
         """
         heads = check_heads(self.heads, model.shape.n_layers, model.shape.n_heads)
         if self.mean is not None and self.mean.shape[1] != model.shape.d_head:
@@ -216,7 +217,7 @@ class HeadAblation:
                 return None
             inside = rearrange(batch.columns(span, scores.shape[-1]).to(scores.device), "batch key -> batch 1 1 key")
             rows = scores[:, torch.as_tensor(heads, device=scores.device), first:]
-            # A masked score is the dtype's most negative number in Hugging Face, and minus infinity in TransformerLens.
+            # Hugging Face sets masked scores to the dtype's most negative number. TransformerLens uses minus infinity.
             visible = rows > torch.finfo(rows.dtype).min / 2
             has_other_key = (visible & ~inside).any(dim=-1, keepdim=True)
             return rows_of(scores, heads, first, rows.masked_fill(inside & has_other_key, -torch.inf))

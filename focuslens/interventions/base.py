@@ -1,4 +1,4 @@
-"""Helpers for all interventions: checks of prompts and rows, and edits that leave the original tensor unchanged."""
+"""Helpers for all interventions: checks of prompts and rows, and edits on copies of tensors."""
 
 from __future__ import annotations
 
@@ -24,17 +24,20 @@ __all__ = [
 ]
 
 Positions: TypeAlias = Literal["all", "response"]
-"""Rows an intervention acts on: every row, or the rows that produce the response (from the last prompt token on)."""
+"""Rows to change: all rows, or the rows that produce the response (the last prompt token and all later tokens)."""
 
 
 def check_positions(positions: str) -> None:
-    """Refuse any value other than ``all`` and ``response``."""
+    """Raise ``ValueError`` unless ``positions`` is ``all`` or ``response``."""
     if positions not in get_args(Positions):
         raise ValueError(f"positions is {positions!r}; it must be one of {', '.join(get_args(Positions))}")
 
 
 def check_span(span: SpanLike) -> None:
-    """Refuse an empty or reversed token range. The end is checked later, when the prompt's length is known."""
+    """Raise ``ValueError`` for an empty or reversed token range.
+
+    The end of the range is checked later, because the prompt's length is not known yet.
+    """
     if not isinstance(span, str) and not 0 <= span[0] < span[1]:
         raise ValueError(f"span is {span}; it must be a name or a range of token positions with 0 <= start < end")
 
@@ -43,7 +46,7 @@ def require_prompt(model: HookTarget, prompt: PromptLike | None, purpose: str) -
     """The prompt as a :class:`PromptBatch`.
 
     Raises:
-        ValueError: If the prompt is missing.
+        ValueError: If ``prompt`` is ``None``.
     """
     if prompt is None:
         raise ValueError(f"{purpose} needs the prompt: intervention.hooks(model, prompt)")
@@ -58,10 +61,10 @@ def first_row(
     cursor: Cursor | None,
     tensor: Float[Tensor, "batch head row key"],
 ) -> int:
-    """Index of the first row to act on, at a hook whose tensor has a key axis.
+    """Index of the first row to change, for a hook whose tensor has a key axis.
 
     Raises:
-        ValueError: If the forward pass does not run this batch's prompts, or its columns are not absolute positions.
+        ValueError: If the pass does not run the prompts of ``batch``, or its key columns are not absolute positions.
     """
     n_rows, n_keys = tensor.shape[-2:]
     if not _known(cursor):
@@ -78,10 +81,10 @@ def first_row(
 def first_query_row(
     batch: PromptBatch | None, positions: Positions, cursor: Cursor | None, tensor: Float[Tensor, "batch row ..."]
 ) -> int:
-    """Index of the first row to act on, at a hook whose tensor has no key axis.
+    """Index of the first row to change, for a hook whose tensor does not have a key axis.
 
     Raises:
-        ValueError: If the forward pass does not run this batch's prompts, or the positions of its rows are unknown.
+        ValueError: If the pass does not run the prompts of ``batch``, or the positions of its rows are unknown.
     """
     if positions == "all" or batch is None:
         return 0
@@ -109,9 +112,10 @@ def _require_same_batch(batch: PromptBatch, tensor: Tensor) -> None:
 
 
 def _require_all_keys(model: HookTarget, layer: int, n_rows: int, n_keys: int) -> None:
-    """Refuse a user's own cached forward pass if the cache keeps only the keys of a sliding window.
+    """Raise ``ValueError`` if the pass may use a cache that keeps only the keys of a sliding window.
 
-    The columns are then not absolute positions. An edit of a span would act on the wrong tokens or on none.
+    The key columns of such a cache are not absolute positions. An edit of a span could change the wrong tokens, or no
+    tokens at all.
     """
     window = model.cache_window(layer)
     if window is not None and n_rows < n_keys == window - 1 + n_rows:
@@ -122,14 +126,14 @@ def _require_all_keys(model: HookTarget, layer: int, n_rows: int, n_keys: int) -
 
 
 def exactly(x: Tensor) -> Tensor:
-    """The tensor in double precision; unchanged on Apple's GPUs, which lack double precision."""
+    """The tensor in double precision. On Apple GPUs, which lack double precision, the tensor is returned unchanged."""
     return x if x.device.type == "mps" else x.double()
 
 
 def rows_of(tensor: Tensor, heads: Sequence[int], first: int, edited: Tensor) -> Tensor:
-    """A copy of ``tensor [batch head row key]`` in which ``edited`` replaces the given heads from row ``first`` on.
+    """Copy of ``tensor [batch head row key]`` in which ``edited`` replaces the rows of ``heads`` from row ``first`` on.
 
-    The tensor itself must not change, because it may already be in an activation cache.
+    ``tensor`` itself must not change, because an activation cache may already contain it.
     """
     result = tensor.clone()
     result[:, torch.as_tensor(heads, device=tensor.device), first:] = edited.to(tensor.dtype)

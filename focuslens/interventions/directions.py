@@ -1,4 +1,4 @@
-"""Focus directions as an artefact: vectors, their heads, their site, and their provenance."""
+"""Focus directions that can be saved and shared: vectors with their heads, site and provenance."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["FocusDirections", "Site", "open_directions"]
 
 Site: TypeAlias = Literal["rotary", "projection"]
-"""Place where vectors are added: after the rotary embedding (``hook_rot_q``) or before it (``hook_q``, ``hook_k``)."""
+"""Site where vectors are added: after the rotary embedding (``hook_rot_q``) or before it (``hook_q``, ``hook_k``)."""
 
 _VECTORS, _CONFIG = "directions.safetensors", "directions.json"
 _FORMAT = 1
@@ -35,17 +35,17 @@ _SHOWN = 20
 
 @dataclass(frozen=True, eq=False)
 class FocusDirections:
-    """One query vector per head and, for the projection site, one key vector per head.
+    """Focus directions: one query vector per head and, for the projection site, one key vector per head.
 
     Args:
         heads: The heads, best first if there is a ranking.
         query: ``d_Q`` of each head.
-        key: ``d_K`` of each head, or ``None``. At the rotary site it has no effect (see :class:`FocusSteering`).
-        site: Site of the vectors. A vector trained at one site has no meaning at the other site.
+        key: ``d_K`` of each head, or ``None``. ``d_K`` has no effect at the rotary site (see :class:`FocusSteering`).
+        site: Site of the vectors. A vector that was trained at one site has no meaning at the other site.
         provenance: Model, data, settings, seed and versions of the training.
 
     Raises:
-        ValueError: If shapes disagree, a vector is not finite, a head is named twice, or the site is unknown.
+        ValueError: If shapes do not match, a vector is not finite, a head occurs twice, or the site is unknown.
     """
 
     heads: tuple[Head, ...]
@@ -78,7 +78,7 @@ class FocusDirections:
         if key is not None and key.shape != query.shape:
             raise ValueError(f"query is {tuple(query.shape)} and key {tuple(key.shape)}; they must have the same shape")
         object.__setattr__(self, "heads", chosen)
-        # Copies keep this object unchanged if the caller later edits the tensors.
+        # The tensors are copied, so that later edits by the caller do not change this object.
         object.__setattr__(self, "query", query.detach().float().cpu().clone())
         object.__setattr__(self, "key", None if key is None else key.detach().float().cpu().clone())
         object.__setattr__(self, "site", site)
@@ -127,7 +127,7 @@ class FocusDirections:
 
     @property
     def origin(self) -> str | None:
-        """Name of the model that the directions were trained on; ``None`` if no model is recorded."""
+        """Name of the model that the directions were trained on; ``None`` if the provenance does not name a model."""
         source, model = str(self.provenance.get("source", "")), self.provenance.get("model")
         if source.startswith(_PUBLISHED):
             return source.removeprefix(_PUBLISHED).replace("_", "/", 1)
@@ -135,7 +135,7 @@ class FocusDirections:
 
     @property
     def losses(self) -> Float[Tensor, "epoch n"] | None:
-        """Mean training loss ``-S_C`` of each head in each epoch; ``None`` if no training is recorded."""
+        """Mean training loss ``-S_C`` of each head in each epoch; ``None`` if the provenance contains no losses."""
         recorded = self.provenance.get("losses")
         return None if recorded is None else torch.tensor(recorded)
 
@@ -148,7 +148,7 @@ class FocusDirections:
         return content.hexdigest()
 
     def select(self, heads: Iterable[tuple[int, int]]) -> FocusDirections:
-        """The directions of some heads, in the given order.
+        """Directions of ``heads``, in the order of ``heads``.
 
         Raises:
             ValueError: If a head has no direction.
@@ -169,14 +169,15 @@ class FocusDirections:
         )
 
     def require_shape(self, shape: ModelShape) -> None:
-        """Refuse a model whose shape does not fit these directions.
+        """Check that these directions fit the shape of a model.
 
         Raises:
             ValueError: If the head size, layers or heads do not fit.
         """
         if self.d_head != shape.d_head:
             raise ValueError(
-                f"directions have d_head = {self.d_head}, the model has {shape.d_head}: they are of another model"
+                f"directions have d_head = {self.d_head}, the model has {shape.d_head}: they belong to a "
+                "different model"
             )
         recorded = self.provenance.get("shape", {})
         for name, value in recorded.items():
@@ -189,7 +190,10 @@ class FocusDirections:
             raise ValueError(f"directions are of another model: {error}") from error
 
     def save(self, directory: str | Path) -> Path:
-        """Write ``directions.safetensors`` and ``directions.json`` into a directory, which is created if missing."""
+        """Write ``directions.safetensors`` and ``directions.json`` to a directory, and return the directory's path.
+
+        If the directory does not exist, it is created.
+        """
         directory = Path(directory)
         vectors = {"query": self.query.contiguous()}
         if self.key is not None:
@@ -209,11 +213,11 @@ class FocusDirections:
 
     @classmethod
     def load(cls, source: str | Path, *, revision: str | None = None) -> FocusDirections:
-        """Read a directory written by :meth:`save`, or a repository on the Hugging Face hub (``user/name``).
+        """Load directions from a directory written by :meth:`save`, or from the Hugging Face hub (``user/name``).
 
         Raises:
-            FileNotFoundError: If the directory lacks a file.
-            ValueError: If the format is not supported, or the two files do not belong together.
+            FileNotFoundError: If the directory or repository does not exist, or if a file is missing from it.
+            ValueError: If the format is not supported, or if the two files do not belong together.
         """
         directory = Path(source)
         if not directory.is_dir():
@@ -239,7 +243,10 @@ class FocusDirections:
         return loaded
 
     def push_to_hub(self, repository: str, *, private: bool = False, token: str | None = None) -> str:
-        """Upload to a repository on the Hugging Face hub, and return its address. A missing repository is created."""
+        """Upload the directions to a repository on the Hugging Face hub, and return the repository's URL.
+
+        If the repository does not exist, it is created.
+        """
         from tempfile import TemporaryDirectory
 
         from huggingface_hub import HfApi
@@ -252,13 +259,13 @@ class FocusDirections:
 
     @classmethod
     def from_published(cls, directory: str | Path) -> FocusDirections:
-        """Read the paper authors' files ``head_q_directions_LAYER.pth`` and ``head_k_directions_LAYER.pth``.
+        """Load the paper authors' files ``head_q_directions_LAYER.pth`` and ``head_k_directions_LAYER.pth``.
 
-        Each file holds the vectors ``[n_heads, d_head]`` of one layer, for the rotary site.
+        Each file contains the vectors ``[n_heads, d_head]`` of one layer, for the rotary site.
 
         Raises:
-            FileNotFoundError: If there are no such files, or the query or key file of a layer is missing.
-            ValueError: If layers differ in shape.
+            FileNotFoundError: If the directory has no query files, or if the query or key file of a layer is missing.
+            ValueError: If a file does not contain a matrix, or if the files differ in shape.
         """
         directory = Path(directory)
         names = [re.fullmatch(r"head_q_directions_(\d+)\.pth", path.name) for path in directory.glob("*.pth")]
@@ -282,14 +289,14 @@ class FocusDirections:
 
 
 def open_directions(source: str | Path) -> FocusDirections:
-    """Read directions from files of this package or of the paper's authors.
+    """Load directions in the format of this package or of the paper's authors.
 
     Args:
-        source: Directory with either kind of files, or a repository on the Hugging Face hub (``user/name``).
+        source: Directory with files in either format, or repository on the Hugging Face hub (``user/name``).
 
     Raises:
-        FileNotFoundError: If the directory or repository does not exist, or a file is missing from it.
-        ValueError: If the format is not supported, or the files do not belong together.
+        FileNotFoundError: If the directory or repository does not exist, or if a file is missing from it.
+        ValueError: If the format is not supported, or if the files do not belong together.
     """
     if any(Path(source).glob("head_q_directions_*.pth")):
         return FocusDirections.from_published(source)

@@ -1,8 +1,9 @@
 """Many settings in one batch, with one copy of each prompt per setting.
 
-The copies of a prompt are adjacent rows of the batch. Settings that do not change the prompt differ only in their
-response rows, so their copies share one prefill. Settings that change the prompt share the layers below the first
-changed layer. Each intervention edits all its rows of the batch in one operation.
+A setting is a sequence of interventions. The copies of a prompt are adjacent rows of the batch. Settings that do not
+change the prompt differ only in their response rows. Their copies therefore share one prefill. Settings that change the
+prompt share the layers below the first changed layer. Split-softmax and focus steering edit the rows of all settings in
+one operation.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ __all__ = ["Lanes"]
 
 @dataclass(frozen=True, eq=False)
 class Lanes:
-    """An intervention for batches with ``len(settings)`` adjacent copies of each prompt, one copy per setting.
+    """Intervention for batches with ``len(settings)`` adjacent copies of each prompt, one copy per setting.
 
     Args:
-        settings: The interventions of each setting, in the order of the copies.
+        settings: Interventions of each setting, in the order of the copies.
 
     Raises:
         ValueError: If there are no settings.
@@ -57,7 +58,7 @@ class Lanes:
 
     @property
     def heads(self) -> tuple[Head, ...]:
-        """All heads that any setting acts on."""
+        """Heads that at least one setting acts on."""
         interventions = [intervention for setting in self.settings for intervention in setting]
         return tuple(dict.fromkeys(head for intervention in interventions for head in intervention.heads))
 
@@ -67,20 +68,20 @@ class Lanes:
         return any(intervention.changes_prompt for setting in self.settings for intervention in setting)
 
     def prompt_part(self) -> Lanes:
-        """The same settings without the interventions that act only on responses."""
+        """The settings without interventions that act only on responses."""
         return Lanes([on_prompt(setting) for setting in self.settings])
 
     def describe(self) -> dict[str, Any]:
-        """Descriptions of all settings, in a form for JSON."""
+        """Descriptions of all settings as JSON values."""
         settings = [[intervention.describe() for intervention in setting] for setting in self.settings]
         return {"kind": "lanes", "settings": settings}
 
     def hooks(self, model: HookTarget, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
-        """Hooks for the whole batch, copies included.
+        """TransformerLens hooks for the whole batch, including all copies.
 
         Raises:
-            ValueError: If the batch does not hold one copy of each prompt per setting, or an intervention does not fit
-                the model.
+            ValueError: If the prompt is missing, if the number of rows in the batch is not a multiple of the number of
+                settings, or if an intervention does not fit the model.
         """
         batch = require_prompt(model, prompt, "a batch of settings")
         copies = len(self.settings)
@@ -96,7 +97,7 @@ class Lanes:
     def _hooks_of(
         self, model: HookTarget, batch: PromptBatch, acting: dict[int, Intervention], cursor: Cursor | None
     ) -> list[Hook]:
-        """Hooks of one intervention per lane. The rows of two lanes are disjoint, so the order does not matter."""
+        """Hooks of one intervention per lane. The hooks may run in any order, because lanes do not share rows."""
         copies = len(self.settings)
         splits: defaultdict[SpanLike, dict[int, SplitSoftmax]] = defaultdict(dict)
         steered: dict[int, FocusSteering] = {}
@@ -116,7 +117,7 @@ class Lanes:
 
 
 def _on_lane(lane_hook: Any, lane: int, copies: int) -> Any:
-    """The hook of one setting, limited to the rows of this setting in the batch."""
+    """Hook of one setting, limited to the rows of this setting in the batch."""
 
     def act(tensor: Tensor, hook: Any) -> Tensor | None:
         changed = lane_hook(tensor[lane::copies], hook)
@@ -137,7 +138,10 @@ def _split_hooks(
     copies: int,
     cursor: Cursor | None,
 ) -> list[Hook]:
-    """Split-softmax of all lanes, with one edit per layer. Each lane and head has its own ``tau``, by default 1."""
+    """Split-softmax hooks for all lanes, one hook per layer.
+
+    Each lane and head can have a different ``tau``. The default is 1, which changes nothing.
+    """
     batch.columns(span, batch.width)  # raises KeyError for an unknown span before any forward pass
     taus = torch.ones(copies, model.shape.n_layers, model.shape.n_heads, dtype=torch.float64)
     for lane, split in lanes.items():
@@ -176,8 +180,8 @@ def _split_rows(
         outside = (~prompts.columns(span, n_keys)).to(rows)
         elsewhere = einsum(rows, outside, "prompt copy head row key, prompt key -> prompt copy head row")
         elsewhere = exactly(elsewhere)
-        # Weights on the span are in double precision, because the factor for a tiny mass would overflow single
-        # precision. This is cheap, because the span is short.
+        # Weights on the span need double precision, because the factor for a tiny mass would overflow single precision.
+        # The cost is low because the span is short.
         parts = [(i, part, exactly(rows[i, ..., part])) for i, part in places]
         on_span = torch.zeros_like(elsewhere)
         for i, _, weights in parts:
@@ -196,7 +200,7 @@ def _split_rows(
 def _steering_hooks(
     model: HookTarget, batch: PromptBatch, lanes: dict[int, FocusSteering], copies: int, cursor: Cursor | None
 ) -> list[Hook]:
-    """Steering of all lanes, with one addition per hook point and value of ``positions``."""
+    """Steering hooks for all lanes, one hook per hook point and value of ``positions``."""
     additions: dict[tuple[str, Positions], Tensor] = {}
     for lane, steering in lanes.items():
         for name, heads, vectors in steering.additions(model.shape):

@@ -20,11 +20,10 @@ def intervention_from(description: Mapping[str, Any], directions: Iterable[Focus
 
     Args:
         description: A description from a result file.
-        directions: Candidates for the directions of focus steering. The digest in the description identifies the right
-            candidate.
+        directions: Candidate directions for focus steering. The candidate with the digest in the description is used.
 
     Raises:
-        ValueError: If no candidate has the digest of the directions, or this kind of intervention cannot be rebuilt
+        ValueError: If no candidate has the digest in the description, or if this kind of intervention cannot be rebuilt
             from a description.
     """
     kind, heads = description.get("kind"), [(layer, head) for layer, head in description.get("heads", ())]

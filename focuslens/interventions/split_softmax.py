@@ -1,4 +1,4 @@
-"""Split-softmax: more or less attention from heads to a span (equations 2 and 3 of the paper)."""
+"""Split-softmax: increase or decrease of the attention to a span (equations 2 and 3 of the paper)."""
 
 from __future__ import annotations
 
@@ -36,28 +36,30 @@ def split_softmax(
 ) -> Float[Tensor, "... key"]:
     """Rescale attention rows so that their mass ``p`` on a span becomes ``p ** tau``.
 
-    Proportions between the keys inside the span, and between the keys outside, stay the same.
-    ``W'[j] = p**tau / p * W[j]`` inside the span and ``(1 - p**tau) / (1 - p) * W[j]`` outside (equation 3; Li et al.,
-    2024). ``tau < 1`` raises attention on the span, ``tau = 1`` is the identity, and ``tau > 1`` lowers it. At
-    ``tau = 0`` all attention is on the span. Rows with ``p = 0`` or ``p = 1`` do not change.
+    The new weights are ``W'[j] = p**tau / p * W[j]`` inside the span, and
+    ``W'[j] = (1 - p**tau) / (1 - p) * W[j]`` outside the span (equation 3; Li et al., 2024). The proportions between
+    keys inside the span do not change. The proportions between keys outside the span do not change either.
+
+    ``tau < 1`` raises the attention on the span, ``tau = 1`` changes nothing, and ``tau > 1`` lowers the attention on
+    the span. At ``tau = 0``, all attention is on the span. Rows with ``p = 0`` or ``p = 1`` do not change.
 
     Args:
         pattern: Attention weights; each row sums to one.
-        span: A half-open range of keys, or a mask that broadcasts against ``pattern`` and is true inside the span.
+        span: Half-open range of keys, or a mask that broadcasts against ``pattern`` and is true inside the span.
         tau: The exponent, 0 or more.
 
     Returns:
-        New rows of the same dtype, which sum to one.
+        New attention weights in the dtype of ``pattern``; each row sums to one.
 
     Raises:
-        ValueError: If ``tau`` is negative or not finite, or the range does not lie within the keys.
+        ValueError: If ``tau`` is negative or not finite, or if ``span`` is a range that does not lie within the keys.
     """
     _check_tau(tau)
     inside = span if isinstance(span, Tensor) else _key_mask(span, pattern)
     if tau == 1:
         return pattern.clone()
-    # Double precision is needed: p**tau / p overflows single precision for tiny p, and 1 - p loses its digits near
-    # p = 1. It is cheap, because there are few rows.
+    # Double precision is needed because p**tau / p overflows single precision for tiny p, and because single precision
+    # rounds p to 1 if the mass outside the span is tiny. The cost is low because there are few rows.
     exact = exactly(pattern)
     on_span = torch.where(inside, exact, 0).sum(dim=-1, keepdim=True)
     elsewhere = torch.where(inside, 0, exact).sum(dim=-1, keepdim=True)
@@ -70,12 +72,13 @@ def split_factors(
 ) -> tuple[Float[Tensor, "*rows"], Float[Tensor, "*rows"]]:
     """Factors by which split-softmax multiplies the attention inside and outside the span.
 
-    ``on_span`` and ``elsewhere`` are each row's mass inside and outside the span. Both factors are 1 if one of these
-    masses is zero or ``tau`` is 1.
+    ``on_span`` and ``elsewhere`` are the attention masses of each row inside and outside the span. Both factors are 1
+    if either mass is zero or if ``tau`` is 1.
     """
     split = (on_span > 0) & (elsewhere > 0)
-    # Because of rounding, a row's sum is not exactly one, so both masses are divided by the sum. The share outside is
-    # not computed as 1 - p: for p close to 1, that would be mostly rounding error, which a large tau would amplify.
+    # Because of rounding, a row does not sum exactly to one. Both masses are therefore divided by the sum. The share
+    # outside the span is not computed as 1 - p. For p close to 1, the difference 1 - p would be mostly rounding error,
+    # and a large tau would amplify this error.
     total = torch.where(split, on_span + elsewhere, 1)
     p, rest = (torch.where(split, side / total, 0.5) for side in (on_span, elsewhere))
     log_p = torch.log(p)
@@ -97,16 +100,16 @@ def _key_mask(span: Span, pattern: Tensor) -> Bool[Tensor, "key"]:
 
 @dataclass(frozen=True)
 class SplitSoftmax:
-    """Split-softmax on chosen heads, on the rows that produce the response.
+    """Split-softmax of attention heads, in the rows that produce the response.
 
-    The first of these rows is the row of the last prompt token. Earlier rows do not change, and neither do the
-    prompt's keys and values. No row changes if the span is empty, such as ``relevant`` in a negative prompt. The hook
-    point is ``hook_pattern``.
+    The first of these rows is the row of the last prompt token. Earlier rows do not change, and their keys and values
+    do not change either. If the span is empty, no row changes. For example, the span ``relevant`` is empty in a prompt
+    without the relevant document. The hook point is ``hook_pattern``.
 
     Args:
         heads: ``(layer, head)`` pairs.
         tau: The exponent; see :func:`split_softmax`.
-        span: The span that gets more or less attention: a name, such as ``relevant``, or a half-open range of token
+        span: Span whose attention is raised or lowered: a name, such as ``relevant``, or a half-open range of token
             positions.
     """
 
@@ -123,11 +126,11 @@ class SplitSoftmax:
 
     @property
     def changes_prompt(self) -> bool:
-        """Always ``False``: only the rows that produce the response change."""
+        """Always ``False``, because only the rows that produce the response change."""
         return False
 
     def describe(self) -> dict[str, Any]:
-        """Kind and settings in a form for JSON."""
+        """Kind and settings of the intervention as JSON values."""
         return {
             "kind": "split_softmax",
             "tau": self.tau,
@@ -139,10 +142,10 @@ class SplitSoftmax:
         """TransformerLens hooks for one prompt, or for a batch padded on the left.
 
         Raises:
-            ValueError: If there is no prompt, a head does not exist, or the model's attention patterns cannot be
-                changed. The hooks raise this error if the model runs on anything other than the prompt and its
-                continuation.
-            KeyError: If the prompt has no span with the given name.
+            ValueError: If the prompt is missing, if a head does not exist, or if the model ignores changes of its
+                attention patterns. The hooks also raise ``ValueError`` if the model runs tokens other than the prompt
+                and its continuation.
+            KeyError: If ``span`` is a name and the prompt has no span with this name.
         """
         batch = require_prompt(model, prompt, "split-softmax")
         batch.columns(self.span, batch.width)  # raises KeyError for an unknown span before any forward pass

@@ -1,4 +1,4 @@
-"""Focus steering: adding focus directions to queries and keys (equation 5 of the paper)."""
+"""Focus steering: addition of focus directions to queries and keys (equation 5 of the paper)."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ __all__ = ["FocusSteering"]
 
 @dataclass(frozen=True, eq=False)
 class FocusSteering:
-    """Steering of chosen heads: ``softmax((Q + alpha d_Q)(K + alpha d_K)^T / sqrt(d_head))`` (equation 5).
+    """Steering of attention heads: ``softmax((Q + alpha d_Q)(K + alpha d_K)^T / sqrt(d_head))`` (equation 5).
 
-    At the ``rotary`` site ``d_Q`` is added to ``hook_rot_q`` and ``d_K`` is not applied: ``(q_i + d_Q) . d_K`` is the
-    same for every key ``j``, and softmax ignores it. At the ``projection`` site ``d_Q`` is added to ``hook_q`` and
-    ``d_K`` to ``hook_k``, which has one vector per key-value head. If several chosen heads share a key-value head, the
-    mean of their key vectors is added. (Training gives such heads equal key vectors.)
+    At the ``rotary`` site, ``d_Q`` is added to ``hook_rot_q``. ``d_K`` is not applied, because ``(q_i + d_Q) . d_K`` is
+    equal for all keys ``j`` and does not affect the softmax. At the ``projection`` site, ``d_Q`` is added to ``hook_q``
+    and ``d_K`` to ``hook_k``, which has one vector per key-value head. If several steered heads share a key-value head,
+    the mean of their key vectors is added. (Training produces equal key vectors for such heads.)
 
     Args:
-        directions: Trained or published directions, with their site.
-        alpha: The strength. 0 changes nothing, and a negative value lowers attention on relevant contexts.
+        directions: Focus directions, trained with this package or published by the paper's authors.
+        alpha: Strength of the steering. 0 has no effect. Negative values lower the attention on relevant contexts.
         heads: Heads to steer; the default is all heads with a direction.
-        positions: Rows to steer: ``all`` rows, as in the paper, or only the rows that produce the ``response``. With
-            ``response``, the prompt's keys and values do not change.
+        positions: Rows to steer: ``all`` rows (the paper's method), or only the rows that produce the ``response``.
+            With ``response``, keys and values of tokens before the last prompt token do not change.
 
     Raises:
         ValueError: If a head has no direction, or ``alpha`` is not finite.
@@ -71,7 +71,7 @@ class FocusSteering:
         return self.positions == "all"
 
     def describe(self) -> dict[str, Any]:
-        """Kind and settings in a form for JSON, with a digest in place of the directions."""
+        """Kind and settings of the intervention as JSON values, with a digest in place of the directions."""
         return {
             "kind": "focus_steering",
             "alpha": self.alpha,
@@ -82,10 +82,10 @@ class FocusSteering:
         }
 
     def hooks(self, model: HookTarget, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
-        """TransformerLens hooks of this steering. Only ``positions="response"`` needs the prompt.
+        """TransformerLens hooks of this intervention. The prompt is needed only if ``positions`` is ``response``.
 
         Raises:
-            ValueError: If the directions do not fit the model, or a needed prompt is missing.
+            ValueError: If the directions do not fit the model, or if the prompt is needed but missing.
         """
         additions = self.additions(model.shape)
         batch = require_prompt(model, prompt, 'positions="response"') if self.positions == "response" else None
@@ -94,7 +94,7 @@ class FocusSteering:
         return hooks
 
     def additions(self, shape: ModelShape) -> list[tuple[str, list[int], Float[Tensor, "n d_head"]]]:
-        """For each hook point: its name, the query or key-value heads, and the vectors to add, ``alpha`` included.
+        """Name, heads (query or key-value) and vectors to add for each hook point. The vectors include ``alpha``.
 
         Raises:
             ValueError: If the directions do not fit the model.

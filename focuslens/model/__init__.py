@@ -1,1 +1,1 @@
-"""TransformerLens models under interventions: checkpoints, forward passes, caches, decoding, the attention engine."""
+"""TransformerLens models under interventions: loading, forward passes, caches, decoding and the attention engine."""

@@ -1,10 +1,11 @@
-"""Attention of one layer as functions of tensors: fused for the rows of a prompt, explicit for all other rows.
+"""Functions that compute the attention of one layer, with a fused kernel for the rows of a prompt.
 
-The rows of a prompt go through ``scaled_dot_product_attention``, which needs memory linear in the length. The few rows
-after a prompt are computed explicitly over cached keys and values, which several rows of a batch can share without a
-copy. In a layer with a hook on the scores or the pattern, all rows are computed explicitly.
+The rows of a prompt are computed by ``scaled_dot_product_attention``, which needs memory linear in the prompt's length.
+The few rows after a prompt are computed explicitly over cached keys and values. Several rows of a batch can share these
+keys and values without a copy. If a layer has a hook on the scores or the pattern, all its rows are computed
+explicitly.
 
-``engine.py`` connects these functions with TransformerLens.
+``engine.py`` connects these functions to TransformerLens.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ __all__ = [
 ]
 
 SEALED = 256
-"""Number of columns of a full segment. Later columns begin a new segment, so that an append copies few columns."""
+"""Minimum number of columns of a full segment. Later columns start a new segment, so that appends copy few columns."""
 
 BLOCK = 2**24
 """Maximum number of attention scores in memory at a time, unless a hook needs all rows at once."""
 
 
 class Segment(NamedTuple):
-    """Keys and values of consecutive columns; ``copies`` consecutive rows of a batch share those of one prompt."""
+    """Keys and values of consecutive columns. ``copies`` consecutive batch rows share one prompt's keys and values."""
 
     keys: Float[Tensor, "prompt kv_head column d_head"]
     values: Float[Tensor, "prompt kv_head column d_head"]
@@ -51,7 +52,7 @@ class Segment(NamedTuple):
 
 @dataclass
 class LayerCache:
-    """Rotated keys and values of one layer, in immutable segments that several caches can share."""
+    """Keys (rotated) and values of one layer, in immutable segments that several caches can share."""
 
     segments: tuple[Segment, ...] = ()
 
@@ -72,12 +73,12 @@ class LayerCache:
         self.segments = (*segments, Segment(keys, values))
 
     def shared(self, copies: int) -> LayerCache:
-        """A cache with the same columns, for a batch in which every row is repeated ``copies`` times in succession."""
+        """A new cache with the columns of this cache, for a batch with ``copies`` consecutive copies of each row."""
         return LayerCache(tuple(segment._replace(copies=segment.copies * copies) for segment in self.segments))
 
 
 def trim(segments: Sequence[Segment], columns: int) -> tuple[Segment, ...]:
-    """Segments that hold the first ``columns`` columns of the given segments, counted over all of them."""
+    """The first ``columns`` columns of consecutive segments, counted across all segments."""
     parts: list[Segment] = []
     for segment in segments:
         if columns <= 0:
@@ -90,9 +91,10 @@ def trim(segments: Sequence[Segment], columns: int) -> tuple[Segment, ...]:
 def visible_keys(
     n_rows: int, n_keys: int, padding_mask: Int[Tensor, "batch key"] | None, window: int | None, device: torch.device
 ) -> Bool[Tensor, "#batch 1 row key"]:
-    """Mask of the keys that each row attends to: up to its own column, inside its window, and not padding.
+    """Mask of the keys that each row attends to: up to the row's column, inside the window, and not padding.
 
-    A row of padding attends to its own column, so that no softmax is empty. No other row reads that row's output.
+    A padding row also attends to its own column, because a softmax over no keys would be NaN. This does not affect
+    token rows, which never attend to padding.
     """
     columns = torch.arange(n_keys, device=device)
     rows = columns[n_keys - n_rows :, None]
@@ -106,7 +108,7 @@ def visible_keys(
 
 
 def row_blocks(n_rows: int, scores_per_row: int) -> list[tuple[int, int]]:
-    """Ranges of rows ``(start, end)`` with at most :data:`BLOCK` scores each."""
+    """Ranges ``(start, end)`` of rows, with at most :data:`BLOCK` scores or a single row per range."""
     size = max(1, BLOCK // max(1, scores_per_row))
     return [(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
 
@@ -118,14 +120,14 @@ def attend_causally(
     window: int | None,
     scale: float,
 ) -> Float[Tensor, "batch row head d_head"]:
-    """Attention outputs of whole prompts, by the fused kernel.
+    """Attention outputs of whole prompts, computed by the fused kernel.
 
     Args:
         q: Rotated queries.
-        segment: Keys and values of the same rows. The segment begins with the prompts' first column.
-        padding: Number of padding columns to the left of each prompt; the outputs of padding rows are zero. ``None`` if
-            no prompt has padding.
-        window: Maximum number of keys that a row attends to, its own key included; ``None`` for all.
+        segment: Keys (rotated) and values of the rows in ``q``.
+        padding: Number of padding columns to the left of each prompt; ``None`` if no prompt has padding. The outputs of
+            padding rows are zero.
+        window: Maximum number of keys that a row attends to, including the row's own key; ``None`` for no limit.
         scale: Factor that multiplies the query-key products.
     """
     q = rearrange(q, "batch row head d -> batch head row d")
@@ -133,8 +135,8 @@ def attend_causally(
     if padding is None or not any(padding):
         z = _causal(q, keys, values, window, scale)
     else:
-        # Each prompt has its own kernel call. A mask for the padding would need memory quadratic in the length, and the
-        # fast kernels do not accept a mask.
+        # The kernel is called once per prompt. A mask for the padding would need memory quadratic in the prompt's
+        # length, and the fast kernels do not accept masks.
         z = torch.zeros_like(q)
         for i, left in enumerate(padding):
             if left == q.shape[2]:
@@ -170,10 +172,10 @@ def _causal(
 
 
 def _kernel_groups(device: str, dtype: torch.dtype, *, masked: bool) -> bool:
-    """Whether a kernel of linear memory accepts grouped keys; otherwise keys are repeated for every query head.
+    """Whether a kernel with linear memory accepts grouped keys. If not, keys must be repeated for every query head.
 
-    On the CPU every kernel accepts grouped keys. On other devices only flash attention does, which needs half precision
-    and accepts no mask.
+    On the CPU, every kernel accepts grouped keys. On other devices, only flash attention accepts grouped keys. Flash
+    attention needs half precision and does not accept masks.
     """
     return device == "cpu" or (dtype in (torch.float16, torch.bfloat16) and not masked)
 
@@ -188,12 +190,13 @@ def attend_explicitly(
 ) -> Float[Tensor, "batch row head d_head"]:
     """Attention outputs of rows over all columns of the segments, with callbacks for scores and pattern.
 
-    Half-precision rows are computed in float32, as in the fused kernels. The callbacks receive float32 tensors too.
+    If ``q`` has half precision, attention is computed in float32, which the fused kernels also do. The callbacks then
+    receive float32 tensors.
 
     Args:
         q: Rotated queries.
-        segments: Keys and values. The ``copies`` rows that share a prompt are computed in one matrix product.
-        visible: Mask of the keys that each row attends to; ``None`` for all.
+        segments: Keys (rotated) and values. Batch rows that share a prompt are computed in one matrix product.
+        visible: Mask of the keys that each row attends to; ``None`` if every row attends to all keys.
         scale: Factor that multiplies the query-key products.
         on_scores: Callback that receives the scores ``[batch head row key]`` before the softmax and returns the scores
             to use. Masked scores are minus infinity.
@@ -207,7 +210,7 @@ def attend_explicitly(
         pattern = scores.softmax(dim=-1)
     else:
         pattern = on_scores(scores).to(exact.dtype).softmax(dim=-1)
-        # A hook may mask every key of a row; the output of such a row is zero.
+        # If a hook masks every key of a row, the softmax of that row is NaN. The output of the row is set to zero.
         pattern = torch.where(pattern.isnan(), 0, pattern)
     if on_pattern is not None:
         pattern = on_pattern(pattern).to(exact.dtype)
@@ -217,7 +220,7 @@ def attend_explicitly(
 def _products(
     q: Float[Tensor, "batch row head d_head"], segment: Segment, scale: float
 ) -> Float[Tensor, "batch head row column"]:
-    """Scaled query-key products. All copies and heads that share keys form the rows of one matrix."""
+    """Scaled query-key products. The queries of all copies and heads that share keys form one matrix."""
     copies, kv = segment.copies, segment.keys.shape[1]
     group = q.shape[2] // kv
     q = rearrange(q * scale, "(prompt copy) row (kv group) d -> prompt kv (copy group row) d", copy=copies, kv=kv)

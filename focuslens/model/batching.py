@@ -1,4 +1,4 @@
-"""Batches of prompts of similar length, within a token budget that is halved when memory runs out."""
+"""Batches of prompts of similar length. The token budget per batch is halved when memory runs out."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ if TYPE_CHECKING:
 __all__ = ["BATCH_TOKENS", "RunOptions", "WorkerLostError", "is_out_of_memory", "map_batches", "release_memory"]
 
 BATCH_TOKENS = 2**14
-"""Default maximum of prompt tokens in a batch, padding included. A longer prompt is a batch of its own."""
+"""Default maximum number of prompt tokens per batch, including padding. A longer prompt forms a batch by itself."""
 
 
 @dataclass(frozen=True)
 class RunOptions:
-    """Options of a run over many prompts, in batches.
+    """Options of a run that processes many prompts in batches.
 
     Attributes:
         max_new_tokens: Maximum length of a response, in tokens.
-        batch_tokens: Maximum number of prompt tokens in a batch; halved when memory runs out.
-        progress: Whether to show progress bars; ``None`` applies the rules of :mod:`focuslens.util.progress`.
+        batch_tokens: Maximum number of prompt tokens per batch. It is halved when memory runs out.
+        progress: Whether to show progress bars; :mod:`focuslens.util.progress` describes the default.
     """
 
     max_new_tokens: int
@@ -35,11 +35,11 @@ class RunOptions:
 _T = TypeVar("_T")
 
 _OUT_OF_MEMORY = ("can't allocate memory", "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Words by which to recognise a plain ``RuntimeError`` from the CPU's allocator, Apple's GPUs or cuBLAS."""
+"""Phrases that identify an out-of-memory ``RuntimeError`` from the CPU allocator, Apple GPUs or cuBLAS."""
 
 
 class WorkerLostError(ChildProcessError):
-    """Error for a call that failed because every worker that ran it was lost, or because no worker could be started."""
+    """Error for a call that failed because all workers that ran it were lost, or because no worker could be started."""
 
 
 def map_batches(
@@ -53,23 +53,25 @@ def map_batches(
     divisible: bool = False,
     alone: bool = False,
 ) -> Generator[tuple[list[int], _T]]:
-    """Run items in batches of similar length, shortest first. Batches and their order do not depend on the executor.
+    """Run a function on items in batches of similar length, shortest items first.
 
-    When a batch runs out of memory, a warning is given and the budget becomes half of the batch's tokens. The items of
-    the batch are then run again in smaller batches.
+    The batches and their order do not depend on the executor. If memory runs out on a batch, a warning is issued, and
+    the budget is reduced to half of the batch's tokens or half of the budget, whichever is smaller. The items of the
+    batch and all later items are then run in smaller batches.
 
     Args:
         executor: Executor that runs the batches, possibly several at a time.
-        function: Function of the model, the items of a batch and the current budget, which returns the batch's result.
-        items: Arguments of ``function``, such as encoded prompts.
-        names: Name of each item, for errors.
+        function: Function ``(model, items, budget)`` that returns the result of a batch. ``budget`` is the current
+            budget.
+        items: Items to run, such as encoded prompts.
+        names: Name of each item, for error messages.
         lengths: Length of each item, in tokens.
-        budget: Maximum number of tokens in a batch, padding included. A longer item is a batch of its own.
-        divisible: Whether ``function`` uses less memory with a smaller budget even on a single item.
-        alone: Whether each item is a batch of its own, in the order of ``items``.
+        budget: Maximum number of tokens per batch, including padding. A longer item forms a batch by itself.
+        divisible: Whether ``function`` needs less memory with a smaller budget even if a batch has only one item.
+        alone: Whether each item forms a batch by itself, in the order of ``items``.
 
     Yields:
-        The indices of a batch's items, and the result of ``function``.
+        Indices of the items in a batch, and the result of ``function`` for the batch.
 
     Raises:
         ValueError: If the budget is not positive.
@@ -99,7 +101,8 @@ def map_batches(
                 order = order[len(batch) :]
                 yield batch, result
                 continue
-            # Memory is released outside the handler, because the error keeps the failed pass's tensors alive inside it.
+            # Inside the ``except`` block, the error keeps the tensors of the failed pass alive. Memory is therefore
+            # released here.
             release_memory()
             warnings.warn(
                 f"memory ran out on {len(batch)} prompts of {n_tokens:,} tokens; going on with {budget:,} tokens per "
@@ -110,7 +113,7 @@ def map_batches(
 
 
 def _batches(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Batches of items, shortest first; every batch of two items or more is within the budget."""
+    """Divide items, sorted by length, into batches. Every batch of two or more items is within the budget."""
     plan: list[list[int]] = []
     for index in order:
         if plan and (len(plan[-1]) + 1) * lengths[index] <= budget:
@@ -121,16 +124,16 @@ def _batches(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[
 
 
 def release_memory() -> None:
-    """Release the memory that a failed pass still holds."""
+    """Release the memory that a failed pass still occupies."""
     gc.collect()
-    import torch  # imported here, so that the command's help does not import torch
+    import torch  # imported here so that ``focuslens --help`` does not import torch
 
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error reports that memory ran out. CUDA has its own error; other devices raise a ``RuntimeError``."""
+    """Whether an error reports that memory ran out: a dedicated error, or a ``RuntimeError`` with a known message."""
     import torch
 
     known = isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)

@@ -1,8 +1,8 @@
-"""The attention engine that runs under TransformerLens: its caches, its passes, and the hook points of attention.
+"""Attention engine that replaces the attention of a TransformerLens model, and fires the same hook points.
 
-The rows of a prompt go through the fused kernel. The rows after the prompt are computed over cached, rotated keys.
-``hook_q``, ``hook_k``, ``hook_v``, ``hook_rot_q``, ``hook_rot_k`` and ``hook_z`` always fire. ``hook_attn_scores`` and
-``hook_pattern`` fire only in layers in which they have a hook.
+A fused kernel computes the rows of a prompt. Rows after the prompt are computed over cached, rotated keys. ``hook_q``,
+``hook_k``, ``hook_v``, ``hook_rot_q``, ``hook_rot_k`` and ``hook_z`` always fire. ``hook_attn_scores`` and
+``hook_pattern`` fire only in layers where they have hooks.
 """
 
 from __future__ import annotations
@@ -45,12 +45,12 @@ __all__ = [
 
 @dataclass
 class KeyValueCache:
-    """Keys and values of all layers, filled by the engine. It has the interface of ``HookedTransformer``'s own cache.
+    """Key-value cache of the engine. ``HookedTransformer`` can use it in place of a ``TransformerLensKeyValueCache``.
 
     Args:
         layers: One cache per layer.
-        mask: 1 where a column holds a token, 0 where the column is padding.
-        heads: Number of key-value heads per layer, and ``d_head``, the size of a head.
+        mask: Attention mask of all columns: 1 for a token, 0 for padding.
+        heads: Number of key-value heads per layer, and ``d_head``, the size of each head.
     """
 
     layers: list[LayerCache]
@@ -59,53 +59,62 @@ class KeyValueCache:
 
     @classmethod
     def empty(cls, shape: ModelShape, batch: int, device: torch.device) -> KeyValueCache:
-        """A cache without columns."""
+        """An empty cache for ``batch`` rows."""
         mask = torch.zeros(batch, 0, dtype=torch.long, device=device)
         return cls([LayerCache() for _ in range(shape.n_layers)], mask, (shape.n_key_value_heads, shape.d_head))
 
     def shared(self, copies: int = 1) -> KeyValueCache:
-        """An independent cache with ``copies`` consecutive rows per prompt, which shares the segments of this cache."""
+        """A new cache with ``copies`` consecutive rows per prompt.
+
+        The new cache shares the segments of this cache. Columns appended to one cache do not appear in the other cache.
+        """
         mask = repeat(self.mask, "batch column -> (batch copy) column", copy=copies)
         return KeyValueCache([layer.shared(copies) for layer in self.layers], mask, self.heads)
 
     def below(self, layer: int, copies: int) -> KeyValueCache:
-        """A cache that shares this cache's layers below ``layer``. In the new cache, all other layers are empty."""
+        """A new cache that shares this cache's layers below ``layer``, with ``copies`` consecutive rows per prompt.
+
+        All other layers of the new cache are empty, and its mask has no columns.
+        """
         layers = [cache.shared(copies) if i < layer else LayerCache() for i, cache in enumerate(self.layers)]
         mask = torch.zeros(len(self.mask) * copies, 0, dtype=self.mask.dtype, device=self.mask.device)
         return KeyValueCache(layers, mask, self.heads)
 
     def __getitem__(self, index: int) -> CacheEntry:
-        # The tensor has no data: ``HookedTransformer`` reads only the number of columns from its shape.
+        # ``HookedTransformer`` uses only the shape of this tensor, to find the number of columns. No data is needed.
         layer = self.layers[index]
         return CacheEntry(layer, torch.empty(len(self.mask), layer.columns, *self.heads, device="meta"))
 
     def append_attention_mask(self, new: Int[Tensor, "batch row"]) -> Int[Tensor, "batch column"]:
-        """Append the mask of new columns, and return the whole mask. ``HookedTransformer`` calls this before a pass."""
+        """Append the mask of new columns and return the whole mask.
+
+        ``HookedTransformer`` calls this method at the start of each pass.
+        """
         self.mask = torch.cat((self.mask, new.to(self.mask.device)), dim=1)
         return self.mask
 
 
 class Filled(Exception):
-    """Signal that ends a pass early, because the keys, values and observations that are needed are complete."""
+    """Signal to end a pass early because all required keys, values and observations have been computed."""
 
 
 def stop_layer(blocks: Any, last: int | None, early: Sequence[str]) -> int | None:
-    """The first layer, from ``last`` on, in which a pass may end as soon as the layer's keys and values are known.
+    """First layer, starting at ``last``, in which a pass may end once the layer's keys and values are complete.
 
     Args:
-        blocks: The model's blocks.
-        last: Last layer whose keys, values or activations are needed; ``None`` for a pass that must not end early.
-        early: Names of the modules that run before a block's keys and values are known.
+        blocks: Blocks of the model.
+        last: Last layer whose keys, values or activations the caller needs; ``None`` if the pass must not end early.
+        early: Names of the modules of a block that have run by the time the block's keys and values are complete.
 
     Returns:
-        The layer's index; ``None`` if the pass must run to its end.
+        Index of the layer; ``None`` if the pass must run to the end.
     """
     later = range(len(blocks) if last is None else last, len(blocks))
     return next((layer for layer in later if _may_stop_at_keys(blocks[layer], early)), None)
 
 
 def _may_stop_at_keys(block: Any, early: Sequence[str]) -> bool:
-    """Whether the block has no hooks, apart from hooks on the ``early`` modules and on the modules inside them."""
+    """Whether all hooks of a block are on the ``early`` modules or on their submodules."""
     modules = [
         getattr(block.attn if name.startswith("attn.") else block, name.removeprefix("attn."), None) for name in early
     ]
@@ -114,7 +123,7 @@ def _may_stop_at_keys(block: Any, early: Sequence[str]) -> bool:
 
 
 class CacheEntry(NamedTuple):
-    """One layer of a cache, with ``past_keys``, the attribute that ``HookedTransformer`` reads."""
+    """Cache of one layer, with the attribute ``past_keys`` that ``HookedTransformer`` reads."""
 
     layer: LayerCache
     past_keys: Tensor
@@ -122,11 +131,11 @@ class CacheEntry(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """Rows and columns of one forward pass, and the masks that its layers share.
+    """Rows and columns of one forward pass, and the attention masks that all layers share.
 
     Args:
         n_rows: Number of rows in the pass.
-        mask: Mask of all columns, on the CPU: 1 where a column holds a token, 0 where it is padding.
+        mask: Attention mask of all columns, on the CPU: 1 for a token, 0 for padding.
     """
 
     n_rows: int
@@ -140,7 +149,10 @@ class Pass:
 
     @cached_property
     def left_padding(self) -> tuple[int, ...] | None:
-        """Padding columns before each prompt; ``None`` unless the prompts are whole and padded on the left only."""
+        """Number of padding columns before each prompt.
+
+        The result is ``None`` unless the pass runs whole prompts with padding only on the left.
+        """
         n_columns = self.mask.shape[1]
         padding = n_columns - self.mask.sum(dim=1)
         left_padded = (torch.arange(n_columns) >= padding[:, None]).long()
@@ -148,7 +160,7 @@ class Pass:
         return tuple(padding.tolist()) if whole else None
 
     def visible(self, window: int | None, device: torch.device) -> Bool[Tensor, "#batch 1 row column"] | None:
-        """Mask of the keys that each row attends to; ``None`` for all keys."""
+        """Mask of the keys that each row attends to; ``None`` if every row attends to all keys."""
         n_columns = self.mask.shape[1]
         if self.n_rows == 1 and not self.padded and (window is None or window >= n_columns):
             return None
@@ -159,10 +171,10 @@ class Pass:
         return self._visible[key]
 
     def require(self, layer_input: Float[Tensor, "batch row *head d_model"], cache: LayerCache) -> None:
-        """Check that the input and the cache of a layer belong to this pass.
+        """Check that the input and the cache of a layer have the sizes of this pass.
 
         Raises:
-            RuntimeError: If the sizes differ, because a hook or another caller has run the model during this pass.
+            RuntimeError: If a size differs. A hook or another caller has then run the model during this pass.
         """
         shape, columns = (len(self.mask), self.n_rows), cache.columns + self.n_rows
         if layer_input.shape[:2] != shape or columns != self.mask.shape[1]:
@@ -172,16 +184,16 @@ class Pass:
             )
 
     def block(self, start: int, end: int) -> Pass:
-        """A pass of the rows from ``start`` up to, but not including, ``end``, with the columns up to its last row."""
+        """Pass with the rows ``start`` to ``end - 1`` of this pass, and all columns up to the last of these rows."""
         return Pass(end - start, self.mask[:, : self.mask.shape[1] - self.n_rows + end])
 
 
 @contextmanager
 def replaced_forwards(layers: Sequence[Any], forwards: Sequence[Callable[..., Any]]) -> Generator[None]:
-    """Replace the ``forward`` methods of attention layers inside a ``with`` block."""
+    """Replace the ``forward`` methods of attention layers for the duration of a ``with`` block."""
     try:
         for layer, forward in zip(layers, forwards, strict=True):
-            vars(layer)["forward"] = forward  # a bridge's __setattr__ would set it on the wrapped module
+            vars(layer)["forward"] = forward  # ``setattr`` on a bridge would change the wrapped module
         yield
     finally:
         for layer in layers:
@@ -196,14 +208,14 @@ def attend(
     window: int | None,
     scale: float,
 ) -> Float[Tensor, "batch row head d_head"]:
-    """Attention outputs of one layer, computed as cheaply as its hooks on scores and pattern allow.
+    """Attention outputs of one layer, by the cheapest method that the layer's hooks on scores and pattern allow.
 
     Args:
-        points: The layer's attention module, with ``hook_attn_scores`` and ``hook_pattern``.
+        points: Attention module of the layer, with the hook points ``hook_attn_scores`` and ``hook_pattern``.
         rows: Rows and columns of the current pass.
         q: Rotated queries.
-        segments: Rotated keys and values of all columns.
-        window: Maximum number of keys that a row attends to, its own key included; ``None`` for all.
+        segments: Keys (rotated) and values of all columns.
+        window: Maximum number of keys that a row attends to, including the row's own key; ``None`` for no limit.
         scale: Factor that multiplies the query-key products.
     """
     hooked = [point if is_hooked(point) else None for point in (points.hook_attn_scores, points.hook_pattern)]
@@ -226,7 +238,7 @@ def attend(
 
 
 def under_hook(point: Any, segments: tuple[Segment, ...]) -> Segment:
-    """All columns as one segment, with the keys that the hooks on ``point`` return for this pass."""
+    """One segment with all columns, in which the hooks on ``point`` have changed the keys."""
     keys = torch.cat([_per_row(segment.keys, segment.copies) for segment in segments], dim=1)
     values = torch.cat([_per_row(segment.values, segment.copies) for segment in segments], dim=1)
     keys, values = (rearrange(x, "batch key kv d -> batch kv key d") for x in (point(keys), values))
@@ -234,12 +246,12 @@ def under_hook(point: Any, segments: tuple[Segment, ...]) -> Segment:
 
 
 def _per_row(x: Float[Tensor, "prompt kv_head key d_head"], copies: int) -> Float[Tensor, "batch key kv_head d_head"]:
-    """Keys or values of a segment, repeated for every row of the batch, in the layout of TransformerLens's hooks."""
+    """Keys or values of a segment, repeated ``copies`` times per prompt, in the layout of TransformerLens's hooks."""
     return repeat(x, "prompt kv key d -> (prompt copy) key kv d", copy=copies)
 
 
 def is_hooked(module: Any) -> bool:
-    """Whether a hook point or other module has hooks that were not set by transformers or TransformerLens itself."""
+    """Whether a module has hooks, not counting those that the libraries set on modules other than hook points."""
     libraries = ("transformers.", "transformer_lens.") if not hasattr(module, "fwd_hooks") else ()
     stores = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     hooks = [hook for store in stores for hook in store.values()]
@@ -247,9 +259,10 @@ def is_hooked(module: Any) -> bool:
 
 
 def _in_dtype(point: Any, dtype: torch.dtype, exact: Tensor) -> Tensor:
-    """Run hooks on scores or a pattern in the model's dtype, as TransformerLens does.
+    """Run the hooks on scores or a pattern in the model's dtype, which is the dtype that TransformerLens uses.
 
-    If the hooks leave the tensor unchanged, the unrounded tensor is returned, so that an observer changes no result.
+    If the hooks do not change the tensor, the tensor before rounding is returned. Hooks that only observe therefore do
+    not affect results.
     """
     rounded = exact.to(dtype)
     version = rounded._version
@@ -258,6 +271,6 @@ def _in_dtype(point: Any, dtype: torch.dtype, exact: Tensor) -> Tensor:
 
 
 def _row_wise(point: Any) -> bool:
-    """Whether every hook on a point accepts blocks of rows; see :func:`focuslens.hooks.row_wise`."""
+    """Whether every hook on a hook point accepts blocks of rows; see :func:`focuslens.hooks.row_wise`."""
     row_wise = [handle for handle in point.fwd_hooks if is_row_wise(getattr(handle, "user_hook", None))]
     return not point.bwd_hooks and len(row_wise) == len(point._forward_hooks) and not point._forward_pre_hooks

@@ -1,8 +1,8 @@
-"""Execution of functions on a model, in this process or on copies of the model elsewhere.
+"""Execution of functions on a model in this process, or on copies of the model in other processes.
 
-Scores, evaluations and training ask an :class:`Executor` to run functions on a model, batch by batch, and take the
-results in order. The last bits of a result depend on the batch in which it was computed. Every executor therefore uses
-the same batches, so that the results are equal byte for byte.
+Scoring, evaluation and training use an :class:`Executor` to run functions on a model, batch by batch. An executor
+returns results in the order of the batches. The last bits of a result depend on the batch in which it was computed.
+Every executor therefore uses the same batches, so that the results are equal byte for byte.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _R = TypeVar("_R")
 
 @runtime_checkable
 class Executor(Protocol):
-    """Interface that runs functions on a model, with the properties of the model that are needed to plan the calls."""
+    """Interface for running functions on a model. It also provides the model properties needed to plan the calls."""
 
     @property
     def name(self) -> str:
@@ -37,17 +37,17 @@ class Executor(Protocol):
 
     @property
     def shape(self) -> ModelShape:
-        """Sizes of the model, such as its numbers of layers and heads."""
+        """Sizes of the model, such as the number of layers and the number of heads."""
         ...
 
     @property
     def tokenizer(self) -> Any:
-        """The checkpoint's own tokenizer."""
+        """Tokenizer of the checkpoint."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Device of this process on which the tensors of results are placed."""
+        """Device in this process on which the tensors of results are placed."""
         ...
 
     def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:
@@ -55,20 +55,20 @@ class Executor(Protocol):
         ...
 
     def map(self, function: Callable[..., _R], calls: Iterable[tuple[Any, ...]]) -> Generator[_R]:
-        """Results of ``function(model, *call)`` for every call, in order.
+        """Results of ``function(model, *call)`` for every call, in the order of the calls.
 
-        Results are computed on demand, or some calls ahead. An executor with several processes needs picklable
-        functions and arguments, and moves the tensors of results to :attr:`device`.
+        Results are computed on demand or a few calls ahead. If an executor uses several processes, functions and
+        arguments must be picklable, and the tensors of results are moved to :attr:`device`.
 
         Raises:
             WorkerLostError: If three workers in a row were lost while they ran the same call.
-            Exception: The error that ``function`` raised, in place of the call's result.
+            Exception: The error that ``function`` raised for a call, when the result of that call is read.
         """
         ...
 
 
 def InProcess(model: FocusModel) -> Executor:
-    """The model itself: a :class:`FocusModel` is an executor that runs calls one by one in this process."""
+    """Return the model itself. A :class:`FocusModel` is an executor that runs calls one by one in this process."""
     return model
 
 
@@ -76,7 +76,7 @@ def executor_for(model: FocusModel | Executor) -> Executor:
     """Check that the argument is a model or an executor, and return it.
 
     Raises:
-        TypeError: If the argument is neither.
+        TypeError: If the argument is neither a model nor an executor.
     """
     if not callable(getattr(model, "map", None)):
         hint = "fl.FocusModel.from_pretrained(name)" if isinstance(model, str) else "fl.FocusModel(model)"

@@ -1,4 +1,4 @@
-"""FocusModel: a TransformerLens model that accepts prompts with named spans, and interventions."""
+"""FocusModel: a TransformerLens model that runs prompts with named spans under interventions."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _R = TypeVar("_R")
 
 
 class FocusModel(ModelRunner):
-    """A TransformerLens model that accepts prompts with named spans, and interventions.
+    """A TransformerLens model that runs prompts with named spans under interventions.
 
     Args:
-        hooked: A ``HookedTransformer`` or ``TransformerBridge``. The values of its weights stay unchanged.
-        tokenizer: The checkpoint's own fast tokenizer. The default is the tokenizer of ``hooked``. If TransformerLens
-            has made that tokenizer prepend a BOS token, the default is the original tokenizer from the local cache.
-        chat: Whether prompts are put into the tokenizer's chat template. The default is true if the tokenizer has a
-            template. Some base models ship a chat template: pass ``False`` for these models.
-        chat_template_kwargs: Further arguments of the chat template, e.g. ``{"date_string": "26 Jul 2024"}``.
+        hooked: A ``HookedTransformer`` or ``TransformerBridge``. The values of its weights do not change.
+        tokenizer: Fast tokenizer of the checkpoint. The default is the tokenizer of ``hooked``. If TransformerLens has
+            changed that tokenizer to prepend a BOS token, the default is the original tokenizer from the local cache.
+        chat: Whether to apply the tokenizer's chat template to prompts. The default is true if the tokenizer has a chat
+            template. Some base models ship with a chat template. Pass ``False`` for these models.
+        chat_template_kwargs: Additional arguments of the chat template, e.g. ``{"date_string": "26 Jul 2024"}``.
         stop_tokens: Tokens that end a response; by default the tokenizer's EOS token.
         name: Name of the model in result files.
         revision: Branch, tag or commit of the checkpoint, for result files.
@@ -83,26 +83,27 @@ class FocusModel(ModelRunner):
         chat: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> FocusModel:
-        """Open a model from the Hugging Face hub or from a local directory in its format, with unprocessed weights.
+        """Load a model, with unprocessed weights, from the Hugging Face hub or from a local directory in its format.
 
         Args:
-            name: Hub name or directory; ``"demo"`` for the embedded model (``"./demo"`` for a directory of that name).
+            name: Hub name or directory; ``"demo"`` for the embedded model. For a directory named ``demo``, pass
+                ``"./demo"``.
             device: Device of the model; by default ``cuda`` if available, else ``cpu``.
-            device_map: Alternative to ``device`` for a model that does not fit on one device: ``"auto"``, or Hugging
-                Face's map of modules to devices. A device map implies the backend ``bridge``.
+            device_map: Alternative to ``device`` for a model that does not fit on one device: ``"auto"``, or a map from
+                module names to devices in Hugging Face's format. A device map implies the backend ``bridge``.
             dtype: Type of the weights, e.g. ``"bfloat16"``.
-            backend: ``hooked`` (a ``HookedTransformer``: Llama, Mistral, Qwen2 and Qwen3 families, TransformerLens 3)
-                or ``bridge`` (a ``TransformerBridge``: every architecture that TransformerLens supports). The default
-                is ``hooked`` for the checkpoints that can be opened that way, else ``bridge``.
-            n_ctx: Context length in tokens; by default the length that the checkpoint declares.
+            backend: ``hooked`` loads a ``HookedTransformer``. It requires TransformerLens 3 and a model of the Llama,
+                Mistral, Qwen2 or Qwen3 family. ``bridge`` loads a ``TransformerBridge`` and supports every architecture
+                that TransformerLens supports. The default is ``hooked`` if it can load the checkpoint, else ``bridge``.
+            n_ctx: Context length in tokens; by default the context length of the checkpoint.
             revision: Branch, tag or commit on the hub.
-            chat: As in :class:`FocusModel`.
-            chat_template_kwargs: As in :class:`FocusModel`.
+            chat: See :class:`FocusModel`.
+            chat_template_kwargs: See :class:`FocusModel`.
 
         Raises:
-            FileNotFoundError: If the checkpoint is neither a directory nor on the hub, or the hub cannot be reached.
+            FileNotFoundError: If ``name`` is neither a directory nor a model on the hub, or the hub cannot be reached.
             PermissionError: If access to the model has not been granted.
-            ValueError: If the checkpoint cannot be opened with these arguments. The message names arguments that work.
+            ValueError: If the checkpoint cannot be loaded with these arguments. The message suggests a remedy.
         """
         resolved = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype
         if not isinstance(resolved, torch.dtype):
@@ -131,9 +132,9 @@ class FocusModel(ModelRunner):
 
     @classmethod
     def demo(cls, **settings: Any) -> FocusModel:
-        """The embedded model: a small Llama trained on the synthetic corpus. Needs no network.
+        """Load the embedded model, a small Llama trained on the synthetic corpus. No network is needed.
 
-        The settings are arguments of :meth:`from_pretrained`, such as ``device``, ``dtype`` and ``backend``.
+        ``settings`` are arguments of :meth:`from_pretrained`, such as ``device``, ``dtype`` and ``backend``.
         """
         return cls.from_pretrained(loading.EMBEDDED, **settings)
 
@@ -158,11 +159,11 @@ class FocusModel(ModelRunner):
         }
 
     def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:
-        """Tokens of a prompt, exactly as the model's own tokenizer gives them, and its spans as token ranges."""
+        """Tokens of a prompt, exactly those of the checkpoint's tokenizer, and the prompt's spans as token ranges."""
         return prompt if isinstance(prompt, EncodedPrompt) else self.encoder.encode(prompt)
 
     def to_tokens(self, prompt: str | EncodedPrompt) -> Int[Tensor, "1 pos"]:
-        """Tokens of a prompt as a batch of one, for ``model.hooked``; :meth:`encode` gives the spans too."""
+        """Tokens of a prompt as a batch of size 1, for ``model.hooked``. :meth:`encode` also returns the spans."""
         return self.encode(prompt).tokens[None].to(self.device)
 
     def map(self, function: Callable[..., _R], calls: Iterable[tuple[Any, ...]]) -> Generator[_R]:
@@ -177,14 +178,14 @@ class FocusModel(ModelRunner):
         *,
         prompt: str | EncodedPrompt | None = None,
     ) -> Float[Tensor, "pos d_vocab"]:
-        """Logits at every position, in one pass without a cache.
+        """Logits at every position, computed in one pass without a cache.
 
         Args:
             tokens: Token ids, or a prompt.
             interventions: Interventions, applied in order.
-            prompt: The prompt at the beginning of ``tokens``, if a response follows the prompt. The prompt defines the
-                spans, and the row of its last token produces the first response token. By default ``tokens`` hold the
-                prompt only.
+            prompt: Prompt at the beginning of ``tokens``, if ``tokens`` also contain a response. The prompt defines the
+                spans, and the row of its last token produces the first response token. By default, ``tokens`` contain
+                only the prompt.
 
         Raises:
             ValueError: If ``tokens`` are not one sequence, do not begin with the tokens of the prompt, or do not fit
@@ -226,17 +227,20 @@ class FocusModel(ModelRunner):
         *,
         max_new_tokens: int = 100,
     ) -> Generation | list[Generation]:
-        """Greedy response to a prompt, or responses to a list of prompts, which are run as one left-padded batch.
+        """Generate the greedy response to a prompt, or the responses to a list of prompts.
+
+        A list of prompts is run as one left-padded batch.
 
         Args:
-            prompts: Texts or encoded prompts. Texts are put into the chat template if :attr:`encoder` uses one.
+            prompts: Texts or encoded prompts. If :attr:`encoder` uses a chat template, it is applied to texts.
             interventions: Interventions, applied in order.
-            max_new_tokens: Maximum length of a response, in tokens. A response also ends at the end of the context.
+            max_new_tokens: Maximum length of a response, in tokens. A response also ends when the context is full.
 
         Raises:
             ValueError: If a prompt does not fit the context.
         """
-        # The last token is held back with and without interventions, so that its row is always computed in one way.
+        # The last token is always held back. Its row is therefore computed in the same way with and without
+        # interventions.
         prefix = self.prefill(prompts, interventions, hold_last=True)
         responses = self.decode(prefix, interventions, max_new_tokens=max_new_tokens)
         return responses[0] if isinstance(prompts, str | EncodedPrompt) else responses

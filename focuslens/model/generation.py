@@ -1,4 +1,4 @@
-"""Prefixes, responses, and the repetition penalty on the logits of responses."""
+"""Prompt prefixes, generated responses and the repetition penalty."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from focuslens.prompts.batch import PromptBatch
 __all__ = ["Generation", "Penalty", "Prefix", "Responses", "repetition_penalised"]
 
 Penalty: TypeAlias = Callable[[Tensor, Sequence[Tensor]], Tensor]
-"""Function of logits ``[batch d_vocab]`` and of the tokens of each step, ``[batch]``, that returns penalised logits."""
+"""Function ``(logits, steps) -> penalised logits``: logits ``[batch d_vocab]``, and one tensor ``[batch]`` of response
+tokens per step."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +26,11 @@ class Generation:
     """A generated response.
 
     Attributes:
-        text: Text of the response, without special tokens and surrounding white space.
+        text: Text of the response, without special tokens or surrounding white space.
         tokens: Token ids of the response, without the stop token.
-        finished: Whether a stop token ended the response, rather than the limit of new tokens or the context length.
-        stop: The stop token that ended the response; ``None`` if the response did not end with a stop token.
+        finished: Whether a stop token ended the response. It is ``False`` if the response reached the maximum length or
+            the end of the context.
+        stop: Stop token that ended the response; ``None`` if ``finished`` is ``False``.
     """
 
     text: str
@@ -42,15 +44,16 @@ class Generation:
 
 @dataclass(frozen=True, eq=False)
 class Prefix:
-    """A batch of prompts with their keys and values. A prefix can be extended any number of times.
+    """A batch of prompts that have been run, with a key-value cache. A prefix can be extended any number of times.
 
     Attributes:
         batch: The prompts.
-        cache: Keys and values of all columns so far.
-        mask: 1 where a column holds a token, 0 where it is padding.
-        logits: Logits of the last column; ``None`` if the last token of each prompt was held back.
-        under: Interventions under which the prompts' rows were run.
-        residuals: Layer inputs ``[batch column d_model]``, for the layers in ``keep`` of :meth:`ModelRunner.prefill`.
+        cache: Keys and values of all columns that have been run.
+        mask: Attention mask of these columns: 1 for a token, 0 for padding.
+        logits: Logits of the last token of each row; ``None`` if the last token of each prompt was held back.
+        under: Interventions under which the prompts were run.
+        residuals: Layer inputs ``[batch column d_model]`` by layer index, for the layers in ``keep`` of
+            :meth:`ModelRunner.prefill`.
     """
 
     batch: PromptBatch
@@ -62,16 +65,16 @@ class Prefix:
 
     @property
     def is_shared(self) -> bool:
-        """Whether copies of the prompts share keys and values; otherwise each copy needs its own memory."""
+        """Whether copies of a prompt share keys and values. If ``False``, each copy needs separate memory."""
         return hasattr(self.cache, "shared")
 
     def require_run_under(self, interventions: Sequence[Intervention]) -> None:
         """Check that the prefix was run under every intervention that acts on its rows.
 
         Raises:
-            ValueError: If the prefix was run without such an intervention.
+            ValueError: If the prefix was run without one of these interventions.
         """
-        # If there are logits, the row of the first response token has already been run. Every intervention acts on it.
+        # If there are logits, the row of the last prompt token has been run. All interventions act on that row.
         acting = [item for item in interventions if item.changes_prompt or self.logits is not None]
         if all(any(item is applied for applied in self.under) for item in acting):
             return
@@ -88,15 +91,16 @@ class Prefix:
 
 @dataclass
 class Responses:
-    """Tokens of a batch's responses during greedy decoding, which adds one token per response and step.
+    """Response tokens of a batch during greedy decoding. Each step adds one token per response.
 
     Attributes:
         limits: Maximum length of each response, in tokens.
         stops: Tokens that end a response.
-        newest: The newest token of each row; at first the last token of each prompt.
-        steps: Tokens of each step, ``[batch]`` per step. Tokens after the end of a response are arbitrary.
+        newest: Newest token of each row; before the first step, the last token of the prompt.
+        steps: One tensor ``[batch]`` of tokens per step. Tokens after the end of a response are arbitrary.
         pending: Whether each response needs another token.
-        running: Whether the newest token of each row belongs to its response; other rows are run as padding.
+        running: Whether the newest token of each row is part of the prompt or the response. If ``False``, the row is
+            run as padding.
     """
 
     limits: Int[Tensor, "batch"]
@@ -118,7 +122,7 @@ class Responses:
         self.pending = self.running & (len(self.steps) < self.limits)
 
     def rows(self) -> list[list[int]]:
-        """Token ids of each row up to its limit. The response itself ends before the row's first stop token."""
+        """Token ids of each row, up to the row's limit. A row may include a stop token and tokens after it."""
         if not self.steps:
             return [[] for _ in self.limits]
         rows = torch.stack(self.steps, dim=1).tolist()
@@ -126,17 +130,17 @@ class Responses:
 
 
 def repetition_penalised(batch: PromptBatch, penalty: float) -> Penalty:
-    """Function that makes the tokens of a prompt and its response less likely (Keskar et al., 2019).
+    """Function that penalises tokens that already occur in the prompt or the response (Keskar et al., 2019).
 
     Raises:
-        ValueError: If the penalty is not above 0.
+        ValueError: If ``penalty`` is not positive.
     """
     if penalty <= 0:
         raise ValueError(f"repetition_penalty is {penalty}; it must be above 0, and 1 means no penalty")
     if penalty == 1:
         return lambda logits, steps: logits
     processor = RepetitionPenaltyLogitsProcessor(float(penalty))
-    # Each row is padded with a token of its own prompt, because tokens of the padding are penalised too.
+    # Padding tokens are penalised too. Each prompt is therefore padded with its first token.
     padded = zip(batch.prompts, batch.padding, strict=True)
     prompts = torch.stack([torch.cat((prompt.tokens[:1].expand(n), prompt.tokens)) for prompt, n in padded])
 

@@ -1,9 +1,9 @@
-"""Checks of a model's hook points: whether they fire, and whether an edit there changes the logits.
+"""Checks that a model's hook points fire, and that edits of their activations change the logits.
 
-``TransformerBridge`` supports dozens of architectures. On some of them Hugging Face's own kernel computes attention, so
-that ``hook_rot_q`` never fires (Phi-3, GPT-NeoX) or an edit of ``hook_pattern`` has no effect (OPT, GPT-J). An
-intervention on such a point would silently change nothing. Each point is therefore tested once per model, in a pass
-over four tokens.
+``TransformerBridge`` supports dozens of architectures. In some architectures, a Hugging Face kernel computes attention.
+``hook_rot_q`` then never fires (Phi-3, GPT-NeoX), or an edit of ``hook_pattern`` has no effect (OPT, GPT-J). An
+intervention on one of these hook points would silently have no effect. Each hook point is therefore tested once per
+model, with passes over four tokens.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from focuslens.model.backends import Backend
 __all__ = ["HookPoints", "attention_points"]
 
 _POINTS = ("hook_q", "hook_k", "hook_rot_q", "hook_rot_k", "hook_attn_scores", "hook_pattern", "hook_z")
-"""Hook points on which the package sets hooks."""
+"""Attention hook points on which the package sets hooks."""
 
 
 def _point(name: str) -> str:
@@ -29,31 +29,31 @@ def _point(name: str) -> str:
 
 
 def attention_points(backend: Backend, point: str) -> list[str]:
-    """Full names of an attention hook point, in the layers that have it."""
+    """Full names of an attention hook point, one per layer that has the hook point."""
     names = [hook_name(layer, point) for layer in range(backend.shape.n_layers)]
     points = backend.hooked.hook_dict
     return [name for name in names if name in points]
 
 
 class HookPoints:
-    """Checks of a model's attention hook points: whether they fire, and whether an edit there changes the logits."""
+    """Checks that a model's attention hook points fire, and that edits of their activations change the logits."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
-        # Only successes are stored, so that a point that failed is tested again after a repair of the model.
+        # Only successful checks are remembered. A failed check is repeated, because the model may have been fixed.
         self._present: set[str] = set()
         self._firing: set[str] = set()
         self._acting: set[str] = set()
 
     def require_firing(self, names: Iterable[str]) -> None:
-        """Check that hooks on these points are called.
+        """Check that hooks on the named hook points are called.
 
         Raises:
-            ValueError: If the model lacks one of the points, or if one of them never fires.
+            ValueError: If a hook point does not exist or never fires.
         """
         self._backend.require_supported()
         required = sorted(set(names))
-        # A bridge rebuilds ``hook_dict`` at each access, which takes longer than the forward pass of a layer.
+        # A bridge rebuilds ``hook_dict`` at every access. This takes longer than the forward pass of a layer.
         if not self._present.issuperset(required):
             self._present.update(self._backend.hooked.hook_dict)
         missing = [name for name in required if name not in self._present]
@@ -67,33 +67,33 @@ class HookPoints:
             raise ValueError(f"{silent[0]} of this {self._kind} never fires, so a hook there would have no effect")
 
     def require_acting(self, names: Iterable[str]) -> None:
-        """Check that hooks on these points can change the logits.
+        """Check that hooks on the named hook points can change the logits.
 
         Raises:
-            ValueError: If the model lacks one of the points, if one of them never fires, or if the model ignores the
-                tensor that a hook there returns.
+            ValueError: If a hook point does not exist or never fires, or if the model ignores the tensors that hooks on
+                a hook point return.
         """
         required = sorted(set(names))
         self.require_firing(required)
         for name in required:
             point = _point(name)
             if point in _POINTS and point not in self._acting:
-                # Both passes have hooks on the same points, because the computation of attention can depend on which
-                # points have hooks.
+                # Both passes have hooks on the same hook points, because the numerical results of attention can depend
+                # on which hook points have hooks.
                 firing = [other for other in attention_points(self._backend, point) if other in self._firing]
                 if torch.equal(self._run((n, _observe) for n in firing), self._run((n, _disturb) for n in firing)):
                     raise ValueError(
-                        f"{name} of this {self._kind} ignores what a hook returns, so interventions there would do "
-                        "nothing"
+                        f"{name} of this {self._kind} ignores what a hook returns, so interventions there would have "
+                        "no effect"
                     )
                 self._acting.add(point)
 
     def _watch(self, point: str) -> None:
-        """Record the layers in which a point fires."""
+        """Record the layers in which a hook point fires."""
 
         def recording(name: str) -> tuple[str, Any]:
             def record(tensor: Tensor, hook: Any) -> None:
-                # A bridge's hook points have several names, so ``hook.name`` may differ from ``name``.
+                # A hook point of a bridge has several names. ``hook.name`` may therefore differ from ``name``.
                 self._firing.add(name)
 
             return name, record
@@ -102,7 +102,7 @@ class HookPoints:
 
     @torch.no_grad()
     def _run(self, hooks: Iterable[tuple[str, Any]]) -> Tensor:
-        """Logits of the last of four test tokens, with no other hooks than these."""
+        """Logits of the last of four test tokens, from a pass with ``hooks`` as the only hooks."""
         hooked = self._backend.hooked
         tokens = torch.arange(1, 5, device=self._backend.device)[None] % self._backend.shape.d_vocab
         with _without_hooks(hooked), hooked.hooks(fwd_hooks=list(hooks)):
@@ -110,7 +110,7 @@ class HookPoints:
 
     @property
     def _kind(self) -> str:
-        """Class and architecture of the model, for errors."""
+        """Class and architecture of the model, for error messages."""
         hooked = self._backend.hooked
         architecture = getattr(hooked.cfg, "architecture", None) or getattr(hooked.cfg, "original_architecture", None)
         return f"{type(hooked).__name__} ({architecture})" if architecture else type(hooked).__name__
@@ -118,7 +118,7 @@ class HookPoints:
 
 @contextmanager
 def _without_hooks(hooked: Any) -> Generator[None]:
-    """Remove all hooks of the model inside a ``with`` block, so that these hooks do not see the four test tokens."""
+    """Remove all hooks of a model for the duration of a ``with`` block, so that they do not run on test tokens."""
     points = list({id(point): point for point in hooked.hook_dict.values()}.values())
     contents = [(store, list(store.items())) for p in points for store in (p._forward_hooks, p._forward_pre_hooks)]
     for store, _ in contents:
@@ -136,5 +136,5 @@ def _observe(tensor: Tensor, hook: Any) -> None:
 
 
 def _disturb(tensor: Tensor, hook: Any) -> Tensor:
-    """Replace the tensor with fixed numbers, without use of the global random state."""
+    """Replace the tensor with fixed values. Random values would change the global random state."""
     return torch.linspace(-3, 3, tensor.numel(), device=tensor.device).reshape(tensor.shape).to(tensor.dtype)

@@ -1,7 +1,7 @@
-"""One-line errors for checkpoints that cannot be opened. They name the request, the fault and the remedy.
+"""One-line error messages for checkpoints that cannot be loaded. Each message names the model, the fault and a remedy.
 
-Hugging Face's libraries report the same faults at length, and some of their messages name neither the model nor a
-remedy. All errors that are not explained here pass unchanged.
+Hugging Face's libraries report these faults in long messages. Some of the messages name neither the model nor a remedy.
+Errors that this module does not recognise are raised unchanged.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ _TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vo
 
 
 def require_checkpoint(name: str) -> None:
-    """Check that a local path leads to a checkpoint in Hugging Face format; names on the hub pass unchecked.
+    """Check that a local directory contains a checkpoint in Hugging Face format. Names on the hub are not checked.
 
     Raises:
-        FileNotFoundError: If the directory does not exist, or lacks ``config.json`` or a tokenizer.
+        FileNotFoundError: If the directory does not exist, or does not contain ``config.json`` and a tokenizer.
     """
     directory = Path(name)
     if not directory.is_dir():
@@ -51,7 +51,7 @@ def require_decoder(config: Any, name: str) -> None:
     """Check that a checkpoint's architecture is a decoder-only language model.
 
     Raises:
-        ValueError: If the architecture has an encoder, or lacks a head that generates text.
+        ValueError: If the architecture is an encoder-decoder model or cannot generate text.
     """
     architectures = list(config.architectures or [])
     if getattr(config, "is_encoder_decoder", False):
@@ -68,12 +68,12 @@ def require_decoder(config: Any, name: str) -> None:
 
 @contextmanager
 def explained_errors(name: str, revision: str | None = None) -> Generator[None]:
-    """Replace known errors in the opening of a model with one-line errors that name the model and a remedy.
+    """Replace known errors in a ``with`` block that loads a model. The new errors name the model and a remedy.
 
     Raises:
         PermissionError: If access to the model has not been granted.
         FileNotFoundError: If the model or the revision does not exist, or the hub cannot be reached.
-        ValueError: If transformers or TransformerLens does not know the architecture.
+        ValueError: If transformers or TransformerLens does not support the architecture.
     """
     try:
         yield
@@ -122,7 +122,7 @@ def _hub_error(name: str, revision: str | None, error: Exception) -> Exception |
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """Yield the error, its causes and their causes in turn."""
+    """Yield an error and all exceptions in its chain of causes and contexts."""
     visited: set[int] = set()
     pending: list[BaseException | None] = [error]
     while pending:
@@ -134,7 +134,7 @@ def _causes(error: BaseException) -> Iterator[BaseException]:
 
 
 def _architecture_error(name: str, error: Exception) -> ValueError | None:
-    """Error that explains an unknown architecture; ``None`` if ``error`` has another cause."""
+    """Error that explains an unsupported architecture; ``None`` if ``error`` has another cause."""
     message = str(error)
     if model_type := re.search(r"model type `(\S+)` but Transformers does not recognize", message):
         return ValueError(
@@ -150,7 +150,7 @@ def _architecture_error(name: str, error: Exception) -> ValueError | None:
 
 
 def _architectures(name: str) -> str:
-    """Names of the architectures in the configuration of a local checkpoint, for an error message."""
+    """Names of the architectures in a local checkpoint's configuration, for an error message."""
     path = Path(name) / "config.json"
     architectures = json.loads(path.read_text(encoding="utf-8")).get("architectures") if path.is_file() else None
     return ", ".join(architectures or ["unknown"])

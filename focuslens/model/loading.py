@@ -1,7 +1,7 @@
-"""Loading of Hugging Face checkpoints as TransformerLens models, with unprocessed weights and the whole context.
+"""Loading of Hugging Face checkpoints as TransformerLens models, with unprocessed weights and the full context length.
 
-TransformerLens's own loader knows only official names, limits the context of several families to 2,048 tokens, and
-folds and centres weights. This loader takes the configuration and every weight from the checkpoint.
+TransformerLens's loader accepts only official model names, limits the context of several families to 2,048 tokens, and
+folds and centres weights. This module instead takes the configuration and all weights unchanged from the checkpoint.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 DeviceMap: TypeAlias = str | Mapping[str, str | int]
-"""Devices of the parts of a model: ``"auto"``, ``"balanced"``, ``"sequential"``, or one device per module name."""
+"""Hugging Face device map: ``"auto"``, ``"balanced"``, ``"sequential"``, or a mapping from module names to devices."""
 
 EMBEDDED = "demo"
 """Name of the model that ships with the package."""
@@ -51,7 +51,7 @@ FAMILIES = ("LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3
 
 
 def checkpoint_path(name: str) -> str:
-    """Absolute path of a local or embedded model, which gives each model one name. A hub name stays unchanged."""
+    """Absolute path of a local or embedded model, so that each model has a single name. Hub names do not change."""
     path = Path(str(resources.files("focuslens"))) / "assets" / EMBEDDED if name == EMBEDDED else Path(name)
     return str(path.resolve()) if path.is_dir() else name
 
@@ -68,25 +68,25 @@ def checked_device(device: str | None) -> str:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        reason = f" ({reason})" if len(reason) < 80 else ""  # for an unknown name, torch lists all device types
+        reason = f" ({reason})" if len(reason) < 80 else ""  # torch lists all device types if the name is unknown
         available = ", ".join(_devices())
-        raise ValueError(f"device is {device!r}, which is not here{reason}; available: {available}") from error
+        raise ValueError(f"device is {device!r}, which is not available{reason}; available: {available}") from error
     return device
 
 
 def _devices() -> list[str]:
-    """Names of this machine's devices that can run models."""
+    """Names of the devices on this machine that can run models."""
     gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
     return ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
 def load_tokenizer(name: str, revision: str | None = None) -> Any:
-    """The checkpoint's own tokenizer.
+    """Load the tokenizer of a checkpoint.
 
     Raises:
-        FileNotFoundError: If the name is neither a checkpoint's directory nor a model on the hub.
+        FileNotFoundError: If ``name`` is neither the directory of a checkpoint nor a model on the hub.
         PermissionError: If access to the model has not been granted.
-        ValueError: If the tokenizer is not a fast one; slow tokenizers do not report which characters a token covers.
+        ValueError: If the tokenizer is not a fast tokenizer. Slow tokenizers do not report character offsets.
     """
     require_checkpoint(name)
     with explained_errors(name, revision):
@@ -100,10 +100,11 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 
 
 def original_tokenizer(tokenizer: Any) -> Any:
-    """The checkpoint's own tokenizer, in place of a tokenizer that TransformerLens has made prepend a BOS token.
+    """Original tokenizer of a checkpoint, in place of a tokenizer that TransformerLens has changed.
 
-    TransformerLens reloads every tokenizer with ``add_bos_token=True``. If this changes the tokens of a text and the
-    original tokenizer is in the local cache, the original is returned. Otherwise ``tokenizer`` itself is returned.
+    TransformerLens reloads every tokenizer with ``add_bos_token=True``. If this changes the tokens of a text, and the
+    original tokenizer is in the local cache, the original tokenizer is returned. Otherwise ``tokenizer`` itself is
+    returned.
     """
     if tokenizer is None or not tokenizer.name_or_path:
         return tokenizer
@@ -115,12 +116,15 @@ def original_tokenizer(tokenizer: Any) -> Any:
 
 
 def resolved_revision(name: str) -> str | None:
-    """Commit to which the hub resolves a name; ``None`` for a local directory."""
+    """Hash of the commit that the hub loads for a model name; ``None`` for a local directory."""
     return getattr(cast("Any", AutoConfig).from_pretrained(name), "_commit_hash", None)
 
 
 def stop_ids(name: str, tokenizer: Any, revision: str | None = None) -> tuple[int, ...]:
-    """Tokens that end a response, from the generation config. If it has none, the tokenizer's EOS token."""
+    """Ids of the tokens that end a response.
+
+    They are the EOS tokens of the generation config. If there are none, the tokenizer's EOS token is used.
+    """
     try:
         stop: Any = cast("Any", GenerationConfig).from_pretrained(name, revision=revision).eos_token_id
     except OSError:
@@ -133,7 +137,7 @@ def stop_ids(name: str, tokenizer: Any, revision: str | None = None) -> tuple[in
 
 
 def repetition_penalty(name: str, revision: str | None = None) -> float:
-    """Repetition penalty in a checkpoint's generation config. The default is 1, which leaves the logits unchanged."""
+    """Repetition penalty from a checkpoint's generation config. The default is 1, which leaves the logits unchanged."""
     try:
         config: Any = cast("Any", GenerationConfig).from_pretrained(checkpoint_path(name), revision=revision)
         penalty = config.repetition_penalty
@@ -143,7 +147,7 @@ def repetition_penalty(name: str, revision: str | None = None) -> float:
 
 
 def _rope(config: Any) -> dict[str, Any]:
-    """Rotary settings of a Hugging Face configuration, under TransformerLens's names."""
+    """Rotary-embedding settings of a Hugging Face configuration, under TransformerLens's names."""
     parameters: dict[str, Any] = dict(getattr(config, "rope_parameters", None) or {})
     kind = parameters.get("rope_type", "default")
     base = {"rotary_base": parameters.get("rope_theta", 10000.0)}
@@ -229,16 +233,17 @@ _NAMES = (
     (r"^model\.layers\.(\d+)\.self_attn\.([qkvo])_proj\.(weight|bias)$", r"blocks.\1.attn.\2 \3"),
     (r"^model\.layers\.(\d+)\.mlp\.(gate|up|down)_proj\.(weight|bias)$", r"blocks.\1.mlp.\2 \3"),
 )
-"""Patterns of Hugging Face's parameter names, and their replacements in the form that :func:`_target` returns."""
+"""Patterns of Hugging Face's parameter names, and the replacements that :func:`_target` inserts."""
 
 _MLP = {"gate": "gate", "up": "in", "down": "out"}
-"""TransformerLens's names of the MLP's projections, by Hugging Face's names."""
+"""Map from Hugging Face's names of the MLP projections to TransformerLens's names."""
 
 
 def _hooked_entry(name: str, weight: Tensor, heads: dict[str, int], grouped: bool) -> tuple[str, Tensor]:
-    """TransformerLens name of a Hugging Face parameter, and the parameter in TransformerLens's layout.
+    """Convert a Hugging Face parameter to the name and layout of TransformerLens.
 
-    ``heads`` gives the number of heads of the projections ``q``, ``k``, ``v`` and ``o``.
+    ``heads`` maps the projections ``q``, ``k``, ``v`` and ``o`` to their numbers of heads. ``grouped`` is true if query
+    heads share key-value heads.
     """
     target = _target(name)
     if " " not in target:
@@ -265,7 +270,7 @@ def _target(name: str) -> str:
     """TransformerLens name of a Hugging Face parameter; for a projection, ``"MODULE weight"`` or ``"MODULE bias"``.
 
     Raises:
-        ValueError: If the parameter has no place in a HookedTransformer.
+        ValueError: If a HookedTransformer has no such parameter.
     """
     for pattern, replacement in _NAMES:
         if re.match(pattern, name):
@@ -276,10 +281,10 @@ def _target(name: str) -> str:
 
 
 def hooked_state_dict(state: dict[str, Tensor], cfg: Any) -> dict[str, Tensor]:
-    """State dict of a supported family, with TransformerLens's names and layout. Missing biases are zero.
+    """Convert the state dict of a supported family to TransformerLens's names and layout. Missing biases become zero.
 
     Raises:
-        ValueError: If a parameter has no place in a HookedTransformer.
+        ValueError: If a HookedTransformer does not have one of the parameters.
     """
     from transformer_lens import HookedTransformer
 
@@ -304,17 +309,17 @@ def hooked_state_dict(state: dict[str, Tensor], cfg: Any) -> dict[str, Tensor]:
 def load_hooked(
     name: str, tokenizer: Any, *, device: str, dtype: torch.dtype, n_ctx: int | None, revision: str | None = None
 ) -> Any:
-    """A checkpoint of a supported family as a ``HookedTransformer`` with unprocessed weights.
+    """Load a checkpoint of a supported family as a ``HookedTransformer`` with unprocessed weights.
 
     Raises:
-        ValueError: If the checkpoint's parameters are not exactly those that its configuration requires.
+        ValueError: If the checkpoint lacks parameters of the model, or has parameters that the model does not have.
     """
     from transformer_lens import HookedTransformer
 
     config = cast("Any", AutoConfig).from_pretrained(name, revision=revision)
     cfg = hooked_config(config, dtype=dtype, device=device, n_ctx=n_ctx)
     model: Any = cast("Any", AutoModelForCausalLM).from_pretrained(name, revision=revision, dtype=dtype)
-    # HookedTransformer changes its tokenizer (BOS, padding), so it gets a copy.
+    # HookedTransformer changes its tokenizer (BOS, padding). The copy protects the caller's tokenizer.
     hooked = HookedTransformer(cfg, tokenizer=copy.deepcopy(tokenizer), move_to_device=True)
     missing, unexpected = hooked.load_state_dict(hooked_state_dict(model.state_dict(), cfg), strict=False)
     missing = [key for key in missing if not re.search(r"(mask|IGNORE|rotary_(sin|cos))$", key)]
@@ -333,7 +338,7 @@ def load_bridge(
     revision: str | None = None,
     device_map: DeviceMap | None = None,
 ) -> Any:
-    """A checkpoint as a ``TransformerBridge``: the Hugging Face model itself with hook points."""
+    """Load a checkpoint as a ``TransformerBridge``, which is the Hugging Face model with hook points."""
     from transformer_lens.model_bridge import TransformerBridge
 
     boot: Any = TransformerBridge.boot_transformers
@@ -345,13 +350,15 @@ def load_bridge(
 
 
 def loader(name: str, backend: str | None, revision: str | None, device_map: DeviceMap | None = None) -> Any:
-    """Loading function of a backend: :func:`load_hooked` or :func:`load_bridge`.
+    """Function that loads a checkpoint: :func:`load_hooked` or :func:`load_bridge`.
 
-    Without ``backend`` it is :func:`load_hooked` if that can load the checkpoint, else :func:`load_bridge`.
+    If ``backend`` is ``None``, the function is :func:`load_hooked` if this function can load the checkpoint, else
+    :func:`load_bridge`.
 
     Raises:
         ValueError: If ``backend`` is unknown, if the checkpoint is not a decoder-only language model, or if ``backend``
-            is ``hooked`` although there is a ``device_map`` or TransformerLens has no HookedTransformer.
+            is ``hooked`` and either a ``device_map`` is given or the installed TransformerLens has no
+            HookedTransformer.
     """
     if backend not in ("hooked", "bridge", None):
         raise ValueError(f"backend is {backend!r}; it must be 'hooked', 'bridge' or None")

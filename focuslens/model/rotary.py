@@ -1,7 +1,8 @@
-"""The step from the projection site to the rotary site: query or key norm, then rotary embedding.
+"""Computation between the projection site and the rotary site: query or key norm, then rotary embedding.
 
-For a head's projected query ``q`` at position ``i``, the model attends with ``R_i norm(q)``. A vector that is added at
-the projection site passes through this step. Training at that site therefore needs a differentiable function for it.
+If ``q`` is a head's projected query at position ``i``, the model computes attention scores with ``R_i norm(q)``. A
+vector that is added at the projection site also passes through the norm and the rotation ``R_i``. Training at the
+projection site therefore needs both as differentiable functions.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ __all__ = ["Rotary", "rotate"]
 
 
 def _rotate_half(x: Float[Tensor, "... rotary"]) -> Float[Tensor, "... rotary"]:
-    """Quarter turn of the dimension pairs (i, i + rotary / 2)."""
+    """Rotate the dimension pairs (i, i + rotary / 2) by 90 degrees."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat((-second, first), dim=-1)
 
 
 def _rotate_pairs(x: Float[Tensor, "... rotary"]) -> Float[Tensor, "... rotary"]:
-    """Quarter turn of the dimension pairs (0, 1), (2, 3), ..."""
+    """Rotate the dimension pairs (0, 1), (2, 3), ... by 90 degrees."""
     pairs = rearrange(x, "... (pair two) -> ... pair two", two=2)
     return rearrange(torch.stack((-pairs[..., 1], pairs[..., 0]), dim=-1), "... pair two -> ... (pair two)")
 
@@ -36,10 +37,10 @@ def rotate(
     *,
     adjacent_pairs: bool = False,
 ) -> Float[Tensor, "pos head d_head"]:
-    """Rotary embedding (Su et al., 2021) of the first ``rotary`` dimensions; the other dimensions stay unchanged.
+    """Apply rotary embedding (Su et al., 2021) to the first ``rotary`` dimensions. The rest of ``x`` does not change.
 
-    With ``adjacent_pairs`` the dimensions (0, 1), (2, 3), ... rotate together, as in GPT-J. Otherwise the dimensions
-    (i, i + rotary / 2) do, as in Llama.
+    If ``adjacent_pairs`` is true, the dimension pairs (0, 1), (2, 3), ... are rotated (GPT-J). Otherwise the dimension
+    pairs (i, i + rotary / 2) are rotated (Llama).
     """
     rotary_dim = cos.shape[-1]
     x, rest = x[..., :rotary_dim], x[..., rotary_dim:]
@@ -50,7 +51,7 @@ def rotate(
 
 @dataclass(frozen=True, eq=False)
 class Rotary:
-    """Rotary tables of one layer, by position, and the layer's per-head query and key norms, if the model has them."""
+    """Rotary tables of one layer, indexed by position, and the layer's per-head query and key norms, if any."""
 
     cos: Float[Tensor, "n_ctx rotary"]
     sin: Float[Tensor, "n_ctx rotary"]

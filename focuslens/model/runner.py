@@ -1,4 +1,4 @@
-"""Forward passes, prefixes and greedy decoding of a TransformerLens model, under interventions."""
+"""Forward passes, prompt prefixes and greedy decoding with a TransformerLens model under interventions."""
 
 from __future__ import annotations
 
@@ -25,17 +25,17 @@ from focuslens.prompts.batch import EncodedPrompt, PromptBatch
 __all__ = ["ModelRunner", "first_layer"]
 
 _locks: WeakKeyDictionary[Any, RLock] = WeakKeyDictionary()
-"""Locks, one per TransformerLens model. Hooks are set on the model itself, so passes under hooks must take turns."""
+"""One lock per TransformerLens model, so that a pass does not run under hooks that other threads have set."""
 
 
 class ModelRunner(ABC):
-    """Forward passes, prefixes and greedy decoding of a TransformerLens model, under interventions.
+    """Forward passes, prompt prefixes and greedy decoding with a TransformerLens model under interventions.
 
     Attributes:
-        backend: The TransformerLens model behind one interface.
-        tokenizer: The checkpoint's own tokenizer.
+        backend: Interface to the TransformerLens model.
+        tokenizer: Tokenizer of the checkpoint.
         stop_tokens: Tokens that end a response.
-        points: Checks of the model's hook points: whether they fire, and whether an edit there changes the logits.
+        points: Checks that the model's hook points fire, and that edits of their activations change the logits.
     """
 
     def __init__(self, backend: Backend, tokenizer: Any, stop_tokens: Sequence[int]) -> None:
@@ -46,7 +46,7 @@ class ModelRunner(ABC):
 
     @abstractmethod
     def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:
-        """Tokens of a prompt, and its spans as token ranges."""
+        """Tokens of a prompt, and the prompt's spans as token ranges."""
 
     @property
     def hooked(self) -> Any:
@@ -55,7 +55,7 @@ class ModelRunner(ABC):
 
     @property
     def shape(self) -> ModelShape:
-        """Sizes of the model, such as its numbers of layers and heads."""
+        """Sizes of the model, such as the number of layers and the number of heads."""
         return self.backend.shape
 
     @property
@@ -64,18 +64,18 @@ class ModelRunner(ABC):
         return self.backend.device
 
     def batch(self, prompts: PromptLike) -> PromptBatch:
-        """Left-padded batch of one prompt or several."""
+        """Left-padded batch of one or more prompts."""
         if isinstance(prompts, PromptBatch):
             return prompts
         sequence = [prompts] if isinstance(prompts, str | EncodedPrompt) else prompts
         return PromptBatch.of([self.encode(prompt) for prompt in sequence])
 
     def require_acting(self, names: Iterable[str]) -> None:
-        """Check that hooks on these hook points can change the logits; see :meth:`HookPoints.require_acting`."""
+        """Check that hooks on the named hook points can change the logits; see :meth:`HookPoints.require_acting`."""
         self.points.require_acting(names)
 
     def cache_window(self, layer: int) -> int | None:
-        """Maximum number of keys that TransformerLens's own cache keeps in a layer; ``None`` if the cache keeps all."""
+        """Maximum number of keys that TransformerLens's cache keeps in a layer; ``None`` for no limit."""
         return self.backend.window(layer) if self.backend.is_bridge else None
 
     @contextmanager
@@ -86,11 +86,12 @@ class ModelRunner(ABC):
         cursor: Cursor | None = None,
         observers: Sequence[Hook] = (),
     ) -> Generator[None]:
-        """Set the hooks of interventions on ``model.hooked`` inside a ``with`` block, and remove the hooks at its end.
+        """Set the hooks of interventions on :attr:`hooked` for the duration of a ``with`` block.
 
-        Other threads wait until the block ends. Observers are hooks that run after the hooks of the interventions.
+        Only one thread at a time can be inside such a block. Observers are plain hooks, which run after the hooks of
+        the interventions.
         """
-        # The hooks are on the model itself. Without the lock, a pass would also run under the hooks of other threads.
+        # Hooks are set on the model itself. Without the lock, a pass would also run under the hooks of other threads.
         with _locks.setdefault(self.hooked, RLock()):
             hooks = [hook for item in interventions for hook in item.hooks(self, prompt, cursor=cursor)]
             self.require_acting(name for name, _ in hooks)
@@ -100,14 +101,14 @@ class ModelRunner(ABC):
     def run(
         self, tokens: Int[Tensor, "batch row"], mask: Int[Tensor, "batch column"], cache: Any | None, *, last_only: bool
     ) -> Float[Tensor, "batch logit_row d_vocab"]:
-        """Logits of one forward pass under the hooks that are set at present.
+        """Logits of one forward pass under the hooks that are currently set.
 
         Args:
             tokens: Tokens of the rows in this pass.
-            mask: 1 where a column of the cache or of these rows holds a token, and 0 where the column is padding.
-            cache: Keys and values of earlier columns, to which the pass appends its own; ``None`` for a pass without a
-                cache.
-            last_only: Whether to return the logits of the last row only.
+            mask: Attention mask of the columns in the cache and of the new rows: 1 for a token, 0 for padding.
+            cache: Key-value cache of earlier columns, to which the pass appends the new keys and values; ``None`` for a
+                pass without a cache.
+            last_only: Whether to return only the logits of the last row.
         """
         return self.backend.forward(tokens.to(self.device), mask, cache, last_only=last_only)
 
@@ -120,13 +121,13 @@ class ModelRunner(ABC):
         *,
         prompt: EncodedPrompt | None = None,
     ) -> None:
-        """Run one forward pass under observers, up to the last layer that they observe.
+        """Run one forward pass with observers, up to the last layer that has an observer.
 
         Args:
             tokens: Token ids.
-            observers: Plain hooks, which see activations after the interventions have changed them.
+            observers: Plain hooks, which run after the hooks of the interventions.
             interventions: Interventions, applied in order.
-            prompt: The prompt that ``tokens`` begin with. Some interventions need the prompt.
+            prompt: Prompt at the beginning of ``tokens``. Some interventions need the prompt.
 
         Raises:
             ValueError: If the tokens do not fit the context, or if a hook point does not exist or never fires.
@@ -150,20 +151,20 @@ class ModelRunner(ABC):
         hold_last: bool = False,
         keep: Collection[int] = (),
     ) -> Prefix:
-        """Run prompts once, and return a prefix that can be extended and decoded any number of times.
+        """Run prompts once, and return a prefix for any number of calls of :meth:`extend` and :meth:`decode`.
 
-        The row of a prompt's last token produces the first response token, so interventions on the response begin with
-        this row. If the last token is held back, each setting of a sweep runs that row anew and shares the keys and
-        values of all other rows.
+        The row of a prompt's last token produces the first response token. Interventions on the response therefore
+        begin at this row. If the last token is held back, each setting of a sweep can run this row under different
+        interventions. All settings share the keys and values of the other rows.
 
         Args:
-            prompts: One prompt, or several that form a batch.
+            prompts: One prompt, or several prompts that form a batch.
             interventions: Interventions, applied in order.
-            hold_last: Whether to hold back the last token of each prompt.
-            keep: Layers whose inputs are stored in the prefix; :meth:`rerun` can start at these layers.
+            hold_last: Whether to hold back the last token of each prompt, which later calls then run.
+            keep: Layers whose inputs are stored in the prefix. :meth:`rerun` can start at any of these layers.
 
         Raises:
-            ValueError: If a prompt does not fit the context, or ``keep`` names a layer that the model lacks.
+            ValueError: If a prompt does not fit the context, or ``keep`` names a layer that does not exist.
         """
         batch = self.batch(prompts)
         self.require_room(batch.width)
@@ -174,7 +175,7 @@ class ModelRunner(ABC):
         if missing:
             raise ValueError(f"keep names layer {missing[0]}; the model has layers 0 to {self.shape.n_layers - 1}")
         residuals: dict[int, Tensor] = {}
-        # Interventions that act on the response alone change no row before the row of the last prompt token.
+        # Without the last prompt tokens, this pass has no rows that interventions on the response would change.
         acting = on_prompt(interventions) if hold_last else interventions
         logits = None
         if tokens.shape[1]:
@@ -188,7 +189,10 @@ class ModelRunner(ABC):
 
     @contextmanager
     def _stored_inputs(self, layers: Collection[int], residuals: dict[int, Tensor]) -> Generator[None]:
-        """Store the inputs of layers before any hook changes them, because hooks act again in a rerun."""
+        """Store the inputs of layers in ``residuals`` for the duration of a ``with`` block.
+
+        The inputs are stored before hooks change them, because a rerun sets hooks on the same layers again.
+        """
 
         def storing(layer: int) -> Any:
             def store(point: Any, arguments: tuple[Tensor, ...]) -> None:
@@ -207,11 +211,11 @@ class ModelRunner(ABC):
     def rerun(self, prefix: Prefix, interventions: Sequence[Intervention], *, copies: int = 1) -> Prefix:
         """Run the prompts of a prefix again under interventions on the prompt, with ``copies`` rows per prompt.
 
-        If the prefix stores the input of the first layer that the interventions change, the layers below it are taken
-        from the prefix instead of computed again.
+        If the prefix stores the input of the first layer that the interventions change, the run starts at that layer.
+        The keys and values of all lower layers are taken from the prefix.
 
         Raises:
-            ValueError: If the prefix was run under interventions, or the last token of each prompt was not held back.
+            ValueError: If the prefix was run under interventions or without ``hold_last``.
         """
         if prefix.logits is not None or prefix.under:
             raise ValueError(
@@ -230,7 +234,10 @@ class ModelRunner(ABC):
         return Prefix(batch, cache, mask, None, tuple(interventions))
 
     def copies(self, prefix: Prefix, n: int) -> Prefix:
-        """A prefix with ``n`` consecutive rows per prompt, which shares the keys and values of ``prefix``."""
+        """A new prefix with ``n`` consecutive rows per prompt.
+
+        The new prefix shares the keys and values of ``prefix`` if :attr:`Prefix.is_shared` is true.
+        """
         logits = None if prefix.logits is None else prefix.logits.repeat_interleave(n, dim=0)
         cache, mask = self.backend.fork(prefix.cache, n), prefix.mask.repeat_interleave(n, dim=0)
         return Prefix(prefix.batch.repeated(n), cache, mask, logits, prefix.under)
@@ -245,21 +252,22 @@ class ModelRunner(ABC):
         *,
         mask: Int[Tensor, "batch new"] | None = None,
     ) -> tuple[Float[Tensor, "batch new d_vocab"], Prefix]:
-        """Run further tokens after a prefix, which stays unchanged.
+        """Run further tokens after a prefix. The prefix itself does not change.
 
         Args:
-            prefix: The prompts. If their last tokens were held back, these tokens are run first, without observers.
+            prefix: Prefix of the prompts. If the last prompt tokens were held back, they are run first, without
+                observers.
             tokens: Further tokens, one row per prompt.
             interventions: Interventions, applied in order.
-            observers: Plain hooks, which see activations after the interventions have changed them.
+            observers: Plain hooks, which run after the hooks of the interventions.
             mask: 1 for a token, 0 for padding at the end of a shorter row; ``None`` if no row has padding.
 
         Returns:
-            The logits of ``tokens``, and the longer prefix.
+            Logits of ``tokens``, and a new prefix that ends with ``tokens``.
 
         Raises:
-            ValueError: If the tokens do not fit the context or are not one row per prompt, if the prefix was run
-                without an intervention that acts on it, or if a hook point never fires.
+            ValueError: If the tokens do not fit the context, if they do not have one row per prompt, if an intervention
+                acts on rows of the prefix that were run without it, or if a hook point never fires.
         """
         new = torch.ones_like(tokens.cpu()) if mask is None else mask.cpu().long()
         if len(tokens) != len(prefix.batch) or new.shape != tokens.shape or not tokens.shape[1]:
@@ -274,7 +282,7 @@ class ModelRunner(ABC):
         cache = self.backend.fork(prefix.cache)
         with self.intervened(interventions, prefix.batch, Cursor(start), observers):
             logits = self.run(tokens, columns, cache, last_only=False)
-        # The logits of the next token are those of each row's last token, not those of the padding behind it.
+        # The logits of the next token come from the last token of each row, not from the padding after it.
         last = (new * torch.arange(1, new.shape[1] + 1)).argmax(dim=1).to(logits.device)
         newest = logits[torch.arange(len(logits), device=logits.device), last]
         if prefix.logits is not None:
@@ -282,7 +290,7 @@ class ModelRunner(ABC):
         return logits, Prefix(prefix.batch, cache, columns, newest, prefix.under)
 
     def _completed(self, prefix: Prefix, interventions: Sequence[Intervention]) -> Prefix:
-        """A prefix with logits. If the last tokens were held back, they are run under the interventions."""
+        """The prefix with logits. If the last prompt tokens were held back, they are run under the interventions."""
         prefix.require_run_under([item for item in interventions if item.changes_prompt])
         if prefix.logits is not None:
             return prefix
@@ -303,21 +311,22 @@ class ModelRunner(ABC):
         repetition_penalty: float = 1.0,
         stop_tokens: Sequence[int] | None = None,
     ) -> list[Generation]:
-        """Greedy responses that follow a prefix, which stays unchanged.
+        """Generate greedy responses to the prompts of a prefix. The prefix itself does not change.
 
         Args:
-            prefix: The prompts that the responses follow.
+            prefix: Prefix of the prompts.
             interventions: Interventions, applied in order.
-            max_new_tokens: Maximum length of a response, in tokens. A response also ends at the end of the context.
-            observers: Plain hooks, which see activations after the interventions have changed them. Each pass has one
-                row per prompt. The first pass runs the last prompt tokens if they were held back. Each later pass runs
-                one token of every response.
-            repetition_penalty: Repetition penalty as in Hugging Face's generation configs; 1 for no penalty.
+            max_new_tokens: Maximum length of a response, in tokens. A response also ends when the context is full.
+            observers: Plain hooks, which run after the hooks of the interventions. Each pass has one row per prompt. If
+                the last prompt tokens were held back, the first pass runs them. Each later pass runs one token of every
+                response.
+            repetition_penalty: Repetition penalty, defined in the same way as in Hugging Face's ``GenerationConfig``; 1
+                for no penalty.
             stop_tokens: Tokens that end a response; by default :attr:`stop_tokens`.
 
         Raises:
-            ValueError: If the prefix was run without an intervention that acts on it, if a hook point never fires, or
-                if ``max_new_tokens`` or ``repetition_penalty`` is out of range.
+            ValueError: If an intervention acts on rows of the prefix that were run without it, if a hook point never
+                fires, or if ``max_new_tokens`` or ``repetition_penalty`` is out of range.
         """
         self.points.require_firing(name for name, _ in observers)
         if max_new_tokens < 1:
@@ -325,7 +334,7 @@ class ModelRunner(ABC):
         penalised = repetition_penalised(prefix.batch, repetition_penalty)
         prefix.require_run_under(interventions)
         stop_tokens = self.stop_tokens if stop_tokens is None else stop_tokens
-        # Padding takes no room in the context, but a token that was held back does.
+        # Padding does not count towards the context length. A token that was held back does.
         length = prefix.mask.sum(dim=1) + (prefix.logits is None)
         limits = (self.shape.n_ctx - length).clamp(min=0, max=max_new_tokens)
         stops, last = torch.tensor(stop_tokens, dtype=torch.long), prefix.batch.tokens(self.pad_token)[:, -1]
@@ -341,7 +350,7 @@ class ModelRunner(ABC):
         observers: Sequence[Hook],
         penalised: Penalty,
     ) -> None:
-        """Append tokens until every response has ended. If there are observers, the last tokens are run too."""
+        """Append tokens until every response has ended. If there are observers, also run each response's last token."""
         cursor, cache, mask, logits = Cursor(), self.backend.fork(prefix.cache), prefix.mask, prefix.logits
         with self.intervened(interventions, prefix.batch, cursor, observers):
             while responses.pending.any() or (observers and responses.running.any()):
@@ -353,7 +362,7 @@ class ModelRunner(ABC):
                 logits = None
 
     def _generation(self, ids: list[int], stop_tokens: Sequence[int]) -> Generation:
-        """Response that consists of the tokens before the first stop token."""
+        """Response with the tokens before the first stop token."""
         end = next((i for i, token in enumerate(ids) if token in stop_tokens), None)
         text = cast("str", self.tokenizer.decode(ids[:end], skip_special_tokens=True))
         tokens: Int[Tensor, "response"] = torch.tensor(ids[:end], dtype=torch.long)
@@ -361,15 +370,15 @@ class ModelRunner(ABC):
 
     @property
     def pad_token(self) -> int:
-        """Token that fills the columns of padding."""
-        # Padding is masked out, so any token of the vocabulary will do.
+        """Token that fills padding columns."""
+        # Padding is masked, which makes any token of the vocabulary suitable.
         return 0 if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
 
     def require_room(self, length: int) -> None:
-        """Check that a number of tokens fits the model's context.
+        """Check that ``length`` tokens fit the model's context.
 
         Raises:
-            ValueError: If the number is larger than the context.
+            ValueError: If ``length`` is larger than the context length.
         """
         if length > self.shape.n_ctx:
             raise ValueError(
@@ -379,10 +388,9 @@ class ModelRunner(ABC):
 
 
 def first_layer(model: ModelRunner, interventions: Sequence[Intervention], batch: PromptBatch) -> int:
-    """The first layer in which interventions change rows of the prompt.
+    """First layer in which interventions change rows of the prompt; ``n_layers`` if none of them changes the prompt.
 
-    The result is -1 if an intervention acts outside the layers, such as on the embedding, and ``n_layers`` if no
-    intervention changes the prompt.
+    The result is -1 if an intervention acts outside the layers, for example on the embedding.
     """
     hooks = [hook for item in on_prompt(interventions) for hook in item.hooks(model, batch, cursor=Cursor(0))]
     layers = [layer_of(name) for name, _ in hooks]

@@ -1,4 +1,4 @@
-"""Prompts with known document positions, the tokens of prompts, and the comparison of responses with answers."""
+"""Construction and tokenisation of prompts, and comparison of responses with accepted answers."""
 
 from focuslens.prompts.prompt import Case, Document, MultiDocSample, Prompt, Span, prompts_digest
 

@@ -1,4 +1,4 @@
-"""Sub-span exact match of responses with accepted answers, as the lost-in-the-middle benchmark defines it."""
+"""Sub-span exact match between responses and accepted answers, as defined by the lost-in-the-middle benchmark."""
 
 from __future__ import annotations
 
@@ -22,29 +22,30 @@ _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 
 
 def normalize_answer(text: str) -> str:
-    """Normalise a text as SQuAD does: lower case, no ASCII punctuation, no articles, single spaces.
+    """Normalise a text as SQuAD's evaluation script does: lower case, no punctuation, no articles, single spaces.
 
-    The steps are applied in this order, as in the SQuAD evaluation script (Rajpurkar et al., 2016): "U.S. the" first
-    becomes "us the", then "us". Only the characters of ``string.punctuation`` are removed; typographic quotes and
-    dashes stay. The result may be empty: "The" and "!!!" normalise to the empty string.
+    The steps have the same order as in the script (Rajpurkar et al., 2016). For example, "U.S. the" first becomes "us
+    the", then "us". Typographic quotes and dashes stay, because only the ASCII characters in ``string.punctuation`` are
+    removed. The result can be empty: "The" and "!!!" both normalise to the empty string.
     """
     without_articles = _ARTICLE.sub(" ", text.lower().translate(_PUNCTUATION))
     return " ".join(without_articles.split())
 
 
 def sub_exact_match(prediction: str, answers: Sequence[str]) -> bool:
-    """Whether the normalised prediction contains any of the normalised accepted answers.
+    """Whether the normalised prediction contains at least one of the normalised accepted answers.
 
-    This is the exact match (EM) of "Focus Directions" (arXiv 2503.23306), which takes it from "Lost in the Middle"
-    (Liu et al., 2024, ``best_subspan_em``). The comparison is by characters, not by words: "party" contains "art".
+    This is the exact match (EM) of "Focus Directions" (arXiv 2503.23306), originally ``best_subspan_em`` in the code
+    of "Lost in the Middle" (Liu et al., 2024). The comparison is by characters, not by words: the prediction "party"
+    contains the answer "art".
 
     Args:
         prediction: The model's response.
-        answers: The accepted answers. A prediction that contains one of them is correct.
+        answers: The accepted answers. A prediction is correct if it contains at least one accepted answer.
 
     Raises:
         TypeError: If ``answers`` is one string instead of a sequence of strings.
-        ValueError: If there are no answers, or an answer normalises to the empty string, which every text contains.
+        ValueError: If there are no answers, or if an answer normalises to the empty string, which every text contains.
     """
     if isinstance(answers, str):
         raise TypeError(f"answers is the string {answers!r}; it must be a sequence of strings, such as [{answers!r}]")
@@ -56,15 +57,15 @@ def sub_exact_match(prediction: str, answers: Sequence[str]) -> bool:
 
 
 def answered_right(responses: Sequence[str], samples: Sequence[MultiDocSample]) -> tuple[bool, ...]:
-    """Whether each response contains an accepted answer of its sample, by :func:`sub_exact_match`."""
+    """Whether each response contains an accepted answer of its sample, according to :func:`sub_exact_match`."""
     return tuple(sub_exact_match(text, sample.answers) for text, sample in zip(responses, samples, strict=True))
 
 
 def list_samples(samples: Iterable[MultiDocSample]) -> list[MultiDocSample]:
-    """Convert samples to a list, and check the type of every element.
+    """Convert samples to a list, and check the type of every sample.
 
     Raises:
-        TypeError: If ``samples`` is a single sample, or an element is not a sample.
+        TypeError: If ``samples`` is a single sample, or if an element is not a :class:`MultiDocSample`.
     """
     if isinstance(samples, MultiDocSample):
         raise TypeError("samples is one MultiDocSample; give a list of them: [sample]")
@@ -72,7 +73,7 @@ def list_samples(samples: Iterable[MultiDocSample]) -> list[MultiDocSample]:
     other = next((sample for sample in chosen if not isinstance(sample, MultiDocSample)), None)  # pyright: ignore[reportUnnecessaryIsInstance]
     if other is not None:
         raise TypeError(
-            f"samples hold a {type(other).__name__}; they must be MultiDocSample(question, answers, documents, "
+            f"samples contain a {type(other).__name__}; they must be MultiDocSample(question, answers, documents, "
             "gold_index)"
         )
     return chosen
@@ -82,8 +83,8 @@ def require_samples(samples: Iterable[MultiDocSample]) -> list[MultiDocSample]:
     """Convert samples to a list, and check that every sample can be scored.
 
     Raises:
-        TypeError: If ``samples`` is a single sample, or an element is not a sample.
-        ValueError: If there are no samples, or an answer normalises to the empty string.
+        TypeError: If ``samples`` is a single sample, or if an element is not a :class:`MultiDocSample`.
+        ValueError: If there are no samples, or if an accepted answer normalises to the empty string.
     """
     chosen = list_samples(samples)
     if not chosen:
@@ -93,10 +94,12 @@ def require_samples(samples: Iterable[MultiDocSample]) -> list[MultiDocSample]:
 
 
 def require_comparable_answers(samples: Iterable[MultiDocSample]) -> None:
-    """Check, before any prediction is made, that every answer of every sample can be compared with a prediction.
+    """Check that every accepted answer can be compared with a prediction.
+
+    Run this check before generation, so that an unusable answer is reported before the model runs.
 
     Raises:
-        ValueError: If an answer normalises to the empty string.
+        ValueError: If an accepted answer normalises to the empty string.
     """
     for sample in samples:
         _normalised(sample.answers)
@@ -106,7 +109,7 @@ def _normalised(answers: Sequence[str]) -> list[str]:
     normalised = [normalize_answer(answer) for answer in answers]
     if "" in normalised:
         raise ValueError(
-            f"the answer {answers[normalised.index('')]!r} normalises to nothing, so it would match every prediction; "
-            "an answer needs at least one character that is not punctuation, an article or a space"
+            f"the answer {answers[normalised.index('')]!r} is empty after normalisation, so it would match every "
+            "prediction; an answer needs at least one character that is not punctuation, an article or a space"
         )
     return normalised

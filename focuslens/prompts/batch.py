@@ -1,8 +1,8 @@
-"""Left-padded batches of tokenised prompts, and the positions of their spans.
+"""Left-padded batches of tokenised prompts, and the token ranges of the prompts' spans.
 
-The package counts positions in two ways. A *token position* is counted from the first token of the prompt itself (BOS
-included). A *column* is counted from the left edge of the padded batch: column = token position + left padding. Because
-padding is on the left, the last prompt token of every sample is in the same column, ``width - 1``. The row of that
+The package uses two kinds of position. A *token position* is counted from the first token of the unpadded prompt,
+including BOS. A *column* is counted from the left edge of the padded batch: column = token position + left padding.
+Because padding is on the left, the last token of every prompt is in the same column, ``width - 1``. The row of this
 column produces the first response token.
 """
 
@@ -20,11 +20,11 @@ from focuslens.prompts.prompt import Span
 __all__ = ["EncodedPrompt", "PromptBatch", "SpanLike", "disjoint"]
 
 SpanLike = str | Span
-"""A span of the prompt: its name, or a half-open range of token positions."""
+"""Span of a prompt, given by name or as a half-open range of token positions."""
 
 
 def disjoint(spans: Sequence[Span]) -> list[Span]:
-    """Merge spans into ranges that do not overlap. Two spans of a text can share a token."""
+    """Merge overlapping and adjacent spans, and return disjoint ranges in ascending order."""
     merged: list[Span] = []
     for start, end in sorted(spans):
         if merged and start <= merged[-1][1]:
@@ -36,12 +36,13 @@ def disjoint(spans: Sequence[Span]) -> list[Span]:
 
 @dataclass(frozen=True, eq=False)
 class EncodedPrompt:
-    """Tokens of a prompt, from the model's own tokenizer, and spans of the prompt as token ranges.
+    """Tokens of a prompt, with the prompt's spans as token ranges.
 
     Attributes:
-        tokens: Token ids, BOS and chat template included.
-        spans: Half-open ranges of token positions by span name. A token belongs to a span if the two share a character.
-        text: The tokenised text, chat template included; empty if only the tokens are known.
+        tokens: Token ids, including BOS and the chat template.
+        spans: Half-open ranges of token positions, by span name. A token belongs to a span if it shares at least one
+            character with the span.
+        text: The text that was tokenised, including the chat template; empty if only the tokens are known.
     """
 
     tokens: Int[Tensor, "pos"]
@@ -49,11 +50,11 @@ class EncodedPrompt:
     text: str = ""
 
     def resolve(self, span: SpanLike) -> tuple[Span, ...]:
-        """The token ranges of a span.
+        """Token ranges of a span, given by name or as a single range.
 
         Raises:
-            KeyError: If no span has that name.
-            ValueError: If a range does not lie in the prompt.
+            KeyError: If the prompt does not have a span with this name.
+            ValueError: If the range is empty or not inside the prompt.
         """
         if isinstance(span, str):
             if span not in self.spans:
@@ -68,14 +69,14 @@ class EncodedPrompt:
         return ((start, end),)
 
     def _unknown_span(self, name: str) -> str:
-        """Error message for the name of a span that the prompt does not have."""
+        """Error message for a span name that the prompt does not have."""
         if self.spans:
             return (
-                f"this prompt has no part {name!r}; it has {sorted(self.spans)}. Name one of these, or give a "
+                f"this prompt has no span {name!r}; it has {sorted(self.spans)}. Name one of these, or give a "
                 "(start, end) range of token positions"
             )
         return (
-            f"this prompt is a plain text and has no part {name!r}; give sample.prompt(), or "
+            f"this prompt is a plain text and has no span {name!r}; give sample.prompt(), or "
             f"fl.Prompt(text, spans={{{name!r}: [(start, end)]}}) with character positions, or a (start, end) "
             "range of token positions as span"
         )
@@ -83,13 +84,17 @@ class EncodedPrompt:
 
 @dataclass(frozen=True, eq=False)
 class PromptBatch:
-    """Prompts of unequal length, padded on the left to one width."""
+    """Batch of prompts, padded on the left to the length of the longest prompt."""
 
     prompts: tuple[EncodedPrompt, ...]
 
     @classmethod
     def of(cls, prompts: Sequence[EncodedPrompt]) -> PromptBatch:
-        """Make a batch of one or more prompts. No prompt may be empty."""
+        """Create a batch from one or more prompts.
+
+        Raises:
+            ValueError: If there are no prompts, or if a prompt has no tokens.
+        """
         if not prompts:
             raise ValueError("a batch needs at least one prompt")
         for prompt in prompts:
@@ -102,7 +107,7 @@ class PromptBatch:
 
     @property
     def width(self) -> int:
-        """Number of columns in the batch, which is the length of the longest prompt in tokens."""
+        """Number of columns, which equals the number of tokens in the longest prompt."""
         return max(len(prompt.tokens) for prompt in self.prompts)
 
     @property
@@ -111,27 +116,27 @@ class PromptBatch:
         return tuple(self.width - len(prompt.tokens) for prompt in self.prompts)
 
     def tokens(self, pad_token: int) -> Int[Tensor, "batch pos"]:
-        """Token ids of each prompt by column; ``pad_token`` fills the padding."""
+        """Token ids of the padded batch. All padding columns contain ``pad_token``."""
         rows = torch.full((len(self), self.width), pad_token, dtype=torch.long)
         for row, prompt, padding in zip(rows, self.prompts, self.padding, strict=True):
             row[padding:] = prompt.tokens
         return rows
 
     def mask(self) -> Int[Tensor, "batch pos"]:
-        """Mask of the batch: 1 where a column holds a token, 0 where it is padding."""
+        """Attention mask of the batch: 1 for tokens, 0 for padding."""
         columns = torch.arange(self.width)
         return (columns >= torch.tensor(self.padding)[:, None]).long()
 
     def repeated(self, copies: int) -> PromptBatch:
-        """A batch with ``copies`` adjacent copies of every prompt."""
+        """Batch with ``copies`` consecutive copies of each prompt."""
         return PromptBatch(tuple(prompt for prompt in self.prompts for _ in range(copies)))
 
     def first_response_row(self, start: int) -> int:
-        """Index of the first row that produces a response token, among the rows from column ``start`` on."""
+        """Index of the first row that produces a response token, in a forward pass that starts at column ``start``."""
         return max(0, self.width - 1 - start)
 
     def columns(self, span: SpanLike, n_keys: int) -> Bool[Tensor, "batch key"]:
-        """Mask over ``n_keys`` key columns, which is true where a column belongs to the span."""
+        """Mask over ``n_keys`` key columns: true for columns that belong to the span, false for all other columns."""
         mask = torch.zeros(len(self), n_keys, dtype=torch.bool)
         for row, prompt, padding in zip(mask, self.prompts, self.padding, strict=True):
             for start, end in prompt.resolve(span):

@@ -1,4 +1,4 @@
-"""Conversion of prompts to tokens, and of character ranges to token ranges, by the model's own tokenizer."""
+"""Tokenisation of prompts and responses, and conversion of character ranges to token ranges."""
 
 from __future__ import annotations
 
@@ -17,11 +17,14 @@ from focuslens.prompts.prompt import Prompt, Span
 __all__ = ["PromptEncoder", "token_span"]
 
 _MARK = "\ue000"
-"""Stand-in for a prompt: a character of Unicode's private use area, which no chat template contains."""
+"""Placeholder for a prompt: a character from Unicode's private use area, which chat templates do not contain."""
 
 
 def token_span(offsets: list[Span], span: Span) -> Span | None:
-    """Half-open range of the tokens that overlap a half-open character range, or ``None`` if no token does."""
+    """Half-open range of the tokens that overlap a half-open character range; ``None`` if no token overlaps the range.
+
+    ``offsets`` contains the character range of each token.
+    """
     start, end = span
     inside = [i for i, (first, last) in enumerate(offsets) if first < end and last > start]
     return (inside[0], inside[-1] + 1) if inside else None
@@ -29,13 +32,13 @@ def token_span(offsets: list[Span], span: Span) -> Span | None:
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Conversion of prompts to tokens by the model's own tokenizer, with or without its chat template.
+    """Encoder that converts prompts and responses to tokens, with or without a chat template.
 
     Attributes:
         tokenizer: The checkpoint's fast Hugging Face tokenizer.
         chat: Whether each prompt is put into the tokenizer's chat template, as the user's turn.
-        template_kwargs: Further arguments of the chat template. The template of Llama 3 puts today's date into the
-            prompt unless ``date_string`` is given.
+        template_kwargs: Additional arguments for the chat template. For example, the template of Llama 3 puts today's
+            date into the prompt unless ``date_string`` is given.
     """
 
     tokenizer: Any
@@ -51,12 +54,13 @@ class PromptEncoder:
         if not self.chat:
             return str(prompt), 0
         text = self._render(str(prompt))
-        # A search for the prompt could find a word of the template itself, such as "user". So the template is rendered
-        # once more with a mark as the prompt, and the search is for the mark.
+        # The prompt starts where a placeholder is in a second rendering of the template. A search for the prompt itself
+        # could match a word of the template, such as "user".
         start = self._render(_MARK).find(_MARK)
         if start >= 0 and text.startswith(str(prompt), start):
             return text, start
-        # Llama 3's template strips white space at the prompt's ends. Spans without such white space stay known.
+        # Llama 3's template strips white space from both ends of the prompt. Spans without this white space can still
+        # be located.
         stripped, ranges = prompt.strip(), getattr(prompt, "spans", {}).values()
         before = len(prompt) - len(prompt.lstrip())
         inside = all(before <= a and b <= before + len(stripped) for span in ranges for a, b in span)
@@ -71,7 +75,10 @@ class PromptEncoder:
 
     @property
     def digest(self) -> str:
-        """Digest of the BOS token and of the chat template's whole text, including today's date if the text has it."""
+        """Digest of the text and tokens that the encoder adds to every prompt: BOS and the rendered chat template.
+
+        If the template inserts today's date, the digest includes this date.
+        """
         text, _ = self._text(_MARK)
         return hashlib.sha256(repr((text, self._tokenize(text)[0])).encode()).hexdigest()[:16]
 
@@ -82,16 +89,16 @@ class PromptEncoder:
         )
 
     def _tokenize(self, text: str) -> tuple[list[int], list[Span]]:
-        # A chat template writes its own BOS, so the tokenizer must not add another.
+        # The tokenizer must not add BOS to a chat prompt, because the chat template already contains BOS.
         encoding = self.tokenizer(text, add_special_tokens=not self.chat, return_offsets_mapping=True)
         return encoding["input_ids"], encoding["offset_mapping"]
 
     def encode(self, prompt: str) -> EncodedPrompt:
-        """Tokens and token spans of a prompt.
+        """Tokenise a prompt, and convert its spans to token ranges.
 
         Raises:
-            ValueError: If a span of the prompt shares no character with any token, or if the chat template changes the
-                prompt's text so that the positions of its spans are unknown.
+            ValueError: If a span of the prompt does not overlap any token, or if the chat template changes the prompt's
+                text in such a way that the spans cannot be located.
         """
         text, shift = self._text(prompt)
         ids, offsets = self._tokenize(text)
@@ -99,16 +106,16 @@ class PromptEncoder:
         for name, ranges in (prompt.spans if isinstance(prompt, Prompt) else {}).items():
             token_spans = [token_span(offsets, (start + shift, end + shift)) for start, end in ranges]
             if None in token_spans:
-                raise ValueError(f"part {name!r} of the prompt has no token; is it only white space?")
+                raise ValueError(f"span {name!r} of the prompt has no token; is it only white space?")
             spans[name] = tuple(span for span in token_spans if span is not None)
         return EncodedPrompt(torch.tensor(ids, dtype=torch.long), spans, text)
 
     def encode_response(self, prompt: EncodedPrompt, response: str) -> Int[Tensor, "response"]:
-        """Tokens of a response that follows a prompt. For base models one space is put before the response.
+        """Tokenise a response as the continuation of a prompt. Without a chat template, the response follows a space.
 
-        The prompt and the response are tokenised as one text. A tokenizer that merges across the space then gives
-        the tokens that the model would have generated. If the tokens of the prompt differ in the joint text, the
-        response is tokenised alone.
+        The prompt and the response are tokenised as one text. The result is therefore the tokens that the model would
+        have generated, even if the tokenizer merges the space with neighbouring characters. If the joint text changes
+        the tokens of the prompt, the response is tokenised alone.
         """
         continuation = response if self.chat else " " + response.lstrip()
         ids, _ = self._tokenize(prompt.text + continuation)
@@ -118,11 +125,12 @@ class PromptEncoder:
         return torch.tensor(ids[length:], dtype=torch.long)
 
     def texts(self, prompt: EncodedPrompt) -> list[str]:
-        """Text of each token of a prompt. Joined, these texts give the prompt's text unless tokens share characters.
+        """Text of each token of a prompt.
 
-        For a special token without characters of its own, such as BOS, the text is the token's name in the vocabulary.
-        If several tokens make up one character, the first token has the character as its text, and the other tokens
-        have the empty string.
+        The text of a special token without characters in the prompt, such as BOS, is the token's name in the
+        vocabulary. If several tokens make up one character, the text of the first token is the character, and the texts
+        of the other tokens are empty. Apart from special tokens, the concatenated texts equal the prompt's text. If the
+        prompt's text is unknown or has different tokens, each token is decoded separately instead.
         """
         ids = prompt.tokens.tolist()
         retokenised, offsets = self._tokenize(prompt.text) if prompt.text else ([], [])
@@ -140,13 +148,14 @@ class PromptEncoder:
         return texts
 
     def response_texts(self, prompt: EncodedPrompt, tokens: Int[Tensor, "response"]) -> list[str]:
-        """The text of each token of a response to a prompt, the space before the response included."""
+        """Text of each response token, including the space before the response."""
         ids, last = tokens.tolist(), prompt.tokens.tolist()[-1:]
         texts: list[str] = []
         before = str(self.tokenizer.decode(last))
         for n in range(1, len(ids) + 1):
             text = str(self.tokenizer.decode([*last, *ids[:n]]))
-            # A character of several tokens is the text of its last token. The response may end inside a character.
+            # If several tokens make up one character, the text of the last token is the character. The last token of a
+            # response that ends inside a character keeps the replacement character.
             unfinished = text.endswith("\ufffd") and n < len(ids)
             texts.append("" if unfinished else text[len(before) :])
             before = before if unfinished else text

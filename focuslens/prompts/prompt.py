@@ -1,8 +1,8 @@
 """Multi-document prompts with the character ranges of their spans.
 
-The wording is that of the lost-in-the-middle benchmark (Liu et al., 2024). "Focus Directions" (arXiv 2503.23306)
-uses this wording unchanged, because it is part of the experiment. The prompt is assembled in this module, so the
-character ranges of the documents, the instruction and the question are known exactly, without a search.
+The wording is that of the lost-in-the-middle benchmark (Liu et al., 2024). The wording is part of the experiment, and
+"Focus Directions" (arXiv 2503.23306) uses it unchanged. This module assembles each prompt from its parts. The exact
+character ranges of the instruction, the documents and the question are therefore known without a search.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from focuslens.util.html import Markup, card, details, shorten, table
 __all__ = ["Case", "Document", "MultiDocSample", "Prompt", "Span", "prompts_digest"]
 
 Span: TypeAlias = tuple[int, int]
-"""A half-open range ``[start, end)`` of characters or of tokens."""
+"""Half-open range ``[start, end)`` of characters or of tokens."""
 
 Case: TypeAlias = Literal["long", "gold", "negative"]
-"""The documents in a prompt: all (``long``), only the relevant one (``gold``), or all others (``negative``)."""
+"""Documents in a prompt: all documents (``long``), only the gold document (``gold``), or only the irrelevant documents
+(``negative``)."""
 
 _INSTRUCTION = (
     "Write a high-quality answer for the given question using only the provided search results "
@@ -31,22 +32,23 @@ _INSTRUCTION = (
 
 
 class Prompt(str):
-    """A prompt's text, with the character ranges of its spans.
+    """Text of a prompt, with the character ranges of named spans.
 
-    A ``Prompt`` is an ordinary string that can be printed, tokenised and measured. ``spans`` maps a span's name to its
-    half-open character ranges. Prompts of :class:`MultiDocSample` have the spans ``instruction``, ``question``,
-    ``document`` (every document in order), ``relevant`` (the gold document; no range if the prompt does not contain
-    it) and ``irrelevant``. Other prompts may use any names. Interventions and scores refer to spans by name.
+    A ``Prompt`` is a ``str`` that can be used like any other string. ``spans`` maps the name of each span to half-open
+    character ranges. Prompts of :class:`MultiDocSample` have the spans ``instruction``, ``question``, ``document`` (all
+    documents, in order), ``relevant`` (the gold document) and ``irrelevant`` (all other documents). If a prompt does
+    not contain the gold document, ``relevant`` has no ranges. Other prompts may use any span names. Interventions and
+    scores refer to spans by name.
     """
 
     spans: Mapping[str, tuple[Span, ...]]
 
     def __new__(cls, text: str, spans: Mapping[str, Iterable[Span]] | None = None) -> Prompt:
-        """A prompt with named spans.
+        """Create a prompt with named spans.
 
         Args:
-            text: The prompt's text.
-            spans: Half-open character ranges of ``text`` by span name.
+            text: The text of the prompt.
+            spans: Half-open character ranges of ``text``, by span name.
 
         Raises:
             ValueError: If a range is empty, reversed, or not inside the text.
@@ -74,15 +76,19 @@ class Prompt(str):
         return str.__str__(self)
 
     def part(self, name: str) -> tuple[str, ...]:
-        """The text of each range of the span ``name``."""
+        """Text of each range of the span ``name``.
+
+        Raises:
+            KeyError: If the prompt does not have a span with this name.
+        """
         if name not in self.spans:
-            raise KeyError(f"this prompt has no part {name!r}; it has {sorted(self.spans)}")
+            raise KeyError(f"this prompt has no span {name!r}; it has {sorted(self.spans)}")
         return tuple(self[start:end] for start, end in self.spans[name])
 
 
 @dataclass(frozen=True)
 class Document:
-    """One search result of a prompt."""
+    """Document in a prompt: the title and the text of one search result."""
 
     title: str
     text: str
@@ -97,15 +103,18 @@ class MultiDocSample:
 
     Args:
         question: The question, as written in the prompt.
-        answers: The accepted answers. A response that contains one of them is correct.
-        documents: The search results, in prompt order.
-        gold_index: Index of the document that answers the question, from 0; ``None`` if no document does.
+        answers: The accepted answers. A response is correct if it contains at least one accepted answer.
+        documents: The documents, in prompt order.
+        gold_index: Index of the document that answers the question, counted from 0; ``None`` if no document answers
+            the question.
         question_id: Identifier of the question. All samples of one question have the same ``question_id``, so that
-            splits keep them together. The default is a digest of the question's text.
-        name: Name that distinguishes the samples of one question; if it is empty, ``gold_index`` distinguishes them.
+            splits keep these samples together. The default is a digest of the question's text.
+        name: Name that distinguishes this sample from other samples of the same question. If ``name`` is empty,
+            ``gold_index`` is used instead.
 
     Raises:
-        ValueError: If there are no answers or documents, or ``gold_index`` is out of range.
+        TypeError: If ``answers`` is a string.
+        ValueError: If there are no answers or no documents, or if ``gold_index`` is out of range.
     """
 
     question: str
@@ -150,15 +159,15 @@ class MultiDocSample:
 
     @property
     def id(self) -> str:
-        """Unique id among the samples of a file: ``question_id@name``, or ``question_id@gold_index`` without a name."""
+        """Id, unique within a file: ``question_id@name``, or ``question_id@gold_index`` if ``name`` is empty."""
         return f"{self.question_id}@{self.name or self.gold_index}"
 
     def prompt(self, case: Case = "long") -> Prompt:
-        """The prompt with the documents of one case. Each document keeps its number from the long prompt.
+        """Create the prompt for one case. Each document keeps its number from the long prompt.
 
         Raises:
-            ValueError: If the case is unknown, if the case is ``gold`` or ``negative`` and the sample has no gold
-                document, or if the case is ``negative`` and the gold document is the only document.
+            ValueError: If ``case`` is unknown, if ``case`` is ``gold`` or ``negative`` and the sample has no gold
+                document, or if ``case`` is ``negative`` and the gold document is the only document.
         """
         return _assemble(self, self._shown(case))
 
@@ -177,7 +186,7 @@ class MultiDocSample:
 
 
 def prompts_digest(samples: Iterable[MultiDocSample], case: Case = "long") -> str:
-    """SHA-256 digest of the samples' ids, answers and prompts. It identifies a set of samples in result files."""
+    """SHA-256 digest of the samples' ids, answers and prompts, which identifies the samples in result files."""
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(json.dumps([sample.id, sample.answers, str(sample.prompt(case))]).encode())

@@ -1,1 +1,1 @@
-"""Contextual, per-document and retrieval scores of attention heads, and attention rows of single responses."""
+"""Contextual scores, document scores and retrieval scores of attention heads, and attention of single responses."""

@@ -1,4 +1,4 @@
-"""Attention from the rows of a response to parts of its prompt, summed per part as soon as a row is computed."""
+"""Attention from response rows to parts of the prompt. Each row is summed per part as soon as it is computed."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ __all__ = [
 ]
 
 SINK = 2
-"""Number of tokens in the attention sink. As in the paper's code, the sink is the first two tokens."""
+"""Number of tokens in the attention sink. The sink is the first two tokens, as in the code of "Focus Directions"."""
 
 
 def attention_to_parts(
     pattern: Float[Tensor, "batch head row key"], parts: Float[Tensor, "batch key part"]
 ) -> Float[Tensor, "batch head row part"]:
-    """Attention summed over the keys of each part. ``parts`` is 1 where a key belongs to a part, and 0 elsewhere."""
+    """Sum attention over the keys of each part. ``parts`` is 1 for keys in the part, and 0 for all other keys."""
     return einsum(pattern, parts, "batch head row key, batch key part -> batch head row part")
 
 
 Parts: TypeAlias = Callable[[PromptBatch], Float[Tensor, "batch key part"]]
-"""A function that maps a batch of prompts to masks of its keys: 1 where a key belongs to a part, and 0 elsewhere."""
+"""Function that returns the key masks of a batch, one per part: 1 for keys in the part, and 0 for all other keys."""
 
 
 def sink_and_documents(batch: PromptBatch) -> Float[Tensor, "batch key part"]:
-    """Masks of the sink (column 0), the relevant document (column 1) and each irrelevant document (later columns)."""
+    """Key masks of the sink (part 0), the relevant document (part 1) and each irrelevant document (parts 2 and up)."""
     n_irrelevant = max(len(prompt.spans.get("irrelevant", ())) for prompt in batch.prompts)
     parts = torch.zeros(len(batch), batch.width, 2 + n_irrelevant)
     for row, prompt, padding in zip(parts, batch.prompts, batch.padding, strict=True):
@@ -62,12 +62,12 @@ def sink_and_documents(batch: PromptBatch) -> Float[Tensor, "batch key part"]:
 
 
 class ResponseMasses:
-    """Collector of the attention from response rows to parts of the prompt, read by hooks on ``hook_pattern``.
+    """Collector of attention from response rows to parts of the prompt. Hooks on ``hook_pattern`` read the rows.
 
     Args:
-        shape: Numbers of layers and heads of the model.
+        shape: Sizes of the model, including its numbers of layers and heads.
         batch: The prompts.
-        parts: Function that gives the parts of the prompts.
+        parts: Function that returns the key masks of the parts.
     """
 
     def __init__(self, shape: ModelShape, batch: PromptBatch, parts: Parts) -> None:
@@ -76,13 +76,14 @@ class ResponseMasses:
         self._empty = torch.full((len(batch), shape.n_layers, shape.n_heads, self._parts.shape[2]), torch.nan)
 
     def hooks(self) -> list[Hook]:
-        """Hooks that observe the passes over the response tokens. These passes must follow the prompt, in order."""
+        """Hooks for the forward passes over the response tokens. The passes must follow the prompt, in order."""
         return [(hook_name(layer, "hook_pattern"), self._observer(rows)) for layer, rows in enumerate(self._rows)]
 
     def _observer(self, rows: list[Tensor]) -> Any:
         def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
             n_rows, n_keys = pattern.shape[-2:]
-            # This pass runs the last prompt token, which was held back. Its row is not part of the response.
+            # If the first row is in the prompt, this pass runs the last prompt token, which the prefill held back. That
+            # row is not part of the response.
             if n_keys - n_rows < self._parts.shape[1]:
                 return
             self._parts = self._parts.to(pattern.device)
@@ -92,16 +93,16 @@ class ResponseMasses:
         return observe
 
     def means(self, lengths: Sequence[int]) -> Float[Tensor, "batch layer head part"]:
-        """Mean attention from each response to each part.
+        """Mean attention from the rows of each response to each part, per head.
 
-        Response ``i`` has ``lengths[i]`` rows. An empty response gives NaN.
+        ``lengths[i]`` is the number of rows of response ``i``. The means of an empty response are NaN.
         """
         if not self._rows[0]:
             return self._empty.clone()
-        device = self._rows[0][0].device  # layers may lie on several devices
+        device = self._rows[0][0].device  # layers can be on different devices
         by_layer = torch.stack([torch.cat(rows, dim=2).to(device) for rows in self._rows], dim=1).cpu()
         n = torch.tensor(lengths)
-        # The batch also computes rows after the end of a short response. Their weight is zero.
+        # A batch also contains rows after the end of a shorter response. The weight of these rows is zero.
         weight = (torch.arange(by_layer.shape[3]) < n[:, None]) / n[:, None].clamp(min=1)
         by_part = einsum(by_layer, weight, "batch layer head row part, batch row -> batch layer head part")
         return torch.where((n > 0)[:, None, None, None], by_part, torch.nan)
@@ -115,10 +116,10 @@ def response_masses(
     interventions: Sequence[Intervention],
     max_new_tokens: int,
 ) -> tuple[Float[Tensor, "batch layer head part"], list[str]]:
-    """Attention from the responses of a batch to the parts of their prompts, and the texts of the responses.
+    """Mean attention from each response in a batch to each part of its prompt, and the texts of the responses.
 
-    If ``responses`` is ``None``, the model generates them, and the attention is read during generation. Given responses
-    take one more forward pass.
+    If ``responses`` is ``None``, the model generates the responses, and the attention is read during generation.
+    Otherwise, the attention is read in an additional forward pass over ``responses``.
     """
     prefix = model.prefill(prompts, interventions, hold_last=True)
     masses = ResponseMasses(model.shape, prefix.batch, parts)
@@ -141,15 +142,15 @@ def response_masses(
 
 @dataclass(frozen=True, eq=False)
 class ResponseRun:
-    """A run over samples that measures how much attention their responses pay to parts of their prompts.
+    """A run over samples that measures the attention from each response to parts of its prompt.
 
     Attributes:
         executor: Executor that runs the batches.
         samples: The samples, in any order.
-        case: Case of the prompt to run for each sample.
-        options: Response length, batch size and progress bars.
+        case: Case of the prompts: ``long``, ``gold`` or ``negative``.
+        options: Options for the response length, the batch size and the progress bars.
         interventions: Interventions, applied in order.
-        responses: One given response per sample. With ``None``, the model generates the responses.
+        responses: One response per sample; if ``None``, the model generates the responses.
     """
 
     executor: Executor
@@ -162,14 +163,16 @@ class ResponseRun:
     def masses(
         self, parts: Parts, label: str
     ) -> Generator[tuple[list[int], Float[Tensor, "batch layer head part"], list[str]]]:
-        """Measure the samples in batches of prompts of similar length, shortest first.
+        """Run the samples in batches of similar prompt length, shortest prompts first.
 
         Args:
-            parts: Function that gives the parts of the prompts. An executor in another process needs to pickle it.
+            parts: Function that returns the key masks of the parts. An executor with other processes needs a picklable
+                function.
             label: Text of the progress bar.
 
         Yields:
-            For each batch, the indices of its samples, their attention to each part, and their responses.
+            For each batch: the indices of the samples, the mean attention from each response to each part, and the
+            texts of the responses.
         """
         n, show = len(self.samples), self.options.progress
         prompts = [
@@ -200,6 +203,6 @@ def _run_batch(
     interventions: Sequence[Intervention],
     max_new_tokens: int,
 ) -> tuple[Float[Tensor, "batch layer head part"], list[str]]:
-    """Run :func:`response_masses` on a batch. Either all prompts have a given response, or none has one."""
+    """Run :func:`response_masses` on a batch. Either every item contains a response, or every response is ``None``."""
     prompts, responses = [prompt for prompt, _ in items], [response for _, response in items if response is not None]
     return response_masses(model, prompts, parts, responses or None, interventions, max_new_tokens)

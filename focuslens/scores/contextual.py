@@ -1,4 +1,4 @@
-"""Contextual scores: attention from the response's tokens to parts of the prompt (equation 1 of the paper)."""
+"""Contextual scores: attention from response tokens to parts of the prompt (equation 1 of "Focus Directions")."""
 
 from __future__ import annotations
 
@@ -38,35 +38,35 @@ __all__ = [
 ]
 
 KINDS = ("relevant", "irrelevant", "irrelevant_max", "sink")
-"""Kinds of score, by the part of the prompt that gets the attention.
+"""Kinds of contextual score, by part of the prompt.
 
-The parts are the relevant document, all irrelevant documents, the irrelevant document with the most attention, and the
-sink.
+The parts are the relevant document, all irrelevant documents together, the irrelevant document with the most attention,
+and the sink.
 """
 
 
 ScoredCase: TypeAlias = Literal["long", "gold", "negative", "correct", "wrong"]
-"""The case of the scored prompts, or a group of samples by outcome.
+"""Case of the scored prompts (``long``, ``gold`` or ``negative``), or a group of long prompts by outcome.
 
-The groups hold long prompts, split by whether their response is ``correct`` or ``wrong``. Only samples with a correct
-response to the gold prompt belong to a group.
+The group ``correct`` contains the long prompts with a correct response. The group ``wrong`` contains the long prompts
+with a wrong response. Samples with a wrong response to the gold prompt are left out of both groups.
 """
 
 
 @dataclass(frozen=True, eq=False)
 class ContextualScores:
-    """Contextual scores of every head on every sample.
+    """Contextual scores per sample and head.
 
-    A score is the attention from a response token to a part of the prompt, summed over the part and averaged over the
-    response's tokens. It lies between 0 and 1. Samples with an empty response have NaN for every score; samples without
-    a relevant document have NaN for the relevant score.
+    A score is the attention from response tokens to a part of the prompt, summed over the tokens of the part and
+    averaged over the response tokens. Scores are between 0 and 1. All scores of a sample with an empty response are
+    NaN. The relevant score of a sample without a gold document is NaN.
 
     Attributes:
         relevant: Attention to the relevant document.
         irrelevant: Attention to all irrelevant documents together.
-        irrelevant_max: Attention to the irrelevant document with the most attention, chosen per head and sample.
+        irrelevant_max: Attention to the irrelevant document with the most attention, selected per head and sample.
         sink: Attention to the first two tokens.
-        case: Case of the scored prompts.
+        case: Case of the scored prompts, or group of samples.
         sample_ids: ``MultiDocSample.id`` of each sample.
         responses: The scored response of each sample.
         correct: Whether each response contains an accepted answer.
@@ -122,10 +122,10 @@ class ContextualScores:
         )
 
     def mean(self, kind: str = "relevant") -> Float[Tensor, "layer head"]:
-        """Mean of one kind of score, over the samples that have this score.
+        """Mean score of one kind, per head. Samples whose score is NaN are left out.
 
         Raises:
-            ValueError: If ``kind`` is unknown, or no sample has a response (and, for ``relevant``, a gold document).
+            ValueError: If ``kind`` is unknown, or if all scores of this kind are NaN.
         """
         if kind not in KINDS:
             raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
@@ -136,28 +136,28 @@ class ContextualScores:
         return scores.nanmean(dim=0)
 
     def ranking(self) -> HeadList:
-        """All heads, highest mean relevant score first."""
+        """All heads, in descending order of mean relevant score."""
         return rank_heads(self.mean("relevant"))
 
     def top_heads(self, k: int) -> HeadList:
-        """The ``k`` heads with the highest mean relevant score, best first: the contextual heads.
+        """Contextual heads: the ``k`` heads with the highest mean relevant score, in descending order.
 
         Raises:
-            ValueError: If the model does not have ``k`` heads.
+            ValueError: If ``k`` is negative or greater than the number of heads.
         """
         return top_heads(self.mean("relevant"), k)
 
     def random_heads(self, k: int, *, exclude: Iterable[tuple[int, int]] = (), seed: int = 0) -> HeadList:
-        """``k`` random heads that are not in ``exclude``, as a control for ``k`` contextual heads."""
+        """Draw ``k`` random heads that are not in ``exclude``, as a control for ``k`` contextual heads."""
         _, n_layers, n_heads = self.relevant.shape
         return random_heads(n_layers, n_heads, k, exclude=exclude, seed=seed)
 
     def sparsity(self, thresholds: Sequence[float] = (0.2, 0.1, 0.05)) -> tuple[Sparsity, ...]:
-        """Number of heads whose mean relevant score exceeds each threshold, and their layers."""
+        """Number of heads whose mean relevant score exceeds each threshold, and the layers of these heads."""
         return sparsity(self.mean("relevant"), thresholds)
 
     def to_frame(self) -> pd.DataFrame:
-        """Mean scores as a table: one row per head, highest relevant score first."""
+        """Mean scores as a data frame, with one row per head, in descending order of relevant score."""
         import pandas as pd
 
         means = {kind: self.mean(kind) for kind in KINDS}
@@ -168,7 +168,7 @@ class ContextualScores:
         return pd.DataFrame(rows)
 
     def where(self, keep: Sequence[bool], case: ScoredCase) -> ContextualScores:
-        """The scores of the samples for which ``keep`` is true, labelled with ``case``."""
+        """Select the scores of the samples for which ``keep`` is true, and label them with ``case``."""
         index = torch.tensor([i for i, is_kept in enumerate(keep) if is_kept], dtype=torch.long)
         indices = index.tolist()
         return ContextualScores(
@@ -191,7 +191,7 @@ def _score_case(run: ResponseRun) -> ContextualScores:
             scores[kind][indices] = batch_scores
         for i, response in zip(indices, batch_responses, strict=True):
             responses[i] = response
-    # Without a relevant document the score is missing, not zero.
+    # The relevant score of a sample without a gold document is undefined, not zero.
     scores["relevant"][[i for i, sample in enumerate(samples) if sample.gold_index is None]] = torch.nan
     return ContextualScores(
         *(scores[kind] for kind in KINDS),
@@ -203,12 +203,12 @@ def _score_case(run: ResponseRun) -> ContextualScores:
 
 
 def _scores_of(by_part: Float[Tensor, "batch layer head part"]) -> dict[str, Float[Tensor, "batch layer head"]]:
-    """Scores of every kind, computed from the attention to the sink (part 0) and to the documents (later parts)."""
+    """Compute the scores of every kind from the attention to the parts of :func:`sink_and_documents`."""
     others = by_part[..., 2:]
     irrelevant = reduce(others, "batch layer head part -> batch layer head", "sum")
     largest = reduce(others, "batch layer head part -> batch layer head", "max") if others.shape[-1] else irrelevant
     sink, relevant = by_part[..., 0], by_part[..., 1]
-    # A sum over no documents is zero, but an empty response has no score.
+    # Without irrelevant documents, the sum is zero even for an empty response, whose scores must be NaN.
     irrelevant, largest = (torch.where(sink.isnan(), sink, score) for score in (irrelevant, largest))
     return {"relevant": relevant, "irrelevant": irrelevant, "irrelevant_max": largest, "sink": sink}
 
@@ -224,25 +224,27 @@ def contextual_scores(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool | None = None,
 ) -> ContextualScores:
-    """Contextual scores of every head: attention from the response to the documents and the sink (equation 1).
+    """Compute the contextual scores of every head: attention from the response to the documents and to the sink.
 
-    ``S_C = mean over response tokens i of the sum over j in C of W[i, j]``. Row ``i`` is the row of the response token
-    itself. Rows are summed as soon as they are computed. The attention pattern of the whole prompt is never stored.
+    The score of a part ``C`` of the prompt is ``S_C = mean_i sum_{j in C} W[i, j]`` (equation 1), where ``W`` is the
+    attention pattern of the head and ``i`` runs over the response tokens. Row ``i`` is the row of the response token
+    itself, not the row that generates the token. Each row is summed as soon as it is computed. The attention pattern of
+    the whole prompt is never stored.
 
     Args:
-        model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
+        model: The model, or an executor that runs the model in other processes, such as :class:`RayPool`.
         samples: The samples to score.
-        case: Prompts to score: ``long``, ``gold`` or ``negative``. ``correct`` and ``wrong`` are groups of long prompts
-            (see :data:`ScoredCase`); for these, the model also answers the gold prompts.
-        responses: One response per sample, to score in place of generated responses.
+        case: Prompts to score: ``long``, ``gold`` or ``negative``, or the group of long prompts ``correct`` or
+            ``wrong`` (see :data:`ScoredCase`). For a group, the model also generates responses to the gold prompts.
+        responses: One response per sample to score; if ``None``, the model generates the responses.
         interventions: Interventions, applied in order during generation and scoring.
         max_new_tokens: Maximum length of a generated response, in tokens.
         batch_tokens: Maximum number of prompt tokens per batch; halved when memory runs out.
         progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
-        ValueError: If the case is unknown, there are no samples, the numbers of responses and samples differ, or an
-            answer is empty after normalisation.
+        ValueError: If ``case`` is unknown, there are no samples, the numbers of responses and samples differ, or an
+            accepted answer is empty after normalisation.
     """
     if case not in get_args(ScoredCase):
         raise ValueError(f"case is {case!r}; it must be one of {', '.join(get_args(ScoredCase))}")
@@ -266,9 +268,9 @@ def contextual_scores_by_case(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool | None = None,
 ) -> dict[str, ContextualScores]:
-    """Contextual scores of the cases ``long``, ``gold``, ``correct`` and ``wrong`` (Table 1 of the paper).
+    """Compute the contextual scores of the cases ``long``, ``gold``, ``correct`` and ``wrong`` (Table 1 of the paper).
 
-    Each prompt runs only once.
+    The model runs each prompt only once. The arguments are those of :func:`contextual_scores`.
     """
     executor, sample_list = executor_for(model), require_samples(samples)
     options = RunOptions(max_new_tokens, batch_tokens, progress)
@@ -278,9 +280,9 @@ def contextual_scores_by_case(
 
 
 def by_outcome(long: ContextualScores, gold: ContextualScores) -> dict[str, ContextualScores]:
-    """The cases ``correct`` and ``wrong``: long prompts, split by whether their response is correct.
+    """Split the scores of the long prompts into the groups ``correct`` and ``wrong``, by the outcome of each response.
 
-    Only samples with a correct response to the gold prompt count.
+    Samples with a wrong response to the gold prompt are left out.
     """
     outcomes = list(zip(gold.correct, long.correct, strict=True))
     return {
@@ -299,14 +301,14 @@ def attention_pattern(
     *,
     interventions: Sequence[Intervention] = (),
 ) -> Float[Tensor, "n position position"]:
-    """Attention of chosen heads between chosen tokens of a prompt and its response, for display.
+    """Attention pattern of each head in ``heads``, restricted to the tokens at ``positions``, for display.
 
     Args:
         model: The model.
         prompt: The prompt.
         response: Token ids of the response.
-        heads: Heads to read; the result has one pattern per head.
-        positions: Token positions of both the rows and the columns.
+        heads: Heads to read. The result contains one pattern per head.
+        positions: Token positions in the prompt and the response. They are the rows and the columns of each pattern.
         interventions: Interventions, applied in order. The returned pattern includes their effect.
     """
     encoded_prompt = model.encode(prompt)
@@ -319,7 +321,7 @@ def attention_pattern(
             n_rows, n_keys = pattern.shape[-2:]
             first = n_keys - n_rows
             rows = ((position_tensor >= first) & (position_tensor < n_keys)).nonzero()[:, 0]
-            columns = (position_tensor < n_keys).nonzero()[:, 0]  # keys after this block are masked in all its rows
+            columns = (position_tensor < n_keys).nonzero()[:, 0]  # later keys are masked in every row of this block
             for head in indices:
                 part = pattern[0, head][position_tensor[rows] - first][:, position_tensor[columns]]
                 patterns[layer, head][rows[:, None], columns] = part.float().cpu()

@@ -1,4 +1,4 @@
-"""Scores of single responses: attention to each document, and shares of attention by part of the prompt."""
+"""Attention from responses to each document, and shares of the responses' attention by part of the text."""
 
 from __future__ import annotations
 
@@ -34,23 +34,27 @@ __all__ = [
 ]
 
 BUDGET_PARTS = ("sink", "relevant", "irrelevant", "question", "template", "response")
-"""Parts that divide the attention; ``sink`` is the first two tokens, and ``template`` is the rest of the prompt."""
+"""Parts of the text. ``sink`` is the first two tokens, and ``template`` is the rest of the prompt."""
 
 
 _LABEL = "attention by part"
-"""Text of the progress bars."""
+"""Label of the progress bars."""
 
 
 @dataclass(frozen=True)
 class Attribution:
-    """Rank of the gold document when documents are ranked by their contextual score.
+    """Ranks of the gold documents when the documents of each sample are ranked by contextual score.
+
+    The means ``accuracy``, ``mrr`` and ``ndcg`` have 95 % bootstrap intervals over questions.
 
     Attributes:
         top: Index of the document with the highest score, per sample.
-        rank: Rank of the gold document per sample, starting at 1. In a tie, it is the last of the tied ranks.
-        accuracy: Share of samples whose gold document ranks first, with a 95 % bootstrap interval over questions.
+        rank: Rank of the gold document per sample, counted from 1. If other documents have the same score, the
+            gold document gets the worst of the tied ranks.
+        accuracy: Share of samples whose gold document has rank 1.
         mrr: Mean reciprocal rank of the gold document.
-        ndcg: Mean normalised discounted cumulative gain. For one relevant document, it is ``1 / log2(1 + rank)``.
+        ndcg: Mean normalised discounted cumulative gain. With one relevant document per sample, the value for a sample
+            is ``1 / log2(1 + rank)``.
     """
 
     top: tuple[int, ...]
@@ -62,13 +66,14 @@ class Attribution:
 
 @dataclass(frozen=True, eq=False)
 class DocumentScores:
-    """Contextual scores per head and document: attention from the response, averaged over its tokens.
+    """Contextual scores per head and document: attention from the response tokens, averaged over these tokens.
 
     Attributes:
-        scores: Scores ``[layer head document]`` of each sample, documents in prompt order; NaN for an empty response.
+        scores: Scores of each sample, ``[layer head document]``, with the documents in prompt order. All scores of a
+            sample with an empty response are NaN.
         gold: Index of the gold document per sample; ``None`` for a sample without a gold document.
         sample_ids: ``MultiDocSample.id`` of each sample.
-        question_ids: Question id of each sample.
+        question_ids: ``MultiDocSample.question_id`` of each sample.
         responses: The scored response of each sample.
         correct: Whether each response contains an accepted answer.
     """
@@ -87,7 +92,7 @@ class DocumentScores:
         return f"DocumentScores({len(self)} samples, {sum(self.correct)} answered right)"
 
     def of(self, heads: Iterable[tuple[int, int]]) -> list[Float[Tensor, "_"]]:
-        """Scores of each document, averaged over some heads. The list has one tensor per sample.
+        """Score of each document, averaged over ``heads``. The list contains one tensor per sample.
 
         Raises:
             ValueError: If there are no heads, or a head does not exist.
@@ -102,15 +107,18 @@ class DocumentScores:
     def attribution(
         self, heads: Iterable[tuple[int, int]], *, correct: bool | None = None, seed: int = 0
     ) -> Attribution:
-        """Rank the documents by their mean score over some heads, and report the rank of the gold document.
+        """Rank the documents of each sample by mean score over ``heads``, and return the ranks of the gold documents.
+
+        Samples without a gold document and samples with an empty response are left out.
 
         Args:
             heads: The heads to average over.
-            correct: ``True`` for samples answered right, ``False`` for samples answered wrong, ``None`` for all.
-            seed: Seed of the bootstrap.
+            correct: ``True`` for only samples with a correct response, ``False`` for only samples with a wrong
+                response, ``None`` for all samples.
+            seed: Random seed of the bootstrap.
 
         Raises:
-            ValueError: If no remaining sample has a gold document and a response.
+            ValueError: If there are no heads, a head does not exist, or all samples are left out.
         """
         rankings: list[tuple[int, int, str]] = []
         for scores, gold, question, is_right in zip(
@@ -135,14 +143,15 @@ class DocumentScores:
 
 @dataclass(frozen=True, eq=False)
 class AttentionBudget:
-    """Shares of the response tokens' attention by part of the text. The shares of a head sum to one.
+    """Shares of the response tokens' attention by part of the text. The shares of each head sum to 1 per sample.
 
     Attributes:
-        shares: Share of each part of :data:`BUDGET_PARTS`; NaN for a sample whose response is empty.
+        shares: Share of each part in :data:`BUDGET_PARTS`; NaN for a sample with an empty response.
         sample_ids: ``MultiDocSample.id`` of each sample.
-        responses: The response to each sample.
+        responses: The response of each sample.
         correct: Whether each response contains an accepted answer.
-        question_ids: Question id of each sample. If empty, each sample counts as its own question.
+        question_ids: ``MultiDocSample.question_id`` of each sample. If ``question_ids`` is empty, each sample counts as
+            a separate question.
     """
 
     shares: Float[Tensor, "sample layer head part"]
@@ -156,14 +165,14 @@ class AttentionBudget:
         return f"AttentionBudget({len(self.sample_ids)} samples, {n_layers} layers x {n_heads} heads)"
 
     def mean(self, heads: Iterable[tuple[int, int]]) -> dict[str, float]:
-        """Mean share of each part, over the samples and some heads."""
+        """Mean share of each part, averaged over the samples and over ``heads``."""
         return dict(zip(BUDGET_PARTS, self._of(heads).nanmean(dim=0).tolist(), strict=True))
 
     def intervals(self, heads: Iterable[tuple[int, int]], *, seed: int = 0) -> dict[str, Interval]:
-        """Mean share of each part over some heads, with 95 % bootstrap intervals over questions.
+        """Mean share of each part, averaged over ``heads``, with a 95 % bootstrap interval over questions.
 
         Raises:
-            ValueError: If there are no heads, or no sample has a response.
+            ValueError: If there are no heads, a head does not exist, or every response is empty.
         """
         shares = self._of(heads)
         indices = [i for i, row in enumerate(shares) if not bool(row.isnan().any())]
@@ -176,7 +185,7 @@ class AttentionBudget:
         }
 
     def _of(self, heads: Iterable[tuple[int, int]]) -> Float[Tensor, "sample part"]:
-        """Each sample's shares, averaged over some heads."""
+        """Shares of each sample, averaged over ``heads``."""
         head_list = check_heads(heads, *self.shares.shape[1:3])
         if not head_list:
             raise ValueError("there are no heads to average over; give at least one, such as scores.top_heads(4)")
@@ -192,10 +201,10 @@ def document_scores(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool | None = None,
 ) -> DocumentScores:
-    """Contextual scores (equation 1) of every document in the long prompts, for responses that the model generates.
+    """Generate responses to the long prompts, and compute the contextual scores (equation 1) of every document.
 
     Args:
-        model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
+        model: The model, or an executor that runs the model in other processes, such as :class:`RayPool`.
         samples: The samples to score.
         interventions: Interventions, applied in order during generation.
         max_new_tokens: Maximum length of a response, in tokens.
@@ -203,7 +212,7 @@ def document_scores(
         progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
-        ValueError: If there are no samples, or an answer is empty after normalisation.
+        ValueError: If there are no samples, or if an accepted answer is empty after normalisation.
     """
     executor, sample_list = executor_for(model), require_samples(samples)
     run = ResponseRun(executor, sample_list, "long", RunOptions(max_new_tokens, batch_tokens, progress), interventions)
@@ -231,10 +240,10 @@ def attention_budget(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool | None = None,
 ) -> AttentionBudget:
-    """Shares of the response tokens' attention by part of the text.
+    """Generate responses, and compute the shares of the response tokens' attention by part of the text.
 
-    A token that lies in two parts counts only for the part that comes first in :data:`BUDGET_PARTS`. ``case`` is the
-    prompt to answer. All other arguments are those of :func:`document_scores`.
+    A token in several parts counts only for the part that comes first in :data:`BUDGET_PARTS`. ``case`` selects the
+    documents in the prompts. All other arguments are those of :func:`document_scores`.
     """
     executor, sample_list = executor_for(model), require_samples(samples)
     run = ResponseRun(executor, sample_list, case, RunOptions(max_new_tokens, batch_tokens, progress), interventions)
@@ -242,7 +251,7 @@ def attention_budget(
     shares, responses = torch.full(shape, torch.nan), [""] * len(sample_list)
     for batch in run.masses(_prompt_parts, _LABEL):
         for index, masses, response in zip(*batch, strict=True):
-            # Rows sum to one, so attention that is not on the prompt is on the response itself.
+            # Each row sums to 1. Attention that does not go to the prompt therefore goes to the response.
             shares[index] = torch.cat((masses, 1 - masses.sum(dim=-1, keepdim=True)), dim=-1)
             responses[index] = response
     return AttentionBudget(
@@ -255,7 +264,7 @@ def attention_budget(
 
 
 def _documents(batch: PromptBatch) -> Float[Tensor, "batch key part"]:
-    """Masks of the documents: one column per document, in prompt order."""
+    """Key masks of the documents: one part per document, in prompt order."""
     n_documents = max(len(prompt.spans["document"]) for prompt in batch.prompts)
     parts = torch.zeros(len(batch), batch.width, n_documents)
     for row, prompt, padding in zip(parts, batch.prompts, batch.padding, strict=True):
@@ -265,12 +274,12 @@ def _documents(batch: PromptBatch) -> Float[Tensor, "batch key part"]:
 
 
 def _prompt_parts(batch: PromptBatch) -> Float[Tensor, "batch key part"]:
-    """Masks of the parts of :data:`BUDGET_PARTS`, except the response. Each key of a prompt belongs to one part."""
+    """Key masks of all parts in :data:`BUDGET_PARTS` except the response. Each prompt token belongs to one part."""
     names = BUDGET_PARTS[:-1]
     parts = torch.zeros(len(batch), batch.width, len(names))
     for row, prompt, padding in zip(parts, batch.prompts, batch.padding, strict=True):
         spans = {**prompt.spans, "sink": ((0, SINK),), "template": ((0, len(prompt.tokens)),)}
-        # The first part is written last, so that it overrides the other parts.
+        # Parts are written in reverse order, so that earlier parts override later parts.
         for part, name in reversed(list(enumerate(names))):
             for start, end in spans.get(name, ()):
                 row[padding + start : padding + end] = 0

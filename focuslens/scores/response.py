@@ -1,7 +1,7 @@
-"""Attention from each token of a response to all tokens up to it, for chosen heads and for display.
+"""Attention rows of response tokens, read from selected heads for display.
 
-Rows are read as the engine computes them, one per response token. The attention pattern of the whole prompt is never
-stored.
+Each row contains the attention from one response token to all tokens up to and including it. Hooks read the rows when
+the model computes them. The attention pattern of the whole prompt is never stored.
 """
 
 from __future__ import annotations
@@ -33,15 +33,19 @@ _DOCUMENT_PARTS = ("instruction", "document", "relevant", "irrelevant", "questio
 
 @dataclass(frozen=True, eq=False)
 class UnitAttention:
-    """Attention from each token of a response to units of its prompt, such as a document or the question.
+    """Attention from each response token to units of the text, such as a document or the question.
 
     Attributes:
-        labels: Name of each unit, such as ``sink``, ``Document [1]`` or ``question``.
-        shares: Share of each row's attention that each unit gets. In the result of :meth:`ResponseAttention.by_unit`,
-            the shares of a row sum to 1.
+        labels: Label of each unit, such as ``sink``, ``Document [1]`` or ``question``.
+        shares: Share of each response token's attention that goes to each unit, per head. In the result of
+            :meth:`ResponseAttention.by_unit`, the shares of a response token sum to 1 for each head.
         head_names: Name of each head, such as ``L13H23``.
         response: Text of each response token.
-        relevant: Indices of the units that are the relevant document.
+        relevant: Indices of the units that overlap the relevant document.
+
+    Raises:
+        ValueError: If the shapes do not match, ``shares`` is empty or contains NaN, infinite or negative values, or a
+            unit in ``relevant`` does not exist.
     """
 
     labels: tuple[str, ...]
@@ -65,18 +69,19 @@ class UnitAttention:
 
 @dataclass(frozen=True, eq=False)
 class ResponseAttention:
-    """Attention of some heads from each token of a response to all tokens of the prompt and of the response.
+    """Attention of some heads from each response token to all tokens of the prompt and of the response.
 
     Attributes:
-        rows: Attention of each head from each response token to each key; 0 for keys after that token.
+        rows: Attention from each response token to each key, per head. The attention to later keys is 0.
         head_names: Name of each head, such as ``L13H23``.
-        tokens: Text of each token, first the prompt's, then the response's.
-        spans: Parts of the prompt by name: half-open ranges of token positions, as in :class:`EncodedPrompt`.
+        tokens: Text of each token: first the prompt tokens, then the response tokens.
+        spans: Half-open ranges of token positions in the prompt, by span name (see :class:`EncodedPrompt`).
         text: Text of the response.
-        name: Name of the setting, such as ``baseline``.
+        name: Name of the result, such as ``baseline``.
 
     Raises:
-        ValueError: If the shapes do not match, there is no response token, or the rows are not probabilities.
+        ValueError: If the shapes do not match, there are no response tokens, a span is not inside the prompt, or
+            ``rows`` contains NaN, infinite or negative values.
     """
 
     rows: Float[Tensor, "head response key"]
@@ -120,11 +125,11 @@ class ResponseAttention:
         return self.tokens[self.prompt_length :]
 
     def units(self) -> list[tuple[str, list[int], bool]]:
-        """All tokens, divided into units. Each unit has a label, token positions, and whether it is relevant.
+        """Divide all tokens into units. Each unit has a label, a list of token positions, and a flag for relevance.
 
-        The units are the sink (the first two tokens), each document or other named part, the question, the rest of the
-        prompt (``template``) and the response. A token that lies in two units belongs
-        to the earlier unit.
+        The units are the sink (the first two tokens), each document or other named span, the question, the rest of the
+        prompt (``template``) and the response. If a token belongs to several units, it counts only for the first of
+        these units. A unit is relevant if it overlaps the relevant document.
         """
         is_free, units = [True] * len(self.tokens), list[tuple[str, list[int], bool]]()
         relevant = {position for span in self.spans.get("relevant", ()) for position in range(*span)}
@@ -146,7 +151,7 @@ class ResponseAttention:
         return units
 
     def _named_parts(self) -> list[tuple[str, Span]]:
-        """Documents, labelled with their numbers in the prompt, followed by the parts with other names."""
+        """Spans of the documents, labelled with the document numbers, followed by all spans with other names."""
         documents = self.spans.get("document") or ()
         parts = [(f"Document [{self._number(span, i)}]", span) for i, span in enumerate(documents, start=1)]
         names = [name for name in self.spans if name not in _DOCUMENT_PARTS]
@@ -157,13 +162,13 @@ class ResponseAttention:
         return parts
 
     def _number(self, span: Span, default: int) -> int:
-        """The number of a document, read from the text before the document."""
-        # The bracket that closes a document's number may belong to the document's first token.
+        """Number of a document, parsed from the text before its span; ``default`` if the text contains no number."""
+        # The first token of the span is included, because it may contain the bracket that closes the number.
         match = _NUMBER.search("".join(self.tokens[max(0, span[0] - 12) : span[0] + 1]))
         return int(match[1]) if match else default
 
     def by_unit(self) -> UnitAttention:
-        """This attention, summed over each unit of :meth:`units`."""
+        """Attention summed over the tokens of each unit (see :meth:`units`)."""
         units = self.units()
         membership = torch.zeros(len(self.tokens), len(units))
         for i, (_, positions, _) in enumerate(units):
@@ -195,19 +200,20 @@ def response_attention(
     max_new_tokens: int = 100,
     name: str = "",
 ) -> ResponseAttention:
-    """Attention of some heads from each token of a response, read as the engine computes it.
+    """Attention of some heads from each response token to all tokens of the prompt and of the response.
 
     Args:
         model: The model.
-        prompt: The prompt. Its parts, if it has any, become the units of the result.
+        prompt: The prompt. Its spans become units (see :meth:`ResponseAttention.units`).
         heads: The heads to read.
-        response: The response; by default the model generates it.
+        response: The text of the response; if ``None``, the model generates the response.
         interventions: Interventions, applied in order. The rows include their effect.
         max_new_tokens: Maximum length of a generated response, in tokens.
         name: Name of the result, such as ``baseline``.
 
     Raises:
-        ValueError: If a head does not exist, the response is empty, or the tokens do not fit the context.
+        ValueError: If there are no heads, a head does not exist, the response is empty, or the tokens do not fit the
+            context.
     """
     head_list, encoded_prompt = check_heads(heads, model.shape.n_layers, model.shape.n_heads), model.encode(prompt)
     if not head_list:
@@ -236,7 +242,7 @@ def response_attention(
 
 
 class _Reader:
-    """Collector of attention rows of some heads for one prompt, read by hooks on ``hook_pattern``."""
+    """Collector of the attention rows of some heads, for one prompt. Hooks on ``hook_pattern`` read the rows."""
 
     def __init__(self, heads: Sequence[Head]) -> None:
         self._heads = heads
@@ -256,14 +262,15 @@ class _Reader:
         return observe
 
     def rows(self, n_prompt: int, n_response: int, first: int) -> Float[Tensor, "head response key"]:
-        """Rows of the response. The collected row with index ``first`` is the first of them."""
+        """Attention rows of the response tokens. Collected rows before index ``first`` are skipped."""
         rows = torch.zeros(len(self._heads), n_response, n_prompt + n_response)
         index_of = {head: i for i, head in enumerate(self._heads)}
         for layer, layer_heads in heads_by_layer(self._heads).items():
             indices = [index_of[Head(layer, head)] for head in layer_heads]
             for row, attention in enumerate(self._rows[layer][first : first + n_response]):
                 end = n_prompt + row + 1
-                # Align at the row's own key. A sliding window's cache lacks early keys, and a pass may have later keys.
+                # Align each row at the key of its token. A sliding-window cache lacks early keys, and a pass over
+                # several tokens also has later keys.
                 keys = attention[:, : min(attention.shape[1], end)]
                 rows[indices, row, end - keys.shape[1] : end] = keys
         return rows

@@ -1,8 +1,9 @@
-"""Retrieval heads: heads that copy the needle out of the haystack, token by token.
+"""Retrieval heads: heads that copy the needle from the haystack into the response, token by token.
 
 The method is that of "Retrieval Head Mechanistically Explains Long-Context Factuality" (Wu et al., 2024, arXiv
-2404.15574). Contextual scores measure how much a response's tokens attend to the relevant document. Copy scores measure
-how often a head's most attended key, in the row that *generates* a token, is that very token in the needle.
+2404.15574). Contextual scores measure how much attention response tokens pay to the relevant document. Copy scores
+measure how often a head's most attended key, in the row that *generates* a response token, is the same token in the
+needle.
 """
 
 from __future__ import annotations
@@ -39,15 +40,15 @@ _COPIED = "copied"
 
 
 class NoRunCountsError(ValueError):
-    """No response finds its needle, so no head can be credited with copying it."""
+    """Error for a set of runs in which no response contains its needle. Retrieval scores are then undefined."""
 
 
 @dataclass(frozen=True, eq=False)
 class RetrievalScores:
-    """Copy scores of every head in every run.
+    """Copy scores per run and head.
 
-    A run is one prompt with its response. A response without the needle is no evidence about which heads copy the
-    needle. A run therefore counts only if the ROUGE-1 recall of its response exceeds ``min_recall``.
+    A run is one prompt with its response. A response that does not contain the needle is not evidence about which heads
+    copy the needle. A run therefore counts only if the ROUGE-1 recall of its response exceeds ``min_recall``.
 
     Attributes:
         by_sample: Copy score of each head in each run (see :func:`copy_scores`), including runs that do not count.
@@ -85,7 +86,7 @@ class RetrievalScores:
         responses: Sequence[str],
         min_recall: float = 0.5,
     ) -> RetrievalScores:
-        """Retrieval scores of finished runs (see :func:`copy_runs`). Computes the recall of their responses."""
+        """Create retrieval scores from finished runs (see :func:`copy_runs`). Computes the recall of each response."""
         recall = [
             rouge_1_recall(response, sample.reference) for response, sample in zip(responses, samples, strict=True)
         ]
@@ -97,28 +98,28 @@ class RetrievalScores:
 
     @property
     def counted(self) -> tuple[bool, ...]:
-        """Whether each run counts: the recall of its response is above ``min_recall``."""
+        """Whether each run counts. A run counts if the recall of its response exceeds ``min_recall``."""
         return tuple(recall > self.min_recall for recall in self.recall)
 
     @property
     def scores(self) -> Float[Tensor, "layer head"]:
-        """The retrieval score of each head: its mean copy score over the runs that :attr:`counted` names."""
+        """Retrieval score of each head: the mean of its copy scores over the runs that count (see :attr:`counted`)."""
         return self.by_sample[torch.tensor(self.counted)].mean(dim=0)
 
     def ranking(self) -> list[Head]:
-        """All heads, highest retrieval score first."""
+        """All heads, in descending order of retrieval score."""
         return rank_heads(self.scores)
 
     def top_heads(self, k: int) -> list[Head]:
-        """The ``k`` heads with the highest retrieval score, best first: the retrieval heads.
+        """Retrieval heads: the ``k`` heads with the highest retrieval score, in descending order.
 
         Raises:
-            ValueError: If the model does not have ``k`` heads.
+            ValueError: If ``k`` is negative or greater than the number of heads.
         """
         return top_heads(self.scores, k)
 
     def to_frame(self) -> pd.DataFrame:
-        """Retrieval scores as a table: one row per head (``layer``, ``head``, ``score``), highest score first."""
+        """Data frame with one row per head (``layer``, ``head``, ``score``), in descending order of score."""
         import pandas as pd
 
         scores = self.scores
@@ -132,13 +133,13 @@ def copy_scores(
     needle: Bool[Tensor, "batch key"],
     generated: Int[Tensor, "batch step"],
 ) -> Float[Tensor, "batch layer head"]:
-    """Copy scores: the number of steps at which a head copies a token, divided by the number of needle tokens.
+    """Copy score of each head: the number of steps at which it copies a token, divided by the number of needle tokens.
 
-    A head copies at a step if its most attended key lies in the needle and holds the token that the step generates. A
-    score exceeds 1 only if the response repeats the needle.
+    At a step, a head copies a token if its most attended key lies in the needle and is the token that the step
+    generates. A score can exceed 1 only if the response repeats tokens of the needle.
 
     Args:
-        attended: The most attended key of each head, in the row that generates the token of a step.
+        attended: Index of each head's most attended key, in the row that generates the token of each step.
         keys: Token id of each key.
         needle: Whether each key belongs to the needle. Each prompt must have at least one such key.
         generated: Token ids of each response; -1 after the end of a response.
@@ -150,14 +151,14 @@ def copy_scores(
 
 
 class _MostAttended:
-    """Collector of each head's most attended key at each decode step, read by hooks on ``hook_pattern``."""
+    """Collector of each head's most attended key at each decode step. Hooks on ``hook_pattern`` find the keys."""
 
     def __init__(self, shape: ModelShape, n_prompts: int) -> None:
         self._steps: list[list[Tensor]] = [[] for _ in range(shape.n_layers)]
         self._empty = torch.zeros(n_prompts, shape.n_layers, shape.n_heads, 0, dtype=torch.long)
 
     def hooks(self) -> list[Hook]:
-        """Hooks that observe passes with one row per prompt. The first pass must run the last token of each prompt."""
+        """Hooks for forward passes with one row per prompt. The first pass must run the last token of each prompt."""
         return [(hook_name(layer, "hook_pattern"), self._observer(steps)) for layer, steps in enumerate(self._steps)]
 
     def _observer(self, steps: list[Tensor]) -> Any:
@@ -167,20 +168,20 @@ class _MostAttended:
         return observe
 
     def columns(self) -> Int[Tensor, "batch layer head step"]:
-        """Columns of the most attended keys; a column is a token position plus the left padding."""
+        """Columns of the most attended keys. A column is a token position plus the left padding of the prompt."""
         if not self._steps[0]:
             return self._empty
-        device = self._steps[0][0].device  # layers may lie on several devices
+        device = self._steps[0][0].device  # layers can be on different devices
         return torch.stack([torch.stack(steps, dim=-1).to(device) for steps in self._steps], dim=1).cpu()
 
 
 def _encode(executor: Executor, sample: NeedleSample, span: str | None) -> EncodedPrompt:
-    """Encoded prompt of a sample. Its only part is the text to copy."""
+    """Encode the prompt of a sample. The only span of the encoded prompt is the text to copy."""
     prompt = executor.encode(sample.prompt)
     name = span or ("answer" if prompt.spans.get("answer") else "needle")
     if not prompt.spans.get(name):
         raise ValueError(
-            f"the prompt of sample {sample.id!r} has no part {name!r}; it has {', '.join(sorted(prompt.spans))}. "
+            f"the prompt of sample {sample.id!r} has no span {name!r}; it has {', '.join(sorted(prompt.spans))}. "
             "span must name one of these, or be None"
         )
     return EncodedPrompt(prompt.tokens, {_COPIED: prompt.spans[name]}, prompt.text)
@@ -191,14 +192,15 @@ def _run(
     model: FocusModel, prompts: Sequence[EncodedPrompt], budget: int, max_new_tokens: int
 ) -> tuple[Float[Tensor, "batch layer head"], list[str]]:
     """Copy scores and responses of one batch."""
-    # The row of a prompt's last token generates the first response token. Its pass is held back to be observed.
+    # The row of a prompt's last token generates the first response token. The prefill therefore holds back the last
+    # token, so that the hooks can observe its row.
     prefix = model.prefill(prompts, hold_last=True)
     collector = _MostAttended(model.shape, len(prompts))
     responses = model.decode(prefix, max_new_tokens=max_new_tokens, observers=collector.hooks())
     attended, batch = collector.columns(), prefix.batch
     n_steps = attended.shape[-1]
     n_keys = batch.width + n_steps
-    # Response keys hold no prompt token. Rows after the end of a response generate no token.
+    # ``_NO_TOKEN`` marks the keys of response tokens, and the steps after the end of a response.
     keys = torch.full((len(batch), n_keys), _NO_TOKEN)
     keys[:, : batch.width] = batch.tokens(model.pad_token)
     generated = torch.full((len(batch), n_steps), _NO_TOKEN)
@@ -211,12 +213,17 @@ def _run(
 def copy_runs(
     model: FocusModel | Executor, samples: Sequence[NeedleSample], options: RunOptions, *, span: str | None = None
 ) -> tuple[Float[Tensor, "sample layer head"], list[str]]:
-    """Copy scores of every head in every run, and the responses. Runs that do not find the needle are included.
+    """Run all samples, and return the copy scores of every head in each run and the responses.
 
-    ``span`` and the errors are those of :func:`retrieval_scores`.
+    The results include runs whose response does not contain the needle. ``span`` is the same as in
+    :func:`retrieval_scores`.
+
+    Raises:
+        ValueError: If a prompt does not have the span ``span``, or if a reference has no word that ROUGE counts.
+        ImportError: If rouge-score is not installed.
     """
     for sample in samples:
-        rouge_1_recall("", sample.reference)  # report a bad reference before hours of running
+        rouge_1_recall("", sample.reference)  # check the references before a long run
     executor, show = executor_for(model), options.progress
     prompts = [_encode(executor, sample, span) for sample in track(samples, "tokenising", show=show)]
     lengths, names = [len(prompt.tokens) for prompt in prompts], [sample.id for sample in samples]
@@ -242,29 +249,30 @@ def retrieval_scores(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool | None = None,
 ) -> RetrievalScores:
-    """Retrieval scores: the share of the needle that each head copies into the response (Wu et al., 2024).
+    """Compute retrieval scores: the mean share of the needle that each head copies into the response.
 
-    The model generates greedily. At each step, a head copies if its most attended key, in the row that generates the
-    token, lies in the needle and is the same token. A copy score is the number of such steps divided by the number of
-    needle tokens. Only the most attended key of each decode row is stored.
+    The method is that of Wu et al. (2024). The model generates greedily. At each step, a head copies a token if its
+    most attended key, in the row that generates the token, lies in the needle and is the same token. The copy score of
+    a head in a run is the number of these steps divided by the number of needle tokens. The retrieval score is the mean
+    copy score over the runs that count. Only the most attended key of each decode row is stored.
 
-    A response ends at a stop token of the model. (The released code stops at Llama 2's line-break token instead.)
+    A response ends at a stop token of the model. (The code of Wu et al. stops at Llama 2's line-break token instead.)
 
     Args:
-        model: The model, or an executor such as :class:`RayPool` that runs it elsewhere.
+        model: The model, or an executor that runs the model in other processes, such as :class:`RayPool`.
         samples: Needle-in-a-haystack prompts of several lengths and depths.
-        span: Part of the prompts to copy. By default it is ``answer`` if a prompt has this part, and ``needle``
-            otherwise. ``answer`` is the part of the needle that answers the question, as in the released code.
-            ``needle`` is the whole sentence, as in the text of Wu et al.
+        span: Name of the span that counts as the needle. The default is ``answer`` for prompts with this span, and
+            ``needle`` for all other prompts. ``answer`` is the part of the sentence that answers the question, as in
+            the code of Wu et al. ``needle`` is the whole sentence, as in the text of their paper.
         max_new_tokens: Maximum length of a response, in tokens.
         min_recall: ROUGE-1 recall, from 0 to 1, that a response must exceed for its run to count.
         batch_tokens: Maximum number of prompt tokens per batch; halved when memory runs out.
         progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
-        ValueError: If there are no samples, ``min_recall`` is out of range, a prompt has no part named ``span``, or a
-            reference has no word that ROUGE counts.
-        NoRunCountsError: If no run counts; the message names the best recall.
+        ValueError: If there are no samples, ``min_recall`` is out of range, a prompt does not have the span ``span``,
+            or a reference has no word that ROUGE counts.
+        NoRunCountsError: If no run counts. The message contains the best recall.
         ImportError: If rouge-score is not installed.
     """
     sample_list = list(samples)

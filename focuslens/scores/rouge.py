@@ -1,4 +1,4 @@
-"""ROUGE (Lin, 2004), as computed by the package rouge-score, which is imported on first use."""
+"""ROUGE (Lin, 2004), computed with the optional package rouge-score, which is imported on first use."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ __all__ = ["rouge_1_recall"]
 
 
 def rouge_1_recall(response: str, reference: str) -> float:
-    """Share of the reference's words that occur in the response, from 0 to 1. Each repetition of a word counts.
+    """Share of the reference's words that occur in the response, from 0 to 1.
 
-    Words are runs of the letters a to z and of digits, lower-cased and stemmed by Porter's rules.
+    Each occurrence of a word in the reference needs an occurrence in the response. A word is a run of the letters a to
+    z and digits. Words are converted to lower case and stemmed with the Porter stemmer.
 
     Raises:
-        ValueError: If the reference contains no such word.
+        ValueError: If the reference does not contain any word.
         ImportError: If rouge-score is not installed.
     """
     if not re.search("[a-z0-9]", reference.lower()):

@@ -1,4 +1,4 @@
-"""Attention between the tokens of a window: some parts of a text, few enough to display, however long the text is."""
+"""Attention between the tokens of a window, which is a selection of tokens that is small enough to display."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 __all__ = ["WindowAttention", "window_attention", "window_positions"]
 
 _MAX_CELLS = 640_000
-"""Maximum number of attention values, over all heads, that keeps a page below 5 MB."""
+"""Maximum number of attention values on a page, over all heads. This maximum keeps the page below 5 MB."""
 
 
 @dataclass(frozen=True, eq=False)
 class WindowAttention:
-    """Attention of some heads between the tokens of a window.
+    """Attention of some heads between the tokens of a window, which is a selection of tokens of the whole text.
 
     Attributes:
-        pattern: Attention from rows to columns. A row may sum to less than 1, because it leaves out tokens outside
-            the window.
+        pattern: Attention from each window token (row) to each window token (column). A row can sum to less than 1,
+            because attention to tokens outside the window is left out.
         head_names: Name of each head, such as ``L13H23``.
-        tokens: Text of each token of the window.
-        positions: Position of each token in the whole text.
+        tokens: Text of each window token.
+        positions: Position of each window token in the whole text.
         length: Number of tokens in the whole text, including the response.
-        left_out: Number of requested tokens that were left out for lack of room.
+        left_out: Number of requested tokens that did not fit into the window, not counting margins.
         text: Text of the response.
     """
 
@@ -50,13 +50,17 @@ class WindowAttention:
 
 
 def window_positions(spans: Sequence[Span], length: int, *, margin: int = 4, most: int = 128) -> tuple[list[int], int]:
-    """Token positions of the sink and of spans with margins, and the number of positions that were left out.
+    """Select the token positions of a window: the sink and all spans, with ``margin`` tokens on both sides of each.
 
-    There are at most ``most`` positions. If this is not enough for all, the margins are dropped first, then tokens at
-    the end of the longest part.
+    The window contains at most ``most`` tokens. If the spans with their margins do not fit, the margins are dropped. If
+    the spans without margins do not fit, tokens are removed from the end of the longest span. Overlapping spans are
+    merged into one span.
+
+    Returns:
+        The positions in ascending order, and the number of tokens that were removed from the ends of spans.
 
     Raises:
-        ValueError: If a span does not lie in the text, or ``most`` is less than the number of parts.
+        ValueError: If a span is not inside the text, or if ``most`` is less than the number of spans and sink together.
     """
     for start, end in spans:
         if not 0 <= start < end <= length:
@@ -90,24 +94,26 @@ def window_attention(
     interventions: Sequence[Intervention] = (),
     max_new_tokens: int = 100,
 ) -> WindowAttention:
-    """Attention of some heads between the tokens of a window: parts of the prompt, the sink and the response.
+    """Attention of some heads between the tokens of a window: the sink, spans of the prompt, and the response.
 
-    The model runs over the whole text. The rows of the chosen heads are read in blocks, and only the window is stored.
+    The model runs on the whole text. Attention rows are read in blocks, and only the values inside the window are
+    stored.
 
     Args:
         model: The model.
         prompt: The prompt.
         heads: The heads to read.
-        around: Parts of the prompt to show: names, or half-open ranges of token positions.
-        margin: Number of tokens to show on either side of each part.
-        most: Maximum number of tokens to show; by default as many as a page with these heads has room for.
-        response: The response; by default the model generates it.
+        around: Spans of the prompt to include, each given by name or as a half-open range of token positions.
+        margin: Number of tokens to include on each side of a span.
+        most: Maximum number of tokens in the window. The default is at most 160, and fewer if there are many heads.
+        response: The text of the response; if ``None``, the model generates the response.
         interventions: Interventions, applied in order.
         max_new_tokens: Maximum length of a generated response, in tokens.
 
     Raises:
-        KeyError: If the prompt lacks a part that ``around`` names.
-        ValueError: If a head or a range does not exist, or there are no heads.
+        KeyError: If the prompt does not have a span named in ``around``.
+        ValueError: If there are no heads, a head or a range does not exist, or ``most`` is less than the number of
+            spans including the sink and the response.
     """
     head_list, encoded_prompt = check_heads(heads, model.shape.n_layers, model.shape.n_heads), model.encode(prompt)
     if not head_list:

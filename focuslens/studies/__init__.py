@@ -1,1 +1,1 @@
-"""The two reproduced studies: the artefacts of "Focus Directions", and its HELMET tables."""
+"""Reproductions of "Focus Directions" (arXiv 2503.23306): its figures and tables, and its evaluation on HELMET."""

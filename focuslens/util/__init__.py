@@ -1,1 +1,1 @@
-"""Files, progress bars, HTML fragments and statistics; nothing here depends on a model."""
+"""Model-independent utilities: files, progress bars, HTML fragments and statistics."""

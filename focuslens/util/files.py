@@ -1,4 +1,4 @@
-"""Atomic writes of files, and the package versions that result files record."""
+"""Atomic file writes, and the package versions that are stored in result files."""
 
 from __future__ import annotations
 
@@ -19,11 +19,14 @@ from typing import Any
 __all__ = ["umask", "versions", "write_atomically", "write_csv", "write_json"]
 
 _ABANDONED_AGE = 3600.0
-"""Age in seconds above which a temporary file counts as left behind by a killed process."""
+"""Age in seconds above which a temporary file is assumed to be left over from a killed process."""
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:
-    """Write a temporary file in the same folder, then rename it. Readers never see a partial file."""
+    """Write a file atomically, so that readers never see a partial file.
+
+    The content is written to a temporary file in the same folder. The temporary file is then renamed to ``path``.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_abandoned(path)
@@ -33,7 +36,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
-        # mkstemp creates files that only their owner may read; results get the usual permissions.
+        # mkstemp creates files that only their owner can read. Result files get the default permissions instead.
         Path(temporary).chmod(0o666 & ~umask())
         Path(temporary).replace(path)
     except BaseException:
@@ -42,7 +45,7 @@ def write_atomically(path: str | Path, content: bytes) -> None:
 
 
 def _remove_abandoned(path: Path) -> None:
-    """Delete temporary files that killed processes left behind. Recent files stay, because they may be in use."""
+    """Delete old temporary files of killed processes. Recent files are kept, because a process may be writing them."""
     for temporary in path.parent.glob(f".{glob.escape(path.name)}.????????"):
         with suppress(OSError):
             if time.time() - temporary.stat().st_mtime > _ABANDONED_AGE:
@@ -50,19 +53,19 @@ def _remove_abandoned(path: Path) -> None:
 
 
 def umask() -> int:
-    """The permission bits that this process removes from the files it creates."""
+    """File mode creation mask of this process: the permission bits that new files do not get."""
     mask = os.umask(0)
     os.umask(mask)
     return mask
 
 
 def write_json(path: str | Path, content: Any) -> None:
-    """Write indented JSON atomically."""
+    """Write ``content`` as indented JSON, atomically."""
     write_atomically(path, (json.dumps(content, indent=2, allow_nan=False) + "\n").encode())
 
 
 def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str | int | float]]) -> Path:
-    """Write a table as CSV atomically. Numbers keep all their digits."""
+    """Write a table as CSV, atomically, and return its path. Numbers are written with all their digits."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(columns)

@@ -15,12 +15,12 @@ __all__ = ["Cell", "Markup", "bar", "card", "details", "map_image", "shorten", "
 _LINE = "1px solid rgba(128,128,128,.35)"
 _CELL = f"padding:2px 8px;border:0;border-bottom:{_LINE};text-align:"
 _BLUE, _ORANGE = "rgba(0,114,178,.75)", "rgba(213,94,0,.9)"
-# Dark, middle and light colour of a map, close to matplotlib's cividis, and the colour of missing values.
+# Dark, middle and light colours of a map, similar to matplotlib's cividis, and the colour of missing values.
 _DARK, _MIDDLE, _LIGHT, _MISSING = (0, 34, 78), (124, 123, 120), (254, 232, 56), (187, 187, 187)
 
 
 class Markup(str):
-    """HTML that is inserted unchanged. All other strings are escaped."""
+    """String of HTML that is inserted unchanged. Plain strings are escaped."""
 
 
 Cell: TypeAlias = str | int | float
@@ -36,13 +36,13 @@ def _html(cell: Cell) -> str:
 
 
 def shorten(text: str, max_length: int = 100) -> str:
-    """A text on one line, cut to at most ``max_length`` characters."""
+    """Text on one line, cut to at most ``max_length`` characters."""
     line = " ".join(text.split())
     return line if len(line) <= max_length else line[: max_length - 1] + "…"
 
 
 def card(title: str, *parts: Markup) -> str:
-    """The display of an object in a notebook: a title in bold, with parts below it."""
+    """HTML display of an object in a notebook: a bold title above the parts."""
     return f'<div style="font-size:13px;line-height:1.45"><div><b>{escape(title)}</b></div>{"".join(parts)}</div>'
 
 
@@ -53,7 +53,7 @@ def details(summary: str, *parts: Markup) -> Markup:
 
 
 def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str = "") -> Markup:
-    """An HTML table. Numbers are right-aligned, floats have three decimals, and :class:`Markup` is unchanged."""
+    """HTML table. Columns of numbers are right-aligned. Floats have three decimals. :class:`Markup` is not escaped."""
 
     def line(tag: str, cells: Sequence[Cell]) -> str:
         parts: list[str] = []
@@ -69,13 +69,13 @@ def table(columns: Sequence[str], rows: Sequence[Sequence[Cell]], caption: str =
 
 
 def bar(value: float, low: float | None = None, high: float | None = None, *, full: float = 1.0) -> Markup:
-    """A bar with its number beside it. A thin line over the bar shows the interval of the number.
+    """Horizontal bar with its number beside it. A thin line over the bar shows the number's interval, if there is one.
 
     Args:
-        value: The number.
-        low: Lower end of the interval.
-        high: Upper end of the interval.
-        full: The number at which the bar is full.
+        value: Number that the bar shows.
+        low: Lower end of the number's interval.
+        high: Upper end of the number's interval.
+        full: Number at which the bar is full.
     """
     if math.isnan(value):
         return Markup("-")
@@ -97,12 +97,12 @@ def bar(value: float, low: float | None = None, high: float | None = None, *, fu
 
 
 def map_image(values: Sequence[Sequence[float]], alt: str, *, size: int = 12) -> Markup:
-    """An image with one square per number: dark for 0, light for the largest number, grey for a missing number.
+    """Image with one square per number: dark for 0, light for the largest number, grey for a missing number.
 
     Args:
-        values: Rows of the image, from the top.
+        values: Numbers in each row of the image, top row first.
         alt: Description of the image for screen readers.
-        size: Width of a square in pixels; large maps get smaller squares.
+        size: Width of a square in pixels. Large maps get smaller squares.
     """
     finite_values = [value for row in values for value in row if math.isfinite(value)]
     top = max(finite_values, default=0.0) or 1.0

@@ -1,11 +1,13 @@
 """Progress bars, and the rules that decide whether they are shown.
 
 By default, bars are shown in notebooks and when standard error is a terminal. Three settings override the default. If
-several are set, the first in this list decides:
+several settings are used, the earliest setting in this list applies:
 
-- the environment variable ``FOCUSLENS_PROGRESS_BARS``: ``0`` hides all bars, and ``1`` shows all bars, even in a file;
+- the environment variable ``FOCUSLENS_PROGRESS_BARS``: ``0`` hides all bars, and ``1`` shows all bars, even if standard
+  error is a file;
 - :func:`disable_progress_bars`, until :func:`enable_progress_bars` is called;
-- the ``progress`` argument of a function: ``False`` hides its bar, and ``True`` shows its bar, even in a file.
+- the ``progress`` argument of a function: ``False`` hides the function's bar, and ``True`` shows the function's bar,
+  even if standard error is a file.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from typing import Any, TypeVar
 from tqdm import TqdmWarning
 
 with warnings.catch_warnings():
-    warnings.simplefilter("ignore", TqdmWarning)  # without ipywidgets, notebooks show text bars
+    warnings.simplefilter("ignore", TqdmWarning)  # without ipywidgets, tqdm warns and shows text bars
     from tqdm.auto import tqdm
 
 __all__ = [
@@ -43,13 +45,13 @@ _disabled = False
 
 
 def disable_progress_bars() -> None:
-    """Hide progress bars from now on, unless the environment variable ``FOCUSLENS_PROGRESS_BARS`` shows them."""
+    """Hide progress bars from now on. The environment variable ``FOCUSLENS_PROGRESS_BARS`` takes precedence."""
     global _disabled
     _disabled = True
 
 
 def enable_progress_bars() -> None:
-    """Show progress bars again, in notebooks and when standard error is a terminal."""
+    """Undo :func:`disable_progress_bars`: show bars in notebooks and when standard error is a terminal."""
     global _disabled
     _disabled = False
 
@@ -68,17 +70,17 @@ def progress_bar(
     show: bool | None = None,
     passing: bool = False,
 ) -> tqdm[Any]:
-    """Progress bar with the remaining time, for use as a context manager; ``update(n)`` adds ``n`` finished units.
+    """Progress bar that shows the remaining time, for use as a context manager.
 
-    A bar inside another bar disappears when it is full.
+    Call ``update(n)`` on the bar after ``n`` units are finished. A bar inside another bar disappears when full.
 
     Args:
         label: Text before the bar.
         total: Number of units.
-        unit: Name of a unit. With ``B`` (bytes), large numbers are abbreviated.
-        done: Number of units that were finished earlier.
-        show: The ``progress`` argument of the calling function; ``None`` follows the default.
-        passing: Whether this is a minor step, whose bar appears after one second and disappears when it is full.
+        unit: Name of a unit. If the unit is ``B`` (bytes), large numbers are abbreviated.
+        done: Number of units that are already finished when the bar starts.
+        show: The ``progress`` argument of the calling function; ``None`` applies the default.
+        passing: Whether the step is minor. The bar of a minor step appears after one second, and disappears when full.
 
     Raises:
         ValueError: If ``FOCUSLENS_PROGRESS_BARS`` has an unknown value.
@@ -98,7 +100,7 @@ def progress_bar(
 
 
 def track(items: Sequence[_T], label: str, *, unit: str = "sample", show: bool | None = None) -> Generator[_T]:
-    """Iterate over items with the progress bar of a minor step; see :func:`progress_bar`."""
+    """Iterate over items, with the bar that :func:`progress_bar` shows for a minor step."""
     with progress_bar(label, len(items), unit=unit, show=show, passing=True) as bar:
         for item in items:
             yield item
@@ -120,7 +122,7 @@ def _silenced(show: bool | None) -> bool | None:
 
 
 def _in_notebook() -> bool:
-    """Whether this process is a Jupyter kernel. Its standard error is displayed, although it is not a terminal."""
+    """Whether this process is a Jupyter kernel. Notebooks show a kernel's standard error, which is not a terminal."""
     shell = sys.modules.get("IPython")
     instance = None if shell is None else shell.get_ipython()
     return instance is not None and "IPKernelApp" in instance.config

@@ -11,13 +11,14 @@ import numpy.typing as npt
 __all__ = ["Interval", "McNemar", "bootstrap_mean", "mcnemar_exact", "percentile_interval", "resampled_means"]
 
 _CHUNK = 500_000
-"""Maximum number of random draws in memory. Each draw takes 8 bytes for its index and 8 bytes for its value."""
+"""Maximum number of random draws in memory at once. A draw takes 8 bytes for its index and 8 bytes for its value."""
 
 
 class Interval(float):
-    """A mean with its confidence interval. Comparisons and arithmetic use the mean.
+    """Mean with its confidence interval, printed as ``0.590 [0.560, 0.620]``.
 
-    Prints as ``0.590 [0.560, 0.620]``. Two intervals are equal if all four of their numbers are equal.
+    Arithmetic and comparisons use the mean. There is one exception: two intervals are equal only if their means, ends
+    and confidence levels are all equal.
 
     Attributes:
         low: Lower end of the interval.
@@ -30,7 +31,7 @@ class Interval(float):
     confidence: float
 
     def __new__(cls, mean: float, low: float, high: float, confidence: float) -> Interval:
-        """Create the mean together with its interval."""
+        """Create a mean with its interval."""
         interval = super().__new__(cls, mean)
         interval.low, interval.high, interval.confidence = low, high, confidence
         return interval
@@ -49,7 +50,7 @@ class Interval(float):
         return super().__eq__(other)
 
     def __ne__(self, other: object) -> bool:
-        return not self == other  # float's own != would ignore the ends of the interval
+        return not self == other  # float.__ne__ would ignore the ends of the interval
 
     __hash__ = float.__hash__
 
@@ -60,17 +61,19 @@ class Interval(float):
         return f"Interval(mean={self.mean!r}, low={self.low!r}, high={self.high!r}, confidence={self.confidence!r})"
 
     def to_dict(self) -> dict[str, float]:
-        """The four numbers by name, for a result file."""
+        """Mean, ends and confidence level by name, for a result file."""
         return {"mean": self.mean, "low": self.low, "high": self.high, "confidence": self.confidence}
 
 
 @dataclass(frozen=True)
 class McNemar:
-    """Comparison of two settings on the same samples. Prints as ``p = 0.0225 (12 only first, 3 only second)``.
+    """Comparison of two settings, such as two interventions, on the same samples.
+
+    Prints as ``p = 0.0225 (12 only first, 3 only second)``.
 
     Args:
-        only_first: Number of samples that only the first setting gets right.
-        only_second: Number of samples that only the second setting gets right.
+        only_first: Number of samples that only the first setting answers correctly.
+        only_second: Number of samples that only the second setting answers correctly.
         p_value: Two-sided p-value.
     """
 
@@ -82,7 +85,7 @@ class McNemar:
         return f"p = {self.p_value:.3g} ({self.only_first} only first, {self.only_second} only second)"
 
     def to_dict(self) -> dict[str, int | float]:
-        """The three numbers by name, for a result file."""
+        """Both counts and the p-value by name, for a result file."""
         return asdict(self)
 
 
@@ -94,19 +97,20 @@ def bootstrap_mean(
     resamples: int = 10_000,
     seed: int = 0,
 ) -> Interval:
-    """The mean and its percentile bootstrap interval (Efron, 1979).
+    """Mean of the values and its percentile bootstrap interval (Efron, 1979).
 
-    Samples of the same question are not independent. A question with the gold document at five positions gives hardly
-    more evidence than the same question with the document at one position. With ``groups``, whole groups are drawn with
-    replacement (the cluster bootstrap). The mean of a resample is then the mean of all values in its groups. A single
-    value or a single group carries no information about the spread, so its interval has width zero.
+    Samples of the same question are not independent. A question with the gold document at five positions provides
+    hardly more evidence than the same question with the gold document at one position. If ``groups`` is given, whole
+    groups are drawn with replacement (the cluster bootstrap). The mean of a resample is then the mean of all values in
+    the drawn groups. A single value or a single group contains no information about the spread. Its interval therefore
+    has width zero.
 
     Args:
         values: One number per sample; booleans count as 0 and 1.
-        groups: Group of each value, such as its ``question_id``. With ``None``, each value is a group of its own.
+        groups: Group of each value, such as the sample's ``question_id``. If ``None``, each value is its own group.
         confidence: Confidence level, between 0 and 1.
         resamples: Number of resamples.
-        seed: Seed of the draws; the same seed gives the same interval.
+        seed: Seed of the draws. The same seed always produces the same interval.
 
     Raises:
         ValueError: If there are no values, a value is not finite, or an argument is out of range or has the wrong
@@ -117,7 +121,7 @@ def bootstrap_mean(
     _require_resamples(resamples)
     sums, counts = _grouped(numbers, groups)
     mean = float(numbers.mean())
-    if numbers.min() == numbers.max():  # equal values need no draws, and their means would differ by rounding
+    if numbers.min() == numbers.max():  # resamples of equal values would differ only by rounding errors
         mean = float(numbers[0])
         return Interval(mean, mean, mean, confidence)
     means = np.concatenate(list(_resampled(sums, counts, resamples, np.random.default_rng(seed))))
@@ -134,16 +138,16 @@ def resampled_means(
 ) -> npt.NDArray[np.float64]:
     """Bootstrap means of several quantities, for intervals of statistics that depend on these means.
 
-    Some statistics are not means themselves, such as the number of heads whose mean score exceeds a threshold. To get
-    the interval of such a statistic ``f``, compute it on each resample:
+    Some statistics, such as the number of heads whose mean score exceeds a threshold, are not means themselves. To
+    compute the interval of such a statistic ``f``, apply ``f`` to each row of ``means``, the result of this function:
     ``percentile_interval(f(values.mean(axis=0)), [f(row) for row in means])``.
 
-    For an average over tasks, average the means of the tasks resample by resample. Give each task its own ``seed``,
-    such as ``(seed, 3)``. With a common seed, tasks of equal size would get the same draws.
+    For an average over tasks, average the tasks' means within each resample. Use a different ``seed`` for each task,
+    such as ``(seed, 3)`` for task 3. With the same seed, tasks of equal size would get the same draws.
 
     Args:
-        values: Numbers ``[sample column]``, such as one column per head; or numbers ``[sample]``.
-        groups: Group of each sample; whole groups are drawn, as in :func:`bootstrap_mean`.
+        values: Numbers ``[sample column]``, for example with one column per head, or numbers ``[sample]``.
+        groups: Group of each sample. Whole groups are drawn, as in :func:`bootstrap_mean`.
         resamples: Number of resamples.
         seed: Seed of the draws. All columns share the same draws.
 
@@ -176,10 +180,10 @@ def resampled_means(
 
 
 def percentile_interval(estimate: float, drawn: npt.ArrayLike, *, confidence: float = 0.95) -> Interval:
-    """An estimate with the percentile interval of the estimates from resamples (Efron, 1979).
+    """Estimate with its percentile interval from bootstrap resamples (Efron, 1979).
 
-    Resampling biases some statistics to one side, such as ranks and counts above a threshold. An interval that would
-    not contain the estimate is extended to the estimate.
+    Resampling shifts some statistics, such as ranks and counts above a threshold, in one direction. If the interval
+    would not contain the estimate, the interval is extended to the estimate.
 
     Args:
         estimate: Value of the statistic on all samples.
@@ -220,7 +224,7 @@ def _checked(values: npt.ArrayLike) -> npt.NDArray[np.float64]:
 def _grouped(
     numbers: npt.NDArray[np.float64], groups: Iterable[Hashable] | None
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
-    """Sum and number of the values in each group."""
+    """Sum and count of the values in each group."""
     if groups is None:
         return numbers, np.ones_like(numbers)
     codes = _codes(groups, numbers.size)
@@ -229,7 +233,7 @@ def _grouped(
 
 
 def _codes(groups: Iterable[Hashable] | None, n: int) -> npt.NDArray[np.intp]:
-    """Index of each value's group; groups are numbered in the order in which they appear."""
+    """Index of each value's group. Groups are numbered in the order in which they first occur."""
     if groups is None:
         return np.arange(n)
     indices: dict[Hashable, int] = {}
@@ -240,7 +244,7 @@ def _codes(groups: Iterable[Hashable] | None, n: int) -> npt.NDArray[np.intp]:
 
 
 def _draws(n: int, resamples: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
-    """Draw ``n`` of ``n`` groups with replacement for each resample. Yields chunks of resamples."""
+    """Draw ``n`` of ``n`` groups with replacement for each resample. Yields group indices in chunks of resamples."""
     rows = max(1, _CHUNK // n)
     for start in range(0, resamples, rows):
         yield rng.integers(n, size=(min(rows, resamples - start), n))
@@ -249,7 +253,7 @@ def _draws(n: int, resamples: int, rng: np.random.Generator) -> Iterator[npt.NDA
 def _resampled(
     sums: npt.NDArray[np.float64], counts: npt.NDArray[np.float64], resamples: int, rng: np.random.Generator
 ) -> Iterator[npt.NDArray[np.float64]]:
-    """Means of the resamples, in chunks, computed from the sum and the number of the values in each group."""
+    """Means of the resamples, in chunks, computed from the sum and the count of the values in each group."""
     equal_sizes = bool((counts == counts[0]).all())
     for draws in _draws(sums.size, resamples, rng):
         sizes = counts[0] * sums.size if equal_sizes else counts[draws].sum(axis=1)
@@ -257,24 +261,25 @@ def _resampled(
 
 
 def mcnemar_exact(first: npt.ArrayLike, second: npt.ArrayLike, *, groups: Iterable[Hashable] | None = None) -> McNemar:
-    """Test whether two settings are right equally often, with McNemar's exact binomial test (1947).
+    """Test whether two settings are correct equally often, with McNemar's exact binomial test (1947).
 
-    Only samples on which the settings disagree count. If the settings were equally good, each of these samples would
-    favour either setting with probability 1/2. The p-value is twice the probability of the smaller tail, and at most 1.
-    It is 1 if the settings never disagree.
+    The test uses only the samples on which exactly one setting is correct. If the settings were equally good, each of
+    these samples would favour either setting with probability 1/2. The p-value is twice the probability of the smaller
+    tail, and at most 1. If there are no such samples, the p-value is 1.
 
-    Samples of the same question are not independent. With ``groups``, the test is the sign-flip permutation test
-    (Fisher, 1935). If the settings were equally good, the net gain of each group would have either sign with
-    probability 1/2. The p-value is the exact probability that the sum of the gains is at least as far from zero as the
-    actual sum. If every group has one sample, this is McNemar's test.
+    Samples of the same question are not independent. If ``groups`` is given, the test is the sign-flip permutation test
+    (Fisher, 1935). The net gain of a group is the number of samples that only the first setting answers correctly,
+    minus the number of samples that only the second setting answers correctly. If the settings were equally good, each
+    net gain would have either sign with probability 1/2. The p-value is the exact probability that the sum of the net
+    gains is at least as far from zero as the observed sum. If every group has one sample, this is McNemar's test.
 
     Args:
-        first: Whether the first setting is right on each sample: booleans, or 0 and 1.
-        second: Whether the second setting is right on each sample, in the same order.
-        groups: Group of each sample, such as its ``question_id``. With ``None``, each sample is a group of its own.
+        first: Whether the first setting is correct on each sample: booleans, or 0 and 1.
+        second: Whether the second setting is correct on each sample, in the same order.
+        groups: Group of each sample, such as its ``question_id``. If ``None``, each sample is its own group.
 
     Raises:
-        ValueError: If the lengths differ, or a value is not a boolean.
+        ValueError: If the arguments differ in length, or a value is neither a boolean nor 0 or 1.
     """
     first_right, second_right = _booleans(first, "first"), _booleans(second, "second")
     if first_right.size != second_right.size:
@@ -299,7 +304,7 @@ def _booleans(values: npt.ArrayLike, name: str) -> npt.NDArray[np.bool_]:
 
 
 def _sign_flips(gains: npt.NDArray[np.float64]) -> float:
-    """Probability that the gains, with random signs, have a sum at least as far from zero as their actual sum."""
+    """Probability that the sum of the gains, with random signs, is at least as far from zero as the observed sum."""
     steps = np.abs(gains).astype(np.intp)
     steps = steps[steps > 0]
     probabilities = np.ones(1)  # the probability of each possible sum, smallest sum first
@@ -313,9 +318,9 @@ def _sign_flips(gains: npt.NDArray[np.float64]) -> float:
 
 
 def _two_sided(successes: int, failures: int) -> float:
-    """Two-sided p-value of a binomial test with probability 1/2."""
+    """Two-sided p-value of an exact binomial test with success probability 1/2."""
     n = successes + failures
-    term = tail = 1  # binomial coefficient and running sum, as exact integers: only the last division rounds
+    term = tail = 1  # binomial coefficient and tail sum are exact integers; only the final division rounds
     for i in range(min(successes, failures)):
         term = term * (n - i) // (i + 1)
         tail += term

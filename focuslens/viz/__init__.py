@@ -1,7 +1,7 @@
-"""Figures (matplotlib), attention views (circuitsvis) and reports as single HTML files.
+"""Matplotlib figures, attention views, and reports as single HTML files.
 
-All functions here take arrays, names and numbers, and need neither a model nor the network. The attention that views
-show is computed by ``focuslens.scores.response`` and ``focuslens.window_attention``, which run a model.
+The functions take arrays, numbers and results. They need neither a model nor network access. To compute the attention
+that the views show, use :func:`focuslens.response_attention` and :func:`focuslens.window_attention`, which run a model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Figures of focus directions: norms, frequencies, depths, and the shares of content and position in the bias.
+"""Figures about focus directions: norms, rotary frequencies, depths of heads, and effects of content and position.
 
-The figures have the style of :mod:`focuslens.viz.style`. Each function draws on the given axes, or on new axes, and
-returns the axes.
+The figures use the style of :mod:`focuslens.viz.style`. Each function draws on ``ax``, or on new axes if ``ax`` is
+``None``, and returns the axes.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def norms_by_rank(
     title: str = "Norms of the directions",
     ax: Axes | None = None,
 ) -> Axes:
-    """Norms of every head's ``d_Q`` and ``d_K`` by the head's rank, best contextual head first, on logarithmic scales.
+    """Norms of each head's query direction ``d_Q`` and key direction ``d_K`` against the head's rank, on log scales.
 
     Args:
-        query: Norm of each head's ``d_Q``.
-        key: Norm of each head's ``d_K``.
-        noise: Norm of the random vectors that training starts from, drawn as a horizontal line.
-        top: Rank of the last head that counts as contextual, drawn as a vertical line.
+        query: Norm of each head's ``d_Q``, from the head with the highest contextual score to the lowest.
+        key: Norm of each head's ``d_K``, in the order of ``query``.
+        noise: Norm of the random initial vectors in training, drawn as a horizontal line.
+        top: Number of heads that count as contextual. A vertical line separates these heads from the rest.
         title: The figure's title.
         ax: Axes to draw on; new axes if ``None``.
 
@@ -67,13 +67,13 @@ def frequency_profiles(
     title: str = "Energy by rotary frequency",
     ax: Axes | None = None,
 ) -> Axes:
-    """Energy of vectors by rotary frequency, fastest first, with one line per vector.
+    """Energy of each vector by rotary frequency, from the fastest to the slowest, with one line per vector.
 
-    A vector whose energy is spread evenly has the value 1 at every frequency.
+    A vector whose energy is spread evenly over the frequencies has the value 1 at every frequency.
 
     Args:
-        shares: Share of a vector's energy in each rotary pair, by the vector's name. Dimensions that are not rotated
-            are left out.
+        shares: Share of each vector's energy in each rotary pair, by the vector's name. Leave out dimensions that are
+            not rotated.
         title: The figure's title.
         ax: Axes to draw on; new axes if ``None``.
 
@@ -99,7 +99,7 @@ def depth_profiles(
     Heads that are spread evenly over the layers have the value 1 in every bin.
 
     Args:
-        shares: Share of a model's heads in each bin, by the model's name.
+        shares: Share of each model's heads in each bin, by the model's name.
         title: The figure's title.
         ax: Axes to draw on; new axes if ``None``.
 
@@ -120,18 +120,18 @@ def position_biases(
     title: str = "Bias by position at fixed content",
     ax: Axes | None = None,
 ) -> Axes:
-    """Bias that directions add to a key's logit, by the key's position, for one fixed content.
+    """Bias that each direction adds to the logit of a key with fixed content, by the key's position.
 
     Each line is centred at 0, because softmax ignores a constant that is added to all logits.
 
     Args:
-        positions: Absolute positions of the key, ascending.
-        biases: Bias at each position, in logits, by the name of the direction.
+        positions: Absolute positions of the key, in ascending order.
+        biases: Bias at each position, in logits, by the direction's name.
         title: The figure's title.
         ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If ``biases`` is empty, or a direction does not have one value per position.
+        ValueError: If ``biases`` is empty, or the bias of a direction does not have one value per position.
     """
     _require_lines(biases)
     for name, bias in biases.items():
@@ -158,10 +158,10 @@ def variance_parts(
     title: str = "Variance of the bias",
     ax: Axes | None = None,
 ) -> Axes:
-    """Shares of content, position and their interaction in the variance of each direction's bias, one bar per head.
+    """Shares of the variance of each head's bias due to content, position and their interaction, as one bar per head.
 
     Args:
-        labels: The heads' names, from top to bottom.
+        labels: Names of the heads, from top to bottom.
         content: Variance due to content, per head.
         position: Variance due to position, per head.
         interaction: Variance due to the interaction of content and position, per head.
@@ -169,7 +169,7 @@ def variance_parts(
         ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If there are no heads, or the lengths differ.
+        ValueError: If there are no heads, or the arguments differ in length.
     """
     parts = {"content": content, "position": position, "interaction": interaction}
     lengths = {"labels": len(labels), **{name: len(values) for name, values in parts.items()}}
@@ -192,7 +192,7 @@ def variance_parts(
 
 
 def _profiles(shares: Mapping[str, Float[np.ndarray, "_cell"]], ax: Axes | None) -> Axes:
-    """Axes with the shares as densities over [0, 1], drawn as steps."""
+    """Draw each vector of shares as a density over [0, 1] with one step per share, and return the axes."""
     _require_lines(shares)
     ax = ax or new_axes()
     for index, (name, share) in enumerate(shares.items()):
@@ -208,5 +208,5 @@ def _require_lines(lines: Mapping[str, Any]) -> None:
 
 
 def _look(index: int) -> dict[str, Any]:
-    """Colour and dash of the line with an index. The first thirty lines differ in colour or dash."""
+    """Style of line number ``index``. Any two of the first thirty lines differ in colour or dash pattern."""
     return {"color": COLOURS[index % len(COLOURS)], "ls": DASHES[index % len(DASHES)], "lw": 1.8}

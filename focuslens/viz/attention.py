@@ -1,4 +1,4 @@
-"""View of the attention between tokens (circuitsvis), as a self-contained page."""
+"""Self-contained pages that show the attention between tokens, drawn with circuitsvis."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from focuslens.viz.view import AttentionView, visible
 __all__ = ["attention_view", "token_view"]
 
 _DECIMALS = 3
-# Placeholder for "<" while circuitsvis writes the tokens into a script. A token "</script>" would end the script; see
-# `_script`.
+# Placeholder for "<" in the tokens that circuitsvis writes into a script, because a token "</script>" would end the
+# script. `_script` replaces the placeholder.
 _LESS_THAN = "\ue000"
 
 
 def token_view(window: WindowAttention, *, title: str = "", max_value: float | None = None) -> AttentionView:
-    """Attention between the tokens of a window around chosen spans of a prompt; see :func:`attention_view`.
+    """Attention between the tokens of a window, as a page in the form of :func:`attention_view`.
 
     Args:
-        window: Attention in the window, from :func:`focuslens.scores.window.window_attention`.
+        window: Attention in the window, from :func:`focuslens.window_attention`.
         title: The page's title; the default contains the response.
-        max_value: Attention that gets full colour; the default is the largest attention in the window.
+        max_value: Attention that is drawn in full colour; the default is the largest attention in the window.
     """
     notes = (f"{window.left_out} tokens of the chosen spans did not fit and are left out.",) * bool(window.left_out)
     return attention_view(
@@ -56,26 +56,27 @@ def attention_view(
     title: str = "Attention between tokens",
     notes: Sequence[str] = (),
 ) -> AttentionView:
-    """Attention patterns of some heads, token by token: a small map per head, and one head in full size (circuitsvis).
+    """Attention patterns of some heads, token by token, as a circuitsvis page.
 
-    The size of a pattern grows with the square of the number of tokens. The page therefore shows only some tokens of a
-    long text, and states their range. Values are rounded to three decimals.
+    The page has a small map of each head, and a large map of one head. The size of a pattern grows with the square of
+    the number of tokens. The page therefore shows only part of a long text, and states the range of the tokens shown.
+    Values are rounded to three decimals.
 
     Args:
         tokens: Text of every token.
         pattern: Attention of each head. If there are fewer rows than tokens, the rows belong to the last tokens, and
-            the rows of earlier tokens stay empty.
-        head_names: A name for each head, such as ``L13H23``.
-        places: Position of each token in the whole text, if ``tokens`` are only a part of the text.
+            the rows of earlier tokens are drawn empty.
+        head_names: Name of each head, such as ``L13H23``.
+        places: Position of each token in the whole text, if ``tokens`` is only a part of the text.
         window: Range of the tokens to show, ``[start, end)``; the default is the last ``max_tokens`` tokens.
-        max_tokens: Largest number of tokens to show.
-        max_value: Attention that gets full colour; the default is the largest attention shown.
+        max_tokens: Maximum number of tokens to show.
+        max_value: Attention that is drawn in full colour; the default is the largest attention shown.
         title: The page's title.
-        notes: Further sentences for the page.
+        notes: Additional sentences for the page.
 
     Raises:
-        ValueError: If the shapes do not match, the pattern contains NaN or negative numbers, the window is not inside
-            the text, or the window is longer than ``max_tokens``.
+        ValueError: If the shapes do not match, the pattern contains NaN, infinite or negative numbers, the window does
+            not lie in the text, or the window is longer than ``max_tokens``.
     """
     values = _as_array(pattern)
     n_heads, n_rows, n_tokens = values.shape
@@ -103,7 +104,7 @@ def attention_view(
 
 
 def _note(window: tuple[int, int], n_tokens: int, n_rows: int, places: Sequence[int] | None) -> str:
-    """Explanation of the rows and columns, and of the tokens that the page leaves out."""
+    """Sentences that explain the rows and columns, and state which tokens the page shows."""
     start, end = window
     note = "Rows are query tokens, columns are key tokens."
     if places is not None:
@@ -124,7 +125,7 @@ def _note(window: tuple[int, int], n_tokens: int, n_rows: int, places: Sequence[
 
 
 def _ranges(places: Sequence[int]) -> str:
-    """Text for positions, with each run of adjacent positions as a range, such as ``0 to 1, 44 to 90``."""
+    """Positions as text, with consecutive positions joined into ranges, such as ``0 to 1, 44 to 90``."""
     runs: list[list[int]] = []
     for place in places:
         if runs and place == runs[-1][-1] + 1:
@@ -159,9 +160,9 @@ def _window(window: tuple[int, int] | None, n_tokens: int, max_tokens: int) -> t
 def _script(
     tokens: Sequence[str], square: Float[np.ndarray, "head query key"], head_names: Sequence[str], max_value: float
 ) -> str:
-    """The circuitsvis view as an HTML fragment that includes its code. Equal input gives an equal fragment."""
+    """HTML fragment of the circuitsvis view, including its JavaScript. The same arguments give the same fragment."""
     rounded = np.round(square, _DECIMALS)
-    # Most numbers of a pattern are zero, and "0" is shorter than "0.0".
+    # Most rounded values are zero. Writing "0" instead of "0.0" makes the page smaller.
     numbers = [[[0 if x == 0 else x for x in row] for row in head] for head in rounded.tolist()]
     source = attention_heads(
         attention=numbers,
@@ -170,6 +171,7 @@ def _script(
         max_value=max_value,
         min_value=0.0,
     ).local_src
-    # JSON escapes the placeholder. JavaScript reads the replacement as "<", and the HTML parser does not.
+    # In the JSON, the placeholder is the escape "\ue000". JavaScript reads the escape "\u003c" as "<", but the HTML
+    # parser does not.
     source = source.replace(r"\ue000", r"\u003c")
     return re.sub(r"circuits-vis-[0-9a-f-]{13}", "attention", source)

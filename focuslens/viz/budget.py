@@ -1,4 +1,4 @@
-"""Figure of the attention budget: the share of attention on each part of a prompt, with its interval."""
+"""Figure of the attention budget: the share of attention on each part of a prompt, with intervals."""
 
 from __future__ import annotations
 
@@ -21,17 +21,18 @@ def budget_shares(
     x_label: str = "share of the response's attention",
     ax: Axes | None = None,
 ) -> Axes:
-    """Share of the response's attention on each part of the prompt, with one mark and its interval per setting.
+    """Share of the response's attention on each part of the prompt, with one marker and one interval per setting.
 
     Args:
-        shares: Share of each part, as a number or an interval, by setting and then by part, as in
-            :meth:`focuslens.AttentionBudget.intervals`. The parts are drawn in the order of the first setting.
+        shares: Shares of the parts by setting: ``{setting: {part: share}}``. A share is a number or an interval.
+            :meth:`focuslens.AttentionBudget.intervals` returns the shares of one setting. The parts are drawn in the
+            order of the first setting.
         title: The figure's title.
-        x_label: Label of the axis of shares.
+        x_label: Label of the horizontal axis, which shows the shares.
         ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If there is no setting, a setting has no parts, or settings differ in their parts.
+        ValueError: If there are no settings, a setting has no parts, or the settings have different parts.
     """
     if not shares or not all(shares.values()):
         raise ValueError("there are no shares to draw; give at least one setting with at least one part")

@@ -1,4 +1,4 @@
-"""View of a response's attention to whole parts of the prompt, such as documents."""
+"""View of a response's attention, summed over whole parts of the prompt, such as documents."""
 
 from __future__ import annotations
 
@@ -31,12 +31,13 @@ _FRAME = """<h1>{title}</h1>
 def document_view(attention: ResponseAttention | UnitAttention, *, title: str = "") -> AttentionView:
     """Attention of a response to whole parts of the prompt: each document, the question, the template, the sink.
 
-    The first table has one row per head, with the attention averaged over the response. The value of a document is the
-    document's contextual score (equation 1 of "Focus Directions"). The second table shows the chosen head, with one row
-    per response token. The size of the page does not depend on the prompt's length. The first table needs no scripts.
+    The first table on the page has one row per head, with attention averaged over the response. In this table, the
+    value of a document is its contextual score (equation 1 of "Focus Directions"). The second table has one row per
+    response token, for the head that the reader selects. The first table works without JavaScript. The size of the
+    page does not depend on the prompt's length.
 
     Args:
-        attention: Attention of the response. Attention to single tokens is summed over each part.
+        attention: Attention of the response. Attention to individual tokens is summed over each part.
         title: The page's title.
     """
     units = attention.by_unit() if isinstance(attention, ResponseAttention) else attention
@@ -68,7 +69,7 @@ def document_view(attention: ResponseAttention | UnitAttention, *, title: str = 
 
 
 def _means(units: UnitAttention, heads: Sequence[str], means: Float[np.ndarray, "choice unit"]) -> str:
-    """The first table, with all heads, which needs no scripts."""
+    """HTML of the table of mean attention, with one row per head. The table works without JavaScript."""
     top = float(means.max()) or 1.0
 
     def cell(value: float) -> str:
@@ -97,11 +98,11 @@ def pool_attention(rows: Float[Tensor, "head query key"], spans: Sequence[Span])
     """Attention summed over spans of keys, such as documents. Sums have at least float32 precision.
 
     Args:
-        rows: Attention of each head in some query rows.
+        rows: Attention of each head from any number of query tokens to all keys.
         spans: Half-open token ranges, one per unit. The ranges may overlap and need not cover all keys.
 
     Raises:
-        ValueError: If a span is empty, reversed, or not inside the keys.
+        ValueError: If a span is empty, is reversed, or extends beyond the keys.
     """
     n_keys = rows.shape[-1]
     member = torch.zeros(n_keys, len(spans), dtype=torch.promote_types(rows.dtype, torch.float32), device=rows.device)

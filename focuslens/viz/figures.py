@@ -1,6 +1,7 @@
-"""All figures (matplotlib), in one style: readable in greyscale and by colour-blind readers, with units on every axis.
+"""Matplotlib figures in one style, legible in greyscale and to colour-blind readers, with units on every axis.
 
-Every function draws on the given axes, or on new axes, and returns the axes, so that figures can be combined.
+Each drawing function draws on ``ax``, or on new axes if ``ax`` is ``None``, and returns the axes. Several plots can
+therefore share one figure.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Line figures: accuracy against the settings of a sweep, and training losses against epochs."""
+"""Line plots: accuracy against a swept parameter, and training loss against epochs."""
 
 from __future__ import annotations
 
@@ -29,34 +29,34 @@ _MOST_NAMED_LINES = 8
 
 @runtime_checkable
 class IntervalLike(Protocol):
-    """A number with its confidence interval, such as :class:`focuslens.evaluation.Interval`."""
+    """An estimate with a confidence interval, such as :class:`focuslens.evaluation.Interval`."""
 
     @property
     def mean(self) -> float:
-        """The estimate."""
+        """Point estimate."""
         ...
 
     @property
     def low(self) -> float:
-        """The interval's lower end."""
+        """Lower end of the interval."""
         ...
 
     @property
     def high(self) -> float:
-        """The interval's upper end."""
+        """Upper end of the interval."""
         ...
 
 
 @dataclass(frozen=True)
 class Curve:
-    """One line of a sweep: an estimate with its interval at every ``x``.
+    """One curve of a sweep: an estimate with an interval at each value of ``x``.
 
     Args:
         label: Name of the curve in the legend.
-        x: Values of the swept setting, in any order.
-        estimate: The estimates, one for each ``x``.
-        low: Lower ends of the intervals, one for each ``x``.
-        high: Upper ends of the intervals, one for each ``x``.
+        x: Values of the swept parameter, in any order.
+        estimate: Estimate at each ``x``.
+        low: Lower end of the interval at each ``x``.
+        high: Upper end of the interval at each ``x``.
 
     Raises:
         ValueError: If the lengths differ or are 0, or an estimate lies outside its interval.
@@ -81,7 +81,7 @@ class Curve:
 
     @classmethod
     def from_intervals(cls, label: str, points: Iterable[tuple[float, IntervalLike]]) -> Curve:
-        """A curve from pairs of a value ``x`` and the interval at this value."""
+        """Curve from pairs ``(x, interval)``."""
         x, intervals = zip(*points, strict=True)
         estimate, low, high = zip(
             *((interval.mean, interval.low, interval.high) for interval in intervals), strict=True
@@ -96,7 +96,10 @@ def split_softmax_curves(
     title: str = "Split-softmax",
     ax: Axes | None = None,
 ) -> Axes:
-    """Accuracy against the number of heads, one curve per ``tau`` (figure 3); see :func:`sweep_curves`."""
+    """Accuracy against the number of heads, with one curve per ``tau`` (figure 3 of "Focus Directions").
+
+    See :func:`sweep_curves` for the arguments.
+    """
     return sweep_curves(curves, baselines, x_label="heads changed (top k)", title=title, ax=ax)
 
 
@@ -107,7 +110,10 @@ def direction_curves(
     title: str = "Focus directions",
     ax: Axes | None = None,
 ) -> Axes:
-    """Accuracy against the number of heads, one curve per ``alpha`` (figure 4); see :func:`sweep_curves`."""
+    """Accuracy against the number of heads, with one curve per ``alpha`` (figure 4 of "Focus Directions").
+
+    See :func:`sweep_curves` for the arguments.
+    """
     return sweep_curves(curves, baselines, x_label="heads steered (top k)", title=title, ax=ax)
 
 
@@ -121,15 +127,15 @@ def sweep_curves(
     title: str = "",
     ax: Axes | None = None,
 ) -> Axes:
-    """Lines with interval bands against a swept setting, and baselines as horizontal lines.
+    """Curves with interval bands against a swept parameter, and baselines as horizontal lines with bands.
 
     Args:
         curves: The curves to draw.
-        baselines: Interval of each baseline by name. Each baseline is a horizontal line.
-        x_label: Name of the swept setting, with its unit.
+        baselines: Interval of each baseline, by the baseline's name.
+        x_label: Name of the swept parameter, with its unit.
         y_label: Name of the measured quantity, with its unit.
-        x_scale: Scale of the horizontal axis. ``category`` puts all values of ``x`` at equal distances, so that 1, 2,
-            5, 20 and 600 are all legible.
+        x_scale: Scale of the horizontal axis. ``category`` spaces the values of ``x`` equally, so that 1, 2, 5, 20 and
+            600 are all legible.
         title: The figure's title.
         ax: Axes to draw on; new axes if ``None``.
 
@@ -166,16 +172,17 @@ def loss_curves(
 ) -> Axes:
     """Training loss by epoch, with one line per head.
 
-    More than eight heads are drawn as thin lines, together with their median and quartiles.
+    If there are more than eight heads, the lines are thin and have no labels, and the figure adds the median and
+    quartiles over heads.
 
     Args:
-        losses: Mean loss per epoch and head. The loss of a head is minus its contextual score.
-        labels: The heads' names.
+        losses: Mean loss per epoch and head. A head's loss is its negative contextual score.
+        labels: Names of the heads.
         title: The figure's title.
         ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If there are no losses, or the numbers of labels and columns differ.
+        ValueError: If ``losses`` is empty, or ``labels`` does not have one label per column of ``losses``.
     """
     n_epochs, n_lines = losses.shape
     if not losses.size or n_lines != len(labels):
@@ -205,7 +212,7 @@ def _draw(ax: Axes, curve: Curve, place: Mapping[float, float], index: int) -> N
     estimate, low, high = (np.asarray(values)[order] for values in (curve.estimate, curve.low, curve.high))
     look = line_look(index)
     if len(x) == 1:
-        # A band over a single value of x has no area.
+        # A band over a single value of x has no width, so a vertical line replaces it.
         ax.vlines(x, low, high, color=look["color"], alpha=0.4, lw=3)
     ax.fill_between(x, low, high, color=look["color"], alpha=0.13, lw=0)
     ax.plot(x, estimate, label=curve.label, **look)

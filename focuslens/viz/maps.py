@@ -1,4 +1,4 @@
-"""Heat maps of a score for every head of a model, and of tables of numbers."""
+"""Maps of all heads of a model, by score or by kind, and heat maps of tables."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from focuslens.viz.style import legend_beside, new_axes, style
 __all__ = ["head_groups", "head_map", "table_heat_map"]
 
 _MISSING = "#BBBBBB"
-# These colours also differ in grey.
+# These colours remain distinct in greyscale.
 _GROUPS = ("#EDEDED", "#E69F00", "#0072B2", "#000000")
 
 
@@ -32,11 +32,11 @@ def head_map(
     label: str = "contextual score (share of attention)",
     ax: Axes | None = None,
 ) -> Axes:
-    """Map of a score for every head of a model, with layers downward (figure 2 of "Focus Directions").
+    """Heat map of a score of every head, with layer 0 at the top (figure 2 of "Focus Directions").
 
     Args:
-        scores: Score of each head. A missing score is NaN, and is drawn in grey.
-        heads: Heads to outline, as (layer, head).
+        scores: Score of each head. NaN marks a missing score, which is drawn in grey.
+        heads: Heads to outline, as pairs (layer, head).
         title: The figure's title.
         label: Name of the score, with its unit.
         ax: Axes to draw on; new axes if ``None``.
@@ -56,12 +56,12 @@ def head_map(
         image = ax.imshow(scores, cmap=cmap, aspect="auto", interpolation="nearest", vmin=min(0.0, _smallest(scores)))
         for layer, head in heads:
             box = Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, ec="#B00020", lw=1.6, clip_on=False, zorder=3)
-            # A dark line on a white line is visible at both ends of the colour map.
+            # A dark line with white edges is visible on both the dark and the light end of the colour map.
             box.set_path_effects([withStroke(linewidth=3.4, foreground="white")])
             ax.add_patch(box)
         outlined = f" ({len(heads)} outlined)" if heads else ""
         _name_heads(ax, title + outlined)
-        # The unit is on a second line, because the whole label can be longer than the map of a small model is high.
+        # The unit goes on a second line, because the label on one line can exceed the height of a small model's map.
         ax.figure.colorbar(image, ax=ax, label=label.replace(" (", "\n("))
     return ax
 
@@ -73,16 +73,16 @@ def head_groups(
     title: str = "Heads",
     ax: Axes | None = None,
 ) -> Axes:
-    """Map of the kind of every head of a model, with layers downward (figure 9 of "Focus Directions").
+    """Map of the kind of every head, with layer 0 at the top (figure 9 of "Focus Directions").
 
     Args:
-        groups: Index of each head's kind, from 0. Kind 0 is drawn as background.
+        groups: Index of each head's kind, from 0. Kind 0 has the background colour.
         names: Names of the kinds. The legend adds the number of heads of each kind.
         title: The figure's title.
         ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If there are more names than colours, or a kind has no name.
+        ValueError: If there are more than four names, or a kind has no name.
     """
     if len(names) > len(_GROUPS):
         raise ValueError(f"there are {len(names)} kinds of heads and {len(_GROUPS)} colours for them")
@@ -126,25 +126,25 @@ def table_heat_map(
     center: float | None = None,
     ax: Axes | None = None,
 ) -> Axes:
-    """A table of numbers as a heat map. Each cell shows its number and, below the number, its interval.
+    """Heat map of a table. Each cell shows its number and, if intervals are given, its interval on a second line.
 
     Args:
         table: The numbers. A NaN cell is drawn in grey, with a dash.
-        low: Lower ends of the intervals, in the shape of ``table``.
-        high: Upper ends of the intervals, in the shape of ``table``.
-        label: Name of the numbers, with their unit.
+        low: Lower ends of the intervals, with the shape of ``table``.
+        high: Upper ends of the intervals, with the shape of ``table``.
+        label: Name of the measured quantity, with its unit.
         title: The figure's title.
-        x_label: Label of the columns; the default is the name of the table's columns.
-        y_label: Label of the rows; the default is the name of the table's index.
+        x_label: Label of the horizontal axis; the default is the name of the table's columns.
+        y_label: Label of the vertical axis; the default is the name of the table's index.
         digits: Number of decimals in the cells.
-        limits: Numbers at the ends of the colour scale; the default is the table's smallest and largest number.
-        center: Number that stands for no change. If given, the colour scale diverges from this number, equally far in
-            both directions.
+        limits: Minimum and maximum of the colour scale; the default is the table's minimum and maximum, or a range
+            symmetric around ``center``.
+        center: Number that means no change. If given, the colour scale diverges from this number.
         ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If the table is empty, a cell is not a number, only one end of the intervals is given, or the shapes
-            differ.
+        ValueError: If the table is empty, a cell is not a number, only one of ``low`` and ``high`` is given, or the
+            shapes differ.
     """
     values = _numbers(table, "table")
     if not values.size:
@@ -209,7 +209,7 @@ def _cell(value: float, ends: tuple[float, float] | None, digits: int) -> str:
 
 
 def _ink(colour: tuple[float, float, float, float] | None) -> str:
-    """Colour of a cell's text: black or white, whichever contrasts with the cell's colour; black for missing cells."""
+    """Text colour that contrasts with a cell's colour: black or white. ``None`` is a missing cell, with black text."""
     if colour is None:
         return "black"
     red, green, blue, _ = colour

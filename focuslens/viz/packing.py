@@ -1,4 +1,4 @@
-"""Compact attention rows, for pages with a few thousand tokens and twenty heads."""
+"""Compact encoding of attention rows, for pages with a few thousand tokens and twenty heads."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _LONGEST_STEP = 255
 
 @dataclass(frozen=True, eq=False)
 class PackedRows:
-    """Sparse rows of shares: the largest entries of each row, in the order of their columns.
+    """Sparse rows of attention shares: the largest entries of each row, in column order.
 
     An entry consists of a step and a value. The step is the distance from the previous entry's column, or from column
-    -1 for the first entry of a row. The value is the share in 65,535ths. A step longer than 255 is split into several
-    entries, of which only the last has a value other than 0.
+    -1 for the first entry of a row. The value is the share times 65,535, rounded. A step longer than 255 is split into
+    several entries. Only the last entry of a split step has a nonzero value.
 
     Attributes:
         counts: Number of entries per row.
-        steps: Steps of all entries, row after row.
-        values: Values of all entries.
-        kept: Share of a row's sum that its entries hold, in the row with the smallest such share.
+        steps: Steps of all entries, row by row.
+        values: Values of all entries, row by row.
+        kept: Fraction of a row's sum that its entries retain, as the minimum over all rows.
     """
 
     counts: UInt32[np.ndarray, "row"]
@@ -35,7 +35,7 @@ class PackedRows:
     kept: float
 
     def to_json(self) -> dict[str, str]:
-        """The arrays in base 64, little-endian."""
+        """Counts, steps and values as base64 strings of little-endian integers."""
         return {
             "counts": b64encode(self.counts.astype("<u4").tobytes()).decode(),
             "steps": b64encode(self.steps.tobytes()).decode(),
@@ -44,14 +44,15 @@ class PackedRows:
 
 
 def pack_rows(rows: Float[np.ndarray, "row column"], most_bytes: int) -> PackedRows:
-    """The largest entries of each row, as many as fit into ``most_bytes`` in base 64.
+    """Keep the largest entries of each row, as many as fit into ``most_bytes`` after base64 encoding.
 
     Args:
         rows: Shares between 0 and 1.
-        most_bytes: Target size of all rows together, in bytes. Each row keeps up to eight entries even beyond it.
+        most_bytes: Target size of all rows together, in bytes. Each row can keep eight entries even if the rows then
+            exceed this size.
     """
     n_rows, n_columns = rows.shape
-    quota = min(n_columns, max(8, most_bytes // (4 * n_rows)))  # an entry has 3 bytes, or 4 characters in base 64
+    quota = min(n_columns, max(8, most_bytes // (4 * n_rows)))  # an entry has 3 bytes, or 4 base64 characters
     levels = np.round(np.clip(rows, 0, 1) * _SCALE).astype(np.int64)
     counts, steps, values = [], [], []
     kept = 1.0
@@ -68,7 +69,7 @@ def pack_rows(rows: Float[np.ndarray, "row column"], most_bytes: int) -> PackedR
 
 
 def _entries(columns: np.ndarray, levels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one row. Long steps are split."""
+    """Steps and values of one row, with steps above 255 split into several entries."""
     steps = np.diff(columns, prepend=-1)
     fillers = (steps - 1) // _LONGEST_STEP
     places = np.cumsum(1 + fillers) - 1

@@ -1,4 +1,4 @@
-"""Self-contained HTML: a page that loads nothing from elsewhere, and a page inside another page."""
+"""HTML pages that load no other files, and pages embedded in other pages."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from typing import Any
 
 __all__ = ["asset", "data_block", "inner_page", "page"]
 
-# With this policy the browser blocks everything that is not in the file. A page looks the same with and without a
-# network. Markup in a token cannot send data anywhere.
+# This policy makes the browser block everything outside the file. A page therefore looks the same with and without a
+# network, and markup in a token cannot send data anywhere.
 _POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
 
 
 @cache
 def asset(name: str) -> str:
-    """Text of one of this package's style sheets or scripts, by file name."""
+    """Text of a style sheet or script in the folder ``assets`` of this package, by file name."""
     return (resources.files("focuslens.viz") / "assets" / name).read_text(encoding="utf-8")
 
 
 def page(title: str, body: str, *, css: str = "", scripts: Sequence[str] = ()) -> str:
-    """A complete HTML document, with a content security policy that blocks everything outside the file.
+    """Complete HTML document, with a content security policy that blocks everything outside the file.
 
     Args:
-        title: Title as plain text, which this function escapes.
-        body: Content as HTML, in which the caller has escaped all text.
+        title: Title as plain text. This function escapes it.
+        body: Content as HTML. The caller must escape all text in it.
         css: Text of the page's style sheet.
-        scripts: Source code of the scripts that run after the body.
+        scripts: Source code of each script. The scripts come after the body.
     """
     code = "".join(f"<script>{source}</script>\n" for source in scripts)
     return (
@@ -41,24 +41,25 @@ def page(title: str, body: str, *, css: str = "", scripts: Sequence[str] = ()) -
 
 
 def data_block(content: Any) -> str:
-    """An element with data for the page's own script. No text in the data can end the element.
+    """HTML element that contains data as JSON for the page's script. No text in the data can close the element.
 
     Raises:
-        ValueError: If a number is NaN or infinite, which JSON does not have.
+        ValueError: If a number is NaN or infinite, which JSON cannot represent.
     """
     text = json.dumps(content, ensure_ascii=False, allow_nan=False, separators=(",", ":")).replace("<", "\\u003c")
     return f'<script type="application/json" id="data">{text}</script>'
 
 
 def inner_page(document: str, *, title: str, height: int) -> str:
-    """An ``iframe`` with a whole document, whose scripts and styles stay separate from those of the page around it.
+    """HTML of an ``iframe`` that embeds a complete document in another page.
 
-    The document has an origin of its own, so it can neither read nor change the page around it.
+    The document's scripts and styles are separate from those of the outer page. The ``iframe`` is sandboxed, so that
+    the document can neither read nor change the outer page.
 
     Args:
         document: HTML of a complete page.
         title: Description of the content, for screen readers.
-        height: Height in CSS pixels. The browser limits it to nine tenths of the screen.
+        height: Height in CSS pixels, limited to nine tenths of the height of the browser window.
     """
     return (
         f'<iframe title="{escape(title)}" sandbox="allow-scripts" '

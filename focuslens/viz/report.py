@@ -1,4 +1,4 @@
-"""A report as one HTML file, which opens from disk, on phones, in light and dark mode, and without a network."""
+"""Reports as single HTML files, which work from disk, without a network, on phones, and in light and dark mode."""
 
 from __future__ import annotations
 
@@ -28,22 +28,22 @@ __all__ = [
 ]
 
 CSS = asset("report.css")
-"""The style sheet of reports."""
+"""Text of the style sheet of reports."""
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _LONG = 24
-"""Largest number of rows of a table that does not scroll."""
+"""Maximum number of rows that a table shows without scrolling."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """A table of a report, with sortable columns on the page.
+    """Table of a report. Readers can sort the table by any column.
 
     Args:
-        caption: Description of the content, with the units.
+        caption: Description of the content, with units.
         columns: Names of the columns.
         rows: The rows, each with one cell per column. Floats are shown with three decimals, or with two significant
-            digits if three decimals would be zero. To show a number in another way, give it as text.
+            digits if they would round to zero. To use a different format for a number, pass it as a string.
 
     Raises:
         ValueError: If a row does not have one cell per column.
@@ -64,12 +64,12 @@ class Table:
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of a report.
+    """Picture of a report.
 
     Args:
         caption: Description of the content.
-        file: A PNG file, which is embedded in the report.
-        data: Link to the file with the figure's numbers, relative to the report.
+        file: Path of a PNG file. The report embeds the picture.
+        data: Path of the file with the figure's numbers, relative to the report; empty for no link.
     """
 
     caption: str
@@ -79,17 +79,20 @@ class Figure:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report.
+    """Section of a report.
 
     Args:
-        key: Name of the section in addresses, with letters, digits, hyphens and underscores only.
+        key: Anchor of the section in links, with letters, digits, hyphens and underscores only.
         title: Heading of the section.
-        findings: The findings, one sentence each. The findings of all sections come first in the report.
+        findings: Findings, one sentence each. The report begins with the findings of all sections.
         figures: Pictures of the section.
         tables: Tables of the section.
-        views: Caption and view of each interactive picture.
-        missing: Sentences that each name missing content and the reason.
-        links: Text and address of each link to a file.
+        views: Interactive views, as pairs (caption, view).
+        missing: Sentences about missing content, each with the reason.
+        links: Links to files, as pairs (text, address).
+
+    Raises:
+        ValueError: If ``key`` is empty or contains other characters.
     """
 
     key: str
@@ -120,16 +123,16 @@ def write_report(
 ) -> Path:
     """Write a short self-contained report atomically, and return its path.
 
-    All text is treated as plain text.
+    All text is treated as plain text and escaped.
 
     Args:
         path: The file to write, usually ``report.html``.
         title: Name of the run.
-        facts: Facts that are needed to repeat the run: model, data, settings, seed and versions.
-        findings: The findings, one sentence each. They come first in the report.
-        tables: The tables, in the order of the report.
-        figures: Caption and PNG file of each figure. The files are embedded in the report.
-        views: Caption and view of each interactive picture.
+        facts: Facts that are needed to repeat the run, by name: model, data, settings, seed and versions.
+        findings: Findings, one sentence each. The report begins with the findings.
+        tables: Tables, in the order in which the report shows them.
+        figures: Figures, as pairs (caption, PNG file). The report embeds the files.
+        views: Interactive views, as pairs (caption, view).
 
     Raises:
         FileNotFoundError: If a figure's file does not exist.
@@ -149,14 +152,14 @@ def write_report(
 def write_sections(path: str | Path, *, title: str, facts: Mapping[str, str], sections: Sequence[Section]) -> Path:
     """Write a report with several sections atomically, and return its path.
 
-    The findings of all sections come first. Each section follows with its figures, tables and views. The facts come
-    last.
+    The report begins with the findings of all sections. The sections follow with their figures, tables and views. The
+    facts come last.
 
     Args:
         path: The file to write.
         title: Name of the run.
-        facts: Model, data, settings, seed and versions.
-        sections: The sections. Their keys must differ.
+        facts: Facts that are needed to repeat the run, by name: model, data, settings, seed and versions.
+        sections: Sections, in the order in which the report shows them. Their keys must be unique.
 
     Raises:
         FileNotFoundError: If a figure's file does not exist.
@@ -209,12 +212,12 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 
 def link_html(text: str, address: str) -> str:
-    """A link to a file beside the report, in a paragraph of its own."""
+    """HTML paragraph with a link to a file. ``address`` is relative to the report."""
     return f'<p class="data"><a href="{escape(quote(address))}">{escape(text)}</a></p>'
 
 
 def table_html(table: Table) -> str:
-    """HTML of a table, which scrolls sideways if the page is too narrow."""
+    """HTML of a table. If the page is too narrow for the table, the table scrolls sideways."""
     numeric = [all(not isinstance(row[place], str) for row in table.rows) for place in range(len(table.columns))]
     head = _line("th", table.columns, numeric)
     body = "\n".join(_line("td", row, [not isinstance(cell, str) for cell in row]) for row in table.rows)
@@ -229,12 +232,12 @@ def _line(tag: str, cells: Sequence[Cell], numeric: Sequence[bool]) -> str:
 
 
 def _shown(number: float) -> str:
-    """Text with three decimals, or two significant digits for tiny numbers such as p-values."""
+    """Number as text, with three decimals, or with two significant digits for tiny numbers such as p-values."""
     return f"{number:.2g}" if 0 < abs(number) < 0.0005 else f"{number:.3f}"
 
 
 def figure_html(caption: str, file: Path) -> str:
-    """HTML of a PNG and its caption, with the picture embedded.
+    """HTML of an embedded PNG picture with its caption.
 
     Raises:
         FileNotFoundError: If the file does not exist.

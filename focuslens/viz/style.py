@@ -1,4 +1,4 @@
-"""The style of all figures, readable in greyscale and by colour-blind readers, and a function that saves figures."""
+"""Style of all figures, legible in greyscale and to colour-blind readers, and helpers to create and save figures."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from focuslens.util.files import write_atomically
 __all__ = ["COLOURS", "DASHES", "HATCHES", "MARKERS", "legend_beside", "line_look", "new_axes", "save_figure", "style"]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-"""Okabe and Ito's colours, darkest first. Colour-blind readers can tell them apart."""
+"""Colours of Okabe and Ito, roughly from dark to light. Colour-blind readers can distinguish them."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 DASHES: tuple[Any, ...] = ("-", "--", "-.", (0, (1, 1)), (0, (6, 2, 1, 2, 1, 2)))
@@ -33,7 +33,7 @@ _STYLE: Any = {
     "axes.titlesize": "medium",
     "axes.titleweight": "bold",
     "figure.figsize": (6.4, 4.0),
-    "font.family": "DejaVu Sans",  # comes with matplotlib, so a picture is the same on every machine
+    "font.family": "DejaVu Sans",  # bundled with matplotlib, so pictures are the same on every machine
     "font.size": 10,
     "grid.alpha": 0.6,
     "grid.color": "#D0D0D0",
@@ -48,9 +48,8 @@ _STYLE: Any = {
 @contextmanager
 def style() -> Generator[None]:
     """Context manager that gives figures the style of FocusLens."""
-    # matplotlib's own context manager restores every setting at its end, interactive mode included. A notebook's
-    # backend switches interactive mode on when the first figure loads it. Switching it off again would hide all later
-    # figures.
+    # `matplotlib.rc_context` restores every setting on exit, including interactive mode. In a notebook, the first
+    # figure loads a backend that turns interactive mode on. Turning this mode off on exit would hide all later figures.
     before = {name: plt.rcParams[name] for name in _STYLE}
     try:
         plt.rcParams.update(_STYLE)
@@ -60,7 +59,7 @@ def style() -> Generator[None]:
 
 
 def line_look(index: int) -> dict[str, Any]:
-    """Colour, marker and dash of the line with an index. The first dozens of lines differ in at least one of these."""
+    """Colour, marker and dash pattern of line number ``index``. The first 168 lines all look different."""
     return {
         "color": COLOURS[index % len(COLOURS)],
         "marker": MARKERS[index % len(MARKERS)],
@@ -69,7 +68,7 @@ def line_look(index: int) -> dict[str, Any]:
 
 
 def new_axes(width: float = 6.4, height: float = 4.0) -> Axes:
-    """Axes of a new figure."""
+    """Axes of a new figure. ``width`` and ``height`` are in inches."""
     return plt.subplots(figsize=(width, height), layout="constrained")[1]
 
 
@@ -79,9 +78,9 @@ def legend_beside(ax: Axes, handles: Sequence[Artist] | None = None) -> None:
 
 
 def save_figure(figure: Axes | Figure, path: str | Path) -> Path:
-    """Write a figure, or the figure that contains some axes, atomically as a PNG with 150 dots per inch.
+    """Write a figure atomically as a PNG with 150 dots per inch, and return its path.
 
-    Equal data give equal bytes.
+    For axes, the whole figure that contains them is written. Equal figures give equal bytes.
 
     Raises:
         ValueError: If ``path`` does not end in ``.png``, or the axes no longer belong to a figure.
@@ -93,7 +92,7 @@ def save_figure(figure: Axes | Figure, path: str | Path) -> Path:
     if whole is None:
         raise ValueError("these axes are not part of a figure any more, so there is nothing to save")
     buffer = BytesIO()
-    # The "Software" entry would change the file with every release of matplotlib.
+    # The "Software" entry contains matplotlib's version, so the file would change with every release.
     whole.savefig(buffer, format="png", dpi=150, bbox_inches="tight", facecolor="white", metadata={"Software": None})
     write_atomically(path, buffer.getvalue())
     return path

@@ -1,4 +1,4 @@
-"""A sweep's accuracies as curves and as a table."""
+"""Accuracy of the settings of a sweep, as curves and as a table."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ __all__ = ["curves", "sweep_table"]
 
 
 def curves(sweep: Sweep, varied: str, *, over: str = "k", **fixed: Any) -> list[Curve]:
-    """Accuracy of a sweep as curves, one for each value of ``varied``.
+    """Accuracy of a sweep as curves, with one curve per value of ``varied``.
 
     Args:
         sweep: The sweep.
         varied: Name of the parameter that distinguishes the curves, such as ``tau`` or ``alpha``.
         over: Name of the parameter that varies along each curve.
-        **fixed: Required values of further parameters. Settings with different values are left out.
+        **fixed: Required values of additional parameters. Settings with different values are left out.
     """
     required = {**fixed, varied: None, over: None}
     lines: dict[float, dict[float, Any]] = {}
@@ -31,7 +31,7 @@ def curves(sweep: Sweep, varied: str, *, over: str = "k", **fixed: Any) -> list[
 
 
 def sweep_table(caption: str, sweep: Sweep) -> Table:
-    """Table of every setting's exact match, with its interval and its exact test against the baseline."""
+    """Table with one row per setting: exact match, its interval, and an exact McNemar test against the baseline."""
     names = ("name", "em", "em_low", "em_high", "gained", "lost", "mcnemar_p")
     return Table(
         f"{caption}: exact match (share of samples), its 95 % interval, samples gained and lost against the baseline, "

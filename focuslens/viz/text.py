@@ -1,4 +1,4 @@
-"""Views of a prompt with tokens coloured by the response's attention: one alone, or two that differ in intervention."""
+"""Views of a prompt with tokens coloured by the response's attention, for one response or two responses."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from focuslens.viz.view import AttentionView
 __all__ = ["SHARE", "compare_view", "head_choices", "text_view", "with_means"]
 
 SHARE = 10_000
-"""Integer that stands for a share of 1 in the data of a page."""
+"""Integer that represents a share of 1 in the data of a page."""
 
 _MOST_BYTES = 3_800_000
-"""Largest size of a page's attention rows in bytes, chosen so that the whole page stays below 5 MB."""
+"""Maximum size of a page's attention rows in bytes. It keeps the whole page below 5 MB."""
 
 _FRAME = """<h1>{title}</h1>
 <p>{note}</p>
@@ -42,20 +42,20 @@ _PANELS = '<div class="panels" id="panels"></div>'
 def text_view(
     attention: ResponseAttention, *, title: str = "", head: int | None = None, said: int | None = None
 ) -> AttentionView:
-    """The prompt as text, with each token coloured by its attention from a token of the response.
+    """Prompt as text, with each token coloured by the attention that it receives from a token of the response.
 
-    The head and the response token can be chosen on the page. The relevant document is outlined. The left and right
-    arrow keys move through the text token by token. The up and down arrow keys move through the tokens in the order of
-    their attention.
+    The reader selects the head and the response token on the page. The relevant document is outlined. The left and
+    right arrow keys move through the text token by token. The up and down arrow keys move through the tokens in order
+    of attention.
 
     Args:
         attention: Attention of the response, from :func:`focuslens.scores.response.response_attention`.
-        title: The page's title; the default is the response.
-        head: Index of the head that is shown first; ``None`` for the mean of all heads.
-        said: Index of the response token that is shown first; ``None`` for the mean of all tokens.
+        title: The page's title; the default contains the response.
+        head: Index of the head to select initially; ``None`` for the mean of all heads.
+        said: Index of the response token to select initially; ``None`` for the mean of all response tokens.
 
     Raises:
-        ValueError: If there is no such head or response token.
+        ValueError: If ``head`` or ``said`` is out of range.
     """
     title = title or (f"{attention.name}: {attention.text}" if attention.name else attention.text) or "Attention"
     return _view([attention], title, head, [said])
@@ -64,19 +64,19 @@ def text_view(
 def compare_view(
     before: ResponseAttention, after: ResponseAttention, *, title: str = "", head: int | None = None
 ) -> AttentionView:
-    """The same prompt without and with an intervention, side by side, with one colour scale.
+    """Prompt without and with an intervention, as two texts side by side with a common colour scale.
 
     A table shows the attention to every part of the prompt without and with the intervention, and the change. The
-    choice of a head applies to both texts. The response token is chosen for each text on its own.
+    reader selects one head for both texts, and one response token per text.
 
     Args:
         before: Attention without the intervention.
-        after: Attention with the intervention, for the same prompt and heads.
+        after: Attention with the intervention, for the prompt and heads of ``before``.
         title: The page's title.
-        head: Index of the head that is shown first; ``None`` for the mean of all heads.
+        head: Index of the head to select initially; ``None`` for the mean of all heads.
 
     Raises:
-        ValueError: If the prompts, their parts or the heads differ.
+        ValueError: If the prompts, the parts of the prompts or the heads differ, or ``head`` is out of range.
     """
     same = {
         "prompt": before.tokens[: before.prompt_length] == after.tokens[: after.prompt_length],
@@ -91,12 +91,12 @@ def compare_view(
 
 
 def head_choices(head_names: Sequence[str]) -> list[str]:
-    """Names of the choices of a head: the mean of all heads, if there are several, and then each head."""
+    """Entries of the page's head menu: the mean of all heads, if there are several heads, followed by each head."""
     return [f"mean of {len(head_names)} heads", *head_names] if len(head_names) > 1 else list(head_names)
 
 
 def with_means(values: Float[np.ndarray, "head response column"]) -> Float[np.ndarray, "choice token column"]:
-    """The values with two means put first: over all heads (if there are several), and over all response tokens."""
+    """Prepend the mean over heads (if there are several heads), and then the mean over response tokens."""
     if len(values) > 1:
         values = np.concatenate((values.mean(axis=0, keepdims=True), values))
     return np.concatenate((values.mean(axis=1, keepdims=True), values), axis=1)
@@ -135,7 +135,7 @@ def _view(
 
 
 def _place(index: int | None, names: Sequence[str], kind: str) -> int:
-    """Index among the choices on the page. The first choice is the mean of all heads or tokens."""
+    """Index of a head or token in the page's menu, where entry 0 is the mean. ``None`` selects the mean."""
     if index is None:
         return 0
     if not 0 <= index < len(names):
@@ -165,9 +165,11 @@ def _panel(attention: ResponseAttention) -> dict[str, Any]:
 
 
 def _largest(attention: ResponseAttention) -> Float[np.ndarray, "choice 2"]:
-    """Largest attention to a prompt token outside the sink, per choice of head: in the mean row, and in any other row.
+    """Largest attention to a prompt token outside the sink, per entry of the head menu.
 
-    In many heads the sink gets most of the attention. A scale that included it would leave other tokens without colour.
+    The first column is for the mean over response tokens. The second column is the maximum over individual response
+    tokens. In many heads, most attention goes to the sink. A colour scale that included the sink would leave all other
+    tokens nearly colourless.
     """
     sink = next((places for label, places, _ in attention.units() if label == "sink"), [])
     outside = np.setdiff1d(np.arange(attention.prompt_length), sink)

@@ -1,4 +1,4 @@
-"""Views of attention as single HTML pages."""
+"""Attention views as single HTML pages."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ _SIGNS = str.maketrans({"\n": "⏎", "\t": "⇥", "\r": "␍"})
 
 @dataclass(frozen=True)
 class AttentionView:
-    """A view of attention as one HTML page that loads nothing from the network.
+    """Attention view as one HTML page that loads nothing from the network.
 
-    A notebook displays a view that is the last value of a cell. :meth:`save` writes the page to a file.
+    A notebook displays the view if it is the last expression of a cell. :meth:`save` writes the page to a file.
 
     Args:
         html: The complete page.
@@ -44,6 +44,6 @@ class AttentionView:
 
 
 def visible(token: str) -> str:
-    """A token as one short line. Signs stand for line breaks and tabs, and a long token is cut off."""
+    """Token as one short line of text. Symbols replace line breaks and tabs, and a long token is truncated."""
     text = token.translate(_SIGNS)
     return text if len(text) <= _LONGEST_TOKEN else text[: _LONGEST_TOKEN - 1] + "…"

@@ -1,4 +1,4 @@
-"""Every code block of README and docs runs, on small stand-ins for models, data and folders that the reader has."""
+"""Run every code block of the README and docs, with stand-ins for the reader's models, data and folders."""
 
 from __future__ import annotations
 
@@ -25,19 +25,22 @@ NOT_RUN: dict[str, tuple[str, ...]] = {
     "docs/how-to/cluster.md": ("needs a cluster; tests/services/test_ray.py starts one",),
     "docs/serving.md": ("needs the server; tests/services/test_served.py starts one",),
 }
-"""Blocks that are not run, page by page, and why. Whoever adds one adds it here, for review."""
+"""For each page, the reasons why its ``not run`` blocks are not run.
+
+Add new reasons here, so that they are reviewed.
+"""
 
 FILES = (
     "nq-open-oracle.jsonl.gz",
     "nq-open-contriever-msmarco-retrieved-documents.jsonl.gz",
 )
-"""Files of the benchmark, which tests make up: the oracle passages, and retrieval results."""
+"""Lost-in-the-middle files that tests synthesize: oracle passages and retrieval results."""
 
 MODELS = {"PATH": "llama", "meta-llama/Llama-3.2-3B-Instruct": "llama_chat", "Qwen/Qwen2.5-7B-Instruct": "qwen2"}
-"""Names in the documentation, and the random checkpoint that stands for each."""
+"""Model names and paths in the documentation, and the random checkpoint that replaces each."""
 
 SMALLER = {"load_synthetic(20,": "load_synthetic(5,"}
-"""Calls in Python, and what is called instead."""
+"""Python calls in the documentation, and the smaller calls that replace them."""
 
 _DATA = ["--samples", "4", "--documents", "3", "--gold-positions", "0,2"]
 _RUN = [*_DATA, "--max-new-tokens", "4", "--device", "cpu", "--dtype", "float32"]
@@ -52,7 +55,7 @@ SMALL: dict[str, list[str]] = {
     "harness": _DATA,
     "report": ["--views", "1"],
 }
-"""Commands that are run, each with these sizes after its own options."""
+"""Commands to run, each with options for small sizes that are appended to the command."""
 
 PARSED = {
     "demo": "minutes; make demo",
@@ -60,7 +63,10 @@ PARSED = {
     "paper": "minutes; tests/end_to_end/test_paper.py",
     "published": "needs the authors' files; tests/unit/directions/test_published.py",
 }
-"""Commands that are only parsed, and where they are run. So are all with ``--ray``: tests/services/test_ray.py."""
+"""Commands that are parsed but not run, and the reason or the test that runs them.
+
+Commands with ``--ray`` are only parsed too; tests/services/test_ray.py runs them.
+"""
 
 OTHERS = {
     ".": "the environment of a release",
@@ -76,12 +82,12 @@ OTHERS = {
     "transformers": "starts a server; tests/services/test_served.py",
     "vllm": "needs a GPU",
 }
-"""Programs that are not ours and not run, and why."""
+"""Other programs that are not run, and the reason or the test that runs them."""
 
 
 @pytest.fixture(autouse=True)
 def _as_for_users() -> Iterator[None]:
-    """Shapes and types go unchecked, so that a bad argument meets the package's own errors; no figure stays open."""
+    """Disable type and shape checks, so that bad arguments reach the package's own errors, and close all figures."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -90,7 +96,7 @@ def _as_for_users() -> Iterator[None]:
 
 @pytest.fixture
 def reader(checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Reader:
-    """Someone who has what the pages speak of, in the current folder."""
+    """A reader whose current folder contains the files that the pages mention."""
     monkeypatch.chdir(tmp_path)
     write(tmp_path / FILES[0], [oracle_record(i) for i in range(40)])
     write(tmp_path / FILES[1], [retrieval_record(i, passages=30) for i in range(20)])
@@ -99,7 +105,7 @@ def reader(checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def run_command(command: Command) -> None:
-    """Run it, or check what can be checked of one that is not run."""
+    """Run a command, or check that a command that is not run exists."""
     program, *words = command.words
     if program == "focuslens":
         run_focuslens(command, words)
@@ -128,7 +134,7 @@ def run_focuslens(command: Command, words: list[str]) -> None:
 
 
 def check_installation(command: Command) -> None:
-    """Every extra exists."""
+    """Check that every extra in a ``pip install`` command exists."""
     section = (ROOT / "pyproject.toml").read_text().split("[project.optional-dependencies]")[1].split("\n[")[0]
     known = set(re.findall(r"^(\w+) =", section, flags=re.MULTILINE))
     for word in command.words:

@@ -1,4 +1,4 @@
-"""The demo from end to end on the embedded model, with few samples."""
+"""The demo command from end to end on the embedded model, with few samples."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILES = ("results.json", "report.html", *(f"report_files/{name}.png" for name in
 
 @pytest.fixture(scope="module")
 def demo(tmp_path_factory):
-    """The directory of one small demo run."""
+    """Output directory of a small demo run."""
     from focuslens.cli.demo import DemoSettings, run
 
     out = tmp_path_factory.mktemp("demo")
@@ -61,7 +61,7 @@ def test_the_direction_shown_is_the_one_that_was_best_on_validation(demo):
 
 
 def made_up(settings, right):
-    """A sweep over ten questions, of which each setting gets as many right as is said."""
+    """A sweep over ten questions. ``right`` is the number of correct answers per setting."""
     ids = tuple(map(str, range(10)))
     evaluations = {}
     for setting in settings:
@@ -89,7 +89,7 @@ def test_the_choice_is_made_on_validation_questions_whatever_the_test_would_say(
     steps = demo_command._Demo(settings, sizes, tmp_path, load_model("llama"))
     chosen_on, steer, best = steps.steer(grid, test)
     assert seen == {"steering_validation": {"validation"}, "steering": {"test"}}
-    assert best == "c"  # b and c are equally good, and c is the gentler
+    assert best == "c"  # b and c are equally good, and c has the smaller strength
     assert (chosen_on["a"].em.mean, steer["a"].em.mean) == (0.1, 0.9)
 
 

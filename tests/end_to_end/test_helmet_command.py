@@ -1,4 +1,4 @@
-"""``focuslens helmet``: from a checkout (the stand-in) and a checkpoint to tables, and recall sets."""
+"""``focuslens helmet`` from a stand-in checkout and a checkpoint to result tables, and recall data sets."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_from_a_checkout_to_tables(options, tmp_path, capsys):
     assert (out / "tables.md").read_text().startswith(f"# HELMET, on {Path(folder).name}\n")
     written = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert len(list((out / "output").rglob("*.score"))) == 10
-    assert main([*options, "--heads", "1,3", "--alpha=-0.5,0.5", "--sink-heads", "2"]) == 0  # nothing is run again
+    assert main([*options, "--heads", "1,3", "--alpha=-0.5,0.5", "--sink-heads", "2"]) == 0  # all results are reused
     again = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     assert again == written
 
@@ -91,13 +91,13 @@ def test_without_directions_only_the_baseline_is_run(options, tmp_path, capsys):
         (["--heads", "10"], "k is 10; it must be 1 to 3"),
         (["--directions", "nowhere"], "there is no directory 'nowhere'"),
         (["--helmet-arg", "colour=red"], "unrecognized arguments: --colour=red"),
-        (["--helmet-arg", "do_sample=True"], "do_sample = True is not for FocusLens"),
-        (["--config", "demo", "configs/pair.yaml"], "--config demo makes data of its own"),
+        (["--helmet-arg", "do_sample=True"], "do_sample = True is not supported"),
+        (["--config", "demo", "configs/pair.yaml"], "--config demo generates its data"),
         (["--sink-heads", "-1"], "--sink-heads is -1"),
         (["--heads", "2,2"], "--heads has a number twice: 2,2"),
         (["--alpha", "0.2,0.5,0.2"], "--alpha has a number twice: 0.2,0.5,0.2"),
         (["--use-chat-template", "True"], "--use-chat-template False"),
-        (["--ray-workers", "2"], "--ray-workers 2 is an option of --ray"),
+        (["--ray-workers", "2"], "--ray-workers 2 needs --ray"),
     ],
 )
 def test_what_is_wrong_is_named_with_the_remedy(more, message, options, capsys):
@@ -139,7 +139,7 @@ def test_published_directions_need_a_ranking_and_know_their_model_by_name(load_m
     require_named(published, model, "owner/Some-Model-Instruct")
     own = fl.FocusModel(model.hooked, model.tokenizer, name="owner/Some-Model-Instruct")
     require_named(published, own, None)
-    require_named(fl.FocusDirections(every, query), model, None)  # of unknown origin: nothing to hold them to
+    require_named(fl.FocusDirections(every, query), model, None)  # directions of unknown origin are not checked
 
 
 def test_sink_scores_are_of_the_best_heads_whether_they_can_be_steered_or_not(options, tmp_path, capsys):

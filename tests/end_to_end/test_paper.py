@@ -1,4 +1,4 @@
-"""A reproduction from end to end on a small random model, its resumption, and the sentences it is summed up in."""
+"""A reproduction of the paper from end to end on a small random model, its resumption, and its summary sentences."""
 
 from __future__ import annotations
 
@@ -70,9 +70,9 @@ def test_what_was_made_otherwise_is_made_again(
     said: list[str] = []
     shown = run.reproduce(other, ["heads"], say=said.append)
     assert said[0] == "heads ..."
-    # The other model's split-softmax is not this one's, and is not shown.
+    # The split-softmax artefact belongs to the first model, so it is not shown.
     assert [one.key for one in shown] == ["heads"]
-    # A setting that heads do not depend on does not make them again, one that they do does.
+    # Heads are computed again only if a setting changes that they depend on.
     file = tmp_path / "tiny.yaml"
     text = file.read_text()
     for change, word in ((("ks: [1, 3, 500]", "ks: [1]"), "already"), (("model:", "scores: {top: 2}\nmodel:"), "...")):
@@ -93,16 +93,16 @@ def test_parts_are_disjoint_and_as_large_as_asked_for(checkpoint: Any, paper_fil
     assert {part: len(samples) for part, samples in parts.items()} == {"train": 3, "validation": 2, "test": 4}
     ids = [sample.question_id for samples in parts.values() for sample in samples]
     assert len(set(ids)) == len(ids)
-    # Test questions are those of the paper's test half.
+    # Test questions belong to the paper's test half.
     half = fl.load_multidoc(paper_files / "oracle.jsonl", num_documents=3, gold_positions=(0, 2)).split()[1]
     assert {sample.question_id for sample in parts["test"]} <= {sample.question_id for sample in half}
 
 
-# --- choosing ---
+# --- choice of settings ---
 
 
 def made_up(right: dict[str, int], parameters: dict[str, dict[str, Any]]) -> tuple[Sweep, list[Setting]]:
-    """A sweep over 40 questions of which each setting gets the first so many right."""
+    """A sweep over 40 questions. ``right`` is the number of correct answers per setting."""
     names = tuple(str(i) for i in range(40))
 
     def evaluation(n: int) -> fl.Evaluation:
@@ -120,7 +120,7 @@ def test_the_setting_is_chosen_on_validation_and_reported_on_test():
     validation, settings = made_up({"baseline": 10, "a": 20, "b": 25, "c": 25}, GRID)
     test, _ = made_up({"baseline": 12, "a": 30, "b": 28, "c": 20}, GRID)
     table, chosen = chosen_settings.chosen_table(validation, test, settings[1:])
-    assert chosen.name == "c"  # as good as b with fewer heads
+    assert chosen.name == "c"  # as good as b, with fewer heads
     assert [(row[1], row[2]) for row in table.rows] == [("baseline", 0.3), ("c", 0.5), ("a", 0.75)]
     assert table.rows[1][5:7] == (8, 0)
 

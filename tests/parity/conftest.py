@@ -1,4 +1,4 @@
-"""Hugging Face references of the tiny checkpoints, and the tolerances that the tests share."""
+"""Hugging Face reference models of the tiny checkpoints, and tolerances that the parity tests share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class References(Protocol):
-    """The Hugging Face reference of a tiny checkpoint, opened once a session."""
+    """The Hugging Face reference of a tiny checkpoint, opened once per session."""
 
     def __call__(self, name: str, dtype: torch.dtype = ...) -> ReferenceModel: ...
 
@@ -35,12 +35,13 @@ def reference(checkpoint) -> References:
 
 @pytest.fixture(scope="session")
 def logit_tolerance() -> dict[str, float]:
-    """Largest difference of logits (whose standard deviation is about 1.6) that is rounding.
+    """Largest difference between logits that counts as rounding, per backend.
 
-    The bridge runs Hugging Face's own modules in the same order: equal, or a few units in the last place apart where
-    matrix products have another shape (2.5e-5 measured over a cache).
-    ``HookedTransformer`` computes its rotary tables otherwise (angles of single precision at positions up to 300 are
-    off by 1e-5) and multiplies in another order: 1e-4 was measured, and an error in the last bit of three layers'
-    attention logits may be ten times larger on another machine.
+    Logits have a standard deviation of about 1.6. The bridge runs Hugging Face's modules in the same order. Its logits
+    equal the reference, or differ by a few units in the last place where matrix products have different shapes (2.5e-5
+    measured with a cache). ``HookedTransformer`` computes its rotary tables differently and multiplies in a different
+    order. Its single-precision angles are off by 1e-5 at positions up to 300, and a difference of 1e-4 in the logits
+    was measured. On another machine, an error in the last bit of the attention logits of three layers may be ten times
+    larger.
     """
     return {"bridge": 1e-4, "hooked": 1e-3}

@@ -1,4 +1,4 @@
-"""Ablations against Hugging Face models whose heads are cut by hand."""
+"""Ablations against Hugging Face models whose head outputs and attention patterns are edited directly."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tests.support.reference import Edits, document_ranges, gap, prompt_text, to
 
 HEADS = [(0, 1), (1, 0), (1, 3), (2, 2)]
 TOLERANCE = 1e-3
-"""Of logits; as without interventions (rotary tables of ``HookedTransformer``)."""
+"""Tolerance of logits, the same as without interventions (rotary tables of ``HookedTransformer``)."""
 
 FAMILIES = pytest.mark.parametrize("name", ["llama", "qwen3"])
 
@@ -59,7 +59,10 @@ def test_replaced_outputs_are_inputs_of_the_output_projection(
 @FAMILIES
 @pytest.mark.parametrize("positions", ["all", "response"])
 def test_knocked_out_attention_moves_to_the_other_tokens(name, positions, backend, load_model, reference, samples):
-    """Weights on the span are removed and the rest of the row scaled to one: a softmax without those keys."""
+    """Weights on the span become zero and the rest of the row is rescaled to sum to one.
+
+    The result equals a softmax without the span's keys.
+    """
     model, hf, sample = load_model(name, backend), reference(name), samples[3]
     text = prompt_text(sample, "long")
     prompt = hf.ids(text)

@@ -1,4 +1,4 @@
-"""Attention by document and by part against sums over Hugging Face's full patterns, and ranks by hand."""
+"""Attention per document and per part against sums over Hugging Face's full patterns, and hand-computed ranks."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ QUICK: dict[str, Any] = {"max_new_tokens": 4}
 
 
 def looked_at(hf: Any, sample: fl.MultiDocSample, model: fl.FocusModel, case: Any, edits: list[fl.Intervention]):
-    """Rows of the response ``[layer head row key]`` from Hugging Face, and the prompt's text, ids and offsets."""
+    """Response rows ``[layer head row key]`` from Hugging Face, and the prompt's text, token ids and offsets."""
     response = model.generate(sample.prompt(case), edits, **QUICK).tokens
     prompt = prompt_text(sample, case)
     ids = hf.ids(prompt)
@@ -70,12 +70,12 @@ def test_shares_follow_interventions(load_model, samples):
         for edits in ([], [fl.SplitSoftmax([head], 0.0)])
     )
     assert after["relevant"] > before["relevant"]
-    # The row of each response token is edited, so all attention is on the document.
+    # Every response row is edited, so all attention is on the relevant document.
     assert after["relevant"] == pytest.approx(1.0, abs=1e-5)
 
 
 def made(scores: list[list[float]], gold: list[int | None], correct: list[bool]) -> DocumentScores:
-    """Scores of one layer with two heads; the second head's are zero."""
+    """Scores of one layer with two heads. All scores of the second head are zero."""
     tensors = tuple(torch.tensor([[row, [0.0] * len(row)]]) for row in scores)
     names = tuple(f"q{i}@0" for i in range(len(scores)))
     return DocumentScores(tensors, tuple(gold), names, names, names, tuple(correct))
@@ -89,7 +89,7 @@ def test_ranks_and_their_means_by_hand():
     )
     found = scores.attribution([(0, 0)])
     assert found.top == (1, 0, 0)
-    assert found.rank == (1, 3, 2)  # a tie is no find
+    assert found.rank == (1, 3, 2)  # a tie does not count as first
     assert found.accuracy.mean == pytest.approx(1 / 3)
     assert found.mrr.mean == pytest.approx((1 + 1 / 3 + 1 / 2) / 3)
     assert found.ndcg.mean == pytest.approx((1 + 1 / math.log2(4) + 1 / math.log2(3)) / 3)

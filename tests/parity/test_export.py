@@ -1,4 +1,4 @@
-"""An exported checkpoint, run by Hugging Face with its own code, is the model that hooks steer at the rotary site."""
+"""An exported checkpoint, run by Hugging Face with the exported code, equals the model steered with rotary hooks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ HEADS = (fl.Head(0, 2), fl.Head(2, 0), fl.Head(2, 1))
 
 @pytest.fixture(autouse=True)
 def _modules_of_its_own(tmp_path_factory, monkeypatch):
-    """Code that checkpoints bring is copied to a cache; not to the user's."""
+    """Copy the code of checkpoints to a temporary cache instead of the user's cache."""
     import transformers.dynamic_module_utils as dynamic
 
     monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
@@ -49,7 +49,7 @@ def opened(directory: Path, attention: str = "sdpa", dtype: torch.dtype = torch.
     model, info = loading.from_pretrained(
         directory, attn_implementation=attention, dtype=dtype, output_loading_info=True, trust_remote_code=True
     )
-    assert not any(info.values()), info  # nothing was missing and made up, nothing left over
+    assert not any(info.values()), info  # no weights are missing or unused
     return model.eval()
 
 
@@ -81,7 +81,10 @@ def test_flex_attention_too(load_model, checkpoint, samples, tmp_path):
 
 
 def test_what_flash_attention_is_given(load_model, checkpoint, samples, tmp_path, monkeypatch):
-    """Its kernels need a GPU; here scaled dot products stand in, and the layer has to look as they expect it."""
+    """A steered layer has every attribute that Transformers' flash attention reads.
+
+    Flash attention kernels need a GPU, so scaled dot product attention replaces the kernel.
+    """
     from transformers.integrations import flash_attention
 
     model, names = load_model("llama"), list[str]()

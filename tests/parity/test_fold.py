@@ -1,4 +1,4 @@
-"""A folded checkpoint, run by Hugging Face alone, is the model that hooks steer."""
+"""A folded checkpoint, run by Hugging Face alone, equals the model steered with hooks."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def opened(directory: Path, attention: str = "sdpa", dtype: torch.dtype = torch.
     model, info = loading.from_pretrained(
         directory, attn_implementation=attention, dtype=dtype, output_loading_info=True
     )
-    assert not any(info.values()), info  # nothing was missing and made up, nothing left over
+    assert not any(info.values()), info  # no weights are missing or unused
     return model.eval()
 
 
@@ -80,7 +80,7 @@ def test_vectors_are_not_rounded_to_the_dtype_of_the_weights(name, load_model, c
         folded = opened(tmp_path / "out")(tokens[None]).logits[0]
     torch.testing.assert_close(folded, model.logits(tokens, [chosen]), atol=1e-4, rtol=0)
     own: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
-    assert own.dtype == torch.bfloat16  # the weights' own, as before
+    assert own.dtype == torch.bfloat16  # dtype of the weights before folding
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
@@ -212,7 +212,7 @@ def test_what_cannot_be_folded_is_refused_by_name(config, message, load_model, c
 
 
 def test_what_a_configuration_leaves_unsaid_is_what_its_class_takes(load_model, checkpoint, samples, tmp_path):
-    """Mistral has a window where none is named, and eight key-value heads; Llama has none, and as many as heads."""
+    """Folding refuses a Mistral configuration without ``sliding_window``, whose default is a window of 4,096 tokens."""
     base = shutil.copytree(checkpoint("mistral"), tmp_path / "base")
     config = json.loads((base / "config.json").read_text())
     silent = {key: value for key, value in config.items() if key not in ("sliding_window", "max_position_embeddings")}
@@ -281,7 +281,7 @@ def test_the_command_folds_the_best_heads_of_a_ranking(load_model, checkpoint, s
     model = load_model("llama")
     directions = steering(model).directions
     directions.save(tmp_path / "directions")
-    ranking = [HEADS[2], fl.Head(1, 3), HEADS[0], HEADS[1]]  # the second has no direction
+    ranking = [HEADS[2], fl.Head(1, 3), HEADS[0], HEADS[1]]  # the second head has no direction
     (tmp_path / "heads.json").write_text(json.dumps({"heads": [list(head) for head in ranking]}))
     named = ["fold", "--model", str(checkpoint("llama")), "--directions", str(tmp_path / "directions"), "--alpha=-0.5"]
     assert main([*named, "--top-k", "2", "--heads", str(tmp_path / "heads.json"), "--out", str(tmp_path / "out")]) == 0

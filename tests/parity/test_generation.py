@@ -1,5 +1,7 @@
-"""Every way of running an intervention gives the same response: with and without a cache, alone and in a batch,
-through FocusModel and through TransformerLens alone."""
+"""All ways to run an intervention give the same response.
+
+The ways are: with and without a cache, alone and in a batch, through FocusModel and through TransformerLens alone.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +28,18 @@ if TYPE_CHECKING:
     from focuslens import Intervention, MultiDocSample
 
 NEW = 4
-"""Tokens of a response."""
+"""Number of response tokens."""
 
 TOLERANCE = 2e-4
-"""Of logits of one model run in one pass, in several over a cache, or in a padded batch: matrix products of other
-shapes round otherwise, about 1e-6 of logits of 2, three layers deep and through a softmax whose logits reach 10."""
+"""Tolerance between logits of one model run in one pass, in several passes over a cache, or in a padded batch.
+
+Matrix products of different shapes round differently, by about 1e-6 for logits of 2. The error grows over three layers
+and through a softmax whose logits reach 10.
+"""
 
 HEADS = [(0, 0), (0, 3), (1, 1), (1, 2), (2, 0), (2, 3)]
 RANGE = (34, 56)
-"""Token positions that every prompt here has, in its documents."""
+"""Token positions inside the documents of every prompt in this module."""
 
 
 def directions(model: FocusModel, site: str) -> fl.FocusDirections:
@@ -48,7 +53,7 @@ def steering(site: str, positions: str) -> Callable[[FocusModel], list[Intervent
 
 
 def composition(model: FocusModel) -> list[Intervention]:
-    """Three on overlapping heads, each at another hook point."""
+    """Three interventions on overlapping heads, each at a different hook point."""
     return [
         fl.SplitSoftmax(HEADS[:4], 0.2),
         fl.FocusSteering(directions(model, "rotary"), 0.8, heads=HEADS[1:5], positions="response"),
@@ -80,7 +85,7 @@ EVERY = pytest.mark.parametrize("kind", list(INTERVENTIONS))
 
 @pytest.fixture(scope="session")
 def pair(samples) -> list[MultiDocSample]:
-    """Two samples of few documents, whose prompts are of unequal length."""
+    """Two samples of few documents whose prompts have unequal lengths."""
     return [
         fl.MultiDocSample(one.question, one.answers, one.documents[: 2 + i], gold_index=i, question_id=one.question_id)
         for i, one in enumerate(samples[:2])
@@ -88,44 +93,44 @@ def pair(samples) -> list[MultiDocSample]:
 
 
 def greedy(step: Callable[[Tensor], Tensor], tokens: Tensor) -> list[int]:
-    """Greedy tokens of a function from all tokens so far to the logits of the last; no cache."""
+    """Greedy tokens without a cache. ``step`` maps all tokens so far to the logits of the last token."""
     for _ in range(NEW):
         tokens = torch.cat((tokens, step(tokens).argmax().reshape(1)))
     return tokens[-NEW:].tolist()
 
 
 def is_greedy(step: Callable[[Tensor], Tensor], tokens: Tensor, response: list[int]) -> bool:
-    """Whether a response is what :func:`greedy` gives, seen from one pass over all of it but the last token."""
+    """Whether a response equals the result of :func:`greedy`, checked in one forward pass over prompt and response."""
     logits = step(torch.cat((tokens, torch.tensor(response[:-1]))))
     return logits[-len(response) :].argmax(dim=-1).tolist() == response
 
 
 def check_every_way(model: FocusModel, interventions: list[Intervention], pair: list[MultiDocSample]) -> None:
-    # No stop tokens: every way makes as many tokens.
+    # Without stop tokens, all ways generate the same number of tokens.
     model = FocusModel(model.hooked, model.tokenizer, stop_tokens=())
     prompts = [sample.prompt("long") for sample in pair]
     ids = [model.encode(prompt).tokens for prompt in prompts]
     assert len(ids[0]) != len(ids[1])
     hooks = [[hook for one in interventions for hook in one.hooks(model, prompt)] for prompt in prompts]
-    # (a) with a cache, and (c) in a batch of unequal prompts
+    # (a) With a cache, alone and (c) in a batch of prompts of unequal length.
     cached = [model.generate(prompt, interventions, max_new_tokens=NEW).tokens.tolist() for prompt in prompts]
     batched = model.generate(prompts, interventions, max_new_tokens=NEW)
     assert [one.tokens.tolist() for one in batched] == cached
-    # (b) without a cache: all tokens so far at every step, and the whole response in one pass
+    # (b) Without a cache: one pass per token over all tokens so far, and one pass over the whole response.
     assert greedy(lambda t: model.logits(t, interventions, prompt=prompts[0])[-1], ids[0]) == cached[0]
     assert is_greedy(lambda t: model.logits(t, interventions, prompt=prompts[1]), ids[1], cached[1])
-    # (d) TransformerLens alone, without a cache
+    # (d) With TransformerLens alone, without a cache ...
     plain: Any = model.hooked
     assert greedy(lambda t: plain.run_with_hooks(t[None], fwd_hooks=hooks[1])[0, -1], ids[1]) == cached[1]
     assert is_greedy(lambda t: plain.run_with_hooks(t[None], fwd_hooks=hooks[0])[0], ids[0], cached[0])
-    # ... and its own generation over its own cache, inside a hooks() context
+    # ... and with its generation and its cache, inside a hooks() context.
     with plain.hooks(fwd_hooks=hooks[0]):
         out = plain.generate(
             ids[0][None], max_new_tokens=NEW, do_sample=False, use_past_kv_cache=True, stop_at_eos=False,
             verbose=False, return_type="tokens",
         )  # fmt: skip
     assert out[0, len(ids[0]) :].tolist() == cached[0]
-    # The intervention must change a response to show anything.
+    # The test shows nothing unless the intervention changes a response.
     assert not all(is_greedy(model.logits, one, response) for one, response in zip(ids, cached, strict=True))
 
 
@@ -149,9 +154,9 @@ def test_llama(kind, backend, load_model, pair):
     ],
 )
 def test_other_families(name, kind, backend, load_model, pair):
-    """Qwen3 has query and key norms and a chat template; Mistral a window shorter than the prompt.
+    """All ways agree with query and key norms and a chat template (Qwen3), and with a short window (Mistral).
 
-    Edits of parts of the prompt under a window have tests of their own below: not every cache can serve them.
+    Edits of parts of the prompt under a window are tested below, because not every cache supports them.
     """
     model = load_model(name, backend)
     check_every_way(model, INTERVENTIONS[kind](model), pair)
@@ -166,7 +171,7 @@ WINDOWED: dict[str, Callable[[FocusModel], list[Intervention]]] = {
 
 @pytest.mark.parametrize("kind", list(WINDOWED))
 def test_parts_of_the_prompt_inside_a_window(kind, backend, load_model, pair):
-    """The question lies inside the window of 24 keys: these act, with and without FocusLens's own cache."""
+    """Edits of the question, which lies inside the window of 24 keys, act with and without FocusLens's cache."""
     model = load_model("mistral_window", backend)
     model = FocusModel(model.hooked, model.tokenizer, stop_tokens=())
     interventions = WINDOWED[kind](model)
@@ -182,9 +187,10 @@ def test_parts_of_the_prompt_inside_a_window(kind, backend, load_model, pair):
 
 @pytest.mark.parametrize("kind", list(WINDOWED))
 def test_a_cache_that_forgets_keys_is_served_or_refused(kind, backend, load_model, pair):
-    """A user's own generation with a window: the bridge's cache drops keys outside of it, so columns are not absolute.
+    """With a cache that drops keys, an edit of a part of the prompt acts on exactly that part or raises an error.
 
-    An edit of parts of the prompt must either find them or say that it cannot; never act elsewhere, or not at all.
+    With a sliding window, the bridge's cache in a user's own generation drops keys outside the window. Columns of the
+    pattern are then not absolute positions.
     """
     model = load_model("mistral_window", backend)
     model = FocusModel(model.hooked, model.tokenizer, stop_tokens=())
@@ -205,7 +211,7 @@ def test_a_cache_that_forgets_keys_is_served_or_refused(kind, backend, load_mode
 
 @pytest.mark.parametrize("kind", ["split-softmax on a part", "projection, response", "composition"])
 def test_plain_hooks_on_a_padded_batch(kind, backend, load_model, pair):
-    """``hooks(model, prompts)`` are for the prompts as one left-padded batch, with its attention mask."""
+    """Hooks from ``hooks(model, prompts)`` act on the prompts as one left-padded batch with an attention mask."""
     model = load_model("llama", backend)
     interventions = INTERVENTIONS[kind](model)
     prompts = [sample.prompt("long") for sample in pair]
@@ -226,7 +232,7 @@ def test_plain_hooks_on_a_padded_batch(kind, backend, load_model, pair):
     ["split-softmax on a part", "rotary, response", "projection, all rows", "projection, response", "mean", "knockout"],
 )
 def test_logits_of_passes_over_a_cache(kind, backend, load_model, pair):
-    """Not only the largest logit: all of them, of two passes over a batch's cache against one pass each alone."""
+    """All logits of two passes over a batch's cache equal those of one pass per sequence, not only the argmax."""
     model = load_model("llama", backend)
     interventions = INTERVENTIONS[kind](model)
     prompts = [sample.prompt("long") for sample in pair]
@@ -249,7 +255,10 @@ def test_logits_of_passes_over_a_cache(kind, backend, load_model, pair):
 
 @pytest.mark.parametrize("kind", ["split-softmax on a part", "rotary, response", "projection, response"])
 def test_one_prefill_serves_many_settings(kind, backend, load_model, pair):
-    """Interventions that leave the prompt alone may start from a prefill without them, its last token held back."""
+    """Interventions that leave the prompt unchanged can decode from a prefill without interventions.
+
+    The prefill holds back its last token.
+    """
     model = load_model("llama", backend)
     interventions = INTERVENTIONS[kind](model)
     assert not any(one.changes_prompt for one in interventions)
@@ -264,7 +273,7 @@ def test_one_prefill_serves_many_settings(kind, backend, load_model, pair):
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_interventions_act_in_the_order_given(name, backend, load_model, reference, pair):
-    """Two edits of the same rows do not commute; each order is Hugging Face's attention edited in that order."""
+    """Two edits of the same rows do not commute. Each order equals Hugging Face's attention edited in that order."""
     model, hf, sample = load_model(name, backend), reference(name), pair[0]
     text = prompt_text(sample, "long")
     ids = hf.ids(text)
@@ -284,9 +293,9 @@ def test_interventions_act_in_the_order_given(name, backend, load_model, referen
             return by_hand[order[1]](layer, by_hand[order[0]](layer, pattern, start), start)
 
         expected = hf.logits(ids, Edits(query=steered, pattern=both))
-        # Steering acts before the softmax wherever it stands.
+        # Steering acts before the softmax at any place in the list.
         for interventions in ([first, second, steering], [steering, first, second]):
-            # Rotary tables of HookedTransformer; see conftest.
+            # The tolerance covers the rotary tables of HookedTransformer; see conftest.
             assert gap(model.logits(sample.prompt("long"), interventions), expected) < 1e-3
         seen.append(expected[-1])
     assert gap(*seen) > 0.05

@@ -1,4 +1,4 @@
-"""Against a real checkout of HELMET, where ``HELMET_DIR`` names one: its prompts, its metrics, its ``eval.py``."""
+"""Prompts, metrics and ``eval.py`` of a real HELMET checkout, in the directory that ``HELMET_DIR`` names."""
 
 from __future__ import annotations
 
@@ -45,14 +45,17 @@ def checkout() -> Checkout:
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: Any) -> dict[str, Path]:
-    """Checkpoints whose paths keep HELMET from asking for flash attention: a base model and one with a template."""
+    """A base checkpoint and one with a chat template.
+
+    HELMET does not use flash attention if the path contains "yarn".
+    """
     root = tmp_path_factory.mktemp("yarn")
     return {name: build_checkpoint(name, root / f"yarn-{name}") for name in ("llama", "llama_chat")}
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: Any, folders: dict[str, Path]) -> Path:
-    """Data for all sixteen tasks: recall sets, and files of the right form for the others."""
+    """Data for all sixteen tasks: recall data sets, and synthetic files in HELMET's format for the other tasks."""
     root, tokenizer = tmp_path_factory.mktemp("world"), AutoTokenizer.from_pretrained(folders["llama"])
     made = make_recall(tokenizer, root, [1200], samples=4)
     helmet_files.write_kilt(root)
@@ -69,7 +72,7 @@ def world(tmp_path_factory: Any, folders: dict[str, Path]) -> Path:
 
 @pytest.fixture
 def inside(world: Path, monkeypatch: Any) -> None:
-    """What stands for the hub lies where HELMET is run."""
+    """Run HELMET in the folder that contains the stand-ins for hub data sets."""
     monkeypatch.chdir(world)
 
 
@@ -86,7 +89,7 @@ def load(checkout: Checkout, entry: Entry) -> dict[str, Any]:
 
 
 def own_model(checkout: Checkout, folder: Path, entry: Entry, monkeypatch: Any) -> Any:
-    """HELMET's model, opened by HELMET."""
+    """HELMET's model class, opened by HELMET's code."""
     monkeypatch.setitem(sys.modules, "pkg_resources", stand_in_for_pkg_resources())
     return checkout.modules["model_utils"].HFModel(
         str(folder),
@@ -104,12 +107,12 @@ def own_model(checkout: Checkout, folder: Path, entry: Entry, monkeypatch: Any) 
 
 
 def collect_results(checkout: Checkout, monkeypatch: Any) -> Any:
-    """HELMET's script that gathers results, as a module."""
+    """HELMET's script that collects results, imported as a module."""
     spec = importlib.util.spec_from_file_location("collect_results", checkout.root / "scripts" / "collect_results.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, "collect_results", module)  # which its dataclass looks itself up in
+    monkeypatch.setitem(sys.modules, "collect_results", module)  # its dataclass looks the module up in sys.modules
     monkeypatch.setattr(sys, "dont_write_bytecode", True)
     spec.loader.exec_module(module)
     return module
@@ -143,7 +146,7 @@ def test_prompts_are_helmets_byte_for_byte(dataset, name, checkout, world, folde
     model = fl.FocusModel.from_pretrained(str(folders[name]), chat=False, device="cpu")
     samples = read_samples(checkout, entry, data, model.tokenizer)
     again = load(checkout, entry)
-    # HELMET draws questions of KILT, each with its passage at both depths.
+    # HELMET samples questions of KILT. Each question has two samples, one per depth of its passage.
     assert len(samples) == len(again["data"]) == (6 if dataset.startswith("kilt") else 3)
     assert len({sample.question for sample in samples}) == 3
     for place, sample in enumerate(samples):
@@ -163,7 +166,7 @@ def test_metrics_are_helmets_on_the_same_outputs(dataset, checkout, world, folde
     model = fl.FocusModel.from_pretrained(str(folders["llama"]), chat=False, device="cpu", n_ctx=4096)
     answering = Answering((fl.Setting("baseline"),), entry.max_new_tokens)
     data, store = answer_entry(model, checkout, entry, answering, tmp_path / "records")
-    # Answers that are right, in part, and wrong: a random model's would all be wrong.
+    # Outputs are correct, partly correct or wrong. All outputs of a random model would be wrong.
     for place, record in enumerate(store.records.values()):
         answer = data["data"][place]["answer"]
         right = answer if isinstance(answer, str) else answer[0]
@@ -226,14 +229,17 @@ def test_helmets_own_script_reads_the_files(checkout, world, folders, tmp_path, 
 def test_the_embedded_model_can_do_its_own_set_by_helmets_loader(tmp_path, capsys):
     named = ["--helmet", HELMET, "--config", "demo", "--lengths", "700", "--max-test-samples", "12", "--quiet"]
     assert main(["helmet", *named, "--device", "cpu", "--out", str(tmp_path)]) == 0
-    assert "Map" not in capsys.readouterr().err  # the datasets library is quiet too
+    assert "Map" not in capsys.readouterr().err  # the datasets library shows no progress bar
     (score,) = (tmp_path / "output" / "demo-baseline").glob("*.score")
     assert json.loads(score.read_text())["substring_exact_match"] > 60
 
 
 @pytest.mark.slow
 def test_evaluation_by_helmet_and_by_focuslens_gives_the_same_tokens(checkout, tmp_path, monkeypatch):
-    """The four recall tasks at 8k on a random model of 4 layers: baseline, and a direction folded in for HELMET."""
+    """HELMET and FocusLens generate the same tokens in the four recall tasks at 8k, with a random model of 4 layers.
+
+    The settings are the baseline and a direction, which is folded into the checkpoint for HELMET.
+    """
     make, tokenizer = CHECKPOINTS["llama"]
     sizes = {"num_hidden_layers": 4, "max_position_embeddings": 8192}
     monkeypatch.setitem(CHECKPOINTS, "llama", (lambda: make(**sizes), tokenizer))
@@ -263,7 +269,7 @@ def test_evaluation_by_helmet_and_by_focuslens_gives_the_same_tokens(checkout, t
 
 
 def recorded(folder: Path, setting: str) -> list[list[int]]:
-    """Tokens of all responses, task by task."""
+    """Recorded tokens of all responses, in task order."""
     lines = [line for dataset in RECALL for file in folder.glob(f"{dataset}_*") for line in read_lines(file)[1:]]
     return [line["results"][setting]["tokens"] for line in lines]
 
@@ -273,14 +279,14 @@ def read_lines(file: Path) -> list[Any]:
 
 
 def results_of(folder: Path) -> list[dict[str, Any]]:
-    """HELMET's result files, task by task."""
+    """HELMET's result files, in task order."""
     files = [file for dataset in RECALL for file in folder.glob(f"{dataset}_*.json")]
     assert len(files) == len(RECALL)
     return [json.loads(file.read_text()) for file in files]
 
 
 def by_helmet(checkout: Checkout, model: Path, config: Path, folder: Path) -> tuple[list[list[int]], list[Any]]:
-    """Tokens that HELMET's ``eval.py`` has a model generate, task by task, and the files that it writes."""
+    """Tokens that ``eval.py`` generates in all tasks, and the result files that it writes."""
     tokens, out = folder / f"{model.name}.jsonl", folder / f"out-{model.name}"
     options = ["--config", str(config), "--model_name_or_path", str(model), "--output_dir", str(out), "--tag", "v1"]
     options += ["--max_test_samples", "2", "--no_bf16", "--no_cuda", "--no_torch_compile", "--num_workers", "0"]

@@ -1,4 +1,4 @@
-"""Hooks a user has added stay and act; whatever happens inside a forward pass, none of ours is left behind."""
+"""A user's hooks remain and act, and no hook of FocusLens is left after a forward pass, even after an exception."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ HEADS = [(0, 1), (1, 2), (2, 0)]
 
 
 def count_hooks(hooked: Any) -> int:
-    """Hooks on all hook points as TransformerLens counts them, on all modules as PyTorch does, and replaced methods."""
+    """Total number of TransformerLens hooks, PyTorch hooks on modules, and replaced ``forward`` methods."""
     lens = sum(len(point.fwd_hooks) + len(point.bwd_hooks) for point in set(hooked.hook_dict.values()))
     modules = sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in hooked.modules())
     return lens + modules + sum("forward" in vars(module) for module in hooked.modules())
@@ -25,9 +25,9 @@ def count_hooks(hooked: Any) -> int:
 
 @pytest.fixture
 def clean(load_model, backend) -> Any:
-    """The tiny Llama, and afterwards a check that it is as it was."""
+    """The tiny Llama. After the test, its hooks must be unchanged."""
     model = load_model("llama", backend)
-    model.hooked(torch.tensor([[5, 6]]))  # the libraries hang up hooks of their own when a bridge is first run
+    model.hooked(torch.tensor([[5, 6]]))  # on its first run, a bridge adds hooks of its own
     before = count_hooks(model.hooked)
     level = model.hooked.context_level
     yield model
@@ -49,7 +49,7 @@ def interventions(model: FocusModel) -> list[Any]:
 
 
 def calls(model: FocusModel, samples: list[Any]) -> dict[str, Callable[[], Any]]:
-    """Everything public that runs the model."""
+    """All public calls that run the model."""
     everything, prompt = interventions(model), samples[0].prompt("long")
     prompts = [sample.prompt("gold") for sample in samples[:2]]
     return {
@@ -81,7 +81,7 @@ def test_nothing_is_left_behind(call, clean, samples):
 
 @CALLS
 def test_a_users_own_hook_stays_and_acts(call, clean, samples):
-    """``add_hook`` before, and a ``hooks()`` context around: both run in every forward pass, and are there after."""
+    """Hooks from ``add_hook`` and from an enclosing ``hooks()`` context run in every forward pass and stay in place."""
     passes = {"added": 0, "context": 0}
 
     def count(which: str) -> Callable[..., None]:
@@ -103,7 +103,7 @@ def test_a_users_own_hook_stays_and_acts(call, clean, samples):
 
 
 def test_a_users_hook_changes_what_we_see(clean, samples):
-    """Logits under a user's hook and our intervention are those of both hooks in plain TransformerLens."""
+    """Logits under a user's hook and an intervention equal those of both hooks in plain TransformerLens."""
     prompt = samples[0].prompt("long")
     ids = clean.encode(prompt).tokens
     split = fl.SplitSoftmax(HEADS, 0.1)
@@ -134,7 +134,7 @@ def explode(tensor: Tensor, hook: Any) -> None:
 
 
 class Exploding:
-    """An intervention whose hook fails, after another's hooks have been added."""
+    """An intervention whose hook raises, used after interventions whose hooks have been added."""
 
     heads = ()
     changes_prompt = True
@@ -178,13 +178,13 @@ def test_an_exception_inside_a_forward_pass_leaves_nothing(call, clean, samples)
     assert count_hooks(clean.hooked) == before
     assert clean.hooked.context_level == level
     assert gap(clean.logits(prompt), plain) == 0
-    # A prefix that was in use is as it was.
+    # The prefix in use at the time of the exception is unchanged.
     again, _ = clean.extend(prefix, torch.tensor([[5, 6]]))
     assert gap(again[0], clean.logits(torch.cat((ids, torch.tensor([5, 6]))))[-2:]) < 2e-4
 
 
 def test_a_hook_point_that_does_not_exist_is_an_error(clean, samples):
-    """The bridge would ignore it without a word."""
+    """An unknown hook point raises an error, although the bridge would ignore it silently."""
     before = count_hooks(clean.hooked)
     with pytest.raises(ValueError, match="hook_nowhere"):
         clean.observe(clean.encode(samples[0].prompt("gold")).tokens, [("blocks.0.attn.hook_nowhere", explode)])

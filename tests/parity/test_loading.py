@@ -1,4 +1,4 @@
-"""Objects of the user's own, half precision, and windows: other ways to the same numbers."""
+"""A user's own model objects, half precision, and sliding windows give the same numbers as the reference."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def user_bridge(directory: Any) -> Any:
 
 
 def user_hooked(hf: ReferenceModel, *, process: bool = False) -> Any:
-    """A HookedTransformer as a user makes one: TransformerLens's own configuration and weight conversion."""
+    """A HookedTransformer that a user would build with TransformerLens's configuration and weight conversion."""
     from transformer_lens import HookedTransformer, HookedTransformerConfig
     from transformer_lens.pretrained.weight_conversions.llama import convert_llama_weights
     from transformer_lens.pretrained.weight_conversions.qwen2 import convert_qwen2_weights
@@ -83,7 +83,7 @@ def test_a_users_own_model(name, kind, tokenizer, checkpoint, load_model, refere
     for prompt, sample in zip(prompts, samples, strict=True):
         assert model.encode(prompt).tokens.tolist() == hf.ids(prompt_text(sample, "long")).tolist()
     assert gap(model.logits(prompts[0]), hf.logits(hf.ids(prompt_text(samples[0], "long")))) < 1e-3
-    # The same numbers in the same order, but products round by where in memory their factors lie.
+    # The operations and their order are the same, but rounding of matrix products depends on memory alignment.
     assert gap(model.logits(prompts[0], [split]), loaded.logits(prompts[0], [split])) < 1e-4
     assert [one.text for one in model.generate(prompts, [split], max_new_tokens=4)] == [
         one.text for one in loaded.generate(prompts, [split], max_new_tokens=4)
@@ -95,7 +95,10 @@ def test_a_users_own_model(name, kind, tokenizer, checkpoint, load_model, refere
 
 @pytest.mark.parametrize("kind", [pytest.param("hooked", marks=needs_hooked), "bridge"])
 def test_a_users_own_model_with_processed_weights(kind, checkpoint, reference, samples):
-    """Layer norms folded, weights centred: logits are moved by a constant, everything else is the same model's."""
+    """A model with folded layer norms and centred weights gives the same log-probabilities and responses.
+
+    Processing shifts all logits of a row by a constant.
+    """
     hf, sample = reference("llama"), samples[2]
     if kind == "hooked":
         mine = user_hooked(hf, process=True)
@@ -125,12 +128,12 @@ def test_a_users_own_model_with_processed_weights(kind, checkpoint, reference, s
 
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
 def test_half_precision(name, backend, load_model, reference, samples):
-    """bfloat16 against Hugging Face's own bfloat16, and both against single precision.
+    """Half-precision logits and scores match Hugging Face's bfloat16 and single precision up to rounding.
 
-    A number of bfloat16 is good to 2^-9 = 0.2 %, a logit of attention of 10 to 0.04, so a contextual score to some 4 %
-    of itself, and late layers add to that: 0.06 at the worst was measured in scores of 0.5, and 0.005 in the mean.
-    Logits are held to what Hugging Face's own rounding is; two implementations in bfloat16 round in different places,
-    so they may differ by as much as both do from single precision.
+    A bfloat16 number is accurate to 2^-9 = 0.2 %, an attention logit of 10 to 0.04, and a contextual score to about 4 %
+    of its value. Later layers add to this error. In scores of about 0.5, differences of at most 0.06 and of 0.005 on
+    average were measured. The tolerance of logits is the rounding error of Hugging Face's bfloat16 model. Two bfloat16
+    implementations round at different places, so they may differ by as much as each differs from single precision.
     """
     model, full = load_model(name, backend, dtype="bfloat16"), load_model(name, backend)
     hf, half = reference(name), reference(name, torch.bfloat16)
@@ -156,18 +159,21 @@ def test_half_precision(name, backend, load_model, reference, samples):
     prompts = [sample.prompt("long") for sample in samples]
     alone = [model.generate(prompt, [split], max_new_tokens=3).tokens.tolist() for prompt in prompts]
     assert all(len(tokens) > 0 for tokens in alone)
-    # The first token is the largest logit of a row that the cache has no part in.
+    # The first token is the argmax of a row that does not depend on the cache.
     first = [int(model.logits(prompt, [split])[-1].argmax()) for prompt in prompts]
     assert [tokens[0] for tokens in alone] == first
 
 
 def test_a_window_shorter_than_the_prompt(backend, load_model, reference, samples):
-    """Mistral with 24 keys a row: with and without a cache, alone and in a batch, far beyond the prompt's end."""
+    """Mistral with a window of 24 keys matches Hugging Face with and without a cache, alone and in a batch.
+
+    The responses are longer than the window.
+    """
     model, hf = load_model("mistral_window", backend), reference("mistral_window")
     ids = [hf.ids(prompt_text(sample, "long")) for sample in samples]
     expected = [hf.generate(one, 30) for one in ids]
     prompts = [sample.prompt("long") for sample in samples]
-    # Longer than the window: by the end no row of the response sees a token of the prompt.
+    # At the end of the response, no prompt token is inside the window.
     assert [one.tokens.tolist() for one in model.generate(prompts, max_new_tokens=30)] == expected
     whole = torch.cat((ids[0], torch.tensor(expected[0])))
     assert gap(model.logits(whole), hf.logits(whole)) < 1e-3

@@ -1,4 +1,4 @@
-"""Without interventions FocusLens is the checkpoint: logits and greedy responses are Hugging Face's own."""
+"""Without interventions, FocusLens's logits and greedy responses equal those of Hugging Face."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_parts_are_the_tokens_that_hold_their_characters(name, load_model, refer
             assert encoded.spans["document"][index] == (tokens[0], tokens[-1] + 1)
             straddling += offsets[tokens[0]][0] < characters[0]
         assert encoded.spans["relevant"] == (encoded.spans["document"][sample.gold_index],)
-    # "](" is one token of this vocabulary: a document begins in the middle of it.
+    # "](" is one token of this vocabulary, so a document begins in the middle of a token.
     assert straddling > 0
 
 
@@ -58,7 +58,7 @@ def test_logits_are_hugging_faces(name, backend, load_model, reference, samples,
 
 @FAMILIES
 def test_logits_with_a_cache_are_those_without(name, backend, load_model, reference, samples, logit_tolerance):
-    """A batch of unequal prompts, prefilled and extended, against each sequence in one pass of Hugging Face."""
+    """Logits of a prefilled and extended batch of unequal prompts equal one Hugging Face pass per sequence."""
     model, hf = load_model(name, backend), reference(name)
     chosen = [samples[1], samples[3]]
     response = torch.tensor([[70, 300, 301], [5, 90, 91]])
@@ -75,7 +75,10 @@ def test_logits_with_a_cache_are_those_without(name, backend, load_model, refere
 
 @pytest.mark.parametrize("name", ["llama_rope", "llama_linear", "mistral_window", "qwen2_window"])
 def test_rotary_scaling_and_windows_matter_on_these_prompts(name, checkpoint, reference, samples):
-    """Guards the tests above: a loader that forgot these settings would fail them by far."""
+    """Rotary scaling and windows change the logits by far more than the tolerance of the tests above.
+
+    A loader that ignored these settings would therefore fail those tests.
+    """
     config = AutoConfig.from_pretrained(checkpoint(name))
     if "window" in name:
         config.sliding_window = 4096
@@ -104,7 +107,10 @@ def test_greedy_responses_are_hugging_faces(name, backend, load_model, reference
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "mistral_window"])
 def test_responses_in_a_batch_end_where_each_alone_would(name, backend, load_model, reference, samples):
-    """Stop tokens taken from the responses themselves, so that they end at different steps, one at once."""
+    """Responses of a batch end at the same steps as each response alone.
+
+    The stop tokens are taken from the responses, so that responses end at different steps and one is empty.
+    """
     hf = reference(name)
     ids = [hf.ids(prompt_text(sample, "long")) for sample in samples]
     free = [hf.generate(one, 8) for one in ids]
@@ -124,12 +130,13 @@ def test_responses_in_a_batch_end_where_each_alone_would(name, backend, load_mod
 
 
 def test_a_context_of_the_checkpoints_own_length(backend, load_model, reference, samples):
-    """No cap at 2,048 or elsewhere: the last position of ``max_position_embeddings`` is as exact as the first."""
+    """The context length is the checkpoint's, not a default cap, and the last position is as exact as the first."""
     hf, model = reference("llama_rope"), load_model("llama_rope", backend)
     prompt = hf.ids(prompt_text(samples[0], "long"))
     tokens = prompt.repeat(5)[:1024]
     assert model.shape.n_ctx == 1024
     expected = hf.logits(tokens)
-    # Angles grow with the position, and with them what float32 leaves of them: 1,024 radians are good to 6e-5. The
-    # bridge's are Hugging Face's own; what is left is another order of summation (2e-5 measured).
+    # Rotary angles grow with the position, and so does their float32 rounding error: an angle of 1,024 radians is
+    # accurate to 6e-5. The bridge uses Hugging Face's angles and differs only in the order of summation (2e-5
+    # measured).
     assert gap(model.logits(tokens), expected) < (1e-4 if backend == "bridge" else 5e-3)

@@ -1,4 +1,4 @@
-"""Rows of a response, and windows, against the full attention patterns of Hugging Face's eager attention."""
+"""Response rows and attention windows against the full patterns of Hugging Face's eager attention."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.support.reference import Edits, document_ranges, gap, prompt_text, sp
 
 HEADS = [(2, 3), (0, 1), (2, 0)]
 RESPONSE = "The silver lantern"
-TOLERANCE = 1e-4  # as in test_scores.py
+TOLERANCE = 1e-4  # see test_scores.py
 
 
 def picked(patterns: torch.Tensor) -> torch.Tensor:
@@ -49,9 +49,9 @@ def test_rows_of_a_given_response_under_an_intervention(name, backend, load_mode
     assert gap(found.rows, expected) < TOLERANCE
     assert (found.name, found.text) == ("split", RESPONSE)
     plain = fl.response_attention(model, sample.prompt("long"), HEADS, response=RESPONSE)
-    if name != "mistral_window":  # whose rows do not reach back to the document
+    if name != "mistral_window":  # rows of the window do not reach back to the document
         assert gap(plain.rows, expected) > 0.05
-    # What the parts of the prompt get, summed token by token.
+    # Shares of the prompt's parts equal sums over their tokens.
     units = found.by_unit()
     relevant = units.labels.index(f"Document [{sample.gold_index + 1}]")
     assert units.relevant == (relevant,)

@@ -1,4 +1,4 @@
-"""Copy scores against a loop over the full attention of Hugging Face's eager models, and against hand-worked cases."""
+"""Copy scores against a loop over the full patterns of Hugging Face's eager attention, and against worked examples."""
 
 from __future__ import annotations
 
@@ -32,11 +32,14 @@ ANSWER = "silver castle garden tower"
 NEW_TOKENS = 8
 
 MARGIN = 1e-5
-"""A head's largest attention weight and the largest that would change the outcome are further apart than rounding."""
+"""Minimum distance between a head's largest attention weight and any weight that would change the outcome.
+
+The distance exceeds the rounding error.
+"""
 
 
 def _prompts() -> dict[str, str]:
-    """By name: the needle in first and last place, and between, in prompts of unequal length."""
+    """Prompts of unequal length by name, with the needle at the beginning, in the middle or at the end."""
     made = {
         "middle": f"The painter saw {NEEDLE} near the harbour. Where?",
         "short": f"Is {NEEDLE} here",
@@ -60,7 +63,7 @@ def _samples() -> list[NeedleSample]:
 
 @dataclass(frozen=True)
 class Run:
-    """One prompt as the loop over whole attention patterns sees it."""
+    """One prompt's response and copy counts from the loop over full attention patterns."""
 
     response: list[int]
     copies: list[list[int]]
@@ -73,7 +76,10 @@ class Run:
 
 
 class Speaker:
-    """A tiny random checkpoint that can say nothing but the tokens of the needle: else it would hardly ever copy."""
+    """A tiny random checkpoint that generates only tokens of the needle.
+
+    An unrestricted model would hardly ever copy.
+    """
 
     def __init__(self, name: str, directory: Path) -> None:
         self.directory = directory
@@ -84,7 +90,7 @@ class Speaker:
         rows = hf.lm_head.weight.detach().clone()
         with torch.no_grad():
             hf.lm_head.weight.zero_()
-            # In opposite pairs, one of which is above the zero of all other tokens.
+            # Rows come in opposite pairs. One logit of each pair is above the zero logit of all other tokens.
             hf.lm_head.weight[self.words] = torch.stack([rows[first], -rows[first], rows[third], -rows[third]])
         hf.save_pretrained(directory)
         del self.reference
@@ -102,7 +108,7 @@ class Speaker:
         return FocusModel(self._models[backend].hooked, self._models[backend].tokenizer, stop_tokens=stop)
 
     def trace(self, prompt: str) -> list[tuple[int, list[Tensor]]]:
-        """The token of each step and every layer's attention ``[head row key]``, without a cache."""
+        """For each step, the generated token and every layer's attention ``[head row key]``, without a cache."""
         if prompt not in self._traces:
             ids = self.reference.ids(prompt).tolist()
             steps: list[tuple[int, list[Tensor]]] = []
@@ -115,7 +121,10 @@ class Speaker:
         return self._traces[prompt]
 
     def run(self, prompt: str, part: str, stop: list[int], shift: int = 0) -> Run:
-        """Counts one step, one layer, one head and one key after the other; ``shift`` looks at an earlier row."""
+        """Copies of each head, counted in a loop over steps, layers, heads and keys.
+
+        ``shift`` selects an earlier row.
+        """
         ids, text = self.reference.ids(prompt).tolist(), self.reference.text(prompt)
         assert text.count(part) == 1
         start = text.index(part)
@@ -146,7 +155,7 @@ def speaker(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def stop(speaker: Speaker) -> list[int]:
-    """A token of the needle that ends responses at different steps, and leaves most of the copying."""
+    """The needle token that, used as the stop token, ends responses at different steps and leaves the most copies."""
 
     def left(word: int) -> tuple[bool, int]:
         made = [speaker.run(text, ANSWER, [word]) for text in _prompts().values()]
@@ -161,7 +170,7 @@ def runs(speaker: Speaker, stop: list[int]) -> list[Run]:
 
 
 def recall_by_hand(response: str, reference: str) -> float:
-    """ROUGE-1 recall without stemming, which makes no two of the words here the same."""
+    """ROUGE-1 recall without stemming. Stemming makes no two of these words equal."""
     said, wanted = (Counter(re.findall("[a-z0-9]+", text.lower())) for text in (response, reference))
     return sum((said & wanted).values()) / sum(wanted.values())
 
@@ -199,7 +208,7 @@ def test_the_whole_needle_can_be_asked_for(speaker: Speaker, stop: list[int], ru
     assert min(run.margin for run in whole) > MARGIN
     expected = torch.tensor([run.scores for run in whole])
     assert not torch.equal(expected, torch.tensor([run.scores for run in runs]))
-    # Where a prompt says nothing of an answer, the needle is what counts.
+    # If a prompt has no answer span, the needle span is the default.
     bare = [
         NeedleSample(Prompt(one.prompt.text, {"needle": one.prompt.spans["needle"]}), ANSWER, 0, 0.0, one.id)
         for one in samples
@@ -210,7 +219,7 @@ def test_the_whole_needle_can_be_asked_for(speaker: Speaker, stop: list[int], ru
 
 
 def test_the_prompts_tell_right_from_wrong(speaker: Speaker, stop: list[int], runs: list[Run]) -> None:
-    """Guards the tests above: heads copy from the first place and the last, and one row earlier is another score."""
+    """The tests above can fail: heads copy from the first and last place, and an earlier row gives different scores."""
     copied: Counter[str] = Counter()
     for name, run in zip(_prompts(), runs, strict=True):
         copied[name.split()[0]] += sum(map(sum, run.copies))
@@ -222,7 +231,7 @@ def test_the_prompts_tell_right_from_wrong(speaker: Speaker, stop: list[int], ru
 
 
 def test_hidden_needles_are_scored_from_end_to_end(speaker: Speaker, stop: list[int], backend: str) -> None:
-    """Prompts of `needle_samples` in a chat template or without: the loop finds the needle by searching the text."""
+    """Scores of `needle_samples` prompts equal those of a loop that finds the needle by string search."""
     needle = fl.Needle("what did the sailor see?", f"The sailor saw the {NEEDLE}.", ANSWER)
     haystack = " ".join(f"The wagon met {n} queens. Winter came to the tower." for n in range(12))
     model = speaker.model(backend, stop)
@@ -236,19 +245,21 @@ def test_hidden_needles_are_scored_from_end_to_end(speaker: Speaker, stop: list[
     assert found.recall == pytest.approx(recall)
 
 
-# --- worked by hand ---------------------------------------------------------------------------------------------------
+# --- hand-computed cases ----------------------------------------------------------------------------------------------
 
 
 def test_a_case_worked_by_hand() -> None:
-    # Two prompts, the second padded by one; the needle is tokens 7 8 9 of the first, and 8 8 of the second.
+    # Two prompts, the second left-padded by one. The needle is tokens 7 8 9 of the first prompt and 8 8 of the second.
     keys = torch.tensor([[5, 7, 8, 9, 6, -1, -1], [0, 8, 8, 9, 7, -1, -1]])
     needle = torch.tensor([[0, 1, 1, 1, 0, 0, 0], [0, 1, 1, 0, 0, 0, 0]]).bool()
     generated = torch.tensor([[7, 8, 6], [8, 9, -1]])
     attended = torch.tensor(
         [
-            # 7 and 8 from the needle, 6 from outside; 8 where 7 is said, 9 where 8 is, the response's own key.
+            # Head 0: 7 and 8 from the needle, then 6 from outside. Head 1: 8 while 7 is generated, 9 while 8 is
+            # generated, then a key of the response.
             [[[1, 2, 4], [2, 3, 5]]],
-            # 8 from the needle's second token, 9 from outside; nothing, then padding, and a key behind the end.
+            # Head 0: 8 from the second needle token, 9 from outside, then no step. Head 1: a wrong token, a padding
+            # key, then a key beyond the end.
             [[[2, 3, 1], [4, 0, 6]]],
         ]
     )
@@ -263,21 +274,21 @@ def test_no_steps_copy_nothing() -> None:
 
 
 class FakeModel:
-    """Two layers of two heads that look where they are told to, and say "b c" (tokens 11, 12) to both prompts."""
+    """Two layers of two heads with fixed attention. The response to both prompts is "b c" (tokens 11, 12)."""
 
     shape = type("Shape", (), {"n_layers": 2, "n_heads": 2})
     pad_token = 0
     steps = (
-        # By layer: what the prompts' last rows attend to, which say "b", ...
+        # Per layer: attention of the prompts' last rows, which generate "b", ...
         [[[0.0, 0.1, 0.6, 0.3], [0.0, 0.1, 0.3, 0.6]], [[0.0, 0.8, 0.1, 0.1], [0.9, 0.0, 0.1, 0.0]]],
-        # ... the row of "b", which says "c", ...
+        # ... of the row of "b", which generates "c", ...
         [[[0.0, 0.1, 0.1, 0.6, 0.2]] * 2, [[0.0, 0.1, 0.1, 0.2, 0.6], [0.0, 0.0, 0.3, 0.4, 0.3]]],
-        # ... and the row of "c", which ends the response and counts for nothing, though it looks at "b".
+        # ... and of the row of "c". This row ends the response, so it does not count although it attends to "b".
         [[[0.0, 0.0, 0.9, 0.1, 0.0, 0.0]] * 2] * 2,
     )
 
     def prefill(self, prompts: list[EncodedPrompt], *, hold_last: bool) -> Prefix:
-        assert hold_last  # else the first row would have been run before anyone looked
+        assert hold_last  # the observers must see the first generating row
         batch = PromptBatch.of(prompts)
         return Prefix(batch, None, batch.mask(), None)
 
@@ -292,13 +303,14 @@ class FakeModel:
 
 
 def test_scores_of_a_fake_pattern() -> None:
-    """Rows are those that generate the tokens; keys are columns, which padding shifts."""
-    # "a b c", padded by one, of which "b c" is to be copied; and "b a b c", of which the first "b" is.
+    """Scores use the rows that generate tokens, and keys are columns of the padded batch."""
+    # "a b c" is padded by one, and its "b c" is to be copied. In "b a b c", the first "b" is to be copied.
     short = EncodedPrompt(torch.tensor([10, 11, 12]), {"copied": ((1, 3),)})
     long = EncodedPrompt(torch.tensor([11, 10, 11, 12]), {"copied": ((0, 1),)})
     scores, texts = _run(cast("Any", FakeModel()), [short, long], 100, max_new_tokens=5)
-    # Layer 0: head 0 looks at "b", then at "c"; head 1 at "c" both times. Layer 1: head 0 at column 1, then at the
-    # response's "b"; head 1 at column 0, the padding of one and the needle of the other, then at "c".
+    # Layer 0: head 0 attends to "b", then to "c"; head 1 to "c" in both steps. Layer 1: head 0 attends to column 1,
+    # then to the "b" of the response; head 1 to column 0 (padding of the short prompt, needle of the long prompt), then
+    # to "c".
     expected = torch.tensor([[[1.0, 0.5], [0.0, 0.5]], [[0.0, 0.0], [0.0, 1.0]]])
     torch.testing.assert_close(scores, expected)
     assert texts == ["b c", "b c"]
@@ -317,7 +329,7 @@ def made_scores(**changes: Any) -> RetrievalScores:
 
 def test_runs_that_do_not_find_the_needle_do_not_count() -> None:
     scores = made_scores()
-    assert scores.counted == (True, False, True)  # a recall of just min_recall does not exceed it
+    assert scores.counted == (True, False, True)  # recall must exceed min_recall
     torch.testing.assert_close(scores.scores, torch.tensor([[0.3, 0.0], [0.25, 0.75]]))
     assert scores.ranking() == [(1, 1), (0, 0), (1, 0), (0, 1)]
     assert scores.top_heads(2) == [(1, 1), (0, 0)]
@@ -330,8 +342,8 @@ def test_runs_that_do_not_find_the_needle_do_not_count() -> None:
 @pytest.mark.parametrize(
     ("response", "reference", "recall"),
     [
-        ("The records were broken!", "a record was broken", 2 / 4),  # stemmed: record, broken
-        ("take, take, take", "Take a walk; take it", 2 / 5),  # at most as often as the reference has it
+        ("The records were broken!", "a record was broken", 2 / 4),  # stems: record, broken
+        ("take, take, take", "Take a walk; take it", 2 / 5),  # a word counts at most as often as in the reference
         ("", "walk", 0.0),
     ],
 )
@@ -346,7 +358,7 @@ def test_the_demo_model_copies() -> None:
     assert found.scores[found.top_heads(1)[0]] > 0.05
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 def sample(text: str = "a river. Where?", reference: str = "river") -> NeedleSample:
@@ -364,7 +376,7 @@ def sample(text: str = "a river. Where?", reference: str = "river") -> NeedleSam
         ),
         ([sample()], {"min_recall": 1.0}, "min_recall is 1;"),
         ([sample()], {"min_recall": -0.1}, "min_recall is -0.1;"),
-        ([sample()], {"span": "answer"}, "'the sample' has no part 'answer'; it has needle"),
+        ([sample()], {"span": "answer"}, "'the sample' has no span 'answer'; it has needle"),
         ([sample(reference="東京")], {}, "the reference '東京' has no word that ROUGE counts"),
         ([sample()], {"max_new_tokens": 0}, "max_new_tokens is 0"),
         ([sample()], {"batch_tokens": 0}, "batch_tokens is 0"),

@@ -1,4 +1,4 @@
-"""Contextual scores against a direct computation on the full attention patterns of Hugging Face's eager attention."""
+"""Contextual scores against a direct computation on the full patterns of Hugging Face's eager attention."""
 
 from __future__ import annotations
 
@@ -28,19 +28,22 @@ if TYPE_CHECKING:
 KINDS = ("relevant", "irrelevant", "irrelevant_max", "sink")
 
 TOLERANCE = 1e-4
-"""A score is a mean of sums of attention weights, each good to a few 1e-7; logits that differ by 1e-4 (rotary tables of
-``HookedTransformer``) change a weight by 1e-4 of itself at most."""
+"""Tolerance of scores, which are means of sums of attention weights.
+
+Each weight is accurate to a few 1e-7. Logits that differ by 1e-4 (rotary tables of ``HookedTransformer``) change a
+weight by at most 1e-4 of its value.
+"""
 
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 
 RESPONSES = ("The silver lantern", "queen 42.", "naïve señor of the winter harbour bridge", "x")
-"""Given responses: of unequal length, with characters of several bytes, and of one token or two."""
+"""Given responses of unequal length. One has multi-byte characters, and one has only one or two tokens."""
 
 
 def scores_by_hand(
     hf: ReferenceModel, sample: MultiDocSample, case: str, response: Tensor, edits: Edits | None = None, shift: int = 0
 ) -> dict[str, Tensor]:
-    """The four scores ``[layer head]``, equation 1 spelled out on the full pattern; ``shift`` moves the rows."""
+    """The four scores ``[layer head]`` from equation 1, computed on the full pattern. ``shift`` moves the rows."""
     prompt = prompt_text(sample, case)
     text, offsets, ids = hf.text(prompt), hf.offsets(prompt), hf.ids(prompt)
     patterns = hf.patterns(torch.cat((ids, response)), edits).double()
@@ -64,7 +67,7 @@ def scores_by_hand(
 
 
 def given_response(hf: ReferenceModel, sample: MultiDocSample, case: str, response: str) -> Tensor:
-    """Tokens of a response as Hugging Face gives them for prompt and response in one text."""
+    """Response tokens that Hugging Face returns for prompt and response in one text."""
     prompt = hf.ids(prompt_text(sample, case)).tolist()
     text = hf.text(prompt_text(sample, case)) + (response if hf.chat else " " + response)
     whole = hf.tokenizer(text, add_special_tokens=not hf.chat)["input_ids"]
@@ -96,7 +99,7 @@ def test_scores_of_given_responses(name, case, backend, load_model, reference, s
 
 @pytest.mark.parametrize("name", [*FAMILIES, "llama_chat", "mistral_window"])
 def test_the_rows_and_the_parts_matter(name, reference, samples):
-    """Guards the tests above: one row earlier, or any two of the four scores exchanged, would be far off."""
+    """The tests above can fail: one row earlier, or two of the four scores exchanged, would exceed the tolerance."""
     hf = reference(name)
     ids = [given_response(hf, sample, "long", text) for sample, text in zip(samples, RESPONSES, strict=True)]
     here = [scores_by_hand(hf, *pair) for pair in zip(samples, ["long"] * 4, ids, strict=True)]
@@ -111,7 +114,7 @@ def test_the_rows_and_the_parts_matter(name, reference, samples):
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral_window"])
 def test_scores_of_generated_responses(name, backend, load_model, reference, samples):
-    """Responses that end at different steps, one of them at once: its scores are NaN."""
+    """Scores of generated responses that end at different steps. The scores of an empty response are NaN."""
     hf = reference(name)
     ids = [hf.ids(prompt_text(sample, "long")) for sample in samples]
     free = [hf.generate(one, 5) for one in ids]
@@ -137,7 +140,7 @@ def test_scores_of_generated_responses(name, backend, load_model, reference, sam
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_scores_under_interventions(name, backend, load_model, reference, samples):
-    """Scores see the pattern that the interventions made: split-softmax over steered queries."""
+    """Scores are computed on the pattern that interventions produce, here split-softmax over steered queries."""
     model, hf = load_model(name, backend), reference(name)
     torch.manual_seed(3)
     split, steered = [(0, 1), (1, 2), (2, 0)], [(0, 1), (0, 2), (2, 3)]
@@ -165,7 +168,11 @@ def test_scores_under_interventions(name, backend, load_model, reference, sample
 
 
 def test_correct_and_wrong_are_the_long_prompts_split_by_outcome(backend, load_model, reference, samples):
-    """Answers are chosen so that the first three samples are right with gold alone, and one of those with all."""
+    """Scores of "correct" and "wrong" are those of the long prompts, split by outcome.
+
+    With the gold document alone, the first three samples are correct. With all documents, one of these three is
+    correct.
+    """
     model, hf = load_model("llama", backend), reference("llama")
 
     def says(sample: MultiDocSample, case: str) -> str:

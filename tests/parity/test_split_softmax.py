@@ -1,4 +1,4 @@
-"""Split-softmax on a model against Hugging Face attention edited by a loop in float64."""
+"""Split-softmax against Hugging Face attention that a float64 loop edits."""
 
 from __future__ import annotations
 
@@ -17,9 +17,11 @@ from tests.support.reference import (
 
 HEADS = [(0, 1), (0, 3), (1, 0), (1, 2), (2, 2), (2, 3)]
 TOLERANCE = 1e-3
-"""Of logits: weights of edited rows are as good as the rows they are made of; 1e-4 is measured on
-``HookedTransformer``, whose rotary tables differ. Also at tau = 0 or 1,000: a side is multiplied by one number, so
-weights keep their relative error."""
+"""Tolerance of logits. Edited rows are as accurate as the rows before the edit.
+
+On ``HookedTransformer``, whose rotary tables differ, 1e-4 is measured. The tolerance also applies at tau = 0 and 1,000:
+all weights on one side of the split are multiplied by one number, so they keep their relative error.
+"""
 
 TAUS = (0, 0.1, 0.6, 1, 1.5, 1000)
 
@@ -34,7 +36,7 @@ def relevant_tokens(hf, sample, case="long") -> list[int]:
     [*(("llama", tau) for tau in TAUS), ("qwen2", 0.1), ("qwen2", 1000), ("qwen3", 0), ("qwen3", 1.5)],
 )
 def test_logits_are_those_of_edited_rows(name, tau, backend, load_model, reference, samples):
-    """The relevant document, by name."""
+    """Logits under split-softmax on the relevant document, the default span, equal those of edited rows."""
     model, hf, sample = load_model(name, backend), reference(name), samples[2]
     prompt = hf.ids(prompt_text(sample, "long"))
     tokens = torch.cat((prompt, torch.tensor([70, 300, 5, 90])))
@@ -53,7 +55,7 @@ def test_logits_are_those_of_edited_rows(name, tau, backend, load_model, referen
 
 @pytest.mark.parametrize("tau", [0, 0.3, 1000])
 def test_a_range_of_tokens(tau, backend, load_model, reference, samples):
-    """A range of token positions, here the one that ends the prompt: inside a window of 24 keys."""
+    """The span can be a range of token positions, here inside a window of 24 keys before the prompt's end."""
     sample = samples[3]
     for name in ("llama", "mistral_window"):
         model, hf = load_model(name, backend), reference(name)
@@ -67,7 +69,7 @@ def test_a_range_of_tokens(tau, backend, load_model, reference, samples):
 
 
 def test_a_part_of_several_ranges(backend, load_model, reference, samples):
-    """All irrelevant documents together are one side of the split."""
+    """A span of several ranges is one side of the split, here all irrelevant documents."""
     model, hf, sample = load_model("llama", backend), reference("llama"), samples[1]
     text = prompt_text(sample, "long")
     prompt, offsets = hf.ids(text), hf.offsets(text)
@@ -82,7 +84,7 @@ def test_a_part_of_several_ranges(backend, load_model, reference, samples):
 
 
 def test_rows_with_all_or_nothing_on_the_span(backend, load_model, reference, samples):
-    """p = 1 (the span is all a row can see) and p = 0 (out of the window) leave rows as they are; p elsewhere acts."""
+    """Rows with all attention on the span (p = 1) or none (p = 0, span outside the window) stay unchanged."""
     model, hf, sample = load_model("mistral_window", backend), reference("mistral_window"), samples[3]
     prompt = hf.ids(prompt_text(sample, "long"))
     n = len(prompt)
@@ -97,7 +99,7 @@ def test_rows_with_all_or_nothing_on_the_span(backend, load_model, reference, sa
 
 @pytest.mark.parametrize("tau", TAUS)
 def test_responses_are_those_of_edited_rows(tau, backend, load_model, reference, samples):
-    """Generation in a batch against Hugging Face's own, one prompt at a time, with its cache."""
+    """Responses of a batch equal those of Hugging Face's cached generation for each prompt alone."""
     model, hf = load_model("llama", backend), reference("llama")
     chosen = samples[1:]
     expected = []
@@ -116,7 +118,10 @@ def test_responses_are_those_of_edited_rows(tau, backend, load_model, reference,
 
 
 def test_the_mass_on_the_span_is_its_power(backend, load_model, samples):
-    """Read off ``hook_pattern`` itself: p becomes p ** tau, rows sum to one, other heads and rows keep theirs."""
+    """In ``hook_pattern``, the span's mass p becomes p ** tau and rows sum to one.
+
+    Other heads and rows stay unchanged.
+    """
     model, sample = load_model("qwen2", backend), samples[0]
     encoded = model.encode(sample.prompt("long"))
     ((start, end),) = encoded.spans["relevant"]

@@ -1,7 +1,8 @@
-"""Steering at the projection site against Hugging Face checkpoints that carry the vectors as biases.
+"""Steering at the projection site against Hugging Face checkpoints with the vectors as biases.
 
-``d_Q`` is added to ``q_proj``'s bias at its query head's place, ``d_K`` to ``k_proj``'s at its key-value head's: the
-steered model is an ordinary checkpoint. Where the family has query and key norms (Qwen3), the bias comes before them.
+``d_Q`` is added to the bias of ``q_proj`` for its query head, and ``d_K`` to the bias of ``k_proj`` for its key-value
+head. The steered model is therefore an ordinary checkpoint. In families with query and key norms (Qwen3), the bias is
+added before the norm.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ import focuslens as fl
 from tests.support.reference import ReferenceModel, gap, prompt_text
 
 SEPARATE = [(0, 0), (0, 3), (1, 1), (2, 2)]
-"""Heads that share no key-value head (query heads 0 and 1 read the first, 2 and 3 the second)."""
+"""Heads that do not share a key-value head. Query heads 0 and 1 use the first key-value head, 2 and 3 the second."""
 
 SHARING = [(0, 1), (0, 0), (1, 2), (1, 3), (2, 0)]
-"""Among them two pairs that share one."""
+"""Heads that include two pairs with a shared key-value head."""
 
 ALPHA = 0.6
 TOLERANCE = 1e-3
-"""Of logits: 1e-4 is measured on ``HookedTransformer`` (rotary tables), 1e-5 on the bridge."""
+"""Tolerance of logits. 1e-4 is measured on ``HookedTransformer`` (rotary tables), 1e-5 on the bridge."""
 
 FAMILIES = pytest.mark.parametrize("name", ["llama", "llama_bias", "llama_mha", "qwen2", "qwen3", "mistral"])
 
@@ -35,10 +36,10 @@ def random_vectors(n: int, d_head: int, seed: int) -> Tensor:
 
 
 def with_biases(hf: ReferenceModel, added: dict[str, dict[tuple[int, int], Tensor]], directory: Path) -> Any:
-    """The checkpoint with vectors added to the biases of ``q_proj`` and ``k_proj``, saved and opened again.
+    """The checkpoint with vectors added to the biases of ``q_proj`` and ``k_proj``, saved and loaded again.
 
-    ``added`` maps the projection to ``(layer, head of that projection)`` to a vector. Mistral has no setting for
-    biases; there the model is changed in memory.
+    ``added`` maps a projection's name to a dictionary from ``(layer, head of that projection)`` to a vector. Mistral
+    has no setting for biases, so its model is changed in memory.
     """
     config, state = hf.eager.config.__class__.from_dict(hf.eager.config.to_dict()), dict(hf.eager.state_dict())
     d_head, d_model = getattr(config, "head_dim", None) or config.hidden_size // 4, config.hidden_size
@@ -101,7 +102,7 @@ def test_a_steered_model_is_a_checkpoint_with_biases(name, backend, load_model, 
     expected = logits_of(steered, tokens[0])
     assert gap(model.logits(tokens[0], [steering]), expected) < TOLERANCE
     assert gap(expected, hf.logits(tokens[0])) > 0.5
-    # Both vectors act here, unlike at the rotary site.
+    # Both vectors act at this site, unlike at the rotary site.
     alone = fl.FocusSteering(fl.FocusDirections(SEPARATE, query, site="projection"), ALPHA)
     without_keys = with_biases(
         hf, {"q_proj": {head: ALPHA * vector for head, vector in zip(SEPARATE, query, strict=True)}}, tmp_path
@@ -116,7 +117,7 @@ def test_a_steered_model_is_a_checkpoint_with_biases(name, backend, load_model, 
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3"])
 def test_heads_of_one_group_share_their_key_vector_once(name, backend, load_model, reference, samples, tmp_path):
-    """Two heads of a group that carry the same ``d_K`` add it once, not twice."""
+    """If two heads of a group have the same ``d_K``, it is added once."""
     model, hf = load_model(name, backend), reference(name)
     d_head = model.shape.d_head
     query, shared = random_vectors(len(SHARING), d_head, 3), random_vectors(3, d_head, 4)
@@ -150,7 +151,10 @@ def test_different_key_vectors_of_one_group_are_averaged(backend, load_model, re
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_steering_the_response_leaves_the_prompts_queries_and_keys(name, backend, load_model, reference, samples):
-    """``positions="response"``: the biases act from the last prompt token's row on, put there by module hooks."""
+    """With ``positions="response"``, the biases act from the row of the last prompt token on.
+
+    In the reference, module hooks add the biases.
+    """
     model, hf = load_model(name, backend), reference(name)
     d_head = model.shape.d_head
     query, key = random_vectors(len(SEPARATE), d_head, 5), random_vectors(len(SEPARATE), d_head, 6)

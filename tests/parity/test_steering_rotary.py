@@ -1,4 +1,4 @@
-"""Steering at the rotary site against a Hugging Face model whose attention adds the vectors to rotated queries."""
+"""Steering at the rotary site against Hugging Face attention with the vectors added to rotated queries."""
 
 from __future__ import annotations
 
@@ -16,14 +16,16 @@ from tests.support.reference import Edits, add_to_rows, document_ranges, gap, la
 HEADS = [(0, 0), (0, 3), (1, 1), (1, 2), (2, 0), (2, 1)]
 ALPHA = 0.7
 TOLERANCE = 1e-3
-"""Of logits. On the bridge 1e-5 is measured; ``HookedTransformer``'s rotary tables differ by 1e-5 at late positions,
-and three layers turn that into 1e-4."""
+"""Tolerance of logits. 1e-5 is measured on the bridge.
+
+``HookedTransformer``'s rotary tables differ by 1e-5 at late positions, which three layers amplify to 1e-4.
+"""
 
 FAMILIES = pytest.mark.parametrize("name", ["llama", "llama_rope", "qwen2", "qwen3", "mistral", "mistral_window"])
 
 
 def random_vectors(d_head: int, seed: int) -> Tensor:
-    """One vector a head, of a norm like that of the rotated queries themselves (about 7)."""
+    """One vector per head, with a norm close to that of the rotated queries (about 7)."""
     return 2 * torch.randn(len(HEADS), d_head, generator=torch.Generator().manual_seed(seed))
 
 
@@ -76,10 +78,10 @@ def test_steered_responses_are_those_of_patched_attention(name, backend, load_mo
 
 @pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "mistral_window"])
 def test_key_vectors_change_no_logit(name, backend, load_model, reference, samples):
-    """``(q + d_Q) . d_K`` is the same for every key, also where it is hundreds: softmax ignores it.
+    """A key vector adds the same ``(q + d_Q) . d_K`` to the scores of all keys, so the softmax does not change.
 
-    Single precision leaves rounding of logits that are moved by ``(q + d_Q) . d_K / sqrt(d_head)`` (about 10, so 1e-6
-    of a logit of attention); double precision leaves nothing.
+    This holds even if the constant is in the hundreds. In single precision, it shifts attention logits by
+    ``(q + d_Q) . d_K / sqrt(d_head)``, about 10, which rounds each by about 1e-6. In double precision no error is left.
     """
     model, hf, exact = load_model(name, backend), reference(name), reference(name, torch.float64)
     query, key = random_vectors(model.shape.d_head, 1), random_vectors(model.shape.d_head, 5)
@@ -91,13 +93,16 @@ def test_key_vectors_change_no_logit(name, backend, load_model, reference, sampl
     steering = fl.FocusSteering(fl.FocusDirections(HEADS, query, key), ALPHA)
     assert gap(model.logits(tokens, [steering]), exact.logits(tokens, with_both)) < TOLERANCE
     assert gap(exact.logits(tokens, with_both), exact.logits(tokens)) > 0.3
-    # The vectors are not too small to show anything: the same ones added to queries act.
+    # The key vectors are large enough to show an effect: the same vectors added to queries change the logits.
     assert gap(exact.logits(tokens, Edits(query=add_to_rows(by_head(key), ALPHA))), exact.logits(tokens)) > 0.3
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_the_score_has_no_gradient_to_a_key_vector(name, reference, samples):
-    """In double precision, on Hugging Face's model, with one key vector for every query head."""
+    """The contextual score has zero gradient to a key vector.
+
+    Computed in double precision on Hugging Face's model, with one key vector per query head.
+    """
     hf, sample = reference(name, torch.float64), samples[3]
     prompt = prompt_text(sample, "long")
     ids = hf.ids(prompt)
@@ -115,17 +120,17 @@ def test_the_score_has_no_gradient_to_a_key_vector(name, reference, samples):
     scores = patterns[:, :, len(ids) :, relevant].sum(dim=-1).mean(dim=-1)
     for i, (layer, head) in enumerate(HEADS):
         to_query, to_key = torch.autograd.grad(scores[layer, head], (query, key), retain_graph=True)
-        # In a score of at most 1, 1e-12 is what 300 keys times units in the last place of a double can leave.
+        # Summation over 300 keys in double precision can leave 1e-12 in a score of at most 1.
         assert largest(to_key[i]) < 1e-12
         assert largest(to_query[i]) > 1e-5
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3"])
 def test_the_gradient_is_zero_at_the_hook_points_too(name, backend, load_model, samples):
-    """The same on TransformerLens's own ``hook_rot_q`` and ``hook_rot_k``, one key vector a key-value head.
+    """The gradient is also zero at TransformerLens's ``hook_rot_q`` and ``hook_rot_k``, per key-value head.
 
-    The bridge takes its softmax in single precision whatever the model's dtype, as Hugging Face does: the gradient is
-    zero to single precision there.
+    On the bridge it is zero up to single precision, because the bridge, like Hugging Face, computes its softmax in
+    single precision for every model dtype.
     """
     model = load_model(name, backend, dtype="float64")
     encoded = model.encode(samples[3].prompt("long"))
@@ -157,9 +162,10 @@ def published_directories() -> list[Path]:
 @pytest.mark.skipif(not published_directories(), reason="the authors' published files are not here")
 @pytest.mark.parametrize("directory", published_directories(), ids=lambda path: path.parent.name)
 def test_published_key_vectors_change_no_attention(directory):
-    """On random keys and queries: rows with ``d_Q`` and ``d_K`` are those with ``d_Q`` alone, in double precision.
+    """The authors' key vectors do not change attention.
 
-    And the gradient to ``d_K`` is zero.
+    On random keys and queries in double precision, rows with ``d_Q`` and ``d_K`` equal rows with ``d_Q`` alone, and the
+    gradient to ``d_K`` is zero.
     """
     directions = fl.FocusDirections.from_published(directory)
     assert directions.site == "rotary"
@@ -167,7 +173,7 @@ def test_published_key_vectors_change_no_attention(directory):
     generator = torch.Generator().manual_seed(0)
     for place in norms.argsort(descending=True)[:5].tolist():
         layer, head = directions.heads[place]
-        # The authors' own files, not our reading of them.
+        # Read the authors' files directly, independent of ``from_published``.
         d_q, d_k = (
             torch.load(directory / f"head_{part}_directions_{layer}.pth", map_location="cpu")[head].detach().double()
             for part in "qk"
@@ -186,9 +192,9 @@ def test_published_key_vectors_change_no_attention(directory):
             alone = rows(queries + alpha * d_q, keys)
             assert largest(both - alone) < 1e-13
             assert largest(alone - rows(queries, keys)) > 0.01
-            # Adding the same vector to queries does change rows: it is not too small to show anything.
+            # The key vector is large enough to show an effect: added to queries, it changes rows.
             assert largest(rows(queries + d_k, keys) - rows(queries, keys)) > 1e-4
-        # The gradient of a contextual score to the vectors, where they are.
+        # Gradient of a contextual score to the vectors, evaluated at the vectors.
         vectors = [d_q.requires_grad_(), d_k.requires_grad_()]
         score = rows(queries + d_q, keys + d_k)[:, 100:200].sum(dim=-1).mean()
         to_query, to_key = torch.autograd.grad(score, vectors)

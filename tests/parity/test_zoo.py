@@ -1,4 +1,4 @@
-"""HookedTransformers of all kinds, each on our engine or left to TransformerLens, against TransformerLens alone."""
+"""HookedTransformers of many kinds, on FocusLens's engine or on TransformerLens's, against TransformerLens alone."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ LEFT_ALONE: dict[str, dict[str, Any]] = {
     "attention sinks": {"use_attention_sinks": True},
     "norms over all heads": {"original_architecture": "Olmo2ForCausalLM"},
 }
-# Another order of summation, on logits of size 1.
+# Covers a different order of summation for logits of about 1.
 TOLERANCE = 2e-5
 
 

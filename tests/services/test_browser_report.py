@@ -1,4 +1,4 @@
-"""A report in a real browser, from disk and without a network: on a screen, on a phone, in the dark, and in use."""
+"""A report opened from disk in a real browser without network access: on a screen, on a phone, and in dark mode."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROWS = (("b10", 0.5, "0.725 [0.575, 0.850]", "3.2e-05"), ("B9", -1.25, "0.05 [0,
 
 @pytest.fixture(scope="module")
 def report(recorded_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The report of a run of every command."""
+    """Report page of a run of every command."""
     folder = tmp_path_factory.mktemp("reported") / "run"
     shutil.copytree(recorded_run / "out", folder)
     page, missing = write_run_report(folder, sources=Sources(data=recorded_run / "oracle.jsonl", views=1))
@@ -30,7 +30,7 @@ def report(recorded_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture
 def tables(tmp_path: Path) -> Path:
-    """A page of two tables."""
+    """A page with two identical tables."""
     table = Table("Numbers", ("name", "value", "interval", "p"), ROWS)
     return write_report(tmp_path / "t.html", title="T", facts={}, findings=["x"], tables=[table, table])
 
@@ -45,13 +45,13 @@ def test_it_opens_from_disk_on_every_screen(browser: Browser, report: Path, widt
     assert background == ("rgb(18, 22, 26)" if dark else "rgb(251, 251, 249)")
     ink = np.array([int(one) for one in browser.run("return getComputedStyle(document.body).color")[4:-1].split(",")])
     assert (ink.mean() > 200) == dark
-    # Views are as high as they need to be, but no higher than the window and no wider than their place.
+    # A view is as high as its content, but not higher than the window, and it fits its frame's width.
     first = browser.one("iframe")
     browser.run("arguments[0].scrollIntoView()", first)
     browser.until(lambda: first.rect["height"] not in (150, 900) and first.rect["height"] > 300)
     browser.driver.switch_to.frame(first)
     assert browser.overflow() <= 0
-    # What is pointed at is said at the lower end, which must be in sight wherever the pointer is.
+    # The status line describes the token under the pointer. It is at the view's lower end, which must be visible.
     browser.until(
         lambda: browser.run("return document.querySelector('.status').getBoundingClientRect().bottom - innerHeight") < 1
     )
@@ -67,7 +67,7 @@ def test_figures_are_drawn_and_their_numbers_lie_beside(browser: Browser, report
     for figure in figures:
         assert browser.run("return arguments[0].naturalWidth", figure) > 300
         assert figure.get_attribute("alt")
-    # The map of heads has the dark and the light end of its colours, and red outlines.
+    # The heatmap of heads contains the darkest and lightest colour of its colour map, and red outlines.
     browser.run("arguments[0].scrollIntoView({block: 'center'})", figures[0])
     picture = browser.picture(figures[0])
     for colour in ([0, 34, 78], [254, 232, 56], [176, 0, 32]):
@@ -92,10 +92,10 @@ def heading(browser: Browser, place: int, table: int = 0):
 @pytest.mark.parametrize(
     ("column", "first", "second"),
     [
-        (0, ["a", "B9", "b10"], ["b10", "B9", "a"]),  # names as people sort them
-        (1, ["a", "b10", "B9"], ["B9", "b10", "a"]),  # the largest first
+        (0, ["a", "B9", "b10"], ["b10", "B9", "a"]),  # natural sort order of names
+        (1, ["a", "b10", "B9"], ["B9", "b10", "a"]),  # the largest value first
         (2, ["a", "b10", "B9"], ["B9", "b10", "a"]),  # by the number before the interval
-        (3, ["a", "b10", "B9"], ["b10", "a", "B9"]),  # what is missing stays last
+        (3, ["a", "b10", "B9"], ["b10", "a", "B9"]),  # missing values stay last
     ],
 )
 def test_tables_sort_by_a_click_and_back(browser: Browser, tables: Path, column: int, first: list, second: list):
@@ -107,7 +107,7 @@ def test_tables_sort_by_a_click_and_back(browser: Browser, tables: Path, column:
     assert heading(browser, column).get_attribute("aria-sort") == ("ascending" if column == 0 else "descending")
     button.click()
     assert names(browser) == second
-    assert names(browser, 1) == ["b10", "B9", "a"]  # the other table is left alone
+    assert names(browser, 1) == ["b10", "B9", "a"]  # the second table is unchanged
     assert browser.problems() == []
 
 
@@ -140,7 +140,7 @@ def test_the_views_in_it_work(browser: Browser, report: Path):
     heads = [option.text for option in browser.all("#head option")]
     assert heads[0] == "mean of 3 heads"
 
-    def pointed_at() -> bool:  # the page around it may still be finding its heights
+    def pointed_at() -> bool:  # retried, because the page may still be resizing its frames
         browser.hover_inside(frame, ".text .marked b")
         return browser.text("#status").startswith("baseline: “")
 

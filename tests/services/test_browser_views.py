@@ -1,4 +1,4 @@
-"""Attention views in a real browser, from disk and without a network: what they show and how they are used."""
+"""Attention views opened from disk in a real browser without network access: their content and their controls."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ SPANS = {"document": ((6, 8), (10, 13)), "relevant": ((10, 13),), "question": ((
 
 
 def look(name: str = "baseline", to: int = RED, response: tuple[str, ...] = (" blue", " & <b>")) -> ResponseAttention:
-    """Two heads: in the row of the first response token one puts 0.7 on a token, the other 0.6 on the sink."""
+    """Attention of two heads.
+
+    In the first response row, the first head puts 0.7 on token ``to``, the second 0.6 on the sink.
+    """
     tokens = (*PROMPT, *response)
     rows = torch.full((2, len(response), len(tokens)), 0.2 / len(tokens))
     rows[0, 0, to], rows[0, 1, GATE], rows[1, 0, 0], rows[1, 1, 14] = 0.7, 0.6, 0.6, 0.5
@@ -30,7 +33,10 @@ def look(name: str = "baseline", to: int = RED, response: tuple[str, ...] = (" b
 
 
 def window() -> WindowAttention:
-    """Two heads over six tokens: one looks at itself, the other at the first token."""
+    """Attention of two heads over six tokens.
+
+    The first head attends to its own token, the second to the first token.
+    """
     pattern = torch.stack([torch.eye(6), torch.zeros(6, 6)])
     pattern[1, :, 0] = 1
     return WindowAttention(pattern, ("L0H1", "L3H2"), ("<s>", *"abcd", HOSTILE), (0, 1, 2, 9, 10, 11), 12)
@@ -46,7 +52,7 @@ VIEWS = {
 
 @pytest.fixture
 def show(browser: Browser, tmp_path: Path):
-    """Open a view from disk; afterwards nobody must have complained or asked for anything."""
+    """Function that opens a view from disk. After the test, the page must have no errors and no requests."""
 
     def open_view(name: str, **settings: Any) -> Browser:
         browser.open(VIEWS[name]().save(tmp_path / f"{name}.html"), **settings)
@@ -57,7 +63,7 @@ def show(browser: Browser, tmp_path: Path):
 
 
 def blueness(picture: np.ndarray) -> float:
-    """How much bluer than red the typical pixel is, between 0 and 1."""
+    """Median over pixels of the blue minus the red channel, as a fraction of 1."""
     return float(np.median(picture[..., 2] - picture[..., 0]) / 255)
 
 
@@ -65,7 +71,7 @@ def token(browser: Browser, place: int, panel: int = 0) -> Any:
     return browser.all(f"section:nth-of-type({panel + 1}) .text b")[place]
 
 
-# What a browser tells
+# Browser logs
 
 
 def test_the_browser_tells_of_requests_and_errors(browser: Browser, tmp_path: Path):
@@ -106,7 +112,7 @@ def test_views_fit_a_phone(show, name: str):
 
 
 def test_a_long_prompt_with_many_heads_can_be_read(browser: Browser, tmp_path: Path):
-    """3,000 tokens, 20 heads, 12 response tokens: what the page was made small for."""
+    """A prompt of the page's design size is readable: 3,000 tokens, 20 heads and 12 response tokens."""
     rows = np.random.default_rng(0).random((20, 12, 3012)) ** 40
     rows /= rows.sum(-1, keepdims=True)
     tokens = tuple(f" word{i}" for i in range(3012))
@@ -126,7 +132,7 @@ def test_a_long_prompt_with_many_heads_can_be_read(browser: Browser, tmp_path: P
     assert browser.problems() == []
 
 
-# The text
+# Text view
 
 
 def test_a_token_says_what_it_gets_when_pointed_at(show):
@@ -216,7 +222,7 @@ def test_the_mean_of_heads_and_tokens_stands_first(show):
     assert f"gets {mean:.3f} of the attention of mean of 2 heads from the response (mean)" in browser.text("#status")
 
 
-# Before and after
+# Comparison view
 
 
 def test_before_and_after_stand_side_by_side(show):
@@ -243,7 +249,7 @@ def test_before_and_after_stand_one_above_the_other_on_a_phone(show):
     assert above.rect["y"] + above.rect["height"] <= below.rect["y"]
 
 
-# Documents
+# Document view
 
 
 def test_a_head_is_chosen_among_the_documents(show):
@@ -261,7 +267,7 @@ def test_a_head_is_chosen_among_the_documents(show):
     assert pressed == ["false", "false", "true"]
 
 
-# circuitsvis
+# Token view (circuitsvis)
 
 
 def test_circuitsvis_draws_and_changes_heads_by_pointer_and_keyboard(show):
@@ -278,18 +284,18 @@ def test_circuitsvis_draws_and_changes_heads_by_pointer_and_keyboard(show):
     browser.run("arguments[0].focus()", tiles[0])
     browser.press("enter")
     browser.until(lambda: "L0H1 Zoomed" in zoomed())
-    # All of L3H2's attention is in the first column, L0H1's along the diagonal.
+    # All of L3H2's attention is in the first column, and L0H1's is on the diagonal.
     browser.until(lambda: hottest_column(browser.picture(browser.all("#view canvas")[-1])) < first_column / 2)
 
 
 def hottest_column(picture: np.ndarray) -> float:
-    """Of the strongly blue pixels, the share in the column that has most."""
+    """Number of strongly blue pixels in the column that has most of them, as a fraction of the picture's height."""
     blue = (picture[..., 2] > 180) & (picture[..., 0] < 60) & (picture[..., 1] < 60)
     columns = blue.sum(axis=0)
     return float(columns.max() / picture.shape[0])
 
 
-# In a notebook
+# Notebook cells
 
 
 @pytest.mark.parametrize("name", VIEWS)

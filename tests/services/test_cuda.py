@@ -1,4 +1,4 @@
-"""What a GPU gives is what the CPU gives, and fused attention there takes memory linear in the length."""
+"""Results on a GPU equal those on the CPU, and fused attention on a GPU uses memory linear in the length."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from focuslens.data.synthetic import build_tokenizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
-# Products in float32 (no TF32, which torch leaves off), summed in another order.
+# Covers float32 products in a different order of summation. TF32 is off by default in torch.
 LOGITS, MASS = 1e-3, 1e-4
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral_window")
 HEADS = (fl.Head(0, 2), fl.Head(1, 1), fl.Head(2, 0), fl.Head(2, 3))
@@ -95,7 +95,7 @@ def test_keys(pair, samples):
 
 @pytest.fixture(scope="module")
 def wide(tmp_path_factory):
-    """A random Llama with grouped keys, wide enough for the fused kernels of a GPU."""
+    """A random Llama with grouped keys, wide enough for a GPU's fused kernels."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     tokenizer, folder = build_tokenizer(), tmp_path_factory.mktemp("wide")
@@ -132,7 +132,7 @@ def test_memory_is_linear_in_the_length(wide, backend, dtype):
         )
     assert taken[8192] < 5 * taken[2048]
     assert taken[32768] < 5 * taken[8192]
-    # One head's pattern of one layer alone would be this much.
+    # A single head's full pattern in one layer would need at least this much.
     assert taken[32768] < 32768**2
 
 

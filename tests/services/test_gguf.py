@@ -1,4 +1,4 @@
-"""A folded checkpoint through llama.cpp's converter: the biases arrive. ``LLAMA_CPP`` names a copy of llama.cpp."""
+"""llama.cpp's converter keeps the biases of a folded checkpoint. ``LLAMA_CPP`` names a copy of llama.cpp."""
 
 from __future__ import annotations
 

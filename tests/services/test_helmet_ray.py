@@ -1,4 +1,4 @@
-"""``focuslens helmet`` on a local Ray cluster of two workers: the files of one process, byte for byte."""
+"""``focuslens helmet`` on a local Ray cluster of two workers writes the same bytes as one process."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ POOL = ["--ray", "--ray-workers", "2", "--ray-threads", "1"]
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """A Ray of two CPUs that reports to nobody, and one thread here, as workers have."""
+    """A local Ray cluster with two CPUs and no usage reports. This process has one thread, like the workers."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     before = torch.get_num_threads()
@@ -43,7 +43,7 @@ def options(checkpoint: Any, load_model: Any, tmp_path: Path) -> list[str]:
     named = ["--helmet", str(STAND_IN), "--config", "configs/pair.yaml", "--data", str(root), "--quiet"]
     named += ["--model", str(checkpoint("llama")), "--dtype", "float32", "--device", "cpu", "--max-test-samples", "8"]
     named += ["--directions", str(tmp_path / "directions"), "--heads", "1,3", "--alpha", "-1,1"]
-    # New lines end responses, which is another model's stop token than the checkpoint's.
+    # With ``stop_newline``, the stop tokens differ from the checkpoint's.
     return ["helmet", *named, "--helmet-arg", "stop_newline=True", "--out", str(tmp_path / "out")]
 
 

@@ -1,4 +1,4 @@
-"""Results on a local Ray cluster of two workers: the bytes of one process, also when a worker is killed in mid-run."""
+"""Results on a local Ray cluster of two workers equal those of one process bit for bit, even if a worker is killed."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ HEADS = [(2, 3), (0, 1), (2, 0)]
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """One thread in this process too: the last bits of a score can depend on the number of threads."""
+    """Use one thread in this process, like the workers, because a score's last bits can depend on the thread count."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
@@ -37,7 +37,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[None]:
-    """A local Ray with two CPUs and no usage reports; functions of this module are pickled by value."""
+    """A local Ray cluster with two CPUs and no usage reports. Functions of this module are pickled by value."""
     os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
     quiet: dict[str, Any] = {"include_dashboard": False, "log_to_driver": False, "logging_level": logging.ERROR}
     ray.init(address="local", num_cpus=2, object_store_memory=100 * 2**20, **quiet)
@@ -59,7 +59,7 @@ def model(one_thread: None, load_model: Any) -> fl.FocusModel:
 
 @pytest.fixture(scope="module")
 def many(samples: list[fl.MultiDocSample]) -> list[fl.MultiDocSample]:
-    """Twelve samples of several lengths."""
+    """Twelve samples of unequal length."""
     return [dataclasses.replace(sample, question_id=f"{i}{sample.question_id}") for i in range(3) for sample in samples]
 
 
@@ -79,7 +79,7 @@ def pid_of(model: Any) -> int:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two values with tensors in them are the same to the bit."""
+    """Whether two dataclasses are equal, and their tensors bit for bit."""
     fields = [field.name for field in dataclasses.fields(one)]
     return type(one) is type(other) and all(
         a.numpy().tobytes() == b.numpy().tobytes() if isinstance(a, torch.Tensor) else a == b
@@ -87,7 +87,7 @@ def same(one: Any, other: Any) -> bool:
     )
 
 
-# --- the same bytes ---
+# --- identical results ---
 
 
 def test_the_pool_knows_the_model(pool: fl.RayPool, model: fl.FocusModel, many: list[fl.MultiDocSample]) -> None:
@@ -120,7 +120,7 @@ def test_a_sweep_begun_by_one_process_is_finished_by_the_pool(
     whole, path = tmp_path / "whole.jsonl", tmp_path / "begun.jsonl"
     arguments: dict[str, Any] = {"max_new_tokens": 3, "batch_tokens": 1}
     fl.evaluate(model, many, out=whole, **arguments)
-    path.write_bytes(whole.read_bytes()[: len(whole.read_bytes()) // 2])  # in the middle of a line
+    path.write_bytes(whole.read_bytes()[: len(whole.read_bytes()) // 2])  # cut in the middle of a line
     fl.evaluate(pool, many, out=path, **arguments)
     assert path.read_bytes() == whole.read_bytes()
 
@@ -167,12 +167,12 @@ def test_directions_are_the_same_to_the_bit(
         assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "spread" / name).read_bytes()
 
 
-# --- workers that are lost ---
+# --- killed workers ---
 
 
 @dataclasses.dataclass(frozen=True)
 class Deadly:
-    """An intervention without effect that logs each use, and once, in mid-run, kills the process that uses it."""
+    """An intervention without effect that logs each use and, once in the middle of a run, kills its process."""
 
     folder: Path
     heads = ()
@@ -210,13 +210,13 @@ def test_a_worker_killed_in_mid_run_costs_its_batch_and_changes_no_byte(
         asked.append(deadly.asked())
     assert written[0] == written[1]
     victim = (tmp_path / "pool" / "killed").read_text()
-    # The intervention is used once per batch: only the lost batch was run twice.
+    # The intervention is used once per batch, so exactly one batch was run twice.
     assert len(asked[1]) == len(asked[0]) + 1 > 8
     assert len(set(asked[1])) > 1
     assert int(victim) not in set(pool.map(pid_of, [()] * 4))
 
 
-# --- errors, and maps that are given up ---
+# --- errors and abandoned maps ---
 
 
 def test_an_error_is_raised_in_order_and_earlier_results_are_kept(
@@ -236,7 +236,7 @@ def test_an_error_is_raised_in_order_and_earlier_results_are_kept(
 
 
 def logged(model: Any, number: int, log: Path) -> int:
-    """Log the call in a file, and return the square."""
+    """Log the call to a file, and return the square of the number."""
     with log.open("a") as file:
         file.write(f"{number}\n")
     time.sleep(0.05)
@@ -250,7 +250,7 @@ def test_maps_can_be_given_up_and_interleaved(pool: fl.RayPool, tmp_path: Path) 
     given_up.close()
     one, other = (pool.map(logged, [(i, log) for i in range(start, start + 4)]) for start in (0, 10))
     assert list(zip(one, other, strict=True)) == [(i * i, (i + 10) ** 2) for i in range(4)]
-    assert len(log.read_text().splitlines()) < 20  # of the first map, only the calls that may run ahead were begun
+    assert len(log.read_text().splitlines()) < 20  # the first map started only the calls that may run ahead
 
 
 # --- opening and closing ---

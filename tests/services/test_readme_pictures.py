@@ -1,4 +1,4 @@
-"""The command that draws the README's pictures: what it needs, and that a picture is of the page."""
+"""The command that draws the README's pictures: its error messages, and screenshots of a page."""
 
 from __future__ import annotations
 
@@ -34,6 +34,6 @@ def test_a_picture_is_of_the_page_as_its_scripts_leave_it(browser: Browser, tmp_
     )
     pictures.screenshot(page, tmp_path / "docs" / "page.png", 500, 300)
     picture = np.asarray(Image.open(tmp_path / "docs" / "page.png").convert("RGB")).astype(int)
-    assert picture.shape == (450, 750, 3)  # at one and a half times the size
+    assert picture.shape == (450, 750, 3)  # scaled by 1.5
     assert np.abs(picture[:85] - [0, 0x72, 0xB2]).max() <= 2
     assert (picture[95:] == 255).all()

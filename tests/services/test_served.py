@@ -1,4 +1,4 @@
-"""The embedded model, steered and served by the tools that people use: the same greedy answers everywhere."""
+"""The embedded model, steered and served by common tools, gives the same greedy responses everywhere."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.slow
 EMBEDDED = Path(fl.__file__).parent / "assets" / "demo"
 HEADS = [fl.Head(1, head) for head in range(8)]
 TOKENS = 24
-# Continuous batching takes most of the memory there is unless it is told how much it needs.
+# Without these limits, continuous batching allocates most of the available memory.
 BLOCKS, BATCH = 64, 2048
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
@@ -48,14 +48,14 @@ def steering(model: fl.FocusModel, site: Any) -> fl.FocusSteering:
 
 @pytest.fixture(scope="module", params=["projection", "rotary"])
 def served(request, model, questions, tmp_path_factory):
-    """A checkpoint, and the answers that hooks give."""
+    """A steered checkpoint, and the responses of the model steered with hooks."""
     site, directory = request.param, tmp_path_factory.mktemp("served") / request.param
     chosen = steering(model, site)
     (fl.fold if site == "projection" else fl.export)(EMBEDDED, chosen, directory)
     steered = fl.evaluate(model, questions, [chosen], max_new_tokens=TOKENS)
     plain = fl.evaluate(model, questions, max_new_tokens=TOKENS)
     changed = sum(a != b for a, b in zip(steered.responses, plain.responses, strict=True))
-    assert changed >= 5  # so that a server which forgets the directions is seen
+    assert changed >= 5  # a server that ignored the directions would fail
     return site, directory, steered
 
 
@@ -107,7 +107,8 @@ def test_a_server_that_speaks_the_openai_protocol(served, questions, tmp_path):
     openai = pytest.importorskip("openai")
     pytest.importorskip("uvicorn")
     site, directory, steered = served
-    if site == "rotary":  # it knows the classes of transformers alone; what matters is that it does not serve them
+    # The server loads only classes of transformers. It must refuse the checkpoint rather than serve it unsteered.
+    if site == "rotary":
         with (
             pytest.raises(AssertionError, match="no attribute SteeredLlamaForCausalLM"),
             server(directory, tmp_path / "log"),
@@ -124,7 +125,7 @@ def test_a_server_that_speaks_the_openai_protocol(served, questions, tmp_path):
 
 
 def test_a_server_that_batches_continuously(served, questions, tmp_path):
-    """Eight clients at once, over paged attention: whatever is batched with it, an answer is that of the hooks."""
+    """With eight concurrent clients and paged attention, each response equals the hooks' response for any batch."""
     openai = pytest.importorskip("openai")
     pytest.importorskip("uvicorn")
     site, directory, steered = served
@@ -148,7 +149,7 @@ def test_a_server_that_batches_continuously(served, questions, tmp_path):
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 def test_continuous_batching_in_plain_transformers(attention, served, questions):
-    """What the server runs, called directly: with exported checkpoints too."""
+    """The server's continuous batching, called directly, also supports exported checkpoints."""
     from transformers import ContinuousBatchingConfig, GenerationConfig
 
     _, directory, steered = served
@@ -184,7 +185,7 @@ def test_lm_evaluation_harness(served, questions, tmp_path):
 
 
 def test_the_command_that_is_printed_runs_as_it_is(served, tmp_path, monkeypatch, capsys):
-    """Whatever is in the names: spaces, quotes, commas."""
+    """The printed command works for paths with spaces, quotes and commas."""
     pytest.importorskip("lm_eval")
     from focuslens.cli.main import main
 

@@ -1,4 +1,4 @@
-"""The site builds without a warning, opens from disk, asks for nothing, and says what was measured."""
+"""The site builds without warnings, opens from disk, makes no external requests, and reports measured numbers."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def hooks() -> SimpleNamespace:
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built as ``make docs`` does it; that there is no warning is what ``--strict`` is for."""
+    """The site built in the way that ``make docs`` builds it. With ``--strict``, a warning fails the build."""
     for package in ("mkdocs", "material", "mkdocstrings_handlers.python", "l2m4m"):
         pytest.importorskip(package, reason="what builds the site is not installed: pip install 'focuslens[docs]'")
     out = tmp_path_factory.mktemp("site")
@@ -91,7 +91,7 @@ def test_references_in_docstrings_are_links(site: Path) -> None:
 
 
 def test_what_reproduces_has_every_figure_that_was_measured(site: Path) -> None:
-    """Of the embedded model, from the file of its measurement: none is typed into the page."""
+    """Measured accuracies of the embedded model are on the page, taken from their file. The page's source has none."""
     measured: dict[str, Any] = json.loads((DEMO / "measured.json").read_text())
     page = html_of(site, "reproduction.html")
     rows = [row for value in measured.values() for row in (value if isinstance(value, list) else [value])]

@@ -1,4 +1,4 @@
-"""Batches without a model: what tests of their planning run."""
+"""Batches without a model, for tests of batch planning."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ _T = TypeVar("_T")
 def in_batches(
     lengths: Sequence[int], budget: int, run: Callable[[list[int], int], _T], *, divisible: bool = False
 ) -> Generator[tuple[list[int], _T]]:
-    """:func:`map_batches`, one batch after the other; ``run`` gets the indices of a batch and the budget by then."""
+    """Run :func:`map_batches` without a model, one batch after another.
+
+    ``run`` receives the indices of a batch and the current token budget.
+    """
     here = cast("Any", SimpleNamespace(map=lambda function, work: (function(None, *one) for one in work)))
     indices = range(len(lengths))
     names = [f"item {index}" for index in indices]

@@ -1,4 +1,4 @@
-"""A headless Chromium without a network, that tells what a page asked for and complained about."""
+"""A headless Chromium without network access that records a page's requests and console errors."""
 
 from __future__ import annotations
 
@@ -21,34 +21,37 @@ __all__ = ["Browser", "chromium", "found", "required"]
 _BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 _DRIVERS = ("chromedriver", "chromium.chromedriver")
 _SECONDS = 20
-"""How long a page may take; the machines of continuous integration are slow."""
+"""Seconds before an operation on a page times out; machines for continuous integration are slow."""
 
 T = TypeVar("T")
 
 
 def required() -> bool:
-    """Whether a missing browser is an error: where one was installed, these tests must not be passed over."""
+    """Whether a missing browser is an error: true where one was installed for tests, so that none can be skipped."""
     return os.environ.get("FOCUSLENS_TEST_BROWSER") == "required"
 
 
 def found() -> tuple[str, str] | None:
-    """Chromium and its driver, of the same version as a distribution's packages are; ``None`` where one is missing."""
+    """Paths of Chromium and its driver, or ``None`` if one of them is missing.
+
+    Both are taken from ``PATH``. A distribution's packages of the two have matching versions.
+    """
     paths = [next(filter(None, map(shutil.which, names)), None) for names in (_BROWSERS, _DRIVERS)]
     return None if None in paths else (str(paths[0]), str(paths[1]))
 
 
 class Browser:
-    """One window.
+    """One browser window.
 
     Args:
-        driver: Selenium's.
+        driver: Selenium WebDriver.
     """
 
     def __init__(self, driver: Any) -> None:
         self.driver = driver
 
     def open(self, page: Path | str, *, width: int = 1200, height: int = 900, dark: bool = False) -> None:
-        """Open a file, or HTML, in a window of some size, under either colour scheme; what was noted is forgotten."""
+        """Open a file or URL with the given window size and colour scheme, and discard earlier :meth:`problems`."""
         self.problems()
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
@@ -58,19 +61,19 @@ class Browser:
         self.until(lambda: self.run("return document.readyState") == "complete")
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """What a script in the page returns."""
+        """Return value of a script run in the page."""
         return self.driver.execute_script(script, *arguments)
 
     def all(self, selector: str) -> list[Any]:
-        """Elements by a CSS selector."""
+        """All elements that match a CSS selector."""
         return self.driver.find_elements("css selector", selector)
 
     def one(self, selector: str) -> Any:
-        """The first such element."""
+        """First element that matches a CSS selector."""
         return self.driver.find_element("css selector", selector)
 
     def text(self, selector: str) -> str:
-        """The text of the first such element, seen or not."""
+        """Text of the first element that matches a CSS selector, even if the element is hidden."""
         return str(self.run("return arguments[0].textContent", self.one(selector)))
 
     def hover(self, element: Any) -> None:
@@ -81,13 +84,17 @@ class Browser:
         ActionChains(self.driver).move_to_element(element).perform()
 
     def hover_inside(self, frame: Any, selector: str) -> None:
-        """Move the pointer onto an element of a page within the page, which is open for commands and stays so."""
+        """Move the pointer onto an element inside an ``iframe``.
+
+        The driver must already be switched to the frame, and stays there.
+        """
         from selenium.webdriver.common.actions.action_builder import ActionBuilder
 
         place = """const node = document.querySelector(arguments[0]); node.scrollIntoView({block: "center"});
             const box = node.getBoundingClientRect(); return [box.x + box.width / 2, box.y + box.height / 2]"""
         inner = self.run(place, selector)
-        # The driver is wrong about places in frames that have an origin of their own, so the outer page is asked.
+        # The driver reports wrong positions in cross-origin frames. The position is therefore computed from the outer
+        # page.
         self.driver.switch_to.default_content()
         place = """scrollBy({top: arguments[0].getBoundingClientRect().y + arguments[1][1] - innerHeight / 2,
             behavior: "instant"}); const box = arguments[0].getBoundingClientRect();
@@ -99,34 +106,34 @@ class Browser:
         self.driver.switch_to.frame(frame)
 
     def press(self, *keys: str) -> None:
-        """Press keys, by their names, wherever the focus is."""
+        """Press keys by name. The element that has the focus receives them."""
         from selenium.webdriver import ActionChains, Keys
 
         ActionChains(self.driver).send_keys(*(getattr(Keys, key.upper(), key) for key in keys)).perform()
 
     def choose(self, selector: str, text: str) -> None:
-        """Choose an entry of a list of choices."""
+        """Select an option of a ``<select>`` element by its text."""
         from selenium.webdriver.support.select import Select
 
         Select(self.one(selector)).select_by_visible_text(text)
 
     def until(self, true: Callable[[], T]) -> T:
-        """Wait until something is true, and give it."""
+        """Wait until a condition is truthy, and return its value."""
         from selenium.webdriver.support.wait import WebDriverWait
 
         return WebDriverWait(self.driver, _SECONDS).until(lambda _: true())
 
     def picture(self, element: Any | None = None) -> np.ndarray:
-        """The window, or one element, as ``[row column colour]``."""
+        """Screenshot of the window or of one element, as ``[row column colour]``."""
         png = self.driver.get_screenshot_as_png() if element is None else element.screenshot_as_png
         return np.asarray(Image.open(io.BytesIO(png)).convert("RGB")).astype(float)
 
     def overflow(self) -> int:
-        """Pixels by which the page is wider than its window."""
+        """Number of pixels by which the page is wider than its window."""
         return int(self.run("return document.documentElement.scrollWidth - document.documentElement.clientWidth"))
 
     def problems(self) -> list[str]:
-        """Errors of the console, and requests for anything that is not a file or in the page, since the last time."""
+        """Console errors and requests since the last call, except requests for local files and embedded data."""
         said = [f"{entry['level']}: {entry['message']}" for entry in self.driver.get_log("browser")]
         asked = [json.loads(entry["message"])["message"] for entry in self.driver.get_log("performance")]
         urls = [
@@ -139,7 +146,7 @@ class Browser:
 
 @contextmanager
 def chromium() -> Generator[Browser]:
-    """A window, closed in the end; the test is skipped where there is no browser."""
+    """A browser window that is closed at the end. If no browser is installed, the test is skipped."""
     paths = found()
     if paths is None and not required():
         pytest.skip("no chromium and chromedriver found (Debian: apt-get install chromium chromium-driver)")
@@ -153,12 +160,12 @@ def chromium() -> Generator[Browser]:
     options.binary_location = paths[0]
     for argument in (
         "--headless=new",
-        "--no-sandbox",  # of the process; it does not start as root otherwise
+        "--no-sandbox",  # Chromium refuses to run as root with its sandbox
         "--disable-dev-shm-usage",
         "--disable-gpu",
         "--force-color-profile=srgb",
         "--hide-scrollbars",
-        "--disable-features=IsolateSandboxedIframes",  # whose requests the log would not tell of
+        "--disable-features=IsolateSandboxedIframes",  # otherwise the log omits requests of sandboxed frames
         "--host-resolver-rules=MAP * ~NOTFOUND",
         "--proxy-server=127.0.0.1:9",
         "--proxy-bypass-list=<-loopback>",

@@ -1,7 +1,7 @@
-"""Tiny random checkpoints in Hugging Face format, and samples to run them on: what tests build, never download.
+"""Tiny random checkpoints in Hugging Face format, and samples to run them on. Tests build both and download nothing.
 
-Weights are random but not bland: initial values are large enough for attention to be far from flat, biases and norm
-weights are neither zero nor one, so that nothing a loader forgets goes unnoticed.
+The random weights must expose a loader that forgets anything. Initial values are therefore large enough for attention
+to be far from flat, biases are nonzero, and norm weights differ from one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 __all__ = ["CHATML", "CHECKPOINTS", "OWN_BOS_TEMPLATE", "WINDOW", "build_checkpoint", "multidoc_samples"]
 
 VOCABULARY = 500
-"""Entries of the tokenizer, special tokens included."""
+"""Size of the tokenizer's vocabulary, including special tokens."""
 
 WINDOW = 24
 """Sliding window of ``mistral_window``, shorter than any prompt of :func:`multidoc_samples`."""
@@ -40,13 +40,13 @@ CHATML = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
-"""A chat template in the style of Qwen: no BOS."""
+"""A chat template in the style of Qwen, without a BOS token."""
 
 OWN_BOS_TEMPLATE = (
     "{{ bos_token }}{% for message in messages %}{{ '[' + message['role'] + ']\n' + (message['content'] | trim) }}\n"
     "{% endfor %}{% if add_generation_prompt %}{{ '[assistant]\n' }}{% endif %}"
 )
-"""A chat template in the style of Llama 3: it writes the BOS itself, and strips the message."""
+"""A chat template in the style of Llama 3, which writes the BOS token itself and strips the message."""
 
 _WORDS = [
     "river",
@@ -85,7 +85,7 @@ def _words(rng: random.Random, least: int, most: int) -> str:
 
 
 def multidoc_samples() -> list[MultiDocSample]:
-    """Four samples of unequal length: gold document in the middle, first, last, and among fewer documents."""
+    """Four samples: three of 6 documents with the gold document in the middle, first or last, and one of 4."""
     from focuslens import Document, MultiDocSample
 
     rng = random.Random(7)
@@ -108,7 +108,7 @@ def multidoc_samples() -> list[MultiDocSample]:
 
 
 def _tokenizer(*, bos: bool, chat_template: str | None, extra: tuple[str, ...] = ()) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer trained on the samples' own prompts, so that tokens cross words and brackets."""
+    """A byte-level BPE tokenizer trained on the samples' prompts, so that tokens span words and brackets."""
     specials = ["<s>", "</s>", "<pad>", *extra]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)  # type: ignore[assignment]
@@ -196,18 +196,22 @@ CHECKPOINTS: dict[str, tuple[Callable[[], Any], dict[str, Any]]] = {
     "mistral": (lambda: _mistral(sliding_window=None), {"bos": True, "chat_template": None}),
     "mistral_window": (lambda: _mistral(sliding_window=WINDOW), {"bos": True, "chat_template": None}),
 }
-"""Name to: what makes the model, and how its tokenizer is.
+"""Checkpoint name to a function that builds the model and the tokenizer's settings.
 
-All have 3 layers, 4 query heads, 2 key-value heads (``llama_mha``: 4) and 1,024 positions. ``qwen2`` and ``qwen3`` have
-a chat template and no BOS; ``llama_chat`` has a template that writes its own; ``qwen3``'s ``head_dim`` is 24, not
-64 / 4; ``llama_rope`` has llama3 rotary scaling, ``llama_linear`` linear; ``llama_bias`` has biases on q, k, v and o;
-``llama_tied`` unembeds with its embedding; ``mistral_window`` sees :data:`WINDOW` keys, ``qwen2_window`` too, but all
-in its first layer.
+All models have 3 layers, 4 query heads, 2 key-value heads (``llama_mha``: 4) and 1,024 positions. They differ in:
+
+- ``qwen2``, ``qwen3``: a chat template and no BOS token. ``qwen3`` has a ``head_dim`` of 24 instead of 64 / 4.
+- ``llama_chat``: a chat template that writes the BOS token itself.
+- ``llama_rope``: llama3 rotary scaling. ``llama_linear``: linear rotary scaling.
+- ``llama_bias``: biases on q, k, v and o.
+- ``llama_tied``: an unembedding tied to the embedding.
+- ``mistral_window``: a sliding window of :data:`WINDOW` keys in all layers.
+- ``qwen2_window``: a sliding window of :data:`WINDOW` keys in all layers except the first.
 """
 
 
 def build_checkpoint(name: str, directory: Path) -> Path:
-    """Write the checkpoint of :data:`CHECKPOINTS` called ``name`` into a directory."""
+    """Write the checkpoint called ``name`` in :data:`CHECKPOINTS` to a directory."""
     make, tokenizer = CHECKPOINTS[name]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(11 + list(CHECKPOINTS).index(name))

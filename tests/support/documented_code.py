@@ -1,4 +1,4 @@
-"""The code blocks of README and docs: found, and run as a reader would run them, on stand-ins for what a reader has."""
+"""Code blocks of the README and docs, run in a reader's order, with stand-ins for the reader's models and devices."""
 
 from __future__ import annotations
 
@@ -24,21 +24,22 @@ _TITLE = re.compile(r'title="([^"]+)"')
 
 
 def pages() -> list[Path]:
-    """README and everything below docs."""
+    """Paths of the README and of every page below docs."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 
 @dataclass(frozen=True)
 class Block:
-    """A fenced block, or one in a comment ``<!-- given: ... -->`` (what the reader has before the next block).
+    """A fenced code block, or setup code in a comment ``<!-- given: ... -->`` (state that the reader has already).
 
     Attributes:
-        page: Where it stands.
-        line: Of its fence, counted from 1.
-        language: Of the fence, or ``given``.
-        title: Of the fence: for output ``prints``, or the name of the error that the block before it raises.
-        source: What is in it.
-        not_run: Why it is not run; from a comment ``<!-- not run: why -->`` right before it.
+        page: Path of the page.
+        line: Line of the opening fence, counted from 1.
+        language: Language of the fence, or ``given``.
+        title: Title of the fence. An output block has the title ``prints``, or the name of the error that the block
+            before it raises.
+        source: Content of the block.
+        not_run: Reason for not running the block, from a comment ``<!-- not run: why -->`` directly before it.
     """
 
     page: Path
@@ -50,7 +51,7 @@ class Block:
 
     @property
     def place(self) -> str:
-        """For messages."""
+        """Page and line, for error messages."""
         return f"{self.page.name}, line {self.line}"
 
 
@@ -66,10 +67,10 @@ class Command:
 
 
 def blocks(page: Path) -> list[Block]:
-    """A page's blocks in order.
+    """Code blocks of a page, in order.
 
     Raises:
-        ValueError: If a comment says of nothing that it is not run.
+        ValueError: If no block follows a ``not run`` comment.
     """
     found: list[Block] = []
     why, ended = None, 0
@@ -104,7 +105,10 @@ def _example(region: Region, language: str) -> Region:
 
 
 def commands(block: Block) -> list[Command]:
-    """The commands of a shell block: lines that end in a backslash go on, ``&&`` joins two, ``#`` begins a comment."""
+    """Commands of a shell block.
+
+    A trailing backslash continues a line, ``&&`` joins commands, and ``#`` begins a comment.
+    """
     found: list[Command] = []
     for line in block.source.replace("\\\n", " ").splitlines():
         lexer = shlex.shlex(line, posix=True, punctuation_chars="&()")
@@ -120,12 +124,13 @@ def commands(block: Block) -> list[Command]:
 
 
 class Reader:
-    """Reads a page from its top: one namespace, one folder.
+    """Runs all code blocks of a page in order, in one namespace and one folder.
 
     Args:
-        replaced: What stands, as a string in Python and as a word in the shell, for what a reader has: models, devices.
-        smaller: What stands in Python for sizes that would take minutes.
-        run_command: Runs a command of the shell.
+        replaced: Replacements for a reader's models and devices, by name. In Python blocks the name is a quoted string.
+            In shell blocks it is a word.
+        smaller: Replacements, by source text, for sizes in Python blocks that would take minutes.
+        run_command: Function that runs a shell command.
     """
 
     def __init__(
@@ -135,7 +140,7 @@ class Reader:
         self.namespace: dict[str, Any] = {"__name__": "page"}
 
     def read(self, page: Path) -> None:
-        """Run everything, and compare what is said to be printed or raised with what is."""
+        """Run all blocks of a page, and compare the printed output and raised errors with the page."""
         everything = blocks(page)
         for block, following in zip(everything, [*everything[1:], None], strict=True):
             if block.not_run is None and block.language in ("bash", "given", "python"):
@@ -145,7 +150,7 @@ class Reader:
                     pytest.fail(f"{said.place}: the page says\n\n{said.source}\nbut this comes out:\n\n{output}")
 
     def _output(self, block: Block, title: str | None) -> str:
-        """What a block prints or, if the title names an error, the message of that error."""
+        """Printed output of a block or, if the title names an error, the message of the error that it raises."""
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
             if title == "prints":
@@ -170,11 +175,11 @@ class Reader:
             source = source.replace(f'"{name}"', repr(stand_in))
         for size, small in self.smaller.items():
             source = source.replace(size, small)
-        # Lines as in the page, for tracebacks.
+        # Keep the page's line numbers for tracebacks.
         exec(compile("\n" * block.line + source, str(block.page), "exec"), self.namespace)
 
 
 def _same(said: str, output: str) -> bool:
-    """Whether two texts are the same but for white space, and for what ``...`` stands for."""
+    """Whether two texts are equal up to white space and the text that ``...`` replaces."""
     flags = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
     return doctest.OutputChecker().check_output(said.strip() + "\n", output.strip() + "\n", flags)

@@ -1,8 +1,8 @@
-"""Runs a checkout's own ``eval.py`` as it is, on machines without ``pkg_resources`` and flash attention.
+"""Run the unmodified ``eval.py`` of a HELMET checkout on machines without ``pkg_resources`` and flash attention.
 
-``python helmet_eval.py CHECKOUT TOKENS [OPTION ...]``: the options are those of ``eval.py``; every response's tokens
-are written to the file TOKENS as a JSON line. HELMET's model asks for flash attention, unless the model's path has
-"yarn" in it, and for ``pkg_resources``, which setuptools no longer has, to compare versions.
+Usage: ``python helmet_eval.py CHECKOUT TOKENS [OPTION ...]``. OPTION is any option of ``eval.py``. The tokens of each
+response are appended to the file TOKENS as one JSON line. HELMET needs ``pkg_resources``, which setuptools no longer
+has, to compare versions. It also uses flash attention unless the model's path contains "yarn".
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ __all__ = ["stand_in_for_pkg_resources"]
 
 
 def stand_in_for_pkg_resources() -> ModuleType:
-    """The one function of it that HELMET uses."""
+    """A module with the one function of ``pkg_resources`` that HELMET uses."""
     module = ModuleType("pkg_resources")
     vars(module)["parse_version"] = parse
     return module
 
 
 def main(checkout: str, tokens: str, options: list[str]) -> None:
-    """Run it, with generation watched."""
+    """Run ``eval.py``, and write the tokens of each generated response to a file."""
     from transformers import GenerationMixin
 
     sys.modules["pkg_resources"] = stand_in_for_pkg_resources()

@@ -1,6 +1,6 @@
-"""Small files in the form of HELMET's data, made up here: for every task of the paper that is no recall set.
+"""Small synthetic files in the format of HELMET's data, for every task of the paper that is not a recall task.
 
-What HELMET takes from the Hugging Face hub it takes from folders of the same name, where it is run beside them.
+Data sets that HELMET loads from the Hugging Face hub are folders of the same name. HELMET must be run in their parent.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ DATASETS: dict[str, tuple[str, str, int, int]] = {
     "infbench_qa_eng_600": ("", "", 1000, 10),
     "infbench_choice_eng_600": ("", "", 1000, 10),
 }
-"""Name to test file, demonstrations, input length and response length; one of the lengths makes HELMET cut."""
+"""Task name to test file, demonstration file, input length and response length.
+
+HELMET truncates at one input length.
+"""
 
 
 def _text(rng: random.Random, n: int) -> str:
@@ -43,7 +46,7 @@ def _write(path: Path, rows: list[dict[str, Any]]) -> None:
 
 
 def write_kilt(root: Path) -> None:
-    """Questions with passages and, for PopQA, how popular their subject is; and demonstrations."""
+    """Write KILT questions with passages, and demonstrations. PopQA questions also have their subject's popularity."""
     rng = random.Random(1)
 
     def row(number: int, passages: int, popular: bool) -> dict[str, Any]:
@@ -54,14 +57,14 @@ def write_kilt(root: Path) -> None:
         return {**found, "s_pop": rng.choice([10, 500, 20000])} if popular else found
 
     for name, popular in (("nq", False), ("popqa", True)):
-        # A question with its passage at two depths: two samples of one id.
+        # Each question appears twice, once per depth of its passage. The two samples have the same id.
         rows = [row(number, 6, popular) for number in range(6)]
         _write(root / f"data/kilt/{name}.jsonl", [one for one in rows for _ in range(2)])
         _write(root / f"data/kilt/{name}_demos.jsonl", [row(number, 2, popular) for number in range(50, 60)])
 
 
 def write_msmarco(root: Path) -> None:
-    """Passages to rank, with their labels; fewer of them in the demonstrations."""
+    """Write passages to rank with their labels. Demonstrations have fewer passages per query."""
     rng = random.Random(2)
 
     def row(number: int, passages: int) -> dict[str, Any]:
@@ -73,7 +76,7 @@ def write_msmarco(root: Path) -> None:
 
 
 def _data_card(folder: Path, name: str, files: dict[str, str], labels: dict[str, int]) -> None:
-    """What the datasets library reads classes and splits from."""
+    """Write the data card from which the datasets library reads classes and splits."""
     features: list[dict[str, Any]] = [{"name": "text", "dtype": "string"}]
     for label, n in labels.items():
         classes = {str(i): f"{label}-{i}" for i in range(n)}
@@ -99,12 +102,12 @@ def _classes(folder: Path, name: str, splits: tuple[str, ...], labels: dict[str,
 
 
 def write_hub_stand_ins(folder: Path, tokenizer: Any, shortest: int = 70_000) -> None:
-    """Folders in place of HELMET's data sets on the hub, and of the Llama 2 tokenizer that it measures books with.
+    """Write folders that replace HELMET's data sets on the hub and the Llama 2 tokenizer that measures book lengths.
 
     Args:
-        folder: HELMET must be run in it.
-        tokenizer: Saved as Llama 2's.
-        shortest: Tokens of a book, at least; HELMET leaves out those of fewer than 65,536.
+        folder: Folder in which HELMET must be run.
+        tokenizer: Tokenizer to save under Llama 2's name.
+        shortest: Minimum length of a book in tokens. HELMET leaves out books of fewer than 65,536 tokens.
     """
     _classes(folder / "CogComp/trec", "default", ("train", "test"), {"coarse_label": 6, "fine_label": 50})
     _classes(folder / "PolyAI/banking77", "default", ("train", "test"), {"label": 77})

@@ -1,4 +1,4 @@
-"""The stand-in for a checkout of HELMET in ``helmet_stand_in``, and small data for it."""
+"""Small data and run configurations for ``helmet_stand_in``, a stand-in for a HELMET checkout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ STAND_IN = Path(__file__).parent / "helmet_stand_in"
 
 
 def write_data(root: Path) -> Path:
-    """Eight samples of each task; every question is asked of two contexts, of which the second is the longer."""
+    """Write eight samples per task. Every question has two contexts, and the second context is longer."""
     (root / "data").mkdir(parents=True)
     for name, answer in (("pairs", "castle"), ("needles", "queen")):
         rows = [
@@ -34,13 +34,13 @@ def write_data(root: Path) -> Path:
 def entries(
     root: Path, *options: str, config: str = "configs/pair.yaml", **chosen: Any
 ) -> tuple[Checkout, list[Entry]]:
-    """The stand-in, and what is to be run of a configuration."""
+    """The stand-in checkout, and the entries of its run plan for one configuration."""
     checkout = open_checkout(STAND_IN)
     named = ["--model_name_or_path", "tiny/model", "--output_dir", "out", *options]
     return checkout, list(read_plan(checkout, [config], named, root=root, **chosen).entries)
 
 
 def load(checkout: Checkout, entry: Entry) -> dict[str, Any]:
-    """What it loads for a task."""
+    """Data that the checkout loads for an entry."""
     args = entry.args
     return checkout.load(args, entry.dataset, entry.file(args.test_files), entry.file(args.demo_files))

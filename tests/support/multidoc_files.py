@@ -1,4 +1,4 @@
-"""Made-up lost-in-the-middle files of each kind."""
+"""Synthetic lost-in-the-middle files of each kind."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def write(path: Path, records: Iterable[Json | str]) -> Path:
 
 
 def retrieval_record(i: int, passages: int = 9) -> Json:
-    """Every third passage has the answer."""
+    """A retrieval record in which every third passage contains the answer."""
     ctxs = [
         {
             "id": str(p),

@@ -1,4 +1,4 @@
-"""Looking into HTML pages without a browser: their elements, what they would load, the data they draw."""
+"""Inspection of HTML pages without a browser: their elements, their external resources, and their data."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["Elements", "data_of", "loads", "stands_alone"]
 
 
 class Elements(HTMLParser):
-    """Every element with its attributes, and the text outside of scripts and styles."""
+    """Every element of a page with its attributes, and the text outside scripts and styles."""
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -31,14 +31,15 @@ class Elements(HTMLParser):
 
 
 def loads(html: str) -> list[str]:
-    """Whatever a page would fetch from elsewhere, pages inside it included."""
+    """Every external resource that a page would load, including those of embedded pages."""
     found = re.findall(r"""@import|url\(\s*['"]?(?!data:)[^)]+""", html)
-    # Static and dynamic imports of modules by address; the bundled library has neither.
+    # Static and dynamic module imports by URL. The bundled library contains neither.
     found += re.findall(r"""(?:\bfrom|\bimport)\s*\(?\s*["'](?:https?:)?//[^"']+""", html)
     for tag, attributes in Elements(html).elements:
         for name in ("src", "href", "data", "poster", "action", "srcset"):
             value = attributes.get(name)
-            beside = tag == "a" and value and "//" not in value  # a link to a file of the run is no load
+            # A link to a file next to the page is not a load.
+            beside = tag == "a" and value and "//" not in value
             if value and not beside and not value.startswith(("data:", "#")):
                 found.append(f"{tag} {name}={value}")
         if attributes.get("srcdoc"):
@@ -52,7 +53,7 @@ def stands_alone(html: str) -> bool:
 
 
 def data_of(html: str) -> dict[str, Any]:
-    """What the page's script draws."""
+    """Data that the page's script draws."""
     found = re.search(r'<script type="application/json" id="data">(.*?)</script>', html, flags=re.DOTALL)
     assert found, "the page holds no data"
     return json.loads(found.group(1))

@@ -1,4 +1,4 @@
-"""Small reproductions of the paper: files, and settings that take seconds."""
+"""Small reproductions of the paper: input files, and settings that run in seconds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ anatomy: {{heads: 2, samples: 2, alphas: [1], k: 2, tokens: 2}}
 
 
 def write_files(folder: Path) -> Path:
-    """Questions in a file, and a haystack."""
+    """Write a question file and haystack text."""
     write(folder / "oracle.jsonl", [oracle_record(i) for i in range(24)])
     (folder / "essay.txt").write_text("The river runs to the harbour. A lantern hangs there. " * 40)
     needle = {"question": "where?", "needle": "The queen sleeps in the tower.", "real_needle": "in the tower"}

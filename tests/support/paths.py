@@ -1,4 +1,4 @@
-"""The repository's root, and the data beside it that belongs to others and may be absent."""
+"""Paths of the repository's root and of third-party data next to it, which may be missing."""
 
 from __future__ import annotations
 
@@ -13,4 +13,4 @@ SHARED_DATA = Path(os.environ.get("FOCUSLENS_DATA") or ROOT.parent / "shared" / 
 """The authors' published files, haystacks and question files. ``FOCUSLENS_DATA`` names another folder."""
 
 PAPER = ROOT.parent / "shared" / "paper" / "focus_directions.txt"
-"""The paper's text."""
+"""Text of the paper."""

@@ -1,8 +1,8 @@
-"""Pytest plugin: a test without the marker ``slow`` fails where its call takes more processor time than it may.
+"""Pytest plugin that fails a test whose call exceeds its limit of processor time, unless it has the marker ``slow``.
 
-Processor time, of this process and of the processes that it waited for, hardly depends on what else the machine does;
-wall time does. Shared work is left out, since it falls to whichever test comes first: fixtures of a wider scope than a
-function, and blocks ``with shared_work():``.
+The time includes child processes that the test process waited for. Processor time is measured because it, unlike wall
+time, hardly depends on the machine's load. Fixtures of a wider scope than ``function`` and blocks
+``with shared_work():`` do not count, because their cost falls on the first test that uses them.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["processor_seconds", "shared_work"]
 
 
 class _Shared:
-    """Processor time of shared work so far, and how many blocks of it are open."""
+    """Total processor time of shared work so far, and the number of its open blocks."""
 
     seconds = 0.0
     depth = 0
@@ -32,7 +32,7 @@ def processor_seconds() -> float:
 
 @contextmanager
 def shared_work() -> Generator[None]:
-    """Leave the block's processor time out of the running test's; blocks may be nested."""
+    """Exclude the block's processor time from that of the running test. Blocks may be nested."""
     begin = processor_seconds()
     _Shared.depth += 1
     try:

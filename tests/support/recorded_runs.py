@@ -1,4 +1,4 @@
-"""A run of every command on a tiny model, in one folder, with some answers changed by hand."""
+"""Output of every command on a tiny model, in one folder, with the correctness of some answers edited."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from tests.support.multidoc_files import oracle_record, write
 __all__ = ["BECAME", "judge", "run_everything"]
 
 BECAME = {0: (False, True), 1: (True, False), 2: (False, True), 3: (True, True)}
-"""Sample by its place: whether the baseline is right, and whether the strongest setting is."""
+"""Sample index to the correctness of the baseline's answer and of the strongest setting's answer."""
 
 
 def run_everything(folder: Path) -> Path:
-    """Heads, directions, both sweeps and a response below ``out``; model and data lie beside it."""
+    """Write heads, directions, two sweeps and a response below ``out``, with model and data next to ``out``."""
     from focuslens.cli.main import main
 
     model, data = build_checkpoint("llama", folder / "model"), folder / "oracle.jsonl"
@@ -43,7 +43,7 @@ def run_everything(folder: Path) -> Path:
 
 
 def judge(records: Path, setting: str, became: Mapping[int, tuple[bool, bool]] = BECAME) -> None:
-    """Say of the baseline's and of one setting's answers whether they are right: a random model's never are."""
+    """Edit the correctness of the baseline's and one setting's answers. A random model's answers are never correct."""
     header, *lines = records.read_text().splitlines()
     changed = [json.loads(line) for line in lines]
     for place, (before, after) in became.items():

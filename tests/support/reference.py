@@ -1,7 +1,7 @@
-"""What the parity tests compare with: Hugging Face models, and nothing of FocusLens.
+"""Reference models for the parity tests: Hugging Face models that use no code of FocusLens.
 
-Prompts are written out again, spans are found with ``str.find``, attention is an eager implementation of its own whose
-rotated queries, rotated keys and pattern can be edited.
+The prompt template is written out again, and spans are found with ``str.find``. A separate eager attention
+implementation allows edits of rotated queries, rotated keys and the attention pattern.
 """
 
 from __future__ import annotations
@@ -39,22 +39,22 @@ INSTRUCTION = (
 )
 
 Rows: TypeAlias = Callable[[int, Tensor, int], Tensor]
-"""``(layer, tensor [batch head row ...], position of the first row) -> tensor``."""
+"""Edit of a tensor: ``(layer, tensor [batch head row ...], position of the first row) -> tensor``."""
 
 
 def largest(difference: Tensor) -> float:
-    """The largest absolute value."""
+    """Largest absolute value of a tensor."""
     return float(difference.detach().abs().max())
 
 
 def gap(actual: Tensor, expected: Tensor) -> float:
-    """The largest absolute difference of two tensors of the same shape."""
+    """Largest absolute difference of two tensors of the same shape."""
     assert actual.shape == expected.shape, (actual.shape, expected.shape)
     return largest(actual.double() - expected.double())
 
 
 def prompt_text(sample: MultiDocSample, case: str) -> str:
-    """The multi-document prompt of the paper, written out by hand."""
+    """The multi-document prompt of the paper, built without FocusLens."""
     shown = {
         "long": range(len(sample.documents)),
         "gold": [sample.gold_index],
@@ -68,7 +68,7 @@ def prompt_text(sample: MultiDocSample, case: str) -> str:
 
 
 def document_ranges(sample: MultiDocSample, text: str) -> dict[int, tuple[int, int]]:
-    """Character ranges in ``text`` of the documents that are in it, by their index, found by searching."""
+    """Document index to the document's character range in ``text``, found by string search."""
     found: dict[int, tuple[int, int]] = {}
     for index, document in enumerate(sample.documents):
         needle = f"(Title: {document.title}) {document.text}"
@@ -79,14 +79,14 @@ def document_ranges(sample: MultiDocSample, text: str) -> dict[int, tuple[int, i
 
 
 def tokens_of_ranges(offsets: Sequence[tuple[int, int]], characters: tuple[int, int]) -> list[int]:
-    """Tokens that hold at least one of the characters, found character by character."""
+    """Tokens that contain at least one character of a range, found character by character."""
     wanted = set(range(*characters))
     return [i for i, (start, end) in enumerate(offsets) if wanted.intersection(range(start, end))]
 
 
 @dataclass(frozen=True)
 class Edits:
-    """What is done inside every attention layer; keys are already repeated, one for every query head."""
+    """Edits inside every attention layer. Keys are already repeated, one per query head."""
 
     query: Rows | None = None
     key: Rows | None = None
@@ -94,7 +94,7 @@ class Edits:
 
 
 class _State:
-    """Shared by the attention modules of one reference model."""
+    """State that the attention modules of one reference model share."""
 
     def __init__(self) -> None:
         self.edits = Edits()
@@ -104,7 +104,7 @@ class _State:
 def _reference_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_: Any
 ) -> tuple[Tensor, Tensor]:
-    """Attention head by head on rotated queries and keys, with the edits of the model it belongs to."""
+    """Eager attention on rotated queries and keys, with the edits of the module's reference model."""
     state: _State = module.reference_state
     layer, group = int(module.layer_idx), query.shape[1] // key.shape[1]
     first = key.shape[2] - query.shape[2]
@@ -130,7 +130,7 @@ AttentionMaskInterface.register("parity_reference", ALL_MASK_ATTENTION_FUNCTIONS
 
 
 class ReferenceModel:
-    """A Hugging Face checkpoint, as Hugging Face runs it (``eager``) and with attention that can be edited (``hf``)."""
+    """A Hugging Face checkpoint with its original eager attention (``eager``) and with editable attention (``hf``)."""
 
     def __init__(self, directory: Path, dtype: torch.dtype = torch.float32) -> None:
         self.tokenizer: Any = cast("Any", AutoTokenizer).from_pretrained(directory)
@@ -156,14 +156,14 @@ class ReferenceModel:
         return self.tokenizer.chat_template is not None
 
     def text(self, prompt: str) -> str:
-        """What is tokenised: the prompt, or the user's turn of the chat template."""
+        """Text to tokenize: the prompt, inside the chat template if the tokenizer has one."""
         if not self.chat:
             return prompt
         turn = [{"role": "user", "content": prompt}]
         return self.tokenizer.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
 
     def ids(self, prompt: str) -> Tensor:
-        """The tokens Hugging Face makes of a prompt, ``[pos]``."""
+        """Token ids of a prompt from Hugging Face's tokenizer, ``[pos]``."""
         if not self.chat:
             return torch.tensor(self.tokenizer(prompt)["input_ids"])
         turn = [{"role": "user", "content": prompt}]
@@ -171,14 +171,14 @@ class ReferenceModel:
         return torch.tensor(encoded["input_ids"])
 
     def offsets(self, prompt: str) -> list[tuple[int, int]]:
-        """Characters of :meth:`text` that each token covers."""
+        """Character range in :meth:`text` of each token."""
         encoded = self.tokenizer(self.text(prompt), add_special_tokens=not self.chat, return_offsets_mapping=True)
         assert encoded["input_ids"] == self.ids(prompt).tolist()
         return encoded["offset_mapping"]
 
     @contextmanager
     def edited(self, edits: Edits) -> Generator[None]:
-        """Run ``hf`` with edits."""
+        """Context in which ``hf`` applies the edits."""
         self.state.edits = edits
         try:
             yield
@@ -186,7 +186,7 @@ class ReferenceModel:
             self.state.edits = Edits()
 
     def logits(self, tokens: Tensor, edits: Edits | None = None) -> Tensor:
-        """``[pos d_vocab]`` without a cache, of the edited model, or of Hugging Face's own eager attention."""
+        """Logits ``[pos d_vocab]`` without a cache: of ``hf`` if there are edits, else of ``eager``."""
         with torch.no_grad():
             if edits is None:
                 return self.eager(tokens[None], use_cache=False).logits[0]
@@ -194,7 +194,7 @@ class ReferenceModel:
                 return self.hf(tokens[None], use_cache=False).logits[0]
 
     def patterns(self, tokens: Tensor, edits: Edits | None = None) -> Tensor:
-        """``[layer head row key]`` without a cache."""
+        """Attention patterns ``[layer head row key]`` without a cache."""
         with torch.no_grad():
             if edits is None:
                 return torch.cat(self.eager(tokens[None], use_cache=False, output_attentions=True).attentions)
@@ -206,7 +206,7 @@ class ReferenceModel:
                 self.state.patterns = None
 
     def generate(self, tokens: Tensor, n: int, edits: Edits | None = None, stop: Sequence[int] = (1,)) -> list[int]:
-        """Greedy tokens of Hugging Face's own ``generate`` with its cache, without the one that stops it."""
+        """Greedy tokens from Hugging Face's ``generate`` with its cache, without the stop token."""
         asked = (*tokens.tolist(), n, *stop)
         if edits is None and asked in self._generated:
             return self._generated[asked]
@@ -224,7 +224,7 @@ class ReferenceModel:
 
 
 def add_to_rows(vectors: dict[tuple[int, int], Tensor], alpha: float, from_row: int = 0) -> Rows:
-    """An edit that adds ``alpha * vectors[layer, head]`` to that head, in rows from position ``from_row`` on."""
+    """An edit that adds ``alpha * vectors[layer, head]`` to each head, in rows from position ``from_row`` on."""
 
     def add(layer: int, tensor: Tensor, first: int) -> Tensor:
         result = tensor.clone()
@@ -237,7 +237,7 @@ def add_to_rows(vectors: dict[tuple[int, int], Tensor], alpha: float, from_row: 
 
 
 def split_softmax_rows(heads: Sequence[tuple[int, int]], tau: float, span: Sequence[int], from_row: int) -> Rows:
-    """Equations 2 and 3 of the paper in float64, one row and one key after the other."""
+    """Split-softmax (equations 2 and 3 of the paper) in float64, one row and one key at a time."""
 
     def turn(layer: int, pattern: Tensor, first: int) -> Tensor:
         result = pattern.clone()

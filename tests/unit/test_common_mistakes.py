@@ -1,7 +1,7 @@
-"""What newcomers do wrong, and what they are told: by the message, in Python and on the command line.
+"""Common mistakes of new users, and the error messages for them, in Python and on the command line.
 
-On the command line it is one line on standard error with status 1, or 2 where the command line itself is wrong, and
-never a traceback.
+A command prints one line on standard error and never a traceback. Its exit status is 1, or 2 if the command line itself
+is invalid.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def data(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def small(checkpoint: Any, data: Path) -> list[str]:
-    """Options that make a command quick."""
+    """Options for a quick run of a command."""
     return [
         "--model", str(checkpoint("llama")), "--data", str(data), "--documents", "2", "--gold-positions", "0,1",
         "--samples", "2", "--max-new-tokens", "3",
@@ -49,7 +49,7 @@ def small(checkpoint: Any, data: Path) -> list[str]:
 
 @pytest.fixture
 def refused(capsys: pytest.CaptureFixture[str]):
-    """Runs a command that cannot be met, quietly, and gives the one line that it says."""
+    """Function that runs a failing command with ``--quiet`` and returns its one-line error message."""
 
     def run(*arguments: str, status: int = 1) -> str:
         capsys.readouterr()
@@ -75,7 +75,7 @@ def directions(folder: Path, heads: Any = ((1, 0), (2, 1)), d_head: int = 16, **
     return str(fl.FocusDirections(heads, torch.randn(len(heads), d_head), **settings).save(folder / "directions"))
 
 
-# 1. A model that is not there
+# 1. A missing model
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_a_directory_that_is_no_checkpoint(checkpoint, tmp_path, refused):
         fl.FocusModel.from_pretrained(str(half / "config.json"))
 
 
-# 2. A model that the hub does not give
+# 2. A model that the hub does not provide
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_a_directory_that_is_no_checkpoint(checkpoint, tmp_path, refused):
     ],
 )
 def test_a_model_that_the_hub_does_not_give(cause, kind, message, monkeypatch, refused):
-    """As transformers raises it: an ``OSError`` of several lines, over what the hub answered."""
+    """The message names the hub's error, which transformers wraps in a multi-line ``OSError``."""
 
     class Response:
         headers: dict[str, str] = {}  # noqa: RUF012
@@ -140,13 +140,13 @@ def test_a_model_that_the_hub_does_not_give(cause, kind, message, monkeypatch, r
     assert message in refused("heads", "--model", "someone/model", "--revision", "main2")
 
 
-# 3. An architecture that cannot be read
+# 3. An unsupported architecture
 
 
 def changed_config(checkpoint: Any, folder: Path, **changes: Any) -> str:
     shutil.copytree(checkpoint("llama"), folder)
     config = json.loads((folder / "config.json").read_text())
-    del config["max_position_embeddings"]  # some types have none, and refuse it
+    del config["max_position_embeddings"]  # the configurations of some model types have no such field and reject it
     (folder / "config.json").write_text(json.dumps({**config, **changes}))
     return str(folder)
 
@@ -176,7 +176,7 @@ def test_an_architecture_that_cannot_be_read(changes, message, checkpoint, tmp_p
     assert message in refused("heads", "--model", name)
 
 
-# 4. Data that are not there, or something else
+# 4. Missing or wrong data
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_data_that_are_not_what_they_should_be(content, message, checkpoint, tmp
     assert message in refused("heads", "--model", str(checkpoint("llama")), "--data", str(path))
 
 
-# 5. Samples without a relevant document, or something else than samples
+# 5. Samples without a relevant document, or other objects in place of samples
 
 
 def test_samples_without_a_relevant_document(model, recwarn):
@@ -230,7 +230,7 @@ def test_samples_that_are_none(model, unchecked):
     for work in (fl.evaluate, fl.contextual_scores, fl.train_focus_directions):
         with pytest.raises(TypeError, match=r"samples is one MultiDocSample; give a list of them: \[sample\]"):
             work(model, GOLD)  # pyright: ignore[reportArgumentType]
-        with pytest.raises(TypeError, match=r"samples hold a str; they must be MultiDocSample\(question, answers"):
+        with pytest.raises(TypeError, match=r"samples contain a str; they must be MultiDocSample\(question, answers"):
             work(model, ["who?"])  # pyright: ignore[reportArgumentType]
         with pytest.raises(TypeError, match=r"model is a str; it must be a FocusModel: fl.FocusModel.from_pretrained"):
             work("gpt2", [GOLD])  # pyright: ignore[reportArgumentType]
@@ -259,7 +259,7 @@ def test_prompts_that_are_too_long(model, small, refused):
     assert "lower --max-new-tokens, or raise --n-ctx" in said
 
 
-# 7. Heads that are none
+# 7. Heads that do not exist
 
 
 @pytest.mark.parametrize(
@@ -298,9 +298,9 @@ def test_heads_that_the_model_does_not_have(model, small, tmp_path, refused):
 
 
 def test_a_part_that_the_prompt_does_not_have(model):
-    with pytest.raises(KeyError, match=r"this prompt has no part 'documents'; it has \['document', .*'relevant'\]"):
+    with pytest.raises(KeyError, match=r"this prompt has no span 'documents'; it has \['document', .*'relevant'\]"):
         model.generate(GOLD.prompt(), [fl.SplitSoftmax([(0, 0)], 0.3, span="documents")])
-    with pytest.raises(KeyError, match="this prompt is a plain text and has no part 'relevant'; give sample"):
+    with pytest.raises(KeyError, match="this prompt is a plain text and has no span 'relevant'; give sample"):
         model.generate("Who did it?", [fl.SplitSoftmax([(0, 0)], 0.3)])
 
 
@@ -312,13 +312,13 @@ def test_a_prompt_without_parts_on_the_command_line(small, refused):
     )
 
 
-# 9. Directions of another model, or for another site
+# 9. Directions for another model or another site
 
 
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"d_head": 8}, "directions have d_head = 8, the model has 16: they are of another model"),
+        ({"d_head": 8}, "directions have d_head = 8, the model has 16: they belong to a different model"),
         (
             {"heads": ((9, 0),)},
             "directions are of another model: head (9, 0) does not exist: the model has layers 0 to 2",
@@ -394,7 +394,7 @@ def test_an_extra_that_is_not_installed(small, tmp_path, monkeypatch, refused):
             fl.RayPool("demo")
 
 
-# 12. A place that holds other results
+# 12. An output path with results of another run
 
 
 def test_a_place_that_holds_other_results(model, small, tmp_path, refused):
@@ -445,11 +445,13 @@ def test_a_command_line_that_is_wrong(arguments, message, refused):
     assert message in refused(*arguments, *(["--directions", "x"] if arguments[0] == "steer" else []), status=2)
 
 
-# 14. Answers that every text holds
+# 14. Answers that every text contains
 
 
 def test_answers_that_normalise_to_nothing(model, data, small, refused):
-    message = "the answer 'The' normalises to nothing, so it would match every prediction; an answer needs at least"
+    message = (
+        "the answer 'The' is empty after normalisation, so it would match every prediction; an answer needs at least"
+    )
     with pytest.raises(ValueError, match=message):
         fl.evaluate(model, [fl.MultiDocSample("who?", ("The",), GOLD.documents, 0)])
     record = oracle_record(0)
@@ -460,12 +462,12 @@ def test_answers_that_normalise_to_nothing(model, data, small, refused):
     assert "normalise" in said
 
 
-# 15. A device that is not there
+# 15. A missing device
 
 
 @pytest.mark.parametrize("device", ["cuda:99", "gpu"])
 def test_a_device_that_is_not_there(device, checkpoint, small, refused):
-    message = f"device is '{device}', which is not here"
+    message = f"device is '{device}', which is not available"
     with pytest.raises(ValueError, match=f"{message}.*; available: cpu"):
         fl.FocusModel.from_pretrained(str(checkpoint("llama")), device=device)
     assert message in refused("heads", *small, "--device", device)

@@ -1,4 +1,4 @@
-"""The embedded model is an ordinary checkpoint that answers from the relevant document, and is distracted by others."""
+"""The embedded model is an ordinary checkpoint that answers from the relevant document and can be distracted."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def test_it_is_distracted_and_more_attention_to_the_relevant_document_repairs_it
         for name, result in fl.run_sweep(model, samples, settings, max_new_tokens=24).evaluations.items()
     }
     baseline, up, down = em.values()
-    # Forty questions: two standard errors of a share around the card's figures are 0.15.
+    # The bounds allow two standard errors of a proportion around the card's numbers. For forty questions, these are
+    # 0.15.
     assert 0.35 <= baseline <= 0.95
     assert up >= 0.85
     assert up > baseline

@@ -1,4 +1,4 @@
-"""Naming, ranking and drawing heads."""
+"""Names, rankings and random draws of heads."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_random_heads_are_different_and_none_is_excluded(
     drawn = random_heads(n_layers, n_heads, k, exclude=excluded, seed=seed)
     assert len(drawn) == len(set(drawn)) == k
     assert set(drawn) <= left
-    # The control for fewer heads is part of the control for more.
+    # The control heads for a small k are a prefix of those for a larger k.
     assert random_heads(n_layers, n_heads, len(left), exclude=excluded, seed=seed)[:k] == drawn
 
 
@@ -62,7 +62,8 @@ def test_random_heads_follow_the_seed_and_are_uniform() -> None:
     assert random_heads(8, 8, 20, seed=1) == random_heads(8, 8, 20, seed=1)
     assert random_heads(8, 8, 20, seed=1) != random_heads(8, 8, 20, seed=2)
     counts = Counter(head for seed in range(600) for head in random_heads(2, 3, 2, seed=seed))
-    # 600 draws of 2 of 6 heads: 200 each, with a standard deviation of sqrt(600 * 1/3 * 2/3) = 11.5.
+    # In 600 draws of 2 of 6 heads, the count of a head has mean 200 and standard deviation sqrt(600 * 1/3 * 2/3) =
+    # 11.5.
     assert set(counts) == {(layer, head) for layer in range(2) for head in range(3)}
     assert all(abs(count - 200) < 50 for count in counts.values())
 

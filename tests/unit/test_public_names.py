@@ -1,4 +1,4 @@
-"""The public names are imported when they are first used, and are what a plain import would have given."""
+"""Public names are imported on first use and equal those of a plain import."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_modules_need_no_import_of_their_own_and_other_names_are_refused():
         "import sys, focuslens as fl\n"
         "assert 'torch' not in sys.modules\n"
         "assert fl.heads.Head is fl.Head\n"
-        # A module that has a function's name does not take the function's place, whichever is imported first.
+        # A module with the name of a function does not hide the function, even if the module is imported first.
         "import focuslens.scores.response\n"
         "assert callable(fl.response_attention)\n"
     )

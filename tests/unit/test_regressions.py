@@ -1,4 +1,4 @@
-"""Defects that were there once: near the context limit, in half precision, and in which heads a command takes."""
+"""Regression tests for fixed bugs: the context limit, half precision, and the heads that a command uses."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def test_an_identity_on_every_head_changes_nothing_in_half_precision(load_model,
     prompt = samples[0].prompt()
 
     def rows(*interventions):
-        """The last layer's output at every row of the response."""
+        """Output of the last layer at every row of the response."""
         seen = []
         prefix = model.prefill(prompt, hold_last=True)
         observer = (f"blocks.{model.shape.n_layers - 1}.hook_resid_post", lambda x, hook: seen.append(x[0, -1].clone()))
@@ -200,7 +200,7 @@ def test_a_users_own_attention_is_used_and_stays(load_model, samples):
 
 
 def test_hooks_on_something_else_than_their_prompt_say_so(load_model, backend, samples):
-    """A prompt without its chat template, another number of prompts, and chunks: none has the rows that are meant."""
+    """Hooks raise an error on inputs other than their prompt: a prompt without the chat template, and two prompts."""
     model, prompt = load_model("qwen3", backend), samples[0].prompt()
     tokens = model.to_tokens(prompt)
     split = fl.SplitSoftmax([(1, 2)], 0.1).hooks(model, prompt)
@@ -228,5 +228,5 @@ def test_answers_that_match_everything_are_refused_before_anything_runs(load_mod
     sample = fl.MultiDocSample("who?", ("The",), samples[0].documents, 0)
     model = load_model("llama")
     for call in (fl.evaluate, fl.contextual_scores):
-        with pytest.raises(ValueError, match="the answer 'The' normalises to nothing"):
+        with pytest.raises(ValueError, match="the answer 'The' is empty after normalisation"):
             call(model, [sample])

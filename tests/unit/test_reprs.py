@@ -1,4 +1,4 @@
-"""What a person sees of results in a console and in a notebook: short, telling, and safe whatever texts hold."""
+"""Representations of results in a console and a notebook are short, informative, and safe for any text."""
 
 from __future__ import annotations
 
@@ -107,7 +107,7 @@ def test_a_notebook_shows_results_safely_and_in_few_bytes(name: str):
     }
     assert html.count("<div") == html.count("</div>")
     assert html.count("<table") == html.count("</table>")
-    # Nothing of it depends on the ground being white: no colour of text, no filled ground but bars.
+    # The table must be readable on any background: it sets no text colour and fills only bars.
     assert not re.search(r"(?<![-\w])color:", html)
     assert len(repr(result)) < 500
     assert "tensor(" not in repr(result)
@@ -211,7 +211,7 @@ def test_other_results_are_short_too(tiny_model: fl.FocusModel):
     assert repr(by_document) == "DocumentScores(1 samples, 1 answered right)"
 
 
-# The pieces
+# Building blocks
 
 
 @given(st.text(max_size=30))

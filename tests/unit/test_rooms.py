@@ -1,6 +1,6 @@
-"""The package's plan: few entries, one floor for each, no file too long, and functions of a screen's height.
+"""The package's layout: few top-level entries, one layer per entry, short files, and short functions.
 
-``make lint`` holds the directions of the imports; the limits that import-linter does not know are held here.
+``make lint`` checks the direction of imports. These tests check the limits that import-linter does not support.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ PACKAGE = ROOT / "focuslens"
 
 
 def layers(contract: str) -> list[list[str]]:
-    """Rooms of an import-linter contract by floor, from the top floor down."""
+    """Entries per layer of an import-linter contract, from the top layer down."""
     content = tomllib.loads((ROOT / "pyproject.toml").read_text())
     (wanted,) = [entry for entry in content["tool"]["importlinter"]["contracts"] if entry["id"] == contract]
     return [re.split(r" [|:] ", layer) for layer in wanted["layers"]]

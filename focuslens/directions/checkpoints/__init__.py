@@ -1,4 +1,4 @@
-"""Steered models as ordinary checkpoints, for common serving tools."""
+"""Export of steered models as Hugging Face checkpoints, for common serving tools."""
 
 from focuslens.directions.checkpoints.export import ExportedCheckpoint, export
 from focuslens.directions.checkpoints.fold import FoldedCheckpoint, fold

@@ -1,4 +1,4 @@
-"""Export of steering at the rotary site: a checkpoint with a few lines of code that add the vectors."""
+"""Export of steering at the rotary site, as a checkpoint with custom model code that adds the vectors."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ _CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "
 _CODE = Path(__file__).with_name("modeling_focus_directions.py")
 _VECTORS = "focus_directions.safetensors"
 _FIRST = "model-00001-of-00001.safetensors"
-"""New name of a single file of weights. Next to a ``model.safetensors``, Hugging Face would ignore the index."""
+"""New name of ``model.safetensors``. If a file with the old name exists, Hugging Face ignores the index."""
 
 
 @dataclass(frozen=True)
 class ExportedCheckpoint:
-    """The result of :func:`export`.
+    """Result of :func:`export`.
 
     Attributes:
-        directory: Directory of the checkpoint. Load it with ``trust_remote_code=True``.
-        left_out: Files and directories with other copies of the weights, which were left out.
-        training: Files for resuming a training of the base, which were also left out.
+        directory: Directory of the checkpoint. Loading the checkpoint requires ``trust_remote_code=True``.
+        left_out: Files and directories of the base that contain other copies of the weights. They were not copied.
+        training: Files of the base for resuming its training, such as ``optimizer.pt``. They were not copied either.
     """
 
     directory: Path
@@ -55,27 +55,27 @@ def export(
 ) -> ExportedCheckpoint:
     """Write a Hugging Face checkpoint that is steered at the rotary site, for every attention implementation.
 
-    ``AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)`` gives the base's own class with one addition:
-    in steered layers, ``alpha d_Q`` is added to the queries after the rotary embedding (equation 5; key vectors have no
-    effect there). The vectors are in ``focus_directions.safetensors`` beside the weights, which are copied unchanged.
-    The checkpoint has a model type of its own. Without ``trust_remote_code`` the Auto classes therefore refuse it, and
-    cannot run it unsteered by mistake.
+    ``AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)`` loads a subclass of the base's model class. In
+    steered layers, this subclass adds ``alpha d_Q`` to the queries after the rotary embedding (equation 5). Key vectors
+    are left out, because they have no effect at the rotary site. The vectors are stored in
+    ``focus_directions.safetensors``, and the weights are copied unchanged. The checkpoint has a new model type.
+    Therefore, the Auto classes raise an error without ``trust_remote_code``, instead of loading an unsteered model.
 
     Args:
-        source: Directory or hub name of a Llama, Mistral, Qwen2 or Qwen3 checkpoint, in safetensors.
-        steering: Directions of the rotary site, their strength and heads, at all positions.
-        out: Directory for the new checkpoint; it must be new or empty.
+        source: Directory or hub name of a Llama, Mistral, Qwen2 or Qwen3 checkpoint with safetensors files.
+        steering: Steering to export. The directions must be for the rotary site, and ``positions`` must be ``"all"``.
+        out: Directory for the new checkpoint. If the directory exists, it must be empty.
         revision: Branch, tag or commit on the hub.
         progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
-        FileNotFoundError: If the checkpoint does not exist, or has no safetensors.
+        FileNotFoundError: If the checkpoint does not exist, or if it has no safetensors files.
         FileExistsError: If ``out`` exists and is not an empty directory.
-        ValueError: If the steering or the architecture cannot be exported, the directions belong to a model of a
-            different shape, or ``out`` is a link, contains the working directory, or lies inside the source.
+        ValueError: If the steering or the architecture cannot be exported, if the directions belong to a model of a
+            different shape, or if ``out`` is a symbolic link, contains the working directory, or is inside ``source``.
 
     Warns:
-        UserWarning: If the directions were trained on a different model, according to their provenance.
+        UserWarning: If the provenance of the directions names a different model.
     """
     _require_exportable(steering)
     require_writable(Path(out), source)
@@ -107,7 +107,7 @@ def _require_exportable(steering: FocusSteering) -> None:
 
 
 def _vectors(steering: FocusSteering, base: Checkpoint) -> dict[str, Float[Tensor, "head 1 d_head"]]:
-    """Vectors for the buffers of the steered layers, in float32."""
+    """Values of the ``focus_query`` buffers of the steered layers, keyed by tensor name, in float32."""
     vectors: dict[str, Tensor] = {}
     for point, heads, added in steering.additions(base.shape):
         all_heads = torch.zeros(base.shape.n_heads, base.shape.d_head)
@@ -133,7 +133,7 @@ def _config(base: Checkpoint, layers: list[int]) -> dict[str, Any]:
 
 
 def _chapter(base: Checkpoint, steering: FocusSteering) -> list[str]:
-    """Lines for the model card about the steering."""
+    """Lines of the model card that describe the steering."""
     return [
         "# With focus directions",
         "",

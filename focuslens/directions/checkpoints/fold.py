@@ -1,4 +1,4 @@
-"""Folding of focus directions into a checkpoint. At the projection site, they are biases of queries and keys."""
+"""Folding of focus directions into a checkpoint. At the projection site, directions are biases of queries and keys."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ _FAMILIES = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama", "mistral": "M
 
 @dataclass(frozen=True)
 class SharedKeys:
-    """A key-value head whose key vector also acts on query heads that were not chosen.
+    """Key-value head whose key vector also affects query heads that are not steered.
 
     Attributes:
         layer: Index of the layer.
         key_value_head: Index of the key-value head.
-        chosen: Chosen query heads that read the key-value head.
-        others: Other query heads that read the key-value head.
+        chosen: Steered query heads that read the key-value head.
+        others: Query heads that read the key-value head but are not steered.
     """
 
     layer: int
@@ -48,13 +48,13 @@ class SharedKeys:
 
 @dataclass(frozen=True)
 class FoldedCheckpoint:
-    """The result of :func:`fold`.
+    """Result of :func:`fold`.
 
     Attributes:
         directory: Directory of the checkpoint.
-        shared: Key-value heads whose key vector also acts on heads that were not chosen.
-        left_out: Files and directories with other copies of the weights, which were left out.
-        training: Files for resuming a training of the base, which were also left out.
+        shared: Key-value heads whose key vectors also affect query heads that are not steered.
+        left_out: Files and directories of the base that contain other copies of the weights. They were not copied.
+        training: Files of the base for resuming its training, such as ``optimizer.pt``. They were not copied either.
     """
 
     directory: Path
@@ -71,28 +71,29 @@ def fold(
     revision: str | None = None,
     progress: bool | None = None,
 ) -> FoldedCheckpoint:
-    """Write a Hugging Face checkpoint that is steered without any hook.
+    """Write a Hugging Face checkpoint that is steered by its biases, without hooks or custom code.
 
-    At the projection site ``(W x + alpha d)`` is the projection ``W x`` with a bias. Qwen2 and Qwen3 keep their class.
-    Llama gets ``attention_bias``, with zeros for all other biases. Mistral without a sliding window
-    computes the same as Llama, and becomes a Llama checkpoint. Weights are copied unchanged, file by file, and never
-    loaded. The steering biases are in float32, independently of the dtype of the weights.
+    At the projection site, steering turns the projection ``W x`` into ``W x + alpha d``. Therefore, ``alpha d`` can be
+    stored as a bias. Qwen2, Qwen3 and Llama checkpoints keep their class. A Mistral checkpoint without a sliding window
+    becomes a Llama checkpoint, because the Llama class computes the same function. In all checkpoints except Qwen2,
+    ``attention_bias`` is set to ``True``. New biases without steering are zero. Weights are copied unchanged, file by
+    file, without loading them. The steering biases are in float32, independently of the dtype of the weights.
 
     Args:
-        source: Directory or hub name of the checkpoint, in safetensors.
-        steering: Directions of the projection site, their strength and heads, at all positions.
-        out: Directory for the new checkpoint; it must be new or empty.
+        source: Directory or hub name of a Llama, Mistral, Qwen2 or Qwen3 checkpoint with safetensors files.
+        steering: Steering to fold. The directions must be for the projection site, and ``positions`` must be ``"all"``.
+        out: Directory for the new checkpoint. If the directory exists, it must be empty.
         revision: Branch, tag or commit on the hub.
         progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
-        FileNotFoundError: If the checkpoint does not exist, or has no safetensors.
+        FileNotFoundError: If the checkpoint does not exist, or if it has no safetensors files.
         FileExistsError: If ``out`` exists and is not an empty directory.
-        ValueError: If the steering or the architecture cannot be folded, the directions belong to a model of a
-            different shape, or ``out`` is a link, contains the working directory, or lies inside the source.
+        ValueError: If the steering or the architecture cannot be folded, if the directions belong to a model of a
+            different shape, or if ``out`` is a symbolic link, contains the working directory, or is inside ``source``.
 
     Warns:
-        UserWarning: If the directions were trained on a different model, according to their provenance.
+        UserWarning: If the provenance of the directions names a different model.
     """
     _require_foldable(steering)
     require_writable(Path(out), source)
@@ -120,11 +121,11 @@ def _require_foldable(steering: FocusSteering) -> None:
 
 
 def _folded_config(base: Checkpoint) -> dict[str, Any]:
-    """The configuration of the folded checkpoint.
+    """Configuration of the folded checkpoint.
 
     Raises:
-        ValueError: If the base is a Mistral model with a sliding window. The model classes with attention biases have
-                no sliding window.
+        ValueError: If the base is a Mistral model with a sliding window. The Mistral class has no attention biases, and
+            the Llama class has no sliding window.
     """
     config = base.config
     new = base.config_with_dtype()
@@ -134,7 +135,7 @@ def _folded_config(base: Checkpoint) -> dict[str, Any]:
                 f"{base.name} is a mistral with a sliding window of {window} tokens; Mistral has no "
                 "biases, and Llama, which could replace it, has no window"
             )
-        # All entries are written out, because the two classes have different defaults.
+        # All entries are written explicitly, because Mistral and Llama have different defaults.
         new = {**base.resolved.to_dict(), "dtype": new.get("dtype") or new["torch_dtype"]}
         new.pop("sliding_window", None)
         new |= {"model_type": "llama", "architectures": ["LlamaForCausalLM"], "mlp_bias": False}
@@ -144,7 +145,7 @@ def _folded_config(base: Checkpoint) -> dict[str, Any]:
 
 
 def _biases(steering: FocusSteering, shape: ModelShape) -> dict[str, Float[Tensor, "out"]]:
-    """Vector to add to each bias, by the name of the bias, in float32."""
+    """Vector to add to each bias, keyed by the name of the bias, in float32."""
     added: dict[str, Tensor] = {}
     for point, heads, vectors in steering.additions(shape):
         layer, of_queries = int(point.split(".")[1]), point.endswith("hook_q")
@@ -159,7 +160,7 @@ def _bias_name(layer: int, projection: str) -> str:
 
 
 def _every_bias(config: Mapping[str, Any], shape: ModelShape) -> dict[str, int]:
-    """Size of every bias in the folded model, by the name of the bias."""
+    """Size of every attention bias in the folded model, keyed by the name of the bias."""
     queries, keys = shape.n_heads * shape.d_head, shape.n_key_value_heads * shape.d_head
     sizes = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "o_proj": shape.d_model}
     if config["model_type"] == "qwen2":
@@ -184,7 +185,10 @@ def _shared_keys(steering: FocusSteering, shape: ModelShape) -> tuple[SharedKeys
 
 
 def _changes(base: Checkpoint, added: Mapping[str, Tensor]) -> dict[Path, dict[str, Tensor]]:
-    """New biases for each file of weights. A bias goes into the file that holds the weight of its projection."""
+    """New values of biases for each weight file.
+
+    A bias that the base lacks is added to the file that contains the weight of its projection.
+    """
     homes = base.homes
     changes: dict[Path, dict[str, Tensor]] = {shard.path: {} for shard in base.shards}
     for name, size in _every_bias(base.config, base.shape).items():
@@ -193,13 +197,13 @@ def _changes(base: Checkpoint, added: Mapping[str, Tensor]) -> dict[Path, dict[s
             continue
         home = homes.get(name, homes[weight])
         bias = read(home, name).float() if name in homes else torch.zeros(size)
-        # Sums are in float32, so that loading the model in half precision rounds them only once.
+        # Sums are stored in float32. If the model is loaded in half precision, each sum is then rounded only once.
         changes[home.path][name] = bias + added[name] if name in added else bias.to(dtype_of(home, weight))
     return changes
 
 
 def _chapter(base: Checkpoint, steering: FocusSteering, shared: tuple[SharedKeys, ...]) -> list[str]:
-    """Lines for the model card about the steering."""
+    """Lines of the model card that describe the steering."""
     return [
         "# With focus directions folded in",
         "",

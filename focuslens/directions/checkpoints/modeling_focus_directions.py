@@ -1,12 +1,13 @@
-"""Models with focus directions: vectors added to the queries of chosen heads, between rotary embedding and attention.
+"""Models with focus directions, which are vectors added to the queries of some heads after the rotary embedding.
 
-Equation 5 of arXiv 2503.23306, ``softmax((Q + alpha d_Q) K^T / sqrt(d_head))``, for every attention implementation of
-transformers. Each steered attention layer has a buffer ``focus_query`` with ``alpha d_Q`` of all its heads (zero for
-heads without steering). The layer looks up its attention function under a separate name. This function adds the vectors
-and then calls the original attention function. ``focus_layers`` in the configuration lists the steered layers.
+The models compute ``softmax((Q + alpha d_Q) K^T / sqrt(d_head))`` (equation 5 of arXiv 2503.23306) with any attention
+implementation of transformers. Each steered attention layer has a buffer ``focus_query``, which contains ``alpha d_Q``
+of every head (zero for heads without steering). A steered layer looks up its attention function under a new name. The
+function with this name adds the vectors and then calls the original attention function. The configuration entry
+``focus_layers`` lists the steered layers.
 
-This file is part of a checkpoint that focuslens wrote, and depends only on transformers. Load the checkpoint with
-``trust_remote_code=True``.
+This file is part of a checkpoint written by focuslens. It depends only on PyTorch and transformers. Loading the
+checkpoint requires ``trust_remote_code=True``.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class _Renamed:
         self.config = config
 
     def __getattr__(self, name: str) -> Any:
-        if name == "config":  # still missing while a copy is being made
+        if name == "config":  # not set yet while an instance is being copied
             raise AttributeError(name)
         return getattr(self.config, name)
 
@@ -51,28 +52,28 @@ class _Renamed:
 
 
 def _attend(module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """Attention from steered queries [batch, head, row, d_head], by the model's configured attention function."""
+    """Add the vectors to ``query`` [batch, head, row, d_head], and call the model's configured attention function."""
     (plain,) = module.unsteered
     name = str(plain.config._attn_implementation)
     if name not in ALL_ATTENTION_FUNCTIONS:
         name = name.removeprefix("paged|")
     if name in ALL_ATTENTION_FUNCTIONS:
         attend = ALL_ATTENTION_FUNCTIONS[name]
-    else:  # the module of each architecture defines its own eager attention
+    else:  # each architecture defines eager attention in its own module
         attend = sys.modules[type(plain).__module__].eager_attention_forward  # type: ignore[attr-defined]
     return attend(plain, query + module.focus_query.to(query.dtype), key, value, *args, **kwargs)
 
 
 def _steer(attention: Any, n_heads: int) -> None:
-    # This shallow copy of the layer has the same weights, and the model's own configuration, which some attention
-    # functions read. The tuple keeps PyTorch from registering the copy as a submodule of the layer.
+    # The shallow copy shares the layer's weights and keeps the original configuration, which some attention functions
+    # read. The copy is in a tuple, because PyTorch would otherwise register it as a submodule of the layer.
     attention.unsteered = (copy.copy(attention),)
     attention.register_buffer("focus_query", torch.zeros(n_heads, 1, attention.head_dim))
     attention.config = _Renamed(attention.config)
 
 
 class _Steered:
-    """A mixin for causal language models of transformers that gives the steered layers their vectors."""
+    """Mixin that adds steering to the layers in ``focus_layers`` of a causal language model."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
@@ -81,7 +82,7 @@ class _Steered:
 
 
 class SteeredLlamaConfig(LlamaConfig):
-    """Llama's configuration, with a list of the steered layers."""
+    """Configuration of Llama with focus directions. The entry ``focus_layers`` lists the steered layers."""
 
     model_type = "steered_llama"
 
@@ -93,7 +94,7 @@ class SteeredLlamaForCausalLM(_Steered, LlamaForCausalLM):
 
 
 class SteeredMistralConfig(MistralConfig):
-    """Mistral's configuration, with a list of the steered layers."""
+    """Configuration of Mistral with focus directions. The entry ``focus_layers`` lists the steered layers."""
 
     model_type = "steered_mistral"
 
@@ -105,7 +106,7 @@ class SteeredMistralForCausalLM(_Steered, MistralForCausalLM):
 
 
 class SteeredQwen2Config(Qwen2Config):
-    """Qwen2's configuration, with a list of the steered layers."""
+    """Configuration of Qwen2 with focus directions. The entry ``focus_layers`` lists the steered layers."""
 
     model_type = "steered_qwen2"
 
@@ -117,7 +118,7 @@ class SteeredQwen2ForCausalLM(_Steered, Qwen2ForCausalLM):
 
 
 class SteeredQwen3Config(Qwen3Config):
-    """Qwen3's configuration, with a list of the steered layers."""
+    """Configuration of Qwen3 with focus directions. The entry ``focus_layers`` lists the steered layers."""
 
     model_type = "steered_qwen3"
 

@@ -1,4 +1,4 @@
-"""Comparison of two models: the model that directions were trained on, and the model that they are added to."""
+"""Comparison of a base checkpoint with the model on which directions were trained."""
 
 from __future__ import annotations
 
@@ -14,24 +14,27 @@ __all__ = ["origin_lines", "origin_of", "warn_of_another_model"]
 
 
 def origin_of(directions: FocusDirections) -> dict[str, Any]:
-    """Provenance of directions, without the losses of their training."""
+    """Provenance of directions, without the training losses."""
     return {name: value for name, value in directions.provenance.items() if name != "losses"}
 
 
 def warn_of_another_model(base: Checkpoint, directions: FocusDirections) -> None:
-    """Warn if the directions were trained on a model other than the base. Other code refuses a different shape."""
+    """Warn if the name of the base differs from the name of the model on which the directions were trained.
+
+    Differences in shape are checked by :meth:`FocusDirections.require_shape`.
+    """
     origin = directions.origin
     if origin is None or _same(origin, base):
         return
     warnings.warn(
-        f"the directions were made on {_origin_text(directions)}, and are put into {_base_text(base)}: a vector means "
-        "nothing in another model. If they are the same model under two names, all is well",
+        f"the directions were made on {_origin_text(directions)}, and are added to {_base_text(base)}: a vector has no "
+        "meaning in another model. If these are two names of one model, ignore this warning",
         stacklevel=3,
     )
 
 
 def origin_lines(base: Checkpoint, directions: FocusDirections) -> list[str]:
-    """Lines for the model card about the origins of the base and of the directions."""
+    """Lines of the model card that state the origin of the base and of the directions."""
     lines = [f"- Base: `{base.name}`" + (f", commit `{base.commit}`." if base.commit else ".")]
     if directions.origin is None:
         return [*lines, f"- Directions: their model is not recorded; SHA-256 `{directions.digest}`."]
@@ -47,7 +50,10 @@ def origin_lines(base: Checkpoint, directions: FocusDirections) -> list[str]:
 
 
 def _same(origin: str, base: Checkpoint) -> bool:
-    """Whether two names belong to the same model. If only one is a directory, only the last parts are compared."""
+    """Whether ``origin`` and the base are the same model, judged by name.
+
+    Two absolute paths are compared in full. Otherwise, only the last components of the names are compared.
+    """
     if origin == base.name:
         return True
     source = Path(base.name)

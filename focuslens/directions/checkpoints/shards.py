@@ -1,7 +1,7 @@
 """Rewriting of safetensors files of any size by copying bytes, without loading the tensors.
 
-A file consists of the length of the header (eight bytes), the header in JSON, and the bytes of the tensors without gaps
-(https://github.com/huggingface/safetensors#format).
+A safetensors file consists of the length of the header (eight bytes), the header in JSON, and the bytes of the tensors
+without gaps (https://github.com/huggingface/safetensors#format).
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _PART = 2**22  # bytes per read
 
 
 class Shard(NamedTuple):
-    """The header of a safetensors file."""
+    """Header of a safetensors file."""
 
     path: Path
     tensors: Mapping[str, Mapping[str, Any]]
@@ -38,10 +38,10 @@ class Shard(NamedTuple):
 
 
 def open_shard(path: Path) -> Shard:
-    """Read a file's header.
+    """Read the header of a safetensors file.
 
     Raises:
-        ValueError: If the file is not a safetensors file, or was cut off.
+        ValueError: If the file is not a safetensors file, or if it is truncated.
     """
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -54,16 +54,16 @@ def open_shard(path: Path) -> Shard:
     )
     if size != shard.data_start + shard.data_size:
         raise ValueError(
-            f"{path} has {size:,} bytes, and by its header {shard.data_start + shard.data_size:,}; it was cut off"
+            f"{path} has {size:,} bytes, but its header requires {shard.data_start + shard.data_size:,}; it was cut off"
         )
     return shard
 
 
 def dtype_of(shard: Shard, name: str) -> torch.dtype:
-    """The dtype of a tensor.
+    """Dtype of a tensor.
 
     Raises:
-        ValueError: If the dtype is not a floating-point type that vectors can be added to.
+        ValueError: If the dtype is not float16, bfloat16, float32 or float64.
     """
     dtype = str(shard.tensors[name]["dtype"])
     if dtype not in _DTYPES:
@@ -72,7 +72,7 @@ def dtype_of(shard: Shard, name: str) -> torch.dtype:
 
 
 def read(shard: Shard, name: str) -> Tensor:
-    """One tensor, read without the rest of the file."""
+    """Read a single tensor, without loading the rest of the file."""
     entry = shard.tensors[name]
     start, end = entry["data_offsets"]
     with shard.path.open("rb") as file:
@@ -87,13 +87,14 @@ def rewrite(
     """Write a copy of a shard in which some tensors are replaced or added.
 
     Args:
-        shard: The source file.
-        target: The new file.
-        tensors: New tensors. Each replaces the shard's tensor of the same name, or is added if there is no such tensor.
-        progress: Callback that receives the number of bytes written, part by part.
+        shard: Header of the source file.
+        target: Path of the new file.
+        tensors: New tensors by name. A new tensor replaces the shard's tensor of the same name. If the shard has no
+            tensor of this name, the new tensor is added.
+        progress: Callback that receives the number of copied bytes after each block.
 
     Raises:
-        ValueError: If the shape of a tensor differs from the shape of the tensor that it replaces.
+        ValueError: If a new tensor differs in shape from the tensor that it replaces.
     """
     entries: dict[str, Mapping[str, Any]] = dict(shard.tensors)
     for name, tensor in tensors.items():
@@ -102,7 +103,7 @@ def rewrite(
                 f"{name} has the shape {entries[name]['shape']}; its replacement has the shape {list(tensor.shape)}"
             )
         entries[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "bytes": _bytes(tensor)}
-    # Widest types come first, as in the safetensors library. Every tensor then begins at a multiple of its type's size.
+    # The widest dtypes come first, as in the safetensors library. This order aligns every tensor to its element size.
     names = sorted(entries, key=lambda name: -_width(entries[name]))
     header, end = dict[str, Mapping[str, Any]](), 0
     for name in names:
@@ -121,7 +122,7 @@ def rewrite(
 
 
 def copy(shard: Shard, target: Path, progress: Callable[[int], object] = lambda written: None) -> None:
-    """Copy a shard to a new file. ``progress`` receives the number of bytes written, part by part."""
+    """Copy a shard to a new file. ``progress`` receives the number of copied bytes after each block."""
     with shard.path.open("rb") as source, target.open("wb") as file:
         _copy(source, file, shard.data_start + shard.data_size, progress)
 
@@ -134,7 +135,7 @@ def _size(entry: Mapping[str, Any]) -> int:
 
 
 def _width(entry: Mapping[str, Any]) -> int:
-    """Number of bytes per element. Types with less than one byte count as 0, and come last."""
+    """Number of bytes per element, rounded down. Dtypes of less than one byte have width 0 and come last."""
     return _size(entry) // max(prod(entry["shape"]), 1)
 
 

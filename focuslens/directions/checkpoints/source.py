@@ -1,4 +1,4 @@
-"""Reading of a checkpoint in Hugging Face format, from a directory or the hub, without its weights."""
+"""Reading of Hugging Face checkpoints from a directory or the hub, without loading the weights."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ TENSOR_SUFFIXES = (
     *(".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".pkl", ".npz", ".gguf", ".onnx", ".onnx_data", ".h5"),
     *(".msgpack", ".ot", ".tflite"),
 )
-"""File suffixes of weights, in any format."""
+"""Suffixes of weight files, in any format."""
 _FETCHED_LATER = (
     *(f"*{suffix}" for suffix in TENSOR_SUFFIXES),
     *("original/*", "onnx/*", "openvino/*", "coreml/*", "checkpoint-*/*", "runs/*"),
 )
-"""Patterns that the first fetch from the hub skips: weights in any format, and folders with copies of weights."""
+"""Patterns that the first download from the hub skips: weights in any format, and folders with copies of weights."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Checkpoint:
     """A checkpoint in Hugging Face format: its configuration and the headers of its weight files.
 
     Attributes:
-        name: Directory or hub name, as the user gave it.
-        revision: The requested revision on the hub, or ``None``.
-        commit: The commit on the hub that the revision resolved to, if known.
+        name: Directory or hub name, as passed by the user.
+        revision: Requested branch, tag or commit on the hub, or ``None``.
+        commit: Commit on the hub to which the revision was resolved, or ``None`` if unknown.
         directory: Local directory of the checkpoint.
         config: Content of ``config.json``.
         shards: Headers of the weight files.
@@ -50,14 +50,14 @@ class Checkpoint:
 
     @cached_property
     def resolved(self) -> Any:
-        """The configuration with its class's defaults for missing entries, such as Mistral's sliding window."""
+        """Configuration with the defaults of its class for missing entries, such as Mistral's sliding window."""
         from transformers import AutoConfig
 
         return AutoConfig.for_model(**self.config)
 
     @property
     def shape(self) -> ModelShape:
-        """The model's sizes, which directions must fit."""
+        """Sizes of the model, such as its numbers of layers and heads."""
         config, n_heads = self.resolved, int(self.resolved.num_attention_heads)
         return ModelShape(
             n_layers=int(config.num_hidden_layers),
@@ -71,13 +71,13 @@ class Checkpoint:
 
     @cached_property
     def homes(self) -> Mapping[str, Shard]:
-        """The file of every tensor, by the tensor's name."""
+        """Weight file of each tensor, keyed by tensor name."""
         return {name: shard for shard in self.shards for name in shard.tensors}
 
     def config_with_dtype(self) -> dict[str, Any]:
-        """A copy of the configuration that names the dtype of the weights.
+        """Copy of the configuration with an entry for the dtype of the weights.
 
-        Without this entry, the added float32 vectors could hide the dtype of the weights.
+        Without this entry, loaders infer the dtype from the tensors, which include the added float32 vectors.
         """
         config = dict(self.config)
         if not (config.get("dtype") or config.get("torch_dtype")):
@@ -92,23 +92,25 @@ class Checkpoint:
 
     @property
     def is_single(self) -> bool:
-        """Whether all weights are in one file, which needs no index."""
+        """Whether all weights are in a single ``model.safetensors``, which does not need an index."""
         return [shard.path.name for shard in self.shards] == [SINGLE]
 
 
 def open_checkpoint(source: str | Path, revision: str | None, families: Mapping[str, str], verb: str) -> Checkpoint:
-    """Open a checkpoint in a directory or on the hub. Only the files that the model needs are fetched from the hub.
+    """Open a checkpoint in a directory or on the hub.
+
+    From the hub, only the safetensors files that the model uses are downloaded. Copies of the weights are skipped.
 
     Args:
         source: Directory or hub name.
         revision: Branch, tag or commit on the hub.
-        families: Accepted values of ``model_type``, each with the prefix of its class names.
-        verb: Participle for the error message, such as "folded".
+        families: Accepted values of ``model_type``, mapped to the prefix of their class names.
+        verb: Past participle for error messages, such as "folded".
 
     Raises:
-        FileNotFoundError: If the checkpoint does not exist, or has no safetensors.
-        ValueError: If the checkpoint is not a causal language model of an accepted type, has its own code, is
-            quantized, or has tensors whose names do not fit its type.
+        FileNotFoundError: If the checkpoint does not exist, or if it has no safetensors files.
+        ValueError: If the checkpoint is not a causal language model of an accepted type, contains custom code, is
+            quantized, or has tensor names that do not fit its type.
     """
     remote = not Path(source).is_dir()
     directory = _fetched(str(source), revision, ignore=_FETCHED_LATER) if remote else Path(source)
@@ -127,7 +129,7 @@ def open_checkpoint(source: str | Path, revision: str | None, families: Mapping[
 def _fetched(
     name: str, revision: str | None, *, allow: Sequence[str] | None = None, ignore: Sequence[str] | None = None
 ) -> Path:
-    """Local directory of a snapshot from the hub, with the files that match the patterns."""
+    """Download the files that match the patterns from the hub, and return the local directory of the snapshot."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
@@ -139,7 +141,7 @@ def _fetched(
 
 
 def _fetch_weights(name: str, revision: str | None) -> Path:
-    """Local directory of a snapshot with its weights: the single file, or else the files that the index names."""
+    """Download ``model.safetensors`` or, if it does not exist, all files listed in the index. Return the directory."""
     directory = _fetched(name, revision, allow=[SINGLE])
     if not (directory / SINGLE).is_file() and (directory / INDEX).is_file():
         directory = _fetched(name, revision, allow=_indexed(directory))
@@ -162,13 +164,16 @@ def _require_steerable(name: str, config: Mapping[str, Any], families: Mapping[s
 
 
 def _require_projections(base: Checkpoint) -> None:
-    """Refuse weights whose names do not fit the model type, such as one matrix for queries, keys and values."""
+    """Check that each attention projection has a weight with the standard name and a supported dtype.
+
+    For example, a checkpoint with a single matrix for queries, keys and values is rejected.
+    """
     for layer in range(base.shape.n_layers):
         for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
             name = f"model.layers.{layer}.self_attn.{projection}.weight"
             if name not in base.homes:
-                raise ValueError(f"{base.name} has no {name}; its tensors are not named as those of its type")
-            dtype_of(base.homes[name], name)  # raises ValueError if vectors cannot be added to this dtype
+                raise ValueError(f"{base.name} has no {name}; the names of its tensors do not match its model type")
+            dtype_of(base.homes[name], name)  # raises ValueError for an unsupported dtype
 
 
 def _indexed(directory: Path) -> list[str]:
@@ -177,7 +182,7 @@ def _indexed(directory: Path) -> list[str]:
 
 
 def _shards(directory: Path) -> list[Shard]:
-    if (directory / SINGLE).is_file():  # a single file is preferred to an index, as in Hugging Face
+    if (directory / SINGLE).is_file():  # as in Hugging Face, a single file takes precedence over an index
         names = [SINGLE]
     elif (directory / INDEX).is_file():
         names = _indexed(directory)

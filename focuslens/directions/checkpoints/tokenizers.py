@@ -1,4 +1,4 @@
-"""Explicit tokenizer class of a steered checkpoint, because the default depends on the model type."""
+"""Tokenizer configuration of a steered checkpoint, with an explicit class. The default depends on the model type."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _FILES = (TOKENIZER_CONFIG, "tokenizer.json", "tokenizer.model", "vocab.json", "
 
 
 def tokenizer_config(base: Checkpoint) -> dict[str, Any] | None:
-    """The base's ``tokenizer_config.json`` with the class that ``AutoTokenizer`` chooses for the base.
+    """Content of the base's ``tokenizer_config.json``, with the class that ``AutoTokenizer`` chooses for the base.
 
-    ``AutoTokenizer`` overrides the class in the file for some model types, such as Qwen2, but not for others. With a
-    different ``model_type``, the same files could therefore give a different tokenizer.
+    For some model types, such as Qwen2, ``AutoTokenizer`` overrides the class in this file. Therefore, the same files
+    could load as a different tokenizer if the steered checkpoint has a different ``model_type``.
 
     Returns:
-        The configuration; ``None`` if the base has no tokenizer, or a tokenizer with its own code.
+        The configuration, or ``None`` if the base has no tokenizer or if its tokenizer has custom code.
 
     Raises:
-        ValueError: If the base's tokenizer cannot be opened.
+        ValueError: If the base's tokenizer cannot be loaded.
     """
     if not any((base.directory / name).is_file() for name in _FILES):
         return None
@@ -38,12 +38,12 @@ def _class_of(base: Checkpoint) -> str:
     from transformers import AutoConfig, AutoTokenizer
 
     config: Any = AutoConfig.for_model(**base.config)
-    config.name_or_path = base.name  # AutoTokenizer makes exceptions for some names on the hub
+    config.name_or_path = base.name  # AutoTokenizer has special cases for some hub names
     loading = cast("Any", AutoTokenizer)
     try:
         return type(loading.from_pretrained(str(base.directory), config=config, trust_remote_code=False)).__name__
     except (OSError, ValueError, ImportError, AttributeError, KeyError, TypeError) as error:
         raise ValueError(
             f"the tokenizer of {base.name} cannot be opened, so its class is not known ({error}); repair its files, or "
-            "move them away to go on without a tokenizer"
+            "move them away to continue without a tokenizer"
         ) from error

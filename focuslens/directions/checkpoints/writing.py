@@ -1,4 +1,4 @@
-"""Atomic writing of a steered checkpoint, with copies of all files of the base that are not weights."""
+"""Atomic writing of a steered checkpoint, with copies of the tokenizer and other small files of the base."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ _TRAINING = re.compile(
 
 @dataclass
 class LeftOut:
-    """Files and directories that were not copied.
+    """Files and directories of the base that were not copied.
 
     Attributes:
-        weights: Other copies of the weights, which would not be steered, and directories with such copies.
-        training: Files for resuming a training of the base, such as ``optimizer.pt``.
+        weights: Files and directories that contain other copies of the weights. These copies would not be steered.
+        training: Files for resuming the training of the base, such as ``optimizer.pt``.
     """
 
     weights: list[str] = field(default_factory=list[str])
@@ -40,11 +40,11 @@ class LeftOut:
 
 
 def require_writable(out: Path, source: str | Path) -> None:
-    """Refuse an unsuitable place for the new checkpoint before any work is done.
+    """Check that the new checkpoint can be written to ``out``, before any other work is done.
 
     Raises:
-        FileExistsError: If ``out`` exists and is not an empty directory.
-        ValueError: If ``out`` is a link, contains the working directory, or lies inside the source.
+        FileExistsError: If ``out`` exists and is not an empty directory, or if one of its parents is not a directory.
+        ValueError: If ``out`` is a symbolic link, contains the working directory, or is inside ``source``.
     """
     if out.is_symlink():
         raise ValueError(f"{out} is a symbolic link, which a new directory would replace; name {out.resolve()} itself")
@@ -52,7 +52,7 @@ def require_writable(out: Path, source: str | Path) -> None:
         raise FileExistsError(f"{out} is not an empty directory; name a new one")
     place = out.resolve()
     if place in (Path.cwd(), *Path.cwd().parents):
-        raise ValueError(f"{out} is the working directory or holds it, and cannot be replaced; name a new directory")
+        raise ValueError(f"{out} is the working directory or contains it, and cannot be replaced; name a new directory")
     if Path(source).is_dir() and Path(source).resolve() in place.parents:
         raise ValueError(f"{out} lies inside {source}, the checkpoint that is read; name a directory outside it")
     above = next(parent for parent in place.parents if parent.exists())
@@ -64,19 +64,20 @@ def require_writable(out: Path, source: str | Path) -> None:
 def write_steered(
     base: Checkpoint, steering: FocusSteering, out: Path, config: Mapping[str, Any], chapter: Sequence[str]
 ) -> Generator[tuple[Path, LeftOut]]:
-    """Provide a new directory for the weights.
+    """Create a temporary directory, into which the ``with`` block writes the weights.
 
-    At the end of the block, all other files are added, and the directory is renamed to ``out``.
+    At the end of the block, all other files are added, and the directory is renamed to ``out``. If an error occurs, the
+    directory is deleted.
 
     Args:
-        base: The base checkpoint.
-        steering: The steering, which is recorded in the checkpoint.
-        out: The final directory, accepted by :func:`require_writable`.
-        config: The new ``config.json``.
-        chapter: Lines of the model card that precede the base's own text.
+        base: Base checkpoint.
+        steering: Steering, which is described in ``focuslens.json``.
+        out: Final directory, already checked by :func:`require_writable`.
+        config: Content of the new ``config.json``.
+        chapter: Lines of the model card to insert before the text of the base's card.
 
     Yields:
-        The directory, and the files that were left out. The latter are complete only after the block.
+        The temporary directory and a :class:`LeftOut`, which is filled at the end of the block.
     """
     tokenizer = tokenizer_config(base)
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -91,9 +92,9 @@ def write_steered(
         chapter = [*chapter, "", *origin_lines(base, steering.directions)]
         (partial / _CARD).write_text(_card(base.directory, chapter), encoding="utf-8")
         for directory in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
-            directory.chmod(0o777 & ~umask())  # mkdtemp's directory is private, and copytree keeps modes
+            directory.chmod(0o777 & ~umask())  # mkdtemp creates a private directory, and copytree keeps modes
         if out.exists():
-            out.rmdir()  # require_writable has checked that it is empty
+            out.rmdir()  # require_writable has checked that ``out`` is empty
         partial.replace(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -101,7 +102,7 @@ def write_steered(
 
 
 def write_index(directory: Path, names: Sequence[str]) -> None:
-    """Write the index of a checkpoint that has several files of weights."""
+    """Write the index of a checkpoint with several weight files."""
     shards = [open_shard(directory / name) for name in names]
     places = {tensor: shard.path.name for shard in shards for tensor in shard.tensors}
     total = sum(shard.data_size for shard in shards)
@@ -120,7 +121,10 @@ def _record(base: Checkpoint, steering: FocusSteering) -> dict[str, Any]:
 
 
 def _copy_rest(base: Checkpoint, out: Path, left_out: LeftOut) -> None:
-    """Copy files other than weights, such as ``additional_chat_templates``, and record the files that are left out."""
+    """Copy the files and directories that contain no weights, such as ``additional_chat_templates``.
+
+    Other copies of the weights and files with training state are not copied. They are listed in ``left_out``.
+    """
     weights = {shard.path for shard in base.shards}
     for path in sorted(base.directory.iterdir()):
         if path.name in (INDEX, CONFIG, _CARD, _RECORD) or path.name.startswith(".") or path in weights:
@@ -136,14 +140,14 @@ def _copy_rest(base: Checkpoint, out: Path, left_out: LeftOut) -> None:
 
 
 def _is_weights(path: Path) -> bool:
-    """Whether a file holds tensors, judged by its name, or a directory contains such a file."""
+    """Whether a path is a weight file, judged by its name, or a directory that contains a weight file."""
     if path.is_dir():
         return any(_is_weights(inner) for inner in path.rglob("*") if not inner.is_dir())
     return path.suffix in TENSOR_SUFFIXES or path.name.endswith(".index.json")
 
 
 def _card(directory: Path, chapter: Sequence[str]) -> str:
-    """The model card of the base, with a new chapter in front of its text."""
+    """Model card of the base, with the lines of ``chapter`` between the metadata and the text."""
     card = directory / _CARD
     text = card.read_text(encoding="utf-8") if card.is_file() else ""
     front, _, body = text[4:].partition("\n---\n") if text.startswith("---\n") else ("", "", text)

@@ -1,7 +1,7 @@
-"""The two kinds of TransformerLens model that a FocusModel can run, behind one small interface.
+"""Common interface to the two kinds of TransformerLens model that a FocusModel can run.
 
-``HookedTransformer`` (TransformerLens 3.x) and ``TransformerBridge`` (3.x and 4.x) have the same hook names. They
-differ in how the attention engine replaces their attention, and in the call that returns the logits of the last row.
+``HookedTransformer`` (TransformerLens 3.x) and ``TransformerBridge`` (3.x and 4.x) have the same hook names. They need
+different code to replace their attention with the attention engine, and to compute only the logits of the last row.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ __all__ = ["Backend", "BridgeBackend", "HookedBackend", "backend_for", "describe
 
 
 def backend_for(hooked: Any) -> Backend:
-    """Backend of a TransformerLens model.
+    """Backend for a TransformerLens model.
 
     Raises:
         TypeError: If the model is neither a ``HookedTransformer`` nor a ``TransformerBridge``.

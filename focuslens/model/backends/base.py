@@ -1,4 +1,4 @@
-"""The interface through which a FocusModel runs either kind of TransformerLens model."""
+"""Interface through which a FocusModel runs a ``HookedTransformer`` or a ``TransformerBridge``."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ __all__ = ["Backend", "describe", "shape_of"]
 
 @runtime_checkable
 class Backend(Protocol):
-    """A TransformerLens model, with the operations that a FocusModel needs."""
+    """Interface to a TransformerLens model, with the operations that a FocusModel needs."""
 
     hooked: Any
     shape: ModelShape
     is_bridge: bool
-    """Whether the model is a ``TransformerBridge``, whose own cache may keep only the keys inside a layer's window."""
+    """Whether the model is a ``TransformerBridge``. A bridge's cache may keep only the keys in a layer's window."""
 
     @property
     def device(self) -> torch.device: ...
@@ -31,46 +31,47 @@ class Backend(Protocol):
         """Check that interventions support the model and its settings.
 
         Raises:
-            ValueError: If interventions do not support them. The message names the setting to change.
+            ValueError: If interventions do not support a setting. The message names the setting.
         """
         ...
 
     def new_cache(self, batch: int) -> Any:
-        """An empty key-value cache."""
+        """An empty key-value cache for ``batch`` rows."""
         ...
 
     def fork(self, cache: Any, copies: int = 1) -> Any:
-        """A new cache with ``copies`` consecutive rows per row of ``cache``. It can grow without a change of ``cache``.
+        """A new cache with ``copies`` consecutive rows per row of ``cache``.
 
-        The two caches share keys and values if the backend's attention can read shared keys and values.
+        The new cache can grow while ``cache`` stays unchanged. The two caches share keys and values if the backend's
+        attention supports shared keys and values.
         """
         ...
 
     def forward(
         self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any | None, *, last_only: bool
     ) -> Float[Tensor, "batch row d_vocab"]:
-        """Logits of all rows, or of the last row only. If there is a cache, it is extended in place."""
+        """Logits of all rows, or of the last row only. If a cache is given, the pass extends the cache in place."""
         ...
 
     def fill(self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any) -> None:
-        """Append keys and values of tokens to a cache. The pass may end once the last layer's keys are known."""
+        """Append the keys and values of tokens to a cache. The pass may end as soon as the cache is complete."""
         ...
 
     def run_to(self, layer: int, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"]) -> None:
-        """Run prompts so that the hooks of all layers up to ``layer`` fire. Later layers may be left out."""
+        """Run prompts so that the hooks of all layers up to ``layer`` fire. Later layers may be skipped."""
         ...
 
     def run_from(
         self, layer: int, residual: Float[Tensor, "batch pos d_model"], mask: Int[Tensor, "batch key"], cache: Any
     ) -> None:
-        """Fill the caches of ``layer`` and of the layers above it, from the input of ``layer``.
+        """Run ``layer`` and all later layers on the input of ``layer``, to fill their part of the cache.
 
-        This works only with caches of the attention engine.
+        The cache must be a cache of the attention engine.
         """
         ...
 
     def unusual_attention(self) -> str | None:
-        """Setting, if any, that makes attention more than a softmax of scaled query-key products; else ``None``."""
+        """Name of the setting that makes attention differ from ``softmax(Q K^T * scale) V``; ``None`` by default."""
         ...
 
     def residual_point(self, layer: int) -> Any:
@@ -78,10 +79,12 @@ class Backend(Protocol):
         ...
 
     def rotary(self, layer: int, length: int) -> Rotary:
-        """The step from ``hook_q`` and ``hook_k`` to ``hook_rot_q`` and ``hook_rot_k``, at positions below ``length``.
+        """Functions from ``hook_q`` to ``hook_rot_q`` and from ``hook_k`` to ``hook_rot_k``, in one layer.
+
+        The functions accept positions below ``length``.
 
         Raises:
-            ValueError: If the step is not a rotary embedding that can be differentiated here.
+            ValueError: If these functions are not a rotary embedding that :class:`Rotary` can compute.
         """
         ...
 
@@ -90,7 +93,7 @@ class Backend(Protocol):
         ...
 
     def window(self, layer: int) -> int | None:
-        """Maximum number of keys that a row attends to, its own key included; ``None`` for all."""
+        """Maximum number of keys that a row attends to, including the row's own key; ``None`` for no limit."""
         ...
 
 
@@ -108,7 +111,7 @@ def shape_of(cfg: Any) -> ModelShape:
 
 
 def describe(backend: Backend) -> dict[str, Any]:
-    """Backend, dtype, device, context length and a digest of the weights, for result files."""
+    """Description of a backend for result files: class, dtype, device, context length and a digest of the weights."""
     return {
         "backend": type(backend.hooked).__name__,
         "dtype": str(backend.hooked.cfg.dtype).removeprefix("torch."),
@@ -119,10 +122,10 @@ def describe(backend: Backend) -> dict[str, Any]:
 
 
 def _weights_digest(hooked: Any) -> str:
-    """Digest of every parameter's name, shape and up to 256 of its values, evenly spread.
+    """Digest of the name, the shape and up to 256 evenly spaced values of every parameter.
 
-    A digest of all values would take minutes for a large model. Models from different checkpoints or after further
-    training have different digests, but an edit of single weights may leave the digest unchanged.
+    A digest of all values would take minutes for a large model. Different checkpoints have different digests. Further
+    training also changes the digest. An edit of single weights may leave the digest unchanged.
     """
     digest = hashlib.sha256()
     for name, parameter in hooked.named_parameters():

@@ -1,4 +1,4 @@
-"""``TransformerBridge`` (TransformerLens 3.x and 4.x) on the attention engine."""
+"""Backend that runs a ``TransformerBridge`` (TransformerLens 3.x and 4.x) on the attention engine."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ __all__ = ["BridgeBackend"]
 
 
 class BridgeBackend:
-    """A ``TransformerBridge`` (TransformerLens 3.x and 4.x): a Hugging Face model with hook points."""
+    """Backend for a ``TransformerBridge`` (TransformerLens 3.x and 4.x): a Hugging Face model with hook points."""
 
     is_bridge = True
 
@@ -43,8 +43,8 @@ class BridgeBackend:
     def new_cache(self, batch: int) -> Any:
         if _can_fuse(self.hooked):
             return KeyValueCache.empty(self.shape, batch, self.device)
-        # Hooks need absolute key columns. A cache without a config keeps every key, even in layers with a sliding
-        # window.
+        # Hooks need absolute key columns. If no config is passed, the cache keeps every key, even in layers with a
+        # sliding window.
         return DynamicCache()
 
     def fork(self, cache: Any, copies: int = 1) -> Any:
@@ -84,7 +84,7 @@ class BridgeBackend:
     def _fused_forward(
         self, tokens: Tensor, mask: Tensor, cache: KeyValueCache | None, *, last: int | None = None, **arguments: Any
     ) -> Tensor:
-        """Run one pass on the engine, where :class:`Pass` provides the masks of the layers."""
+        """Run one pass on the attention engine. A :class:`Pass` provides the attention masks of the layers."""
         n_rows, layers = tokens.shape[1], [LayerCache() for _ in self.hooked.blocks]
         if cache is not None:
             cache.append_attention_mask(mask[:, -n_rows:])
@@ -105,7 +105,10 @@ class BridgeBackend:
                 residual = block(residual, position_ids=positions, position_embeddings=embeddings, use_cache=False)
 
     def _fused(self, rows: Pass, layers: Sequence[LayerCache], *, last: int | None) -> AbstractContextManager[None]:
-        """Let one pass run on the engine. With ``last``, the pass may end once the keys of that layer are known."""
+        """Context manager in which one pass runs on the engine.
+
+        If ``last`` is given, the pass may end once the keys and values of layer ``last`` are complete.
+        """
         attentions = [block.attn for block in self.hooked.blocks]
         stop = stop_layer(self.hooked.blocks, last, _EARLY)
         forwards = [
@@ -115,7 +118,7 @@ class BridgeBackend:
         return _on_the_engine(attentions, forwards, self.hooked.original_model.config)
 
     def _positions(self, mask: Tensor, n_rows: int) -> Tensor:
-        """Token positions ``[batch row]`` of the last ``n_rows`` columns, without padding."""
+        """Token positions ``[batch row]`` of the last ``n_rows`` columns. Padding columns are not counted."""
         return (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -n_rows:].to(self.device)
 
     def _attention(self, layer: int) -> Any:
@@ -132,7 +135,8 @@ class BridgeBackend:
     def rotary(self, layer: int, length: int) -> Rotary:
         model = self.hooked.original_model
         embedding = getattr(model.base_model, "rotary_emb", None)
-        # Gemma 3 has one rotary table per kind of layer. OLMo 2 normalises all heads of a projection together.
+        # :class:`Rotary` supports neither one rotary table per kind of layer (Gemma 3), nor a norm over all heads of a
+        # projection (OLMo 2).
         attention = self._attention(layer)
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         per_head = all(norm is None or norm.weight.shape == (self.shape.d_head,) for norm in norms)
@@ -155,7 +159,7 @@ class BridgeBackend:
         attention, config = self._attention(layer), self.hooked.original_model.config
         if hasattr(attention, "sliding_window"):
             return cast("int | None", attention.sliding_window)
-        # Mistral's attention module reads the window from the configuration.
+        # Mistral's attention module has no such attribute, because it reads the window from the configuration.
         if getattr(config, "use_sliding_window", True) is False:
             return None
         return cast("int | None", getattr(config, "sliding_window", None))
@@ -172,7 +176,7 @@ _EARLY = (
     *(f"attn.{name}" for name in ("hook_in", "q", "k", "v", "q_norm", "k_norm", "hook_q_normed", "hook_k_normed")),
     *(f"attn.{name}" for name in ("hook_cos", "hook_sin", "hook_rot_q", "hook_rot_k")),
 )
-"""Modules of a block that run before the keys and values of the block are known."""
+"""Modules of a block that have run by the time the keys and values of the block are complete."""
 
 _PLAIN = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
 """Hugging Face classes whose attention is ``softmax(Q K^T * scale) V`` over rotary queries and keys, with or without
@@ -180,7 +184,7 @@ per-head norms."""
 
 
 def _can_fuse(hooked: Any) -> bool:
-    """Whether :func:`_forward` can compute the attention of every layer, and no layer has a replaced ``forward``."""
+    """Whether :func:`_forward` can compute the attention of every layer, and no layer's ``forward`` was replaced."""
     unusual = ("use_split_qkv_input", "use_attn_in", "use_attn_result", "gated_q_proj")
     return not any(getattr(hooked.cfg, name, False) for name in unusual) and all(
         type(block.attn).__name__ == "PositionEmbeddingsAttentionBridge"
@@ -192,9 +196,9 @@ def _can_fuse(hooked: Any) -> bool:
 
 @contextmanager
 def _on_the_engine(attentions: Sequence[Any], forwards: Sequence[Any], config: Any) -> Generator[None]:
-    """Replace the attention layers' ``forward``, and keep Hugging Face from building a mask of all rows and keys."""
+    """Replace the ``forward`` of attention layers, and prevent Hugging Face from building a full attention mask."""
     implementation = config._attn_implementation
-    config._attn_implementation = "focuslens"  # for an unknown name, Hugging Face builds no mask
+    config._attn_implementation = "focuslens"  # Hugging Face builds no mask if the name is unknown
     try:
         with replaced_forwards(attentions, forwards):
             yield
@@ -214,7 +218,7 @@ def _forward(
     position_embeddings: tuple[Tensor, Tensor],
     **_: Any,
 ) -> tuple[Float[Tensor, "batch row d_model"], None]:
-    """Compute ``PositionEmbeddingsAttentionBridge.forward``, with its hooks, on the engine."""
+    """Replacement for ``PositionEmbeddingsAttentionBridge.forward`` that runs on the engine with the same hooks."""
     rows.require(hidden_states, cache)
     hidden_states, d_head = layer.hook_in(hidden_states), layer.original_component.head_dim
     q, k, v = (

@@ -1,8 +1,7 @@
-"""``HookedTransformer`` (TransformerLens 3.x) on the attention engine.
+"""Backend that runs a ``HookedTransformer`` (TransformerLens 3.x) on the attention engine.
 
-TransformerLens holds several tensors of the size ``[batch head row key]`` per layer. It caches keys before their
-rotation, and rotates all cached keys again for every new token. The engine avoids both costs, and gives the same
-results with the same hooks.
+TransformerLens allocates several tensors ``[batch head row key]`` per layer. It caches keys before their rotation, and
+rotates all cached keys again for every new token. The engine avoids both costs. Hooks and results are the same.
 """
 
 from __future__ import annotations
@@ -38,9 +37,10 @@ __all__ = ["HookedBackend"]
 
 
 class HookedBackend:
-    """A ``HookedTransformer`` (TransformerLens 3.x).
+    """Backend for a ``HookedTransformer`` (TransformerLens 3.x).
 
-    The weights keep their values and shapes, but get strides that let TransformerLens multiply without a copy.
+    The backend changes the strides of the weights, so that TransformerLens can multiply by them without a copy. The
+    values and shapes of the weights do not change.
     """
 
     is_bridge = False
@@ -78,7 +78,7 @@ class HookedBackend:
     def fork(self, cache: Any, copies: int = 1) -> Any:
         if isinstance(cache, KeyValueCache):
             return cache.shared(copies)
-        # A cache grows by making new tensors, so a tensor that two caches share stays unchanged.
+        # A cache grows by creating new tensors. Tensors that two caches share therefore never change.
         entries = [
             dataclasses.replace(
                 entry, past_keys=_copies(entry.past_keys, copies), past_values=_copies(entry.past_values, copies)
@@ -100,7 +100,8 @@ class HookedBackend:
         with self._fused(Pass(tokens.shape[1], mask.cpu())) if fuse else nullcontext():
             if not last_only:
                 return hooked(tokens, return_type="logits", **arguments)
-            # Logits of all rows of a long prompt need more memory than the pass, so only the last row is unembedded.
+            # For a long prompt, the logits of all rows would need more memory than the pass itself. Only the last row
+            # is therefore unembedded.
             residual = hooked(tokens, stop_at_layer=self.shape.n_layers, **arguments)[:, -1:]
         if hooked.cfg.normalization_type is not None:
             residual = hooked.ln_final(residual)
@@ -130,9 +131,10 @@ class HookedBackend:
             )
 
     def _fused(self, rows: Pass, *, last: int | None = None) -> AbstractContextManager[None]:
-        """Let one pass run on the engine. If the pass has a cache, it must be a :class:`KeyValueCache`.
+        """Context manager in which one pass runs on the engine.
 
-        With ``last``, the pass may end once the keys of that layer are known.
+        If the pass has a cache, the cache must be a :class:`KeyValueCache`. If ``last`` is given, the pass may end once
+        the keys and values of layer ``last`` are complete.
         """
         attentions = [block.attn for block in self.hooked.blocks]
         stop = stop_layer(self.hooked.blocks, last, _EARLY)
@@ -184,17 +186,18 @@ _LAYOUTS = {
     "W_O": "head d_head d_model -> d_model head d_head",
     **dict.fromkeys(("W_gate", "W_in", "W_out", "W_U"), "inner outer -> outer inner"),
 }
-"""Layout in memory from which ``F.linear`` reads a weight without a copy, by the weight's name."""
+"""Memory layout from which ``F.linear`` can read a weight without a copy, by name of the weight."""
 
 
 def _lay_out(hooked: Any) -> None:
-    """Store weights in memory in the layout that ``F.linear`` reads; their shapes and values stay the same.
+    """Store weights in the memory layout that ``F.linear`` reads. Shapes and values do not change.
 
-    TransformerLens stores the transpose of the matrix that ``F.linear`` reads, so it copies every matrix in every pass.
-    For one new token the copies take longer than the matrix products. With transposed strides, no copy is needed.
+    TransformerLens stores the transpose of the matrix that ``F.linear`` reads. It therefore copies every matrix in
+    every pass. For one new token, the copies take longer than the matrix products. With transposed strides, no copy is
+    needed.
     """
     attentions = [block.attn for block in hooked.blocks]
-    # Only gated MLPs use F.linear; other MLPs multiply by their weights without a transpose.
+    # Only gated MLPs use F.linear. All other MLPs multiply by their weights without a transpose.
     mlps = [block.mlp for block in hooked.blocks if hasattr(getattr(block, "mlp", None), "W_gate")]
     weights = [
         (weight, _LAYOUTS[name])
@@ -205,7 +208,7 @@ def _lay_out(hooked: Any) -> None:
     owners = Counter(weight.untyped_storage().data_ptr() for weight in hooked.parameters())
     for weight, layout in weights:
         shape, memory = layout.split(" -> ")
-        # Weights that share memory (tied embeddings) and packed weights (quantization) keep their layout.
+        # Weights that share memory (tied embeddings) and quantised weights (packed) keep their layout.
         plain = weight.is_floating_point() and weight.is_contiguous() and weight.ndim == len(shape.split())
         if plain and owners[weight.untyped_storage().data_ptr()] == 1:
             weight.data = rearrange(rearrange(weight.data, layout).contiguous(), f"{memory} -> {shape}")
@@ -217,7 +220,7 @@ def _copies(tensor: Tensor, copies: int) -> Tensor:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _RmsNorm:
-    """TransformerLens's ``RMSNorm`` without its hooks, and without its rounding to the model's dtype."""
+    """TransformerLens's ``RMSNorm`` without hooks and without rounding to the model's dtype."""
 
     weight: Tensor
     eps: float
@@ -235,18 +238,21 @@ _EARLY = (
     "ln1",
     *(f"attn.{name}" for name in ("hook_q", "hook_k", "hook_v", "q_norm", "k_norm", "hook_rot_q", "hook_rot_k")),
 )
-"""Modules of a block that run before the keys and values of the block are known."""
+"""Modules of a block that have run by the time the keys and values of the block are complete."""
 
 
 def _can_fuse(hooked: Any) -> bool:
-    """Whether every layer computes ``softmax(Q K^T * scale) V`` over rotary queries and keys in its own ``forward``."""
+    """Whether every layer computes ``softmax(Q K^T * scale) V`` over rotary queries and keys.
+
+    The result is ``False`` if a layer's ``forward`` was replaced.
+    """
     cfg = hooked.cfg
     return (
         cfg.positional_embedding_type == "rotary"
         and cfg.attn_scores_soft_cap <= 0
         and not any(getattr(cfg, name, False) for name in _UNUSUAL)
         and str(cfg.original_architecture) not in ("OlmoeForCausalLM", "Olmo2ForCausalLM", "Olmo3ForCausalLM")
-        # The engine leaves a model alone if another library, such as accelerate, has replaced a layer's forward.
+        # The engine does not override a layer's forward that another library, such as accelerate, has replaced.
         and not any("forward" in vars(block.attn) for block in hooked.blocks)
     )
 
@@ -275,7 +281,7 @@ def _forward(
     attention_mask: Int[Tensor, "batch key"] | None = None,
     position_bias: Tensor | None = None,
 ) -> Float[Tensor, "batch row d_model"]:
-    """Compute ``AbstractAttention.forward``, with its hooks, on the engine."""
+    """Replacement for ``AbstractAttention.forward`` that runs on the engine with the same hooks."""
     cache = LayerCache() if past_kv_cache_entry is None else past_kv_cache_entry.layer
     rows.require(query_input, cache)
     q, k, v = layer.calculate_qkv_matrices(query_input, key_input, value_input)

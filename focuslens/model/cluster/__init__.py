@@ -1,4 +1,4 @@
-"""Copies of a model on the devices of a Ray cluster, which share the samples of a run."""
+"""Copies of a model on the devices of a Ray cluster. The samples of a run are divided among the copies."""
 
 from focuslens.model.cluster.ray_pool import RayPool
 

@@ -1,4 +1,4 @@
-"""The number of workers on a cluster, and the CPUs and GPUs of each worker."""
+"""Placement of workers on a cluster: the number of workers, and the CPUs and GPUs per worker."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Shares:
 
     @property
     def cpus(self) -> int:
-        """Number of CPUs to reserve per worker; 0 if GPUs already limit the number of workers per machine."""
+        """Number of CPUs to reserve per worker; 0 if workers have GPUs, which already limit the workers per machine."""
         return 0 if self.gpus else self.threads
 
     def __str__(self) -> str:
@@ -41,16 +41,16 @@ def share_out(
     device: str | None = None,
     grows: bool = False,
 ) -> Shares:
-    """Divide a cluster among workers: by default one worker per GPU, or one per machine where there are no GPUs.
+    """Divide a cluster among workers. The default is one worker per GPU, or one per machine if no GPUs are used.
 
     Args:
-        machines: The resources of each machine, as Ray names them: ``CPU`` and ``GPU``.
+        machines: Resources of each machine, under Ray's names ``CPU`` and ``GPU``.
         workers: Total number of workers.
         gpus_per_worker: Number of GPUs per worker: more than 1 for a model that is too large for one GPU, a fraction
             for a small model, 0 for workers without a GPU.
         threads: Number of CPU threads per worker; by default an equal share of a machine's CPUs.
         device: Device of the model; ``cpu`` requests no GPU.
-        grows: Whether machines may join the cluster later. More workers than fit at present may then be requested.
+        grows: Whether machines may join the cluster later. If so, more workers may be requested than currently fit.
 
     Raises:
         ValueError: If a number is not positive, or the cluster lacks the requested resources.
@@ -79,7 +79,7 @@ def share_out(
 
 
 def _cpus_per_worker(cpus: Sequence[int], slots: Sequence[int], gpus: float, workers: int | None) -> int:
-    """The largest number of CPUs, at least 1, that every worker can have."""
+    """Largest number of CPUs that every worker can have, but at least 1."""
     if gpus:
         share = min((n // n_slots for n, n_slots in zip(cpus, slots, strict=True) if n_slots), default=1)
     elif workers is None:

@@ -1,4 +1,4 @@
-"""An executor whose copies of the model are Ray actors, on the devices of one or many machines."""
+"""Executor that runs copies of the model as Ray actors, on the devices of one or more machines."""
 
 from __future__ import annotations
 
@@ -29,35 +29,35 @@ __all__ = ["RayPool"]
 _R = TypeVar("_R")
 
 _LOCAL_ENVIRONMENT = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_worker_niceness": "0"}
-"""Environment for Ray if it is started here: no usage reports, and workers with the priority of this process."""
+"""Environment variables for starting Ray: no usage reports, and workers with the same priority as this process."""
 
 
 class RayPool:
-    """Copies of a model on a Ray cluster, which replace the model in scores, evaluation and training.
+    """Copies of a model on a Ray cluster. The pool can replace the model in scoring, evaluation and training.
 
-    By default there is one worker per GPU, or one per machine where there are no GPUs. Each worker loads the model
-    once. Batches, results and their order are the same as in a single process. The results are equal byte for byte if
-    devices and numbers of threads are the same. If a worker is killed, another worker runs its batch again.
+    By default, there is one worker per GPU, or one worker per machine if no GPUs are used. Each worker loads the model
+    once. Batches, results and their order are the same as in a single process. If devices and numbers of threads are
+    also the same, the results are equal byte for byte. If a worker is killed, another worker runs its batch again.
 
     If this process is already connected to Ray, the pool uses that connection and leaves it open.
 
     Args:
-        model: Hub name or directory, which every machine must have; ``"demo"`` for the embedded model; or a function
-            that opens the model.
-        address: ``None`` or ``"local"`` to start Ray here; ``"auto"``, ``"HOST:PORT"`` or ``"ray://HOST:PORT"`` to join
-            a cluster whose machines have the same package versions.
+        model: Hub name; directory that exists on every machine; ``"demo"`` for the embedded model; or function that
+            loads the model.
+        address: ``None`` or ``"local"`` to start Ray on this machine; ``"auto"``, ``"HOST:PORT"`` or
+            ``"ray://HOST:PORT"`` to join a cluster. All machines must have the package versions of this process.
         workers: Total number of workers.
         gpus_per_worker: Number of GPUs per worker: more than 1 for a model that is too large for one GPU (with
             ``device_map="auto"``), a fraction for a small model, 0 for workers without a GPU.
-        threads: Number of CPU threads per worker; by default an equal share of a machine's CPUs. As in a single
-            process, the last bits of a result can depend on the number of threads.
+        threads: Number of CPU threads per worker; by default an equal share of a machine's CPUs. The last bits of a
+            result can depend on the number of threads, which is also true in a single process.
         **settings: Arguments of :meth:`FocusModel.from_pretrained`.
 
     Raises:
         ImportError: If Ray is not installed.
         ConnectionError: If there is no cluster at the address.
-        ValueError: If the cluster has no room for the workers, or its package versions differ from this process's.
-        Exception: The error that was raised when the model was opened.
+        ValueError: If the workers do not fit the cluster, or its package versions differ from those of this process.
+        Exception: The error that a worker raised while it loaded the model.
     """
 
     def __init__(
@@ -119,17 +119,17 @@ class RayPool:
 
     @property
     def shape(self) -> ModelShape:
-        """Sizes of the model, such as its numbers of layers and heads."""
+        """Sizes of the model, such as the number of layers and the number of heads."""
         return self._workers.info.shape
 
     @property
     def tokenizer(self) -> Any:
-        """The checkpoint's own tokenizer."""
+        """Tokenizer of the checkpoint."""
         return self._workers.info.encoder.tokenizer
 
     @property
     def device(self) -> torch.device:
-        """Device of the results: CUDA if the workers use CUDA and this process has it, else the CPU."""
+        """Device of the results: CUDA if it is available to the workers and to this process, else the CPU."""
         kind = self._workers.info.description["device"]
         return torch.device(kind if kind == "cuda" and torch.cuda.is_available() else "cpu")
 
@@ -138,11 +138,13 @@ class RayPool:
         return prompt if isinstance(prompt, EncodedPrompt) else self._workers.info.encoder.encode(prompt)
 
     def map(self, function: Callable[..., _R], calls: Iterable[tuple[Any, ...]]) -> Generator[_R]:
-        """Results of ``function(model, *call)`` for each call, in the order of the calls. Any idle worker takes a call.
+        """Results of ``function(model, *call)`` for every call, in the order of the calls.
+
+        Idle workers receive calls in this order.
 
         Raises:
             WorkerLostError: If several workers in a row are lost while they run the same call, or if no worker can be
-                started any more.
+                started.
             Exception: The error that ``function`` raises for a call, when the result of that call is read.
         """
         queue = CallQueue(self._ray.put(function), list(calls), MAX_AHEAD * self.shares.workers)
@@ -166,7 +168,7 @@ def _require_ray() -> Any:
 
 
 def _connect(ray: Any, address: str | None) -> bool:
-    """Start Ray here or join a cluster. Return false if this process is already connected to Ray."""
+    """Start Ray on this machine or join a cluster. Return ``False`` if this process is already connected to Ray."""
     if ray.is_initialized():
         return False
     options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
@@ -189,17 +191,17 @@ def _connect(ray: Any, address: str | None) -> bool:
 
 
 def _create_actor(ray: Any, shares: Shares) -> Any:
-    """Create an actor, which has not loaded its model yet."""
+    """Create the actor of a worker, without loading the model."""
     options: dict[str, Any] = {"num_cpus": shares.cpus, "num_gpus": shares.gpus, "max_restarts": 0}
     return ray.remote(Worker).options(scheduling_strategy="SPREAD", **options).remote(shares.threads)
 
 
 def _loader(model: str | Callable[..., FocusModel], shares: Shares, settings: dict[str, Any]) -> Any:
-    """A function without arguments that opens the model on a worker."""
+    """Function without arguments that loads the model on a worker."""
     if not isinstance(model, str):
         return partial(model, **settings)
     if not shares.gpus and settings.get("device") is None and settings.get("device_map") is None:
-        # A worker without a GPU of its own may still see the machine's GPUs.
+        # A worker may see the GPUs of its machine even if no GPU is reserved for the worker.
         settings = {**settings, "device": "cpu"}
-    name = str(Path(model).resolve()) if Path(model).is_dir() else model  # a worker has another working directory
+    name = str(Path(model).resolve()) if Path(model).is_dir() else model  # workers have a different working directory
     return partial(load_model, name, settings)

@@ -1,4 +1,4 @@
-"""A worker: a Ray actor that holds one copy of a model, in a process of its own."""
+"""Worker of a Ray cluster: an actor that runs one copy of a model in a separate process."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class WorkerInfo:
     Attributes:
         name: Name of the model in result files.
         description: Description of the model in result files.
-        shape: Sizes of the model, such as its numbers of layers and heads.
+        shape: Sizes of the model, such as the number of layers and the number of heads.
         encoder: Encoder that turns prompts into tokens.
         versions: Versions of Python and of the packages that affect results.
         location: Machine and process of the worker.
@@ -47,7 +47,7 @@ class Failure:
     """An error that ended a call on a worker.
 
     Attributes:
-        error: The error. If it cannot be pickled, a ``RuntimeError`` with its type and message takes its place.
+        error: The error, or a ``RuntimeError`` with its type and message if the error cannot be pickled.
         traceback: The traceback on the worker, as text.
     """
 
@@ -56,7 +56,7 @@ class Failure:
 
 
 class Worker:
-    """Holder of one copy of a model, which runs functions on this copy.
+    """Ray actor that loads one copy of a model and runs functions on it.
 
     Args:
         threads: Number of CPU threads of the worker.
@@ -67,7 +67,7 @@ class Worker:
         self._model: FocusModel | None = None
 
     def open(self, load: Callable[[], FocusModel]) -> WorkerInfo | Failure:
-        """Load the model, and return its description or the failure."""
+        """Load the model, and return a description of this worker, or the failure."""
         try:
             self._model = model = load()
             package_versions, description = versions(), model.description
@@ -77,9 +77,9 @@ class Worker:
         return WorkerInfo(model.name, description, model.shape, model.encoder, package_versions, location)
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Failure | None, bytes]:
-        """Run ``function(model, *arguments)``, and return the failure, if there was one, and the packed result.
+        """Run ``function(model, *arguments)``, and return the failure, or ``None``, and the serialised result.
 
-        The failure is a separate return value, so that the pool can read it without fetching a large result.
+        The failure is a separate return value, so that the pool can check for a failure before it fetches the result.
         """
         try:
             return None, _pack(function(self._model, *arguments))
@@ -91,14 +91,14 @@ class Worker:
 
 
 def load_model(name: str, settings: Mapping[str, Any]) -> FocusModel:
-    """Open a model by its name or directory; ``demo`` is the embedded model."""
+    """Load a model by its hub name or directory; ``"demo"`` is the embedded model."""
     return FocusModel.from_pretrained(name, **settings)
 
 
 def _failure(error: Exception) -> Failure:
     text = "".join(traceback.format_exception(error))
     if is_out_of_memory(error):
-        # Pickling loses the type of CUDA's out-of-memory error, so another process could not recognise the error.
+        # Pickling loses the type of CUDA's out-of-memory error. Another process could then not recognise the error.
         return Failure(MemoryError(" ".join(str(error).split())), text)
     try:
         unpack(_pack(error), torch.device("cpu"))
@@ -108,7 +108,7 @@ def _failure(error: Exception) -> Failure:
 
 
 def _pack(result: Any) -> bytes:
-    """Pack a result as bytes that can be read on another device."""
+    """Serialise a result, so that it can be loaded on another device."""
     from ray import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
 
     content = io.BytesIO()
@@ -117,5 +117,5 @@ def _pack(result: Any) -> bytes:
 
 
 def unpack(content: bytes, device: torch.device) -> Any:
-    """Unpack a result, with its tensors on a device."""
+    """Load a serialised result, with its tensors on ``device``."""
     return torch.load(io.BytesIO(content), map_location=device, weights_only=False)

@@ -1,4 +1,4 @@
-"""The workers of a Ray cluster: start them, hand out calls, collect results, and replace workers that are lost."""
+"""Pool of Ray workers that distributes calls, collects results and replaces lost workers."""
 
 from __future__ import annotations
 
@@ -20,15 +20,16 @@ MAX_ATTEMPTS = 3
 """Maximum number of attempts to run one call, or to start a worker, before the pool gives up."""
 
 MAX_AHEAD = 4
-"""Calls per worker that may run before earlier results are read. If this process is killed, only these are lost."""
+"""Maximum number of submitted calls per worker whose results have not been read. If this process is killed, only these
+results are lost."""
 
 START_WARNING_SECONDS = 120.0
-"""Seconds without a ready worker after which the pool warns that the cluster may have no free resources."""
+"""Seconds to wait for a first worker before the pool warns that the cluster may have no free resources."""
 
 
 @dataclass(eq=False)
 class _Call:
-    """One call of a function, with its arguments, its index among all calls, and the number of workers lost with it."""
+    """One call of a function, with the number of workers that were lost while they ran the call."""
 
     queue: CallQueue
     index: int
@@ -38,14 +39,14 @@ class _Call:
 
 @dataclass(eq=False)
 class CallQueue:
-    """The calls of one function, and the results that have arrived but have not been read.
+    """Calls of one function, and the results that have arrived but have not been read.
 
     Results are read in the order of the calls.
 
     Attributes:
-        function: Ray's reference to the function.
-        arguments: The arguments of each call, without the model.
-        max_ahead: Number of calls that may be submitted ahead, counted from the next result to be read.
+        function: Ray reference to the function.
+        arguments: Arguments of each call, without the model.
+        max_ahead: Maximum number of submitted calls whose results have not been read.
     """
 
     function: Any
@@ -57,7 +58,7 @@ class CallQueue:
     n_submitted: int = 0
 
     def next_call(self) -> _Call | None:
-        """The next call to submit, lost calls first; ``None`` if no call may be submitted at present."""
+        """Next call to submit, lost calls first; ``None`` if no call may be submitted at the moment."""
         if self.retries:
             return self.retries.popleft()
         if self.n_submitted >= min(len(self.arguments), self.n_read + self.max_ahead):
@@ -67,7 +68,7 @@ class CallQueue:
         return call
 
     def retry(self, call: _Call, error: Exception) -> None:
-        """Queue a lost call again. After the last attempt, record the call's failure instead."""
+        """Queue a lost call again. After the last attempt, record a failure as the result of the call."""
         call.losses += 1
         if call.losses < MAX_ATTEMPTS:
             self.retries.appendleft(call)
@@ -83,13 +84,13 @@ class CallQueue:
 
 @dataclass(eq=False)
 class _WorkerHandle:
-    """A worker as the pool sees it.
+    """State of one worker in the pool.
 
     Attributes:
         actor: The Ray actor.
-        status: Reference to the outcome of the task that the worker is running; ``None`` while the worker is idle.
-        call: The call that the worker is running; ``None`` while the worker is idle or loads its model.
-        result: Reference to the result of that call.
+        status: Ray reference to the outcome of the task that the worker is running; ``None`` while the worker is idle.
+        call: Call that the worker is running; ``None`` while the worker is idle or loading its model.
+        result: Ray reference to the result of ``call``.
     """
 
     actor: Any
@@ -99,18 +100,18 @@ class _WorkerHandle:
 
 
 class RemoteError(Exception):
-    """The traceback of an error that was raised on a worker."""
+    """Cause of an error that was raised on a worker. The message is the traceback on the worker."""
 
 
 class WorkerPool:
-    """A fixed number of workers. Each loads the model and runs calls, and is replaced if it is lost.
+    """Fixed number of workers, each with one copy of the model. Lost workers are replaced.
 
     Args:
         ray: The module ``ray``.
         create_actor: Function that creates the actor of one worker.
         size: Number of workers.
-        load: Function that opens the model. Each worker calls it.
-        versions: Package versions of this process, which every worker must have too.
+        load: Function that loads the model. Each worker calls this function.
+        versions: Package versions of this process. Every worker must have the same versions.
     """
 
     def __init__(
@@ -128,11 +129,11 @@ class WorkerPool:
         self._info: WorkerInfo | None = None
 
     def start(self) -> None:
-        """Start the workers, and wait until the first of them has loaded its model.
+        """Start the workers, and wait until one of them has loaded its model.
 
         Raises:
             WorkerLostError: If no worker can be started.
-            Exception: The error that was raised when the model was opened.
+            Exception: The error that a worker raised while it loaded the model.
         """
         for _ in range(self._size):
             self._start_worker()
@@ -147,16 +148,16 @@ class WorkerPool:
 
     @property
     def info(self) -> WorkerInfo:
-        """The first worker's description of itself and its model. Every other worker's description must match it."""
+        """Description of the first worker that loaded its model. All other workers must have the same model."""
         if self._info is None:
             raise RuntimeError("no worker has loaded the model")
         return self._info
 
     def next_result(self, queue: CallQueue) -> Any:
-        """The next result of a queue, in the order of its calls, as the worker packed it.
+        """Next result of a queue, in the order of the calls, still serialised.
 
         Raises:
-            WorkerLostError: If too many workers were lost while they ran the call, or if no worker is left.
+            WorkerLostError: If too many workers were lost while they ran the call, or if no worker can be started.
             Exception: The error that the call raised.
         """
         while True:
@@ -171,7 +172,7 @@ class WorkerPool:
                 raise result.error from RemoteError(result.traceback)
             try:
                 content = self._ray.get(result)
-            except self._ray.exceptions.RayError as error:  # the machine that held the result is gone
+            except self._ray.exceptions.RayError as error:  # the machine that stored the result is lost
                 queue.retry(call, error)
                 continue
             queue.n_read += 1
@@ -189,7 +190,7 @@ class WorkerPool:
         self._workers.append(_WorkerHandle(actor, actor.open.remote(self._load)))
 
     def _submit(self, queue: CallQueue) -> None:
-        """Give each idle worker a call."""
+        """Submit one call to each idle worker."""
         for worker in self._workers:
             if worker.status is not None:
                 continue
@@ -197,12 +198,13 @@ class WorkerPool:
             if call is None:
                 return
             worker.call = call
-            # The task returns a small status, which is fetched at once, and a result, which is fetched when it is read.
+            # The task returns a small status and a result. The status is fetched at once. The result is fetched only
+            # when the caller reads it.
             task = worker.actor.run.options(num_returns=2)
             worker.status, worker.result = task.remote(queue.function, call.arguments)
 
     def _wait(self, timeout: float | None) -> bool:
-        """Wait for a task to finish, and receive the finished tasks. Return whether any task has finished."""
+        """Wait until a task finishes, and process all finished tasks. Return ``False`` if no task has finished."""
         busy = {worker.status: worker for worker in self._workers if worker.status is not None}
         if not busy:
             return False
@@ -213,12 +215,12 @@ class WorkerPool:
         return bool(finished)
 
     def _receive(self, worker: _WorkerHandle) -> None:
-        """Read the outcome of a worker's finished task. The worker is then idle."""
+        """Process the outcome of a worker's finished task. The worker becomes idle."""
         reference, call, result = worker.status, worker.call, worker.result
         worker.status = worker.call = worker.result = None
         try:
             outcome = self._ray.get(reference)
-        except self._ray.exceptions.RayTaskError as error:  # Ray could not begin the task
+        except self._ray.exceptions.RayTaskError as error:  # Ray could not start the task
             outcome = Failure(RuntimeError(str(error).strip().splitlines()[-1]), str(error))
         except self._ray.exceptions.RayError as error:
             self._replace(worker, call, error)
@@ -229,7 +231,7 @@ class WorkerPool:
             call.queue.results[call.index] = call, result if outcome is None else outcome
 
     def _accept(self, worker: _WorkerHandle, outcome: WorkerInfo | Failure) -> None:
-        """Accept a worker that has loaded its model, or stop the worker if the loading failed or the model differs."""
+        """Accept a worker that has loaded its model. Stop a worker that failed to load it or has a mismatch."""
         error = outcome.error if isinstance(outcome, Failure) else mismatch(outcome, self._versions, self._info)
         if error is None and isinstance(outcome, WorkerInfo):
             self._failed_starts, self._info = 0, self._info or outcome
@@ -242,7 +244,7 @@ class WorkerPool:
         warnings.warn(f"one worker was stopped and the others go on: {error}", stacklevel=2)
 
     def _replace(self, worker: _WorkerHandle, call: _Call | None, error: Exception) -> None:
-        """Start a worker in place of a lost worker, and queue the call that was lost with it again."""
+        """Start a new worker in place of a lost worker, and queue the lost worker's call again."""
         self._workers.remove(worker)
         if call is not None:
             call.queue.retry(call, error)
@@ -255,14 +257,14 @@ class WorkerPool:
 
 
 def mismatch(info: WorkerInfo, versions: Mapping[str, str], first: WorkerInfo | None) -> ValueError | None:
-    """Error for a worker whose package versions or model differ from what is expected; ``None`` if all match.
+    """Error for a worker with different package versions or a different model; ``None`` if everything matches.
 
     Args:
-        info: The worker's description of itself.
-        versions: Package versions of this process.
-        first: The first worker's description of itself, if there is one.
+        info: Description of the worker.
+        versions: Package versions of this process, which the worker must have.
+        first: Description of the first worker, whose model the worker must have; ``None`` if there is no other worker.
     """
-    # A different version of Python alone changes no result.
+    # The version of Python may differ, because it does not affect results.
     expected = {f"version of {name}": number for name, number in versions.items() if name != "python"}
     actual = {f"version of {name}": info.versions.get(name) for name in versions}
     if first is not None:

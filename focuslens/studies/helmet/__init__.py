@@ -1,1 +1,1 @@
-"""Evaluation on HELMET with HELMET's own prompts, metrics and files, and with FocusLens as the model."""
+"""Evaluation of FocusLens models on HELMET, with HELMET's code for prompts, metrics and result files."""

@@ -1,4 +1,4 @@
-"""Responses of FocusLens to HELMET's prompts, recorded sample by sample."""
+"""Responses of a FocusLens model to HELMET's prompts, recorded sample by sample."""
 
 from __future__ import annotations
 
@@ -48,14 +48,14 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Answering:
-    """The work on each sample, as a plain value that can be sent to other processes.
+    """Callable that answers one sample under every setting, and that can be sent to other processes.
 
     Attributes:
         settings: Settings under which every prompt is answered.
-        max_new_tokens: Largest number of tokens of a response.
+        max_new_tokens: Maximum length of a response, in tokens.
         heads: Heads whose attention to the sink is recorded during generation.
-        stop_tokens: Tokens that end a response; ``None`` for the model's own stop tokens.
-        repetition_penalty: Penalty on tokens that are already in the prompt or response; 1 for none.
+        stop_tokens: Tokens that end a response; ``None`` means the model's own stop tokens.
+        repetition_penalty: Penalty on tokens that the prompt or the response already contains; 1 means no penalty.
     """
 
     settings: tuple[Setting, ...]
@@ -65,12 +65,12 @@ class Answering:
     repetition_penalty: float = 1.0
 
     def __call__(self, model: FocusModel, sample: HelmetSample, budget: int = BATCH_TOKENS) -> dict[str, Any]:
-        """The record of one sample: its responses under every setting, as JSON.
+        """Answer one sample under every setting, and return the sample's record as JSON values.
 
         Args:
             model: The model.
-            sample: The sample, whose prompt is answered.
-            budget: Tokens per batch. The prompt counts once per setting that is in the batch.
+            sample: The sample to answer.
+            budget: Maximum number of prompt tokens per pass. The prompt counts once per setting in the pass.
         """
         batch = PromptBatch.of([EncodedPrompt(sample.tokens, {})])
         interventions = [setting.interventions for setting in self.settings]
@@ -100,7 +100,7 @@ class Answering:
 
 
 def _sink(batch: PromptBatch) -> Float[Tensor, "batch key 1"]:
-    """Mask of the sink, which is the first tokens of every prompt."""
+    """Mask of the sink: the first ``SINK`` tokens of every prompt, after padding."""
     parts = torch.zeros(len(batch), batch.width, 1)
     for row, padding in zip(parts, batch.padding, strict=True):
         row[padding : padding + SINK] = 1
@@ -108,19 +108,19 @@ def _sink(batch: PromptBatch) -> Float[Tensor, "batch key 1"]:
 
 
 def _of_heads(masses: Float[Tensor, "layer head 1"], heads: Sequence[Head]) -> list[float | None]:
-    """Attention mass of each of the heads; ``None`` for a response without tokens."""
+    """Attention mass of each head in ``heads``. The masses are ``None`` if the response is empty."""
     values = [float(masses[layer, head, 0]) for layer, head in heads]
     return [None if math.isnan(value) else value for value in values]
 
 
 def _output(model: FocusModel, response: Generation) -> dict[str, Any]:
-    """A response in HELMET's form, with its white space and its stop token."""
+    """Text and tokens of a response, in HELMET's form: white space is not stripped, and the stop token is kept."""
     tokens = [*response.tokens.tolist(), *([] if response.stop is None else [response.stop])]
     return {"output": model.tokenizer.decode(tokens, skip_special_tokens=True), "tokens": tokens}
 
 
 def _excerpt(model: FocusModel, sample: HelmetSample) -> str:
-    """First and last 500 tokens of a prompt, as in HELMET's result files."""
+    """Text of the first and last 500 tokens of a prompt, as in HELMET's result files."""
     decode = model.tokenizer.decode
     return f"{decode(sample.tokens[:500])} <skip> {decode(sample.tokens[-500:])}"
 
@@ -130,10 +130,11 @@ def require_askable(
 ) -> None:
     """Refuse tasks that the model cannot run, before any task starts.
 
-    Prompts are read only for tasks that are longer than the model's context.
+    Prompts are read only for tasks whose length exceeds the model's context.
 
     Raises:
-        ValueError: If a prompt does not fit the model's context, or needs a chat template that the tokenizer lacks.
+        ValueError: If a prompt does not fit the model's context, or the tokenizer lacks a chat template that a task
+            needs.
     """
     for entry in entries:
         require_template(entry, executor.tokenizer)
@@ -150,7 +151,7 @@ def _load(checkout: Checkout, entry: Entry) -> dict[str, Any]:
 
 
 def declared_penalty(executor: Executor) -> float:
-    """The repetition penalty of the checkpoint's generation config, which HELMET's Hugging Face model also applies."""
+    """Repetition penalty in the checkpoint's generation config. HELMET's model class applies this penalty too."""
     (penalty,) = executor.map(_declared_penalty, [()])
     return penalty
 
@@ -162,7 +163,7 @@ def _declared_penalty(model: FocusModel) -> float:
 def answering_for(
     executor: Executor, entry: Entry, settings: Sequence[Setting], heads: Sequence[Head], penalty: float = 1.0
 ) -> Answering:
-    """The work on the samples of a task. HELMET's options set the length and the stop tokens of responses."""
+    """:class:`Answering` for one task. HELMET's options set the maximum length and the stop tokens of responses."""
     ends = stop_tokens(executor.tokenizer, executor.description["stop_tokens"], entry)
     return Answering(tuple(settings), entry.max_new_tokens, tuple(heads), ends, penalty)
 
@@ -170,7 +171,7 @@ def answering_for(
 def entry_header(
     executor: Executor, checkout: Checkout, entry: Entry, answering: Answering, samples: Sequence[HelmetSample]
 ) -> dict[str, Any]:
-    """Origin of the records of one task, as JSON."""
+    """Origin of one task's records, as JSON values."""
     ends = {} if answering.stop_tokens is None else {"stop_tokens": list(answering.stop_tokens)}
     return {
         "model": {**executor.description, **ends},
@@ -195,20 +196,20 @@ def answer_entry(
     template_kwargs: Mapping[str, Any] | None = None,
     progress: bool | None = None,
 ) -> tuple[dict[str, Any], RecordFile]:
-    """Run all samples of one task under every setting, or resume a killed run.
+    """Answer all samples of one task under every setting, or resume a killed run.
 
     Args:
         executor: Executor of the model.
-        checkout: The checkout of HELMET.
+        checkout: Checkout of HELMET.
         entry: The task.
-        answering: The work on each sample.
-        folder: Folder of the records, with one JSON line per sample.
-        batch_tokens: Tokens per batch; halved when memory runs out.
-        template_kwargs: Further arguments of the chat template.
-        progress: Show a progress bar; by default only on terminals and in notebooks (:mod:`focuslens.util.progress`).
+        answering: Callable that answers each sample.
+        folder: Folder for the file of records, which has one JSON line per sample.
+        batch_tokens: Maximum number of prompt tokens per batch; halved when memory runs out.
+        template_kwargs: Further keyword arguments of the chat template.
+        progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Returns:
-        HELMET's data of the task, and the records.
+        HELMET's data for the task, and the records.
 
     Raises:
         ValueError: If a prompt does not fit the model's context, or the records in ``folder`` have a different origin.
@@ -222,7 +223,7 @@ def answer_entry(
     lengths, run = [len(sample.tokens) for sample in todo], partial(_answer_alone, answering=answering)
     divisible, done = len(answering.settings) > 1, len(samples) - len(todo)
     with progress_bar(entry.label, len(samples), done=done, show=progress) as bar:
-        # Each sample runs alone, because a long prompt fills a batch. Its record is on disk before the next one runs.
+        # Each sample runs alone, because a long prompt fills a batch. Records are written as soon as samples finish.
         for _, record in map_batches(
             executor, run, todo, names, lengths, batch_tokens, divisible=divisible, alone=True
         ):
@@ -234,6 +235,6 @@ def answer_entry(
 def _answer_alone(
     model: FocusModel, samples: Sequence[HelmetSample], budget: int, answering: Answering
 ) -> dict[str, Any]:
-    """The record of a batch's only sample."""
+    """Answer the only sample of a batch, and return its record."""
     (sample,) = samples
     return answering(model, sample, budget)

@@ -1,4 +1,4 @@
-"""A checkout of HELMET (princeton-nlp/HELMET), whose code is imported in place and not changed."""
+"""Checkout of HELMET (princeton-nlp/HELMET). The code is imported from the checkout without any changes."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _WHERE = "git clone https://github.com/princeton-nlp/HELMET, and name its folder
 
 @dataclass(frozen=True, eq=False)
 class Checkout:
-    """HELMET's modules, with methods that call their functions.
+    """Modules of a HELMET checkout, with methods that call HELMET's functions.
 
     Attributes:
         root: Folder of the checkout.
-        modules: The modules ``arguments``, ``data``, ``eval``, ``model_utils`` and ``utils``, by name. They are not in
-            ``sys.modules``.
-        digest: Digest of the modules' files.
+        modules: The modules ``arguments``, ``data``, ``eval``, ``model_utils`` and ``utils``, by name. None of these
+            modules is in ``sys.modules``.
+        digest: Digest of the modules' source files.
     """
 
     root: Path
@@ -40,10 +40,10 @@ class Checkout:
     digest: str
 
     def parse(self, options: Sequence[str]) -> Any:
-        """Options of HELMET's ``eval.py``, parsed by HELMET's own parser.
+        """Parse options of HELMET's ``eval.py`` with HELMET's parser.
 
         Raises:
-            ValueError: If the parser refuses the options, or cannot read a configuration that they name.
+            ValueError: If the parser rejects the options, or cannot read the configuration that the options name.
         """
         stderr, original_argv = StringIO(), sys.argv
         sys.argv = ["eval.py", *options]
@@ -65,7 +65,7 @@ class Checkout:
             sys.argv = original_argv
 
     def load(self, args: Any, dataset: str, test_file: str, demo_file: str) -> dict[str, Any]:
-        """Result of HELMET's ``load_data``, called with the same random state as in HELMET's ``eval.py``.
+        """Load a data set with HELMET's ``load_data``, using the same random state as HELMET's ``eval.py``.
 
         Raises:
             ValueError: If HELMET cannot load the data.
@@ -77,18 +77,18 @@ class Checkout:
                 raise ValueError(_unloadable(dataset, test_file, error)) from error
 
     def prepare(self, reader: Any, item: dict[str, Any], data: Mapping[str, Any]) -> Any:
-        """Tokens of a sample from HELMET's ``HFModel``, after chat template and truncation of the context.
+        """Tokens of a sample from HELMET's ``HFModel``, which applies the chat template and truncates the context.
 
         Args:
-            reader: An object with these attributes of an ``HFModel``: ``tokenizer``, ``max_length``,
+            reader: Object with these attributes of an ``HFModel``: ``tokenizer``, ``max_length``,
                 ``generation_max_length``, ``use_chat_template`` and ``system_message``.
-            item: The sample. Truncation changes its ``context`` in place.
+            item: The sample. Truncation changes ``item["context"]`` in place.
             data: The result of :meth:`load`.
         """
         return self.modules["model_utils"].HFModel.prepare_inputs(reader, item, data)
 
     def evaluate(self, args: Any, model: Any, data: Mapping[str, Any]) -> Path:
-        """Run HELMET's ``run_test`` on loaded data, and return the path of the file with the metrics."""
+        """Run HELMET's ``run_test`` on loaded data, and return the path of the result file."""
         module = self.modules["eval"]
 
         def loaded(*_: Any) -> Mapping[str, Any]:
@@ -103,11 +103,13 @@ class Checkout:
 
 
 def open_checkout(folder: str | Path) -> Checkout:
-    """Import a checkout's modules without changing its files, ``sys.modules``, ``sys.path`` or logging.
+    """Import the modules of a HELMET checkout.
+
+    The checkout's files, ``sys.modules``, ``sys.path`` and the configuration of logging stay unchanged.
 
     Raises:
         FileNotFoundError: If the folder is not a checkout of HELMET.
-        ImportError: If a package that HELMET's code imports is not installed.
+        ImportError: If HELMET's code imports a package that is not installed.
     """
     root = Path(folder).resolve()
     missing = [name for name in _MODULES if not (root / f"{name}.py").is_file()]
@@ -132,7 +134,7 @@ def _unloadable(dataset: str, test_file: str, error: Exception) -> str:
         return f"{problem}; the file {test_file} may be in the wrong format or cut off"
     script = "script" in str(error).lower() or "trust_remote_code" in str(error)
     remedy = "pip install 'datasets<4', which runs this data set's loading script; " if script else ""
-    return f"{problem}; they come from the Hugging Face hub: {remedy}be online once, or have them in its cache"
+    return f"{problem}; they come from the Hugging Face hub: {remedy}connect to it once, or fill its cache"
 
 
 @contextmanager
@@ -155,7 +157,10 @@ def _importing(root: Path) -> Generator[None]:
 
 @contextmanager
 def _quiet() -> Generator[None]:
-    """Silence logging until the block ends. HELMET's modules configure the root logger and log whole prompts."""
+    """Silence logging up to ``INFO`` until the block ends, because HELMET logs whole prompts.
+
+    HELMET's modules also configure the root logger. Its previous configuration is restored when the block ends.
+    """
     root, disabled = logging.getLogger(), logging.root.manager.disable
     handlers, level = list(root.handlers), root.level
     logging.disable(logging.INFO)
@@ -169,7 +174,7 @@ def _quiet() -> Generator[None]:
 
 @contextmanager
 def _random_state(seed: int) -> Generator[None]:
-    """Seed Python's random numbers, and restore the previous state when the block ends."""
+    """Seed Python's random generator. When the block ends, restore the states of Python's and NumPy's generators."""
     import numpy as np
 
     state, arrays = random.getstate(), np.random.get_state()  # noqa: NPY002  (HELMET draws from the global generator)
@@ -183,7 +188,7 @@ def _random_state(seed: int) -> Generator[None]:
 
 @contextmanager
 def _replaced(module: ModuleType, replacements: Mapping[str, Any]) -> Generator[None]:
-    """Replace the values of some names of a module until the block ends."""
+    """Replace attributes of a module until the block ends."""
     before = {name: vars(module)[name] for name in replacements}
     vars(module).update(replacements)
     try:

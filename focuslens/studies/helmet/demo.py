@@ -1,4 +1,4 @@
-"""A HELMET task for the embedded model, with questions about the only facts that it knows: the synthetic corpus."""
+"""HELMET task for the embedded demo model, with questions from the synthetic corpus that the model was trained on."""
 
 from __future__ import annotations
 
@@ -15,30 +15,33 @@ from focuslens.studies.helmet.tasks import NEEDLE_QA
 __all__ = ["DEMO_LENGTHS", "make_demo"]
 
 DEMO_LENGTHS = (768, 1400)
-"""Lengths in tokens of prompt and response together. They fit about ten documents and about twenty.
+"""Lengths in tokens, prompt and response together, with room for about ten and about twenty documents.
 
-Twenty is the largest number of documents in the model's training data.
+A prompt in the model's training data has at most twenty documents.
 """
 
 _NEW_TOKENS = 26
 _FEWEST, _MOST = 2, 20
 _RESERVE = 220
-"""Tokens reserved for HELMET's wording and the question. Most of these words are split into several tokens."""
+"""Tokens reserved for HELMET's wording and the question.
+
+The number is high because the demo tokenizer splits most of these words into several tokens.
+"""
 
 
 def make_demo(
     out: str | Path, lengths: Sequence[int] = DEMO_LENGTHS, *, samples: int = 100, split: Split = "test", seed: int = 42
 ) -> Recall:
-    """Write questions about facts in documents, and their configuration.
+    """Write questions about facts in documents, and a HELMET configuration that runs them.
 
-    Each sample is a question of the synthetic corpus, with the gold document at five depths in turn. The number of
-    documents (at most 20) fills the length. HELMET's loader for RULER reads the samples (``ruler_qa_1``) and writes its
-    own instructions around them. Its prompts end with the words after which the embedded model answers.
+    Each sample is a question from the synthetic corpus. The gold document is at five depths in turn. Each prompt has as
+    many documents as fit into the length, up to 20. HELMET's loader for RULER (``ruler_qa_1``) reads the samples and
+    adds instructions. The prompts end with the words after which the embedded model generates an answer.
 
     Args:
         out: Folder for ``data/ruler/qa_1``, ``configs/demo.yaml`` and ``demo.json``.
-        lengths: Tokens of prompt and response together.
-        samples: Samples per length.
+        lengths: Maximum lengths of a prompt and its response together, in tokens.
+        samples: Number of samples per length.
         split: Split of the corpus.
         seed: Seed of the corpus.
 
@@ -79,12 +82,12 @@ def _questions(samples: int, documents: int, split: Split, seed: int) -> Sequenc
 
 
 def _row(index: int, sample: MultiDocSample) -> dict[str, Any]:
-    """A sample for HELMET's loader. Its documents have the form of the prompts in the model's training data."""
+    """Sample for HELMET's loader. The documents have the same format as in the model's training data."""
     _, documents, _ = str(sample.prompt("long")).split("\n\n")
     depth = 0.0 if sample.gold_index is None else sample.gold_index / max(1, len(sample.documents) - 1)
     return {
         "index": index,
-        "id": sample.question_id,  # questions about two people with the same name have the same words
+        "id": sample.question_id,  # two people can have the same name, so the text of a question is not unique
         "context": documents,
         "question": sample.question,
         "answer": list(sample.answers),

@@ -1,4 +1,4 @@
-"""The paper's tables as Markdown and as one HTML page, with the paper's own numbers below the measured ones."""
+"""Measured tables in the paper's layout, as Markdown and HTML, with the paper's numbers below the measured numbers."""
 
 from __future__ import annotations
 
@@ -43,12 +43,12 @@ _LEGEND = (
     "are in italics, without intervals."
 )
 _NAMED = 4
-"""Largest number of missing tasks that a caption names. For more tasks, the caption gives only the number."""
+"""Maximum number of missing tasks that a caption names. If more are missing, the caption gives only a number."""
 
 
 @dataclass(frozen=True)
 class GridCell:
-    """One cell: a number, a detail below the number, and a mark for the comparison with the baseline."""
+    """One cell of a table: a number, a detail below the number, and the result of the comparison with the baseline."""
 
     text: str
     detail: str = ""
@@ -58,12 +58,13 @@ class GridCell:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of the page.
+    """One table of the page.
 
     Attributes:
         caption: Caption of the table.
-        columns: Names of the columns, the column of labels included.
-        rows: Label, cells, and a flag for rows from the paper. Such a row is below the measured row of its setting.
+        columns: Names of the columns, including the column of row labels.
+        rows: For each row: the label, the cells, and whether the numbers are from the paper. A row from the paper
+            follows the measured row of the same setting.
     """
 
     caption: str
@@ -76,7 +77,7 @@ def grids_of(table: LengthTable, model: str, reported: Sequence[ReportedRow]) ->
 
     Args:
         table: The measured numbers.
-        model: Name of the model. Its last part is compared with the names of models in the paper.
+        model: Name of the model. The part after the last slash selects the model's rows in the paper's tables.
         reported: All rows of the paper's tables.
     """
     own = [row for row in reported if row.length == table.length and row.model == Path(model).name]
@@ -109,8 +110,9 @@ def _missing(table: LengthTable) -> str:
 def _averages_over(row: ReportedRow, tasks: Sequence[str], rows: Sequence[ReportedRow]) -> ReportedRow | None:
     """The paper's averages over the tasks of this run, for one row of the paper's tables of tasks.
 
-    If this run has all tasks, the averages are those in the paper. Otherwise they are computed in the same way from the
-    paper's numbers for the tasks.
+    If the run includes all tasks in the row, the averages are the paper's averages. Otherwise the averages over the
+    run's tasks are computed from the row's numbers, in the same way as in the paper. Returns ``None`` if the row has no
+    scores for tasks of this run.
     """
     categories = {task.name: task.category for task in TASKS if task.name in row.values}
     if not row.setting or not categories:
@@ -148,7 +150,7 @@ def _sink_grid(table: LengthTable, reported: Sequence[ReportedRow]) -> Grid:
         cells = [_level(table.sinks.get((name, task))) for task in table.tasks]
         rows.append((name, (*cells, GridCell("-" if std is None else f"{std:.2f}")), False))
     paper_rows = [(row.source, _given(row, columns), True) for row in reported if not row.setting]
-    # The paper's sink scores are without steering, so they are below the baseline.
+    # The rows of the paper's sink scores follow the baseline, because the paper measures sinks without steering.
     place = table.settings.index(BASELINE) + 1 if BASELINE in table.settings else len(rows)
     rows[place:place] = paper_rows
     caption = f"Attention to the first two tokens, in percent, under {table.length:,} tokens (mean of the top heads)"
@@ -168,7 +170,7 @@ def _level(level: Interval | None) -> GridCell:
 
 
 def _baseline_of(row: ReportedRow, reported: Sequence[ReportedRow]) -> ReportedRow | None:
-    """The baseline row from the paper's table that has a row; ``None`` if the row itself is a baseline."""
+    """Baseline row in the same table and for the same model as ``row``; ``None`` for baselines and sink scores."""
     if row.setting in ("", BASELINE):
         return None
     key = (row.source, row.length, row.model)
@@ -177,7 +179,7 @@ def _baseline_of(row: ReportedRow, reported: Sequence[ReportedRow]) -> ReportedR
 
 
 def _given(row: ReportedRow, columns: Sequence[str], baseline: ReportedRow | None = None) -> tuple[GridCell, ...]:
-    """Cells with the paper's numbers, and with their differences from the paper's own baseline."""
+    """Cells with the paper's numbers and, if ``baseline`` is given, with the differences from the paper's baseline."""
     cells: list[GridCell] = []
     for column in columns:
         if column not in row.values:
@@ -215,14 +217,14 @@ def _markdown_cell(cell: GridCell) -> str:
 def to_html(
     title: str, facts: Mapping[str, str], grids: Iterable[Grid], reported: Sequence[ReportedRow], lengths: Sequence[int]
 ) -> str:
-    """All tables as a page that opens from disk, followed by the paper's own tables for every model.
+    """All tables as an HTML page that opens from disk, followed by the paper's tables for every model.
 
     Args:
         title: Title of the page.
-        facts: Model, settings, seed and versions.
+        facts: Facts about the run by name, such as the model and the seed.
         grids: The measured tables.
         reported: All rows of the paper's tables.
-        lengths: The measured lengths. The paper's tables at these lengths are unfolded.
+        lengths: The measured lengths. The paper's tables at these lengths are initially open.
     """
     lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     body = [f"<h1>{escape(title)}</h1>", f"<p>{escape(_LEGEND)}</p>", "<section><h2>Measured</h2>"]

@@ -1,4 +1,4 @@
-"""The paper's own tables of HELMET (2 and 4 to 13), for comparison with the measured numbers."""
+"""HELMET results in the paper (Tables 2 and 4 to 13), for comparison with measured numbers."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ _FIELDS = ("source", "length", "model", "setting")
 
 @dataclass(frozen=True)
 class ReportedRow:
-    """One row of one of the paper's tables.
+    """One row of a table in the paper.
 
     Attributes:
-        source: The table.
+        source: Name of the table, such as ``Table 4``.
         length: Context length in tokens.
-        model: The paper's name of the model, without its owner.
+        model: The paper's name for the model, without the owner on the hub.
         setting: ``baseline`` or ``HEADS_ALPHA``; empty in the tables of sink scores.
-        values: The table's numbers by column.
+        values: Numbers of the row, by column.
     """
 
     source: str
@@ -33,10 +33,10 @@ class ReportedRow:
 
 
 def reported_rows() -> list[ReportedRow]:
-    """All rows of all tables.
+    """All rows of the paper's HELMET tables, read from the package's CSV files.
 
     Raises:
-        FileNotFoundError: If the files are missing.
+        FileNotFoundError: If the folder of CSV files is missing.
     """
     if not _FOLDER.is_dir():
         raise FileNotFoundError(f"the paper's tables are not in {_FOLDER}; reinstall focuslens")

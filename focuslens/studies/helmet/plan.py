@@ -1,4 +1,4 @@
-"""Plan of a run: HELMET's configurations, read by HELMET's own parser and checked before the model is opened."""
+"""Plan of a run: the tasks in HELMET's configurations, parsed by HELMET and checked before the model is opened."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _REFUSED = {
     "count_tokens": "it runs no model; use HELMET's eval.py",
     "debug": "it waits for a keyboard; use HELMET's eval.py",
 }
-"""Unsupported options of HELMET, with the reason."""
+"""Options of HELMET that FocusLens does not support, each with the reason."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +32,8 @@ class Entry:
     """One task at one length.
 
     Attributes:
-        task: The task, a column of the paper's tables.
-        args: HELMET's options, as in its ``eval.py`` while it runs this task.
+        task: The task, which is a column in the paper's tables.
+        args: Options of HELMET's ``eval.py``, with the values for this task.
         root: Folder that the names of data files are relative to.
     """
 
@@ -43,31 +43,31 @@ class Entry:
 
     @property
     def dataset(self) -> str:
-        """HELMET's name of the data set."""
+        """HELMET's name for the data set."""
         return str(self.args.datasets)
 
     @property
     def length(self) -> int:
-        """Largest number of tokens of a prompt and its response together."""
+        """Maximum length of a prompt and its response together, in tokens."""
         return int(self.args.input_max_length)
 
     @property
     def max_new_tokens(self) -> int:
-        """Largest number of tokens of a response."""
+        """Maximum length of a response, in tokens."""
         return int(self.args.generation_max_length)
 
     @property
     def label(self) -> str:
-        """A unique name of the entry, which is a valid file name."""
+        """Unique name of the entry, which is also a valid file name."""
         test = Path(self.args.test_files).stem
         return f"{self.dataset}{f'_{test}' if test else ''}_in{self.length}"
 
     def file(self, name: str) -> str:
-        """Path of a data file, or the empty string for an empty name."""
+        """Path of a data file. An empty name gives the empty string."""
         return str(self.root / name) if name else ""
 
     def describe(self) -> dict[str, Any]:
-        """HELMET's options that determine the samples, as JSON."""
+        """HELMET's options that determine the samples, as JSON values."""
         names = ("datasets", "test_files", "demo_files", "input_max_length", "generation_max_length", "shots", "seed")
         more = ("max_test_samples", "use_chat_template", "system_message", "stop_newline")
         return {name: getattr(self.args, name) for name in (*names, *more)}
@@ -75,7 +75,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """The entries of a run, and the configured HELMET tasks that are left out because the paper does not use them."""
+    """Entries of a run, and the data sets that are left out of the run because the paper does not use them."""
 
     entries: tuple[Entry, ...]
     left_out: tuple[str, ...]
@@ -90,19 +90,20 @@ def read_plan(
     tasks: Sequence[str] = (),
     lengths: Sequence[int] = (),
 ) -> Plan:
-    """The tasks of some configurations.
+    """Read the tasks of one or more HELMET configurations.
 
     Args:
-        checkout: HELMET.
+        checkout: Checkout of HELMET.
         configs: YAML files, relative to the working directory or to the checkout.
-        options: Options of HELMET's ``eval.py``, which override those in the files.
+        options: Options of HELMET's ``eval.py``, which override the options in the YAML files.
         root: Folder that the names of data files are relative to.
-        tasks: Restriction to some tasks, by HELMET's name or its beginning; empty for all tasks.
-        lengths: Restriction to some lengths; empty for all lengths.
+        tasks: HELMET's names of the tasks to run, in full or as in :attr:`Task.dataset`; empty means all tasks.
+        lengths: Lengths to run; empty means all lengths.
 
     Raises:
         FileNotFoundError: If a configuration or a data file is missing.
-        ValueError: If a task is unknown, an option is unsupported, or nothing is left to run.
+        ValueError: If a task is unknown or occurs twice at one length, an option is unsupported, or no task is left to
+            run.
     """
     chosen = [task for task in map(task_of, tasks) if task is not None]
     entries: list[Entry] = []
@@ -118,7 +119,7 @@ def read_plan(
     _require_distinct(entries)
     if not entries:
         raise ValueError(
-            f"nothing is left to run of {', '.join(configs)} with --tasks {','.join(tasks) or 'all'} and --lengths "
+            f"no task is left of {', '.join(configs)} with --tasks {','.join(tasks) or 'all'} and --lengths "
             f"{','.join(map(str, lengths)) or 'all'}"
         )
     for entry in entries:
@@ -136,7 +137,7 @@ def _config(checkout: Checkout, name: str) -> Path:
 
 
 def _split(args: Any, config: str) -> list[Any]:
-    """The options of each task, from options with comma-separated tasks."""
+    """Split options with comma-separated tasks into the options of each task."""
     if args.datasets is None:
         raise ValueError(f"{config} names no data sets; HELMET's configurations do, under 'datasets'")
     datasets = str(args.datasets).split(",")
@@ -161,7 +162,7 @@ def _split(args: Any, config: str) -> list[Any]:
 
 
 def _require_distinct(entries: Sequence[Entry]) -> None:
-    """Refuse two entries with the same task and length, which would share a cell of a table and a file of records."""
+    """Refuse two entries with the same task and length, because both scores would belong in one table cell."""
     first: dict[tuple[str, int], Entry] = {}
     for entry in entries:
         other = first.setdefault((entry.task.name, entry.length), entry)
@@ -176,7 +177,7 @@ def _require_distinct(entries: Sequence[Entry]) -> None:
 def _require_possible(entry: Entry) -> None:
     for name, reason in _REFUSED.items():
         if getattr(entry.args, name, None):
-            raise ValueError(f"HELMET's option {name} = {getattr(entry.args, name)} is not for FocusLens: {reason}")
+            raise ValueError(f"HELMET's option {name} = {getattr(entry.args, name)} is not supported: {reason}")
     if entry.max_new_tokens >= entry.length:
         raise ValueError(
             f"{entry.dataset} has an input_max_length of {entry.length} and a generation_max_length of "
@@ -190,5 +191,5 @@ def _require_files(entry: Entry) -> None:
             raise FileNotFoundError(
                 f"the data of {entry.dataset} are missing: there is no {name} in {entry.root}. HELMET's "
                 "scripts/download_data.sh, run in its folder, gets all data (34 GB); focuslens helmet make-recall "
-                "makes the recall sets; --data names the folder that holds data/, where it is not the checkout"
+                "makes the recall sets; --data names the folder that contains data/, if that is not the checkout"
             )

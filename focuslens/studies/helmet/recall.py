@@ -1,8 +1,8 @@
 """Recall sets of any length for any tokenizer, in the format of HELMET's loaders.
 
-The sets are needles among needles with word keys (HELMET's ``ruler_niah_mk_2``) and with UUID keys
-(``ruler_niah_mk_3``), one key with several values in a text (``ruler_niah_mv``), and JSON pairs (``json_kv``). HELMET
-adds the instructions and questions. Keys, values and the needles' wording are generated here.
+There are four sets: needles among needles with word keys (HELMET's ``ruler_niah_mk_2``), needles among needles with
+UUID keys (``ruler_niah_mk_3``), several values of one key in a text (``ruler_niah_mv``), and JSON pairs (``json_kv``).
+This module generates the contexts, keys and values. HELMET adds the instructions and questions.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ from focuslens.util.progress import track
 __all__ = ["NEEDLE", "Recall", "Rows", "make_recall", "wording_tokens", "write_sets"]
 
 NEEDLE = "For {key} the special magic {kind} is {value}."
-"""A needle's sentence; ``kind`` is ``number`` or ``uuid``."""
+"""Template of a needle's sentence; ``kind`` is ``number`` or ``uuid``."""
 
 _VALUES_A_KEY = 4
 _DEPTHS = 6
 _DEMOS = 2
 _COMMA = ",\n "
 _TEMPLATE = 64
-"""Tokens reserved for a chat template."""
+"""Number of tokens reserved for a chat template."""
 
 _WORDING = (
     "Whatever a benchmark writes around a context, from the task it sets in front of it to the request behind it, "
@@ -45,16 +45,17 @@ _WORDING = (
 )
 
 Rows = list[dict[str, Any]]
-"""Samples in the format of HELMET's loaders, one JSON object each."""
+"""Samples in the format of HELMET's loaders, one JSON object per sample."""
 
 
 @dataclass(frozen=True)
 class Recall:
-    """The result of :func:`make_recall`.
+    """Result of :func:`write_sets`.
 
     Attributes:
-        config: Path of the HELMET configuration that runs the sets. File names in it are relative to the output folder.
-        files: Largest number of tokens of a context, by file. File names are relative to the output folder.
+        config: Path of the HELMET configuration that runs the sets. File names in the configuration are relative to the
+            output folder.
+        files: Number of tokens in the longest context of each file. File names are relative to the output folder.
     """
 
     config: Path
@@ -75,17 +76,19 @@ def make_recall(
     """Write the four recall sets at every length, and a configuration that runs them.
 
     Args:
-        tokenizer: The model's own tokenizer, which measures the lengths.
+        tokenizer: The model's tokenizer, in whose tokens lengths are measured.
         out: Folder for ``data/ruler``, ``data/json_kv``, ``configs/recall.yaml`` and ``recall.json``.
-        lengths: Tokens of prompt and response together, as HELMET counts them.
-        samples: Samples per set.
+        lengths: Maximum lengths of a prompt and its response together, in tokens. HELMET counts lengths in this way.
+        samples: Number of samples per set and length.
         seed: Seed of all random choices.
-        haystack: Text around the values of one key, repeated if it is short; the default is synthetic sentences.
-        needle: The needles' sentence, with ``{key}``, ``{kind}`` and ``{value}``.
-        reserve: Tokens reserved for HELMET's wording around a context; the default is measured with the tokenizer.
+        haystack: Text around the needles of ``ruler_niah_mv``, repeated if it is too short; by default synthetic
+            sentences.
+        needle: Template of a needle's sentence, with ``{key}``, ``{kind}`` and ``{value}``.
+        reserve: Number of tokens reserved for HELMET's wording around a context and for a chat template; by default an
+            estimate for the tokenizer.
 
     Raises:
-        ValueError: If a length has no room for a context, or an argument is out of range.
+        ValueError: If a length has no room for a context, two lengths are too close, or an argument is out of range.
     """
     if samples < 1:
         raise ValueError(f"samples is {samples}; it must be at least 1")
@@ -127,14 +130,15 @@ def write_sets(
     *,
     shots: int,
 ) -> Recall:
-    """Write samples, the configuration that runs them, and the record of their origin.
+    """Write samples, a HELMET configuration that runs the samples, and a record of their origin.
 
     Args:
-        tokenizer: The tokenizer that measured the contexts.
+        tokenizer: Tokenizer with which the contexts were measured.
         out: Folder for all files.
-        name: Name of the configuration.
-        sets: For each set, HELMET's name of the data set, the file, the length, the tokens of a response, the samples.
-        origin: The arguments that the samples depend on, as JSON.
+        name: Name of the configuration and of the record, without suffix.
+        sets: For each set: HELMET's name for the data set, the file, the length, the maximum length of a response, and
+            the samples.
+        origin: Arguments that determine the samples, as JSON values.
         shots: Number of examples that HELMET puts in front of a question, if the data set has examples.
     """
     files: dict[str, int] = {}
@@ -163,7 +167,7 @@ def write_sets(
 def wording_tokens(tokenizer: Any, reserve: int | None = None) -> int:
     """Number of tokens to reserve for HELMET's wording around a context and for a chat template.
 
-    This is ``reserve`` or, if that is ``None``, an estimate for the tokenizer.
+    The number is ``reserve`` or, if ``reserve`` is ``None``, an estimate for the tokenizer.
 
     Raises:
         ValueError: If ``reserve`` is negative.
@@ -192,7 +196,7 @@ def _sentences(haystack: str) -> list[str]:
 
 @dataclass(frozen=True, eq=False)
 class _Maker:
-    """Generator of the samples of the sets. Without ``sentences``, values are placed among synthetic sentences."""
+    """Generator of samples. If ``sentences`` is ``None``, :meth:`values` uses synthetic sentences as its text."""
 
     tokenizer: Any
     samples: int
@@ -202,7 +206,7 @@ class _Maker:
     wording: int
 
     def needles(self, kind: str, length: int, new_tokens: int) -> Rows:
-        """Samples with one needle among other needles, which differ from it only in key and value."""
+        """Samples with one needle among distractor needles with different keys and values."""
         rng, rows = random.Random(f"{self.seed}/{kind}/{length}"), Rows()
         for index in track(range(self.samples), f"{kind} needles, {length:,} tokens"):
             keys = _uuids(rng) if kind == "uuid" else _words(rng)
@@ -218,7 +222,7 @@ class _Maker:
         return rows
 
     def values(self, length: int, new_tokens: int) -> Rows:
-        """Samples with several values of one key, at random places of a text."""
+        """Samples with several needles of the same key, at random places in a text."""
         rng, rows = random.Random(f"{self.seed}/values/{length}"), Rows()
         for index in track(range(self.samples), f"values of one key, {length:,} tokens"):
             key, numbers = next(_words(rng)), _numbers(rng)
@@ -232,7 +236,7 @@ class _Maker:
         return rows
 
     def _text(self, rng: random.Random) -> Iterator[str]:
-        """Infinitely many sentences: those of the haystack in a cycle from a random start, or synthetic sentences."""
+        """Endless sentences: the sentences of the haystack in a cycle from a random start, or synthetic sentences."""
         if self.sentences is None:
             while True:
                 yield f"{rng.choice(FILLER_STARTS)} {rng.choice(FILLER_ENDS)}."
@@ -240,16 +244,16 @@ class _Maker:
         yield from cycle([*self.sentences[start:], *self.sentences[:start]])
 
     def pairs(self, length: int, new_tokens: int) -> Rows:
-        """Samples with a JSON object of UUIDs, all with equally many pairs.
+        """Samples with a JSON object of UUID pairs. All objects have the same number of pairs.
 
-        The pair that the question asks for is at one of six depths.
+        The pair with the answer is at one of six depths in turn.
         """
         rng = random.Random(f"{self.seed}/pairs/{length}")
         ids = _uuids(rng)
         pair_tokens = _count(self.tokenizer, _json([(next(ids), next(ids))]))
         room = self._room(length, new_tokens, (_DEMOS + 1) * pair_tokens)
         drawn = [[(next(ids), next(ids)) for _ in range(2 + room // 20)] for _ in range(self.samples)]
-        # The braces take two tokens.
+        # Two tokens are left for the braces.
         k = min(
             len(self._filling((_json_line(*pair) for pair in pairs), _COMMA, room - 2))
             for pairs in track(drawn, f"JSON pairs, {length:,} tokens")
@@ -277,7 +281,7 @@ class _Maker:
         return self.needle.format(key=key, kind=kind, value=value)
 
     def _room(self, length: int, new_tokens: int, question_tokens: int) -> int:
-        """Number of tokens left for the context."""
+        """Number of tokens left for the context, after the response, HELMET's wording and the question."""
         room = length - new_tokens - self.wording - question_tokens
         if room < 1:
             raise ValueError(
@@ -287,20 +291,20 @@ class _Maker:
         return room
 
     def _filling(self, pieces: Iterator[str], joint: str, room: int, needles: Sequence[str] = ()) -> list[str]:
-        """The first pieces, as many as fit into the room beside the needles."""
+        """As many of the first ``pieces`` as fit into ``room`` tokens together with the needles."""
         filling: list[str] = []
         n_tokens = sum(_count(self.tokenizer, joint + needle) for needle in needles)
         if n_tokens > room:
             raise ValueError(
-                f"the needles take {n_tokens} tokens of this tokenizer, and the length is too short: it leaves {room} "
-                "for a context"
+                f"the needles take {n_tokens} tokens of this tokenizer, and the length is too short: that length "
+                f"leaves {room} for a context"
             )
         for piece in pieces:
             n_tokens += _count(self.tokenizer, joint + piece)
             if n_tokens > room:
                 break
             filling.append(piece)
-        # Joining can change the tokens at a joint, so the joined text may have one token more or less per joint.
+        # Tokens at a joint can change. The joined text may therefore have one token more or less per joint.
         while filling and _count(self.tokenizer, joint.join([*needles, *filling])) > room:
             filling.pop()
         return filling
@@ -348,4 +352,4 @@ def _distinct(draw: Callable[[], int], n: int) -> Iterator[int]:
         if number not in seen:
             seen.add(number)
             yield number
-    raise ValueError(f"there are no more than {n:,} different keys or values; ask for a shorter length")
+    raise ValueError(f"there are no more than {n:,} different keys or values; choose a shorter length")

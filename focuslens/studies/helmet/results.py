@@ -1,4 +1,4 @@
-"""HELMET's result files from records, written by HELMET's own code, and the scores for the tables."""
+"""HELMET's result files, written by HELMET's code from recorded responses, and the scores for the tables."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from focuslens.util.files import write_atomically, write_json
 __all__ = ["TaskScores", "write_results"]
 
 _MEASURED = ("throughput", "memory_usage")
-"""Entries of HELMET's files that measure the run itself rather than its responses."""
+"""Entries of HELMET's result files that measure the speed and memory of a run."""
 
 
 @dataclass(frozen=True)
 class TaskScores:
-    """One task at one length under every setting.
+    """Scores of one task at one length under every setting.
 
     Attributes:
         task: The task.
-        length: Largest number of tokens of a prompt and its response together.
-        questions: The question of each sample.
-        values: Scores by setting, one per sample, times 100.
-        sinks: Attention to the sink by setting, in percent, averaged over the chosen heads, one value per sample. The
-            value of a response without tokens is NaN. Without chosen heads, the mapping is empty.
-        truncated: Number of prompts that HELMET cut to the input length.
+        length: Maximum length of a prompt and its response together, in tokens.
+        questions: Identifier of each sample's question.
+        values: Scores by setting, one per sample, multiplied by 100.
+        sinks: Attention to the sink by setting, one value per sample, in percent, averaged over the sink heads. The
+            value is NaN if the response is empty. Without sink heads, the mapping is empty.
+        truncated: Number of prompts that HELMET truncated to the input length.
     """
 
     task: Task
@@ -46,7 +46,7 @@ class TaskScores:
 
 
 class _Recorded:
-    """Replacement for HELMET's model that returns the recorded responses under one setting."""
+    """Replacement for HELMET's model, which returns the recorded responses under one setting."""
 
     def __init__(self, tokenizer: Any, records: Sequence[Mapping[str, Any]], setting: str) -> None:
         self.tokenizer = tokenizer
@@ -65,7 +65,7 @@ class _Recorded:
         return {}
 
     def generate_batch(self, inputs: Sequence[Any], **_: Any) -> list[dict[str, Any]]:
-        """The responses, returned after a moment, because HELMET divides by the elapsed time."""
+        """Return the recorded responses after a short wait, because HELMET divides by the elapsed time."""
         start = time.time()
         while time.time() == start:
             time.sleep(1e-3)
@@ -75,20 +75,20 @@ class _Recorded:
 def write_results(
     checkout: Checkout, entry: Entry, data: Mapping[str, Any], store: RecordFile, tokenizer: Any, folder: Path
 ) -> TaskScores:
-    """Write HELMET's result files of one task, one folder per setting, and return its scores.
+    """Write HELMET's result files of one task, in one folder per setting, and return the task's scores.
 
-    HELMET's ``run_test`` computes the metrics and writes a file to a temporary folder. The entry ``focuslens`` is added
-    to the file, with the origin of the responses. Throughput and memory become null, because HELMET would measure the
-    reading of records. The file goes to ``FOLDER/MODEL-SETTING``, where HELMET's ``scripts/collect_results.py`` looks
-    for it, with a ``.score`` file beside it.
+    HELMET's ``run_test`` computes the metrics and writes a file to a temporary folder. This function adds the entry
+    ``focuslens`` with the origin of the responses. It sets throughput and memory to null, because HELMET measured only
+    the reading of records. The file and a ``.score`` file are then written to ``FOLDER/MODEL-SETTING``, where HELMET's
+    ``scripts/collect_results.py`` looks for them.
 
     Args:
-        checkout: The checkout of HELMET.
+        checkout: Checkout of HELMET.
         entry: The task.
-        data: HELMET's data of the task.
+        data: HELMET's data for the task.
         store: The records, one per sample.
         tokenizer: The model's tokenizer.
-        folder: Folder of all results, ``output`` in HELMET.
+        folder: Folder of all result files, which HELMET calls ``output``.
     """
     records = [store.records[str(place)] for place in range(len(data["data"]))]
     names = [setting["name"] for setting in store.header["settings"]]
@@ -110,7 +110,7 @@ def write_results(
 
 
 def _run_test(checkout: Checkout, entry: Entry, data: Mapping[str, Any], model: Any) -> tuple[dict[str, Any], str]:
-    """Content and name of HELMET's result file."""
+    """Run HELMET's ``run_test``, and return the content and the name of the result file."""
     with tempfile.TemporaryDirectory() as temporary:
         args = copy.copy(entry.args)
         overrides = {"output_dir": temporary, "num_workers": 0, "overwrite": True}
@@ -134,7 +134,7 @@ def _figures(entry: Entry, rows: Sequence[Mapping[str, Any]]) -> tuple[float, ..
 
 
 def _sinks(name: str, records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, ...]]:
-    """Attention to the sink in percent, averaged over heads."""
+    """Attention to the sink of each sample, in percent, averaged over heads; empty without sink heads."""
     sinks = [record["results"][name]["sink"] for record in records]
     if not sinks or sinks[0] is None:
         return {}

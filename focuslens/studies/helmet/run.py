@@ -1,4 +1,4 @@
-"""Run of all tasks of a plan for one model, and its tables."""
+"""Run of a plan's tasks on one model, and the tables of the results."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class HelmetRun:
-    """A run of one model on some of HELMET's tasks.
+    """Run of one model on HELMET tasks.
 
     Attributes:
         executor: Executor of the model, in this process or on the workers of a pool.
-        checkout: The checkout of HELMET.
+        checkout: Checkout of HELMET.
         entries: Tasks, each at one length.
         settings: Settings under which every prompt is answered.
         sink_heads: Heads whose attention to the sink is recorded.
         out: Folder for ``records`` (one line per sample), ``output`` (HELMET's files), ``tables``, ``tables.md``,
             ``index.html`` and ``helmet.json``.
-        batch_tokens: Tokens per batch.
-        template_kwargs: Further arguments of the chat template.
-        repetition_penalty: Penalty on tokens that are already in the prompt or response; 1 for none.
-        seed: Seed of the intervals.
-        progress: Show progress bars; by default only on terminals and in notebooks.
+        batch_tokens: Maximum number of prompt tokens per batch; halved when memory runs out.
+        template_kwargs: Further keyword arguments of the chat template.
+        repetition_penalty: Penalty on tokens that the prompt or the response already contains; 1 means no penalty.
+        seed: Seed of the bootstrap intervals.
+        progress: Whether to show progress bars; :mod:`focuslens.util.progress` describes the default.
     """
 
     executor: Executor
@@ -62,10 +62,14 @@ class HelmetRun:
     _done: list[TaskScores] = field(default_factory=list[TaskScores], init=False, repr=False)
 
     def scores(self) -> Generator[TaskScores]:
-        """Run all missing samples, task by task, and write HELMET's files of each task.
+        """Run all samples without a record, task by task, and write HELMET's files for each task.
+
+        Yields:
+            The scores of each finished task.
 
         Raises:
-            ValueError: If a prompt does not fit the model's context, or records in ``out`` have a different origin.
+            ValueError: If a prompt does not fit the model's context, the tokenizer lacks a chat template that a task
+                needs, or the records in ``out`` have a different origin.
         """
         require_askable(self.executor, self.checkout, self.entries, self.template_kwargs)
         self._done.clear()
@@ -89,7 +93,7 @@ class HelmetRun:
         """Write the tables of all finished tasks, and return the averages over tasks.
 
         Args:
-            facts: Further facts about the run.
+            facts: Further facts about the run, by name.
         """
         import pandas as pd
 

@@ -1,4 +1,4 @@
-"""HELMET's samples as tokens, from the code of HELMET's own model class for Hugging Face checkpoints."""
+"""Tokens of HELMET's samples, prepared by HELMET's model class for Hugging Face checkpoints."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from focuslens.util.progress import track
 __all__ = ["HelmetSample", "read_samples", "require_room", "require_template", "samples_digest", "stop_tokens"]
 
 _QUESTION = ("qid", "id", "question")
-"""Fields that identify a question of a data set. Several samples can ask the same question at different depths."""
+"""Fields that identify a sample's question. Several samples can have the same question at different depths."""
 
 _NEWLINES = ("\n", "Ċ", "ĊĊ", "<0x0A>")
-"""New-line tokens of different tokenizers. HELMET's option ``stop_newline`` makes these tokens end a response."""
+"""Newline tokens of different tokenizers. With HELMET's option ``stop_newline``, these tokens end a response."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,9 +31,9 @@ class HelmetSample:
 
     Attributes:
         id: Index of the sample in HELMET's data, as text.
-        question: Identifier of the question, equal for all samples that ask it.
+        question: Identifier of the question, equal for all samples with the same question.
         tokens: Tokens of the prompt, as in HELMET's ``HFModel``.
-        truncated: Whether HELMET cut the sample's context to the input length.
+        truncated: Whether HELMET truncated the sample's context to fit the input length.
     """
 
     id: str
@@ -44,7 +44,7 @@ class HelmetSample:
 
 @dataclass(frozen=True)
 class _Reader:
-    """The attributes of an ``HFModel`` that HELMET's code reads when it prepares a sample."""
+    """Stand-in for HELMET's ``HFModel``, with the attributes that HELMET's code reads when it prepares a sample."""
 
     tokenizer: Any
     max_length: int
@@ -60,18 +60,18 @@ def read_samples(
     tokenizer: Any,
     template_kwargs: Mapping[str, Any] | None = None,
 ) -> list[HelmetSample]:
-    """All samples of one task, prepared by HELMET's own code.
+    """All samples of one task, prepared by HELMET's code.
 
     Args:
-        checkout: The checkout of HELMET.
+        checkout: Checkout of HELMET.
         entry: The task.
-        data: HELMET's data of the task.
-        tokenizer: The model's own tokenizer.
-        template_kwargs: Further arguments of the chat template, of which HELMET gives none. Llama 3 puts today's date
-            into the prompt unless ``date_string`` is given.
+        data: HELMET's data for the task.
+        tokenizer: The model's tokenizer.
+        template_kwargs: Further keyword arguments of the chat template, which HELMET does not set. For example, Llama
+            3's template puts today's date into the prompt unless ``date_string`` is given.
 
     Raises:
-        ValueError: If HELMET has no samples, or the length leaves no room for a sample's context.
+        ValueError: If HELMET has no samples for the task, or the length leaves no room for a sample's context.
     """
     if template_kwargs:
         tokenizer = copy.copy(tokenizer)
@@ -85,7 +85,7 @@ def read_samples(
         full_context = item.get("context")
         try:
             tokens = checkout.prepare(reader, item, data).input_ids[0]
-        except IndexError as error:  # HELMET would have to cut more tokens than the context has
+        except IndexError as error:  # raised if HELMET has to cut more tokens than the context has
             raise ValueError(
                 f"sample {place} of {entry.dataset} has no room for any context under {entry.length} tokens, of which "
                 f"{entry.max_new_tokens} are for the response: HELMET's wording around the context takes the rest; "
@@ -98,7 +98,7 @@ def read_samples(
 
 
 def samples_digest(samples: Sequence[HelmetSample]) -> str:
-    """SHA-256 of all prompts' tokens, which identifies a set of samples in result files."""
+    """SHA-256 of the ids, questions and tokens of samples, which identifies a set of samples in result files."""
     digest = hashlib.sha256()
     for sample in samples:
         digest.update(f"{sample.id} {sample.question} {len(sample.tokens)}".encode())
@@ -120,26 +120,26 @@ def require_template(entry: Entry, tokenizer: Any) -> None:
 
 
 def require_room(entry: Entry, samples: Sequence[HelmetSample], n_ctx: int) -> None:
-    """Refuse prompts that leave no room for a whole response in the model's context.
+    """Refuse prompts that leave no room in the model's context for a response of maximum length.
 
     Raises:
-        ValueError: If there is such a prompt.
+        ValueError: If the longest prompt and a response of maximum length exceed the context.
     """
     longest = max(samples, key=lambda sample: len(sample.tokens))
     needed = len(longest.tokens) + entry.max_new_tokens
     if needed > n_ctx:
         raise ValueError(
-            f"sample {longest.id} of {entry.dataset} has {len(longest.tokens)} tokens and may get "
+            f"sample {longest.id} of {entry.dataset} has {len(longest.tokens)} tokens and may generate "
             f"{entry.max_new_tokens} more, and the model's context has {n_ctx}: leave out the length {entry.length} "
             f"(--lengths), or open the model with --n-ctx {needed} or more, if its positions allow it"
         )
 
 
 def stop_tokens(tokenizer: Any, own: Sequence[int], entry: Entry) -> tuple[int, ...]:
-    """Tokens that end a response: the model's own and, with HELMET's option ``stop_newline``, new lines."""
+    """Tokens that end a response: the stop tokens in ``own`` and, with HELMET's option ``stop_newline``, newlines."""
     if not entry.args.stop_newline:
         return tuple(own)
     ids = {tokenizer.convert_tokens_to_ids(token) for token in _NEWLINES} | set(own)
-    if "llama" in str(entry.args.model_name_or_path).lower():  # HELMET excludes the unknown token for Llama
+    if "llama" in str(entry.args.model_name_or_path).lower():  # for Llama, HELMET excludes the unknown token
         ids.discard(tokenizer.unk_token_id)
     return tuple(sorted(token for token in ids if token is not None))

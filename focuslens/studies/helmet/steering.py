@@ -1,4 +1,4 @@
-"""The paper's settings: no intervention, and directions at each strength on each number of heads."""
+"""Settings of the paper's HELMET tables: the baseline, and each strength of the directions on each number of heads."""
 
 from __future__ import annotations
 
@@ -28,10 +28,18 @@ def paper_settings(
     ks: Sequence[int],
     alphas: Sequence[float],
 ) -> list[Setting]:
-    """The baseline and, given directions, every strength on every number of heads, named ``HEADS_ALPHA``.
+    """The baseline and, if there are directions, one setting ``HEADS_ALPHA`` per number of heads and strength.
+
+    Args:
+        model: The model.
+        directions: The directions, or ``None`` for only the baseline.
+        heads: Heads with a direction, best first.
+        ks: Numbers of heads to steer.
+        alphas: Strengths of the directions.
 
     Raises:
-        ValueError: If there are too few heads, a number occurs twice, or the directions do not fit the model.
+        ValueError: If there are too few heads, a number occurs twice in ``ks`` or ``alphas``, or the directions do not
+            fit the model.
     """
     settings = [Setting(BASELINE)]
     if directions is None:
@@ -48,16 +56,16 @@ def paper_settings(
 
 
 def ranked_heads(directions: FocusDirections, ranking: Sequence[Head] | None) -> list[Head]:
-    """Heads with a direction, best first.
+    """Heads with a direction, in the order of ``ranking`` or, without a ranking, in the order of the directions.
 
     Raises:
-        ValueError: If the directions are not in the order of a ranking and no ranking is given, or the ranking and the
-            directions share no head.
+        ValueError: If ``ranking`` is ``None`` and the directions are not in the order of a ranking, or the ranking and
+            the directions have no head in common.
     """
     if ranking is None:
         if str(directions.provenance.get("source", "")).startswith(_PUBLISHED):
             raise ValueError(
-                "published directions are of all heads, in no order of rank: name a ranking with --ranking, such as "
+                "published directions cover all heads and are not ranked: name a ranking with --ranking, such as "
                 "contextual_heads_scores_full_seq/MODEL/relevant_heads.json beside them, or focuslens heads' heads.json"
             )
         return list(directions.heads)
@@ -71,13 +79,13 @@ def ranked_heads(directions: FocusDirections, ranking: Sequence[Head] | None) ->
 def sink_heads(
     model: FocusModel | Executor, heads: Sequence[Head], ranking: Sequence[Head] | None, n: int
 ) -> list[Head]:
-    """The best heads, for the sink scores of the paper's tables. If a ranking is given, they need no direction.
+    """The ``n`` best heads, for the sink scores in the paper's tables. Heads of a ranking need no direction.
 
     Args:
         model: The model.
-        heads: Heads with a direction, best first.
+        heads: Heads with a direction, best first. They are used if ``ranking`` is ``None``.
         ranking: All heads, best first, or ``None``.
-        n: Largest number of heads.
+        n: Maximum number of heads.
 
     Raises:
         ValueError: If ``n`` is negative, or the ranking names a head that the model does not have.
@@ -91,15 +99,22 @@ def sink_heads(
 def require_named(directions: FocusDirections, model: FocusModel | Executor, named: str | None) -> None:
     """Refuse directions of another model, unless the user names that model.
 
+    Directions that record no model are accepted.
+
+    Args:
+        directions: The directions.
+        model: The model of the run.
+        named: Name of the other model whose directions the user allows, or ``None``.
+
     Raises:
-        ValueError: If the directions belong neither to ``model`` nor to the model ``named``.
+        ValueError: If the directions belong neither to ``model`` nor to the model in ``named``.
     """
     source, recorded = str(directions.provenance.get("source", "")), directions.provenance.get("model")
     published, origin = source.startswith(_PUBLISHED), directions.origin
     if origin is None:
         return
-    # Equal names suffice: the same weights have different digests in other dtypes and other kinds of TransformerLens
-    # model. The owner on the hub is not compared, because the authors' folders may name a different one.
+    # Equal names suffice, because the digest of the weights depends on the dtype and on the kind of TransformerLens
+    # model. For the authors' files, the owner on the hub is not compared, because the folders may name another owner.
     same = _last(origin) == _last(model.name) if published else origin == model.name
     if same or (not published and recorded.get("weights") == model.description["weights"]):  # pyright: ignore[reportOptionalMemberAccess, reportUnknownMemberType]
         return
@@ -110,5 +125,5 @@ def require_named(directions: FocusDirections, model: FocusModel | Executor, nam
 
 
 def _last(name: str) -> str:
-    """A model's name without its owner or folder."""
+    """Name of a model without its owner or folder."""
     return Path(name).name

@@ -1,4 +1,4 @@
-"""The paper's tables from scores: tasks, averages, differences from the baseline, and attention to the sink."""
+"""Tables in the paper's layout, from scores: tasks, averages, differences from the baseline, attention to the sink."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ __all__ = ["BASELINE", "OVERALL", "ComparedScore", "LengthTable", "Mark", "lengt
 
 BASELINE = "baseline"
 OVERALL = "Overall Average"
-"""Column of the mean over categories, each of which is the mean over its tasks, as in the paper."""
+"""Column of the mean over categories, as in the paper. The score of a category is the mean over its tasks."""
 
 Mark: TypeAlias = Literal["better", "worse", "same", ""]
 """Comparison with the baseline; empty for the baseline itself."""
@@ -40,7 +40,7 @@ class ComparedScore:
 
     @property
     def mark(self) -> Mark:
-        """Comparison with the baseline to two decimals, as in the paper. A difference of 0.00 is ``same``."""
+        """Comparison with the baseline at two decimals, as in the paper. A difference of 0.00 is ``same``."""
         if self.difference is None:
             return ""
         change = round(self.difference.mean, 2)
@@ -57,14 +57,14 @@ class LengthTable:
     """All scores at one length.
 
     Attributes:
-        length: Largest number of tokens of a prompt and its response together.
-        settings: Names of the settings, in order.
-        tasks: Names of the tasks of the run, in the paper's order.
-        averages: Names of the categories of these tasks, and of the overall average.
+        length: Maximum length of a prompt and its response together, in tokens.
+        settings: Names of the settings, in the order of the rows.
+        tasks: Names of the run's tasks, in the paper's order.
+        averages: Names of the averages: the categories of ``tasks``, and the overall average.
         cells: Scores by setting and by task or average.
-        sinks: Attention to the sink in percent by setting and task; empty without chosen heads.
-        samples: Number of samples by task.
-        truncated: Number of prompts that HELMET cut, by task, without tasks whose prompts all fit.
+        sinks: Attention to the sink in percent, by setting and task; empty without sink heads.
+        samples: Number of samples, by task.
+        truncated: Number of prompts that HELMET truncated, by task. Tasks without truncated prompts are left out.
     """
 
     length: int
@@ -77,14 +77,14 @@ class LengthTable:
     truncated: Mapping[str, int]
 
     def sink_std(self, setting: str) -> float | None:
-        """Sample standard deviation of the sink scores over tasks, as in Table 13; ``None`` for one task."""
+        """Sample standard deviation of the sink scores over tasks, as in Table 13; ``None`` below two tasks."""
         means = [self.sinks[setting, task].mean for task in self.tasks if (setting, task) in self.sinks]
         return statistics.stdev(means) if len(means) > 1 else None
 
 
 @dataclass(frozen=True)
 class _Resampled:
-    """A mean and its bootstrap draws. Averages of means are computed draw by draw."""
+    """Mean of a score, and its bootstrap draws. Averages of several means are computed draw by draw."""
 
     mean: float
     draws: npt.NDArray[np.float64]
@@ -99,11 +99,11 @@ def _average(parts: Sequence[_Resampled]) -> _Resampled:
 
 
 def length_tables(scores: Iterable[TaskScores], settings: Sequence[str], seed: int = 42) -> list[LengthTable]:
-    """One table per length, shortest first.
+    """Tables of scores, one per length, shortest length first.
 
     Args:
-        scores: Scores of each task and length.
-        settings: Names of the settings, in the order of the rows. All scores must have them.
+        scores: Scores of each task at each length.
+        settings: Names of the settings, in the order of the rows. Each entry of ``scores`` must have all settings.
         seed: Seed of the bootstrap.
 
     Raises:
@@ -151,17 +151,17 @@ def _length_table(length: int, scores: Sequence[TaskScores], settings: Sequence[
 
 
 def _resample(scores: TaskScores, setting: str, baseline: str | None, seed: int) -> _Resampled:
-    """A task's score, or the score's gain over a baseline, with bootstrap draws over questions."""
+    """Mean score of a task, or mean gain over ``baseline``, with bootstrap draws over questions."""
     values = np.array(scores.values[setting])
     if baseline is not None:
         values = values - np.array(scores.values[baseline])
-    task_seed = int.from_bytes(scores.task.dataset.encode()[-8:], "big")  # gives tasks of equal size different draws
+    task_seed = int.from_bytes(scores.task.dataset.encode()[-8:], "big")  # different draws for tasks of equal size
     draws = resampled_means(values, groups=scores.questions, seed=(seed, task_seed))
     return _Resampled(float(values.mean()), draws)
 
 
 def _columns(parts: Sequence[_Resampled], scores: Sequence[TaskScores]) -> dict[str, _Resampled]:
-    """Columns of the tasks, of the averages over each category's tasks, and of the average over categories."""
+    """Scores by column: each task, the average over each category's tasks, and the average over categories."""
     pairs = [(task_scores.task, part) for task_scores, part in zip(scores, parts, strict=True)]
     columns = {task.name: part for task, part in pairs}
     averages: dict[str, _Resampled] = {}
@@ -181,7 +181,7 @@ def _sink(scores: TaskScores, setting: str, seed: int) -> Interval | None:
 
 
 def tidy_rows(table: LengthTable) -> list[dict[str, Any]]:
-    """Rows in tidy form, one per score of a table, for further processing."""
+    """Scores of a table in tidy form, one row per score, for further processing."""
     rows: list[dict[str, Any]] = []
     for setting in table.settings:
         for column in (*table.tasks, *table.averages):

@@ -1,4 +1,4 @@
-"""The paper's sixteen tasks of HELMET: their names, categories and metrics."""
+"""The sixteen HELMET tasks in the paper: names, categories and metrics."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ __all__ = ["CATEGORIES", "NEEDLE_QA", "TASKS", "Task", "task_of"]
 
 @dataclass(frozen=True)
 class Task:
-    """One column of the paper's tables.
+    """A HELMET task, which is one column in the paper's tables.
 
     Attributes:
         name: Name of the column.
-        dataset: HELMET's name of the data set, or the beginning of this name (``icl_nlu`` for
+        dataset: HELMET's name for the data set, or the beginning of this name (``icl_nlu`` for
             ``icl_nlu_510shot_balance``).
-        category: Category in the tables of averages.
-        metric: HELMET's metric that HELMET's tables and the paper's tables show.
+        category: Category of the task in the tables of averages.
+        metric: HELMET's name for the metric in HELMET's tables and in the paper's tables.
     """
 
     name: str
@@ -43,29 +43,29 @@ TASKS = (
     Task("Infbench QA", "infbench_qa_eng", "Long QA", "rougeL_f1"),
     Task("Infbench MC", "infbench_choice_eng", "Long QA", "exact_match"),
 )
-"""The paper's tasks, in the order of its tables."""
+"""The paper's tasks, in the order of the paper's tables."""
 
 NEEDLE_QA = Task("Needle QA", "ruler_qa_1", "Facts", "substring_exact_match")
-"""Task for the embedded model, not from the paper: a question about facts in documents, in RULER's form."""
+"""Task for the embedded demo model: questions about facts in documents, in RULER's format. It is not in the paper."""
 
 CATEGORIES = tuple(dict.fromkeys(task.category for task in (*TASKS, NEEDLE_QA)))
-"""The categories, in the order of the paper's tables."""
+"""Categories of the tasks: first those in the paper, in the order of the paper's tables, and then ``Facts``."""
 
 _OTHERS = (
     *("alce_", "infbench_sum", "multi_lexsum", "narrativeqa", "ruler_"),
     *("countdown_", "html_to_tsv_", "path_traversal_", "pseudo_to_code_", "tom_tracking_", "travel_planning_"),
 )
-"""Beginnings of the names of HELMET's data sets that the paper does not use.
+"""Prefixes of the names of HELMET's data sets that the paper does not use.
 
-Some are judged by a second model, and some need long responses (LongProc).
+Some of these data sets are judged by a second model. Others need long responses (LongProc).
 """
 
 
 def task_of(dataset: str) -> Task | None:
-    """The task of a HELMET data set; ``None`` if the paper does not use it.
+    """Task of a HELMET data set, or ``None`` if no task in this module uses the data set.
 
     Raises:
-        ValueError: If HELMET has no such data set.
+        ValueError: If HELMET has no data set with this name.
     """
     for task in (*TASKS, NEEDLE_QA):
         if dataset == task.dataset or dataset.startswith(f"{task.dataset}_"):
@@ -74,6 +74,6 @@ def task_of(dataset: str) -> Task | None:
         return None
     known = ", ".join(task.dataset for task in (*TASKS, NEEDLE_QA))
     raise ValueError(
-        f"there is no task {dataset!r}; the paper's tasks begin with {known} (in-context learning and InfiniteBench go "
-        "on with a size, as in HELMET's configs/: icl_nlu_510shot_balance)"
+        f"there is no task {dataset!r}; the paper's tasks begin with {known} (in-context learning and InfiniteBench "
+        "end with a size, as in HELMET's configs/: icl_nlu_510shot_balance)"
     )

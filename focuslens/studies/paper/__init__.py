@@ -1,1 +1,1 @@
-"""Tables and figures of "Focus Directions" (arXiv 2503.23306): one module per artefact, one YAML file per model."""
+"""Tables and figures of "Focus Directions" (arXiv 2503.23306), with a module per artefact and a YAML file per model."""

@@ -1,4 +1,4 @@
-"""Anatomy of focus directions: content and position, attention under steering, and effects of steered site and rows."""
+"""Anatomy of focus directions: decomposition of their bias, attention under steering, comparison of sites and rows."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ SECTIONS = ("directions", "anatomy")
 
 
 def run(study: Study) -> Artefact:
-    """The artefact: content and position, frequencies, tokens, attention budget, sites and rows."""
+    """Measure the attention budget under steering, compare sites and rows, and decompose the bias of the directions.
+
+    The bias is decomposed only for directions at the rotary site.
+    """
     heads, folder = steerable(study), study.folder(KEY)
     pieces = [budget.piece(study, heads, folder), compared_sites.piece(study, heads, KEY)]
     if study.directions.site == "rotary":

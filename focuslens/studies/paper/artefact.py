@@ -1,4 +1,4 @@
-"""Artefacts of a reproduction, and their files, which are written atomically and record their origin."""
+"""Artefacts of a reproduction, and their files. Files are written atomically. ``artefact.json`` records the origin."""
 
 from __future__ import annotations
 
@@ -36,28 +36,31 @@ __all__ = [
 ]
 
 Verdict: TypeAlias = Literal["holds", "does not hold", "cannot be told", ""]
-"""Verdict on a finding of the paper; empty for a sentence that is not a finding of the paper."""
+"""Verdict on a claim of the paper; empty for a finding that tests no claim of the paper."""
 
 
 def verdict_by(value: Interval, above: float = 0.0) -> Verdict:
-    """Verdict on the claim that a value is above a limit, from the interval of the value."""
+    """Verdict on the claim that a value exceeds the limit ``above``. The value's interval decides."""
     return "holds" if value.low > above else "does not hold" if value.high < above else "cannot be told"
 
 
 def verdict_below(value: Interval, limit: float) -> Verdict:
-    """Verdict on the claim that a value is below a limit, from the interval of the value."""
+    """Verdict on the claim that a value is less than ``limit``. The value's interval decides."""
     return "holds" if value.high < limit else "does not hold" if value.low > limit else "cannot be told"
 
 
 def all_of(*verdicts: Verdict) -> Verdict:
-    """Verdict on a finding with several claims. The finding holds if all claims hold, and fails if one claim fails."""
+    """Verdict on a finding with several claims, from the verdicts on the claims.
+
+    A finding holds if all claims hold, and does not hold if any claim does not hold. All else ``cannot be told``.
+    """
     if "does not hold" in verdicts:
         return "does not hold"
     return "cannot be told" if "cannot be told" in verdicts else "holds"
 
 
 def signed(change: Interval, digits: int = 3) -> str:
-    """Text of a change and its interval, with signs. A number that rounds to zero is ``0``."""
+    """Format a change and its interval with signs. A number that rounds to zero becomes ``0``."""
     texts = (f"{number:+.{digits}f}" for number in (change.mean, change.low, change.high))
     mean, low, high = (text if float(text) else "0" for text in texts)
     return f"{mean} [{low}, {high}]"
@@ -65,7 +68,7 @@ def signed(change: Interval, digits: int = 3) -> str:
 
 @dataclass(frozen=True)
 class Finding:
-    """One sentence about the results, and the verdict on the paper's finding that it tests."""
+    """Statement about the results, and the verdict on the paper's claim, if the statement tests a claim."""
 
     text: str
     verdict: Verdict = ""
@@ -73,16 +76,16 @@ class Finding:
 
 @dataclass(frozen=True)
 class Artefact:
-    """One table or figure of the paper.
+    """Reproduction of one or more tables and figures of the paper, or an analysis beyond the paper.
 
     Attributes:
         key: Name of the artefact on the command line, and name of its folder.
         title: Heading of the artefact.
-        paper: The corresponding figures and tables of the paper.
-        findings: Findings on the results, one sentence each.
-        figures: Caption and file name of each picture, in the artefact's folder.
-        tables: The tables. Each is also written as CSV.
-        reported: The paper's own numbers for Llama-3.2-3B-Instruct, if its text has any.
+        paper: Corresponding figures and tables of the paper, such as ``Figure 9``, or ``beyond the paper``.
+        findings: Findings on the results.
+        figures: Caption and file name of each picture. The pictures are in the artefact's folder.
+        tables: Tables of results. Each table is also written as a CSV file.
+        reported: Tables of the paper's numbers for Llama-3.2-3B-Instruct; empty if the paper gives no numbers.
     """
 
     key: str
@@ -96,7 +99,7 @@ class Artefact:
 
 @dataclass(frozen=True)
 class Piece:
-    """Findings, figures and tables of one subject of an artefact; see :class:`Artefact`."""
+    """Part of an artefact: the findings, figures and tables on one topic, in the form of :class:`Artefact`."""
 
     findings: tuple[Finding, ...]
     figures: tuple[tuple[str, str], ...]
@@ -104,13 +107,20 @@ class Piece:
 
 
 def keep_figure(axes: Axes, path: Path) -> None:
-    """Write a figure and close it, because a reproduction draws dozens of figures."""
+    """Write a figure and close it to free memory. A reproduction draws dozens of figures."""
     save_figure(axes, path)
     plt.close(axes.get_figure(root=True))
 
 
 def keep_curves(axes: Axes, path: Path, lines: Sequence[Curve], levels: Mapping[str, Interval] | None = None) -> None:
-    """Write a figure of lines, and beside it a CSV file of the numbers, with columns named after the axes."""
+    """Write a figure of curves and horizontal lines, and a CSV file of their numbers in the same folder.
+
+    Args:
+        axes: Axes of the figure. Their labels become column names of the CSV file.
+        path: Path of the figure. The CSV file has the same name with the suffix ``.csv``.
+        lines: The curves.
+        levels: Heights of the horizontal lines, by label.
+    """
     columns = ("line", axes.get_xlabel(), axes.get_ylabel(), "low", "high")
     rows: list[tuple[Cell, ...]] = [
         (name, "", level.mean, level.low, level.high) for name, level in (levels or {}).items()
@@ -122,7 +132,13 @@ def keep_curves(axes: Axes, path: Path, lines: Sequence[Curve], levels: Mapping[
 
 
 def keep_heads(axes: Axes, path: Path, columns: Mapping[str, Shaped[np.ndarray, "layer head"]]) -> None:
-    """Write a map of all heads, and beside it a CSV file of the numbers, one row per head."""
+    """Write a map of all heads, and a CSV file in the same folder with one row per head.
+
+    Args:
+        axes: Axes of the map.
+        path: Path of the map. The CSV file has the same name with the suffix ``.csv``.
+        columns: Values per head, by column name of the CSV file.
+    """
     keep_figure(axes, path)
     places = np.ndindex(next(iter(columns.values())).shape)
     rows = [(*place, *(values[place].item() for values in columns.values())) for place in places]
@@ -130,7 +146,7 @@ def keep_heads(axes: Axes, path: Path, columns: Mapping[str, Shaped[np.ndarray, 
 
 
 def save_artefact(folder: Path, artefact: Artefact, header: Mapping[str, Any]) -> None:
-    """Write an artefact's tables as CSV and, last, ``artefact.json``, which marks the artefact as finished."""
+    """Write an artefact's tables as CSV files, and then ``artefact.json``, which marks the artefact as finished."""
     for place, table in enumerate(artefact.tables, start=1):
         write_csv(folder / f"table_{place}.csv", table.columns, table.rows)
     content = {
@@ -147,7 +163,7 @@ def save_artefact(folder: Path, artefact: Artefact, header: Mapping[str, Any]) -
 
 
 def load_artefact(folder: Path, header: Mapping[str, Any]) -> Artefact | None:
-    """The finished artefact in a folder; ``None`` if there is no artefact or it has a different header."""
+    """Load the finished artefact in a folder. Returns ``None`` if no finished artefact has the header ``header``."""
     path = folder / "artefact.json"
     if not path.is_file():
         return None

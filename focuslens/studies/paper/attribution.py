@@ -1,4 +1,4 @@
-"""Attribution of answers: rank of the gold document by the contextual scores of heads."""
+"""Attribution of answers to documents: rank of the gold document by contextual score."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def _draw(study: Study, attributions: dict[tuple[str, int], Attribution], ks: Se
 
 
 def _attribution(scores: DocumentScores, heads: Sequence[Head], correct: bool | None, seed: int) -> Attribution | None:
-    """Attribution of all answers, of right answers or of wrong answers; ``None`` if none of them has a token."""
+    """Attribution of right, wrong or (``correct=None``) all answers; ``None`` if no answer of the kind has a token."""
     try:
         return scores.attribution(heads, correct=correct, seed=seed)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Attention budget of steered heads: sink, documents, question, template, response."""
+"""Attention budget of steered heads: shares of attention to the sink, documents, question, template and response."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ __all__ = ["piece"]
 
 
 def piece(study: Study, heads: Sequence[Head], folder: Path) -> Piece:
-    """Attention budget of the steered heads at each strength, on validation prompts."""
+    """Measure the attention budget of the steered heads at each strength, on validation prompts.
+
+    Args:
+        study: The model and its validation questions.
+        heads: Heads with directions, best first.
+        folder: Folder of the figure.
+    """
     steered = list(heads[: study.settings.anatomy.k])
     shares = _shares(study, steered)
     means = {alpha: by_part for alpha, values in shares.items() if (by_part := _intervals(study, values))}
@@ -50,7 +56,7 @@ def _samples(study: Study) -> Sequence[MultiDocSample]:
 
 
 def _shares(study: Study, steered: Sequence[Head]) -> dict[float, Float[Tensor, "sample part"]]:
-    """Shares of attention, averaged over the steered heads, by strength."""
+    """Attention shares by strength, averaged over the steered heads. Strength 0 is the model without steering."""
     samples, shares = _samples(study), {}
     for alpha in sorted({0.0, *study.settings.anatomy.alphas}):
         focus = [FocusSteering(study.directions, alpha, steered)] if alpha else []
@@ -62,7 +68,7 @@ def _shares(study: Study, steered: Sequence[Head]) -> dict[float, Float[Tensor, 
 
 
 def _intervals(study: Study, shares: Float[Tensor, "sample part"]) -> dict[str, Interval]:
-    """Mean share of each part, with its interval over questions; empty if no prompt has a response."""
+    """Mean share of each part with its interval over questions; empty if all responses are empty."""
     ids = [sample.id for sample in _samples(study)]
     intervals = {part: study.interval("validation", shares[:, i], ids) for i, part in enumerate(BUDGET_PARTS)}
     return {part: interval for part, interval in intervals.items() if interval is not None}

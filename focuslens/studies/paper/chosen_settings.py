@@ -1,4 +1,4 @@
-"""Settings chosen on validation questions, reported on test questions beside the setting that is best there."""
+"""Test results of settings chosen on validation questions, compared with the best setting on test questions."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ __all__ = ["chosen_table", "difference", "gain_of_more", "possible", "random_ord
 
 
 def possible(ks: Sequence[int], n: int) -> list[int]:
-    """The values of ``ks`` up to ``n``, or ``n`` alone if all are larger."""
+    """Values of ``ks`` up to ``n``, or only ``n`` if all values are larger."""
     return [k for k in ks if k <= n] or [n]
 
 
 def random_order(heads: Sequence[Head], exclude: int, seed: int) -> list[Head]:
-    """The heads of a ranking in random order, with the first ``exclude`` heads of the ranking at the end.
+    """Heads of a ranking in random order, with the first ``exclude`` heads of the ranking at the end.
 
-    The random heads therefore include contextual heads only after all other heads.
+    The first heads of the result therefore include contextual heads only after all other heads.
     """
     first, rest = list(heads[:exclude]), list(heads[exclude:])
     generator = random.Random(seed)
@@ -33,7 +33,11 @@ def random_order(heads: Sequence[Head], exclude: int, seed: int) -> list[Head]:
 
 
 def chosen_table(validation: Sweep, test: Sweep, settings: Sequence[Setting]) -> tuple[Table, Setting]:
-    """Table of the test results of two settings, chosen on validation and on test questions, and the former setting."""
+    """Compare test results of the baseline, the best setting on validation questions and the best on test questions.
+
+    Returns:
+        The table of results, and the setting that is best on validation questions.
+    """
     chosen, best_on_test = best_setting(validation, settings), best_setting(test, settings)
     baseline = test["baseline"]
     rows = [
@@ -61,7 +65,14 @@ def _comparison(sweep: Sweep, name: str) -> tuple[int, int, float]:
 
 
 def verdict_of(sweep: Sweep, name: str, *, higher: bool, level: float = 0.05) -> Verdict:
-    """Verdict on the claim that a setting is more (or less) accurate than the baseline, from the exact test."""
+    """Verdict on the claim that a setting is more accurate than the baseline, from the exact test of their difference.
+
+    Args:
+        sweep: Sweep with the evaluations of the setting and the baseline.
+        name: Name of the setting.
+        higher: Whether the claim is higher accuracy. Otherwise the claim is lower accuracy.
+        level: Significance level. At this p-value or above, the verdict is ``cannot be told``.
+    """
     result, baseline = sweep[name], sweep["baseline"]
     if result.compare(baseline).p_value >= level:
         return "cannot be told"
@@ -69,25 +80,24 @@ def verdict_of(sweep: Sweep, name: str, *, higher: bool, level: float = 0.05) ->
 
 
 def difference(sweep: Sweep, name: str) -> Interval:
-    """Difference in accuracy between a setting and the baseline, with its interval over questions."""
+    """Accuracy of a setting minus accuracy of the baseline, with the interval of the difference over questions."""
     result, baseline = sweep[name], sweep["baseline"]
     gains = [int(steered) - int(plain) for steered, plain in zip(result.correct, baseline.correct, strict=True)]
     return bootstrap_mean(gains, groups=result.question_ids)
 
 
 def gain_of_more(sweep: Sweep, settings: Sequence[Setting], most: int, action: str) -> Finding:
-    """Finding on a claim of the paper: at the same strength, accuracy is worse on more heads than the contextual heads.
+    """Finding on the paper's claim that intervening on more than the contextual heads lowers accuracy.
 
-    A setting on more heads is compared with the setting that has the same ``tau`` or ``alpha`` and acts on the
-    contextual heads only. Every sample's change is averaged over the settings on more heads. The interval is over
-    questions.
+    Each setting on more heads is compared with the setting on only the contextual heads that has the same ``tau`` or
+    ``alpha``. The change in each sample's accuracy is averaged over these comparisons. The interval is over questions.
 
     Args:
         sweep: Sweep with the evaluations of all settings.
         settings: Settings to compare, which differ in strength and number of heads.
-        most: Limit on the number of contextual heads. The largest number of heads in ``settings`` within the limit is
-            used.
-        action: The intervention on heads, as the beginning of a sentence.
+        most: Maximum number of contextual heads. The comparison uses the largest number of heads in ``settings`` up to
+            this maximum.
+        action: Name of the intervention, such as ``Steering``, with which the finding begins.
     """
     few = max((setting.parameters["k"] for setting in settings if setting.parameters["k"] <= most), default=0)
     more = [setting for setting in settings if setting.parameters["k"] > most]

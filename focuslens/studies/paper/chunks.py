@@ -1,4 +1,4 @@
-"""Measurements of many samples in chunks. Each chunk is on disk before the next one starts."""
+"""Measurements of many samples in chunks. Each chunk is written to disk before the next chunk starts."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from focuslens.util.progress import progress_bar
 __all__ = ["CHUNK", "Measured", "measure_in_chunks"]
 
 CHUNK = 64
-"""Samples per chunk."""
+"""Number of samples per chunk."""
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """Measurements of some samples.
+    """Measurements of a list of samples.
 
     Attributes:
-        tensors: Tensors by name. Tensors of two chunks are joined along their first axis.
-        about: Lists of further JSON values by name, such as the samples' ids.
+        tensors: Tensors by name. The tensors of several chunks are concatenated along the first axis.
+        about: Lists of JSON values by name, such as the ids of the samples.
     """
 
     tensors: Mapping[str, Tensor]
@@ -44,16 +44,16 @@ def measure_in_chunks(
     label: str,
     progress: bool | None = None,
 ) -> Measured:
-    """Measure samples, and read finished chunks from ``folder``.
+    """Measure samples in chunks. Finished chunks are read from ``folder``.
 
-    Chunks do not depend on interruptions, so a resumed run gives bit-identical results.
+    Interruptions do not change the chunks. A resumed run therefore gives bit-identical results.
 
     Args:
-        samples: The samples.
-        folder: Folder of the chunks. Its name must identify the model, the samples and the settings.
+        samples: Samples to measure.
+        folder: Folder of the chunks. The folder's name must identify the model, the samples and the settings.
         measure: Function that measures one chunk of samples.
         label: Label of the progress bar.
-        progress: Show a progress bar; by default only on terminals and in notebooks.
+        progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
         ValueError: If there are no samples.
@@ -75,7 +75,7 @@ def measure_in_chunks(
 
 
 def _packed(measured: Measured) -> bytes:
-    """Content of one safetensors file, with the JSON values as metadata."""
+    """Bytes of a safetensors file with the tensors, and with the JSON values as metadata."""
     about = {name: list(values) for name, values in measured.about.items()}
     # The metadata is a single entry, because safetensors writes several entries in arbitrary order.
     metadata = {"about": json.dumps(about, sort_keys=True)}

@@ -1,4 +1,4 @@
-"""Comparison by exact match and scores: the rotary with the projection site, and all rows with response rows only."""
+"""Exact match and contextual scores under steering, by site (rotary, projection) and by rows (all, response rows)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ _Site = Literal["rotary", "projection"]
 
 
 def piece(study: Study, heads: Sequence[Head], key: str) -> Piece:
-    """Comparison of steering at both sites (or at the only site of given directions), on all rows and on response rows.
+    """Compare steering at the rotary and the projection site, on all rows and on response rows only.
+
+    Directions read from a directory act at a single site. For these directions, only the rows are compared.
 
     Args:
         study: The model and its validation questions.
         heads: Heads with directions, best first.
-        key: Key of the artefact. The records are in the artefact's folder.
+        key: Key of the artefact. The artefact's folder contains the records.
     """
     sites: tuple[_Site, ...] = ("rotary", "projection")
     if study.settings.directions.source != "train":

@@ -1,4 +1,4 @@
-"""Bias that directions add to the logits of keys: content and position, rotary frequencies, favoured tokens."""
+"""Bias that directions add to attention logits, by content, position, rotary frequency and token of the key."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ _SHARES = ("content", "position", "interaction")
 
 
 def piece(study: Study, heads: Sequence[Head], folder: Path) -> Piece:
-    """Decomposition of the first heads' directions over the keys of validation prompts."""
+    """Decompose the bias of the top heads' directions on the keys of validation prompts."""
     anatomy = study.settings.anatomy
     prompts = [sample.prompt("long") for sample in study.samples("validation")[: anatomy.samples]]
     keys = collect_keys(
@@ -108,7 +108,7 @@ def _parts(keys: Mapping[Head, HeadKeys], frame: pd.DataFrame) -> tuple[Table, F
 
 
 def _tokens(study: Study, keys: Mapping[Head, HeadKeys]) -> Table:
-    """The tokens that each head's direction favours most and least."""
+    """Table of the tokens that each head's direction favours most and least."""
     return Table(
         "Tokens that directions favour and disfavour most, their number of occurrences, and the bias on their logits "
         "at alpha = 1, averaged over positions",

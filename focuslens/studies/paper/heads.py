@@ -24,16 +24,16 @@ __all__ = ["KEY", "SECTIONS", "run"]
 KEY = "heads"
 SECTIONS = ("scores",)
 _OUTLINED = 20
-"""Largest number of outlined heads. At most a quarter of all heads are outlined."""
+"""Maximum number of outlined heads in the map. In small models, only a quarter of all heads are outlined."""
 _READS = 0.1
-"""Relevant score above which a head counts as a contextual head."""
+"""Relevant score above which a head counts as contextual."""
 _FEW = 0.25
-"""Share of all heads below which contextual heads count as sparse."""
+"""Share of all heads below which the contextual heads count as sparse."""
 _KINDS = {"R": "relevant", "IR": "irrelevant", "IR max": "irrelevant_max", "sink": "sink"}
 
 
 def run(study: Study) -> Artefact:
-    """The artefact: the head map on training questions, and the top heads' scores on held-out questions."""
+    """Draw a map of all heads on training questions, and tabulate the top heads' scores on test questions."""
     settings, ranking = study.settings.scores, study.ranking
     ranked_on = study.scores("train", "long")
     cases = study.scores_by_case("test")
@@ -68,7 +68,7 @@ def run(study: Study) -> Artefact:
 
 
 def scores_table(caption: str, cases: Mapping[str, ContextualScores], heads: Sequence[Head]) -> Table:
-    """Mean scores of some heads in every case with samples, in the layout of Table 1."""
+    """Table of mean scores per head and case, in the layout of Table 1. Cells without a score contain ``-``."""
     columns: list[str] = ["head"]
     rows: list[list[Cell]] = [[str(head)] for head in heads]
     for case, scores in cases.items():
@@ -96,7 +96,7 @@ def _map_table(scores: ContextualScores) -> Table:
 
 
 def _over_heads(values: Tensor, heads: Sequence[Head]) -> Float[Tensor, "sample"]:
-    """Mean over some heads, one value per sample."""
+    """Mean of ``values`` over ``heads``, one number per sample."""
     return torch.stack([values[:, head.layer, head.head] for head in heads]).mean(dim=0)
 
 
@@ -113,7 +113,7 @@ def _where_they_are(study: Study, ranked_on: ContextualScores) -> list[Finding]:
     drawn = reads[reads.any(axis=1)]
     if above.layers is None or not len(drawn):
         return [sparse]
-    # A layer counts as being at the depth of its middle. Every layer has the same number of heads.
+    # A layer's depth is the depth of its middle. All layers have the same number of heads.
     late = np.repeat([(layer + 0.5) / n > 1 / 3 for layer in range(n)], study.executor.shape.n_heads)
     estimate = float((ranked_on.mean().flatten().numpy() > _READS)[late].sum() / above.count)
     late_share = percentile_interval(estimate, drawn[:, late].sum(axis=1) / drawn.sum(axis=1))

@@ -1,4 +1,4 @@
-"""The page ``index.html`` with all artefacts of one model, which opens from disk."""
+"""Page ``index.html`` with all artefacts of one model. The page opens from disk, without a server."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ h3 { font-size: 1rem; margin: 1.2rem 0 .3rem }
 """
 _CLASSES = {"holds": "holds", "does not hold": "not", "cannot be told": "unknown"}
 _LONG = 40
-"""Largest number of rows of a table that does not scroll."""
+"""Maximum number of rows in a table without a scroll bar."""
 
 
 def write_index(path: Path, title: str, facts: Mapping[str, str], artefacts: Sequence[Artefact]) -> None:
-    """Write the page.
+    """Write the page with all artefacts.
 
     Args:
-        path: The file to write. The folders of the artefacts are beside this file.
-        title: Title of the reproduction.
-        facts: Model, questions, seed and versions.
+        path: File to write. The artefacts' folders must be in the same directory.
+        title: Title of the page.
+        facts: Facts about the run by name, such as the model and the seed.
         artefacts: The artefacts, in the order of the page.
 
     Raises:
-        FileNotFoundError: If a picture is missing.
+        FileNotFoundError: If a picture of an artefact is missing.
     """
     links = "".join(f'<a href="#{escape(artefact.key)}">{escape(artefact.title)}</a>' for artefact in artefacts)
     lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
@@ -57,7 +57,7 @@ def write_index(path: Path, title: str, facts: Mapping[str, str], artefacts: Seq
 
 
 def _summary(artefacts: Sequence[Artefact]) -> str:
-    """The paper's findings with their verdicts, and the number of each verdict. Other findings are left out."""
+    """HTML section with the number of findings per verdict, and with the findings that have a verdict."""
     verdicts = [finding.verdict for artefact in artefacts for finding in artefact.findings]
     counts = ", ".join(f"{_verdict(verdict)}{verdicts.count(verdict)}" for verdict in _CLASSES)
     parts = ["<section><h2>The paper's findings, and the verdicts of this run</h2>", f"<p>{counts}</p>"]

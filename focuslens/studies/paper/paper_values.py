@@ -1,4 +1,4 @@
-"""Numbers from the paper's text for Llama-3.2-3B-Instruct, for comparison with measured numbers."""
+"""Numbers that the paper reports for Llama-3.2-3B-Instruct, for comparison with measured numbers."""
 
 from __future__ import annotations
 

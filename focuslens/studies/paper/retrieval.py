@@ -29,7 +29,7 @@ _ALONE = "All needles in counted runs answer the same question, so the dependenc
 
 
 def run(study: Study) -> Artefact:
-    """The artefact: copy scores on needle prompts, and the overlap of the best heads with contextual heads."""
+    """Compute copy scores on needle prompts, and compare the retrieval heads with the contextual heads."""
     settings, ranking, samples = study.settings.retrieval, study.ranking, _samples(study)
     try:
         scores = retrieval_in_chunks(
@@ -56,10 +56,10 @@ def run(study: Study) -> Artefact:
 
 
 def check(study: Study) -> None:
-    """Check that the essays and needles exist, before hours of work on the other artefacts.
+    """Check that the essays and needles exist, before hours of work on other artefacts.
 
     Raises:
-        FileNotFoundError: If there are no essays or no needles.
+        FileNotFoundError: If the essays or the needles are missing.
     """
     haystack = study.settings.retrieval.haystack
     if haystack == "synthetic":
@@ -88,7 +88,7 @@ def _samples(study: Study) -> list[NeedleSample]:
 
 
 def _draw(study: Study, scores: RetrievalScores, contextual: Sequence[Head], retrieving: Sequence[Head]) -> None:
-    """Draw the map of copy scores and the map of both kinds of heads."""
+    """Draw the map of copy scores, and the map of contextual and retrieval heads."""
     copies, folder = scores.scores.numpy(), study.folder(KEY)
     label = "copy score (share of the needle)"
     axes = head_map(copies, heads=retrieving, title="Retrieval heads", label=label)
@@ -127,14 +127,14 @@ def _heads_table(
 
 
 def _best(means: Float[np.ndarray, "resample head"], k: int) -> Bool[np.ndarray, "resample head"]:
-    """Mask of the ``k`` best heads of each resample. The first of equal heads wins, as in ``focuslens.rank_heads``."""
+    """Mask of the ``k`` best heads in each resample. Ties go to the first head, as in ``focuslens.rank_heads``."""
     best = np.zeros(means.shape, dtype=np.bool_)
     np.put_along_axis(best, np.argsort(-means, axis=1, kind="stable")[:, :k], True, axis=1)
     return best
 
 
 def _held(best: Bool[np.ndarray, "resample head"], n_layers: int) -> Int[np.ndarray, "resample"]:
-    """Number of layers with at least one of the best heads."""
+    """Number of layers that contain at least one of the best heads, per resample."""
     return reduce(best, "resample (layer head) -> resample layer", "max", layer=n_layers).sum(axis=1)
 
 
@@ -150,13 +150,13 @@ def _findings(
     contextual: Sequence[Head],
     retrieving: Sequence[Head],
 ) -> list[Finding]:
-    """Findings on the overlap of both kinds of heads and on their layers, with intervals from resampled questions."""
+    """Findings on the overlap and the layers of contextual and retrieval heads, with intervals over questions."""
     k, n, n_layers = len(contextual), len(study.ranking), study.executor.shape.n_layers
     ranked_on, counted = study.scores("train", "long"), torch.tensor(scores.counted)
     pairs = zip(samples, scores.counted, strict=True)
     questions = [sample.prompt.part("question") for sample, is_counted in pairs if is_counted]
     copies = rearrange(scores.by_sample[counted], "sample layer head -> sample (layer head)").numpy()
-    # The needles' questions differ from the training questions, so they are resampled with a different seed.
+    # The needle questions are not the training questions. A different seed makes their resamples independent.
     by_copies = _best(resampled_means(copies, groups=questions, seed=study.settings.seed + 1), k)
     by_scores = _best(study.resampled("train", ranked_on.relevant, ranked_on.sample_ids), k)
     shared = percentile_interval(len(set(contextual) & set(retrieving)), (by_copies & by_scores).sum(axis=1))

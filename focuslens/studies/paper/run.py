@@ -1,4 +1,4 @@
-"""Reproduction of all artefacts of one model, in order. Finished artefacts are not repeated."""
+"""Reproduction of all artefacts of one model, in order. Finished artefacts are not computed again."""
 
 from __future__ import annotations
 
@@ -17,18 +17,21 @@ __all__ = ["ARTEFACTS", "reproduce"]
 ARTEFACTS: dict[str, ModuleType] = {
     module.KEY: module for module in (heads, split_softmax, steering, steered_scores, retrieval, anatomy, attribution)
 }
-"""Module of every artefact by the artefact's key, in the order of the run and of the page."""
+"""Module of each artefact, by the artefact's key. Runs and pages use this order."""
 
 
 def reproduce(
     study: Study, keys: Sequence[str] = (), *, say: Callable[[str], None] = lambda text: None
 ) -> list[Artefact]:
-    """Reproduce artefacts, by default all, and write the page of all finished artefacts.
+    """Reproduce artefacts, and write the page of all finished artefacts.
 
     Args:
         study: The model and its settings.
-        keys: Keys of the artefacts; the default is all of :data:`ARTEFACTS`.
-        say: Function that receives messages about the progress.
+        keys: Keys of the artefacts to reproduce; by default all keys of :data:`ARTEFACTS`.
+        say: Function that receives progress messages.
+
+    Returns:
+        All finished artefacts, including those of earlier runs.
 
     Raises:
         ValueError: If a key is unknown.
@@ -40,7 +43,7 @@ def reproduce(
     if retrieval.KEY in chosen:
         retrieval.check(study)
     if study.settings.directions.source != "train" and any("directions" in ARTEFACTS[key].SECTIONS for key in chosen):
-        _ = study.directions  # unreadable files of directions fail before the work starts
+        _ = study.directions  # read now, because an unreadable file should fail before the slow work
     artefacts: list[Artefact] = []
     for key in chosen:
         make(study, key, say)
@@ -49,7 +52,7 @@ def reproduce(
 
 
 def show(study: Study) -> list[Artefact]:
-    """Write the page of all finished artefacts, and return the artefacts."""
+    """Write the page of all finished artefacts, and return these artefacts."""
     loaded = [
         load_artefact(study.folder(key), study.header(key, *module.SECTIONS)) for key, module in ARTEFACTS.items()
     ]
@@ -59,7 +62,7 @@ def show(study: Study) -> list[Artefact]:
 
 
 def make(study: Study, key: str, say: Callable[[str], None]) -> Artefact:
-    """One artefact, loaded if it is finished, or else reproduced."""
+    """Load one artefact if it is finished; otherwise reproduce it."""
     module = ARTEFACTS[key]
     header = study.header(key, *module.SECTIONS)
     finished = load_artefact(study.folder(key), header)
@@ -67,7 +70,7 @@ def make(study: Study, key: str, say: Callable[[str], None]) -> Artefact:
         say(f"{key}: already there")
         return finished
     say(f"{key} ...")
-    # The run overwrites pictures and tables, so an older artefact with different settings must not count as finished.
+    # An older artefact with different settings must not count as finished while the run overwrites the files.
     (study.folder(key) / "artefact.json").unlink(missing_ok=True)
     artefact: Artefact = module.run(study)
     save_artefact(study.folder(key), artefact, header)

@@ -1,4 +1,4 @@
-"""Scores of many samples in all forms that the artefacts need, stored in chunks so that a killed run can resume."""
+"""Scores and attention budgets of many samples, stored in chunks so that a killed run can resume."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ KINDS_CAPTION = (
     "Shares of attention: R to the relevant document, IR to all other documents together, IR max to the other document "
     "with the largest share, sink to the first two tokens"
 )
-"""Explanation of the columns of a table of scores."""
+"""Explanation of the columns ``R``, ``IR``, ``IR max`` and ``sink``, for captions of tables."""
 
 
 def score_in_chunks(
@@ -46,7 +46,7 @@ def score_in_chunks(
     options: RunOptions,
     interventions: Sequence[Intervention] = (),
 ) -> ContextualScores:
-    """:func:`contextual_scores` in chunks. Finished chunks are read from ``folder``."""
+    """Run :func:`contextual_scores` in chunks. Finished chunks are read from ``folder``."""
 
     def measure(chunk: Sequence[MultiDocSample]) -> Measured:
         scores = contextual_scores(model, chunk, case, interventions=interventions, **asdict(options))
@@ -64,11 +64,11 @@ def score_in_chunks(
 def documents_in_chunks(
     model: FocusModel | Executor, samples: Sequence[MultiDocSample], folder: Path, options: RunOptions
 ) -> DocumentScores:
-    """:func:`document_scores` in chunks. Finished chunks are read from ``folder``."""
+    """Run :func:`document_scores` in chunks. Finished chunks are read from ``folder``."""
 
     def measure(chunk: Sequence[MultiDocSample]) -> Measured:
         scores = document_scores(model, chunk, **asdict(options))
-        # Samples may have different numbers of documents, so their tensors are joined along the axis of documents.
+        # Tensors are concatenated along the document axis, because samples may have different numbers of documents.
         documents = [rearrange(shares, "layer head document -> document layer head") for shares in scores.scores]
         about = {name: getattr(scores, name) for name in ("sample_ids", "responses", "correct")}
         return Measured({"scores": torch.cat(documents)}, about)
@@ -90,7 +90,7 @@ def budget_in_chunks(
     options: RunOptions,
     interventions: Sequence[Intervention] = (),
 ) -> AttentionBudget:
-    """:func:`attention_budget` of the long prompts in chunks. Finished chunks are read from ``folder``."""
+    """Run :func:`attention_budget` on the long prompts in chunks. Finished chunks are read from ``folder``."""
 
     def measure(chunk: Sequence[MultiDocSample]) -> Measured:
         budget = attention_budget(model, chunk, interventions=interventions, **asdict(options))
@@ -105,10 +105,10 @@ def budget_in_chunks(
 def retrieval_in_chunks(
     model: FocusModel | Executor, samples: Sequence[NeedleSample], folder: Path, options: RunOptions
 ) -> RetrievalScores:
-    """:func:`focuslens.retrieval_scores` in chunks. Finished chunks are read from ``folder``.
+    """Run :func:`focuslens.retrieval_scores` in chunks. Finished chunks are read from ``folder``.
 
     Raises:
-        NoRunCountsError: If no response finds its needle.
+        NoRunCountsError: If no response contains its needle.
     """
 
     def measure(chunk: Sequence[NeedleSample]) -> Measured:
@@ -120,6 +120,6 @@ def retrieval_in_chunks(
 
 
 def head_mean(scores: ContextualScores, kind: str, head: Head) -> float | None:
-    """One head's mean score, or ``None`` if no sample has a score."""
+    """Mean score of one head over all samples with a score, or ``None`` if no sample has a score."""
     values = getattr(scores, kind)[:, head.layer, head.head]
     return None if bool(values.isnan().all()) else float(values.nanmean())

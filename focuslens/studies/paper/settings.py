@@ -1,4 +1,4 @@
-"""Settings of a reproduction, read from a YAML file and checked before any other file is opened."""
+"""Settings of a reproduction, read from a YAML file and checked before the model and the data are opened."""
 
 from __future__ import annotations
 
@@ -30,14 +30,20 @@ __all__ = [
 class DataSettings:
     """Questions of a reproduction.
 
+    For the synthetic corpus, the number of questions in a part is 100 if it is ``None``.
+
     Attributes:
-        file: ``synthetic``, or the name of a lost-in-the-middle file. The command line can give its path.
-        documents: Documents per prompt.
+        file: Name of a lost-in-the-middle file, or ``synthetic`` for the synthetic corpus. The command line can give
+            the path of the file.
+        documents: Number of documents per prompt.
         gold_positions: Positions of the gold document, counted from 1 as in the paper.
-        every_position: Whether each question has one sample per gold position (as in the paper) or only one sample.
-        train: Number of training questions; ``None`` for all of the training part.
-        validation: Number of validation questions, taken from the training half; ``None`` for a fifth of it.
-        test: Number of test questions; ``None`` for all.
+        every_position: Whether each question gives one sample per gold position, as in the paper. Otherwise each
+            question gives only one sample.
+        train: Number of training questions. For a file, ``None`` means all questions of the training half that are not
+            used for validation.
+        validation: Number of validation questions, taken from a file's training half. For a file, ``None`` means a
+            fifth of the training half.
+        test: Number of test questions. For a file, ``None`` means all questions of the test half.
     """
 
     file: str = "nq-open-contriever-msmarco-retrieved-documents.jsonl.gz"
@@ -51,7 +57,12 @@ class DataSettings:
 
 @dataclass(frozen=True)
 class ScoreSettings:
-    """Figure 2 and Table 1: ``thresholds`` for the counts of heads, and ``top``, the number of heads in the table."""
+    """Settings of Figure 2 and Table 1.
+
+    Attributes:
+        thresholds: Relevant scores. For each threshold, the heads with a higher score are counted.
+        top: Number of heads in Table 1.
+    """
 
     thresholds: tuple[float, ...] = (0.2, 0.1, 0.05)
     top: int = 5
@@ -59,9 +70,14 @@ class ScoreSettings:
 
 @dataclass(frozen=True)
 class SplitSoftmaxSettings:
-    """Figure 3: exponents, numbers of heads, and the exponent of random heads.
+    """Settings of Figure 3.
 
-    The random heads are not among the first ``exclude`` heads of the ranking.
+    Attributes:
+        taus: Exponents on contextual heads.
+        ks: Numbers of heads.
+        random_tau: Exponent on random heads.
+        exclude: Number of heads at the top of the ranking that count as contextual heads. The random heads include
+            these heads (at most half of all heads) only after all other heads.
     """
 
     taus: tuple[float, ...] = (0.1, 0.3, 0.6, 1.5, 1000.0)
@@ -75,13 +91,14 @@ class DirectionSettings:
     """Source and training of the focus directions.
 
     Attributes:
-        source: ``train``, or a directory with the authors' files or with files from ``FocusDirections.save``.
-        site: Site of trained directions.
-        prompts: Training prompts: ``long`` as in the authors' code, ``gold`` as in the paper's text.
-        epochs: Passes over the training samples.
+        source: ``train`` to train directions, or a directory to read directions from. The directory contains either
+            the authors' files or files from ``FocusDirections.save``.
+        site: Site of the directions. Directions from a directory must have this site.
+        prompts: Case of the training prompts: ``long``, as in the authors' code, or ``gold``, as in the paper's text.
+        epochs: Number of passes over the training samples.
         learning_rate: Learning rate of AdamW.
-        heads: Number of heads to train, from the top of the ranking; ``None`` for all.
-        memory_gb: Gigabytes of activations to store between epochs.
+        heads: Number of heads to train directions for, from the top of the ranking; ``None`` means all heads.
+        memory_gb: Gigabytes of activations to store between epochs. All other activations are recomputed.
     """
 
     source: str = "train"
@@ -95,7 +112,13 @@ class DirectionSettings:
 
 @dataclass(frozen=True)
 class SteeringSettings:
-    """Figure 4: strengths, numbers of heads, and the number of contextual heads, beyond which steering should hurt."""
+    """Settings of Figure 4.
+
+    Attributes:
+        alphas: Strengths of the directions.
+        ks: Numbers of steered heads.
+        contextual: Number of contextual heads. According to the paper, steering more heads lowers accuracy.
+    """
 
     alphas: tuple[float, ...] = (-0.5, -0.2, -0.1, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
     ks: tuple[int, ...] = (1, 5, 10, 20, 30, 50, 100, 150, 200, 300, 400, 500, 600)
@@ -104,7 +127,14 @@ class SteeringSettings:
 
 @dataclass(frozen=True)
 class SteeredScoreSettings:
-    """Table 3: strengths with the top ``few`` heads steered (left) and with the top ``many`` (right)."""
+    """Settings of Table 3.
+
+    Attributes:
+        few: Number of steered heads in the left half of the table.
+        few_alphas: Strengths in the left half.
+        many: Number of steered heads in the right half of the table.
+        many_alphas: Strengths in the right half.
+    """
 
     few: int = 5
     few_alphas: tuple[float, ...] = (-0.2, 0.2, 0.5)
@@ -114,15 +144,16 @@ class SteeredScoreSettings:
 
 @dataclass(frozen=True)
 class RetrievalSettings:
-    """Figure 9: contextual heads compared with retrieval heads.
+    """Settings of Figure 9, which compares contextual heads with retrieval heads.
 
     Attributes:
-        haystack: ``synthetic``, or a directory of essays with ``needles.jsonl``. The command line can give its path.
-        lengths: Lengths of the contexts: in tokens, or in documents if ``haystack`` is ``synthetic``.
+        haystack: Directory of essays with ``needles.jsonl``, or ``synthetic`` for synthetic needles. The command line
+            can give the path of the directory.
+        lengths: Context lengths in tokens. If ``haystack`` is ``synthetic``, lengths are numbers of documents.
         depths: Depths of the needle, from 0 (start of the context) to 1 (end).
-        repeats: Number of questions per length and depth, for synthetic needles.
-        max_new_tokens: Largest number of tokens of a response.
-        top: Number of retrieval heads, compared with the same number of contextual heads.
+        repeats: Number of synthetic questions per length and depth. Essays do not use this setting.
+        max_new_tokens: Maximum length of a response, in tokens.
+        top: Number of retrieval heads, and number of contextual heads in the comparison.
     """
 
     haystack: str = "haystack"
@@ -135,15 +166,15 @@ class RetrievalSettings:
 
 @dataclass(frozen=True)
 class AnatomySettings:
-    """Anatomy of directions, and attention under steering.
+    """Settings of the anatomy of directions, and of attention under steering.
 
     Attributes:
-        heads: Number of decomposed directions, from the top of the ranking.
-        samples: Number of prompts for keys and attention.
-        alphas: Strengths of the budget and of the comparison of sites and positions.
-        k: Number of steered heads in the budget and in the comparison.
-        keys: Largest number of keys per head.
-        tokens: Number of most favoured tokens in the table, and of most disfavoured tokens, per direction.
+        heads: Number of heads whose directions are decomposed, from the top of the ranking.
+        samples: Number of validation prompts on which keys and attention budgets are measured.
+        alphas: Strengths in the attention budget and in the comparison of sites and rows.
+        k: Number of steered heads in the attention budget and in the comparison.
+        keys: Maximum number of keys per head.
+        tokens: Number of favoured tokens, and number of disfavoured tokens, in the table for each direction.
     """
 
     heads: int = 5
@@ -156,15 +187,15 @@ class AnatomySettings:
 
 @dataclass(frozen=True)
 class PaperSettings:
-    """Settings of one model's reproduction.
+    """Settings of the reproduction for one model.
 
     Attributes:
-        name: Name of the results' folder.
-        model: ``demo``, a hub name, or a directory.
-        model_options: Further arguments of :meth:`FocusModel.from_pretrained`.
-        data: The questions.
-        max_new_tokens: Largest number of tokens of a response.
-        batch_tokens: Prompt tokens per batch.
+        name: Name of the reproduction, and of its default folder of results.
+        model: ``demo`` for the embedded demo model, a name on the Hugging Face Hub, or a directory.
+        model_options: Keyword arguments of :meth:`FocusModel.from_pretrained`.
+        data: Settings of the questions.
+        max_new_tokens: Maximum length of a response, in tokens.
+        batch_tokens: Maximum number of prompt tokens per batch; halved when memory runs out.
         seed: Seed of all random choices.
         scores: Settings of Figure 2 and Table 1.
         split_softmax: Settings of Figure 3.
@@ -192,10 +223,10 @@ class PaperSettings:
 
 
 def find_settings(name: str) -> Path:
-    """The YAML file of a model, from a path or from the name of a file in the package.
+    """Path of a model's YAML file. ``name`` is a path, or the name of a YAML file in this package, such as ``demo``.
 
     Raises:
-        FileNotFoundError: If there is no such file.
+        FileNotFoundError: If the YAML file does not exist.
     """
     if Path(name).suffix in (".yaml", ".yml"):
         if Path(name).is_file():
@@ -208,7 +239,7 @@ def find_settings(name: str) -> Path:
 
 
 def load_settings(path: str | Path) -> PaperSettings:
-    """Settings from a YAML file.
+    """Read settings from a YAML file.
 
     Raises:
         ValueError: If the file is not a mapping, a setting is unknown or missing, or a value has the wrong type.
@@ -218,7 +249,7 @@ def load_settings(path: str | Path) -> PaperSettings:
 
 
 def _read(kind: type[Any], content: Any, where: str) -> Any:
-    """Read a dataclass of settings from a mapping."""
+    """Create a dataclass of settings from a mapping. ``where`` names the mapping in error messages."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{where} is {content!r}; it must be a mapping of settings")
     entries = cast("Mapping[str, Any]", content)
@@ -239,7 +270,7 @@ def _read(kind: type[Any], content: Any, where: str) -> Any:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    """One value, converted to the type of its hint."""
+    """Convert the value of a setting to the type of the setting's hint."""
     if dataclasses.is_dataclass(hint):
         return _read(cast("type[Any]", hint), value, where)
     origin, inner = getattr(hint, "__origin__", None), get_args(hint)

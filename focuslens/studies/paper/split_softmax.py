@@ -1,4 +1,4 @@
-"""Figure 3: accuracy with more or less attention of contextual heads to the relevant document."""
+"""Figure 3: accuracy when contextual heads attend more, or less, to the relevant document."""
 
 from __future__ import annotations
 
@@ -24,11 +24,14 @@ _CAPTION = (
     "Split-softmax on test questions (baseline: all documents; gold: only the relevant one; negative: only the others)"
 )
 _LITTLE = 0.05
-"""Largest change of exact match that counts as little."""
+"""Maximum change of exact match that counts as little."""
 
 
 def run(study: Study) -> Artefact:
-    """Sweep exponents and numbers of heads on test questions, and choose a setting on validation questions."""
+    """Sweep exponents and numbers of heads on test questions.
+
+    A second sweep, on validation questions, chooses the setting to report.
+    """
     settings, ranking = study.settings.split_softmax, study.ranking
     ks = possible(settings.ks, len(ranking))
     contextual = split_softmax_settings(ranking, settings.taus, ks)

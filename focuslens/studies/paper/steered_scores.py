@@ -31,7 +31,7 @@ _Cases = Mapping[str, ContextualScores]
 
 
 def run(study: Study) -> Artefact:
-    """The artefact: scores of the top heads on test questions, with few and with many heads steered."""
+    """Measure the top heads' contextual scores on test questions, with few heads and with many heads steered."""
     settings, heads = study.settings.steered_scores, steerable(study)
     top = heads[: study.settings.scores.top]
     plain = {case: study.scores("test", case) for case in ("long", "gold")}
@@ -57,7 +57,7 @@ def run(study: Study) -> Artefact:
 
 
 def _steered(study: Study, heads: Sequence[Head], alphas: Sequence[float]) -> dict[float, _Cases]:
-    """Scores with some heads steered, by strength."""
+    """Contextual scores with ``heads`` steered, by strength and case."""
     by_alpha: dict[float, _Cases] = {}
     for alpha in alphas:
         focus = [FocusSteering(study.directions, alpha, heads)]
@@ -89,7 +89,7 @@ def _rows(cases: _Cases, plain: _Cases, heads: Sequence[Head], alpha: float) -> 
 
 @dataclass(frozen=True)
 class _Changes:
-    """Changes of the long prompts' scores under steering, averaged over heads, one number per test sample."""
+    """Changes of contextual scores under steering, on the long prompts of the test samples."""
 
     study: Study
     by_alpha: Mapping[float, _Cases]
@@ -98,18 +98,20 @@ class _Changes:
 
     @property
     def positive_alphas(self) -> list[float]:
-        """Strengths above zero, ascending."""
+        """Strengths above zero, in ascending order."""
         return sorted(alpha for alpha in self.by_alpha if alpha > 0)
 
     def at(self, alpha: float, kind: str) -> Float[Tensor, "sample"]:
-        """Change of one kind of score at one strength."""
+        """Change of one kind of score at one strength, averaged over heads, one number per sample."""
         after, before = (getattr(cases["long"], kind) for cases in (self.by_alpha[alpha], self.plain))
         return torch.stack([(after - before)[:, head.layer, head.head] for head in self.heads]).mean(dim=0)
 
     def finding(self, text: str, *changes: tuple[Float[Tensor, "sample"], int]) -> Finding:
-        """A finding on changes. The intervals of the changes fill the placeholders of ``text``.
+        """Finding on one or more changes, with a verdict from their intervals.
 
-        Each change comes with a sign for the claim about it: 1 (above zero), -1 (below zero), or 0 (no claim).
+        Args:
+            text: Text with one placeholder per change, for the change's mean and interval.
+            changes: Changes, each with the claimed sign of its mean: 1 (above zero), -1 (below zero) or 0 (no claim).
         """
         ids = self.plain["long"].sample_ids
         intervals = [(self.study.interval("test", change, ids), sign) for change, sign in changes]
@@ -123,7 +125,7 @@ class _Changes:
 
 
 def _towards(changes: _Changes) -> list[Finding]:
-    """Findings on the smallest positive strength."""
+    """Findings on the changes at the smallest positive strength."""
     if not changes.positive_alphas:
         return []
     alpha = changes.positive_alphas[0]
@@ -145,7 +147,7 @@ def _towards(changes: _Changes) -> list[Finding]:
 
 
 def _by_strength(changes: _Changes) -> list[Finding]:
-    """Findings on the largest positive strength, compared with the smallest, and on the most negative strength."""
+    """Findings on the change from the smallest to the largest positive strength, and on the most negative strength."""
     findings: list[Finding] = []
     if len(changes.positive_alphas) > 1:
         smallest, largest = changes.positive_alphas[0], changes.positive_alphas[-1]
@@ -166,7 +168,7 @@ def _by_strength(changes: _Changes) -> list[Finding]:
 
 
 def _too_far(changes: _Changes) -> Finding:
-    """Finding on the largest strength, compared with the smallest positive one, with many heads steered."""
+    """Finding on the change from the smallest to the largest positive strength, with many heads steered."""
     claim = "Too strong a direction turns attention to an irrelevant document"
     if len(changes.positive_alphas) < 2:
         return Finding(f"{claim}: fewer than two strengths were tried.", "cannot be told")

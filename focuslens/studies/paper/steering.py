@@ -18,13 +18,16 @@ SECTIONS = ("directions", "steering")
 
 
 def steerable(study: Study) -> list[Head]:
-    """Heads of the ranking with a direction, best first."""
+    """Heads that have a direction, in the order of the ranking."""
     heads = set(study.directions.heads)
     return [head for head in study.ranking if head in heads]
 
 
 def run(study: Study) -> Artefact:
-    """Sweep strengths and numbers of heads on test questions, and choose a setting on validation questions."""
+    """Sweep strengths and numbers of heads on test questions.
+
+    A second sweep, on validation questions, chooses the setting to report.
+    """
     steering, heads = study.settings.steering, steerable(study)
     ks = possible(steering.ks, len(heads))
     grid = steering_settings(study.directions, heads, steering.alphas, ks)
@@ -58,7 +61,7 @@ def run(study: Study) -> Artefact:
 
 
 def _findings(validation: Sweep, test: Sweep, grid: list[Setting], contextual: int) -> list[Finding]:
-    """Findings on the best strength above 0, on the smallest and largest strength, and on too many heads."""
+    """Findings on the best positive strength, on the lowest and highest strength, and on too many heads."""
     positive = [setting for setting in grid if setting.parameters["alpha"] > 0]
     if not positive:
         return []

@@ -1,6 +1,6 @@
-"""Common inputs of all artefacts of one model: the model, its questions, its ranking of heads, its directions.
+"""Inputs that all artefacts of one model share: the model, its questions, its ranking of heads and its directions.
 
-Slow results are stored in the results' folder as soon as they are computed, so that a killed run can resume.
+Slow results are stored in the folder of results as soon as they are computed, so that a killed run can resume.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ _PARTS: tuple[Part, ...] = get_args(Part)
 
 @dataclass(frozen=True)
 class Study:
-    """One model's reproduction.
+    """Reproduction of the paper for one model.
 
     Attributes:
-        settings: The settings.
-        out: The results' folder.
-        data_file: File of the questions, instead of the settings' own.
-        haystack: Directory of the essays, instead of the settings' own.
-        progress: Show progress bars; by default only on terminals and in notebooks.
-        pool: Executor of sweeps, scores and training; the default is the model itself. The decomposition of directions
-            always opens the model in this process.
+        settings: Settings of the reproduction.
+        out: Folder of the results.
+        data_file: Path of the file of questions; by default the file that ``settings`` names.
+        haystack: Directory of essays and needles; by default the directory that ``settings`` names.
+        progress: Whether to show progress bars; :mod:`focuslens.util.progress` describes the default.
+        pool: Executor of sweeps, scores and training; by default the model in this process. The decomposition of
+            directions always runs in this process.
     """
 
     settings: PaperSettings
@@ -62,7 +62,7 @@ class Study:
 
     @cached_property
     def executor(self) -> Executor:
-        """The executor of the model: the pool, or else the model itself."""
+        """Executor of the model: ``pool`` if there is a pool, otherwise the model in this process."""
         return self.model if self.pool is None else self.pool
 
     @cached_property
@@ -71,10 +71,10 @@ class Study:
         return FocusModel.from_pretrained(self.settings.model, **self.settings.model_options)
 
     def selection(self, part: Part) -> SampleSelection:
-        """The choice of one part's samples.
+        """Selection of the samples of one part.
 
-        Validation questions of a file are taken out of its training half. If the settings give no number, they are a
-        fifth of that half.
+        The validation questions of a file are taken out of the file's training half. If the settings give no number of
+        validation questions, a fifth of the training half is taken.
         """
         data = self.settings.data
         questions: dict[Part, int | None] = {"train": data.train, "validation": data.validation, "test": data.test}
@@ -91,13 +91,19 @@ class Study:
         )
 
     def samples(self, part: Part) -> Sequence[MultiDocSample]:
-        """The samples of one part."""
+        """Samples of one part of the data."""
         return self._samples[part]
 
     def interval(self, part: Part, values: Tensor, sample_ids: Sequence[str]) -> Interval | None:
-        """Mean of one value per sample with its interval over questions, or ``None`` if all values are NaN.
+        """Mean of one value per sample and its interval over questions, or ``None`` if all values are NaN.
 
-        NaN values are left out. The interval is over questions, because samples of one question are not independent.
+        NaN values are left out. The interval is over questions, because samples of the same question are not
+        independent.
+
+        Args:
+            part: Part that contains the samples.
+            values: One value per sample.
+            sample_ids: ``MultiDocSample.id`` of each sample.
         """
         known, questions = self._known(part, rearrange(values, "sample -> sample 1"), sample_ids)
         if not questions:
@@ -107,7 +113,10 @@ class Study:
     def resampled(
         self, part: Part, values: Float[Tensor, "sample layer head"], sample_ids: Sequence[str]
     ) -> Float[np.ndarray, "resample column"]:
-        """Mean per head on resamples of a part's questions, with heads in layer order; see :func:`resampled_means`."""
+        """Mean per head on resamples of a part's questions (see :func:`resampled_means`). Columns are in layer order.
+
+        Samples with NaN values are left out.
+        """
         by_head = rearrange(values, "sample layer head -> sample (layer head)")
         known, questions = self._known(part, by_head, sample_ids)
         return resampled_means(known.numpy(), groups=questions, seed=self.settings.seed)
@@ -115,7 +124,7 @@ class Study:
     def _known(
         self, part: Part, values: Float[Tensor, "sample column"], sample_ids: Sequence[str]
     ) -> tuple[Float[Tensor, "known column"], list[str]]:
-        """Values of the samples that have no NaN, and the questions of these samples."""
+        """Values of the samples without NaN values, and the question id of each of these samples."""
         questions, known = {sample.id: sample.question_id for sample in self.samples(part)}, ~values.isnan().any(dim=1)
         return values[known], [
             questions[id] for id, is_known in zip(sample_ids, known.tolist(), strict=True) if is_known
@@ -126,9 +135,13 @@ class Study:
         return dict(zip(_PARTS, open_selections(map(self.selection, _PARTS)), strict=True))
 
     def header(self, key: str, *sections: str) -> dict[str, Any]:
-        """Origin of an artefact: the model, its questions, and the settings' sections that the artefact depends on.
+        """Origin of an artefact as JSON values: the model, the prompts, and the settings that the artefact depends on.
 
-        The description of the model includes a digest of its weights, so results from different weights stay apart.
+        The model's description includes a digest of the weights. Different weights therefore give different headers.
+
+        Args:
+            key: Key of the artefact.
+            sections: Names of the sections of the settings that the artefact depends on.
         """
         shared = ("name", "model", "model_options", "data", "max_new_tokens", "seed")
         all_settings = asdict(self.settings)
@@ -152,7 +165,7 @@ class Study:
 
     @cached_property
     def _haystack_digest(self) -> str:
-        """Digest of the essays and needles."""
+        """SHA-256 of the files of essays and needles."""
         digest, folder = hashlib.sha256(), self.haystack or Path(self.settings.retrieval.haystack)
         for path in sorted(path for path in folder.iterdir() if path.is_file()):
             digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
@@ -165,18 +178,18 @@ class Study:
     def scores(
         self, part: Part, case: Literal["long", "gold"], interventions: Sequence[Intervention] = ()
     ) -> ContextualScores:
-        """Contextual scores of one part's prompts, computed in chunks that are stored."""
+        """Contextual scores of one part's prompts. Finished chunks are stored, and read again when a run resumes."""
         descriptions = [intervention.describe() for intervention in interventions]
         folder = self.kept(f"{part}-{case}", part=part, case=case, interventions=descriptions)
         return score_in_chunks(self.executor, self.samples(part), case, folder, self.run_options(), interventions)
 
     def run_options(self, max_new_tokens: int | None = None) -> RunOptions:
-        """Options of a model run; the default length of responses is that of the settings."""
+        """Options of a model run. By default, ``max_new_tokens`` is the value in the settings."""
         length = self.settings.max_new_tokens if max_new_tokens is None else max_new_tokens
         return RunOptions(length, self.settings.batch_tokens, self.progress)
 
     def kept(self, name: str, *sections: str, **made_of: Any) -> Path:
-        """Folder of measurements. Its name includes a digest of everything that the measurements depend on.
+        """Folder of stored measurements. The folder's name includes a digest of everything that determines them.
 
         Args:
             name: Name of the measurements.
@@ -186,19 +199,19 @@ class Study:
         return self.out / "measured" / f"{name}-{_short({**self.header('scores', *sections), **made_of}, 16)}"
 
     def scores_by_case(self, part: Part, interventions: Sequence[Intervention] = ()) -> dict[str, ContextualScores]:
-        """Scores of the cases ``long``, ``correct``, ``wrong`` and ``gold``, in the order of Table 1."""
+        """Contextual scores of the cases ``long``, ``correct``, ``wrong`` and ``gold``, in the order of Table 1."""
         long, gold = (self.scores(part, case, interventions) for case in ("long", "gold"))
         return {"long": long, **by_outcome(long, gold), "gold": gold}
 
     @cached_property
     def ranking(self) -> list[Head]:
-        """All heads by their relevant score on training questions, best first."""
+        """All heads, highest mean relevant score on training questions first. Also written to ``ranking.json``."""
         ranking = self.scores("train", "long").ranking()
         write_json(self.out / "ranking.json", {**self.header("ranking"), "heads": [list(head) for head in ranking]})
         return ranking
 
     def sweep(self, key: str, part: Part, settings: Sequence[Setting]) -> Sweep:
-        """Accuracy under every setting, with records from which a killed run resumes."""
+        """Evaluate one part's samples under every setting. A killed run resumes from the stored records."""
         return run_sweep(
             self.executor,
             self.samples(part),
@@ -212,19 +225,21 @@ class Study:
         )
 
     def _digest(self, settings: Sequence[Setting]) -> str:
-        """Digest of the settings, so that different settings have different files of records."""
+        """Digest of a sweep's settings. Different settings get different files of records."""
         return _short([self.header("sweep"), [setting.describe() for setting in settings]])
 
     @cached_property
     def directions(self) -> FocusDirections:
-        """The directions at the site in the settings."""
+        """Directions at the site that the settings name."""
         return self.directions_at(self.settings.directions.site)
 
     def directions_at(self, site: Literal["rotary", "projection"]) -> FocusDirections:
-        """Directions trained at one site, or read from the settings' source.
+        """Directions at one site, trained or read from the directory that the settings name.
+
+        Trained directions are stored, and read again when a run resumes.
 
         Raises:
-            ValueError: If the directions are read from a source, and act at a different site than ``site``.
+            ValueError: If directions from a directory do not act at ``site``.
         """
         settings = self.settings.directions
         if settings.source != "train":
@@ -254,7 +269,7 @@ class Study:
             data=self.selection("train").describe(),
             progress=self.progress,
         )
-        # The record must never be beside vectors that it does not describe.
+        # The old record is deleted first, because a run killed during ``save`` would leave it beside new vectors.
         (folder / "made_of.json").unlink(missing_ok=True)
         trained.save(folder)
         write_json(folder / "made_of.json", made_of)
@@ -263,7 +278,7 @@ class Study:
 
 
 def _short(content: Any, digits: int = 12) -> str:
-    """Short digest of a JSON value."""
+    """First hexadecimal digits of the SHA-256 of a JSON value."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:digits]
 
 

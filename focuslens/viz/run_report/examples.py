@@ -1,4 +1,4 @@
-"""Samples whose answer an intervention made right or wrong, with the attention without and with the intervention."""
+"""Samples whose answer an intervention made right or wrong, with attention views without and with the intervention."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from focuslens.viz.run_report.sections import chosen_setting
 __all__ = ["Sources", "examples_section"]
 
 _HEADS = 4
-"""Number of heads in a view. These are the first heads that the intervention acts on."""
+"""Maximum number of heads in a view. A view shows the first heads that the intervention acts on."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +32,12 @@ class Sources:
     """Locations of a run's model and data, and the number of samples to show.
 
     Attributes:
-        model: A model that is already open.
-        model_name: Name or directory of the model, if it differs from the name in the run's files.
-        device: Device to open the model on.
+        model: A loaded model, which is used if it is the run's model. Otherwise the run's model is loaded.
+        model_name: Name or directory of the run's model, if it differs from the name in the run's files.
+        device: Device to load the model on.
         data: Path of the data file, if it differs from the name in the run's files.
-        views: Number of samples to show per sweep and direction of change. With 0, no model is opened.
+        views: Maximum number of samples to show per sweep and direction of change (wrong to right, right to wrong).
+            With 0, no model is loaded.
     """
 
     model: FocusModel | None = None
@@ -48,7 +49,7 @@ class Sources:
 
 @dataclass(frozen=True)
 class _Change:
-    """A sample whose answer changed from the baseline to a setting."""
+    """Sample whose answer is right under the baseline and wrong under a setting, or the reverse."""
 
     place: int
     setting: Setting
@@ -60,7 +61,7 @@ class _Change:
 
 
 def examples_section(files: RunFiles, sources: Sources, log: Callable[[str], None]) -> Section | None:
-    """Section of the samples whose answer changed; ``None`` if no sweep compares a setting with a baseline."""
+    """Section on the samples whose answer changed; ``None`` if no sweep compares a setting with a baseline."""
     tables: list[Table] = []
     views: list[tuple[str, AttentionView]] = []
     missing: list[str] = []
@@ -87,7 +88,7 @@ def examples_section(files: RunFiles, sources: Sources, log: Callable[[str], Non
         except UnavailableError as error:
             missing.append(f"{stored.path.name}: no attention views, since {error}.")
     if not sources.views and tables:
-        missing.append("No attention views: they were not asked for.")
+        missing.append("No attention views: none were requested.")
     if not tables and not missing:
         return None
     title = "Samples that became right, and wrong"
@@ -95,9 +96,9 @@ def examples_section(files: RunFiles, sources: Sources, log: Callable[[str], Non
 
 
 def _sweeps(files: RunFiles) -> list[StoredSweep]:
-    """Sweeps to show: one of steering, then one of split-softmax.
+    """Sweeps to show: at most one steering sweep, followed by at most one split-softmax sweep.
 
-    A sweep on validation questions is shown only if there is no sweep of its kind on other questions.
+    A sweep on validation questions is used only if all sweeps of its kind are on validation questions.
     """
     comparable = [stored for stored in files.sweeps if "baseline" in stored.sweep.evaluations]
     shown: list[StoredSweep] = []
@@ -111,9 +112,10 @@ def _sweeps(files: RunFiles) -> list[StoredSweep]:
 
 
 def _changes(stored: StoredSweep, chosen: Setting) -> list[_Change]:
-    """Samples whose answer the chosen setting made right or wrong.
+    """Samples whose answer the chosen setting made right, followed by samples whose answer it made wrong.
 
-    If the chosen setting made none wrong, the samples that the worst setting made wrong are added.
+    If the chosen setting made no answer wrong, the second group contains the samples whose answer the setting with the
+    lowest accuracy made wrong.
     """
     sweep = stored.sweep
     before = sweep["baseline"].correct
@@ -129,7 +131,7 @@ def _changes(stored: StoredSweep, chosen: Setting) -> list[_Change]:
 
 
 def _in_order(stored: StoredSweep, samples: Sequence[MultiDocSample]) -> list[MultiDocSample]:
-    """The samples in the order of the sweep's evaluations."""
+    """Samples sorted into the order of the sweep's evaluations."""
     by_id = {sample.id: sample for sample in samples}
     return [by_id[name] for name in stored.sweep["baseline"].sample_ids]
 
@@ -155,7 +157,7 @@ def _tables(
     columns = ("became", "sample" if samples is None else "question", *(() if samples is None else ("accepted",)))
     caption = f"{stored.path.name}: answers that {chosen.name} changed"
     others = {change.setting.name for change in changes} - {chosen.name}
-    caption += f"; it put none wrong, so those that {others.pop()} did follow" if others else ""
+    caption += f"; it made no answer wrong, so the answers that {others.pop()} made wrong follow" if others else ""
     return [Table(caption, (*columns, "before", "setting", "after"), tuple(row(change) for change in changes))]
 
 
@@ -167,7 +169,7 @@ def _views(
     sources: Sources,
     log: Callable[[str], None],
 ) -> tuple[list[tuple[str, AttentionView]], list[str]]:
-    """Views of the first changed samples, and a sentence for each sample without a view."""
+    """Captions and views of the first changes, and a sentence for each sample whose view could not be made."""
     right, wrong = (
         [change for change in changes if change.became_right == kind][: sources.views] for kind in (True, False)
     )
@@ -201,7 +203,7 @@ def _interventions(files: RunFiles, stored: StoredSweep, setting: Setting) -> li
 def _look(
     model: FocusModel, sample: MultiDocSample, name: str, applied: Sequence[Intervention], limit: int
 ) -> tuple[ResponseAttention, ResponseAttention]:
-    """Attention of the responses without and with the interventions.
+    """Attention of two responses to a sample's prompt: without and with the interventions.
 
     Raises:
         ValueError: If a response is empty, or the prompt does not fit the model's context.

@@ -1,4 +1,4 @@
-"""The result files of a run, found and read without a model."""
+"""Result files of a run, found and read without a model."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from focuslens.interventions.directions import FocusDirections
 __all__ = ["HeadScores", "PaperArtefact", "RunFiles", "StoredDirections", "StoredSweep", "read_run"]
 
 _DEPTH = 6
-"""Number of folder levels that are searched for files, the run's own folder included."""
+"""Number of folder levels to search for files, including the run's folder."""
 
 _AT_MOST = 5_000
-"""Number of files after which no deeper folder is searched."""
+"""Number of files after which deeper folder levels are not searched."""
 
 _OWN = ("_files", "scores", "checkpoint")
-"""Endings of the names of folders without results: the files of a report, and the chunks from which a run resumes."""
+"""Name endings of folders to skip: figures of a report, and intermediate files from which a run resumes."""
 
 _SET_ASIDE = re.compile(r"\.\d+$")
-"""Ending of the names of records that a command set aside because they came from a different seed, model or version."""
+"""Name ending of record files that a command renamed because they have a different seed, model or version."""
 
 
 @dataclass(frozen=True)
 class StoredSweep:
-    """A sweep that was read from a file.
+    """Sweep that was read from a file.
 
     Attributes:
-        path: The JSON-lines file.
+        path: Path of the JSON-lines file.
         sweep: The sweep.
-        wanted: Number of samples of the complete run.
+        wanted: Number of samples in the complete run.
     """
 
     path: Path
@@ -43,12 +43,12 @@ class StoredSweep:
 
     @property
     def name(self) -> str:
-        """The file's name without its suffix."""
+        """Name of the file without its suffix."""
         return self.path.stem
 
     @property
     def part(self) -> str:
-        """Part of the data; empty if the sweep uses all data or the file does not name a part."""
+        """Part of the data, such as ``validation``; empty if the sweep uses all data or its file names no part."""
         part = str(self.sweep.header.get("data", {}).get("part", ""))
         return "" if part == "all" else part
 
@@ -60,14 +60,14 @@ class StoredSweep:
 
 @dataclass(frozen=True)
 class HeadScores:
-    """Mean contextual scores of every head, by case.
+    """Mean contextual scores of every head, by case, such as ``long`` or ``gold``.
 
     Attributes:
-        path: The file of the scores.
-        cases: Table rows by case. A row has ``layer``, ``head`` and one value per kind of score.
-        sizes: Number of samples by case.
+        path: Path of the file with the scores.
+        cases: Table of each case, with one row per head. A row has ``layer``, ``head`` and one value per kind of score.
+        sizes: Number of samples in each case.
         header: Model, data, seed and versions.
-        intervals: Interval ``[low, high]`` of the relevant score by ``layer/head``, for some heads; may be empty.
+        intervals: Intervals ``[low, high]`` of relevant scores, with keys ``layer/head``. Some heads can be missing.
     """
 
     path: Path
@@ -79,7 +79,7 @@ class HeadScores:
 
 @dataclass(frozen=True)
 class StoredDirections:
-    """A directory of focus directions."""
+    """Focus directions that were read from a directory."""
 
     path: Path
     directions: FocusDirections
@@ -95,17 +95,17 @@ class PaperArtefact:
 
 @dataclass(frozen=True)
 class RunFiles:
-    """Result files of a folder.
+    """Contents of all result files in a run's folder.
 
     Attributes:
-        root: The folder of the run.
-        sweeps: Sweeps, in the order of their paths.
+        root: Folder of the run.
+        sweeps: Sweeps, in the order in which their files were found.
         heads: Contextual scores.
         directions: Focus directions.
         artefacts: Tables and figures of the paper.
-        responses: Contents of ``generate.json`` files.
-        pages: HTML pages that commands wrote.
-        unread: Files that have the names of results but could not be read, each with the reason.
+        responses: Paths and contents of ``generate.json`` files.
+        pages: Paths of the HTML pages that commands wrote.
+        unread: Result files that could not be read, and folders that were not searched, each with the reason.
     """
 
     root: Path
@@ -119,7 +119,7 @@ class RunFiles:
 
     @property
     def headers(self) -> list[Mapping[str, Any]]:
-        """Header of each result, with model, data, seed and versions. Heads come first, then sweeps and directions."""
+        """Header of each result: head scores, sweeps, directions, artefacts and responses, in this order."""
         headers = [scores.header for scores in self.heads] + [stored.sweep.header for stored in self.sweeps]
         headers += [stored.directions.provenance for stored in self.directions]
         headers += [artefact.content.get("header", {}) for artefact in self.artefacts]
@@ -127,10 +127,10 @@ class RunFiles:
 
 
 def read_run(root: Path) -> RunFiles:
-    """Find and read a run's files.
+    """Find and read the result files in a run's folder.
 
     Raises:
-        FileNotFoundError: If the folder does not exist or holds no results.
+        FileNotFoundError: If the folder does not exist or contains no results.
     """
     if not root.is_dir():
         raise FileNotFoundError(f"there is no folder {root}; name the --out of a command that has run")
@@ -150,7 +150,7 @@ def read_run(root: Path) -> RunFiles:
 
 
 class _Reader:
-    """Finds and reads the files of a folder."""
+    """Reader of the result files in a folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -175,9 +175,9 @@ class _Reader:
         )
 
     def paths(self) -> Iterator[Path]:
-        """Paths that have a suffix of result files, level by level, in the order of their names.
+        """Paths of all files with the suffix of a result file, level by level, sorted by name within each folder.
 
-        Folders that hold no results are skipped.
+        Hidden folders and folders without results are skipped. Folders beyond a search limit are added to ``unread``.
         """
         folders, seen = [self.root], 0
         for _ in range(_DEPTH):
@@ -190,7 +190,7 @@ class _Reader:
                         yield path
                         seen += 1
             if seen > _AT_MOST and below:
-                why = f"it holds more than {_AT_MOST:,} files; folders further down were not looked into"
+                why = f"it holds more than {_AT_MOST:,} files; folders further down were not searched"
                 self.unread.append((self.root, f"{why}: name one of these folders instead"))
                 return
             folders = below
@@ -198,7 +198,7 @@ class _Reader:
         self.unread += [(folder, why) for folder in folders]
 
     def read(self, path: Path) -> None:
-        """Read a result file, of the kind that its name and content show. Skip all other files."""
+        """Read a result file, whose kind follows from its name and content. Skip all other files."""
         if path.suffix == ".jsonl":
             self.read_sweep(path)
         elif path.name == "directions.json":
@@ -215,7 +215,7 @@ class _Reader:
             self.pages.append(path)
 
     def read_sweep(self, path: Path) -> None:
-        """Read the records of a sweep. Skip records that were set aside, and JSON-lines files without a header."""
+        """Read a file of sweep records. Skip files that a command set aside, and JSON-lines files without a header."""
         if _SET_ASIDE.search(path.stem):
             return
         with path.open("rb") as file:
@@ -227,7 +227,7 @@ class _Reader:
 
 
 def _heads(path: Path, content: Mapping[str, Any]) -> HeadScores:
-    """Scores of ``focuslens heads`` (one case) or of ``focuslens demo`` (several)."""
+    """Head scores from the output of ``focuslens heads`` (one case) or ``focuslens demo`` (several cases)."""
     scores, several = content["scores"], isinstance(content["scores"], dict)
     cases = scores if several else {content["case"]: scores}
     if not scores or not all(cases.values()):
@@ -237,7 +237,7 @@ def _heads(path: Path, content: Mapping[str, Any]) -> HeadScores:
 
 
 def _written_rows(path: Path) -> Sequence[Mapping[str, Any]]:
-    """Rows of the result table in the file beside a sweep's records, with intervals."""
+    """Result rows of a sweep, with intervals, from a JSON file beside its records; empty if there is no file."""
     own, shared = path.with_suffix(".json"), path.parent / "results.json"
     if own.is_file():
         return json.loads(own.read_text()).get("settings", ())

@@ -1,4 +1,4 @@
-"""The report of a run: all parts of the report, in order, on one page."""
+"""Report of a run, with all sections in order on one page."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ def write_run_report(
     title: str | None = None,
     log: Callable[[str], None] = lambda text: None,
 ) -> tuple[Path, list[str]]:
-    """Gather a run's files into one offline page, and return its path and a sentence for each missing part.
+    """Write the report of a run as one offline page, and return its path and a sentence for each missing part.
 
-    Figures and their data go into a folder beside the page, which is named after the page. The sentences are on the
-    page too.
+    The page also contains these sentences. Figures and their data are written to a folder beside the page. For
+    ``report.html``, this folder is ``report_files``.
 
     Args:
-        folder: The ``--out`` folder of a command, or a folder that contains several such folders.
+        folder: The ``--out`` folder of a command, or a folder that contains several ``--out`` folders.
         page: The file to write; by default ``report.html`` in ``folder``.
-        sources: Locations of model and data, and the number of samples with an attention view.
+        sources: Locations of the model and the data, and the number of samples with an attention view.
         title: The page's title; by default the names of the folder and the model.
-        log: Function that receives one line of text per step.
+        log: Function that is called with one line of text per step.
 
     Raises:
-        FileNotFoundError: If the folder does not exist or holds no results.
+        FileNotFoundError: If the folder does not exist or contains no results.
     """
     root = Path(folder)
     files = read_run(root)
@@ -60,10 +60,10 @@ def write_run_report(
 
 
 def run_facts(folder: str | Path) -> dict[str, str]:
-    """Commands, models, data, seeds and versions of a run, as its page lists them.
+    """Commands, models, data, seeds and versions of a run, in the form in which the run's report lists them.
 
     Raises:
-        FileNotFoundError: If the folder does not exist or holds no results.
+        FileNotFoundError: If the folder does not exist or contains no results.
     """
     root = Path(folder)
     return _facts(ReportFolder(root / "report.html", root), read_run(root))
@@ -74,7 +74,7 @@ def _sections(output: ReportFolder, files: RunFiles) -> list[Section]:
     sections = [artefact_section(output, artefact) for artefact in files.artefacts]
     sections += [heads_section(output, scores) for scores in files.heads]
     sweeps = [stored for stored in files.sweeps if stored.path.parent not in inside]
-    # Sweeps that served to choose settings come after the sweeps that report the chosen settings.
+    # Validation sweeps, on which settings are chosen, come after the sweeps that report the chosen settings.
     sweeps.sort(key=lambda stored: stored.part == "validation")
     sections += [sweep_section(output, stored, files.sweeps) for stored in sweeps]
     sections += [directions_section(output, stored) for stored in files.directions]
@@ -82,7 +82,7 @@ def _sections(output: ReportFolder, files: RunFiles) -> list[Section]:
 
 
 def _no_examples(files: RunFiles) -> Section:
-    """Section with the reason why no sample is shown, which depends on the kind of run."""
+    """Section that states why no samples are shown. The reason depends on the kind of run."""
     why = (
         "Its sweeps compare no setting with a baseline, so no sample became right or wrong."
         if files.sweeps
@@ -97,7 +97,7 @@ def _first(files: RunFiles, key: str) -> Mapping[str, Any]:
 
 
 def _facts(output: ReportFolder, files: RunFiles) -> dict[str, str]:
-    """Commands, models, data, seeds and versions that the files name."""
+    """Commands, models, data, seeds and versions from the headers of the result files."""
     headers = files.headers
     facts = {
         "commands": _several(str(header["command"]) for header in headers if "command" in header),

@@ -1,4 +1,4 @@
-"""Samples and model of a run, opened again from their descriptions in its files."""
+"""Samples and model of a run, reopened from their descriptions in the run's files."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _BACKENDS: dict[str, Any] = {"HookedTransformer": "hooked", "TransformerBridge":
 
 
 class UnavailableError(Exception):
-    """Error if a run's samples, model or directions are not on this machine. The message names them and a remedy."""
+    """Failure to reopen the samples, model or directions of a run. The message gives the cause and a remedy."""
 
 
 def reopen_samples(header: Mapping[str, Any], file: Path | None = None) -> list[MultiDocSample]:
-    """The samples of a sweep, opened from their description.
+    """Reopen the samples of a sweep from their description.
 
     Args:
         header: Header of the sweep.
-        file: Path of the data file, if it differs from the recorded name.
+        file: Path of the data file, if it differs from the name in the header.
 
     Raises:
         UnavailableError: If the samples cannot be opened, or their prompts differ from those of the run.
@@ -39,7 +39,7 @@ def reopen_samples(header: Mapping[str, Any], file: Path | None = None) -> list[
         samples = list(selection.open())
     except FileNotFoundError as error:
         raise UnavailableError(
-            f"the samples are those of {name}, which is not here; say where it is with --data"
+            f"the samples are those of {name}, which is not here; give its path with --data"
         ) from error
     except ValueError as error:
         raise UnavailableError(f"the samples cannot be drawn from {name} as it is here ({error})") from error
@@ -58,17 +58,17 @@ def reopen_model(
     device: str | None = None,
     given: FocusModel | None = None,
 ) -> FocusModel:
-    """The model of a run.
+    """Reopen the model of a run, or return ``given`` if it is this model.
 
     Args:
         description: Description of the model in the run's files.
-        name: Name or directory of the model, if it differs from the recorded name.
-        device: Device to open the model on.
-        given: A model that is already open. It is returned if it is the model of the run.
+        name: Name or directory of the model, if it differs from the name in the description.
+        device: Device to load the model on.
+        given: A loaded model, which may be the model of the run.
 
     Raises:
-        UnavailableError: If the model cannot be opened, or its weights, dtype, backend or prompt format differ from
-            those of the run.
+        UnavailableError: If the model cannot be opened, or its weights, dtype, backend, prompt format or stop tokens
+            differ from those of the run.
     """
     if given is not None and _same(given, description):
         return given
@@ -76,7 +76,7 @@ def reopen_model(
     try:
         model = FocusModel.from_pretrained(wanted, device=device, **_options(description))
     except Exception as error:
-        # If the model cannot be opened (no directory, no network, too little memory), the report has no views.
+        # Loading fails in many ways (missing directory, no network, too little memory). The report then has no views.
         raise UnavailableError(
             f"the model is {description.get('name')}, which could not be opened ({type(error).__name__}: "
             f"{' '.join(str(error).split())[:200]}); say where it is with --model"
@@ -90,7 +90,7 @@ def reopen_model(
 
 
 def _options(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of ``FocusModel.from_pretrained`` that a description records."""
+    """Arguments of ``FocusModel.from_pretrained`` from a model's description."""
     return {
         "dtype": description.get("dtype", "float32"),
         "backend": _BACKENDS.get(str(description.get("backend"))),

@@ -1,4 +1,4 @@
-"""Sections of a report from a run's files: findings with intervals, figures with their data, and tables."""
+"""Sections of a run's report: findings with intervals, figures with their data, and tables."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ _OUTLINED = 8
 
 @dataclass(frozen=True)
 class ReportFolder:
-    """The page of a report, and the folder of its figures and their data.
+    """Page of a report, and the folder with its figures and their data.
 
     Attributes:
-        page: The report.
-        root: The run's folder. The names of the report's parts are made from paths in this folder.
-        named: Path of each part by the part's name.
+        page: Path of the report.
+        root: The run's folder. Names in the report are derived from paths in this folder.
+        named: Path of the result behind each name. The names are in lower case.
     """
 
     page: Path
@@ -61,11 +61,11 @@ class ReportFolder:
 
     @property
     def folder(self) -> Path:
-        """The folder beside the report."""
+        """Folder of the figures and their data, beside the report."""
         return self.page.with_name(f"{self.page.stem}_files")
 
     def figure(self, name: str, caption: str, draw: Callable[[], Axes], data: pd.DataFrame) -> Figure:
-        """Draw a figure, and write its numbers as CSV."""
+        """Draw and save a figure, and write its numbers as CSV."""
         axes = draw()
         file = save_figure(axes, self.folder / f"{name}.png")
         plt.close(axes.get_figure(root=True))
@@ -74,10 +74,10 @@ class ReportFolder:
         return Figure(caption, file, f"{self.folder.name}/{numbers.name}")
 
     def name(self, path: Path) -> str:
-        """Name of a part in addresses and file names, made from its path below the run's folder.
+        """Unique name of a result for links and file names, derived from its path relative to the run's folder.
 
-        If another part already has this name, a number is added. Names that differ only in upper and lower case count
-        as the same, because some file systems ignore case.
+        If a different path already has this name, a number is added. Names that differ only in case count as equal,
+        because some file systems ignore case.
         """
         inside = str(path.relative_to(self.root)).removesuffix(path.suffix if path.is_file() else "")
         plain = "--".join(re.sub(r"\W+", "-", part, flags=re.ASCII) for part in Path(inside).parts) or "run"
@@ -87,7 +87,7 @@ class ReportFolder:
         return name
 
     def link(self, path: Path) -> str:
-        """A file's address, relative to the report."""
+        """Address of a file, relative to the report."""
         return Path(os.path.relpath(path.resolve(), self.page.parent.resolve())).as_posix()
 
 
@@ -95,10 +95,11 @@ class ReportFolder:
 
 
 def chosen_setting(stored: StoredSweep, others: Sequence[StoredSweep]) -> tuple[Setting, str] | None:
-    """The best setting of a sweep, and a phrase that names the questions on which it was chosen.
+    """Best setting of a sweep on contextual heads, and a phrase that names the questions on which it was chosen.
 
-    If there is a validation sweep with the same settings, the setting is chosen there. Otherwise it is chosen on the
-    sweep itself, and the phrase is empty. The result is ``None`` if the sweep varies neither ``alpha`` nor ``tau``.
+    If ``others`` has a validation sweep with the settings and model of ``stored``, the setting is chosen on the
+    validation sweep. Otherwise the setting is chosen on ``stored``, and the phrase is empty. The result is ``None`` if
+    ``stored`` has no setting with ``alpha`` or ``tau`` on contextual heads.
     """
     contextual = [
         setting
@@ -114,7 +115,7 @@ def chosen_setting(stored: StoredSweep, others: Sequence[StoredSweep]) -> tuple[
 
 
 def _chose_for_another(stored: StoredSweep, others: Sequence[StoredSweep]) -> bool:
-    """Whether the sweep is on validation questions, and another sweep has the same settings on a different part."""
+    """Whether ``stored`` is a validation sweep whose settings and model match a non-validation sweep in ``others``."""
 
     def identity(sweep: StoredSweep) -> Any:
         return [sweep.sweep.header["settings"], sweep.sweep.header.get("model")]
@@ -125,7 +126,7 @@ def _chose_for_another(stored: StoredSweep, others: Sequence[StoredSweep]) -> bo
 
 
 def sweep_section(output: ReportFolder, stored: StoredSweep, others: Sequence[StoredSweep]) -> Section:
-    """Section of a sweep: its findings, its curves and its table."""
+    """Section on a sweep, with its findings, curves and table."""
     sweep, name = stored.sweep, output.name(stored.path)
     part = f", {stored.part} questions" if stored.part else ""
     part += ", on which settings were chosen" if _chose_for_another(stored, others) else ""
@@ -173,7 +174,7 @@ def _sweep_findings(stored: StoredSweep, others: Sequence[StoredSweep]) -> list[
         return findings
     setting, where = chosen
     test = data[setting.name].compare(data["baseline"])
-    caveat = f"chosen {where}" if where else "chosen on the very questions it is shown on, which flatters it"
+    caveat = f"chosen {where}" if where else "chosen on the same questions, which makes the result optimistic"
     findings.append(
         f"{_title(sweep, '')}: {setting.name}, {caveat}, gives {data[setting.name].em} against {data['baseline'].em} "
         f"without; {_samples(test.only_first)} became right, {test.only_second} wrong (exact McNemar p = "
@@ -190,7 +191,7 @@ _CASES = {"gold": "with the relevant document alone", "negative": "without it"}
 
 
 def _counterparts(sweep: Sweep, chosen: Setting) -> list[str]:
-    """Findings about the setting that lowers accuracy most, and about random heads, if the sweep has them."""
+    """Findings on the setting that lowers accuracy most and on random heads, if the sweep has such settings."""
     findings: list[str] = []
     varied = [setting for setting in sweep.settings if {"alpha", "tau"} & set(setting.parameters)]
     worst = min(varied, key=lambda setting: sweep[setting.name].em.mean)
@@ -232,7 +233,7 @@ def _sweep_figures(output: ReportFolder, name: str, sweep: Sweep) -> list[Figure
 
 
 def heads_section(output: ReportFolder, stored: HeadScores) -> Section:
-    """Section of the contextual heads: their number, a map of all heads, and a table of the best heads."""
+    """Section on contextual heads, with their number, a map of all heads, and a table of the best heads."""
     frames = {case: pd.DataFrame(list(rows)) for case, rows in stored.cases.items() if rows}
     case = "long" if "long" in frames else next(iter(frames))
     scores = _matrix(frames[case])
@@ -292,7 +293,7 @@ def _head_findings(stored: HeadScores, case: str, scores: np.ndarray, n: int) ->
 
 
 def directions_section(output: ReportFolder, stored: StoredDirections) -> Section:
-    """Section of focus directions: their training losses and their norms."""
+    """Section on focus directions, with their training losses and norms."""
     directions, name = stored.directions, output.name(stored.path)
     names, figures, findings = [str(head) for head in directions.heads], list[Figure](), list[str]()
     losses = directions.losses
@@ -321,7 +322,7 @@ def directions_section(output: ReportFolder, stored: StoredDirections) -> Sectio
 
 
 def responses_section(output: ReportFolder, path: Path, content: Mapping[str, Any]) -> Section:
-    """Section of the responses of ``focuslens generate``."""
+    """Section with the responses from ``focuslens generate``."""
     verdicts = {True: "right", False: "wrong", None: "-"}
     rows = tuple((entry["name"], entry["response"], verdicts[entry["correct"]]) for entry in content["responses"])
     question = content.get("question") or content.get("prompt", "")
@@ -333,7 +334,7 @@ def responses_section(output: ReportFolder, path: Path, content: Mapping[str, An
 
 
 def artefact_section(output: ReportFolder, stored: PaperArtefact) -> Section:
-    """Section of one table or figure of the paper, from the files of ``focuslens paper``."""
+    """Section on one table or figure of the paper, from the output files of ``focuslens paper``."""
     content = stored.content
     figures = [
         Figure(caption, stored.path / file, _numbers_of(output, stored.path, file))
@@ -353,7 +354,7 @@ def artefact_section(output: ReportFolder, stored: PaperArtefact) -> Section:
 
 
 def _numbers_of(output: ReportFolder, folder: Path, file: str) -> str:
-    """Link to the CSV file of a picture, or else of the artefact's first table; empty if neither file exists."""
+    """Link to a picture's CSV file, or to the CSV file of the artefact's first table; empty if neither file exists."""
     for name in (f"{Path(file).stem}.csv", "table_1.csv"):
         if (folder / name).is_file():
             return output.link(folder / name)

@@ -1,4 +1,4 @@
-"""Options, as a benchmark's own parser has them: a configuration file sets defaults."""
+"""Command-line options in the way that HELMET parses them: a configuration file sets the defaults."""
 
 import argparse
 import ast
@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-logging.basicConfig(level=logging.INFO)  # what a checkout does to everyone's logging when it is imported
+logging.basicConfig(level=logging.INFO)  # importing HELMET changes the logging configuration too
 
 
 def _truth(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Samples and templates; the draw of samples follows from the global random state."""
+"""Samples and prompt templates. Samples are drawn with the global random state."""
 
 import json
 import random
@@ -8,7 +8,7 @@ from utils import holds
 
 
 class Rows:
-    """Rows that are made anew each time that they are looked at."""
+    """Rows that are copied on each access."""
 
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self._rows = rows

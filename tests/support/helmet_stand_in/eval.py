@@ -1,4 +1,4 @@
-"""One task: prompts, responses, metrics, and a file of them."""
+"""Evaluation of one task: prompts, responses, metrics, and a result file."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Reading a sample: template or text, and a context that is cut so that prompt and response fit."""
+"""Preparation of a sample's input: apply the template, and truncate the context until prompt and response fit."""
 
 from typing import Any
 

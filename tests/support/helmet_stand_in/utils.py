@@ -1,4 +1,4 @@
-"""A metric: does the response hold the answer?"""
+"""A metric: the fraction of answers that the response contains."""
 
 
 def holds(said: str, answers: list[str]) -> float:

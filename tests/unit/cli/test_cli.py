@@ -1,4 +1,4 @@
-"""The command: options, output and files, on a tiny checkpoint and on the embedded model."""
+"""Options, output and files of the command, on a tiny checkpoint and on the embedded model."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ COMMANDS = ("demo", "heads", "split-softmax", "train", "steer", "generate")
 
 @pytest.fixture(autouse=True)
 def _closed_figures():
-    """Pyplot keeps every figure that a command drew."""
+    """Close the figures of each command, because pyplot keeps them open."""
     yield
     plt.close("all")
 
 
 @pytest.fixture
 def tiny_checkpoint(checkpoint):
-    """A random grouped-query Llama."""
+    """Directory of a random Llama with grouped queries."""
     return checkpoint("llama")
 
 
 @pytest.fixture
 def small(tiny_checkpoint, oracle_file):
-    """Options that make any command quick."""
+    """Options for a quick run of any command."""
     return [
         "--model", str(tiny_checkpoint), "--data", str(oracle_file), "--documents", "3", "--gold-positions", "0,2",
         "--samples", "2", "--max-new-tokens", "4", "--batch-tokens", "600",
@@ -43,7 +43,7 @@ def small(tiny_checkpoint, oracle_file):
 
 @pytest.fixture(scope="session")
 def oracle_file(tmp_path_factory):
-    """Questions in the form of the oracle file."""
+    """Synthetic questions in the format of the oracle file."""
     path = tmp_path_factory.mktemp("data") / "oracle.jsonl"
     lines = []
     for i in range(48):
@@ -125,7 +125,7 @@ def test_train_then_steer_then_generate(small, tmp_path, capsys):
     assert {record["id"] for record in records} == {sample.id for sample in test.sample(2, 42)}
     assert scored_on["prompts_sha256"] == prompts_digest(train.sample(2, 42)) != result["data"]["prompts_sha256"]
     before = (out / "steering.jsonl").read_bytes()
-    assert main(steer) == 0  # resumes with nothing to do
+    assert main(steer) == 0  # resumes with nothing left to run
     assert (out / "steering.jsonl").read_bytes() == before
     capsys.readouterr()
     generate = ["generate", *small, "--sample", "1", "--directions", str(directions), "--alpha", "20", "--top-k", "3"]
@@ -177,7 +177,7 @@ def test_what_cannot_be_done_is_said_in_one_line_with_status_1(options, message,
 
 @pytest.fixture
 def directions(tmp_path):
-    """A directory of random directions for two heads of the tiny checkpoint."""
+    """Directory of random directions for two heads of the tiny checkpoint."""
     return str(fl.FocusDirections([(1, 0), (2, 1)], torch.randn(2, 16)).save(tmp_path / "random-directions"))
 
 

@@ -1,4 +1,4 @@
-"""The commands say what they cannot do before they begin, keep what others made, and control with other heads."""
+"""Commands report impossible requests before they start, keep existing files, and use other heads as a control."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ MODEL = ["--documents", "2", "--samples", "2", "--max-new-tokens", "3"]
 
 @pytest.fixture(autouse=True)
 def _closed_figures():
-    """Pyplot keeps every figure that a command drew."""
+    """Close the figures of each command, because pyplot keeps them open."""
     yield
     plt.close("all")
 
@@ -34,7 +34,7 @@ def _closed_figures():
     ("arguments", "message"),
     [
         (["generate", "--sample", "-1", "--documents", "2"], "there is no sample -1"),
-        (["generate", "--prompt", "x", "--device", "nowhere"], "device is 'nowhere', which is not here"),
+        (["generate", "--prompt", "x", "--device", "nowhere"], "device is 'nowhere', which is not available"),
         (["generate", "--prompt", "x", "--dtype", "float64x"], "dtype is 'float64x'"),
         (["heads", "--model", "/nowhere/at/all"], "there is no directory '/nowhere/at/all'"),
         (["steer", "--directions", "runs/a/b/direction_relevant"], "there is no directory 'runs/a/b/direction_rele"),
@@ -86,7 +86,8 @@ def test_intervals_of_scores_draw_questions_and_leave_out_what_has_no_response()
     ids = tuple(one.id for one in asked)
     scores = ContextualScores(relevant, relevant, relevant, relevant, "long", ids, ("x",) * 4, (True,) * 4)
     found = score_intervals(scores, asked, [Head(0, 1), Head(0, 0)], seed=0, most=1)
-    # Two questions: p with 0 and 0.2, r with 1. Both p: 0.1; both r: 1; one of each: 0.4.
+    # There are two questions: p with scores 0 and 0.2, and r with score 1. Bootstrap means are 0.1 for p and p, 1 for r
+    # and r, and 0.4 for one of each.
     assert list(found) == ["0/1"]
     assert found["0/1"] == pytest.approx([0.1, 1.0])
 
@@ -198,7 +199,10 @@ def test_halves_of_a_file_share_no_question(tmp_path):
 def test_all_prompts_of_a_command_have_as_many_documents_as_fit_the_longer_half(
     checkpoint, load_model, tmp_path, capsys
 ):
-    """The documents of test questions are longer; training prompts alone would hold 20."""
+    """All halves use the number of documents that fits the half with longer documents, here the test half.
+
+    Prompts of the training half alone would fit 20 documents.
+    """
     records = [placed_record(i, total=20) for i in range(8)]
     file = write(tmp_path / "placed.jsonl", records)
     for sample in load_multidoc(file, gold_positions=[0]).split(seed=42)[1]:
@@ -241,7 +245,7 @@ def test_heads_for_a_prompt_are_ranked_on_as_many_documents_as_fit(checkpoint, l
 
 
 def test_everything_is_read_where_everything_is_used(tmp_path, checkpoint, capsys):
-    """One question has no halves; with ``--split all`` it needs none."""
+    """With ``--split all``, a file with one question works, although one question cannot be split into halves."""
     file = write(tmp_path / "placed.jsonl", [placed_record(0, total=20)])
     options = ["--model", str(checkpoint("llama")), "--data", str(file), "--n-ctx", "500", "--max-new-tokens", "4"]
     assert main(["heads", *options, "--split", "all"]) == 0

@@ -1,4 +1,7 @@
-"""Completion in a real shell: what is printed is sourced, and asked as the shell asks."""
+"""Completion in a real shell.
+
+The printed script is sourced, and its function is called in the way that the shell calls it.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +25,7 @@ def printed(shell: str, capsys: pytest.CaptureFixture[str]) -> str:
 
 @pytest.fixture
 def complete(capsys, tmp_path):
-    """What bash offers for a line that ends where the cursor is."""
+    """Function that returns bash's completions for a command line whose cursor is at the end."""
     bash = shutil.which("bash")
     if bash is None:
         pytest.skip("there is no bash")

@@ -1,6 +1,6 @@
-"""``--json``: one document on standard output, which holds what the command's result file holds, and nothing else.
+"""With ``--json``, standard output is one document with the content of the command's result file, and nothing else.
 
-That of ``focuslens published`` is held to its file beside the command's other tests.
+The test of ``focuslens published --json`` is next to the other tests of that command.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def _closed_figures():
 
 @pytest.fixture
 def common(checkpoint: Any, tmp_path: Path) -> list[str]:
-    """Options of a quick run on a tiny model."""
+    """Options for a quick run on a tiny model."""
     data = write(tmp_path / "oracle.jsonl", [oracle_record(i) for i in range(12)])
     return [
         "--model", str(checkpoint("llama")), "--data", str(data), "--documents", "2", "--gold-positions", "0,1",
@@ -42,7 +42,7 @@ def common(checkpoint: Any, tmp_path: Path) -> list[str]:
 
 @pytest.fixture
 def spoken(capsys: pytest.CaptureFixture[str]):
-    """Runs a command under ``--json`` and gives the document; whatever else is on standard output breaks it."""
+    """Function that runs a command with ``--json`` and returns the document. Any other output fails to parse."""
 
     def run(*arguments: str) -> dict[str, Any]:
         capsys.readouterr()
@@ -181,7 +181,7 @@ def test_report(recorded_run, tmp_path, spoken):
     heads = json.loads((recorded_run / "out" / "heads" / "heads.json").read_text())
     assert Path(heads["model"]["name"]).name in document["model"]
     assert heads["versions"]["torch"] in document["versions"]
-    assert "No attention views: they were not asked for." in document["left_out"]
+    assert "No attention views: none were requested." in document["left_out"]
     assert document["written"] == [str(page)]
 
 

@@ -1,4 +1,4 @@
-"""Notes, warnings and results: who is told what, with ``--verbose``, ``--quiet`` and from Python."""
+"""Destinations of notes, warnings and results, with ``--verbose``, with ``--quiet``, and when called from Python."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SPOKEN = (
     "import focuslens\n"
     "from focuslens.cli import output\n"
     "def run(args):\n"
-    "    logging.basicConfig(level=logging.INFO)\n"  # as libraries do that a command imports
+    "    logging.basicConfig(level=logging.INFO)\n"  # some imported libraries configure logging like this
     "    log = logging.getLogger('focuslens.work')\n"
     "    log.debug('a detail'), log.info('a note'), log.warning('a doubt')\n"
     "    own = str(Path(focuslens.__file__).with_name('heads.py'))\n"
@@ -110,7 +110,7 @@ def test_every_command_explains_what_it_says_and_where(command, capsys):
 
 
 def test_the_library_prints_nothing():
-    """What ruff's T20 holds everywhere but in the command: no ``print``."""
+    """The library calls ``print`` only in the command line interface, which ruff's T20 also checks."""
     root = Path(fl.__file__).parent
     allowed = set((root / "cli").glob("*.py"))
     printing = [path.name for path in root.rglob("*.py") if path not in allowed and "print(" in path.read_text()]

@@ -1,4 +1,4 @@
-"""What a sample of a lost-in-the-middle file holds."""
+"""Contents of the samples of lost-in-the-middle files."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def test_retrieval_takes_the_first_wrong_passages_and_inserts_the_annotated_gold
         assert sample.documents[position] == Document(f"G{i}", f"gold {i}")
         wrong = {
             Document(f"T{i}.{p}", f"text {i}.{p}") for p in (0, 2, 3, 5)
-        }  # 1 and 4 have the answer, 6 is the sixth
+        }  # passages 1 and 4 contain the answer, 6 is the fifth wrong passage
         assert len(sample.documents) == 5
         assert set(sample.documents) - {sample.documents[position]} == wrong
 
@@ -132,10 +132,10 @@ def test_oracle_draws_gold_passages_of_other_questions(tmp_path: Path, suffix: s
         assert titles(first)[0] == titles(second)[5] == gold
         assert len(set(first.documents)) == 10
         assert set(first.documents) == set(second.documents)  # the same distractors at every position ...
-        reordered += titles(first)[1:] != [title for title in titles(second) if title != gold]  # ... in another order
+        reordered += titles(first)[1:] != [title for title in titles(second) if title != gold]  # ... reordered
         chosen.update(titles(first)[1:])
     assert reordered > 50
-    assert len(chosen) == 60  # every passage is drawn, about nine times
+    assert len(chosen) == 60  # every passage is drawn about nine times
     assert max(chosen.values()) <= 25
     again, other = (load_multidoc(path, num_documents=10, gold_positions=(0, 5), seed=seed) for seed in (42, 1))
     assert list(again[:9]) == samples[:9]
@@ -152,24 +152,25 @@ def test_a_limit_leaves_an_oracle_file_all_its_distractors(tmp_path: Path) -> No
 def test_oracle_never_draws_an_answer_the_gold_or_a_passage_twice(tmp_path: Path) -> None:
     records = [
         oracle_record(0, "the capital is Paris", ("Paris!", "City of Light")),
-        oracle_record(1, "PARIS is old"),  # the answer, in other letters
-        oracle_record(2, "a city of the light"),  # the second answer, normalised
-        oracle_record(3, "comparison"),  # "paris" is a part of this word
+        oracle_record(1, "PARIS is old"),  # the answer in a different case
+        oracle_record(2, "a city of the light"),  # the second answer after normalization
+        oracle_record(3, "comparison"),  # contains "paris" inside a word
         oracle_record(4, "fine one"),
         oracle_record(5, "fine two"),
         oracle_record(6, "the fine one"),
         oracle_record(7, "fine three"),
     ]
-    records[6]["ctxs"][0]["title"] = "G4"  # the same passage as 4
+    records[6]["ctxs"][0]["title"] = "G4"  # now the same passage as 4
     records.append(json.loads(json.dumps(records[0])) | {"question": "another", "answers": ["nowhere"]})
-    records[7]["ctxs"][0]["title"] = "Paris"  # the answer in the title
+    records[7]["ctxs"][0]["title"] = "Paris"  # now the title contains the answer
     path = write(tmp_path / "o.jsonl", records)
     for seed in range(30):
         data = load_multidoc(path, num_documents=3, gold_positions=(0,), seed=seed)
         assert set(titles(data[0])[1:]) == {"G4", "G5"}
         assert titles(data[8])[0] == "G0"
         assert "G0" not in titles(data[8])[1:]
-    # A whole word is never taken, a part of one where there are too few: 3 makes up the number.
+    # A passage with a whole-word answer is never drawn. Passage 3, with the answer inside a word, is used when others
+    # run out.
     more = load_multidoc(path, num_documents=4, gold_positions=(0,), limit=1)
     assert set(titles(more[0])) == {"G0", "G3", "G4", "G5"}
     with pytest.raises(ValueError, match=r"line 1: there are 3 distractors, but num_documents=5 needs 4"):
@@ -186,7 +187,7 @@ def test_the_real_oracle_file(recwarn: pytest.WarningsRecorder) -> None:
     data = load_multidoc(ORACLE)
     lines = [json.loads(line) for line in gzip.decompress(ORACLE.read_bytes()).splitlines()]
     assert (len(data), data.questions) == (2655 * 5, 2655)
-    # One answer, of a question with two others, is "*".
+    # One of the question's three answers is "*", which is dropped.
     assert [str(w.message) for w in recwarn if "line 1452" in str(w.message) and "'*'" in str(w.message)]
     assert data.description["dropped_answers"] == 1
     assert data[1451 * 5].answers == ("a rotationally symmetric saltire", "the symbol \u00d7")
@@ -205,13 +206,14 @@ def test_the_real_oracle_file(recwarn: pytest.WarningsRecorder) -> None:
         assert sample.answers == ("S",) or not any(a in norm(f"{d.title} {d.text}") for a in answers for d in others)
         assert sample.prompt("long").part("relevant") == (f"(Title: {gold['title']}) {gold['text']}",)
 
-    # "which English alphabet" is answered by "S": every passage contains the letter, none of these the word.
+    # The answer to "which English alphabet" is "S". Every passage contains the letter, but no distractor contains the
+    # word.
     for document in data[1840 * 5].documents[1:]:
         assert "s" not in norm(f"{document.title} {document.text}").split()
 
 
 def test_lines_that_ask_the_same_question_stay_together(tmp_path: Path) -> None:
-    """Files of several gold positions put into one: a question must not be on both sides of a split."""
+    """If one file contains a question at several gold positions, a split keeps the question on one side."""
     records = [placed_record(i, gold=gold) for gold in (0, 3) for i in range(10)]
     data = load_multidoc(write(tmp_path / "both.jsonl", records), num_documents=6, gold_positions=None)
     assert (len(data), data.questions) == (20, 10)
@@ -220,6 +222,6 @@ def test_lines_that_ask_the_same_question_stay_together(tmp_path: Path) -> None:
     assert not {sample.question for sample in train} & {sample.question for sample in test}
     assert {sample.question_id for sample in data} == {str(i) for i in range(10)}
     assert len({sample.id for sample in data}) == 20
-    # The same question and gold position twice are still two samples.
+    # Duplicate lines with the same question and gold position are separate samples.
     again = load_multidoc(write(tmp_path / "again.jsonl", records[:3] * 2), num_documents=6, gold_positions=(0, 2))
     assert (len({sample.id for sample in again}), again.questions) == (12, 3)

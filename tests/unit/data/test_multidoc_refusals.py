@@ -1,4 +1,4 @@
-"""What in a lost-in-the-middle file is refused, and how it is said."""
+"""Invalid lost-in-the-middle files, and their error messages."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Multi-document data as a lazy sequence: views, splits, and what stays in memory."""
+"""Multi-document data as a lazy sequence: views, splits, and memory use."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_repr_says_what_it_is(data: MultiDocData, suffix: str) -> None:
 
 def test_split_is_the_authors_permutation_of_the_lines(data: MultiDocData) -> None:
     lines = [str(i) for i in range(11)]
-    random.seed(42)  # as in their generate_focus_dataset.py
+    random.seed(42)  # same as in the authors' generate_focus_dataset.py
     random.shuffle(lines)
     train, test = data.split()
     assert ids(train) == [f"{line}@{p}" for line in lines[:5] for p in (0, 2, 4)]
@@ -168,7 +168,7 @@ def test_the_file_is_never_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
             for passage in record["ctxs"]:
                 passage["text"] += " " + "f" * (112_000 // len(record["ctxs"]))
             size += file.write(json.dumps(record) + "\n")
-    assert size > 6_000_000  # 100 kB a line
+    assert size > 6_000_000  # 100 kB per line
 
     tracemalloc.start()
     data = load_multidoc(path, num_documents=2, gold_positions=(0,))

@@ -1,4 +1,4 @@
-"""Needle-in-a-haystack prompts: where the needle goes, how much haystack there is, and that its span is the needle."""
+"""Needle-in-a-haystack prompts: the needle's position, the length of the haystack, and the span of the needle."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LINE = {"needle": "The cat sat.", "question": "who?", "real_needle": "cat sat"}
 
 @pytest.fixture(scope="module")
 def words() -> Any:
-    """A tokenizer whose tokens are the words between spaces."""
+    """A tokenizer whose tokens are words separated by spaces."""
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()  # type: ignore[assignment]
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="[UNK]")
@@ -37,7 +37,7 @@ def book(prompt: Prompt) -> str:
     return prompt.text.split("<book>")[1].split("</book>")[0]
 
 
-# --- where the needle goes --------------------------------------------------------------------------------------------
+# --- position of the needle -------------------------------------------------------------------------------------------
 
 
 def test_the_wording(words: Any) -> None:
@@ -58,13 +58,13 @@ def test_the_wording(words: Any) -> None:
     ("length", "depth", "expected"),
     [
         (12, 0, "The cat sat. a b c. d e f. g h i!"),
-        (12, 0.3, "The cat sat. a b c. d e f. g h i!"),  # 2 of 9 tokens: no sentence ends among them
-        (12, 0.34, "a b c. The cat sat. d e f. g h i!"),  # 3 of 9: the first sentence
-        (12, 0.66, "a b c. The cat sat. d e f. g h i!"),  # 5 of 9
-        (12, 0.67, "a b c. d e f. The cat sat. g h i!"),  # 6 of 9
-        (12, 0.99, "a b c. d e f. The cat sat. g h i!"),  # 8 of 9
+        (12, 0.3, "The cat sat. a b c. d e f. g h i!"),  # after 2 of 9 tokens: no sentence ends before the depth
+        (12, 0.34, "a b c. The cat sat. d e f. g h i!"),  # after 3 of 9 tokens: the first sentence ends at the depth
+        (12, 0.66, "a b c. The cat sat. d e f. g h i!"),  # after 5 of 9 tokens
+        (12, 0.67, "a b c. d e f. The cat sat. g h i!"),  # after 6 of 9 tokens
+        (12, 0.99, "a b c. d e f. The cat sat. g h i!"),  # after 8 of 9 tokens
         (12, 1, "a b c. d e f. g h i! The cat sat."),
-        (11, 1, "a b c. d e f. g h The cat sat."),  # last, though the cut falls into a sentence
+        (11, 1, "a b c. d e f. g h The cat sat."),  # at the end, although the haystack is cut inside a sentence
         (18, 0.9, "a b c. d e f. g h i! j k l? The cat sat. m n o."),
         (4, 0.5, "The cat sat. a"),
     ],
@@ -248,7 +248,7 @@ def test_essays_are_joined_by_name(tmp_path: Path) -> None:
     assert fl.load_haystack(tmp_path) == "First, naïve.\n\nSecond."
 
 
-# --- the demo's corpus ------------------------------------------------------------------------------------------------
+# --- the demo corpus --------------------------------------------------------------------------------------------------
 
 
 def test_synthetic_needles_are_the_sentences_that_answer() -> None:
@@ -287,7 +287,7 @@ def test_one_document_has_its_needle_at_depth_zero() -> None:
     assert (one.length, one.depth) == (1, 0.0)
 
 
-# --- refusals ---------------------------------------------------------------------------------------------------------
+# --- errors -----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -302,7 +302,7 @@ def test_one_document_has_its_needle_at_depth_zero() -> None:
         ({"depths": [0, 50]}, "depth 50 is not a share of the haystack; it must be from 0 (first) to 1 (last)"),
         ({"depths": [-0.1]}, "depth -0.1 is not a share"),
         ({"lengths": [3]}, "length 3 leaves no room for a haystack around a needle of 3 tokens ('The cat sat.'); it"),
-        ({"lengths": [19]}, "length 19 needs a haystack of 16 tokens beside the needle's 3, and this one has 15; give"),
+        ({"lengths": [19]}, "length 19 needs a haystack of 16 tokens in addition to the needle's 3; this haystack has 15"),
         ({"tokenizer": object()}, "object is not a fast tokenizer"),
     ],
 )
@@ -324,7 +324,7 @@ def test_values_that_make_no_needle_are_refused() -> None:
         with pytest.raises(ValueError, match=f"the needle's {name} is empty"):
             Needle(*fields)
     for spans in ({}, {"needle": []}, {"question": [(0, 1)]}):
-        with pytest.raises(ValueError, match="the prompt of sample 'x' has no part 'needle'; it has"):
+        with pytest.raises(ValueError, match="the prompt of sample 'x' has no span 'needle'; it has"):
             NeedleSample(Prompt("abc", cast("Any", spans)), "a", 3, 0.0, "x")
 
 

@@ -1,4 +1,4 @@
-"""Samples by their selection: the same ones for every caller as ever, described as JSON and opened again from it."""
+"""Sample selections: the same samples for all callers and versions, and a JSON description that can be reopened."""
 
 from __future__ import annotations
 
@@ -39,12 +39,12 @@ def digest(samples: Any) -> str:
 
 
 def data_of_command(out: Path, *options: str) -> dict[str, Any]:
-    """The description that a command writes of its samples."""
+    """Description of a command's samples, from its output file."""
     assert main(["harness", *options, "--out", str(out)]) == 0
     return json.loads((out / "focuslens_multidoc.json").read_text())["data"]
 
 
-# Digests of the prompts, computed before the selection had a class of its own.
+# The digests of the prompts were computed before the class SampleSelection existed.
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_samples_of_the_paper_on_the_synthetic_corpus(every_position, n, expecte
 
 
 def assert_parts(study: Study, expected: tuple[str, ...]) -> None:
-    """The parts are the expected ones, and so are those that the report opens again."""
+    """Check that the study's parts and the parts reopened for the report are the expected samples."""
     assert tuple(digest(study.samples(part)) for part in PARTS) == expected
     for part in PARTS:
         samples = study.samples(part)
@@ -138,7 +138,7 @@ def test_samples_of_helmets_demo():
     assert digest(demo._questions(3, 20, "train", 1)) == "87e96216b32f6a26"
 
 
-# Opening again
+# Reopening from JSON
 
 
 @pytest.mark.parametrize(
@@ -186,7 +186,7 @@ def test_a_view_of_a_file_is_opened_again_from_its_own_description(files):
 def test_a_description_of_another_form_is_refused_by_name(description: dict[str, Any]):
     with pytest.raises(ValueError, match="not in the form that this version writes"):
         SampleSelection.reopen(description)
-    with pytest.raises(UnavailableError, match="cannot be opened again: their description is not in the form"):
+    with pytest.raises(UnavailableError, match="cannot be opened again: the description is not in the form"):
         reopen_samples({"data": description})
 
 
@@ -221,7 +221,7 @@ def test_without_a_number_a_part_of_a_file_is_whole_and_of_the_corpus_a_hundred(
     ("selection", "message"),
     [
         (SampleSelection(part="all"), "the synthetic corpus has the parts train, validation and test"),
-        (SampleSelection("o", 5, (0,), part="validation"), "validation is 0: give the number of validation questions"),
+        (SampleSelection("o", 5, (0,), part="validation"), "validation is 0; set it to the number"),
         (SampleSelection("o", 5, (0,), questions=0), "n is 0"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The synthetic corpus: the same everywhere, honestly held out, answerable from the gold document alone."""
+"""The synthetic corpus: reproducible, with disjoint splits, and answerable from the gold document alone."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def contexts(split: Split, count: int) -> Iterator[SyntheticContext]:
 
 
 def told(answer: str, text: str) -> bool:
-    """Whether the answer's words stand in the text one after the other."""
+    """Whether the text contains the answer as whole words, in order."""
     return re.search(rf"\b{re.escape(answer.lower())}\b", text.lower()) is not None
 
 
@@ -57,12 +57,12 @@ def names(text: str) -> set[str]:
 
 
 def skeleton(text: str) -> str:
-    """A question with its name blanked out: its wording."""
+    """Wording of a question: its text with the name replaced."""
     return re.sub(r"\b[A-Z][a-z]+ [A-Z][a-z]+\b", "NAME", text)
 
 
 def test_the_samples_are_those_of_every_process_and_version() -> None:
-    # A pinned digest: string hashing differs between processes, so anything that leans on it fails here at times.
+    # The digest is fixed. String hashing differs between processes, so code that depends on it would fail in some runs.
     samples = load_synthetic(7, split="validation", answerable=0.5)
     told_of = json.dumps([[str(sample.prompt()), sample.answers, sample.gold_index] for sample in samples])
     assert sha256(told_of.encode()).hexdigest()[:16] == "744666d2ae6d556e"
@@ -104,7 +104,7 @@ def test_every_question_of_a_context_is_told_by_its_document_alone(split: Split)
 
 @cache
 def used(split: Split) -> dict[str, set[str]]:
-    """The names, values and question wordings that 40 contexts of a split use."""
+    """Names, values and question wordings in 40 contexts of a split."""
     found: dict[str, set[str]] = {"names": set(), "values": set(), "wordings": set()}
     for context in contexts(split, 40):
         found["names"].update(*(names(str(document)) for document in context.documents))
@@ -116,7 +116,8 @@ def used(split: Split) -> dict[str, set[str]]:
 @pytest.mark.parametrize("part", ["names", "values", "wordings"])
 def test_held_out_names_values_and_wordings_are_in_no_other_split(part: str) -> None:
     train, validation, test = (used(split)[part] for split in SPLITS)
-    # Of the wordings a fifth of six frames by three questions of nine attributes is the test's.
+    # The test split has a fifth of the wordings, which are six frames times three questions for each of nine
+    # attributes.
     assert min(len(train), len(validation), len(test)) > (15 if part == "wordings" else 30), "too little to compare"
     assert not train & validation
     assert not train & test
@@ -127,7 +128,7 @@ def test_held_out_names_and_values_are_made_of_words_that_training_has() -> None
     for part in ("names", "values"):
         known = {word for text in used("train")[part] for word in text.split()}
         ours = {word for text in used("test")[part] for word in text.split() if not word.isdigit()}
-        # 40 contexts of a split do not show every word of it.
+        # 40 contexts do not contain every word of a split.
         assert len(ours - known) < 0.2 * len(ours), f"words that only the test split has: {ours - known}"
 
 
@@ -226,7 +227,10 @@ def test_arguments_out_of_range_are_named(arguments: dict[str, object], message:
 
 
 def test_no_token_of_the_held_out_splits_is_missing_from_training() -> None:
-    """A word that training never saw with a capital, or with a space before it, is another token, and means nothing."""
+    """Every token of the held-out splits occurs in training, also in its capitalized and space-prefixed form.
+
+    A form that does not occur in training is a different token whose embedding has no meaning.
+    """
     tokenizer = build_tokenizer()
 
     def tokens(split: Split, contexts: int) -> set[int]:
@@ -288,7 +292,10 @@ def test_the_plain_wording_is_refused_where_it_would_not_be_held_out() -> None:
 
 
 def test_pronouns_stand_only_behind_a_sentence_about_the_same_subject() -> None:
-    """Behind a mention of somebody else "she" could be either, and behind filler "it" could be the ferry."""
+    """A pronoun follows only a sentence about the same subject, so that its referent is clear.
+
+    After a sentence about another person "she" would be ambiguous, and after a filler sentence "it" would be.
+    """
     settings = CorpusSettings(facts=(3, 4), fillers=(1, 1), mentions=1.0)
     pronouns = 0
     for seed in range(60):

@@ -1,4 +1,4 @@
-"""What training sees of a forward pass, against loops and against the pattern that the model itself makes."""
+"""Activations that training reads from a forward pass, against loops and against the model's attention pattern."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_row_scores_are_the_mean_mass_on_the_span(window: int | None) -> None:
 
 
 def test_chosen_heads_are_grouped_by_layer_with_the_keys_they_read(load_model: Any) -> None:
-    model: FocusModel = load_model("llama")  # 4 query heads, 2 key-value heads: heads 0 and 1 read 0; 2 and 3 read 1
+    model: FocusModel = load_model("llama")  # 4 query heads: heads 0 and 1 read key-value head 0, heads 2 and 3 head 1
     heads = [(2, 3), (0, 1), (2, 0), (2, 2), (1, 3)]
     assert LayerHeads.group(heads, model.shape) == [
         LayerHeads(layer=0, heads=(1,), places=(1,), key_value_heads=(0,), reads=(0,)),
@@ -63,7 +63,7 @@ def test_captured_rows_give_the_scores_the_model_makes(
     }
     assert captured.nbytes == 4 * model.shape.d_head * (3 * (1 + 2) + (n + 3) * (1 + 2))
 
-    # The pattern of every head, as hook_pattern shows it, reduced by a loop.
+    # The reference reduces the pattern of every head, read from hook_pattern, in a loop.
     seen: dict[int, torch.Tensor] = {}
 
     def keep(layer: int) -> Any:

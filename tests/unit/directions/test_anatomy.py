@@ -1,4 +1,4 @@
-"""The anatomy of a direction against loops with written-out rotation matrices, Hugging Face's keys and real logits."""
+"""The anatomy of a direction against loops over explicit rotation matrices, Hugging Face's keys, and real logits."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def make_rotary(adjacent_pairs: bool, rotary_dim: int, n_ctx: int = 40) -> Rotar
 
 
 def matrix(position: int, adjacent_pairs: bool, rotary_dim: int) -> np.ndarray:
-    """``R(p)``, written out: each pair a two-by-two rotation."""
+    """The rotation matrix ``R(p)``, with one two-by-two rotation per pair of dimensions."""
     made = np.eye(D_HEAD)
     for pair in range(rotary_dim // 2):
         i, j = (2 * pair, 2 * pair + 1) if adjacent_pairs else (pair, pair + rotary_dim // 2)
@@ -64,7 +64,7 @@ def draw(*shape: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> Tens
 def biases(
     direction: Tensor, contents: Tensor, positions: list[int], adjacent_pairs: bool, rotary_dim: int
 ) -> np.ndarray:
-    """``b(p, kappa)`` [pos key], one product at a time."""
+    """The bias ``b(p, kappa)`` as [pos key], computed one product at a time."""
     return np.array(
         [
             [
@@ -80,7 +80,7 @@ def test_energy_of_hand_worked_vectors():
     vectors = torch.tensor([[3.0, 0.0, 4.0, 0.0], [0.0, 1.0, 1.0, 1.0]])
     assert frequency_energy(vectors).tolist() == [[1.0, 0.0], pytest.approx([1 / 3, 2 / 3])]
     assert frequency_energy(vectors, adjacent_pairs=True).tolist() == [[0.36, 0.64], pytest.approx([1 / 3, 2 / 3])]
-    # The last column is what is not rotated.
+    # The last column is the energy of dimensions that are not rotated.
     assert frequency_energy(vectors, rotary_dim=2).tolist() == [[0.36, 0.64], pytest.approx([1 / 3, 2 / 3])]
     assert frequency_energy(10 * vectors).tolist() == frequency_energy(vectors).tolist()
 
@@ -175,7 +175,7 @@ def test_token_preferences_average_positions_and_occurrences(adjacent_pairs: boo
 
 
 def test_half_precision_tables_are_read_as_they_are():
-    """A half-precision model rotates by rounded cosines: by those the bias is computed, in double precision."""
+    """The bias is computed in double precision from the rounded cosines that a half-precision model rotates by."""
     exact = make_rotary(False, 8)
     coarse = replace(exact, cos=exact.cos.bfloat16(), sin=exact.sin.bfloat16())
     as_doubles = replace(exact, cos=coarse.cos.double(), sin=coarse.sin.double())
@@ -207,7 +207,7 @@ FIRST = HEADS[2]
 
 
 def hugging_face_keys(directory: Any, token_lists: list[Tensor], layer: int) -> Tensor:
-    """What enters the rotation [key kv_head d_head]: what ``k_norm`` gives where there is one, else ``k_proj``."""
+    """Keys before rotation [key kv_head d_head]: the output of ``k_norm`` if the model has one, else of ``k_proj``."""
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     attention = model.model.layers[layer].self_attn
     seen: list[Tensor] = []
@@ -247,7 +247,7 @@ def test_a_draw_of_keys_is_part_of_all_of_them(backend: str, load_model, samples
         for content, token, position in zip(keys.contents, keys.token_ids, keys.positions, strict=True):
             candidates = everything[head].contents[places[int(position), int(token)]]
             assert (candidates - content).abs().amax(dim=1).min() < 1e-5
-    # Keys of every prompt are drawn, about half of each.
+    # About half of each prompt's keys are drawn.
     drawn = np.split(some[FIRST].positions.numpy(), np.flatnonzero(np.diff(some[FIRST].positions.numpy()) < 0) + 1)
     assert [len(one) / n for one, n in zip(drawn, lengths, strict=True)] == pytest.approx([0.5] * 4, abs=0.2)
     again, other = (collect_keys(model, prompts, HEADS, max_keys=40, seed=seed) for seed in (0, 1))
@@ -285,7 +285,7 @@ def test_keys_need_prompts_and_heads_that_exist(load_model):
 
 @pytest.mark.parametrize("name", ["llama", "llama_rope", "qwen2", "qwen3"])
 def test_the_bias_is_the_change_of_the_models_own_logits(name: str, backend: str, load_model, samples):
-    """Under steering by plain hooks, in the whole lower triangle: whatever the query, the change is ``alpha * b``."""
+    """Steering with plain hooks changes every logit of the lower triangle by ``alpha * b``, for any query."""
     model, prompt, alpha = load_model(name, backend), samples[0].prompt("gold"), -0.7
     directions = fl.FocusDirections(HEADS, 2 * draw(4, model.shape.d_head, seed=5, dtype=torch.float32))
     keys = collect_keys(model, [prompt], HEADS)

@@ -1,4 +1,4 @@
-"""The published files: read, checked and compared, against loops, enumerations and the numbers of the real ones."""
+"""The authors' published files: reading, validation and comparison, against loops, enumerations and known numbers."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ D_HEAD = 8
 
 
 def publish(root: Path, shapes: dict[str, tuple[int, int]] = SHAPES) -> Path:
-    """A folder in the authors' layout, with random vectors and rankings."""
+    """Write a folder in the authors' layout with random vectors and rankings."""
     generator = torch.Generator().manual_seed(0)
     for name, (n_layers, n_heads) in shapes.items():
         vectors = root / "head_features" / name / "direction_relevant"
@@ -85,7 +85,7 @@ def test_what_is_missing_is_named(tmp_path: Path):
     with pytest.raises(FileNotFoundError, match=r"no folder .*nowhere/head_features"):
         load_published(tmp_path / "nowhere")
     (tmp_path / "head_features").mkdir()
-    with pytest.raises(FileNotFoundError, match="head_features holds no folder of a model"):
+    with pytest.raises(FileNotFoundError, match="head_features contains no folder of a model"):
         load_published(tmp_path)
     (tmp_path / "head_features" / "Tiny").mkdir()
     with pytest.raises(FileNotFoundError, match=r"no folder .*head_features/Tiny/direction_relevant"):
@@ -108,7 +108,7 @@ def test_what_is_missing_is_named(tmp_path: Path):
         ([[0, 0], [1, 5]], r"head \(1, 5\) does not exist"),
         ([[0, 0], [1, -1]], r"head \(1, -1\) does not exist"),
         ([[0, 0], [1, 1], [0, 0]], r"Tiny/relevant_heads\.json: heads named more than once: L0H0"),
-        ([], r"Tiny/relevant_heads\.json ranks no heads"),
+        ([], r"Tiny/relevant_heads\.json contains an empty ranking"),
         ([[0]], r"is not a ranking of heads"),
     ],
 )
@@ -123,7 +123,7 @@ def test_rankings_that_cannot_be_are_refused(tmp_path: Path, ranking: Any, messa
 
 def test_a_ranking_of_an_unknown_model_is_checked_as_far_as_it_can_be(tmp_path: Path):
     assert load_published_ranking(write_ranking(tmp_path, "a", [[7, 1], [0, 9]])) == [(7, 1), (0, 9)]
-    for ranking, message in (([[0, -1]], "does not exist"), ([[3, 3], [3, 3]], "more than once"), ([], "no heads")):
+    for ranking, message in (([[0, -1]], "does not exist"), ([[3, 3], [3, 3]], "more than once"), ([], "an empty")):
         with pytest.raises(ValueError, match=f"relevant_heads.json.*{message}"):
             load_published_ranking(write_ranking(tmp_path, "b", ranking))
 
@@ -136,7 +136,7 @@ def test_more_heads_than_are_ranked_are_refused(tmp_path: Path):
 
 
 def energies(vector: np.ndarray) -> list[float]:
-    """Share of each pair (i, i + d_head / 2)."""
+    """Energy share of each pair of dimensions (i, i + d_head / 2)."""
     squares = [vector[i] ** 2 + vector[i + D_HEAD // 2] ** 2 for i in range(D_HEAD // 2)]
     return [square / sum(squares) for square in squares]
 
@@ -234,7 +234,8 @@ def test_pairs_of_models_are_compared(tmp_path: Path):
     assert list(zip(frame["first"], frame["second"], strict=True)) == [("A", "B"), ("A", "C"), ("B", "C")]
     assert frame["shared"].tolist() == [2, 3, 2]
     assert frame["expected"].tolist() == pytest.approx([9 * 6 / 120, 9 / 12, 9 * 6 / 120])
-    # A: a third each in quarters 1, 2, 4. B: layer 0 (two heads) is quarters 1 and 2, layer 1 (one) 3 and 4.
+    # A has a third of its heads in each of the quarters 1, 2 and 4. In B, layer 0 (two heads) covers quarters 1 and 2,
+    # and layer 1 (one head) covers 3 and 4.
     assert frame["depth_overlap"].tolist() == pytest.approx([5 / 6, 1, 5 / 6])
     assert frame["depth_correlation"].tolist() == pytest.approx([1 / math.sqrt(3), 1, 1 / math.sqrt(3)])
     assert frame["p"][1] == pytest.approx(1 / math.comb(12, 3))
@@ -243,7 +244,10 @@ def test_pairs_of_models_are_compared(tmp_path: Path):
 
 
 def test_depth_is_compared_with_random_heads(tmp_path: Path):
-    """One head of two layers in two bins: the same half of the time, and then wholly."""
+    """The overlap in depth is compared with that of random heads.
+
+    With one head per model, two layers and two bins, random heads are in the same bin half of the time.
+    """
     root = publish(tmp_path, {"A": (2, 2), "B": (2, 2), "C": (1, 2)})
     write_ranking(root, "A", [[0, 1]])
     write_ranking(root, "B", [[0, 0]])
@@ -251,7 +255,7 @@ def test_depth_is_compared_with_random_heads(tmp_path: Path):
     assert (row["shared"], row["depth_overlap"]) == (0, 1)
     assert row["depth_overlap_chance"] == pytest.approx(0.5, abs=0.05)
     assert row["depth_p"] == pytest.approx(0.5, abs=0.05)
-    # A model of one layer is flat in depth: half of its mass is wherever the other's is, always.
+    # A one-layer model spreads its head evenly over both bins, so its overlap with any head is one half.
     assert (flat["depth_overlap"], flat["depth_overlap_chance"], flat["depth_p"]) == (0.5, 0.5, 1)
     assert math.isnan(flat["depth_correlation"])
 
@@ -346,6 +350,7 @@ def test_the_authors_own_files():
     assert [round(norm) for norm in norms["query"]] == [20, 25]
     assert round(qwen["key_norm_top_max"], 1) == 1.7
     assert 18 < qwen["query_norm_top_min"] < qwen["query_norm_top_max"] < 26
-    # 2 % of the energy in the fastest quarter of the frequencies, 43 % in the next: Llama's best heads.
+    # In the 20 best heads of Llama, the fastest quarter of the frequencies has 2 % of the energy, and the next has 43
+    # %.
     twenty = summarize_published(models["Llama-3.2-3B-Instruct"], 20)
     assert [round(100 * twenty[f"quarter_{i}_top"]) for i in (1, 2)] == [2, 43]

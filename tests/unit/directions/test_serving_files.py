@@ -1,4 +1,4 @@
-"""What a folded or exported checkpoint takes over from its base, and where it may be written."""
+"""Files that a folded or exported checkpoint copies from its base, and permitted output directories."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ def steering(site: Any = "projection", provenance: Any = None) -> fl.FocusSteeri
 
 @pytest.fixture
 def base(checkpoint, tmp_path) -> Path:
-    """A copy of the tiny Llama, to be changed."""
+    """A copy of the tiny Llama that a test may change."""
     return shutil.copytree(checkpoint("llama"), tmp_path / "base")
 
 
 @pytest.fixture(autouse=True)
 def _modules_of_its_own(tmp_path_factory, monkeypatch):
-    """Code that checkpoints bring is copied to a cache; not to the user's."""
+    """Copy the code of checkpoints to a temporary cache instead of the user's cache."""
     import transformers.dynamic_module_utils as dynamic
 
     monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
@@ -46,7 +46,7 @@ def _modules_of_its_own(tmp_path_factory, monkeypatch):
 
 
 def mistral_tokenizer(directory: Path, samples: Any) -> None:
-    """Files as those of Mistral 7B: spaces are put in by normalizers, and the class is said to be Llama's."""
+    """Write tokenizer files like those of Mistral 7B: normalizers insert spaces, and the declared class is Llama's."""
     tokenizer: Any = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>", fuse_unk=True))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
     trainer = trainers.BpeTrainer(
@@ -82,7 +82,7 @@ def test_the_tokenizer_is_the_bases(family, site, text, checkpoint, samples, tmp
         assert found.decode(found(text).input_ids) == expected.decode(expected(text).input_ids)
     shutil.copyfile(base / "tokenizer_config.json", out / "tokenizer_config.json")
     as_written = tokenizer_at(out, trust_remote_code=True)
-    assert as_written(text).input_ids != expected(text).input_ids  # the text tells the classes apart
+    assert as_written(text).input_ids != expected(text).input_ids  # the text distinguishes the tokenizer classes
 
 
 def test_the_rest_of_the_tokenizers_configuration_is_kept(base, tmp_path):
@@ -123,8 +123,8 @@ def test_directories_are_copied_unless_they_hold_weights(base, tmp_path, capsys)
     named = ["fold", "--model", str(base), "--directions", str(tmp_path / "directions"), "--alpha", "1"]
     assert main([*named, "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert "other copies of the weights, which would not be steered: original/, pytorch_model.bin\n" in said
-    assert f"states from which training of the base model would resume: {', '.join(training)}\n" in said
+    assert "(unsteered copies of the weights): original/, pytorch_model.bin\n" in said
+    assert f"left out (training states of the base model): {', '.join(training)}\n" in said
     out = tmp_path / "out"
     assert (out / "additional_chat_templates" / "tool_use.jinja").read_text() == "{{ messages }}"
     assert (out / "vocabulary.txt").read_text() == "kept"
@@ -149,7 +149,7 @@ def test_permissions_follow_the_umask(site, mask, base, tmp_path):
     assert modes == whole
 
 
-# --- where it is written ---
+# --- output directories ---
 
 
 @pytest.mark.parametrize("site", ["projection", "rotary"])
@@ -181,7 +181,7 @@ def test_where_it_cannot_be_written_is_refused_before_any_work(site, base, tmp_p
     assert sorted(path.name for path in tmp_path.iterdir()) == ["base", "dangling", "empty", "file", "link"]
 
 
-# --- what is refused, and where directions are from ---
+# --- errors, and the origin of directions ---
 
 
 @pytest.mark.parametrize("site", ["projection", "rotary"])
@@ -269,7 +269,7 @@ COPIES = ("pytorch_model.bin", "consolidated.safetensors", "model.fp16.safetenso
 
 @pytest.fixture
 def hub(checkpoint, tmp_path, monkeypatch):
-    """``snapshot_download`` of a repository that holds sharded weights and many other copies of them."""
+    """A stand-in for ``snapshot_download``. Its repository has sharded weights and many other copies of the weights."""
     import huggingface_hub
     from huggingface_hub.utils import filter_repo_objects
     from transformers import AutoModelForCausalLM
@@ -307,7 +307,7 @@ def test_of_the_hub_only_what_makes_the_model_is_fetched(site, hub, tmp_path):
     assert not {*COPIES, "onnx/model.onnx"} & set(names)
     assert not [name for name in names if name.startswith("original/")]
     assert {"config.json", "tokenizer.json", "model.safetensors.index.json"} <= set(names)
-    assert {revision for name, revision in fetched if name in shards} == {COMMIT}  # of the same state of the repository
+    assert {revision for name, revision in fetched if name in shards} == {COMMIT}  # from the same commit
     assert done.left_out == ()
     record = json.loads((done.directory / "focuslens.json").read_text())
     assert (record["base"], record["revision"], record["commit"]) == ("somebody/theirs", "main", COMMIT)
@@ -330,7 +330,7 @@ def test_what_is_refused_is_refused_before_its_weights_are_fetched(hub, tmp_path
     assert not [name for name, _ in fetched if name.endswith(".safetensors")]
 
 
-# --- the harness's command ---
+# --- the printed lm-eval command ---
 
 
 @pytest.mark.parametrize(("name", "chat"), [("qwen2", True), ("llama", False)])

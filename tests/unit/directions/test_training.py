@@ -1,4 +1,4 @@
-"""Training of focus directions: every step by hand, any interruption, and nothing left in the model."""
+"""Training of focus directions: single steps against a direct computation, effects on scores, and errors."""
 
 from __future__ import annotations
 
@@ -41,11 +41,11 @@ def same(one: FocusDirections, other: FocusDirections) -> bool:
     return one.digest == other.digest and torch.equal(one.losses, other.losses)
 
 
-# --- one step, by hand ---
+# --- single steps ---
 
 
 def activations(model: FocusModel, tokens: torch.Tensor, layer: int, site: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries and keys [pos head d_head] of a layer, as the plain hooks of the unmodified model show them."""
+    """Queries and keys [pos head d_head] of a layer, observed with plain hooks on the unmodified model."""
     seen: dict[str, torch.Tensor] = {}
     infix = "rot_" if site == "rotary" else ""
 
@@ -60,7 +60,7 @@ def activations(model: FocusModel, tokens: torch.Tensor, layer: int, site: str) 
 
 
 def turn(x: torch.Tensor) -> torch.Tensor:
-    """Rotary embedding of one head [pos d_head] at positions 0, 1, ..., as multiplication of complex numbers."""
+    """Rotary embedding of one head [pos d_head] at positions 0, 1, ..., computed with complex numbers."""
     half = x.shape[1] // 2
     angles = torch.outer(torch.arange(len(x)).double(), 10_000.0 ** (-torch.arange(half).double() / half))
     z = torch.complex(x[:, :half], x[:, half:]) * torch.polar(torch.ones_like(angles), angles)
@@ -71,7 +71,7 @@ def loss_by_hand(
     q: torch.Tensor, k: torch.Tensor, n_prompt: int, span: tuple[int, int], site: str,
     d_query: torch.Tensor, d_key: torch.Tensor,
 ) -> torch.Tensor:  # fmt: skip
-    """``-S_C`` of one head [pos d_head] in float64, from the whole pattern."""
+    """The loss ``-S_C`` of one head [pos d_head] in float64, computed from the full pattern."""
     q, k = q + d_query, k + d_key
     if site == "projection":
         q, k = turn(q), turn(k)
@@ -81,7 +81,7 @@ def loss_by_hand(
 
 
 def start(seed: int, of_keys: int, heads: list[tuple[int, int]]) -> torch.Tensor:
-    """The numbers that heads start from."""
+    """Initial random vectors of heads, before they are scaled."""
     rows: list[torch.Tensor] = []
     for layer, head in heads:
         digest = hashlib.sha256(f"{seed}/{of_keys}/{layer}/{head}".encode()).digest()
@@ -100,9 +100,9 @@ def test_two_steps_are_those_of_adamw_on_each_head_alone(
     )
     trained = train_focus_directions(model, [sample], heads, config=config)
 
-    # The start: normal numbers, seeded for each head and each key-value head by itself.
+    # Initial vectors are normal, with a separate seed for each head and each key-value head.
     queries = start(5, 0, heads) * 0.5
-    # Layer 0 reads key-value head 1 (for head 2); layer 2 reads 0 (for head 1) and 1 (for head 3).
+    # Layer 0 uses key-value head 1 (for head 2). Layer 2 uses key-value heads 0 (for head 1) and 1 (for head 3).
     keys = start(5, 1, [(2, 0), (0, 1), (2, 1)]) * (0.5 if site == "projection" else 0)
 
     response = model.generate(sample.prompt("gold"), max_new_tokens=3).tokens
@@ -129,7 +129,8 @@ def test_two_steps_are_those_of_adamw_on_each_head_alone(
                 moments[i] = first, second
                 adam = (first / (1 - 0.9**step)) / ((second / (1 - 0.999**step)).sqrt() + 1e-8)
                 vectors[i] = vectors[i] * (1 - 0.02 * 0.3) - 0.02 * adam
-        # Adam divides by the gradient's own size: where that is rounding, so is the step. Elsewhere all digits count.
+        # Adam divides by the gradient's magnitude, so its step is arbitrary where the gradient is only rounding error.
+        # All other components must agree.
         sure = gradients[0].abs() > 1e-4 * gradients[0].abs().max()
         assert sure.sum() > 8
         torch.testing.assert_close(trained.query[place].double()[sure], vectors[0][sure], rtol=0, atol=2e-4)
@@ -156,14 +157,14 @@ def test_heads_that_share_keys_get_one_key_vector(model: FocusModel, samples: li
     assert trained.key is not None
     assert torch.equal(trained.key[0], trained.key[3])  # (2, 3) and (2, 2)
     assert len({tuple(vector.tolist()) for vector in trained.key}) == 3
-    # What is trained is what steers: the shared vector is added once.
+    # Steering uses the trained vectors: the shared vector is added once.
     ((_, hook),) = [h for h in FocusSteering(trained, 1.0).hooks(model) if h[0] == "blocks.2.attn.hook_k"]
     added = hook(torch.zeros(1, 1, 2, 16), None)
     assert added is not None
     torch.testing.assert_close(added[0, 0], torch.stack([trained.key[2], trained.key[0]]))
 
 
-# --- what it is for ---
+# --- effect on scores ---
 
 
 @pytest.mark.parametrize("site", SITES)
@@ -176,7 +177,7 @@ def test_trained_directions_raise_the_score_they_were_trained_for(
     assert trained.losses is not None
     assert trained.losses.shape == (15, 4)
     assert (trained.losses[-1] < trained.losses[0] - 0.02).all()
-    # Scored under steering of one head at a time: heads below it are unmodified, as in training.
+    # Scores are computed with one steered head. Heads of lower layers are unmodified, as in training.
     responses = [model.generate(sample.prompt("gold"), max_new_tokens=3).text for sample in samples[:2]]
     layer, head = HEADS[0]
     before, after, lowered = (
@@ -186,7 +187,7 @@ def test_trained_directions_raise_the_score_they_were_trained_for(
         for alpha in (0.0, 1.0, -1.0)
     )
     assert after > before + 0.02
-    # At the projection site the product of both vectors is the same for alpha and -alpha, so nothing need be lowered.
+    # At the projection site, the product of both vectors is the same for alpha and -alpha, so the score may also rise.
     assert lowered < before or site == "projection"
 
 
@@ -252,7 +253,7 @@ def test_every_family_can_be_trained(
     load_model: Any, backend: str, samples: list[MultiDocSample], name: str, site: Any
 ) -> None:
     model = load_model(name, backend)
-    # The gold document stands last, so that a sliding window reaches it.
+    # The gold document is last, so that a sliding window reaches it.
     trained = train_focus_directions(
         model, samples[2:3], [(1, 0), (1, 3)], site=site, epochs=6, learning_rate=0.1, max_new_tokens=3
     )
@@ -265,7 +266,7 @@ def test_the_seed_decides_start_and_order(load_model: Any, samples: list[MultiDo
     one, again, other = (train_focus_directions(model, samples, HEADS[:1], seed=s, **QUICK) for s in (1, 1, 2))
     assert same(one, again)
     assert one.digest != other.digest
-    # Without noise to start from, only the order is left.
+    # Without initial noise, the seed determines only the order.
     orders = [train_focus_directions(model, samples, HEADS[:1], seed=s, init_std=0.0, **QUICK) for s in (1, 2)]
     assert orders[0].digest != orders[1].digest
 
@@ -282,7 +283,7 @@ def test_activations_that_do_not_fit_in_memory_are_made_anew(
     with_memory, passes[:] = len(passes), []
     anew = train_focus_directions(model, samples[:2], HEADS, site=site, memory_gb=0, **QUICK)
     assert same(kept, anew)
-    # The check that the model attends as is assumed looks at the first sample's activations before training does.
+    # With memory_gb=0, there is one pass to check the model's attention, and one pass per sample and epoch.
     assert (with_memory, len(passes)) == (2, 1 + 2 * 2)
 
 
@@ -291,7 +292,7 @@ def test_a_step_on_several_samples_takes_their_mean_gradient(
 ) -> None:
     model = load_model("llama")
     chosen = [sample for sample in samples if sample.gold_index is not None][:3]
-    # Plain descent shows the size of a gradient; AdamW's first step is the same for any multiple of it.
+    # SGD shows the size of a gradient. AdamW's first step does not depend on the size.
     monkeypatch.setattr(torch.optim, "AdamW", lambda vectors, lr, weight_decay: torch.optim.SGD(vectors, lr=lr))
     configs = [TrainingConfig(epochs=1, batch_size=3, max_new_tokens=3, learning_rate=rate) for rate in (1e-30, 1.0)]
     start, trained = (train_focus_directions(model, chosen, HEADS, config=config) for config in configs)
@@ -332,13 +333,13 @@ def test_an_epoch_takes_every_sample_once_whatever_the_batches(load_model: Any, 
         torch.testing.assert_close(other, losses[0], atol=1e-6, rtol=1e-5)
 
 
-# --- refusals ---
+# --- errors ---
 
 
 def test_a_model_that_attends_otherwise_is_refused(
     model: FocusModel, samples: list[MultiDocSample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(model.hooked.cfg, "use_attn_result", True)  # TransformerLens attends, not the engine
+    monkeypatch.setattr(model.hooked.cfg, "use_attn_result", True)  # attention of TransformerLens, not of the engine
     monkeypatch.setattr(model.backend, "scale", lambda layer: 0.5 if layer == 2 else 0.25)
     train_focus_directions(model, samples[3:], [(0, 1)], epochs=1, max_new_tokens=2)
     with pytest.raises(ValueError, match=r"layer 2 of 'tiny' does not attend as softmax\(Q K\^T \* scale\)"):
@@ -404,7 +405,7 @@ def test_a_window_that_was_overlooked_is_refused(
     load_model: Any, backend: str, samples: list[MultiDocSample], monkeypatch: pytest.MonkeyPatch, site: Any
 ) -> None:
     model = load_model("mistral_window", backend)
-    monkeypatch.setattr(model.hooked.cfg, "use_attn_result", True)  # TransformerLens attends, not the engine
+    monkeypatch.setattr(model.hooked.cfg, "use_attn_result", True)  # attention of TransformerLens, not of the engine
     monkeypatch.setattr(model.backend, "window", lambda layer: None)
     with pytest.raises(ValueError, match="directions cannot be trained on this architecture"):
         train_focus_directions(model, samples[2:3], site=site, epochs=1, max_new_tokens=2)

@@ -1,4 +1,4 @@
-"""Training of focus directions that is interrupted goes on to the same numbers, and never from another training's."""
+"""Interrupted training of focus directions resumes with the same numbers, and refuses checkpoints of other runs."""
 
 from __future__ import annotations
 
@@ -52,9 +52,9 @@ def test_an_interrupted_training_goes_on_to_the_same_numbers(
         taken.clear()
         monkeypatch.setattr(training, "_step", lambda *args: taken.append(1) or original(*args))
         assert same(train_focus_directions(model, samples[1:], HEADS, **settings), whole), (step, every)
-        # Saved every so many steps, and after each epoch of three.
+        # The state is saved every ``every`` steps and after each epoch of three steps.
         assert len(taken) == 6 - max(n for n in range(step + 1) if n % every == 0 or n % 3 == 0)
-    # A finished training is only read.
+    # A finished training run is loaded without any step.
     taken.clear()
     assert same(train_focus_directions(model, samples[1:], HEADS, **settings), whole)
     assert taken == []
@@ -76,7 +76,7 @@ def test_the_checkpoint_of_another_training_is_refused(
         (model, samples[2:3], HEADS[:2], {}),
         (model, samples[3:], HEADS[:2], {"data": {"file": "other"}}),
         (load_model("mistral"), samples[3:], HEADS[:2], {}),
-        # The same question, answers and titles, but another text.
+        # The question, answers and titles are the same, but one document's text differs.
         (model, [reworded(samples[3])], HEADS[:2], {}),
     ]
     for other, chosen, heads, changed in others:
@@ -88,7 +88,10 @@ def test_the_checkpoint_of_another_training_is_refused(
 def test_other_gold_responses_are_another_training(
     load_model: Any, samples: list[MultiDocSample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Batches of other sizes may round a tie the other way."""
+    """A checkpoint is refused if the gold responses differ.
+
+    Responses of one model can differ, because another batch size may break a tie differently.
+    """
     model, responses = load_model("llama"), training._gold_responses
     arguments: dict[str, Any] = {"epochs": 1, "max_new_tokens": 2, "checkpoint": tmp_path / "state.pt"}
     train_focus_directions(model, samples[3:], HEADS[:2], **arguments)

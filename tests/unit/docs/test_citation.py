@@ -1,4 +1,4 @@
-"""CITATION.cff names this version of the software, and the paper."""
+"""CITATION.cff contains this version of the software, and the paper."""
 
 from __future__ import annotations
 

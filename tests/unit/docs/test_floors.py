@@ -1,4 +1,4 @@
-"""The picture of the architecture page shows the imports that the package has."""
+"""The picture on the architecture page shows the imports of the package."""
 
 from __future__ import annotations
 
@@ -16,7 +16,10 @@ floors: Any = pytest.importorskip("draw_floors", reason="the experiments are not
 
 @pytest.fixture
 def package(tmp_path: Path) -> Path:
-    """Three rooms: ``top`` imports ``middle`` and ``low``, ``middle`` imports ``low``, ``low`` imports ``top``."""
+    """A package of three subpackages with an import cycle.
+
+    ``top`` imports ``middle`` and ``low``, ``middle`` imports ``low``, and ``low`` imports ``top``.
+    """
     sources = {
         "__init__.py": "from focuslens.top import a\n",
         "top/__init__.py": "import focuslens.middle.b\nfrom focuslens.top.a import name\n",

@@ -1,4 +1,4 @@
-"""The tables of speed and memory say what the files of their measurements hold: none is typed."""
+"""Tables of speed and memory in the docs equal the files of measurements that they are generated from."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAPER = "the paper's procedure"
 
 
 def tables(text: str) -> list[list[str]]:
-    """Tables of a page in Markdown, each its lines."""
+    """Tables of a Markdown page, each as a list of lines."""
     found: list[list[str]] = [[]]
     for line in text.splitlines():
         if line.startswith("|"):
@@ -31,7 +31,7 @@ def tables(text: str) -> list[list[str]]:
 
 
 def measured(path: Path) -> dict[str, Any]:
-    """Results as they were before they were written: lengths, the names of memory by length, are numbers."""
+    """Results from a JSON file, with keys that are lengths converted back to integers."""
 
     def numbers(found: dict[str, Any]) -> dict[Any, Any]:
         return {int(name) if name.isdigit() else name: value for name, value in found.items()}
@@ -40,12 +40,12 @@ def measured(path: Path) -> dict[str, Any]:
 
 
 def ratios(found: dict[str, Any], work: str) -> dict[str, str]:
-    """The times of one work over that of the first contestant, as the pages print them."""
+    """Ratios of each contestant's time to that of the first contestant, formatted as on the pages."""
     return {name: f"{row['ratio']:.2f}" for name, row in found["time"][work].items()}
 
 
 def prose(path: Path) -> str:
-    """A page as one line, for sentences that go over several lines."""
+    """A page as one line, for sentences that span several lines."""
     return " ".join(path.read_text().split())
 
 

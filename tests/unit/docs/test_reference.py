@@ -1,4 +1,4 @@
-"""Every public name is in the reference, once, and the pages can all be reached."""
+"""Every public name is in the reference exactly once, and every page is linked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ REFERENCE = ROOT / "docs" / "reference"
 
 
 def names_on(page: Path) -> list[str]:
-    """What a page documents; where a module is called as a function is, the function has its whole path."""
+    """Names that a page documents. A function that shares its name with a module is listed by its full path."""
     return re.findall(r"^::: (\S+)$", page.read_text(), flags=re.MULTILINE)
 
 

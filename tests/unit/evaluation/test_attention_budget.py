@@ -1,4 +1,4 @@
-"""How sure shares of attention are: intervals over questions, of made-up shares."""
+"""Confidence intervals of attention shares over questions, on synthetic shares."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from focuslens.evaluation import BUDGET_PARTS, AttentionBudget
 
 
 def budget() -> AttentionBudget:
-    """Three questions of two samples each and a response that is empty; layer 0 gives all to one part each time."""
+    """Shares of three questions with two samples each, and of an empty response.
+
+    Head 0 puts all attention on part 0 or 1, and head 1 on part 5.
+    """
     shares = torch.zeros(7, 1, 2, 6)
     for sample, part in enumerate((0, 0, 1, 1, 0, 1)):
         shares[sample, 0, 0, part] = 1.0
@@ -25,7 +28,8 @@ def budget() -> AttentionBudget:
 def test_intervals_draw_whole_questions():
     found = budget().intervals([(0, 0)], seed=3)
     assert tuple(found) == BUDGET_PARTS
-    # The sink gets 1 of question a, 0 of b, 1/2 of c: means of three questions drawn with replacement.
+    # The sink's share is 1 in question a, 0 in b and 1/2 in c. The loop lists all means of three draws with
+    # replacement.
     values = np.array([1.0, 0.0, 0.5])
     means = sorted(values[[i, j, k]].mean() for i in range(3) for j in range(3) for k in range(3))
     assert found["sink"].mean == pytest.approx(0.5)

@@ -1,4 +1,4 @@
-"""Result files that survive a kill at any byte."""
+"""Result files remain usable after a kill at any byte."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def test_killed_at_any_byte_nothing_is_lost_or_repeated(tmp_path: Path) -> None:
     for length in range(len(content) + 1):
         path.write_bytes(content[:length])
         file = RecordFile(path, HEADER)
-        # Whole lines before the cut, less the header.
+        # Number of whole lines before the cut, minus the header.
         survivors = max(0, sum(end <= length for end in ends) - 1)
         assert list(file.records.values()) == RECORDS[:survivors], length
         for record in RECORDS[survivors:]:
@@ -135,7 +135,7 @@ def test_a_broken_line_in_the_middle_is_named(tmp_path: Path) -> None:
         RecordFile(path, HEADER)
 
 
-# --- what makes two runs the same ---
+# --- identity of runs ---
 
 
 def test_other_weights_and_another_template_are_another_model(load_model, samples, tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_other_weights_and_another_template_are_another_model(load_model, sample
         run(chat_template_kwargs={"date_string": "26 Jul 2024"})
     with pytest.raises(OtherResultsError, match="results of a different run"):
         run(stop_tokens=())
-    # The template's own words too, whatever its arguments: Llama 3's writes today's date.
+    # The text of the template also matters, not only its arguments, because Llama 3's template writes today's date.
     with monkeypatch.context() as patch:
         patch.setattr(loaded.tokenizer, "chat_template", f"26 Jul {loaded.tokenizer.chat_template}")
         with pytest.raises(OtherResultsError, match=r"model\.prompt_format was"):

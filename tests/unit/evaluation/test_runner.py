@@ -1,4 +1,4 @@
-"""Evaluations and sweeps: the same answers as one by one, counted right, and continued after a kill."""
+"""Evaluations and sweeps: the same responses as for each sample alone, correct counts, and resumption after a kill."""
 
 from __future__ import annotations
 
@@ -58,11 +58,11 @@ def model(tiny_model: FocusModel) -> FocusModel:
 
 @pytest.fixture
 def one_model(load_model: Any) -> FocusModel:
-    """One backend, for what does not depend on it."""
+    """The model on one backend, for tests that do not depend on the backend."""
     return FocusModel(load_model("llama").hooked, load_model("llama").tokenizer, stop_tokens=(), name="tiny")
 
 
-# --- the same answers ---
+# --- equal responses ---
 
 
 def test_a_sweep_gives_what_separate_runs_give(model: FocusModel, samples: list[MultiDocSample]) -> None:
@@ -97,7 +97,8 @@ def test_settings_that_leave_the_prompt_share_one_run_of_it(
     monkeypatch.setattr(one_model, "prefill", count)
     monkeypatch.setattr(one_model.backend, "run_from", count_from)
     run_sweep(one_model, samples[2:], settings(), max_new_tokens=2, batch_tokens=600)
-    # long and gold: shared by what leaves the prompt alone; steered and ablated: from the first layer they touch.
+    # Settings that leave the prompt unchanged share one prefill per case (long, gold). The steered and ablated settings
+    # rerun the prompt from the first layer that they change.
     assert runs == [(2, 0, True, [0]), (2, 0), (2, 0, True, [0]), (2, 0)]
 
 
@@ -131,7 +132,10 @@ def test_evaluate_is_a_sweep_of_one_setting(one_model: FocusModel, samples: list
 def answered(
     model: FocusModel, sample: MultiDocSample, prompts: list[tuple[str, Setting | None]]
 ) -> list[MultiDocSample]:
-    """Copies of a sample whose accepted answer is what one of the settings says (or what none does)."""
+    """Copies of a sample with answers from responses.
+
+    A copy's answer is the response under its setting. Without a setting, it is a text that no setting generates.
+    """
     copies: list[MultiDocSample] = []
     for question, setting in prompts:
         answer = "nothing of the kind"
@@ -159,7 +163,8 @@ def test_accuracy_and_mcnemar_counts_are_those_of_the_hand(
     assert list(by_name) == ["baseline", "split", "gold"]
     row = by_name["split"]
     assert (row["em"], row["samples"], row["case"], row["tau"]) == (0.5, 6, "long", 0.0)
-    # Right against wrong: three samples gained, one lost. Exact two-sided binomial of 1 in 4: 2 (1 + 4) / 16.
+    # Against the baseline, three samples are gained and one is lost. The exact two-sided binomial p of 1 in 4 is 2 (1 +
+    # 4) / 16.
     assert (row["gained"], row["lost"], row["mcnemar_p"]) == (3, 1, pytest.approx(10 / 16))
     assert (by_name["gold"]["gained"], by_name["gold"]["lost"], by_name["gold"]["mcnemar_p"]) == (1, 1, 1.0)
     assert (by_name["baseline"]["gained"], by_name["baseline"]["lost"]) == (0, 0)
@@ -182,7 +187,8 @@ def test_accuracy_and_mcnemar_counts_are_those_of_the_hand(
 
 
 def test_intervals_resample_questions(one_model: FocusModel, samples: list[MultiDocSample]) -> None:
-    # One question right at both positions of its gold document, one wrong at both: two clusters, not four samples.
+    # One question is correct at both gold positions, and one is wrong at both. These are two clusters, not four
+    # samples.
     right = one_model.generate(samples[3].prompt(), max_new_tokens=2).text
     chosen = [
         dataclasses.replace(samples[3], answers=(answer,), question_id=question, gold_index=gold)
@@ -256,7 +262,7 @@ def test_a_file_cut_at_any_line_is_continued_without_repeating_a_sample(
             again = finished_file(one_model, chosen, cut)
             assert again.evaluations == whole.evaluations
             assert cut.read_bytes() == content
-            # Each sample that was not on disk, and no other.
+            # Exactly the samples that were not on disk are run.
             assert len(ran) == len(set(ran)) == len(chosen) - max(0, kept - 1)
 
 
@@ -377,7 +383,7 @@ def test_the_baselines_are_the_three_prompts() -> None:
     ]
 
 
-# --- refusals ---
+# --- errors ---
 
 
 def test_what_cannot_be_evaluated_is_refused(one_model: FocusModel, samples: list[MultiDocSample]) -> None:

@@ -1,4 +1,4 @@
-"""Sweeps and interventions from result files: what was written is what is read."""
+"""Sweeps and interventions loaded from result files equal those that were written."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from focuslens.interventions import intervention_from
 
 @pytest.fixture(scope="module")
 def ran(load_model, samples, tmp_path_factory):
-    """A sweep of three settings, and its file."""
+    """A sweep of three settings, and the path of its result file."""
     path = tmp_path_factory.mktemp("sweep") / "sweep.jsonl"
     settings = [fl.Setting("baseline"), *fl.split_softmax_settings([(0, 1), (1, 0)], [0.2], [1, 2])]
-    # More tokens than one batch: the file has the samples in another order than they were given in.
+    # With several batches, the samples have a different order in the file.
     sweep = fl.run_sweep(load_model("llama"), samples, settings, max_new_tokens=4, batch_tokens=1, out=path, seed=5)
     return sweep, path
 
@@ -49,12 +49,12 @@ def test_a_sweep_that_was_stopped_is_read_as_far_as_it_got(ran, tmp_path: Path):
     half.write_bytes(content[: content.rindex(b'"id"') + 9])
     read = load_sweep(half)
     assert len(read["baseline"]) == 3
-    assert half.read_bytes() == content[: content.rindex(b'"id"') + 9]  # reading repairs nothing
+    assert half.read_bytes() == content[: content.rindex(b'"id"') + 9]  # reading does not modify the file
     half.write_bytes(content[: content.index(b"\n") + 1])
     with pytest.raises(ValueError, match="no results of a sweep: it has 0 records"):
         load_sweep(half)
     half.write_bytes(content[:50])
-    with pytest.raises(ValueError, match="holds no whole line"):
+    with pytest.raises(ValueError, match="contains no complete line"):
         load_sweep(half)
     half.write_text('{"header": {}}\n{"id": "a"}\n')
     with pytest.raises(ValueError, match="no results of a sweep"):

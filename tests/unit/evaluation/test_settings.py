@@ -1,4 +1,4 @@
-"""Which setting of a sweep is chosen, and how two are compared."""
+"""The choice of a sweep's best setting, and the comparison of two settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from focuslens.evaluation import bootstrap_mean
 
 
 def sweep_of(varied: list[dict[str, Any]], right: list[int]) -> Sweep:
-    """A made-up sweep over 20 questions of which each setting gets the first so many right."""
+    """A synthetic sweep over 20 questions. ``right`` is the number of correct answers per setting."""
     names = tuple(str(i) for i in range(20))
     settings = tuple(Setting(str(one), parameters=one) for one in varied)
     evaluations: dict[str, Evaluation] = {}

@@ -1,4 +1,4 @@
-"""The benchmark: contestants do the same work, parts and ratios add up, and nobody's files are overwritten."""
+"""The benchmark: contestants do the same work, parts and ratios add up, and no user's files are overwritten."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ needs_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), rea
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The random model of the benchmark."""
+    """Directory of the benchmark's random model."""
     directory = tmp_path_factory.mktemp("bench")
     contestants.Bench(directory).make_checkpoint()
     return directory
@@ -37,7 +37,7 @@ def short(directory: Path) -> contestants.Bench:
 
 @pytest.fixture(autouse=True)
 def _same_threads():
-    """``main`` sets how many threads torch has."""
+    """Restore torch's number of threads, which ``main`` changes."""
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -55,7 +55,7 @@ def test_a_folder_that_holds_something_is_left_as_it_is(tmp_path: Path, monkeypa
     before = contents(tmp_path)
     monkeypatch.setattr(bench, "demo_seconds", lambda: pytest.fail("it goes on"))
     for place in (tmp_path, tmp_path / "model.safetensors"):
-        with pytest.raises(SystemExit, match=r"is no empty folder; the random model is written to a new"):
+        with pytest.raises(SystemExit, match=r"is not an empty folder; the random model is written to a new"):
             bench.main(["--checkpoint", str(place), "--out", str(tmp_path / "out")])
     assert contents(tmp_path) == before
 
@@ -74,7 +74,7 @@ def test_a_process_that_takes_the_peak_only_reads_the_checkpoint(directory: Path
     where = ["--checkpoint", str(directory), "--device", "cpu", "--threads", "1", "--length", "100"]
     bench.main(["--peak", "score", FLOOR, *where])
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    # No less than the keys and values that are cached, no more than a process with such a model takes.
+    # The memory is at least that of the cached keys and values, and at most that of a process with such a small model.
     assert 2 * 8 * 100 * 256 * 4 < found["bytes"] < 2**30
     assert found["total_bytes"] > found["bytes"] + (directory / "model.safetensors").stat().st_size
     assert contents(directory) == before
@@ -122,7 +122,7 @@ def test_the_papers_training_is_put_together_from_its_parts(monkeypatch: pytest.
     monkeypatch.setattr(bench, "seconds_of", seconds_of)
     taken = bench.timed_work(contestants.Contestant(lambda _: run), run, "cpu")
     assert done == ["cache_activations", "load", "step"]
-    # 100 samples: 3 seconds of caching, and half a second for each of 20 heads in each of 10 epochs.
+    # For 100 samples, caching takes 3 s each, and a step takes 0.5 s for each of 20 heads in each of 10 epochs.
     assert taken == {"whole": 10_300, "caching": 3, "step": 0.5}
     written = bench.timing(contestants.Contestant(lambda _: run, 1, "a part"), [taken, taken], 103.0)
     assert written["ratio"] == 100
@@ -138,7 +138,7 @@ def test_the_papers_training_is_put_together_from_its_parts(monkeypatch: pytest.
 def test_slope_of_hand_worked_cases():
     assert bench.slope({1024: 7, 2048: 14, 8192: 56}) == pytest.approx(1)
     assert bench.slope({10: 5, 1000: 50}) == pytest.approx(0.5)
-    # Logarithms to base 2: lengths 0, 1, 2 and memory 0, 1, 1, so (-1 * -2/3 + 1 * 1/3) / 2.
+    # To base 2, the logarithms of lengths are 0, 1, 2 and of memory 0, 1, 1, so the slope is (-1 * -2/3 + 1 * 1/3) / 2.
     assert bench.slope({1: 1, 2: 2, 4: 2}) == pytest.approx(0.5)
     assert bench.slope({1: 1, 2: 4, 4: 4}) == pytest.approx(1)
 
@@ -148,7 +148,7 @@ def test_memory_freed_before_the_run_is_not_had_for_nothing(monkeypatch: pytest.
     held: list[Any] = []
 
     def blocks() -> list[bytearray]:
-        """50 MB in pieces too small to be mapped, which the heap keeps when they are freed below another one."""
+        """50 MB in blocks too small for mmap. The heap keeps them when they are freed below another block."""
         return [bytearray(b"x") * 100_000 for _ in range(500)]
 
     def prepare(_: Any) -> Any:
@@ -191,7 +191,7 @@ def test_every_write_of_ours_counts_and_all_samples_of_the_papers(short: Any, mo
         "directions.json": 1,
     }
     assert found["FocusLens"] == sum(synced)
-    # Queries and keys of 8 layers of 256 numbers at 216 positions, for 100 samples, and what a file has around them.
+    # Float32 queries and keys of 100 samples in 8 layers of 256 numbers at 216 positions, plus the overhead of files.
     numbers = 100 * 8 * 2 * 256 * 216 * 4
     assert numbers < found["the paper's procedure"] < 1.02 * numbers
 
@@ -201,7 +201,7 @@ def test_every_write_of_ours_counts_and_all_samples_of_the_papers(short: Any, mo
 
 @pytest.fixture(scope="module")
 def stopping(short: Any, tmp_path_factory: pytest.TempPathFactory) -> contestants.Bench:
-    """The same model, but for it the third token of its response is the end of one."""
+    """The same model, with the third token of its response as end-of-sequence token."""
     response = contestants.CONTESTANTS["score"][FLOOR].prepare(short)()[0, LENGTH:].tolist()
     directory = tmp_path_factory.mktemp("stopping")
     for path in short.directory.iterdir():
@@ -282,7 +282,7 @@ def test_a_step_of_the_paper_is_only_a_step(short: Any, monkeypatch: pytest.Monk
     assert -losses[0] == pytest.approx(float(score), abs=1e-5)
     assert losses == sorted(losses, reverse=True)
     assert losses[-1] < losses[0]
-    # AdamW's steps are 1e-3 a number whatever the gradient, so 8 of them add up to 8e-3 at most.
+    # Each AdamW step changes a number by at most 1e-3 for any gradient, so 8 steps change it by at most 8e-3.
     assert 5e-3 < paper.direction.abs().max() < 8.1e-3
 
 
@@ -299,7 +299,7 @@ def test_steering_acts_and_differs_in_nothing_else(work: str, short: Any):
 
 
 def fake_results() -> dict[str, Any]:
-    """Results in which no two numbers are the same."""
+    """Results without two equal numbers."""
     number = iter(range(11, 10_000))
 
     def peak(scale: float = 1.0) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The benchmark of steered checkpoints: what is timed is steered, and ratios are of the same rounds."""
+"""The benchmark of steered checkpoints: the timed models are steered, and ratios compare times of the same round."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ needs_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), rea
 
 @pytest.fixture(autouse=True)
 def _modules_of_its_own(tmp_path_factory, monkeypatch):
-    """Code that checkpoints bring is copied to a cache; not to the user's."""
+    """Copy the code of checkpoints to a temporary cache instead of the user's cache."""
     import transformers.dynamic_module_utils as dynamic
 
     monkeypatch.setattr(dynamic, "HF_MODULES_CACHE", str(tmp_path_factory.mktemp("modules")))
@@ -54,7 +54,7 @@ def test_what_is_timed_is_steered(checkpoints):
 
 
 def test_ratios_are_of_the_same_round():
-    # A machine that slows down to a third: the second contestant takes 1.1 times as long throughout.
+    # On a machine that slows down to a third of its speed, the second contestant always takes 1.1 times as long.
     first = [1.0, 1.0, 2.0, 2.0, 3.0]
     ratio = bench_serving.median_ratio([1.1 * one for one in first], first)
     assert (ratio.mean, ratio.low, ratio.high) == pytest.approx((1.1, 1.1, 1.1))
@@ -71,7 +71,7 @@ def test_everybody_runs_in_every_round_and_a_round_before_warms_up(monkeypatch):
     rounds = [order[i : i + 4] for i in range(0, len(order), 4)]
     assert len(rounds) == 8
     assert all(sorted(one) == sorted(bench_serving.CONTESTANTS) for one in rounds)
-    assert {one[0] for one in rounds} == set(bench_serving.CONTESTANTS)  # everybody begins a round
+    assert {one[0] for one in rounds} == set(bench_serving.CONTESTANTS)  # every contestant starts some round
     assert all(len(all_) == 7 for all_ in taken.values())
 
 

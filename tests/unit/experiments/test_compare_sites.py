@@ -1,4 +1,4 @@
-"""The comparison of sites: chosen on validation, reported on test, paired, with the scores of the same directions."""
+"""The comparison of sites: settings chosen on validation and reported on test, paired tests, and scores."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 
 
 def records_of(folder: Path, part: str) -> dict[str, list[bool]]:
-    """Whether each sample is right, by setting, as the sweep's own records say."""
+    """Correctness of each sample by setting, from the sweep's result file."""
     (path,) = folder.glob(f"sites/{part}-*.jsonl")
     _, *lines = map(json.loads, path.read_text().splitlines())
     right: dict[str, list[bool]] = {}
@@ -58,7 +58,7 @@ def test_it_chooses_on_validation_and_reports_on_test(tmp_path, capsys):
             chosen[site] = row
     for site, row in chosen.items():
         tried = [one for one in rows if one["part"] == "validation" and one["site"] == site]
-        # The best; of equals the gentlest, of those the fewest heads.
+        # The best setting. Ties go to the smaller strength, then to fewer heads.
         best = max(tried, key=lambda one: (float(one["em"]), -float(one["alpha"]), -int(one["k"])))
         assert (row["alpha"], row["k"]) == (best["alpha"], best["k"])
         assert best["chosen"] == "1"
@@ -104,5 +104,5 @@ def test_the_sites_are_compared_on_the_same_samples():
     sweep = fl.Sweep(tuple(settings.values()), runs, {})
     gain, test = compare_sites.Comparison(sweep, sweep, settings, []).between
     assert gain.mean == pytest.approx(4 / 8)
-    assert (test.only_first, test.only_second) == (5, 1)  # the projection site comes first
+    assert (test.only_first, test.only_second) == (5, 1)  # the projection site is first
     assert test.p_value == pytest.approx(2 * (1 + 6) / 2**6)

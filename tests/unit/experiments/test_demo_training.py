@@ -1,5 +1,8 @@
-"""How the demo model is made and measured: questions that share a context do not see each other, runs go on, and the
-card's verdicts follow from its figures."""
+"""Training and evaluation of the demo model.
+
+Questions that share a context do not attend to each other, runs resume, and the card's verdicts follow from its
+numbers.
+"""
 
 from __future__ import annotations
 
@@ -75,7 +78,8 @@ def test_late_documents_are_asked_about_as_much_more_often_as_the_lesson_says():
         subjects = [block.split(" of ")[-1].split(" was ")[0].strip() for block in asked if "not recorded" not in block]
         early += sum(any(subject in title for title in titles[:4]) for subject in subjects)
         late += sum(any(subject in title for title in titles[-4:]) for subject in subjects)
-    # Documents 9 to 12 instead of 1 to 4: eight elevenths of the way from 1 to 20.
+    # The lesson's weights grow geometrically from 1 to 20 over 12 documents. Documents 9 to 12 are 8 of 11 steps after
+    # documents 1 to 4.
     assert 0.7 * 20 ** (8 / 11) < late / early < 1.4 * 20 ** (8 / 11)
 
 
@@ -87,7 +91,7 @@ def test_a_run_writes_a_checkpoint_and_goes_on_from_it(tmp_path, monkeypatch):
     training.main([*common, "--tokens", str(first["tokens"] + 2000), "--resume"])
     second = json.loads((tmp_path / "model" / "making.json").read_text())
     assert second["steps"] > first["steps"] > 0
-    # What is resumed is what was never interrupted, but for the learning rate, whose end is another.
+    # A second run with the same budget takes the same number of steps.
     straight = ["--out", str(tmp_path / "straight"), "--work", str(tmp_path / "other"), "--quiet"]
     training.main([*straight, "--tokens", "2000"])
     again = json.loads((tmp_path / "straight" / "making.json").read_text())

@@ -1,4 +1,4 @@
-"""Folding needs the memory of a part of a file, not of a shard."""
+"""Folding needs memory for a part of a shard, not for a whole shard."""
 
 from __future__ import annotations
 

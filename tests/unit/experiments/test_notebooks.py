@@ -1,6 +1,6 @@
-"""What is committed of the notebooks: that it can be read, shows what it should, and says nothing of who ran it.
+"""Committed notebooks are readable, contain their figures, and contain nothing about the machine that ran them.
 
-No kernel is needed: `make test-notebooks` runs them.
+No kernel is needed. `make test-notebooks` runs the notebooks.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ELSEWHERE = re.compile(
     r"(?<![\w.<])/(?:home|root|tmp|work|usr|var|opt|mnt|private|Users)/|\b[A-Z]:\\| at 0x[0-9a-f]{6,}"
 )
 MEASURED = re.compile(r"\b0\.\d\d")
-"""A figure of two decimals or more, which may change when the embedded model is trained again."""
+"""A number with two or more decimals, which may change when the embedded model is trained again."""
 
 each_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 
@@ -42,7 +42,7 @@ def code_cells(path: Path) -> list[Any]:
 
 
 def texts(outputs: list[Any]) -> list[str]:
-    """Everything that outputs say in words."""
+    """All text in the outputs of a cell."""
     said: list[str] = []
     for one in outputs:
         said.append(one.get("text", ""))
@@ -86,7 +86,7 @@ def test_every_figure_and_view_is_there(path: Path):
             kinds = {kind for one in cell.outputs for kind in one.get("data", {})}
             assert kinds & {"image/png", "text/html"}, cell.source
             drawn += 1
-    # The last one has objects to show, and no pictures.
+    # Notebook 05 shows objects and no figures.
     assert drawn >= (0 if path.stem.startswith("05") else 1)
 
 

@@ -1,4 +1,4 @@
-"""Ablations: what takes the place of a head's output, and attention that cannot reach a span."""
+"""Ablations: replacement of head outputs, and attention that cannot reach a span."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def test_rows_that_would_see_nothing_stay_as_they_are(model: FocusModel, masked:
     before = scores(6, 6, masked=masked)
     after = hook(before, None)
     assert after is not None
-    # Rows 0 to 2 see keys of the span alone.
+    # Rows 0 to 2 see only keys of the span.
     assert torch.equal(after[:, :, :3], before[:, :, :3])
     for row in (3, 4, 5):
         assert (after[0, 2, row, :3] == NONE).all()
@@ -139,7 +139,7 @@ def test_rows_that_would_see_nothing_stay_as_they_are(model: FocusModel, masked:
 
 
 def test_rows_before_the_response_are_left_to_the_model(model: FocusModel) -> None:
-    # A chunk of the prompt that ends before its last token: whoever cuts prompts into chunks says where a chunk starts.
+    # The chunk ends before the prompt's last token. A caller that runs a prompt in chunks passes each chunk's start.
     ((_, hook),) = HeadAblation([(1, 2)], "knockout", span="relevant").hooks(model, PROMPT, cursor=Cursor(2))
     assert hook(scores(3, 5), None) is None
 
@@ -187,7 +187,7 @@ def test_means_are_over_every_token_of_every_prompt(
 
 
 def test_means_of_nothing_are_refused(model: FocusModel) -> None:
-    with pytest.raises(ValueError, match="no prompts to take a mean over"):
+    with pytest.raises(ValueError, match="prompts is empty"):
         mean_head_outputs(model, [], HEADS)
     with pytest.raises(ValueError, match="does not exist"):
         mean_head_outputs(model, ["text"], [(0, 4)])
@@ -221,7 +221,7 @@ def test_what_hooks_need_and_refuse(model: FocusModel) -> None:
         HeadAblation(HEADS, "knockout", span="relevant").hooks(model)
     with pytest.raises(ValueError, match="this ablation needs the prompt"):
         HeadAblation(HEADS, positions="response").hooks(model)
-    with pytest.raises(KeyError, match="no part 'gold'"):
+    with pytest.raises(KeyError, match="no span 'gold'"):
         HeadAblation(HEADS, "knockout", span="gold").hooks(model, PROMPT)
     with pytest.raises(ValueError, match=r"head \(0, 4\) does not exist"):
         HeadAblation([(0, 4)]).hooks(model)
@@ -243,7 +243,7 @@ def test_it_describes_itself_as_json() -> None:
 
 
 def test_different_means_are_described_differently() -> None:
-    # Result files compare descriptions to decide whether a run may be continued.
+    # A run may resume only if the descriptions in its result file match.
     one, other = (HeadAblation(HEADS, "mean", mean=mean).describe() for mean in (MEAN, -MEAN))
     json.dumps([one, other])
     assert one != other

@@ -1,4 +1,4 @@
-"""Focus directions on disk: what is saved comes back bit for bit, and what does not fit is refused."""
+"""Focus directions on disk: a saved file loads bit for bit, and inconsistent files raise errors."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_heads_of_any_library_are_saved_as_numbers(tmp_path: Path) -> None:
         FocusDirections(cast("Any", [(0.5, 1), (0, 1), (1, 0)]), torch.zeros(3, 16))
 
 
-# --- loading what does not fit ---
+# --- inconsistent files ---
 
 
 def test_a_directory_that_lacks_a_file_is_refused(tmp_path: Path) -> None:
@@ -168,7 +168,7 @@ def test_vectors_of_other_heads_are_refused(tmp_path: Path) -> None:
 
 
 def test_vectors_and_json_of_two_savings_are_refused(tmp_path: Path) -> None:
-    # What a kill between writing the two files leaves, where other directions were saved before.
+    # State after a kill between the two files, in a directory that had other directions.
     directions().save(tmp_path / "old")
     made = FocusDirections(HEADS[::-1], torch.ones(3, 16), torch.ones(3, 16), "projection")
     made.save(tmp_path / "new")
@@ -249,7 +249,7 @@ def test_a_model_of_another_shape_is_refused(load_model: Any) -> None:
         directions(shape={"n_heads": 4, "n_layers": 5}).require_shape(model.shape)
 
 
-# --- the published files ---
+# --- the authors' published files ---
 
 
 def publish(directory: Path, layers: dict[str, torch.Tensor]) -> Path:
@@ -260,7 +260,10 @@ def publish(directory: Path, layers: dict[str, torch.Tensor]) -> Path:
 
 
 def layer_files(n_layers: int, n_heads: int = 2, d_head: int = 4) -> dict[str, torch.Tensor]:
-    """A file a layer, every number telling where it belongs: 100 layer + 10 head + dimension (keys: negative)."""
+    """One file per layer.
+
+    A number is 100 layer + 10 head + dimension, so that it shows its place. Keys are negative.
+    """
     numbers = torch.arange(n_heads)[:, None] * 10.0 + torch.arange(d_head)
     return {
         f"{kind}_directions_{layer}": sign * (100 * layer + numbers)
@@ -270,7 +273,7 @@ def layer_files(n_layers: int, n_heads: int = 2, d_head: int = 4) -> dict[str, t
 
 
 def test_published_files_are_read_in_the_order_of_layers_and_heads(tmp_path: Path) -> None:
-    # Eleven layers: by name, layer 10 would come before layer 2.
+    # With eleven layers, layer 10 would come before layer 2 in order of names.
     directory = publish(tmp_path / "some_model" / "direction_relevant", layer_files(11))
     (directory / "notes.pth").write_bytes(b"something else")
     made = FocusDirections.from_published(directory)
@@ -332,7 +335,7 @@ def test_the_authors_own_files() -> None:
     assert sorted(heads) == [(layer, head) for layer in range(28) for head in range(24)]
     best = made.select(heads[:8])
     assert best.key is not None
-    # Query vectors were trained; key vectors, whose gradient is zero at this site, are the noise they started from.
+    # Query vectors were trained. Key vectors are the initial noise, because their gradient is zero at this site.
     query_norms, key_norms = best.query.norm(dim=-1), best.key.norm(dim=-1)
     assert 19 < float(query_norms.min()) < float(query_norms.max()) < 26
     assert 0.1 < float(key_norms.min()) < float(key_norms.max()) < 0.6

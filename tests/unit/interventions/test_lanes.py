@@ -1,4 +1,4 @@
-"""Settings that run together in one batch give what each gives alone."""
+"""Settings that run together in one batch give the same results as each setting alone."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def settings(model: fl.FocusModel) -> list[list[fl.Intervention]]:
 
 
 def changing(model: fl.FocusModel) -> list[list[fl.Intervention]]:
-    """Settings that change the prompt: all from layer 1 on but the last."""
+    """Settings that change the prompt. All but the last leave layer 0 unchanged."""
     rotary, projection = (directions(model, site) for site in ("rotary", "projection"))
     upper = HEADS[1:]
     return [
@@ -51,7 +51,7 @@ def changing(model: fl.FocusModel) -> list[list[fl.Intervention]]:
 
 
 def rows(model: fl.FocusModel, prefix: Any, interventions: list[fl.Intervention], n: int) -> tuple[Any, torch.Tensor]:
-    """Responses, and the last layer's output at the rows that produce them, ``[batch row d_model]``."""
+    """Responses, and the last layer's output ``[batch row d_model]`` at the rows that generate them."""
     seen: list[torch.Tensor] = []
     name = f"blocks.{model.shape.n_layers - 1}.hook_resid_post"
     observer: Any = (name, lambda x, hook: seen.append(x[:, -1].clone()))
@@ -72,7 +72,7 @@ def test_every_lane_is_its_setting_alone(name, load_model, backend, samples):
         expected, alone = rows(model, held, interventions, 4)
         assert responses[lane :: len(lanes)] == expected
         torch.testing.assert_close(together[lane :: len(lanes)], alone, atol=2e-4, rtol=0)
-    # They do not all say the same.
+    # The lanes must differ to show anything.
     assert (together.std(dim=0) > 1e-3).any()
     assert len({tuple(one) for one in responses[: len(lanes)]}) > 3
 
@@ -134,7 +134,7 @@ def test_what_does_not_fit_is_refused(load_model, samples):
     lanes = Lanes([[], [fl.SplitSoftmax(HEADS, 0.2)]])
     with pytest.raises(ValueError, match="there are 2 settings, and the batch has 3 rows"):
         lanes.hooks(model, [samples[0].prompt()] * 3)
-    with pytest.raises(KeyError, match="no part 'nowhere'"):
+    with pytest.raises(KeyError, match="no span 'nowhere'"):
         Lanes([[fl.SplitSoftmax(HEADS, 0.2, span="nowhere")]]).hooks(model, samples[0].prompt())
     assert (lanes.heads, lanes.changes_prompt) == (tuple(HEADS), False)
     assert lanes.describe()["settings"] == [[], [fl.SplitSoftmax(HEADS, 0.2).describe()]]
@@ -142,7 +142,7 @@ def test_what_does_not_fit_is_refused(load_model, samples):
 
 @pytest.fixture(scope="module")
 def alone(load_model, backend, samples) -> list[tuple[fl.Setting, list[str]]]:
-    """Settings, and the responses to every sample under each by itself."""
+    """Settings, and the responses to every sample under each setting alone."""
     model = load_model("llama", backend)
     swept = [fl.Setting(str(i), tuple(chosen)) for i, chosen in enumerate([*settings(model), *changing(model)])]
     swept.insert(3, fl.Setting("gold", (fl.SplitSoftmax(HEADS, 3.0),), case="gold"))
@@ -168,7 +168,7 @@ def test_a_sweep_is_what_each_setting_gives_alone(budget, alone, load_model, bac
 
 
 class Louder:
-    """An intervention outside of the layers: the embedding, louder."""
+    """An intervention outside the layers, which doubles the embedding."""
 
     heads, changes_prompt = (), True
 
@@ -210,7 +210,7 @@ def test_lanes_of_a_whole_pass_act_where_their_settings_do(load_model, backend, 
     alone = [model.logits(prompts[0], one)[-1] for one in ([], steered)]
     torch.testing.assert_close(logits, torch.stack(alone), atol=1e-4, rtol=0)
     keys = model.prefill(prompts, [Lanes([[], steered])]).cache.layers[2].segments[0].keys
-    # Rows before the prompt's last token are nobody's.
+    # Rows before the prompt's last token are unchanged in every lane.
     torch.testing.assert_close(keys[0, :, :-1], keys[1, :, :-1], atol=1e-5, rtol=0)
 
 
@@ -239,7 +239,7 @@ def test_settings_run_together_only_as_far_as_their_keys_are_shared_or_fit(
     if not shared:
         monkeypatch.setattr(
             model.hooked.cfg, "use_attn_result", True
-        )  # TransformerLens attends: each copy has its keys
+        )  # with TransformerLens's attention, keys are copied per setting
     original = model.copies
     monkeypatch.setattr(model, "copies", lambda prefix, n: copies.append(n) or original(prefix, n))
     swept = [fl.Setting(str(tau), (fl.SplitSoftmax(HEADS, tau),)) for tau in (0.1, 0.2, 0.3, 0.4, 0.5)]

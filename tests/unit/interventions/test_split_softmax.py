@@ -1,4 +1,4 @@
-"""Split-softmax: the pure function against a loop of 50-digit decimals, and the hooks on hand-made patterns."""
+"""Split-softmax: the pure function against a loop with 50-digit decimals, and the hooks on synthetic patterns."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from focuslens import Cursor, EncodedPrompt, FocusModel, Intervention, PromptBat
 TAUS = (0.0, 0.1, 0.6, 1.0, 1.5, 1000.0)
 SPAN = (1, 3)
 
-# Mass on the span of each row: none, all, and everything between, extremes included. Keys 1 and 2 of 5 are the span.
+# Mass of each row on the span: zero, one, and values between, including extremes. The span is keys 1 and 2 of 5.
 MASSES = (0.0, 1.0, 0.5, 0.02, 0.9, 1e-30, 1e-6, 1 - 1e-6, 1 - 2**-40)
 SHARES_INSIDE, SHARES_OUTSIDE = (0.75, 0.25), (0.5, 0.25, 0.25)
 
 
 def rows_of_mass(*masses: float) -> torch.Tensor:
-    """Rows [row key] of 5 keys, in float64, whose keys 1 and 2 have the given mass."""
+    """Float64 rows [row key] of 5 keys. The mass on keys 1 and 2 is given."""
     rows: list[list[float]] = []
     for p in masses:
         inside, outside = [p * share for share in SHARES_INSIDE], [(1 - p) * share for share in SHARES_OUTSIDE]
@@ -34,7 +34,7 @@ def rows_of_mass(*masses: float) -> torch.Tensor:
 
 
 def by_hand(pattern: torch.Tensor, inside: torch.Tensor, tau: float) -> torch.Tensor:
-    """Equation 3, weight by weight, on rows scaled to sum to one exactly."""
+    """Equation 3 for each weight, on rows scaled to sum to exactly one."""
     result = torch.empty(pattern.shape, dtype=torch.float64)
     with localcontext() as context:
         context.prec = 50
@@ -56,7 +56,7 @@ def by_hand(pattern: torch.Tensor, inside: torch.Tensor, tau: float) -> torch.Te
 @pytest.mark.parametrize("tau", TAUS)
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
-    # float32 knows p to 6e-8, and p ** tau multiplies that by tau.
+    # float32 represents p with an error of 6e-8, which p ** tau multiplies by tau.
     [(torch.float64, lambda tau: 1e-15 * max(tau, 10)), (torch.float32, lambda tau: 1e-7 * max(tau, 2))],
 )
 def test_agrees_with_the_equation_written_out(
@@ -74,11 +74,11 @@ def test_agrees_with_the_equation_written_out(
 
 
 def test_a_case_worked_out_by_hand() -> None:
-    # p = 0.25 and tau = 0.5: p ** tau = 0.5, so the span is doubled and the rest shrinks by 0.5 / 0.75.
+    # For p = 0.25 and tau = 0.5, p ** tau is 0.5. The span is doubled, and the rest is multiplied by 0.5 / 0.75.
     row = torch.tensor([0.25, 0.15, 0.1, 0.3, 0.2])
     expected = torch.tensor([0.25 * 2 / 3, 0.3, 0.2, 0.2, 0.2 * 2 / 3])
     torch.testing.assert_close(split_softmax(row, (1, 3), 0.5), expected)
-    # tau = 2: p ** tau = 0.0625.
+    # For tau = 2, p ** tau is 0.0625.
     expected = torch.tensor([0.25 * 1.25, 0.15 / 4, 0.1 / 4, 0.3 * 1.25, 0.2 * 1.25])
     torch.testing.assert_close(split_softmax(row, (1, 3), 2.0), expected)
 
@@ -90,7 +90,7 @@ def test_rows_with_nothing_or_everything_on_the_span_stay_as_they_are(tau: float
 
 
 def test_no_attention_at_all_stays_none() -> None:
-    # Rows of padding tokens, which see no key: TransformerLens makes them zero.
+    # Rows of padding tokens see no key, and TransformerLens sets them to zero.
     assert torch.equal(split_softmax(torch.zeros(2, 5), SPAN, 0.3), torch.zeros(2, 5))
 
 
@@ -113,7 +113,7 @@ def test_identity_at_tau_one_is_exact_and_a_copy(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("tau", TAUS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_rows_still_sum_to_one(dtype: torch.dtype, tau: float) -> None:
-    # Rounded rows do not sum to one themselves, and 1 - p says little about what lies outside the span.
+    # Rounded rows do not sum to one, so 1 - p is not the mass outside the span.
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(4000, 40, generator=generator) * 2
     logits[:, 5:9] += torch.linspace(-10, 14, 4000)[:, None]
@@ -188,7 +188,7 @@ def test_gradients_are_those_of_finite_differences_and_finite_at_the_ends(tau: f
         values: list[float] = []
         for step in (-1e-6, 1e-6):
             moved = rows.detach().clone()
-            # Attention moves between keys: what one key gains, key 0 loses.
+            # Attention moves from key 0 to another key, so that the row's sum is constant.
             moved[0, key] += step
             moved[0, 0] -= step
             values.append(float((split_softmax(moved, (2, 5), tau) * weight).sum()))
@@ -233,7 +233,10 @@ def causal(batch: int, n_rows: int, n_keys: int) -> torch.Tensor:
 
 
 def expected_rows(pattern: torch.Tensor, columns: dict[int, set[int]], heads: set[int], first: int) -> torch.Tensor:
-    """The pattern with each chosen head's rows from ``first`` on edited by hand; columns of the span by sample."""
+    """The pattern with rows from ``first`` on edited by equation 3, in ``heads``.
+
+    ``columns`` maps a sample to its span.
+    """
     result = pattern.clone().double()
     n_keys = pattern.shape[-1]
     for sample, span in columns.items():
@@ -247,10 +250,10 @@ def expected_rows(pattern: torch.Tensor, columns: dict[int, set[int]], heads: se
 @pytest.mark.parametrize(
     ("n_rows", "n_keys", "first"),
     [
-        (6, 6, 5),  # the prompt alone: its last row
+        (6, 6, 5),  # prompt alone: its last row
         (9, 9, 5),  # prompt and response in one pass
-        (1, 9, 0),  # one row of a response, over a cache
-        (3, 7, 1),  # the end of the prompt and the first response token, over a cache
+        (1, 9, 0),  # one response row, with a cache
+        (3, 7, 1),  # end of the prompt and first response token, with a cache
         (3, 1006, 0),
     ],
 )
@@ -271,7 +274,7 @@ def test_only_chosen_heads_change_and_only_on_response_rows(
 
 
 def test_rows_of_the_prompt_alone_are_left_to_the_model(model: FocusModel) -> None:
-    # A chunk of the prompt that ends before its last token: whoever cuts prompts into chunks says where a chunk starts.
+    # The chunk ends before the prompt's last token. A caller that runs a prompt in chunks passes each chunk's start.
     ((_, hook),) = SplitSoftmax([(1, 0)], 0.3).hooks(model, PROMPT, cursor=Cursor(2))
     assert hook(causal(1, 3, 5), None) is None
 
@@ -281,7 +284,7 @@ def test_spans_move_with_the_padding_of_a_batch(model: FocusModel) -> None:
     pattern = causal(2, 2, 8)
     result = hook(pattern, None)
     assert result is not None
-    # SHORT has two tokens of padding before it: its tokens 0 and 2 are columns 2 and 4.
+    # SHORT is left-padded by two tokens, so its tokens 0 and 2 are columns 2 and 4.
     expected = expected_rows(pattern, {0: {1, 2}, 1: {2, 4}}, {2}, 0)
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=1e-6)
 
@@ -317,7 +320,7 @@ def test_what_hooks_need_and_refuse(model: FocusModel) -> None:
         SplitSoftmax([(3, 0)], 0.3).hooks(model, PROMPT)
     with pytest.raises(ValueError, match="more than once"):
         SplitSoftmax([(0, 0), (0, 0)], 0.3).hooks(model, PROMPT)
-    with pytest.raises(KeyError, match="no part 'gold'"):
+    with pytest.raises(KeyError, match="no span 'gold'"):
         SplitSoftmax([(0, 0)], 0.3, "gold").hooks(model, PROMPT)
     with pytest.raises(ValueError, match="does not lie in a prompt of 6 tokens"):
         SplitSoftmax([(0, 0)], 0.3, (2, 7)).hooks(model, PROMPT)
@@ -347,7 +350,7 @@ def test_heads_of_numpy_are_heads() -> None:
 
 
 def test_a_cache_of_the_windows_keys_alone_is_refused_on_a_bridge(load_model, backend):
-    """TransformerLens's own cache drops keys outside the window under a bridge; HookedTransformer keeps them all."""
+    """A bridge's cache drops keys outside the window, so the hook raises an error. HookedTransformer keeps all keys."""
     model = load_model("mistral_window", backend)
     window = model.backend.window(0)
     ((_, hook),) = SplitSoftmax([(0, 1)], tau=0.5, span=(0, 1)).hooks(model, model.encode("a b"))

@@ -1,4 +1,4 @@
-"""Focus steering: what its hooks add, to which heads and rows, fed with hand-made tensors."""
+"""Focus steering: the vectors that hooks add, and the heads and rows that they change, on synthetic tensors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from focuslens import Cursor, EncodedPrompt, FocusDirections, FocusModel, FocusSteering, Intervention, PromptBatch
 
-HEADS = [(2, 3), (0, 1), (2, 0), (2, 2)]  # of 3 layers with 4 query and 2 key-value heads
+HEADS = [(2, 3), (0, 1), (2, 0), (2, 2)]  # heads of 3 layers with 4 query heads and 2 key-value heads
 QUERY = torch.arange(4)[:, None] + torch.arange(16) / 16.0 + 1
 KEY = -QUERY
 PROMPT = EncodedPrompt(torch.arange(6), {})
@@ -32,7 +32,7 @@ def activation(n_rows: int, n_heads: int = 4, batch: int = 1) -> torch.Tensor:
 
 
 def changes(hook: Any, before: torch.Tensor) -> torch.Tensor:
-    """What a hook adds; the tensor it was given must stay as it is."""
+    """Tensor that a hook adds to its input. The hook must not modify the input."""
     copy = before.clone()
     after = hook(before, None)
     assert torch.equal(before, copy)
@@ -57,7 +57,7 @@ def test_at_the_projection_site_keys_are_steered_too(model: FocusModel) -> None:
     assert list(hooks) == [f"blocks.{layer}.attn.{point}" for point in ("hook_q", "hook_k") for layer in (0, 2)]
     queries = changes(hooks["blocks.2.attn.hook_q"], activation(5))
     torch.testing.assert_close(queries[0, 4, 2], -0.5 * QUERY[3], rtol=0, atol=1e-5)
-    # Head 0 reads key-value head 0; heads 2 and 3 share key-value head 1, which gets the mean of their vectors.
+    # Head 0 uses key-value head 0. Heads 2 and 3 share key-value head 1, whose vector is the mean of theirs.
     keys = changes(hooks["blocks.2.attn.hook_k"], activation(5, n_heads=2))
     expected = torch.stack([-0.5 * KEY[2], -0.5 * (KEY[0] + KEY[3]) / 2])
     torch.testing.assert_close(keys, expected.expand(1, 5, 2, 16), rtol=0, atol=1e-5)
@@ -84,12 +84,12 @@ def test_some_heads_are_steered_in_the_order_given(model: FocusModel) -> None:
 @pytest.mark.parametrize(
     ("start", "n_rows", "first"),
     [
-        (None, 6, 5),  # the whole prompt: its last row
+        (None, 6, 5),  # whole prompt: its last row
         (None, 9, 5),
-        (None, 1, 0),  # a row of the response, over a cache
+        (None, 1, 0),  # one response row, with a cache
         (0, 6, 5),
-        (3, 3, 2),  # the end of a prompt that is run in chunks
-        (0, 4, 4),  # its beginning: nothing
+        (3, 3, 2),  # end of a prompt that is run in chunks
+        (0, 4, 4),  # beginning of this prompt: no row
         (6, 2, 0),
     ],
 )
@@ -176,7 +176,10 @@ def test_it_describes_itself_as_json() -> None:
 
 @pytest.mark.parametrize("site", ["rotary", "projection"])
 def test_the_model_attends_otherwise_on_steered_heads_alone(load_model: Any, backend: str, site: Any) -> None:
-    """At the rotary site a query vector along a key's own direction moves attention to that key."""
+    """Steering changes the pattern of steered heads only.
+
+    At the rotary site, a query vector in the direction of a key increases attention to that key.
+    """
     model: FocusModel = load_model("llama", backend)
     tokens = torch.arange(5, 25)
     point = "hook_rot_k" if site == "rotary" else "hook_k"

@@ -1,4 +1,4 @@
-"""The attention engine's tensor functions, against attention written out."""
+"""Tensor functions of the attention engine against a direct computation of attention."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def random(*shape):
 
 
 def written_out(q, k, v, visible, scale):
-    """``softmax(q k^T * scale) v``, head by head; ``q [batch row head d]``, ``k`` and ``v`` one a query head."""
+    """The output ``softmax(q k^T * scale) v``, with ``q [batch row head d]`` and one ``k`` and ``v`` per query head."""
     logits = torch.einsum("brhd,bkhd->bhrk", q, k) * scale
     return torch.einsum("bhrk,bkhd->brhd", logits.masked_fill(~visible, -torch.inf).softmax(-1), v)
 
@@ -117,7 +117,7 @@ def test_a_cache_that_grows_leaves_the_one_it_came_from_alone():
         other.append(random(1, 1, 2, 4), random(1, 1, 2, 4))
     assert one.segments == before
     assert (one.columns, other.columns) == (300, 303)
-    # A long segment is not copied to make room for a token.
+    # A long segment is not copied to append a token.
     assert [part.columns for part in other.segments] == [300, 3]
 
 

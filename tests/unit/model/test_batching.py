@@ -1,4 +1,4 @@
-"""Batches of similar length within a budget that halves itself when memory runs out."""
+"""Batches of similar length within a token budget that is halved when memory runs out."""
 
 from __future__ import annotations
 

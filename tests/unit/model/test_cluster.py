@@ -1,4 +1,4 @@
-"""The parts of a Ray pool that need no Ray: how machines are shared out, and calls that are sent to a worker."""
+"""Parts of a Ray pool that do not need Ray: the division of machines among workers, and calls sent to a worker."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_without_ray_an_error_says_what_to_install(capsys: pytest.CaptureFixture
 def test_options_of_the_cluster_need_a_cluster(capsys: pytest.CaptureFixture[str]) -> None:
     for option in ("--ray-workers", "--ray-gpus-per-worker", "--ray-threads"):
         assert main(["heads", "--model", "no/such/directory", option, "2"]) == 1
-        assert f"{option} 2 is an option of --ray" in capsys.readouterr().err
+        assert f"{option} 2 needs --ray" in capsys.readouterr().err
 
 
 def test_a_worker_opens_the_model_in_any_directory_and_on_no_gpu_but_its_own(
@@ -111,11 +111,11 @@ def test_a_worker_opens_the_model_in_any_directory_and_on_no_gpu_but_its_own(
     assert ray_pool._loader(fl.FocusModel.demo, on_cpu, {"device": "cpu"})().name == "demo"
 
 
-# --- work that is sent ---
+# --- calls sent to a worker ---
 
 
 class Sent:
-    """An executor whose worker is in this process; functions, arguments and results are packed and unpacked."""
+    """An executor with its worker in this process. Functions, arguments and results are pickled and unpickled."""
 
     def __init__(self, model: fl.FocusModel) -> None:
         self.name, self.description, self.shape = model.name, model.description, model.shape
@@ -162,7 +162,7 @@ def test_tables_that_depend_on_the_length_cannot_be_recorded(
 
 
 def picky(model: Any, items: list[int], budget: int) -> tuple[list[int], int]:
-    """Run a batch as if memory held 28 tokens."""
+    """Return the batch, or raise an out-of-memory error if it has more than 28 tokens."""
     if sum(items) > 28:
         raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
     return items, budget
@@ -191,7 +191,7 @@ def test_running_out_of_memory_on_a_worker_makes_the_same_batches_as_in_this_pro
 
 
 class TwoArguments(ValueError):
-    """An error that cannot be unpickled."""
+    """An exception that cannot be unpickled."""
 
     def __init__(self, one: int, two: int) -> None:
         super().__init__(f"{one} and {two}")

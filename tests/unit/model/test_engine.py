@@ -1,4 +1,4 @@
-"""The engine: plain TransformerLens's numbers and hooks, without its patterns, and in full where somebody looks."""
+"""The attention engine gives the numbers and hooks of plain TransformerLens, and computes patterns only when hooked."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import focuslens as fl
 from focuslens.hooks import row_wise
 from focuslens.model import attention
 
-# Another order of summation in float32: a few units in the last place of logits of size 10.
+# Covers a different order of summation in float32: a few units in the last place for logits of about 10.
 TOLERANCE = 1e-4
 MODELS = ("llama", "qwen2", "qwen3", "mistral_window")
 
 
 @pytest.fixture
 def kernel(monkeypatch):
-    """Shapes of the queries that went through the fused kernel."""
+    """Shapes of the queries in calls of the fused kernel."""
     calls = []
     original = nn.functional.scaled_dot_product_attention
 
@@ -36,7 +36,7 @@ def test_logits_are_those_of_plain_transformer_lens(name, load_model, backend, s
     plain = model.hooked(tokens)
     assert kernel == []
     fused = model.logits(tokens)
-    # A sliding window goes through in pieces, none longer than the window.
+    # A model with a sliding window calls the kernel in pieces that are no longer than the window.
     longest = model.backend.window(0) or tokens.shape[1]
     assert len(kernel) >= model.shape.n_layers
     assert all(shape[2] <= longest for shape in kernel)
@@ -85,7 +85,7 @@ def test_every_hook_fires_with_the_same_value(name, load_model, backend, samples
     ):
         model.logits(tokens)
     for one in names:
-        # Where nothing is visible the bridge holds the most negative number, the engine minus infinity.
+        # At masked positions, the bridge has the most negative number and the engine has minus infinity.
         expected = plain[one].where(plain[one] > -1e30, -torch.inf)
         torch.testing.assert_close(fused[one], expected, atol=TOLERANCE, rtol=0)
 
@@ -148,7 +148,7 @@ def test_hooks_that_can_do_with_some_rows_get_blocks_of_them(name, point, load_m
     with model.hooked.hooks(fwd_hooks=[(f"blocks.1.attn.{point}", note_and_halve)]):
         torch.testing.assert_close(model.logits(tokens), plain, atol=TOLERANCE, rtol=0)
     assert seen == [(1, n_heads, min(7, length - s), min(s + 7, length)) for s in range(0, length, 7)]
-    # One hook that needs all rows, and all rows it is.
+    # If one hook needs all rows, every hook receives all rows.
     seen.clear()
     with model.hooked.hooks(
         fwd_hooks=[(f"blocks.1.attn.{point}", hook) for hook in (note_and_halve, lambda t, hook: t)]
@@ -216,7 +216,7 @@ def test_what_is_not_plain_attention_is_left_to_transformer_lens(
 
 
 def passes(model, monkeypatch):
-    """Rows of every forward pass."""
+    """Number of rows of every forward pass."""
     rows = []
 
     def count(original):
@@ -255,7 +255,7 @@ def test_observing_a_layer_runs_no_later_one(point, load_model, backend, samples
     model, layer, seen = load_model("llama", backend), 1, []
     tokens = model.encode(samples[0].prompt()).tokens
     name = f"blocks.{layer}.{point}"
-    model.points.require_firing([name])  # tries the point out on passes of its own
+    model.points.require_firing([name])  # checks the hook point with extra passes
     kernel.clear()
     model.observe(tokens, [(name, lambda x, hook: seen.append(x.clone()))])
     assert len(kernel) == layer + (point not in EARLY and "pattern" not in point)
@@ -285,19 +285,19 @@ def test_scores_come_out_of_the_generation_that_is_done_anyway(load_model, backe
     fl.contextual_scores(model, samples[:1], max_new_tokens=1)
     rows = passes(model, monkeypatch)
     fl.contextual_scores(model, samples[:1], max_new_tokens=3)
-    # The last prompt token's row, then a row a token of the response.
+    # The first row after the prefill is that of the last prompt token, followed by one row per response token.
     assert rows == [len(model.encode(samples[0].prompt()).tokens) - 1, 1, 1, 1, 1]
 
 
 UNASKED = (
-    *("hook_pattern", "hook_attn_scores"),  # fire where somebody looks, which is a test of its own
-    *("hook_mlp_in", "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_result"),  # are off
+    *("hook_pattern", "hook_attn_scores"),  # fire only when hooked, see above
+    *("hook_mlp_in", "hook_attn_in", "hook_q_input", "hook_k_input", "hook_v_input", "hook_result"),  # off by default
 )
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_exactly_the_hook_points_of_plain_transformer_lens_fire(name, load_model, backend, samples):
-    """Each as often and with the same shape, wherever it is in the model."""
+    """Each hook point fires as often and with the same shapes as in plain TransformerLens."""
     model = load_model(name, backend)
     tokens = model.to_tokens(samples[0].prompt())
 

@@ -1,4 +1,7 @@
-"""Weights of a HookedTransformer lie in memory as they are used: same numbers, and no copies of them in a pass."""
+"""Weights of a HookedTransformer are stored in the layout that a pass uses.
+
+The results are bit-identical, and a pass copies no weights.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +20,7 @@ NAMES = ("llama", "qwen2", "qwen3", "mistral_window")
 
 
 class Copies(TorchDispatchMode):
-    """Sizes of the tensors that are copied inside."""
+    """Sizes of the tensors copied within this mode."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,7 +33,7 @@ class Copies(TorchDispatchMode):
 
 
 def plain(model: FocusModel) -> HookedTransformer:
-    """A copy of a model as TransformerLens makes it: its weights contiguous in their own shape."""
+    """A copy of a model in TransformerLens's layout, where each weight is contiguous in its own shape."""
     with torch.no_grad():
         copy = HookedTransformer(model.hooked.cfg)
         copy.load_state_dict(model.hooked.state_dict())
@@ -50,7 +53,7 @@ def test_the_same_bits_come_out(name, dtype, load_model):
 
 
 def largest_copy(backend: HookedBackend) -> int:
-    """Of what a token after a prompt copies."""
+    """Size of the largest tensor copied when one token is decoded after a prompt."""
     cache, mask = backend.new_cache(1), torch.ones(1, 9, dtype=torch.long)
     backend.forward(torch.arange(5, 13)[None], mask[:, :8], cache, last_only=True)
     with Copies() as copies, torch.no_grad():
@@ -66,7 +69,7 @@ def test_a_decoded_token_copies_no_weights(name, load_model):
     smallest = min(weight.numel() for name, weight in named if name.split(".")[-1].lstrip("_").startswith("W_"))
     assert largest_copy(backend) < smallest
     for block in hooked.blocks:
-        block.mlp.W_in.data = block.mlp.W_in.data.contiguous()  # as TransformerLens has them
+        block.mlp.W_in.data = block.mlp.W_in.data.contiguous()  # layout of TransformerLens
     assert largest_copy(backend) >= smallest
 
 

@@ -1,4 +1,4 @@
-"""Checkpoints opened as TransformerLens models: nothing processed, nothing capped, nothing guessed."""
+"""Checkpoints loaded as TransformerLens models: no weight processing, no caps, and no guesses."""
 
 from __future__ import annotations
 
@@ -210,7 +210,7 @@ def test_a_parameter_without_a_place_is_refused() -> None:
         hooked_state_dict({**state, "model.layers.0.self_attn.sinks": torch.zeros(4)}, cfg)
     with pytest.raises(ValueError, match=r"gate_proj.bias': a bias on the MLP's gate has no place"):
         hooked_state_dict(state_of(llama(mlp_bias=True)), cfg)
-    frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(2)}  # old checkpoints have it
+    frequencies = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(2)}  # part of old checkpoints
     assert hooked_state_dict({**state, **frequencies}, cfg).keys() == hooked_state_dict(state, cfg).keys()
 
 
@@ -302,11 +302,11 @@ def test_a_slow_tokenizer_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_tokenizer_that_was_told_to_prepend_is_replaced_by_the_original(checkpoint: Any) -> None:
     own: Any = load_tokenizer(str(checkpoint("qwen2")))
-    # What does not differ is kept; so is what cannot be opened again.
+    # A tokenizer that equals its original is kept, and so is a tokenizer whose original cannot be loaded.
     assert original_tokenizer(own) is own
     assert original_tokenizer(None) is None
     told: Any = load_tokenizer(str(checkpoint("llama")))
-    told.name_or_path = str(checkpoint("qwen2"))  # the same words, but each text begins with <s>
+    told.name_or_path = str(checkpoint("qwen2"))  # same vocabulary, but texts begin with <s>
     assert told("x")["input_ids"] != own("x")["input_ids"]
     replaced = original_tokenizer(told)
     assert replaced is not told
@@ -354,7 +354,10 @@ def test_the_loader_is_what_was_asked_for_or_fits(
 
 
 def generated(model: FocusModel) -> Any:
-    """What a model answers, steered in its last layer, so that a part of it is run anew; and what it scores."""
+    """Responses, scores and trained directions of a model, to compare devices.
+
+    The settings steer only the last layer, so the sweep reruns only part of the model.
+    """
     samples, heads = multidoc_samples(), [(2, 1)]
     steering = FocusSteering(FocusDirections(heads, torch.ones(1, model.shape.d_head)), 2.0)
     settings = [Setting("baseline"), *(Setting(name, (steering,)) for name in "abcd")]
@@ -370,13 +373,16 @@ def test_a_device_map_changes_where_a_model_is_and_nothing_else(
 ) -> None:
     mapped = FocusModel.from_pretrained(str(checkpoint("llama")), device_map=device_map)
     assert type(mapped.hooked).__name__ == "TransformerBridge"
-    if mapped.description["device"] == "cpu":  # where there is a GPU, "auto" uses it
+    if mapped.description["device"] == "cpu":  # with a GPU, "auto" uses the GPU
         assert mapped.description == load_model("llama").description
         assert generated(mapped) == generated(load_model("llama"))
 
 
 def test_a_model_that_accelerate_moves_piece_by_piece_gives_the_same(checkpoint: Any, load_model: Any) -> None:
-    """Every module's weights come to its device when it is run: what ``device_map`` does where several are there."""
+    """Results are unchanged if accelerate moves the weights of each module to its device when the module runs.
+
+    A ``device_map`` over several devices does the same.
+    """
     from accelerate import dispatch_model
     from transformer_lens.model_bridge import TransformerBridge
 

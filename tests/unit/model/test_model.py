@@ -1,4 +1,4 @@
-"""FocusModel: what is generated, where it stops, and that nothing is left behind."""
+"""FocusModel: generated responses, their end, and an unchanged model."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def without_stops(model: FocusModel) -> FocusModel:
 def greedy(
     model: FocusModel, prompt: EncodedPrompt, steps: int, interventions: list[Intervention] | None = None
 ) -> list[int]:
-    """The response token by token, each from a whole pass without a cache."""
+    """Greedy response tokens, each from a full pass without a cache."""
     tokens = prompt.tokens
     for _ in range(steps):
         logits = model.logits(tokens, interventions or [], prompt=prompt)
@@ -73,7 +73,7 @@ def test_generation_ends_before_a_stop_token(model: FocusModel) -> None:
         response = stopped.generate(prompt_of(20), max_new_tokens=7)
         assert response.tokens.tolist() == expected[:first]
         assert response.finished is True
-    # One token fewer, and it has not ended yet.
+    # With a limit of six tokens, the seventh token, which stops the response, is not generated.
     stopped = FocusModel(model.hooked, model.tokenizer, stop_tokens=(expected[6],))
     if expected.index(expected[6]) == 6:
         assert stopped.generate(prompt_of(20), max_new_tokens=6).finished is False
@@ -82,7 +82,7 @@ def test_generation_ends_before_a_stop_token(model: FocusModel) -> None:
 def test_each_prompt_of_a_batch_ends_for_itself(model: FocusModel) -> None:
     prompts = [prompt_of(20), prompt_of(9, start=60), prompt_of(14, start=200)]
     alone = [greedy(model, prompt, 8) for prompt in prompts]
-    # A stop token that only the first response holds, and that is not its first token.
+    # The stop token is only in the first response, but not at its beginning.
     stop = next(token for token in alone[0][1:] if token != alone[0][0] and token not in alone[1] + alone[2])
     stopped = FocusModel(model.hooked, model.tokenizer, stop_tokens=(stop,))
     responses = stopped.generate(prompts, max_new_tokens=8)
@@ -201,7 +201,7 @@ def test_interventions_compose_in_order(model: FocusModel) -> None:
     torch.testing.assert_close(all_three, by_hand.detach(), rtol=1e-4, atol=1e-4)
     for fewer in ([steered, split], [steered, ablation], [split, ablation]):
         assert not torch.allclose(model.logits(prompt, fewer), all_three, atol=1e-3)
-    # On the same hook point the later one has the last word.
+    # Of two interventions on the same hook point, the later one determines the value.
     means = HeadAblation([(1, 3)], "mean", mean=torch.ones(1, 16))
     assert torch.equal(model.logits(prompt, [means, ablation]), model.logits(prompt, [ablation]))
     assert torch.equal(model.logits(prompt, [ablation, means]), model.logits(prompt, [means]))
@@ -236,7 +236,7 @@ def test_the_users_own_hooks_stay_where_they_are(model: FocusModel) -> None:
 
 @pytest.mark.parametrize("site", ["rotary", "projection"])
 def test_padding_moves_no_position(model: FocusModel, site: Any) -> None:
-    # A direction at the rotary site favours absolute positions: padding must not count.
+    # A rotary-site direction depends on absolute positions, so padding must not shift them.
     query = 3 * torch.randn(4, 16, generator=torch.Generator().manual_seed(3))
     steered = [FocusSteering(FocusDirections(HEADS, query, query, site), 1.0)]
     long, short, more = prompt_of(40), prompt_of(10, start=60), torch.tensor([[7, 8], [7, 8]])
@@ -294,7 +294,7 @@ def test_logits_know_where_the_response_begins(model: FocusModel) -> None:
     for row in (19, 20, 21):
         assert not torch.allclose(with_response[row], plain[row], atol=1e-2)
     assert torch.equal(model.logits(EncodedPrompt(tokens, {}), [split], prompt=prompt), with_response)
-    # By default all of the tokens are the prompt: only its last row produces a response.
+    # By default, all tokens are the prompt, so only the last row produces a response.
     whole = EncodedPrompt(tokens, prompt.spans)
     last_only = model.logits(whole, [split])
     torch.testing.assert_close(last_only[:21], plain[:21], rtol=0, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Prefixes: what may follow them, and what must not happen while they are run."""
+"""Prefixes: permitted continuations, and calls that are not allowed while a prefix runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An intervention that an architecture would ignore is refused, through FocusLens and through plain hooks."""
+"""An intervention that an architecture would ignore raises an error, in FocusLens and in plain hooks."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ QUERY = torch.ones(1, 8)
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory):
-    """Bridges over architectures whose attention TransformerLens does not compute itself, or not everywhere."""
+    """Bridges of architectures whose attention is partly or entirely computed outside TransformerLens."""
 
     def load(name: str) -> fl.FocusModel:
         directory = build_checkpoint("llama", tmp_path_factory.mktemp(name))
@@ -68,10 +68,10 @@ def test_whatever_is_not_refused_acts(name, other):
             assert _moves(model, intervention) > 1e-4, kind
         except ValueError:
             refused.add(kind)
-            # Plain hooks are refused as well: nobody would notice there.
-            with pytest.raises(ValueError, match=r"would do nothing|never fires|would be ignored"):
+            # Plain hooks raise an error too. Otherwise a user would not notice that they have no effect.
+            with pytest.raises(ValueError, match=r"would have no effect|never fires|would be ignored"):
                 intervention.hooks(model, PROMPT)
-    # Phi-3 and GPT-NeoX rotate inside Hugging Face's code, OPT has no rotary embedding.
+    # Phi-3 and GPT-NeoX rotate inside Hugging Face's code, and OPT has no rotary embedding.
     assert "rotary" in refused
     assert len(refused) < len(interventions)
 
@@ -92,7 +92,10 @@ def test_the_probe_leaves_no_hook_and_no_random_state(load_model, backend):
 
 
 def test_hooks_made_inside_a_users_own_hooks_are_possible(load_model, backend, samples):
-    """The probe is a pass of four tokens, on which hooks for a longer prompt would refuse to act."""
+    """Hooks can be created inside a ``hooks()`` context.
+
+    The probe runs a pass of four tokens, on which the outer hooks for a longer prompt would raise an error.
+    """
     loaded = load_model("llama", backend)
     model, prompt = fl.FocusModel(loaded.hooked, loaded.tokenizer), samples[0].prompt()
     one, other_one = fl.SplitSoftmax([(1, 1)], 0.1), fl.HeadAblation([(2, 0)])
@@ -104,7 +107,7 @@ def test_hooks_made_inside_a_users_own_hooks_are_possible(load_model, backend, s
 
 
 def test_the_probe_is_none_of_a_users_hooks_business(load_model, backend, samples):
-    """A user's hooks see their own passes only, and come back as they were."""
+    """A user's hooks do not see the passes of the probe, and are unchanged afterwards."""
     loaded, prompt = load_model("llama", backend), samples[0].prompt()
     tokens, seen = loaded.to_tokens(prompt), []
     user = [("blocks.1.attn.hook_z", lambda z, hook: seen.append(z.shape[1]))]

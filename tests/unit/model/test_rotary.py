@@ -1,4 +1,4 @@
-"""Rotary embedding against complex numbers, and the tables that the backends give."""
+"""Rotary embedding against complex numbers, and the backends' rotary tables."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BASE = 10_000.0
 
 
 def tables(n_pos: int, rotary_dim: int, *, adjacent_pairs: bool = False) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines [pos rotary] in float64, of the angles ``position * base ** (-2 pair / rotary_dim)``."""
+    """Cosines and sines [pos rotary] in float64 of the angles ``position * base ** (-2 pair / rotary_dim)``."""
     pairs = rotary_dim // 2
     angles = torch.tensor(
         [[pos * BASE ** (-2 * pair / rotary_dim) for pair in range(pairs)] for pos in range(n_pos)],
@@ -87,7 +87,7 @@ def test_it_is_the_step_between_the_two_sites_of_the_model(name: str, backend: s
     torch.testing.assert_close(rotary.query(q, positions), rot_q, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(rotary.key(k, positions), rot_k, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(q, rot_q, atol=0.1)
-    # Rows of a response alone stand at their own positions.
+    # Rows of a response alone are rotated by their positions in the whole sequence.
     torch.testing.assert_close(rotary.query(q[150:], positions[150:]), rot_q[150:], rtol=1e-4, atol=1e-4)
 
 
@@ -104,7 +104,7 @@ def test_a_model_without_rotary_embedding_has_no_rotary_site() -> None:
 
 
 def bridge_of(model: Any, attention: Any) -> BridgeBackend:
-    """A backend over just those attributes that are read."""
+    """A backend with only the attributes that the tests read."""
     backend = BridgeBackend.__new__(BridgeBackend)
     block = SimpleNamespace(attn=SimpleNamespace(original_component=attention))
     backend.hooked = SimpleNamespace(original_model=model, blocks=[block])

@@ -1,4 +1,4 @@
-"""A pool's answer to results out of order and to lost workers, on a stand-in for Ray in this process."""
+"""A pool with results out of order and lost workers, on a stand-in for Ray in this process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from focuslens.model.batching import map_batches
 from focuslens.model.cluster import ray_pool, worker_pool
 from focuslens.studies.paper import retrieval
 
-pytest.importorskip("ray")  # whose pickles the workers use
+pytest.importorskip("ray")  # The workers use Ray's pickle module.
 
 
 class Lost(Exception):
@@ -29,7 +29,7 @@ class TaskFailed(Lost):
 
 
 class Death(BaseException):
-    """Ends the worker that runs what raises it."""
+    """Exception that kills the worker that raises it."""
 
 
 def never(number: int) -> bool:
@@ -37,7 +37,7 @@ def never(number: int) -> bool:
 
 
 class Reference:
-    """A stand-in for Ray's ``ObjectRef``; its task runs when the pool waits for it."""
+    """A stand-in for Ray's ``ObjectRef``. Its task runs when the pool waits for it."""
 
     def __init__(self, run: Callable[[], Any] | None = None) -> None:
         self.run, self.done, self.lost = run, False, False
@@ -53,14 +53,14 @@ class Reference:
 
 
 class FakeRay:
-    """The part of Ray that a pool uses, on one machine; tasks run in a random order.
+    """A stand-in for the part of Ray that a pool uses, on one machine. Tasks run in a random order.
 
     Args:
-        cpus: CPUs of the machine.
-        runs: True for the numbers of the calls that are lost with their worker; calls count in the order they run.
-        starts: True for the numbers of the starts that are lost.
-        results: True for the numbers of the results that are lost after their call has ended.
-        broken: True for the numbers of the calls that Ray cannot begin.
+        cpus: Number of CPUs of the machine.
+        runs: Whether the call with this number loses its worker. Calls are numbered in the order in which they run.
+        starts: Whether the worker start with this number fails.
+        results: Whether the result with this number is lost after its call has ended.
+        broken: Whether Ray fails to begin the call with this number.
     """
 
     exceptions = SimpleNamespace(RayError=Lost, RayTaskError=TaskFailed)
@@ -223,7 +223,7 @@ def test_a_call_that_kills_every_worker_ends_the_run_and_earlier_results_are_kep
         message = r"while sample 3 was run: 3 workers in a row were lost \(the worker died\); if their machines"
         with pytest.raises(fl.WorkerLostError, match=message) as caught:
             next(batches)
-        assert isinstance(caught.value, OSError)  # of which the command prints a line
+        assert isinstance(caught.value, OSError)  # the command line prints an OSError as one line
         assert len(deaths) == worker_pool.MAX_ATTEMPTS == 3
         assert list(map_batches(opened, deadly, [0, 1], names, [10] * 2, 20)) == [([0, 1], [0, 1])]
 
@@ -233,11 +233,11 @@ def test_when_no_worker_can_be_started_the_run_ends(open_pool: Any) -> None:
     with pytest.raises(fl.WorkerLostError, match="no worker can be started: the worker died while it started"):
         open_pool(ray)
     assert ray.started == 2 + worker_pool.MAX_ATTEMPTS - 1
-    # One good start is enough, and it resets the count of failed starts.
+    # One successful start is enough, and it resets the count of failed starts.
     ray = FakeRay(starts=lambda number: number in (1, 2, 4, 5), runs=lambda number: number == 3)
     with open_pool(ray) as opened:
         assert list(opened.map(square, [(i,) for i in range(8)])) == squares(8)
-    # The only worker dies, and so does every worker started in its place.
+    # The only worker dies, and so does every replacement.
     ray = FakeRay(1, starts=lambda number: number > 1, runs=lambda number: number == 2)
     with (
         open_pool(ray, workers=1) as opened,
@@ -293,7 +293,10 @@ def test_training_rows_that_are_lost_with_workers_are_computed_again(
 
 
 def content(path: Path) -> Any:
-    """The bytes of a file; of a safetensors file, whose header has no fixed order, the parsed header and the rest."""
+    """Content of a file for comparison.
+
+    A safetensors header has no fixed order, so it is parsed. The content is then the header and the remaining bytes.
+    """
     written = path.read_bytes()
     if path.suffix != ".safetensors":
         return written

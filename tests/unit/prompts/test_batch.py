@@ -1,4 +1,4 @@
-"""Left padding, and where the parts of each prompt of a batch lie."""
+"""Left padding, and the columns of each prompt's parts in a batch."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def test_prompts_are_padded_on_the_left() -> None:
         ("irrelevant", 5, ["00000", "00010"]),
         ((0, 2), 6, ["000110", "110000"]),
         ((1, 2), 5, ["00001", "01000"]),
-        ("relevant", 4, ["0001", "0110"]),  # a chunk of the prompt whose last key is column 3
+        ("relevant", 4, ["0001", "0110"]),  # a chunk of the prompt that ends with column 3
     ],
 )
 def test_columns_of_a_part_move_with_the_padding(span: str | tuple[int, int], n_keys: int, expected: list[str]) -> None:
@@ -58,7 +58,8 @@ def test_columns_select_the_tokens_of_the_span(lengths: list[int], more: int, da
 
 def test_the_last_prompt_token_produces_the_response() -> None:
     batch = PromptBatch.of([SHORT, LONG])
-    # All rows from column 0: the row of column 4. Rows from column 3: the second. From column 4 on: all.
+    # The response starts at the row of column 4. That is row 4 of rows from column 0, and row 1 of rows from column 3.
+    # All rows from column 4 on belong to the response.
     assert [batch.first_response_row(start) for start in (0, 3, 4, 5, 9)] == [4, 1, 0, 0, 0]
 
 
@@ -87,9 +88,9 @@ def test_a_range_outside_the_prompt_is_refused(span: tuple[int, int]) -> None:
 
 
 def test_an_unknown_part_is_refused_with_those_there_are() -> None:
-    with pytest.raises(KeyError, match=r"no part 'gold'; it has \['irrelevant', 'relevant'\]"):
+    with pytest.raises(KeyError, match=r"no span 'gold'; it has \['irrelevant', 'relevant'\]"):
         LONG.resolve("gold")
-    with pytest.raises(KeyError, match=r"a plain text and has no part 'gold'; give sample.prompt\("):
+    with pytest.raises(KeyError, match=r"a plain text and has no span 'gold'; give sample.prompt\("):
         encoded(1).resolve("gold")
 
 

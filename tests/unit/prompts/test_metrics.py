@@ -1,4 +1,4 @@
-"""The answer metric, against cases worked out by hand from the SQuAD rules."""
+"""The answer metric against hand-computed cases of the SQuAD rules."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from focuslens.prompts.prompt import Document, MultiDocSample
     [
         ("The Eiffel Tower!", "eiffel tower"),
         ("  a  cat,   an owl \n and the dog\t", "cat owl and dog"),
-        ("U.S.A.", "usa"),  # punctuation goes without leaving a space
+        ("U.S.A.", "usa"),  # removed punctuation leaves no space
         ("Jean-Paul's", "jeanpauls"),
-        ("A.", ""),  # punctuation before articles: the bare "a" is then an article
+        ("A.", ""),  # punctuation is removed first, and the remaining "a" is an article
         ("t.h.e", ""),
         ("Athena theatre banana", "athena theatre banana"),  # articles are whole words
         ("the-an", "thean"),
-        ("“the” dash — stays", "“ ” dash — stays"),  # only ASCII punctuation goes, but the article between goes too
+        ("“the” dash — stays", "“ ” dash — stays"),  # only ASCII punctuation is removed, and the article too
         ("İstanbul".lower(), "i̇stanbul"),
         ("!!!", ""),
         ("The", ""),
@@ -55,11 +55,11 @@ def test_normalize_answer_twice_is_once(text: str) -> None:
     [
         ("It was Wilhelm Conrad Röntgen, in 1901.", ["Wilhelm Conrad Röntgen"], True),
         ("It was wilhelm  conrad RÖNTGEN", ["Nobody", "The Wilhelm Conrad Röntgen."], True),
-        ("Röntgen", ["Wilhelm Conrad Röntgen"], False),  # the answer lies in the prediction, not the reverse
-        ("a party", ["art"], True),  # characters, not words
+        ("Röntgen", ["Wilhelm Conrad Röntgen"], False),  # the prediction must contain the answer, not the reverse
+        ("a party", ["art"], True),  # matches characters, not words
         ("In the United States", ["united states of america", "U.S."], False),
         ("the U.S. of A.", ["US"], True),
-        ("new the york", ["New York"], True),  # normalising the prediction joins the words
+        ("new the york", ["New York"], True),  # normalization of the prediction joins the words
         ("", ["Paris"], False),
         ("!!!", ["Paris"], False),
     ],
@@ -76,11 +76,11 @@ def test_an_answer_set_apart_in_the_prediction_matches(before: str, after: str, 
 
 @pytest.mark.parametrize("empty", ["", "The", "!!!", " a. ", "*"])
 def test_an_answer_that_normalises_to_nothing_is_refused_by_name(empty: str) -> None:
-    with pytest.raises(ValueError, match="normalises to nothing") as caught:
+    with pytest.raises(ValueError, match="is empty after normalisation") as caught:
         sub_exact_match("anything", ["Paris", empty])
     assert repr(empty) in str(caught.value)
-    with pytest.raises(ValueError, match="normalises to nothing"):
-        sub_exact_match("Paris", ["Paris", empty])  # also where another answer matches first
+    with pytest.raises(ValueError, match="is empty after normalisation"):
+        sub_exact_match("Paris", ["Paris", empty])  # also if an earlier answer matches
 
 
 def test_one_string_for_answers_is_refused() -> None:
@@ -99,5 +99,5 @@ def test_samples_are_checked_before_anything_is_run() -> None:
     assert answered_right(["It is red.", "It is red."], samples) == (True, False)
     with pytest.raises(ValueError, match="there are no samples to score"):
         require_samples(iter([]))
-    with pytest.raises(ValueError, match="the answer 'The' normalises to nothing"):
+    with pytest.raises(ValueError, match="the answer 'The' is empty after normalisation"):
         require_samples([*samples, MultiDocSample("?", ("The",), (Document("t", "x"),), 0)])

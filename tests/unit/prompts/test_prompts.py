@@ -1,4 +1,4 @@
-"""The wording of the prompts, letter by letter, and where their parts are."""
+"""Exact wording of the prompts, and the character ranges of their parts."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_spans_reach_to_the_ends_of_the_text() -> None:
 
 
 def test_an_unknown_part_is_refused_with_those_there_are() -> None:
-    with pytest.raises(KeyError, match=r"no part 'z'; it has \['x', 'y'\]"):
+    with pytest.raises(KeyError, match=r"no span 'z'; it has \['x', 'y'\]"):
         Prompt("four", {"y": [(0, 1)], "x": [(1, 2)]}).part("z")
 
 

@@ -1,4 +1,4 @@
-"""Characters to tokens: exactly the tokenizer's own tokens, and spans that know which tokens they touch."""
+"""From characters to tokens: the tokenizer's tokens, and spans of the tokens that overlap a character range."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ MERGES = [("a", "b"), ("ab", "c"), ("Ġ", "x"), ("Ã", "¼"), ("d", "Ã"), (":",
 
 
 def byte_tokenizer(merges: list[tuple[str, str]] = MERGES, chat_template: str | None = None) -> Any:
-    """Every byte is a token, and so is every merge: tokens can be predicted by hand."""
+    """A tokenizer with a token per byte and per merge, so that its output is predictable."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {piece: i for i, piece in enumerate([*alphabet, *(a + b for a, b in merges)])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=merges))
@@ -37,11 +37,11 @@ def pieces(tokenizer: Any, ids: torch.Tensor) -> list[str]:
     ("span", "tokens"),
     [
         ((0, 3), (0, 1)),
-        ((1, 2), (0, 1)),  # inside a token
-        ((2, 4), (0, 2)),  # straddles two
+        ((1, 2), (0, 1)),  # inside one token
+        ((2, 4), (0, 2)),  # across two tokens
         ((3, 5), (1, 3)),
         ((4, 7), (2, 4)),
-        ((5, 6), None),  # a character that no token covers
+        ((5, 6), None),  # a character without a token
         ((5, 7), (3, 4)),
         ((0, 7), (0, 4)),
     ],
@@ -83,7 +83,7 @@ def test_a_part_has_the_tokens_that_hold_its_bytes(text: str, data: st.DataObjec
     end = data.draw(st.integers(start + 1, len(text)))
     encoded = PromptEncoder(tokenizer, False).encode(Prompt(text, {"part": [(start, end)]}))
     assert encoded.tokens.tolist() == tokenizer(text)["input_ids"]
-    # In a byte-level vocabulary a token has as many bytes as its name has characters.
+    # In a byte-level vocabulary, the name of a token has one character per byte.
     first_byte, last_byte = len(text[:start].encode()), len(text[:end].encode())
     position, expected = 0, list[int]()
     for i, piece in enumerate(pieces(tokenizer, encoded.tokens)):
@@ -119,7 +119,7 @@ def test_tokens_are_those_of_the_checkpoints_own_tokenizer(
         else:
             expected = tokenizer(str(prompt))["input_ids"]
         assert encoded.tokens.tolist() == expected
-        assert expected.count(0) == (0 if name == "qwen2" else 1)  # <s>
+        assert expected.count(0) == (0 if name == "qwen2" else 1)  # the BOS token
         assert (expected[0] == 0) == (name != "qwen2")
         assert model.to_tokens(prompt).tolist() == [expected]
 
@@ -135,7 +135,7 @@ def test_parts_are_found_in_the_chat_template_too(name: str, load_model: Any, sa
         for (start, end), text in zip(ranges, prompt.part(part), strict=True):
             decoded = model.tokenizer.decode(encoded.tokens[start:end])
             assert text in decoded
-            assert len(decoded) < len(text) + 12  # no more than the rest of the tokens at its ends
+            assert len(decoded) < len(text) + 12  # only the rest of the first and last token may be extra
             assert text not in model.tokenizer.decode(encoded.tokens[start + 1 : end])
             assert text not in model.tokenizer.decode(encoded.tokens[start : end - 1])
 
@@ -155,7 +155,7 @@ STRIP = "{% for message in messages %}{{ '<' + (message['content'] | trim) + '>'
 
 def test_a_template_that_changes_the_text_is_refused() -> None:
     encoder = PromptEncoder(byte_tokenizer(chat_template=STRIP), True)
-    # Only the white space of the second part is lost, so nobody knows any more where it lies.
+    # Only white space of the second part is removed, so its position is undefined.
     for prompt in (Prompt("kept ", {"a": [(0, 4)], "b": [(3, 5)]}), Prompt("\nkept", {"a": [(0, 2)]})):
         with pytest.raises(ValueError, match="chat template changes the prompt's text"):
             encoder.encode(prompt)
@@ -190,7 +190,7 @@ def test_a_part_without_tokens_is_refused() -> None:
         def __call__(self, text: str, **_: Any) -> dict[str, Any]:
             return {"input_ids": [1, 2], "offset_mapping": [(0, 1), (2, 3)]}
 
-    with pytest.raises(ValueError, match="part 'gap' of the prompt has no token"):
+    with pytest.raises(ValueError, match="span 'gap' of the prompt has no token"):
         PromptEncoder(Forgetful(), False).encode(Prompt("a b", {"gap": [(1, 2)]}))
 
 
@@ -198,7 +198,7 @@ def test_a_part_without_tokens_is_refused() -> None:
     ("response", "expected"),
     [
         ("x y", ["Ġx", "Ġ", "y"]),
-        ("  x y", ["Ġx", "Ġ", "y"]),  # one space, however many the text has
+        ("  x y", ["Ġx", "Ġ", "y"]),  # one space for any number of spaces in the text
         ("abc", ["Ġ", "abc"]),
     ],
 )
@@ -210,7 +210,7 @@ def test_a_response_follows_a_base_prompt_after_one_space(response: str, expecte
 
 
 def test_a_response_never_changes_the_tokens_of_its_prompt() -> None:
-    # Together, ":" and the space would become one token; alone, the prompt ends with ":".
+    # In one text, ":" and the space would become one token, but the prompt alone ends with ":".
     tokenizer = byte_tokenizer([(":", "Ġ"), ("Ġ", "x")])
     encoder = PromptEncoder(tokenizer, False)
     assert pieces(tokenizer, encoder.encode("z: x").tokens) == ["z", ":Ġ", "x"]

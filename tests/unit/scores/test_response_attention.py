@@ -1,4 +1,4 @@
-"""What a response looked at: parts, texts of tokens, windows, and that no more rows are made than are looked at."""
+"""Attention of a response: its parts, token texts, windows, and the number of computed rows."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from focuslens.scores.window import window_positions
 
 
 def made(**changes: Any) -> ResponseAttention:
-    """One head, two rows, seven tokens of which five are the prompt."""
+    """Attention of one head, with two rows and seven tokens. Five tokens are the prompt."""
     fields: dict[str, Any] = {
         "rows": torch.tensor([[[0.1, 0.2, 0.3, 0.25, 0.05, 0.1, 0.0], [0.0, 0.1, 0.4, 0.1, 0.1, 0.2, 0.1]]]),
         "head_names": ("L0H1",),
@@ -56,7 +56,7 @@ def test_parts_share_out_every_token():
         ({"relevant": ((2, 3),), "irrelevant": ((3, 4),)}, ["sink", "relevant", "irrelevant", "template", "response"]),
         ({"fact": ((2, 3), (3, 5))}, ["sink", "fact 1", "fact 2", "response"]),
         ({"document": ((1, 3), (3, 4))}, ["sink", "Document [1]", "Document [2]", "template", "response"]),
-        ({"document": ((0, 2),)}, ["sink", "template", "response"]),  # all of it is the sink
+        ({"document": ((0, 2),)}, ["sink", "template", "response"]),  # the document is entirely in the sink
     ],
 )
 def test_prompts_without_documents_have_parts_too(spans: Any, labels: list[str]):
@@ -105,7 +105,7 @@ def test_it_says_what_it_is():
     )
 
 
-# On a model
+# Tests on a model
 
 
 def test_texts_of_tokens_make_up_the_prompt(tiny_model: FocusModel, samples: list[MultiDocSample]):
@@ -127,7 +127,7 @@ def test_texts_of_tokens_hold_the_chat_template(load_model: Any, samples: list[M
 
 
 def test_characters_of_several_tokens_are_told_once(tiny_model: FocusModel):
-    encoded = tiny_model.encode("a €")  # three bytes, none of them in the vocabulary
+    encoded = tiny_model.encode("a €")  # three bytes, without a merge in the vocabulary
     assert "".join(tiny_model.encoder.texts(encoded)[1:]) == "a €"
     said = tiny_model.encoder.encode_response(tiny_model.encode("a"), "€ b")
     texts = tiny_model.encoder.response_texts(tiny_model.encode("a"), said)
@@ -178,7 +178,7 @@ def test_what_cannot_be_looked_at_is_refused(tiny_model: FocusModel, samples: li
         response_attention(silent, prompt, [(0, 0)])
     with pytest.raises(ValueError, match="there are no heads to read"):
         window_attention(tiny_model, prompt, [])
-    with pytest.raises(KeyError, match="no part 'river'"):
+    with pytest.raises(KeyError, match="no span 'river'"):
         window_attention(tiny_model, prompt, [(0, 0)], ["river"])
 
 

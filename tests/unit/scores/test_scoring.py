@@ -1,4 +1,4 @@
-"""Contextual scores against patterns written down by hand and against loops over whole patterns."""
+"""Contextual scores against hand-written patterns, and against loops over whole patterns."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KINDS = ("relevant", "irrelevant", "irrelevant_max", "sink")
 
 
 def made_scores(**changes: Any) -> ContextualScores:
-    """Two layers of two heads, three samples; the second has no response."""
+    """Scores of two layers with two heads for three samples. The second sample has no response."""
     relevant = torch.tensor([[[0.4, 0.1], [0.0, 0.3]], [[math.nan] * 2] * 2, [[0.2, 0.5], [0.02, 0.1]]])
     fields: dict[str, Any] = {
         "relevant": relevant,
@@ -41,12 +41,12 @@ def made_scores(**changes: Any) -> ContextualScores:
     return ContextualScores(**{**fields, **changes})
 
 
-# --- the pure parts ---
+# --- pure functions ---
 
 
 def test_attention_is_summed_over_parts() -> None:
     pattern = torch.tensor([[[[0.1, 0.2, 0.3, 0.4], [0.5, 0.25, 0.125, 0.125]]]])  # 1 head, 2 rows, 4 keys
-    parts = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 0.0]]])  # part 0: key 0; part 1: keys 1 and 2
+    parts = torch.tensor([[[1.0, 0.0], [0.0, 1.0], [0.0, 1.0], [0.0, 0.0]]])  # part 0: key 0, part 1: keys 1 and 2
     expected = torch.tensor([[[[0.1, 0.5], [0.5, 0.375]]]])
     torch.testing.assert_close(attention_to_parts(pattern, parts), expected)
 
@@ -139,7 +139,7 @@ def test_a_pattern_to_look_at_is_the_models_own(model: FocusModel, samples: list
 
 
 def by_hand(model: FocusModel, sample: MultiDocSample, case: Any, response: list[int]) -> dict[str, torch.Tensor]:
-    """Equation 1 as loops over the whole pattern of one pass, for every head [layer head]."""
+    """Scores [layer head] from equation 1, computed in loops over the whole pattern of one pass."""
     encoded = model.encode(sample.prompt(case))
     n = len(encoded.tokens)
     patterns: dict[int, torch.Tensor] = {}
@@ -230,7 +230,7 @@ def test_scores_see_interventions(model: FocusModel, samples: list[MultiDocSampl
     torch.testing.assert_close(raised.relevant[0, 0, 1], torch.tensor(1.0))
     assert plain.relevant[0, 0, 1] < 0.9
     torch.testing.assert_close(raised.relevant[0, 0, [0, 2, 3]], plain.relevant[0, 0, [0, 2, 3]])
-    # An ablation of every head changes what the model says, and with it what is scored.
+    # An ablation of every head changes the response, and therefore the scores.
     silent = HeadAblation([(layer, head) for layer in range(3) for head in range(4)])
     other = contextual_scores(model, samples[:1], max_new_tokens=4, interventions=[silent])
     assert other.responses[0] == model.generate(samples[0].prompt(), [silent], max_new_tokens=4).text
@@ -245,7 +245,7 @@ def test_cases_split_by_outcome(model: FocusModel, samples: list[MultiDocSample]
     sample = samples[0]
     long, gold = (model.generate(sample.prompt(case), max_new_tokens=4).text for case in ("long", "gold"))
     assert long != gold
-    # One sample with four sets of answers: what both prompts say, only one of them, neither.
+    # One sample with four different answers: in both responses, in one of them, or in neither.
     chosen = [
         answered_with(sample, (long, gold), "both"),
         answered_with(sample, (gold,), "gold alone"),

@@ -1,4 +1,4 @@
-"""A checkout is imported and left as it is; configurations are checked before anything is opened."""
+"""A checkout is imported without side effects, and configurations are checked before any model or data is opened."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def written(folder: Path, **changes: Any) -> str:
 def test_importing_leaves_python_as_it_was(monkeypatch):
     own = ModuleType("data")
     monkeypatch.setitem(sys.modules, "data", own)
-    monkeypatch.setattr(logging.root, "handlers", [])  # else the stand-in's setting up of logging does nothing
+    monkeypatch.setattr(logging.root, "handlers", [])  # with an existing handler, logging.basicConfig does nothing
     path, level = list(sys.path), logging.root.level
     bytecode = set(STAND_IN.rglob("*.pyc"))
     found = open_checkout(STAND_IN)
@@ -79,7 +79,7 @@ def test_tasks_and_lengths_are_chosen(root, tmp_path):
     config = written(tmp_path, datasets="json_kv,json_kv", test_files="data/pairs.jsonl,data/pairs.jsonl")
     assert [one.length for one in entries(root, config=config, lengths=[120])[1]] == [120]
     assert [one.dataset for one in entries(root, tasks=["ruler_niah_mk_2"])[1]] == ["ruler_niah_mk_2"]
-    with pytest.raises(ValueError, match=r"nothing is left to run of configs/pair.yaml with --tasks json_kv and"):
+    with pytest.raises(ValueError, match=r"no task is left of configs/pair.yaml with --tasks json_kv and"):
         entries(root, tasks=["json_kv"], lengths=[120])
     with pytest.raises(ValueError, match=r"there is no task 'json_vk'; the paper's tasks begin with ruler_niah_mk_2"):
         entries(root, tasks=["json_vk"])
@@ -113,7 +113,7 @@ def test_sixteen_tasks_in_five_categories():
         ({"test_files": "data/pairs.jsonl"}, "has 2 data sets and 1 test_files"),
         ({"input_max_length": "160,120,80"}, "has 2 data sets and 3 input_max_length"),
         ({"generation_max_length": "160"}, "leaves no room for a prompt"),
-        ({"do_sample": True}, "option do_sample = True is not for FocusLens: responses are greedy"),
+        ({"do_sample": True}, "option do_sample = True is not supported: responses are greedy"),
         ({"datasets": "json_kv,json_kv", "test_files": "a.jsonl,a.jsonl", "input_max_length": 160}, "more than once"),
     ],
 )

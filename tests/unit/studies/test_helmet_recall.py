@@ -1,4 +1,4 @@
-"""Recall sets: the fields that HELMET's loaders read, answers that are there once, and lengths that are kept."""
+"""Recall data sets: the fields that HELMET's loaders read, unique answers, and the requested lengths."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def test_contexts_fill_what_a_length_leaves_and_no_more(made, tokenizer):
         room = int(length) - wording - (100 if dataset in ("ruler_niah_mk_3", "json_kv") else 50)
         for row in rows:
             taken = len(tokenizer(row["context"], add_special_tokens=False)["input_ids"])
-            # The question, the examples and one more piece take what is left.
+            # The question, the examples and one further haystack piece need the remaining tokens.
             assert room - 420 < taken < room, name
 
 

@@ -1,4 +1,4 @@
-"""The paper's tables of HELMET: what follows from other figures of the paper is what it states, or known not to be."""
+"""The paper's HELMET tables agree with values derived from its other tables, except for known deviations."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_averages_are_means_of_the_tasks_and_the_overall_average_is_over_categor
             found = [row.values[one.name] for one in TASKS if one.category == category and one.name in row.values]
             assert bool(found) == (category in stated)
             if found:
-                # Each figure is rounded to two decimals.
+                # Each value is rounded to two decimals.
                 assert stated[category] == pytest.approx(statistics.fmean(found), abs=0.0101), (place, category)
                 compared += 1
         over = [stated[category] for category in CATEGORIES if category in stated]

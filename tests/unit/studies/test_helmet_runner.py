@@ -1,4 +1,4 @@
-"""HELMET's prompts through FocusLens, on the stand-in: tokens, responses, sink scores, files, a killed run."""
+"""HELMET's prompts in FocusLens, on the stand-in: tokens, responses, sink scores, files, and a killed run."""
 
 from __future__ import annotations
 
@@ -138,7 +138,7 @@ def test_a_response_ends_where_the_task_says_and_the_model_stays_as_it_is(root, 
 def test_responses_are_those_of_hugging_face_and_of_the_steered_model(root, model, checkpoint):
     checkout, (entry, _) = entries(root)
     theirs: Any = AutoModelForCausalLM.from_pretrained(checkpoint("llama"), attn_implementation="eager")
-    chosen = (*settings(), steered(-1))  # two that are run together
+    chosen = (*settings(), steered(-1))  # two settings that run together
     answering = Answering(chosen, entry.max_new_tokens, HEADS)
     for sample in read_samples(checkout, entry, load(checkout, entry), model.tokenizer)[:3]:
         record = answering(model, sample)
@@ -182,7 +182,7 @@ def test_a_checkpoints_repetition_penalty_is_that_of_hugging_face(root, model, c
             made = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
         together = Answering(chosen, 12, repetition_penalty=penalty)(own, sample)["results"]
         assert together["baseline"]["tokens"] == made[0, len(sample.tokens) :].tolist()
-        for setting in chosen[1:]:  # two that are run together
+        for setting in chosen[1:]:  # two settings that run together
             alone = Answering((setting,), 12, repetition_penalty=penalty)(own, sample)["results"]
             assert together[setting.name] == alone[setting.name]
         changed += together != Answering(chosen, 12)(own, sample)["results"]

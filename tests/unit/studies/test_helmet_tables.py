@@ -1,4 +1,7 @@
-"""The paper's tables from scores, worked by hand; their intervals against a resampling written out."""
+"""The paper's tables computed from scores, against hand-computed values.
+
+Intervals are checked by explicit resampling.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def scores(name: str, length: int, base: Sequence[float], steered: Sequence[floa
 
 @pytest.fixture
 def given() -> list[TaskScores]:
-    """Two recall tasks and one of retrieval, of unequal size, at one length; one of them at another."""
+    """Scores of two recall tasks and one retrieval task at one length, and of one of these tasks at a second length."""
     return [
         scores("NQ", 8192, [0, 100, 100, 0, 100, 0], [0, 100, 100, 0, 0, 0], questions=list("aabbcc"), sinks={}),
         scores("MK Needle", 8192, [100, 100, 0, 0], [100, 100, 100, 0], sinks={"baseline": (10, 20, 30, NAN)}),
@@ -73,7 +76,8 @@ def test_an_interval_of_one_task_is_that_of_its_questions():
     (table,) = length_tables([one], ["baseline", "10_0.2"])
     found = table.cells["10_0.2", "NQ"].difference
     assert found is not None
-    # Question b loses both of its samples: of three questions drawn all are b with probability 1/27, none with 8/27.
+    # Question b loses both of its samples. All three drawn questions are b with probability 1/27, and none is b with
+    # 8/27.
     assert (found.mean, found.low, found.high) == pytest.approx((-100 / 3, -100, 0))
 
 
@@ -82,7 +86,7 @@ def test_tasks_are_not_resampled_alike():
     given = [scores(name, 1, values, values, sinks={}) for name in ("MK Needle", "MK UUID")]
     (table,) = length_tables(given, ["baseline", "10_0.2"])
     one, average = table.cells["baseline", "MK Needle"].score, table.cells["baseline", "Recall"].score
-    # Half the variance: a mean of two that have nothing to do with each other.
+    # The mean of two independent tasks has half the variance of one task.
     assert (average.high - average.low) / (one.high - one.low) == pytest.approx(2**-0.5, rel=0.05)
 
 
@@ -93,7 +97,7 @@ def test_an_interval_of_an_average_is_that_of_tasks_resampled_apart():
     given = [scores(name, 1, list(base[name]), list(steered[name]), sinks={}) for name in base]
     (table,) = length_tables(given, ["baseline", "10_0.2"])
     drawn: list[float] = []
-    for _ in range(4000):  # the same, written out
+    for _ in range(4000):  # explicit resampling
         means = {name: rng.choice(steered[name] - base[name], len(base[name])).mean() for name in base}
         drawn.append(((means["MK Needle"] + means["MK UUID"]) / 2 + means["NQ"]) / 2)
     found = table.cells["10_0.2", OVERALL].difference
@@ -122,7 +126,7 @@ def test_draws_are_those_of_the_interval():
 
 def test_sink_scores_and_their_standard_deviation_over_tasks(given):
     short, long = length_tables(given, ["baseline", "10_0.2"])
-    assert short.sinks["baseline", "MK Needle"].mean == 20  # a response without tokens has none
+    assert short.sinks["baseline", "MK Needle"].mean == 20  # an empty response has no score
     assert short.sinks["baseline", "MV"].mean == 50
     assert ("10_0.2", "MK Needle") not in short.sinks
     assert short.sink_std("baseline") == pytest.approx(statistics.stdev([20, 50]))
@@ -157,7 +161,8 @@ def test_the_papers_figures_of_the_same_model_and_length_stand_below_ours(given)
     assert re.fullmatch(r"\+25\.00 \[\+0\.00, \+\d\d\.00\]", ours["10_0.2"][0].detail)
     assert [cell.text for cell in papers["Table 4: 10_0.2"]] == ["99.00", "99.00", "58.00"]
     assert len(papers) == 5
-    # Each below ours of the same setting, marked against the paper's own baseline; then what was not run.
+    # Each row of the paper is below the run's row of the same setting, and is marked against the paper's baseline.
+    # Settings that were not run come last.
     assert [label for label, *_ in tasks.rows[:5]] == [
         "baseline",
         "Table 4: baseline",
@@ -170,7 +175,7 @@ def test_the_papers_figures_of_the_same_model_and_length_stand_below_ours(given)
     assert all((cell.detail, cell.mark) == ("", "") for cell in papers["Table 4: baseline"])
     assert "(HELMET cut the context of 1 of 2 of MV)" in tasks.caption
     assert averages.caption.endswith("(over the tasks of this run: 3 of the paper's 16)")
-    # Of the tasks that were run: needles 100 and 99, questions 55.33.
+    # The averages cover the tasks of this run: needles 100 and 99, questions 55.33.
     assert [
         [cell.text for cell in cells] for label, cells, _ in averages.rows if label == "Table 4, these tasks: baseline"
     ] == [["99.50", "55.33", f"{(99.5 + 55.33) / 2:.2f}"]]
@@ -184,7 +189,7 @@ def test_the_papers_figures_of_the_same_model_and_length_stand_below_ours(given)
 def test_where_all_tasks_were_run_the_papers_averages_are_those_that_it_states():
     fourteen = [scores(task.name, 8192, [0, 100], [0, 100], sinks={}) for task in TASKS[:14]]
     (table,) = length_tables(fourteen, ["baseline", "10_0.2"])
-    _, averages = grids_of(table, "/models/Llama-3.2-3B", reported_rows())  # of which there are no long documents
+    _, averages = grids_of(table, "/models/Llama-3.2-3B", reported_rows())  # without long-document tasks
     assert averages.caption.endswith("(over the tasks of this run, without Infbench QA, Infbench MC)")
     label, cells, _ = averages.rows[1]
     assert label == "Table 9: baseline"
@@ -225,7 +230,7 @@ def test_the_page_marks_cells_and_holds_all_of_the_papers_tables():
     for number in (2, *range(4, 14)):
         what = "sink scores in percent" if number > 11 else "tasks" if 3 < number < 9 else "averages"
         assert re.search(rf"<caption>Table {number}( \(left\)| \(right\))? of arXiv 2503.23306: {what}</caption>", html)
-    found = re.findall(r"<caption>Table (\d+) of", html.split("<details")[1])  # the shortest length
+    found = re.findall(r"<caption>Table (\d+) of", html.split("<details")[1])  # open section of the shortest length
     assert found == ["4", "9", "12"]
     assert html.count("<details open>") == 1
     assert "<details open><summary>8,192 tokens" in to_html("HELMET", {}, GRIDS, reported_rows(), [768])

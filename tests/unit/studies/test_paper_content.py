@@ -1,4 +1,4 @@
-"""What the artefacts of a reproduction say is what was measured, on the questions that it says."""
+"""Artefacts of a reproduction report the measured values, on the questions that they name."""
 
 from __future__ import annotations
 
@@ -36,7 +36,11 @@ def made(checkpoint: Any, paper_files: Path, tmp_path: Path) -> study.Study:
 
 
 def made_up_sweeps(monkeypatch: Any, right: Any) -> list[tuple[str, str]]:
-    """Let sweeps say that ``right(part, setting)`` of 30 questions are right; gives which were asked for."""
+    """Replace sweeps with synthetic ones in which ``right(part, setting)`` of 30 questions are correct.
+
+    Returns:
+        A list to which each call of a sweep appends its key and part.
+    """
     asked: list[tuple[str, str]] = []
     names = tuple(str(i) for i in range(30))
 
@@ -99,7 +103,7 @@ def test_table_1_holds_the_scores_of_held_out_questions(made: study.Study):
     )
     table = artefact.tables[1]
     assert [row[0] for row in table.rows] == [str(head) for head in ranked.ranking()[:5]]
-    assert table.columns == paper_values.TABLE_1.columns  # so that both can be read side by side
+    assert table.columns == paper_values.TABLE_1.columns  # the same columns, for a comparison side by side
     for row, head in zip(table.rows, ranked.ranking(), strict=False):
         cells = dict(zip(table.columns, row, strict=True))
         assert cells["R long"] == pytest.approx(float(long.mean()[head]), abs=1e-7)
@@ -129,7 +133,7 @@ def test_figure_9_compares_the_best_of_both_kinds(made: study.Study, monkeypatch
     copies = torch.zeros(2, shape.n_layers, shape.n_heads)
     for place, head in enumerate((ranking[0], ranking[-1], ranking[-2])):
         copies[0][head] = 0.9 - 0.1 * place
-    copies[1] = 0.5  # of a run that does not count
+    copies[1] = 0.5  # this run does not count, because its recall is too low
     scores = RetrievalScores(copies, (1.0, 0.2), 0.5, ("a", "b"), ("x", "y"))
     monkeypatch.setattr(retrieval, "retrieval_in_chunks", lambda *arguments, **settings: scores)
     artefact = retrieval.run(made)
@@ -139,7 +143,7 @@ def test_figure_9_compares_the_best_of_both_kinds(made: study.Study, monkeypatch
     assert [row[4] for row in table.rows] == [1, len(ranking), len(ranking) - 1]
     text = "Contextual heads are not the retrieval heads: 1 ["
     assert artefact.findings[0].text.startswith(text)
-    # All needles of these files answer one question.
+    # All needles of these files have the same question.
     assert [one.verdict for one in artefact.findings] == ["cannot be told"] * 2
     with (made.folder("retrieval") / "retrieval_heads.csv").open(newline="") as file:
         rows = {(int(row["layer"]), int(row["head"])): float(row["copy score"]) for row in csv.DictReader(file)}
@@ -239,7 +243,7 @@ def test_directions_never_stand_beside_a_description_of_others(made: study.Study
     def killed(path: Path, content: Any) -> None:
         raise KeyboardInterrupt
 
-    assert other.ranking  # written before what follows
+    assert other.ranking  # The ranking is written before the files that follow from it.
     with monkeypatch.context() as patched:
         patched.setattr(study, "write_json", killed)
         with pytest.raises(KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""The page of a reproduction, and the files that its pictures and numbers are in."""
+"""The page of a reproduction, and the files with its pictures and numbers."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_the_page_begins_with_the_papers_findings(tmp_path: Path):
     assert "only said" not in summary
     assert "only said" in sections[0]
     assert "six" in sections[2]
-    # Every file that the page points at is there.
+    # Every linked file exists.
     links = [link for link in re.findall(r'href="(.*?)"', page) if not link.startswith("#")]
     assert links == ["a/map.csv", "a/table_1.csv", "a/table_2.csv"]
     assert all((tmp_path / link).is_file() for link in links)

@@ -1,4 +1,4 @@
-"""A reproduction that is killed goes on from the last chunk, and leaves what one that was not killed leaves."""
+"""A killed reproduction resumes from its last chunk, and leaves the same files as an uninterrupted reproduction."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ OPTIONS = RunOptions(max_new_tokens=3, progress=False)
 
 @pytest.fixture
 def prefills(monkeypatch: Any) -> Any:
-    """Prompts that were run so far; the run is killed where as many are asked for as ``last`` says."""
+    """Counter of the prompts that were run. A prefill raises KeyboardInterrupt when the count equals ``last``."""
 
     class Prefills:
         n, last = 0, 10**9
@@ -41,7 +41,7 @@ def prefills(monkeypatch: Any) -> Any:
 
 
 def killed_and_again(prefills: Any, after: int, run: Callable[[], Any]) -> Any:
-    """Run, be killed after so many prompts, run again."""
+    """Result of a run that is killed after ``after`` prompts and then run again."""
     prefills.n, prefills.last = 0, after
     with pytest.raises(KeyboardInterrupt):
         run()
@@ -54,11 +54,11 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-# --- the parts ---
+# --- parts of a reproduction ---
 
 
 def same(first: Any, second: Any) -> None:
-    """Every field of two results, to the last bit."""
+    """Check that all fields of two results are equal, and their tensors bit for bit."""
     assert type(first) is type(second)
     for name, one in vars(first).items():
         other = vars(second)[name]
@@ -99,7 +99,7 @@ def test_chunks_together_are_the_whole(load_model: Any, samples: Any, tmp_path: 
     assert (scores.sample_ids, scores.responses, scores.correct) == (whole.sample_ids, whole.responses, whole.correct)
     budget_ = scored.budget_in_chunks(model, samples, tmp_path / "b", OPTIONS, split)
     torch.testing.assert_close(budget_.shares, fl.attention_budget(model, samples, **options).shares, atol=1e-5, rtol=0)
-    # Prompts of six documents and of four.
+    # Prompts have six or four documents.
     documents = scored.documents_in_chunks(model, samples, tmp_path / "c", OPTIONS)
     at_once = fl.document_scores(model, samples, max_new_tokens=3)
     assert [one.shape for one in documents.scores] == [one.shape for one in at_once.scores]
@@ -134,11 +134,11 @@ def test_nothing_to_measure_is_refused(load_model: Any, tmp_path: Path):
         scored.documents_in_chunks(load_model("llama"), [], tmp_path, OPTIONS)
 
 
-# --- the artefacts ---
+# --- artefacts ---
 
 
 def compared(first: Study, second: Study, prefills: Any, after: int, run: Callable[[Study], Any]) -> int:
-    """Run one reproduction, kill another and let it go on; gives how many prompts the part takes."""
+    """Check that an uninterrupted and a killed reproduction agree, and return the number of prompts."""
     for one in (first, second):
         assert one.ranking
         assert one.directions.heads

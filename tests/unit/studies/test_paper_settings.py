@@ -1,4 +1,4 @@
-"""Settings of a reproduction: the paper's own, and what is wrong with others is said by name."""
+"""Settings of a reproduction: the paper's settings, and error messages that name each wrong setting."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Verdicts rest on intervals over whole questions: what is clear is said, and what is not clear is said not to be."""
+"""Verdicts depend on intervals over whole questions. An unclear result has the verdict "cannot be told"."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def made(checkpoint: Any, paper_files: Path, tmp_path: Path) -> study.Study:
 
 
 def asked(monkeypatch: Any, made: study.Study, n: int, samples_of_one: int = 1) -> tuple[str, ...]:
-    """Let every part have ``n`` questions, each asked so many times; gives the ids of the samples."""
+    """Give every part ``n`` questions with ``samples_of_one`` samples each, and return the ids of the samples."""
     (first, *_) = made.samples("test")
     samples = [
         replace(first, question_id=f"q{i}", gold_index=k % 3, documents=first.documents)
@@ -41,7 +41,7 @@ def asked(monkeypatch: Any, made: study.Study, n: int, samples_of_one: int = 1) 
 
 
 def scored(ids: tuple[str, ...], case: Any = "long", **by_kind: torch.Tensor) -> ContextualScores:
-    """Scores of all samples, ``[sample layer head]`` or what broadcasts to it; zero where none are given."""
+    """Scores of all samples. Each kind is broadcast to ``[sample layer head]``, and omitted kinds are zero."""
     shape = (len(ids), N_LAYERS, N_HEADS)
     values = {kind: by_kind.get(kind, torch.zeros(1)).expand(shape).clone() for kind in KINDS}
     said, right = ("x",) * len(ids), (True,) * len(ids)
@@ -62,11 +62,11 @@ def test_intervals_decide():
     assert signed(fl.Interval(-0.00001, -0.001, 0.0, 0.95)) == "0 [-0.001, 0]"
 
 
-# --- sparse, and where ---
+# --- number and layers of contextual heads ---
 
 
 def one_head(n: int, low: float, high: float) -> torch.Tensor:
-    """One head of the last layer reads: with one score on half the samples and with another on the others."""
+    """Scores in which only one head of the last layer is nonzero: ``low`` and ``high`` for half of the samples each."""
     scores = torch.zeros(n, N_LAYERS, N_HEADS)
     scores[::2, 2, 1], scores[1::2, 2, 1] = low, high
     return scores
@@ -93,7 +93,7 @@ def test_few_heads_are_less_than_a_quarter(heads_above: int, expected: list[str]
 
 def test_a_threshold_that_resamples_cross_decides_nothing(made: study.Study, monkeypatch: Any):
     ids = asked(monkeypatch, made, 20)
-    # Means of 0.102: about half of the resamples are below 0.1, where no head is left.
+    # The mean is 0.102. In about half of the resamples it is below 0.1, so that no head is left.
     found = heads._where_they_are(made, scored(ids, relevant=one_head(20, 0.002, 0.202)))
     assert found[0].verdict == "cannot be told"
     assert "1 of 12 heads, a share of 0.083 [0.000, 0.083]" in found[0].text
@@ -102,7 +102,8 @@ def test_a_threshold_that_resamples_cross_decides_nothing(made: study.Study, mon
 
 
 def test_questions_are_drawn_whole(made: study.Study, monkeypatch: Any):
-    # Of two questions one has 0.03 and one 0.21: a quarter of the resamples has the former alone, however often asked.
+    # Two questions have scores of 0.03 and 0.21. A quarter of the resamples has only the first question, for any number
+    # of samples per question.
     ids = asked(monkeypatch, made, 2, samples_of_one=3)
     scores = torch.zeros(6, N_LAYERS, N_HEADS)
     scores[:3, 2, 1], scores[3:, 2, 1] = 0.03, 0.21
@@ -137,7 +138,7 @@ def needles(questions: list[str]) -> list[NeedleSample]:
 def overlap(
     made: study.Study, monkeypatch: Any, copying: list[tuple[int, int]], noise: float, questions: int, runs: int = 40
 ) -> Any:
-    """Findings where contextual heads are those of the last layer, and some others copy, with noise."""
+    """Findings where the contextual heads are in the last layer, and the heads in ``copying`` copy, with noise."""
     ids = asked(monkeypatch, made, 40)
     relevant = torch.zeros(40, N_LAYERS, N_HEADS)
     relevant[:, 2] = torch.tensor([0.9, 0.8, 0.7, 0.6])
@@ -157,10 +158,10 @@ LAST = [(2, 0), (2, 1), (2, 2), (2, 3)]
 @pytest.mark.parametrize(
     ("copying", "noise", "questions", "expected"),
     [
-        ([(0, 0), (1, 0), (1, 1), (2, 0)], 0.01, 20, ["holds", "holds"]),  # 1 of 4 in both, in 3 layers
-        (LAST, 0.01, 20, ["does not hold", "cannot be told"]),  # all of them
-        (LAST[:2], 1.0, 20, ["cannot be told", "holds"]),  # two of them, and others by chance
-        ([(0, 0), (1, 0), (1, 1), (2, 0)], 0.01, 1, ["cannot be told", "cannot be told"]),  # of a single question
+        ([(0, 0), (1, 0), (1, 1), (2, 0)], 0.01, 20, ["holds", "holds"]),  # one of four in common, in three layers
+        (LAST, 0.01, 20, ["does not hold", "cannot be told"]),  # all in common
+        (LAST[:2], 1.0, 20, ["cannot be told", "holds"]),  # two in common, others by chance
+        ([(0, 0), (1, 0), (1, 1), (2, 0)], 0.01, 1, ["cannot be told", "cannot be told"]),  # a single question
     ],
 )
 def test_different_heads_share_at_most_half(
@@ -203,7 +204,7 @@ def test_the_best_of_a_resample_are_those_of_a_ranking():
 
 
 def sweep_of(right: Mapping[tuple[float, int], set[int]], name: str) -> Sweep:
-    """40 samples of 20 questions; each setting, by strength and number of heads, gets some of the questions right."""
+    """A sweep over 40 samples of 20 questions. ``right`` maps strength and number of heads to the correct questions."""
     ids, questions = tuple(str(i) for i in range(40)), tuple(f"q{i // 2}" for i in range(40))
     settings, evaluations = [], {}
     for (strength, k), good in right.items():
@@ -234,7 +235,7 @@ def test_more_heads_that_do_better_are_not_worse():
     sweep = sweep_of({(0.1, 4): HALF, (0.1, 20): ALL, (0.3, 4): set(), (0.3, 20): HALF, (0.1, 30): ALL}, "tau")
     found = chosen_settings.gain_of_more(sweep, sweep.settings, 8, "Turning up")
     assert found.verdict == "does not hold"
-    # Each beside the four heads of its own strength.
+    # Each setting is compared with four heads at the same strength.
     changes = [np.mean([i >= 10, i < 10, i >= 10]) for i in range(20)]
     assert f"with 20, 30 exact match changes by {np.mean(changes):+.3f} [" in found.text
     assert "more than 4 heads is worse than 4" in found.text
@@ -252,7 +253,7 @@ def test_without_settings_of_both_kinds_nothing_is_told():
 
 
 def steered(made: study.Study, monkeypatch: Any, by_alpha: Mapping[float, Mapping[str, float]]) -> Any:
-    """Changes of 30 questions' scores by strength, by the same in all heads but for a little noise."""
+    """Score changes of 30 questions per strength, equal in all heads up to a little noise."""
     ids = asked(monkeypatch, made, 30)
     generator = torch.Generator().manual_seed(1)
 
@@ -302,8 +303,8 @@ def test_scores_follow_the_strength(by_alpha: Any, expected: list[str], made: st
     ("by_alpha", "expected"),
     [
         ({1.0: {"relevant": 0.1}, 8.0: {"relevant": 0.05, "irrelevant_max": 0.1}}, "holds"),
-        ({1.0: {}, 8.0: {"relevant": 0.2, "irrelevant_max": 0.1}}, "does not hold"),  # the relevant one gets more
-        ({1.0: {}, 8.0: {"relevant": -0.2}}, "cannot be told"),  # no more than before
+        ({1.0: {}, 8.0: {"relevant": 0.2, "irrelevant_max": 0.1}}, "does not hold"),  # the relevant document gains more
+        ({1.0: {}, 8.0: {"relevant": -0.2}}, "cannot be told"),  # the irrelevant score does not rise
         ({1.0: {"irrelevant_max": 0.1}, 8.0: {"relevant": -0.2}}, "does not hold"),
         ({-1.0: {}, 8.0: {"irrelevant_max": 0.1}}, "cannot be told"),
     ],

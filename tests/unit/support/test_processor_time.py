@@ -1,4 +1,4 @@
-"""The guard against slow tests without the marker: processor time of the test's own call, and of nothing else."""
+"""The plugin that fails slow tests without the marker counts processor time of the test's call and nothing else."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def burn():
 
 @pytest.fixture
 def outcomes(pytester: pytest.Pytester):
-    """Outcomes of a file's tests and the output, where a test may take 0.2 s."""
+    """Function that returns test outcomes and output of a test file, with a limit of 0.2 s per test."""
 
     def run(tests: str) -> tuple[dict[str, int], str]:
         pytester.makepyfile(BURN + tests)

@@ -1,4 +1,4 @@
-"""Whether progress bars are shown: to whom, and who has the last word."""
+"""Visibility of progress bars: the default, and the precedence of settings."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_a_bar_is_for_a_terminal(monkeypatch):
         bar.update(3)
     last = terminal.getvalue().split("\r")[-1]
     assert "scores: 100%" in last
-    assert "4/4 [00:00<00:00" in last  # the time that was taken, and that is left
+    assert "4/4 [00:00<00:00" in last  # elapsed and remaining time
 
 
 def test_the_argument_shows_or_silences(monkeypatch):

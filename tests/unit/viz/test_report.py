@@ -1,4 +1,4 @@
-"""``focuslens report``: what it says is what the files say, and what they lack is said too."""
+"""``focuslens report`` shows the content of the result files, and names what is missing."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SPLIT = "split-softmax contextual tau=0.1 k=2"
 
 @pytest.fixture(scope="module")
 def run(recorded_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The recorded run with its report, the data file beside it."""
+    """The recorded run with its report. The data file is in another folder."""
     folder = tmp_path_factory.mktemp("reported") / "run"
     shutil.copytree(recorded_run / "out", folder)
     assert main(["report", str(folder), "--data", str(recorded_run / "oracle.jsonl"), "--title", "A <run>"]) == 0
@@ -55,7 +55,7 @@ def records_of(path: Path) -> list[dict[str, Any]]:
 
 
 def table(html: str, caption: str) -> list[list[str]]:
-    """The text of a table's cells, by row, its head first; the first table whose caption begins so."""
+    """Cell texts by row, including the header row, of the first table whose caption starts with ``caption``."""
     for one in re.findall(r"<table>(.*?)</table>", html, flags=re.DOTALL):
         if Elements(one).text.startswith(caption):
             rows = re.findall(r"<tr>(.*?)</tr>", one, flags=re.DOTALL)
@@ -63,7 +63,7 @@ def table(html: str, caption: str) -> list[list[str]]:
     raise AssertionError(f"no table {caption!r}")
 
 
-# What was run
+# Runs
 
 
 def test_a_report_stands_alone_and_says_what_made_it(run: Path, recorded_run: Path):
@@ -88,11 +88,13 @@ def test_a_report_stands_alone_and_says_what_made_it(run: Path, recorded_run: Pa
 
 def test_findings_are_those_of_the_records(run: Path):
     text = Elements(page_of(run)).text
-    # Samples 1 and 3 are right before; 0, 2 and 3 under the setting.
+    # Samples 1 and 3 are correct without the setting, and samples 0, 2 and 3 with it.
     assert re.search(
         r"On 4 test samples of 4 questions exact match is 0\.500 \[0\.000, 1\.000\] with all documents", text
     )
-    assert f"Focus directions: {STEERED}, chosen on the very questions it is shown on, which flatters it, gives" in text
+    assert (
+        f"Focus directions: {STEERED}, chosen on the same questions, which makes the result optimistic, gives" in text
+    )
     assert "0.750 [0.250, 1.000] against 0.500 [0.000, 1.000] without; 2 samples became right, 1 wrong" in text
     assert "(exact McNemar p = 1)" in text
     heads = json.loads((run / "heads" / "heads.json").read_text())
@@ -137,7 +139,7 @@ def test_every_figure_has_a_link_to_its_numbers(run: Path):
     assert 'href="steer/steering.jsonl"' in html
 
 
-# Samples that changed
+# Changed samples
 
 
 def test_samples_that_changed_are_shown_with_what_was_said(run: Path):
@@ -157,10 +159,10 @@ def test_samples_that_changed_are_shown_with_what_was_said(run: Path):
 
 
 def test_attention_is_that_of_the_answers_in_the_records(run: Path):
-    """The model, the samples and the directions were found again: the responses are the recorded ones."""
+    """The report reruns the recorded responses, because it finds the model, samples and directions of the run."""
     html = page_of(run)
     compared = [data_of(view) for view in views_of(html) if 'id="data"' in view]
-    assert len(compared) == 6  # of either sweep two that became right and one that became wrong
+    assert len(compared) == 6  # for each of two sweeps, two samples that became right and one that became wrong
     told = re.findall(r"<figcaption>Became (right|wrong) under (.*?)\. Question: ", html)
     assert told == [(became, setting) for setting in (STEERED, SPLIT) for became in ("right", "right", "wrong")]
     records = {"steering": records_of(run / "steer" / "steering.jsonl")}
@@ -170,7 +172,7 @@ def test_attention_is_that_of_the_answers_in_the_records(run: Path):
         for panel, name in zip(data["panels"], ("baseline", setting), strict=True):
             assert panel["name"] == name
             assert "".join(panel["response"][1:]).strip() == record["results"][name]["response"]
-    # Two circuitsvis views, and nothing else.
+    # The only other views are two of circuitsvis.
     assert sum("CircuitsVis" in view for view in views_of(html)) == 2
     assert all(stands_alone(view) for view in views_of(html))
 
@@ -186,7 +188,7 @@ def test_a_report_is_the_same_for_the_same_run(run: Path, recorded_run: Path, tm
     assert (elsewhere.parent / link).resolve() == (run / "steer" / "steering.jsonl").resolve()
 
 
-# What is missing
+# Missing files
 
 
 def test_without_views_no_model_is_opened(copy: Path, monkeypatch: pytest.MonkeyPatch, capsys):
@@ -195,7 +197,7 @@ def test_without_views_no_model_is_opened(copy: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr(FocusModel, "from_pretrained", None)
     assert main(["report", str(copy), "--views", "0"]) == 0
     out = capsys.readouterr().out
-    assert "No attention views: they were not asked for." in out
+    assert "No attention views: none were requested." in out
     assert not views_of(page_of(copy))
 
 
@@ -203,11 +205,11 @@ def test_a_missing_data_file_is_said_and_what_would_help(copy: Path, monkeypatch
     monkeypatch.chdir(tmp_path)
     assert main(["report", str(copy)]) == 0
     out, html = capsys.readouterr().out, page_of(copy)
-    said = "the samples are those of oracle.jsonl, which is not here; say where it is with --data"
+    said = "the samples are those of oracle.jsonl, which is not here; give its path with --data"
     assert out.count(said) == 2
     assert html.count(said) == 2
     assert not views_of(html)
-    # The answers are shown all the same, by the samples' ids.
+    # The answers are still shown, with the ids of the samples.
     rows = table(html, f"steering.jsonl: answers that {STEERED} changed")
     assert rows[0] == ["became", "sample", "before", "setting", "after"]
     assert rows[1][1] == records_of(copy / "steer" / "steering.jsonl")[0]["id"]
@@ -237,7 +239,7 @@ def test_missing_directions_are_said(copy: Path, recorded_run: Path):
     shutil.rmtree(copy / "train")
     _, missing = write_run_report(copy, sources=Sources(data=recorded_run / "oracle.jsonl"))
     assert [one for one in missing if "directions with the digest" in one and "into the run's folder" in one]
-    assert len(views_of(page_of(copy))) == 4  # split-softmax needs none
+    assert len(views_of(page_of(copy))) == 4  # split-softmax needs no directions
 
 
 def test_a_sample_that_cannot_be_looked_at_is_said_with_the_reason(copy: Path, recorded_run: Path):
@@ -314,7 +316,7 @@ def test_what_the_chosen_setting_never_made_wrong_the_worst_did(copy: Path):
     became = {0: (False, True), 1: (True, True), 2: (True, True), 3: (True, True)}
     judge(copy / "steer" / "steering.jsonl", STEERED, became)
     write_run_report(copy / "steer", sources=Sources(views=0))
-    rows = table(page_of(copy / "steer"), f"steering.jsonl: answers that {STEERED} changed; it put none wrong")
+    rows = table(page_of(copy / "steer"), f"steering.jsonl: answers that {STEERED} changed; it made no answer wrong")
     assert [row[0] for row in rows[1:]] == ["right", "wrong", "wrong", "wrong"]
     assert rows[2][3] == "steering alpha=-1 k=1"
     assert " without; 1 sample became right, 0 wrong" in Elements(page_of(copy / "steer")).text
@@ -331,7 +333,7 @@ def test_folders_without_results_are_refused(tmp_path: Path, capsys):
     assert "--views -1: give how many" in capsys.readouterr().err
 
 
-# Chosen on validation questions
+# Settings chosen on validation questions
 
 
 def test_a_setting_chosen_on_validation_questions_is_the_one_reported(copy: Path, tmp_path: Path):
@@ -352,11 +354,11 @@ def test_a_setting_chosen_on_validation_questions_is_the_one_reported(copy: Path
     table(page_of(folder), "steering.jsonl: answers that steering alpha=-1 k=3 changed")
 
 
-# A paper's folder
+# Folder of a paper reproduction
 
 
 def paper_folder(folder: Path) -> Path:
-    """One artefact as ``focuslens paper`` leaves it."""
+    """A folder with one artefact in the format of ``focuslens paper``."""
     from focuslens.viz import head_map
 
     own = folder / "heads"
@@ -406,7 +408,7 @@ def load(folder: Path, content: dict[str, Any]) -> PaperSettings:
     return load_settings(folder / "x.yaml")
 
 
-# The page
+# Layout of the page
 
 
 def test_sections_stand_in_their_order_and_long_tables_scroll(tmp_path: Path):
@@ -427,7 +429,7 @@ def test_sections_stand_in_their_order_and_long_tables_scroll(tmp_path: Path):
 
 
 def test_parts_whose_paths_differ_have_names_that_differ(tmp_path: Path):
-    """Their figures lie in one folder."""
+    """Different paths give different figure names, because all figures are in one folder."""
     paths = ("a/b.json", "a-b.json", "a_b.json", "a/b/c.json", "a-b/c.json", "a/b-c.json")
     paths += ("a b.json", "a+b.json", "a-b-2.json", "a-b.jsonl", "A-B.json", "a+/b.json")
     for path in paths:

@@ -1,4 +1,4 @@
-"""Attention views and the report: what they show, and that they ask nothing of the network."""
+"""Attention views and the report: their content, and no network requests."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_viz_is_there_when_it_is_asked_for():
     import focuslens as fl
 
     assert fl.viz is viz
-    assert "viz" not in fl.__all__  # a star import must not need what it draws with
+    assert "viz" not in fl.__all__  # otherwise a star import would import plotting libraries
     with pytest.raises(AttributeError, match="'focuslens' has no attribute 'vizz'"):
         fl.vizz  # noqa: B018  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -65,7 +65,7 @@ def causal_pattern(n_heads: int, n_tokens: int, seed: int = 0) -> np.ndarray:
 
 
 def drawn(view: viz.AttentionView) -> dict[str, Any]:
-    """What the page's script hands to circuitsvis."""
+    """Properties that the page's script passes to circuitsvis."""
     call = re.search(r'CircuitsVis\.render\(\s*"attention",\s*CircuitsVis\.AttentionHeads,\s*(\{.*\})\s*\)', view.html)
     assert call, "the page does not call circuitsvis"
     return json.loads(call.group(1))
@@ -125,7 +125,7 @@ def test_attention_view_takes_tensors_and_the_last_rows_only():
     np.testing.assert_allclose(shown[:, 4:], pattern[:, 4:].float().numpy(), atol=0.0005)
 
 
-@settings(max_examples=40)  # each is a page of more than a megabyte
+@settings(max_examples=40)  # each example is a page of more than a megabyte
 @given(st.data())
 def test_a_window_shows_that_part_of_the_pattern(data: st.DataObject):
     n_tokens = data.draw(st.integers(1, 9))
@@ -172,7 +172,7 @@ def test_attention_view_refuses_what_does_not_fit(changes: dict[str, Any], messa
         viz.attention_view(**arguments)
 
 
-# Attention onto documents, and in the text
+# Attention to documents, and in the text
 
 
 @given(st.data())
@@ -204,7 +204,7 @@ def test_pool_attention_refuses_spans_outside_the_keys(span: tuple[int, int]):
 
 
 def looked(n_prompt: int, n_heads: int, n_said: int, *, seed: int = 0, spread: float = 1.0) -> ResponseAttention:
-    """Random attention, the more even the larger ``spread``, with twenty documents, a question and a template."""
+    """Random attention to twenty documents, a question and a template. A larger ``spread`` makes it more even."""
     rng = np.random.default_rng(seed)
     rows = rng.random((n_heads, n_said, n_prompt + n_said)) ** (1 / spread)
     for row in range(n_said):
@@ -219,7 +219,7 @@ def looked(n_prompt: int, n_heads: int, n_said: int, *, seed: int = 0, spread: f
 
 
 def drawn_rows(panel: dict[str, Any]) -> np.ndarray:
-    """The panel's attention, decoded as the page's script does: steps from column to column, values in 65,535ths."""
+    """Attention of a panel, decoded like in the page's script from column steps and values in units of 1/65,535."""
     counts, steps, values = (
         np.frombuffer(base64.b64decode(panel["rows"][name]), kind)
         for name, kind in (("counts", "<u4"), ("steps", "u1"), ("values", "<u2"))
@@ -253,7 +253,7 @@ def test_a_page_of_3000_tokens_and_20_heads_stays_below_5_megabytes(name: str, s
 
 
 def test_a_window_of_20_heads_stays_below_5_megabytes():
-    n = 160  # what `window_attention` shows of 20 heads at most
+    n = 160  # maximum of `window_attention` for 20 heads
     window = WindowAttention(
         torch.tensor(causal_pattern(20, n)), tuple(map(str, range(20))), ("x",) * n, tuple(range(n)), 3000, 7
     )
@@ -283,7 +283,7 @@ def test_the_text_view_holds_the_attention_and_its_means(n_heads: int):
     np.testing.assert_allclose(found[-n_heads:, 0], rows.mean(axis=1), atol=1e-5)
     assert panel["tokens"] == list(attention.tokens)
     assert panel["response"] == ["all (mean)", *attention.response]
-    # The largest outside the sink, of each choice of heads, is what full colour stands for.
+    # Full colour is the largest value outside the sink, for each choice of heads.
     np.testing.assert_allclose(data["tops"][-1], [found[-1, 0, 2:300].max(), found[-1, 1:, 2:300].max()], atol=1e-4)
 
 
@@ -352,7 +352,7 @@ def test_only_the_same_prompt_and_heads_stand_side_by_side():
     data = data_of(viz.compare_view(before, longer).html)
     assert [len(panel["response"]) for panel in data["panels"]] == [3, 4]
     each = [data_of(viz.text_view(one).html)["tops"] for one in (before, longer)]
-    np.testing.assert_array_equal(data["tops"], np.maximum(*each))  # one scale for both
+    np.testing.assert_array_equal(data["tops"], np.maximum(*each))  # one scale for both panels
     for what, other in (
         ("prompt", dataclasses.replace(before, tokens=("x", *before.tokens[1:]))),
         ("parts", dataclasses.replace(before, spans={})),
@@ -375,7 +375,7 @@ def test_documents_are_there_without_a_script():
         ["L0H0", "0.20", "0.70"],
         ["L2<H1>", "0.50", "0.10"],
     ]
-    # Colour goes by the largest value of the table.
+    # The colour scale ends at the largest value of the table.
     assert '<td class="heat strong" style="--a:1.00">0.70</td>' in page
     assert '<td class="heat" style="--a:0.14">0.10</td>' in page
 
@@ -384,7 +384,7 @@ def test_documents_are_there_without_a_script():
 
 
 def unpack_rows(packed: PackedRows, n_columns: int) -> Float[np.ndarray, "row {n_columns}"]:
-    """The rows as a page's script reads them, 0 where an entry was left out."""
+    """Rows as the page's script decodes them, with 0 for omitted entries."""
     rows = np.zeros((len(packed.counts), n_columns))
     start = 0
     for row, count in zip(rows, packed.counts.tolist(), strict=True):
@@ -402,7 +402,7 @@ def test_packed_rows_are_what_they_were(data: st.DataObject):
     packed = pack_rows(rows, 10**9)
     np.testing.assert_allclose(unpack_rows(packed, n_columns), rows, atol=1e-5)
     assert packed.kept == 1
-    cut = pack_rows(rows, 0)  # eight of each row
+    cut = pack_rows(rows, 0)  # eight entries per row
     shown = unpack_rows(cut, n_columns)
     levels = np.round(rows * 65535)
     for row, level, kept in zip(shown, levels, np.minimum((levels > 0).sum(1), 8), strict=True):
@@ -417,7 +417,7 @@ def test_packing_keeps_to_the_size_it_is_given():
     assert packed.kept == pytest.approx(1 / 3, abs=0.01)
 
 
-# The report
+# Report page
 
 
 def test_a_report_holds_everything_and_loads_nothing(tmp_path: Path):

@@ -1,4 +1,4 @@
-"""Figures of directions: what they draw, and what they refuse."""
+"""Figures of directions: drawn data, and invalid input."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def test_parts_of_a_variance_fill_the_bar(unchecked: None):
     content, position, rest = np.array([3.0, 0.0]), np.array([1.0, 0.0]), np.array([4.0, 0.0])
     ax: Any = viz.variance_parts(["L0H0", "L1H1"], content, position, rest)
     bars = [[(bar.get_x(), bar.get_width()) for bar in group] for group in ax.containers]
-    # A head whose bias never varies has an empty bar.
+    # A head with a constant bias has an empty bar.
     assert bars == [[(0, 0.375), (0, 0)], [(0.375, 0.125), (0, 0)], [(0.5, 0.5), (0, 0)]]
     assert names(ax) == ["content", "position", "interaction"]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["L0H0", "L1H1"]

@@ -1,4 +1,4 @@
-"""Figures: what they draw, and that they leave everything else alone."""
+"""Figures: drawn data, and no side effects."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ def test_loss_curves_name_few_heads_and_summarise_many():
     ]
     np.testing.assert_array_equal(many.lines[-1].get_ydata(), np.median(losses, axis=1))
     corners = many.collections[0].get_paths()[0].vertices
-    ordered = np.sort(losses[1])  # of nine values the third and the seventh
+    ordered = np.sort(losses[1])  # the third and seventh of nine values
     assert {tuple(corner) for corner in corners} >= {(2.0, ordered[2]), (2.0, ordered[6])}
 
 
@@ -157,7 +157,7 @@ def test_a_table_is_drawn_with_its_numbers_and_intervals():
     assert [tick.get_text() for tick in ax.get_yticklabels()] == ["8k", "16k"]
     assert ax.images[0].colorbar.ax.get_ylabel() == "exact match"
     assert (ax.images[0].norm.vmin, ax.images[0].norm.vmax) == (0.25, 1.0)
-    # Ink that can be read: white on the dark end, black on the light one and on what is missing.
+    # Text must be readable: white on dark cells, black on light and missing cells.
     assert [text.get_color() for text in ax.texts] == ["white", "black", "black", "black"]
 
 
@@ -252,7 +252,8 @@ def test_figures_draw_on_given_axes_and_leave_the_settings_alone():
 
 @pytest.mark.slow
 def test_a_backend_that_the_first_figure_loads_stays_interactive(tmp_path: Path):
-    # As a notebook's does: were its switch taken back with the style, no figure but the first would show.
+    # The backend becomes interactive, as in a notebook. If restoring the style undid this, only the first figure would
+    # show.
     (tmp_path / "shows_at_once.py").write_text(
         "import matplotlib\nfrom matplotlib.backends.backend_agg import *\nmatplotlib.interactive(True)\n"
     )
@@ -283,7 +284,7 @@ def test_groups_of_heads_are_told_apart_and_counted():
     ax = viz.head_groups(groups, ("none", "a", "b", "both"), title="Which")
     (image,) = cast("Any", ax.get_images())
     drawn = image.cmap(image.norm(groups))[..., :3]
-    # No two kinds have the same colour, nor the same grey.
+    # All kinds have different colours, also in greyscale.
     for kinds in (drawn.reshape(-1, 3), drawn.reshape(-1, 3) @ [[0.299], [0.587], [0.114]]):
         of_kind = {int(kind): tuple(colour) for kind, colour in zip(groups.ravel(), kinds.round(2), strict=True)}
         assert len(set(of_kind.values())) == 4
