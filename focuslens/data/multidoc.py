@@ -78,7 +78,7 @@ def load_multidoc(
     if source.dropped:
         line, answer = source.dropped[0]
         warnings.warn(
-            f"{source.store.path}: dropped {len(source.dropped)} accepted answer(s) that are empty after normalisation. "
+            f"{source.store.path}: dropped {len(source.dropped)} accepted answer(s), empty after normalisation. "
             f"Every prediction contains these (first: {answer!r}, line {line}); their questions have other answers",
             stacklevel=2,
         )

@@ -302,7 +302,7 @@ def test_one_document_has_its_needle_at_depth_zero() -> None:
         ({"depths": [0, 50]}, "depth 50 is not a share of the haystack; it must be from 0 (first) to 1 (last)"),
         ({"depths": [-0.1]}, "depth -0.1 is not a share"),
         ({"lengths": [3]}, "length 3 leaves no room for a haystack around a needle of 3 tokens ('The cat sat.'); it"),
-        ({"lengths": [19]}, "length 19 needs a haystack of 16 tokens in addition to the needle's 3; this haystack has 15"),
+        ({"lengths": [19]}, "haystack of 16 tokens in addition to the needle's 3; this haystack has 15"),
         ({"tokenizer": object()}, "object is not a fast tokenizer"),
     ],
 )
