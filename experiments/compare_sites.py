@@ -22,7 +22,7 @@ from typing import Any, get_args
 from focuslens.evaluation import Interval, McNemar, Setting, Sweep, best_setting, bootstrap_mean, steering_settings
 from focuslens.heads import Head
 from focuslens.interventions.directions import Site
-from focuslens.scores.contextual import KINDS, ContextualScores
+from focuslens.scores.contextual_scores import KINDS, ContextualScores
 from focuslens.studies.paper.scored import KINDS_CAPTION
 from focuslens.studies.paper.settings import PaperSettings, find_settings, load_settings
 from focuslens.studies.paper.study import Part, Study

@@ -56,10 +56,10 @@ from .model.generation import Generation, Prefix
 from .prompts.answers import normalize_answer, sub_exact_match
 from .prompts.batch import EncodedPrompt, PromptBatch
 from .prompts.prompt import Document, MultiDocSample, Prompt
-from .scores.contextual import ContextualScores, contextual_scores, contextual_scores_by_case
-from .scores.response import ResponseAttention, UnitAttention, response_attention
-from .scores.retrieval import RetrievalScores, retrieval_scores
-from .scores.window import WindowAttention, window_attention
+from .scores.contextual_scores import ContextualScores, contextual_scores, contextual_scores_by_case
+from .scores.response_attention import ResponseAttention, UnitAttention, response_attention
+from .scores.retrieval_scores import RetrievalScores, retrieval_scores
+from .scores.window_attention import WindowAttention, window_attention
 from .util.progress import disable_progress_bars, enable_progress_bars
 
 __version__: str

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from focuslens.model.execution import Executor
     from focuslens.model.focus_model import FocusModel
     from focuslens.prompts.prompt import MultiDocSample
-    from focuslens.scores.contextual import ContextualScores
+    from focuslens.scores.contextual_scores import ContextualScores
 
 __all__ = [
     "ModelOptions",
@@ -272,7 +272,7 @@ def score_samples(
     settings: RunSettings, model: FocusModel | Executor, data: Samples, case: Any = "long"
 ) -> ContextualScores:
     """Contextual scores of every head on each sample, under the command's settings."""
-    from focuslens.scores.contextual import contextual_scores
+    from focuslens.scores.contextual_scores import contextual_scores
 
     return contextual_scores(
         model, data.samples, case, max_new_tokens=settings.max_new_tokens, batch_tokens=settings.batch_tokens

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from focuslens.heads import Head
     from focuslens.interventions.directions import FocusDirections
     from focuslens.model.focus_model import FocusModel
-    from focuslens.scores.contextual import ContextualScores
+    from focuslens.scores.contextual_scores import ContextualScores
 
 __all__ = ["COMMAND", "DemoSettings", "run"]
 
@@ -135,7 +135,7 @@ class _Demo:
 
     def score(self, data: Samples) -> dict[str, ContextualScores]:
         """Score every head in each case (long, gold, correct, wrong), and print the best heads of the case ``long``."""
-        from focuslens.scores.contextual import contextual_scores_by_case
+        from focuslens.scores.contextual_scores import contextual_scores_by_case
 
         cases = contextual_scores_by_case(self.model, data.samples, max_new_tokens=self.sizes.max_new_tokens)
         sizes = ", ".join(f"{len(scores)} {name}" for name, scores in cases.items())

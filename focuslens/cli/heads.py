@@ -22,7 +22,7 @@ from focuslens.cli.output import document
 
 if TYPE_CHECKING:
     from focuslens.model.execution import Executor
-    from focuslens.scores.contextual import ContextualScores
+    from focuslens.scores.contextual_scores import ContextualScores
 
 __all__ = ["COMMAND"]
 

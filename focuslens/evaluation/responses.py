@@ -14,7 +14,7 @@ from focuslens.interventions.lanes import Lanes
 from focuslens.model.generation import Generation, Prefix
 from focuslens.model.runner import first_layer
 from focuslens.prompts.batch import PromptBatch
-from focuslens.scores.attention_mass import Parts, ResponseMasses
+from focuslens.scores.base import Parts, ResponseMasses
 
 if TYPE_CHECKING:
     from focuslens.model.focus_model import FocusModel

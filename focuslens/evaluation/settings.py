@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from focuslens.evaluation.runner import Setting, Sweep
+from focuslens.evaluation.sweeps import Setting, Sweep
 from focuslens.interventions import FocusSteering, SplitSoftmax
 from focuslens.interventions.base import Positions
 from focuslens.interventions.directions import FocusDirections

@@ -11,7 +11,7 @@ from circuitsvis.attention import attention_heads
 from jaxtyping import Float
 from torch import Tensor
 
-from focuslens.scores.window import WindowAttention
+from focuslens.scores.window_attention import WindowAttention
 from focuslens.viz.page import asset, page
 from focuslens.viz.view import AttentionView, visible
 

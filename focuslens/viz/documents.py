@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.prompts.prompt import Span
-from focuslens.scores.response import ResponseAttention, UnitAttention
+from focuslens.scores.response_attention import ResponseAttention, UnitAttention
 from focuslens.viz.page import asset, data_block, page
 from focuslens.viz.text import SHARE, head_choices, with_means
 from focuslens.viz.view import AttentionView

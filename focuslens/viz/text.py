@@ -10,7 +10,7 @@ import numpy as np
 from einops import rearrange, reduce
 from jaxtyping import Float
 
-from focuslens.scores.response import ResponseAttention
+from focuslens.scores.response_attention import ResponseAttention
 from focuslens.viz.packing import pack_rows
 from focuslens.viz.page import asset, data_block, page
 from focuslens.viz.view import AttentionView
@@ -49,7 +49,7 @@ def text_view(
     of attention.
 
     Args:
-        attention: Attention of the response, from :func:`focuslens.scores.response.response_attention`.
+        attention: Attention of the response, from :func:`focuslens.scores.response_attention.response_attention`.
         title: The page's title; the default contains the response.
         head: Index of the head to select initially; ``None`` for the mean of all heads.
         said: Index of the response token to select initially; ``None`` for the mean of all response tokens.

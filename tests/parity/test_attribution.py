@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import focuslens as fl
-from focuslens.scores.documents import BUDGET_PARTS, AttentionBudget, DocumentScores
+from focuslens.scores.document_scores import BUDGET_PARTS, AttentionBudget, DocumentScores
 from tests.support.reference import document_ranges, gap, prompt_text, tokens_of_ranges
 
 TOLERANCE = 1e-4

@@ -20,7 +20,7 @@ import focuslens as fl
 from focuslens import FocusModel, NeedleSample, Prompt, RetrievalScores
 from focuslens.model.generation import Generation, Prefix
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch
-from focuslens.scores.retrieval import NoRunCountsError, _run, copy_scores
+from focuslens.scores.retrieval_scores import NoRunCountsError, _run, copy_scores
 from focuslens.scores.rouge import _scorer, rouge_1_recall
 from tests.support.checkpoints import build_checkpoint
 from tests.support.reference import ReferenceModel, tokens_of_ranges

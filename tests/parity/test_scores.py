@@ -10,7 +10,7 @@ from torch import Tensor
 
 import focuslens as fl
 from focuslens import FocusModel
-from focuslens.scores.contextual import ScoredCase
+from focuslens.scores.contextual_scores import ScoredCase
 from tests.support.reference import (
     Edits,
     ReferenceModel,

@@ -24,7 +24,7 @@ from focuslens.model.focus_model import FocusModel
 from focuslens.model.generation import Generation
 from focuslens.model.loading import repetition_penalty
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch
-from focuslens.scores.attention_mass import SINK
+from focuslens.scores.base import SINK
 from focuslens.studies.helmet.checkout import Checkout
 from focuslens.studies.helmet.plan import Entry
 from focuslens.studies.helmet.samples import (
@@ -39,7 +39,7 @@ from focuslens.util.files import versions
 from focuslens.util.progress import progress_bar
 
 if TYPE_CHECKING:
-    from focuslens.scores.attention_mass import Parts
+    from focuslens.scores.base import Parts
 
 __all__ = ["Answering", "answer_entry", "answering_for", "declared_penalty", "entry_header", "require_askable"]
 

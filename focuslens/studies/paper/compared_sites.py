@@ -8,7 +8,7 @@ from typing import Literal
 from focuslens.evaluation import Setting, Sweep
 from focuslens.heads import Head
 from focuslens.interventions import FocusSteering
-from focuslens.scores.contextual import KINDS, ContextualScores
+from focuslens.scores.contextual_scores import KINDS, ContextualScores
 from focuslens.studies.paper.artefact import Finding, Piece
 from focuslens.studies.paper.scored import KINDS_CAPTION, head_mean
 from focuslens.studies.paper.study import Study

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from focuslens.evaluation import percentile_interval
 from focuslens.heads import Head
-from focuslens.scores.contextual import ContextualScores
+from focuslens.scores.contextual_scores import ContextualScores
 from focuslens.studies.paper import paper_values
 from focuslens.studies.paper.artefact import Artefact, Finding, all_of, keep_heads, signed, verdict_below, verdict_by
 from focuslens.studies.paper.scored import KINDS_CAPTION

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from focuslens.data.needles import NeedleSample, load_haystack, load_needles, needle_samples, synthetic_needles
 from focuslens.evaluation import percentile_interval, resampled_means
 from focuslens.heads import Head
-from focuslens.scores.retrieval import NoRunCountsError, RetrievalScores
+from focuslens.scores.retrieval_scores import NoRunCountsError, RetrievalScores
 from focuslens.studies.paper import paper_values
 from focuslens.studies.paper.artefact import Artefact, Finding, keep_heads, signed, verdict_below, verdict_by
 from focuslens.studies.paper.scored import retrieval_in_chunks

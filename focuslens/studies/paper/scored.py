@@ -17,8 +17,8 @@ from focuslens.model.batching import RunOptions
 from focuslens.model.execution import Executor
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.prompt import Case, MultiDocSample
-from focuslens.scores.contextual import KINDS, ContextualScores, contextual_scores
-from focuslens.scores.retrieval import RetrievalScores, copy_runs
+from focuslens.scores.contextual_scores import KINDS, ContextualScores, contextual_scores
+from focuslens.scores.retrieval_scores import RetrievalScores, copy_runs
 from focuslens.studies.paper.chunks import Measured, measure_in_chunks
 
 __all__ = [

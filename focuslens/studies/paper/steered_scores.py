@@ -11,7 +11,7 @@ from torch import Tensor
 
 from focuslens.heads import Head
 from focuslens.interventions import FocusSteering
-from focuslens.scores.contextual import ContextualScores
+from focuslens.scores.contextual_scores import ContextualScores
 from focuslens.studies.paper import paper_values
 from focuslens.studies.paper.artefact import Artefact, Finding, Verdict, all_of, signed, verdict_below, verdict_by
 from focuslens.studies.paper.scored import KINDS_CAPTION, head_mean

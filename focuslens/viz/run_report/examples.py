@@ -12,8 +12,8 @@ from focuslens.hooks import Intervention
 from focuslens.interventions import intervention_from
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.prompt import MultiDocSample
-from focuslens.scores.response import ResponseAttention, response_attention
-from focuslens.scores.window import window_attention
+from focuslens.scores.response_attention import ResponseAttention, response_attention
+from focuslens.scores.window_attention import window_attention
 from focuslens.util.progress import track
 from focuslens.viz import AttentionView, compare_view, token_view
 from focuslens.viz.report import Section, Table

@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 
 from focuslens.evaluation import Setting, Sweep, best_setting, bootstrap_mean
 from focuslens.heads import Head
-from focuslens.scores.contextual import KINDS
+from focuslens.scores.contextual_scores import KINDS
 from focuslens.util.files import write_atomically
 from focuslens.viz import (
     curves,

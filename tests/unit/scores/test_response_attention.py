@@ -20,7 +20,7 @@ from focuslens import (
     window_attention,
 )
 from focuslens.model import attention, engine
-from focuslens.scores.window import window_positions
+from focuslens.scores.window_attention import window_positions
 
 
 def made(**changes: Any) -> ResponseAttention:

@@ -19,8 +19,8 @@ from focuslens import (
     contextual_scores,
     contextual_scores_by_case,
 )
-from focuslens.scores.attention_mass import attention_to_parts
-from focuslens.scores.contextual import attention_pattern
+from focuslens.scores.base import attention_to_parts
+from focuslens.scores.contextual_scores import attention_pattern
 
 KINDS = ("relevant", "irrelevant", "irrelevant_max", "sink")
 

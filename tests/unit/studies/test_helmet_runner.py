@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 import focuslens as fl
 from focuslens.evaluation import OtherResultsError
-from focuslens.scores.contextual import attention_pattern
+from focuslens.scores.contextual_scores import attention_pattern
 from focuslens.studies.helmet.answering import Answering, answer_entry, answering_for, declared_penalty, require_askable
 from focuslens.studies.helmet.results import write_results
 from focuslens.studies.helmet.samples import read_samples, require_room, samples_digest, stop_tokens

@@ -13,7 +13,7 @@ import torch
 
 import focuslens as fl
 from focuslens.evaluation import Sweep, bootstrap_mean
-from focuslens.scores.retrieval import RetrievalScores
+from focuslens.scores.retrieval_scores import RetrievalScores
 from focuslens.studies.paper import (
     anatomy,
     attribution,

@@ -12,7 +12,7 @@ import torch
 
 import focuslens as fl
 from focuslens.model.batching import RunOptions
-from focuslens.scores.retrieval import copy_runs
+from focuslens.scores.retrieval_scores import copy_runs
 from focuslens.studies.paper import attribution, budget, chunks, retrieval, scored, steering
 from focuslens.studies.paper.settings import RetrievalSettings
 from focuslens.studies.paper.study import Study

@@ -14,8 +14,8 @@ import torch
 import focuslens as fl
 from focuslens.data.needles import NeedleSample
 from focuslens.evaluation import Sweep, bootstrap_mean
-from focuslens.scores.contextual import KINDS, ContextualScores
-from focuslens.scores.retrieval import RetrievalScores
+from focuslens.scores.contextual_scores import KINDS, ContextualScores
+from focuslens.scores.retrieval_scores import RetrievalScores
 from focuslens.studies.paper import chosen_settings, heads, retrieval, steered_scores, study
 from focuslens.studies.paper.artefact import all_of, signed, verdict_below, verdict_by
 from tests.support.paper_runs import opened

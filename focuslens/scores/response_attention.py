@@ -20,7 +20,7 @@ from focuslens.heads import Head, check_heads, heads_by_layer
 from focuslens.hooks import Hook, Intervention, hook_name, row_wise
 from focuslens.prompts.batch import EncodedPrompt
 from focuslens.prompts.prompt import Span
-from focuslens.scores.attention_mass import SINK
+from focuslens.scores.base import SINK
 
 if TYPE_CHECKING:
     from focuslens.model.focus_model import FocusModel

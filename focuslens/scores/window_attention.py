@@ -13,8 +13,8 @@ from focuslens.heads import check_heads
 from focuslens.hooks import Intervention
 from focuslens.prompts.batch import EncodedPrompt, SpanLike, disjoint
 from focuslens.prompts.prompt import Span
-from focuslens.scores.attention_mass import SINK
-from focuslens.scores.contextual import attention_pattern
+from focuslens.scores.base import SINK
+from focuslens.scores.contextual_scores import attention_pattern
 
 if TYPE_CHECKING:
     from focuslens.model.focus_model import FocusModel
