@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedTokenizerFast
 
 from focuslens.data.synthetic import CorpusSettings, SyntheticContext, SyntheticQuestion, generate_context
-from focuslens.prompts.prompt import MultiDocSample
+from focuslens.prompts.sample import MultiDocSample
 
 __all__ = ["ATTENTION", "Lesson", "Row", "question_row", "repeated_tokens"]
 

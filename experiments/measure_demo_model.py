@@ -25,7 +25,7 @@ import focuslens as fl
 from focuslens.data.selection import SampleSelection
 from focuslens.data.synthetic_words import UNKNOWN
 from focuslens.evaluation import BASELINES, Evaluation, Setting, Sweep, best_setting, bootstrap_mean
-from focuslens.prompts.prompt import MultiDocSample
+from focuslens.prompts.sample import MultiDocSample
 from focuslens.util.files import versions, write_json
 
 POSITIONS = (0, 4, 9, 14, 19)

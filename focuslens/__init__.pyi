@@ -55,7 +55,8 @@ from .model.focus_model import FocusModel
 from .model.generation import Generation, Prefix
 from .prompts.answers import normalize_answer, sub_exact_match
 from .prompts.batch import EncodedPrompt, PromptBatch
-from .prompts.prompt import Document, MultiDocSample, Prompt
+from .prompts.prompt import Prompt
+from .prompts.sample import Document, MultiDocSample
 from .scores.contextual_scores import ContextualScores, contextual_scores, contextual_scores_by_case
 from .scores.response_attention import ResponseAttention, UnitAttention, response_attention
 from .scores.retrieval_scores import RetrievalScores, retrieval_scores

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from focuslens.heads import Head
     from focuslens.model.execution import Executor
     from focuslens.model.focus_model import FocusModel
-    from focuslens.prompts.prompt import MultiDocSample
+    from focuslens.prompts.sample import MultiDocSample
     from focuslens.scores.contextual_scores import ContextualScores
 
 __all__ = [
@@ -222,7 +222,7 @@ class Samples:
 
     def identify(self) -> dict[str, Any]:
         """Description of the samples, with their number and a digest of their prompts."""
-        from focuslens.prompts.prompt import prompts_digest
+        from focuslens.prompts.sample import prompts_digest
 
         return {**self.description, "samples": len(self.samples), "prompts_sha256": prompts_digest(self.samples)}
 

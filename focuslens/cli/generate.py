@@ -16,7 +16,7 @@ from focuslens.cli.output import document
 if TYPE_CHECKING:
     from focuslens.hooks import Intervention
     from focuslens.model.focus_model import FocusModel
-    from focuslens.prompts.prompt import MultiDocSample
+    from focuslens.prompts.sample import MultiDocSample
 
 __all__ = ["COMMAND"]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, TypeVar, cast
 
 from focuslens.prompts.answers import normalize_answer
-from focuslens.prompts.prompt import Document
+from focuslens.prompts.sample import Document
 
 __all__ = ["Kind", "Record", "detect_kind", "parse_object", "parse_record"]
 

@@ -18,7 +18,7 @@ from typing import Any, overload
 from focuslens.data._distractors import draw_distractors
 from focuslens.data._jsonl import LineStore
 from focuslens.data._records import Kind, Record, detect_kind, parse_object, parse_record
-from focuslens.prompts.prompt import Document, MultiDocSample
+from focuslens.prompts.sample import Document, MultiDocSample
 from focuslens.util.html import card, table
 
 __all__ = ["MultiDocData", "load_multidoc"]

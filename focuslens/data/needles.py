@@ -19,7 +19,8 @@ from typing import Any
 
 from focuslens.data._records import parse_object
 from focuslens.data.synthetic import Split, load_synthetic
-from focuslens.prompts.prompt import MultiDocSample, Prompt, Span
+from focuslens.prompts.prompt import Prompt, Span
+from focuslens.prompts.sample import MultiDocSample
 
 __all__ = ["Needle", "NeedleSample", "load_haystack", "load_needles", "needle_samples", "synthetic_needles"]
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from focuslens.data.multidoc import MultiDocData, load_multidoc
 from focuslens.data.synthetic import load_synthetic, spread_positions
-from focuslens.prompts.prompt import MultiDocSample
+from focuslens.prompts.sample import MultiDocSample
 
 __all__ = ["SYNTHETIC", "Part", "SampleSelection", "open_selections"]
 

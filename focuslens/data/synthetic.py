@@ -38,7 +38,7 @@ from focuslens.data.synthetic_words import (
     VALUES,
     Attribute,
 )
-from focuslens.prompts.prompt import Document, MultiDocSample
+from focuslens.prompts.sample import Document, MultiDocSample
 
 __all__ = [
     "CorpusSettings",

@@ -20,7 +20,7 @@ from focuslens.heads import heads_by_layer
 from focuslens.hooks import Hook, hook_name
 from focuslens.interventions.directions import Site
 from focuslens.prompts.batch import EncodedPrompt
-from focuslens.prompts.prompt import Case, MultiDocSample
+from focuslens.prompts.sample import Case, MultiDocSample
 
 if TYPE_CHECKING:
     from focuslens.heads import ModelShape

@@ -36,7 +36,7 @@ from focuslens.model.execution import Executor, executor_for
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.answers import list_samples
 from focuslens.prompts.batch import EncodedPrompt
-from focuslens.prompts.prompt import Case, MultiDocSample, prompts_digest
+from focuslens.prompts.sample import Case, MultiDocSample, prompts_digest
 from focuslens.util.files import versions, write_atomically
 from focuslens.util.progress import progress_bar, track
 

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from focuslens.prompts.answers import require_comparable_answers
-from focuslens.prompts.prompt import MultiDocSample
+from focuslens.prompts.sample import MultiDocSample
 from focuslens.util.files import write_atomically
 
 __all__ = ["write_harness_task"]

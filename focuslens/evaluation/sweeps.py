@@ -16,7 +16,7 @@ from focuslens.model.batching import BATCH_TOKENS, RunOptions, map_batches
 from focuslens.model.execution import Executor, executor_for
 from focuslens.model.generation import Generation
 from focuslens.prompts.answers import list_samples, require_comparable_answers, sub_exact_match
-from focuslens.prompts.prompt import Case, MultiDocSample, prompts_digest
+from focuslens.prompts.sample import Case, MultiDocSample, prompts_digest
 from focuslens.util.files import versions
 from focuslens.util.html import Cell, Markup, bar, card, details, shorten, table
 from focuslens.util.progress import progress_bar, track

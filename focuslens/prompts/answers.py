@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Iterable, Sequence
 
-from focuslens.prompts.prompt import MultiDocSample
+from focuslens.prompts.sample import MultiDocSample
 
 __all__ = [
     "answered_right",

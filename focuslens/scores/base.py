@@ -15,7 +15,7 @@ from torch import Tensor
 from focuslens.hooks import Hook, Intervention, hook_name
 from focuslens.model.batching import RunOptions, map_batches
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch
-from focuslens.prompts.prompt import Case, MultiDocSample
+from focuslens.prompts.sample import Case, MultiDocSample
 from focuslens.util.progress import progress_bar, track
 
 if TYPE_CHECKING:

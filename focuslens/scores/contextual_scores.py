@@ -18,7 +18,7 @@ from focuslens.model.batching import BATCH_TOKENS, RunOptions
 from focuslens.model.execution import Executor, executor_for
 from focuslens.prompts.answers import answered_right, require_samples
 from focuslens.prompts.batch import EncodedPrompt
-from focuslens.prompts.prompt import MultiDocSample
+from focuslens.prompts.sample import MultiDocSample
 from focuslens.scores.base import ResponseRun, sink_and_documents
 from focuslens.util.html import Markup, bar, card, map_image, table
 

@@ -17,7 +17,7 @@ from focuslens.model.batching import BATCH_TOKENS, RunOptions
 from focuslens.model.execution import Executor, executor_for
 from focuslens.prompts.answers import answered_right, require_samples
 from focuslens.prompts.batch import PromptBatch
-from focuslens.prompts.prompt import Case, MultiDocSample
+from focuslens.prompts.sample import Case, MultiDocSample
 from focuslens.scores.base import SINK, ResponseRun
 from focuslens.util.statistics import Interval, bootstrap_mean
 

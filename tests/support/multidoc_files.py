@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from focuslens.prompts.prompt import MultiDocSample
+    from focuslens.prompts.sample import MultiDocSample
 
 Json = dict[str, Any]
 

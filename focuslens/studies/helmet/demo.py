@@ -8,7 +8,7 @@ from typing import Any
 
 from focuslens.data.selection import SampleSelection
 from focuslens.data.synthetic import Split, build_tokenizer, spread_positions
-from focuslens.prompts.prompt import MultiDocSample
+from focuslens.prompts.sample import MultiDocSample
 from focuslens.studies.helmet.recall import Recall, Rows, write_sets
 from focuslens.studies.helmet.tasks import NEEDLE_QA
 

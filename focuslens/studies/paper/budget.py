@@ -12,7 +12,7 @@ from torch import Tensor
 from focuslens.evaluation import BUDGET_PARTS, Interval
 from focuslens.heads import Head
 from focuslens.interventions import FocusSteering
-from focuslens.prompts.prompt import MultiDocSample
+from focuslens.prompts.sample import MultiDocSample
 from focuslens.studies.paper.artefact import Finding, Piece, keep_curves, signed
 from focuslens.studies.paper.scored import budget_in_chunks
 from focuslens.studies.paper.study import Study

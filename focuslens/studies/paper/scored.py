@@ -16,7 +16,7 @@ from focuslens.hooks import Intervention
 from focuslens.model.batching import RunOptions
 from focuslens.model.execution import Executor
 from focuslens.model.focus_model import FocusModel
-from focuslens.prompts.prompt import Case, MultiDocSample
+from focuslens.prompts.sample import Case, MultiDocSample
 from focuslens.scores.contextual_scores import KINDS, ContextualScores, contextual_scores
 from focuslens.scores.retrieval_scores import RetrievalScores, copy_runs
 from focuslens.studies.paper.chunks import Measured, measure_in_chunks

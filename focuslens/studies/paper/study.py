@@ -27,7 +27,7 @@ from focuslens.interventions.directions import FocusDirections, open_directions
 from focuslens.model.batching import RunOptions
 from focuslens.model.execution import Executor
 from focuslens.model.focus_model import FocusModel
-from focuslens.prompts.prompt import MultiDocSample, prompts_digest
+from focuslens.prompts.sample import MultiDocSample, prompts_digest
 from focuslens.scores.contextual_scores import ContextualScores, by_outcome
 from focuslens.studies.paper.scored import score_in_chunks
 from focuslens.studies.paper.settings import PaperSettings

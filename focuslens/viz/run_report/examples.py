@@ -11,7 +11,7 @@ from focuslens.heads import Head
 from focuslens.hooks import Intervention
 from focuslens.interventions import intervention_from
 from focuslens.model.focus_model import FocusModel
-from focuslens.prompts.prompt import MultiDocSample
+from focuslens.prompts.sample import MultiDocSample
 from focuslens.scores.response_attention import ResponseAttention, response_attention
 from focuslens.scores.window_attention import window_attention
 from focuslens.util.progress import track

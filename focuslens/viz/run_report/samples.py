@@ -8,7 +8,7 @@ from typing import Any
 
 from focuslens.data.selection import SampleSelection
 from focuslens.model.focus_model import FocusModel
-from focuslens.prompts.prompt import MultiDocSample, prompts_digest
+from focuslens.prompts.sample import MultiDocSample, prompts_digest
 
 __all__ = ["UnavailableError", "reopen_model", "reopen_samples"]
 

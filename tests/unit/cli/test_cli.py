@@ -14,7 +14,7 @@ import torch
 import focuslens as fl
 from focuslens.cli import main as cli
 from focuslens.cli.main import main
-from focuslens.prompts.prompt import prompts_digest
+from focuslens.prompts.sample import prompts_digest
 
 COMMANDS = ("demo", "heads", "split-softmax", "train", "steer", "generate")
 

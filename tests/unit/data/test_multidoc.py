@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from focuslens.data import load_multidoc
-from focuslens.prompts.prompt import Document
+from focuslens.prompts.sample import Document
 from tests.support.multidoc_files import MAKERS, Json, oracle_record, placed_record, retrieval_record, titles, write
 from tests.support.paths import SHARED_DATA
 

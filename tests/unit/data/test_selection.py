@@ -14,7 +14,7 @@ from focuslens.data import load_multidoc
 from focuslens.data import selection as selections
 from focuslens.data.selection import SampleSelection, open_selections
 from focuslens.data.synthetic import load_synthetic
-from focuslens.prompts.prompt import prompts_digest
+from focuslens.prompts.sample import prompts_digest
 from focuslens.studies.helmet import demo
 from focuslens.studies.paper.settings import DataSettings, PaperSettings
 from focuslens.studies.paper.study import Study

@@ -25,7 +25,7 @@ from focuslens.data.synthetic import (
     spread_positions,
 )
 from focuslens.data.synthetic_words import FILLER_STARTS, FIRST_NAMES, PLACE_NAMES, SURNAMES
-from focuslens.prompts.prompt import MultiDocSample
+from focuslens.prompts.sample import MultiDocSample
 
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 POSITIONS = (0, 4, 9, 14, 19)

@@ -9,7 +9,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from focuslens.prompts.answers import answered_right, normalize_answer, require_samples, sub_exact_match
-from focuslens.prompts.prompt import Document, MultiDocSample
+from focuslens.prompts.sample import Document, MultiDocSample
 
 
 @pytest.mark.parametrize(

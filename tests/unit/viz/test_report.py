@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from focuslens.cli.main import main
-from focuslens.prompts.prompt import prompts_digest
+from focuslens.prompts.sample import prompts_digest
 from focuslens.studies.paper.settings import PaperSettings
 from focuslens.studies.paper.study import Study
 from focuslens.viz import Section, Table, save_figure, write_sections

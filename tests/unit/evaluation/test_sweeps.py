@@ -29,7 +29,7 @@ from focuslens import (
     split_softmax_settings,
     steering_settings,
 )
-from focuslens.evaluation import BASELINES, bootstrap_mean, runner
+from focuslens.evaluation import BASELINES, bootstrap_mean, sweeps
 from tests.support.paths import ROOT
 
 ALL_HEADS = [(layer, head) for layer in range(3) for head in range(4)]
@@ -247,13 +247,13 @@ def test_a_file_cut_at_any_line_is_continued_without_repeating_a_sample(
     content = path.read_bytes()
     lines = content.splitlines(keepends=True)
     ran: list[str] = []
-    original = runner._run_batch
+    original = sweeps._run_batch
 
     def run_batch(model: Any, batch: Any, budget: int, **rest: Any) -> Any:
         ran.extend(sample.id for sample in batch)
         return original(model, batch, budget, **rest)
 
-    monkeypatch.setattr(runner, "_run_batch", run_batch)
+    monkeypatch.setattr(sweeps, "_run_batch", run_batch)
     for kept in range(len(lines) + 1):
         for half in (b"", (lines[kept] if kept < len(lines) else b"")[:-1]):
             cut = tmp_path / "cut.jsonl"
