@@ -44,7 +44,7 @@ def test_modules_need_no_import_of_their_own_and_other_names_are_refused():
         "assert 'torch' not in sys.modules\n"
         "assert fl.heads.Head is fl.Head\n"
         # A module with the name of a function does not hide the function, even if the module is imported first.
-        "import focuslens.scores.response\n"
+        "import focuslens.scores.response_attention\n"
         "assert callable(fl.response_attention)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
