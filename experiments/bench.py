@@ -39,10 +39,10 @@ from focuslens.util.files import versions, write_atomically, write_json
 
 TITLES = {
     "score": f"Generate {WORK['new_tokens']} tokens and score all heads",
-    "sweep": f"{WORK['sweep_settings']} split-softmax settings on one sample",
-    "train": f"Train {WORK['heads']} heads, {WORK['samples']} samples, {WORK['epochs']} epochs",
-    "steer": f"Generate {WORK['new_tokens']} tokens steered at the rotary site, HookedTransformer",
-    "steer_bridge": f"Generate {WORK['new_tokens']} tokens steered at the rotary site, TransformerBridge",
+    "sweep": f"Run {WORK['sweep_settings']} split-softmax settings on one sample",
+    "train": f"Train the directions of {WORK['heads']} heads on {WORK['samples']} samples for {WORK['epochs']} epochs",
+    "steer": f"Generate {WORK['new_tokens']} tokens with a HookedTransformer, steered or not",
+    "steer_bridge": f"Generate {WORK['new_tokens']} tokens with a TransformerBridge, steered or not",
 }
 LENGTHS = (1024, 4096, 16384, 32768)
 MEMORY_BAR, DEMO_BAR = 24 * 2**30, 90
@@ -308,14 +308,15 @@ def shared_tables(measured: Mapping[str, Any]) -> list[str]:
     """Markdown tables of all times, and of the peak memory of scoring."""
     lines: list[str] = []
     for work, rows in measured["time"].items():
-        header = ["", "seconds", f"over {next(iter(rows))}", "timed"]
+        header = ["", "seconds", f"ratio to {next(iter(rows))}", "timed part"]
         body = [[name, f"{row['seconds']:.2f}", f"{row['ratio']:.2f}", row["measured"]] for name, row in rows.items()]
         lines += [f"**{TITLES[work]}**", "", *rows_of(header, body), ""]
     memory = measured["memory"]
     least = next(iter(memory.values()))["bytes"]
     body = [[name, f"{row['bytes'] / 2**20:.0f}", f"{row['bytes'] / least:.2f}"] for name, row in memory.items()]
-    header = ["", "MiB", f"over {next(iter(memory))}"]
-    return [*lines, "**Peak memory of the first, above the loaded model**", "", *rows_of(header, body), ""]
+    header = ["", "MiB", f"ratio to {next(iter(memory))}"]
+    caption = "**Peak memory of generation and scoring, above the memory of the loaded model**"
+    return [*lines, caption, "", *rows_of(header, body), ""]
 
 
 def device_tables(measured: Mapping[str, Any]) -> list[str]:
@@ -327,13 +328,17 @@ def device_tables(measured: Mapping[str, Any]) -> list[str]:
         [name, *(f"{row['lengths'][n]['bytes'] / 2**20:.0f}" for n in lengths), f"{row['slope']:.2f}"]
         for name, row in measured["length"].items()
     ]
-    lines += ["**The same by length, MiB**", "", *rows_of([*header, "slope"], above), ""]
+    caption = "Peak memory of generation and scoring by prompt length"
+    lines += [f"**{caption}, in MiB above the memory of the loaded model**", ""]
+    lines += [*rows_of([*header, "slope"], above), ""]
     total = [
         [name, *(f"{row['lengths'][n]['total_bytes'] / 2**30:.2f}" for n in lengths)]
         for name, row in measured["length"].items()
     ]
-    lines += [f"**With the model, GiB (bar: {MEMORY_BAR / 2**30:.0f})**", "", *rows_of(header, total), ""]
+    lines += [f"**{caption}, in GiB including the loaded model (limit: {MEMORY_BAR / 2**30:.0f} GiB)**", ""]
+    lines += [*rows_of(header, total), ""]
     focuslens, paper = (measured["written"][name] / 2**20 for name in ("FocusLens", "the paper's procedure"))
+    lines += ["**Data that the training writes to disk, first with FocusLens and then with the paper's procedure**", ""]
     return [*lines, f"Training writes {focuslens:.2f} MiB; the paper's procedure {paper:,.0f} MiB."]
 
 
@@ -341,13 +346,17 @@ def table(results: Mapping[str, Any]) -> str:
     """Markdown text with all measurements."""
     settings = results["settings"]
     lines = [
-        f"Prompts of {settings['length']:,} tokens; time: medians of {settings['rounds']} interleaved rounds, "
-        f"memory: of {settings['processes']} processes (by length: of one). {results['processor']}, "
-        f"{settings['threads']} threads.",
+        f"- Prompts of {settings['length']:,} tokens were used for all tables except the tables by prompt length.",
+        f"- Each time is the median over {settings['rounds']} interleaved rounds.",
+        f"- Each memory figure is the median over {settings['processes']} processes.",
+        "- In the tables by prompt length, the column headings are numbers of tokens. There, each figure is from one",
+        "  process.",
+        f"- The processor is {results['processor']}, {settings['threads']} threads of which ran the models.",
     ]
     for device, measured in results["results"].items():
         lines += ["", f"### {device}", "", *device_tables(measured)]
-    lines += ["", f"`make demo` after installation: {results['demo']['seconds']:.0f} s (bar: {DEMO_BAR})."]
+    demo = f"{results['demo']['seconds']:.0f} s (bar: {DEMO_BAR})"
+    lines += ["", f"After installation, `make demo` takes {demo}. The *bar* is the limit in seconds."]
     return "\n".join(lines) + "\n"
 
 
@@ -368,7 +377,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
             # With tight limits, a ratio of 1.02 would look several times as large as 1, so the axis starts at 0.5.
             limits = (0.5, max(4.0, 3 * max(ratios)))
             title = f"{TITLES[work]} ({device})"
-            axes.set(xscale="log", xlim=limits, title=title, xlabel=f"time over that of {names[0]}")
+            axes.set(xscale="log", xlim=limits, title=title, xlabel=f"time, divided by the time of {names[0]}")
     save_figure(figure, path)
     plt.close(figure)
 

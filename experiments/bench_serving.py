@@ -162,11 +162,11 @@ def table(measured: Mapping[str, Any]) -> str:
     clocks = list(contestants[ORIGINAL]["seconds"])
     header = [
         "",
-        *(f"{clock} s" for clock in clocks),
-        *(f"{clock} time over original" for clock in clocks),
-        "required",
+        *(f"{clock} time in seconds" for clock in clocks),
+        *(f"ratio of {clock} time to original" for clock in clocks),
+        "required ratio",
     ]
-    header += ["peak MiB", "over original"]
+    header += ["peak memory in MiB", "ratio of peak memory to original"]
     body = [
         [
             name,
@@ -179,10 +179,13 @@ def table(measured: Mapping[str, Any]) -> str:
         for name, contestant in contestants.items()
     ]
     lines = [
-        f"{settings['new_tokens']} greedy tokens after a prompt of {settings['length']:,}, {settings['attention']} "
-        f"attention, {settings['dtype']} on {measured['gpu'] or measured['processor']}, {settings['threads']} threads. "
-        f"Medians of {settings['rounds']} paired rounds with their 95 % bootstrap intervals; memory of "
-        f"{settings['processes']} processes.",
+        f"Each checkpoint generates {settings['new_tokens']} greedy tokens after a prompt of {settings['length']:,} "
+        f"tokens, with {settings['attention']} attention and {settings['dtype']} weights, on "
+        f"{measured['gpu'] or measured['processor']} with {settings['threads']} threads. Each time is the median over "
+        f"{settings['rounds']} rounds. Each peak memory is the median over {settings['processes']} processes. Each "
+        "ratio is the median of the ratios of single rounds or processes. Brackets contain the 95 % bootstrap "
+        "confidence interval of the ratio. For the folded checkpoint, the ratio of times must equal the required ratio "
+        "within noise. For the exported checkpoint, the required ratio is a maximum.",
         "",
         *rows_of(header, body),
     ]

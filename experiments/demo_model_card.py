@@ -67,8 +67,8 @@ def _tested(row: Mapping[str, Any]) -> str:
 
 def _ratio(outcome: Mapping[str, Any]) -> str:
     single = outcome["ratio_by_head"]
-    parts = f"{interval(outcome['relevant'])} over {interval(outcome['irrelevant_max'])}"
-    return f"{outcome['ratio']:.2f}: {parts}; single heads {min(single):.2f} to {max(single):.2f}"
+    parts = f"{interval(outcome['relevant'])} divided by {interval(outcome['irrelevant_max'])}"
+    return f"{outcome['ratio']:.2f}: {parts}; ratios of single heads {min(single):.2f} to {max(single):.2f}"
 
 
 def _direction_finding(rows: Sequence[Mapping[str, Any]], chosen: str) -> Finding:
@@ -78,8 +78,8 @@ def _direction_finding(rows: Sequence[Mapping[str, Any]], chosen: str) -> Findin
     helps = best["em"] > baseline["em"] and best["mcnemar_p"] < 0.01
     hurts = all(row["em"] < baseline["em"] for row in (strongest, negative))
     return Finding(
-        "Focus direction (strength and heads chosen on validation)",
-        "above 20 documents, p < 0.01; the strongest and the most negative hurt",
+        "Exact match with a focus direction (alpha and k chosen on validation questions)",
+        "above the exact match with 20 documents, p < 0.01; below it with the highest and with the lowest alpha",
         "; ".join(_tested(row) for row in {row["name"]: row for row in (best, strongest, negative)}.values()),
         helps and hurts,
     )
@@ -95,43 +95,45 @@ def findings(figures: Mapping[str, Any]) -> list[Finding]:
     correct, wrong = scores["outcomes"]["correct"], scores["outcomes"]["wrong"]
     furthest = max(controls, key=lambda row: abs(row["em"] - once["em"]))
     return [
-        Finding("Gold document only", "at least 0.95", interval(gold), gold["em"] >= 0.95),
-        Finding("20 documents", "0.50 to 0.85", interval(baseline), 0.5 <= baseline["em"] <= 0.85),
-        Finding("19 irrelevant documents", "below 0.15", interval(negative), negative["em"] < 0.15),
+        Finding("Exact match with the gold document only", "at least 0.95", interval(gold), gold["em"] >= 0.95),
+        Finding("Exact match with 20 documents", "0.50 to 0.85", interval(baseline), 0.5 <= baseline["em"] <= 0.85),
         Finding(
-            "Heads with a relevant score above 0.1",
-            "under 25 %, none in the first layer",
+            "Exact match with the 19 irrelevant documents", "below 0.15", interval(negative), negative["em"] < 0.15
+        ),
+        Finding(
+            "Number of heads with a relevant score above 0.1",
+            "under 25 % of all heads, and none in the first layer",
             f"{count} of {total}: {', '.join(scores['above']) or 'none'}",
             0 < count < 0.25 * total and 0 not in scores["above_layers"],
         ),
         Finding(
-            "Top five heads together, relevant over largest irrelevant score, correct answers",
+            "Relevant score divided by largest irrelevant score, top five heads together, correct answers",
             "above 1",
             _ratio(correct),
             correct["ratio"] > 1,
         ),
         Finding(
-            "The same, wrong answers",
+            "Relevant score divided by largest irrelevant score, top five heads together, wrong answers",
             "below 1",
             _ratio(wrong),
             wrong["ratio"] < 1,
         ),
         Finding(
-            "Split-softmax on contextual heads (tau and k chosen on validation)",
-            "above gold document only minus 0.02",
+            "Exact match with split-softmax on contextual heads (tau and k chosen on validation questions)",
+            "less than 0.02 below the exact match with the gold document only",
             _tested(split),
             split["em"] > gold["em"] - 0.02,
         ),
         Finding(
-            "tau = 1000 on the same heads",
-            "within 0.1 of 19 irrelevant documents",
+            "Exact match with split-softmax on the same heads with tau = 1000",
+            "within 0.1 of the exact match with the 19 irrelevant documents",
             _tested(off),
             abs(off["em"] - negative["em"]) <= 0.1,
         ),
         Finding(
-            f"Random other heads, tau = 0.3, k = 1 to {len(controls)}",
-            "within 0.05 of 20 documents",
-            f"furthest: {_tested(furthest)}, where 20 documents gave {interval(once)}",
+            f"Exact match with split-softmax on random other heads (tau = 0.3, k = 1 to {len(controls)})",
+            "within 0.05 of the exact match with 20 documents, for every k",
+            f"largest difference: {_tested(furthest)}; without an intervention, the same samples gave {interval(once)}",
             abs(furthest["em"] - once["em"]) <= 0.05,
         ),
         _direction_finding(everywhere, figures["steering_chosen"]),
@@ -146,75 +148,99 @@ tags: [focuslens, synthetic]
 
 # FocusLens demo model
 
-A Llama-architecture base model of {parameters:,} parameters ({layers} layers, {heads} query heads,
-{kv_heads} key-value heads, width {width}), trained from scratch on the synthetic multi-document questions of
-`focuslens.data.synthetic`. It answers questions about short documents in the lost-in-the-middle prompt. Its response
-after `Answer:` is one sentence.
+This is a base model with the Llama architecture and {parameters:,} parameters ({layers} layers, {heads} query heads,
+{kv_heads} key-value heads, width {width}). It was trained from scratch on the synthetic multi-document questions of
+`focuslens.data.synthetic`. It answers questions about short documents, in the wording of the lost-in-the-middle prompt.
+Its response after `Answer:` is one sentence.
 
-`experiments/train_demo_model.py` trained it with seed {seed}: {tokens:,} tokens, {steps:,} steps,
-{minutes:.1f} processor minutes on {threads} thread(s) (`training_log.csv`, `training_log.png`). Another
-run with the same seed, versions and number of threads takes the same steps. Another processor rounds differently, and
-gives another model of the same kind.
+`experiments/train_demo_model.py` trained the model with seed {seed}. The training took {steps:,} steps with {tokens:,}
+tokens, and {minutes:.1f} minutes of processor time on {threads} thread(s). `training_log.csv` and `training_log.png`
+show its course. A second run with the same seed, package versions, number of threads and processor takes the same
+steps. Another processor rounds differently. A run there gives a different model of the same kind.
 
-Ends of the lessons:
+The training consists of lessons. Each line of this list shows the number of tokens, the minutes of processor time and
+the step at which a lesson ended, counted from the start of the training:
 
 {lessons}
 
-Documents in the lessons have one to three facts. Documents in the evaluation below have two or three, so there are more
-competitors and slightly longer prompts.
+In the lessons, a document has one to three facts. In the evaluation below, a document has two or three facts. The
+evaluation therefore has more facts that can be confused with the right one, and its prompts are slightly longer.
 
-In the last lesson, `late`, questions are about the last document {recency:.0f} times as often as about the first. The
-model learns to find late facts better than early ones (see the table of positions below). An earlier model without that
-lesson, on an earlier wording of the corpus, was distracted at all positions, and no tested focus direction helped it
-significantly. A bias on keys that does not depend on the question can favour early documents over late ones, but not
-one document over another that looks like it.
+The last lesson is called `late`. In this lesson, questions are about the last document {recency:.0f} times as often as
+about the first. The model learns to find facts in late documents better than facts in early documents (see the table of
+positions below). An earlier model was trained without this lesson and with an earlier wording of the corpus. Irrelevant
+documents distracted that model at all positions of the gold document, and no tested focus direction improved its
+accuracy significantly. A focus direction at the rotary site is a bias on keys that does not depend on the question. It
+can favour early documents over late documents. It cannot favour one document over another document that looks like it.
 
 ## Measured
 
-By `experiments/measure_demo_model.py` (`measured.json`): {questions} test questions of 20 documents, each with the
-gold document at positions 1, 5, 10, 15 and 20: {samples:,} samples. The names, values, facts and questions are
-combinations of known parts that are in no other split. Titles, filler and response sentences are shared. Controls with
-random heads, and prompts with only the gold document or without it, have one sample per question, at the positions in
-turn. Responses are greedy, and the metric is sub-span exact match. Weights are rounded to bfloat16 and run in float32.
-Heads were ranked and directions trained on {train} training questions. Settings were chosen on {validation} validation
-questions at all five positions. Parentheses have 95 % bootstrap intervals. Exact McNemar tests compare with 20
-documents. Both treat the samples of one question together.
+`experiments/measure_demo_model.py` made the measurements. `measured.json` contains them.
+
+- **Samples.** The test set has this size: {samples:,} samples. They come from {questions} test questions with 20
+  documents each. Each question has five samples, with the gold document at the positions 1, 5, 10, 15 and 20.
+- **Held-out questions.** The names, values, facts and questions in the test samples are combinations of parts that the
+  training split also contains. The combinations themselves occur in no other split. Titles, filler sentences and
+  response sentences do occur in other splits.
+- **One sample per question.** Three measurements use only one sample per question: the controls with random heads, the
+  prompts with only the gold document, and the prompts without the gold document. The five positions of the gold
+  document alternate from question to question.
+- **Responses.** Responses are greedy, and the metric is sub-span exact match. The weights are rounded to bfloat16, and
+  the model runs in float32.
+- **Choices.** Heads were ranked on {train} training questions, and focus directions were trained on the same questions.
+  Settings were chosen on {validation} validation questions at all five positions.
+- **Uncertainty.** Parentheses after a mean contain its 95 % bootstrap confidence interval. Each p-value is that of an
+  exact McNemar test that compares a setting with the unchanged model on the same prompts with 20 documents. Confidence
+  intervals and tests treat the samples of one question together.
 {note}
 
-The ranking begins {ranking}. The first {contextual} have relevant scores above 0.1 on
-training questions. Correct and wrong answers are those of questions that are right with the gold document alone.
+The ranking of heads begins with {ranking}.
+On the training questions, the first {contextual} heads of the ranking have relevant scores above 0.1.
 
-| property | bar | measured | holds |
+Explanations for the next table:
+
+- Split-softmax and focus directions act on prompts with 20 documents.
+- *tau* is the strength of split-softmax, *alpha* is the strength of a focus direction, and *k* is the number of heads.
+- The *relevant score* is the attention from the response to the gold document. The *largest irrelevant score* is the
+  attention to the irrelevant document that receives the most attention.
+- *Correct answers* and *wrong answers* are answers to prompts with 20 documents. Both include only samples that the
+  model answers correctly with the gold document alone.
+
+| property | criterion | measured | holds |
 |---|---|---|---|
 {findings}
 
+The next table shows the exact match at each position of the gold document, without an intervention and under the two
+chosen settings.
+
 {positions}
 
-Of {errors[wrong]} wrong answers with 20 documents, {errors[refused]} are "not recorded", {errors[later document]} are
-values from a later document, {errors[earlier document]} are values from an earlier document, and
-{errors[something else]} are something else.
+Of {errors[wrong]} wrong answers with 20 documents, {errors[refused]} are the refusal "not recorded".
+Another {errors[later document]} give a value from a document after the gold document, {errors[earlier document]} give
+a value from a document before the gold document, and {errors[something else]} give something else.
 
-Split-softmax on random other heads, with the number of heads and the strength chosen for the contextual heads, gave
-{as_chosen} in {draws} draws.
+A further control used split-softmax on random other heads, with the tau and the number of heads that were chosen for
+the contextual heads. In exact match, it gave {as_chosen} in {draws} draws of random heads.
 
-The model answers "not recorded" for {refused} of {unanswerable} other questions that no document answers.
+The share of responses "not recorded" is {refused}
+on a set of {unanswerable} other questions that no document answers.
 
 ## Limitations
 
-The model knows only the words and sentence patterns of its corpus. Other words are split into bytes that training
-never used in a sentence, and the model has no knowledge of the world. All names, places and facts in the corpus are
-synthetic. The model is for experiments on its internals, and its answers are not reliable. Its English is stiff: every
-response has the form "The job title of Ann Poe was miller", even for plural nouns, and the sentences between the facts
+The model knows only the words and sentence patterns of its corpus. Other words are split into bytes, which the training
+never used in a sentence. The model has no knowledge of the world. All names, places and facts in the corpus are
+synthetic. The model is for experiments on its internals, and its answers are not reliable. Its English is stiff. Every
+response has the form "The job title of Ann Poe was miller", even if the noun is plural. The sentences between the facts
 are random.
 """
 
 
 def _positions(figures: Mapping[str, Any]) -> str:
     """Table of exact match by the gold document's position, without intervention and under the chosen settings."""
-    names = {"baseline": "20 documents"}
+    names = {"baseline": "without an intervention"}
     names |= {name: name for name in (figures["split_softmax"]["name"], figures["steering_chosen"])}
     by_setting = figures["positions"]
-    lines = [["gold document at position", *names.values()], ["---"] * (1 + len(names))]
+    lines = [["position of the gold document", *names.values()], ["---"] * (1 + len(names))]
     lines += [[place, *(interval(by_setting[name][place]) for name in names)] for place in by_setting["baseline"]]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -1,10 +1,13 @@
 """Interface between interventions and models. Interventions provide ordinary TransformerLens hooks.
 
-A hook is a ``(name, function)`` pair that TransformerLens's ``run_with_hooks`` and ``hooks()`` accept. With a key-value
-cache, a forward pass computes only the newest rows. A hook therefore needs the column (the position in the padded
-prompt and response) of the first row in the pass. If the hook's tensor has a key axis, this column is
-``number of keys - number of rows``. Query tensors have no key axis. Hooks on query tensors therefore read the column
-from a :class:`Cursor`.
+A hook is a ``(name, function)`` pair that TransformerLens's ``run_with_hooks`` and ``hooks()`` accept.
+
+The *column* of a token is its position in the padded prompt and response, counted from 0. Padding tokens count too.
+Each row of a forward pass belongs to one token, and has the column of this token. With a key-value cache, a pass
+computes only the rows of the newest tokens. A hook therefore needs the column of the first row in the pass. If the
+hook's tensor has a key axis, this column is ``number of keys - number of rows``, because the last row and the last key
+belong to the same token. Query tensors have no key axis. Hooks on query tensors therefore read the column from a
+:class:`Cursor`.
 """
 
 from __future__ import annotations
@@ -81,12 +84,12 @@ def is_row_wise(hook: Any) -> bool:
 
 @dataclass
 class Cursor:
-    """Column of the first row of the current forward pass.
+    """Column of the first row in the current forward pass: its position in the padded prompt and response.
 
-    :class:`focuslens.FocusModel` sets ``start`` before each pass. If ``start`` is ``None``, for example in a plain
-    ``run_with_hooks``, the column is inferred from the number of rows. A pass with at least as many rows as the prompt
-    is assumed to start at column 0. A shorter pass is assumed to continue a cache that contains all prompt columns
-    except possibly the last one.
+    :class:`focuslens.FocusModel` sets ``start`` to this column before each pass. If TransformerLens's
+    ``run_with_hooks`` is called directly, ``start`` is ``None``, and the column is inferred from the number of rows. A
+    pass with at least as many rows as the padded prompt is assumed to start at column 0. A shorter pass is assumed to
+    continue a cache that contains the whole prompt, or the whole prompt except its last token.
     """
 
     start: int | None = None

@@ -194,7 +194,7 @@ class _Source:
         return ValueError(f"{self.store.path}, line {index + 1}: {error}")
 
     def record(self, index: int) -> Record:
-        """Record on the line ``index``, parsed again unless it is in the cache of recently used records."""
+        """Record on the line ``index``, counted from 0. The line is parsed again if the record is not in the cache."""
         record = self._records.pop(index, None) or self._parse(index, self.store[index])
         self._records[index] = record
         if len(self._records) > _CACHED_RECORDS:

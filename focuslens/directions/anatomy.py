@@ -1,14 +1,14 @@
-"""Effect of a focus direction on attention logits at the rotary site, split into content and position.
+"""Effect of a focus direction on attention logits at the rotary site, by the content and the position of the keys.
 
 At the rotary site, ``alpha * d_Q`` adds the bias ``alpha * b`` to the logit of a key. The bias is the same for every
 query::
 
     b(p, kappa) = scale * d_Q . R(p) kappa = scale * (R(p)^T d_Q) . kappa
 
-Here, ``kappa`` is the key before the rotary embedding (its content), ``R(p)`` is the rotation at the key's absolute
-position ``p``, and ``scale`` is the factor that multiplies the query-key products, usually ``1 / sqrt(d_head)``.
-Softmax ignores a constant that is added to all logits of a row. Therefore, only differences of ``b`` between keys
-matter. All biases in this module are in logits, for ``alpha = 1``.
+Here, ``kappa`` is the key vector before the rotary embedding, which is called the *content* of the key. ``R(p)`` is the
+rotation at the key's absolute position ``p``. ``scale`` is the factor that multiplies the query-key products, usually
+``1 / sqrt(d_head)``. Softmax ignores a constant that is added to all logits of a row. Therefore, only differences of
+``b`` between keys matter. All biases in this module are in logits, for ``alpha = 1``.
 """
 
 from __future__ import annotations
@@ -50,15 +50,16 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Decomposition:
-    """Variance of the bias ``b`` (see :func:`logit_bias`) over positions and contents, and its three components.
+    """Variance of the bias ``b`` (see :func:`logit_bias`) over the positions and contents of keys, in three components.
 
     All four values are in squared logits, for ``alpha = 1``. For any other strength, multiply them by ``alpha ** 2``.
 
     Attributes:
         total: Variance of ``b``, which is the sum of the three components.
-        content: Variance over contents, after averaging ``b`` over positions.
-        position: Variance over positions, after averaging ``b`` over contents.
-        interaction: Remaining variance. It is zero if the preference for a content is the same at every position.
+        content: Variance over the contents of keys, after averaging ``b`` over positions.
+        position: Variance over positions, after averaging ``b`` over the contents of keys.
+        interaction: Remaining variance. It is zero if the difference in ``b`` between any two keys at the same position
+            does not depend on the position.
     """
 
     total: float
@@ -196,25 +197,25 @@ def decompose(
     rotary: Rotary,
     scale: float,
 ) -> Decomposition:
-    """Two-way functional analysis of variance of ``b(p, kappa)``, over all combinations of contents and positions.
+    """Two-way functional analysis of variance of ``b(p, kappa)``, over all pairs of a key and a position.
 
     Let ``u(p) = scale * R(p)^T d_Q``. The statistics of ``u`` are taken over positions, and the statistics of
-    ``kappa`` over contents. All statistics are computed in double precision::
+    ``kappa`` over keys. All statistics are computed in double precision::
 
         content = Var(mean(u) . kappa)    position = Var(u(p) . mean(kappa))    interaction = trace(Cov(u) Cov(kappa))
 
-    In a text, contents and positions are not independent. For example, a BOS token is always at position 0. Therefore,
-    the variance of :func:`logit_bias` over the keys of a text differs from ``total``.
+    In a text, the content and the position of a key are not independent: a BOS token, for example, is always at
+    position 0. Therefore, the variance of :func:`logit_bias` over the keys of a text differs from ``total``.
 
     Args:
         direction: Query vector ``d_Q`` at the rotary site.
         contents: Keys before the rotary embedding, with equal weights.
-        positions: Absolute positions, with equal weights. Every content is combined with every position.
+        positions: Absolute positions, with equal weights. Every key is combined with every position.
         rotary: Rotary tables of the layer. The query and key norms of ``rotary`` are not applied.
         scale: Factor that multiplies the query-key products.
 
     Raises:
-        ValueError: If there are no contents or positions, or if a position is outside the rotary tables.
+        ValueError: If there are no keys or positions, or if a position is outside the rotary tables.
     """
     readers, contents = _readers(direction, rotary, positions, scale), _require_keys(contents)
     reader, content = readers.mean(dim=0), contents.mean(dim=0)
@@ -235,9 +236,9 @@ def position_bias(
     positions: Int[Tensor, "pos"],
     scale: float,
 ) -> Float64[Tensor, "pos"]:
-    """Bias ``b`` of one content at each absolute position.
+    """Bias ``b`` of a key with the content ``mean_content`` at each absolute position.
 
-    For the mean of several contents, the result is the mean of their biases, because ``b`` is linear in the content.
+    If ``mean_content`` is the mean over several keys, the result is the mean of their biases, because ``b`` is linear.
 
     Raises:
         ValueError: If there are no positions, or if a position is outside the rotary tables.
@@ -273,8 +274,8 @@ def token_preferences(
         table is empty if no token occurs ``min_count`` times.
 
     Raises:
-        ValueError: If there are no contents or positions, if the numbers of tokens and contents differ, or if a
-            position is outside the rotary tables.
+        ValueError: If there are no keys or positions, if the numbers of tokens and keys differ, or if a position is
+            outside the rotary tables.
     """
     if len(token_ids) != len(contents):
         raise ValueError(f"there are {len(token_ids)} tokens for {len(contents)} keys; give one for each")
@@ -331,7 +332,7 @@ def decompose_heads(
 def _readers(
     direction: Float[Tensor, "d_head"], rotary: Rotary, positions: Int[Tensor, "pos"], scale: float
 ) -> Float64[Tensor, "pos d_head"]:
-    """Vector ``u(p) = scale * R(p)^T d_Q`` for each position. A content ``kappa`` gets the bias ``u(p) . kappa``."""
+    """Vector ``u(p) = scale * R(p)^T d_Q`` per position. A key ``kappa`` at ``p`` gets the bias ``u(p) . kappa``."""
     if not len(positions):
         raise ValueError("there are no positions; give at least one")
     if int(positions.min()) < 0 or int(positions.max()) >= len(rotary.cos):

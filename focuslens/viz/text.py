@@ -96,7 +96,7 @@ def head_choices(head_names: Sequence[str]) -> list[str]:
 
 
 def with_means(values: Float[np.ndarray, "head response column"]) -> Float[np.ndarray, "choice token column"]:
-    """Prepend the mean over heads (if there are several heads), and then the mean over response tokens."""
+    """Prepend the mean over heads to the heads (if there are several), and the mean over tokens to the tokens."""
     if len(values) > 1:
         values = np.concatenate((values.mean(axis=0, keepdims=True), values))
     return np.concatenate((values.mean(axis=1, keepdims=True), values), axis=1)

@@ -1,4 +1,4 @@
-"""A user's hooks remain and act, and no hook of FocusLens is left after a forward pass, even after an exception."""
+"""A user's own hooks stay and act. FocusLens removes its own hooks after each pass, even after an exception."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ class _Renamed:
         self.config = config
 
     def __getattr__(self, name: str) -> Any:
-        if name == "config":  # not set yet while an instance is being copied
+        if name == "config":  # a copy has no config at first, and self.config below would call this method without end
             raise AttributeError(name)
         return getattr(self.config, name)
 

@@ -112,10 +112,10 @@ def _sweeps(files: RunFiles) -> list[StoredSweep]:
 
 
 def _changes(stored: StoredSweep, chosen: Setting) -> list[_Change]:
-    """Samples whose answer the chosen setting made right, followed by samples whose answer it made wrong.
+    """Samples whose answer became right under the chosen setting, followed by samples whose answer became wrong.
 
-    If the chosen setting made no answer wrong, the second group contains the samples whose answer the setting with the
-    lowest accuracy made wrong.
+    If no answer became wrong under the chosen setting, the second group shows the answers that became wrong under the
+    setting with the lowest accuracy.
     """
     sweep = stored.sweep
     before = sweep["baseline"].correct
