@@ -1,6 +1,7 @@
 """Accuracy of responses with confidence intervals, under one setting or a grid of settings."""
 
-from focuslens.evaluation.resume import OtherResultsError, read_records
+from focuslens.evaluation.refused_runs import OtherResultsError
+from focuslens.evaluation.resume import read_records
 from focuslens.evaluation.saved_sweeps import load_sweep
 from focuslens.evaluation.settings import BASELINES, best_setting, split_softmax_settings, steering_settings
 from focuslens.evaluation.sweeps import Evaluation, Setting, Sweep, evaluate, run_sweep

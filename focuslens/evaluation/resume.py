@@ -8,11 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-__all__ = ["OtherResultsError", "RecordFile", "read_records"]
+from focuslens.evaluation.refused_runs import OtherResultsError, require_same_run
 
-
-class OtherResultsError(ValueError):
-    """Error for a result file that belongs to a run with a different model, different data or different settings."""
+__all__ = ["RecordFile", "read_records"]
 
 
 def read_records(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -59,23 +57,13 @@ class RecordFile:
         complete_lines = content[: content.rfind(b"\n") + 1]
         entries = _entries(self.path, complete_lines)
         if entries:
-            self._require_same(entries[0]["header"])
+            require_same_run(self.path, entries[0]["header"], self.header)
             self.records = {record["id"]: record for record in entries[1:]}
         elif not _line({"header": self.header}).startswith(content):
             kind = OtherResultsError if content.startswith(b'{"header"') else ValueError
             raise kind(f"{self.path} is not a result file of these settings; name another file, or delete it")
         if len(complete_lines) < len(content):
             os.truncate(self.path, len(complete_lines))
-
-    def _require_same(self, header: Mapping[str, Any]) -> None:
-        """Check that the header of the file equals the header of this run."""
-        differing_keys = [key for key in {**header, **self.header} if header.get(key) != self.header.get(key)]
-        if differing_keys:
-            key, old, new = _first_difference(sorted(differing_keys)[0], header, self.header)
-            raise OtherResultsError(
-                f"{self.path} holds results of a different run ({', '.join(sorted(differing_keys))} differ; {key} was "
-                f"{_short(old)}, is now {_short(new)}); name another file, or delete it"
-            )
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
         """Append records to the file. When this method returns, the records are on disk."""
@@ -106,19 +94,3 @@ def _entry(path: Path, line: bytes, number: int) -> dict[str, Any]:
 
 def _line(entry: Mapping[str, Any]) -> bytes:
     return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
-
-
-def _first_difference(key: str, old_header: Any, new_header: Any) -> tuple[str, Any, Any]:
-    """First nested key below ``key`` at which two headers differ, such as ``model.weights``, with both values."""
-    old, new = old_header.get(key), new_header.get(key)
-    while isinstance(old, dict) and isinstance(new, dict):
-        old_object, new_object = cast("dict[str, Any]", old), cast("dict[str, Any]", new)
-        names = {**old_object, **new_object}
-        inner = min(name for name in names if old_object.get(name) != new_object.get(name))
-        key, old, new = f"{key}.{inner}", old_object.get(inner), new_object.get(inner)
-    return key, old, new
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text) <= 120 else text[:117] + "..."

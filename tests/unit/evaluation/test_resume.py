@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import focuslens as fl
-from focuslens.evaluation.resume import OtherResultsError, RecordFile
+from focuslens.evaluation.refused_runs import OtherResultsError
+from focuslens.evaluation.resume import RecordFile
 from tests.support.multidoc_files import oracle_record, write
 
 HEADER = {"model": {"name": "a"}, "settings": [{"tau": 0.3}], "seed": 0}
