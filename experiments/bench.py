@@ -4,8 +4,8 @@
 
 The contestants take turns, in a different order in each round. Noise of the machine therefore affects all contestants,
 and no contestant always runs after the slowest one. Ratios compare medians over rounds. Peak memory is measured in
-separate processes, by the operating system on a CPU and by PyTorch on a GPU. The memory in use after the model is
-loaded is subtracted.
+separate processes, by the operating system on a CPU and by PyTorch on a GPU. The memory in use before a run, including
+the loaded model, is subtracted.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ MARKER = "<!-- `make bench` writes the rest of this page -->\n\n"
 def in_order(names: Sequence[str], number: int) -> list[str]:
     """Names in the order of round ``number``, by a Williams design.
 
-    Over every ``2 * len(names)`` rounds, each name has each place equally often, and directly follows each other name
-    equally often.
+    Over every ``2 * len(names)`` rounds, each name has every place equally often. Each name also directly follows every
+    other name equally often.
     """
     n = len(names)
     places = [(i + 1) // 2 if i % 2 else -(i // 2) for i in range(n)]  # 0, 1, -1, 2, -2, ...
@@ -84,7 +84,7 @@ def extrapolated(caching: float, step: float) -> float:
 
 
 def timed_work(contestant: Contestant, run: Any, device: str) -> dict[str, float]:
-    """Seconds of one contestant's whole work, as ``whole``.
+    """Seconds of one contestant's whole work, under the key ``whole``.
 
     The time of the paper's training is extrapolated from two timed parts, which are also in the result.
     """
@@ -97,7 +97,7 @@ def timed_work(contestant: Contestant, run: Any, device: str) -> dict[str, float
 
 
 def time_work(bench: Bench, work: str, rounds: int) -> dict[str, dict[str, Any]]:
-    """Time all contestants of one task in interleaved rounds, after one warm-up round."""
+    """Measure the times of all contestants of one task in interleaved rounds, after one warm-up round."""
     contestants = CONTESTANTS[work]
     runs = {name: contestant.prepare(bench) for name, contestant in contestants.items()}
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
@@ -209,7 +209,7 @@ def slope(points: Mapping[int, float]) -> float:
 
 
 def by_length(options: argparse.Namespace, bench: Bench, name: str) -> dict[str, Any]:
-    """Peak memory of scoring at each prompt length, with one process per length, and its :func:`slope`."""
+    """Peak memory of scoring at each prompt length, from one process per length, and the memory's :func:`slope`."""
     peaks: dict[int, dict[str, Any]] = {}
     for length in tqdm(options.lengths, desc=f"lengths, {name}", unit="process"):
         long = Bench(bench.directory, length, bench.device, bench.dtype)
@@ -219,7 +219,7 @@ def by_length(options: argparse.Namespace, bench: Bench, name: str) -> dict[str,
 
 @contextmanager
 def counted_writes() -> Generator[dict[str, list[int]]]:
-    """Context manager that yields the sizes of all writes by training and by saving directions, by file name.
+    """Context manager that yields, for each file name, the sizes of all writes while directions are trained and saved.
 
     Writes that are later overwritten count too.
     """
@@ -383,7 +383,7 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
 
 
 def write(results: Mapping[str, Any], folder: Path) -> None:
-    """Write ``bench.json``, ``bench.md`` and ``bench.png``. The introduction of an existing page is kept."""
+    """Write ``bench.json``, ``bench.md`` and ``bench.png``. An existing ``bench.md`` keeps its introduction."""
     write_json(folder / "bench.json", results)
     page = folder / "bench.md"
     old = page.read_text() if page.exists() else ""
@@ -416,7 +416,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
 
 
 def run_all(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
-    """Run all measurements on every device, with a random model that is written to a folder."""
+    """Write a random model to ``directory``, and run all measurements with this model on every device."""
     Bench(directory).make_checkpoint()
     results = description(options, directory)
     results["demo"] = {"seconds": demo_seconds(), "bar": DEMO_BAR}

@@ -261,12 +261,12 @@ def _lens_run(bench: Bench) -> Callable[[], Any]:
 
 
 def _heads(model: fl.FocusModel) -> list[fl.Head]:
-    """Twenty heads to train and steer: three heads per layer, from the first layer on."""
+    """Twenty heads to train and steer: the first three heads of each layer, from layer 0 until there are twenty."""
     return [fl.Head(layer, head) for layer in range(model.shape.n_layers) for head in range(3)][:HEADS]
 
 
 def focus_training(backend: str, **more: Any) -> Callable[[Bench], Callable[[], fl.FocusDirections]]:
-    """Contestant that trains with FocusLens. ``more`` is passed to :func:`focuslens.train_focus_directions`."""
+    """Function that prepares training with FocusLens. ``more`` goes to :func:`focuslens.train_focus_directions`."""
 
     def prepare(bench: Bench) -> Callable[[], fl.FocusDirections]:
         model = bench.focus(backend)

@@ -59,7 +59,7 @@ def build(folder: Path) -> list[Path]:
 
 
 def install(wheel: Path, folder: Path) -> Path:
-    """Install the wheel with pinned dependencies into a new environment, and return the folder of its programs."""
+    """Install the wheel with pinned dependencies into a new environment, and return the environment's ``bin``."""
     venv.create(folder, with_pip=True)
     programs = folder / "bin"
     pinned = ["-c", str(ROOT / "constraints.txt")]

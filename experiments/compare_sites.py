@@ -119,7 +119,7 @@ def compare(study: Study, alphas: Sequence[float], ks: Sequence[int], top: int) 
 
 
 def changes(study: Study, site: Site, head: Head, plain: ContextualScores, steered: ContextualScores) -> list[Any]:
-    """Changes of one head's scores on test questions. Samples with an empty response before or after are left out."""
+    """Changes of one head's test scores under steering. A sample with an empty response in either run is left out."""
     rows: list[Any] = []
     for kind in KINDS:
         before, after = (getattr(scores, kind)[:, head.layer, head.head] for scores in (plain, steered))

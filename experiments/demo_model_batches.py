@@ -35,12 +35,12 @@ class Lesson:
         documents: Minimum and maximum number of documents per context.
         questions: Number of questions per context.
         tokens: Minimum number of tokens per step.
-        pass_mark: Running accuracy on the first tokens of answers at which the lesson ends.
+        pass_mark: Running accuracy at which the lesson ends, measured on the first token of each answer.
         refusals: Share of questions that no document answers.
         alone: Share of contexts with only one document in the prompt. This document keeps its number.
         settings: Difficulty of the corpus.
         recency: Frequency of questions about the last document, relative to questions about the first document.
-        after: Share of all training tokens after which the lesson begins regardless of accuracy; 0 for no such start.
+        after: Share of all training tokens after which the lesson begins regardless of accuracy; 0 disables this start.
     """
 
     name: str
@@ -63,7 +63,7 @@ class Row(NamedTuple):
     targets: Tensor
     weights: Tensor
     kinds: Tensor  # 1 if the target is an answer's first token, 2 if it is a refusal's first token, otherwise 0
-    mask: Tensor  # [1 1 question_pos pos]: visible keys of the rows that follow the documents
+    mask: Tensor  # [1 1 question_pos pos]: keys that are visible from each token after the documents
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, text: str) -> list[int]:

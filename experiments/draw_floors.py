@@ -1,10 +1,10 @@
-"""Draw the rooms (subpackages and top-level modules) of ``focuslens`` on their floors, into ``docs/floors.svg``.
+"""Draw the rooms (subpackages and top-level modules) of ``focuslens`` on their floors in ``docs/floors.svg``.
 
     python experiments/draw_floors.py
 
-An arrow leads from a room to a room that it imports. An arrow that follows from two or more other arrows is left out.
-An arrow that leads upward or sideways is red and dashed. The package has no such arrow, because ``make lint`` rejects
-these imports.
+A floor is a level of imports: a room imports only rooms on lower floors. An arrow leads from a room to a room that it
+imports. An arrow that follows from two or more other arrows is left out. An arrow that leads upward or sideways is red
+and dashed. The package has no such arrow, because ``make lint`` rejects these imports.
 """
 
 from __future__ import annotations

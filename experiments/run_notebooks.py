@@ -3,7 +3,7 @@
 python experiments/run_notebooks.py notebooks/*.ipynb
 
 The script removes incidental content that differs between runs: times, widgets of progress bars, and the kernel's
-version. Two runs with the same package versions therefore differ only in results.
+version. A difference between two runs with the same package versions is therefore a difference in results.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from focuslens.util.files import write_atomically
 WIDGET = "application/vnd.jupyter.widget-view+json"
 QUIET = {
     "FOCUSLENS_PROGRESS_BARS": "0",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # progress bars while weights are loaded
-    "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm warns if ipywidgets is missing, but no bar is stored
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",  # loading weights would show progress bars
+    "PYTHONWARNINGS": "ignore:IProgress not found",  # tqdm asks for ipywidgets, which no stored output needs
 }
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},

@@ -3,13 +3,13 @@
     python experiments/train_demo_model.py --out focuslens/assets/demo
 
 The lessons are in an order that a small model can learn. At first, the model learns to continue repeated sequences of
-random tokens, from a small vocabulary and then from the full vocabulary. This task forms heads that attend to earlier
-occurrences of a token. The following lessons have questions about documents, which become more numerous, longer and
-more similar. A lesson ends when the running accuracy on the first token of the answers reaches the lesson's pass mark.
+random tokens, first from a small vocabulary and then from the full one. This task forms heads that attend to earlier
+occurrences of a token. The following lessons have questions about documents. The documents become more numerous, longer
+and more similar. A lesson ends when the running accuracy on the first token of answers reaches the lesson's pass mark.
 
 The last lesson is short. It has more questions about late documents than about early documents. The model learns to
-prefer late documents if names are similar. With questions about all positions, it therefore neglects early documents.
-A bias that does not depend on the question can counteract this preference.
+prefer late documents if names are similar. On questions about all positions, the model therefore neglects early
+documents. A bias that does not depend on the question can counteract this preference.
 
 ``--resume`` continues an interrupted run. At the end, the weights are rounded to bfloat16. ``measure_demo_model.py``
 measures the saved model and writes its card.
@@ -49,7 +49,7 @@ These tokens are bytes that no sentence of the corpus contains.
 
 PLAIN = CorpusSettings(facts=(1, 1), fillers=(0, 0), lookalikes=0.0, mentions=0.0, plain=1.0)
 VARIED = CorpusSettings(facts=(1, 3), mentions=0.3)
-"""Documents with one to three facts. The evaluation has two or three facts, and therefore more competing facts."""
+"""Documents with one to three facts each. Documents of the evaluation have two or three, so more facts compete."""
 LESSONS = (
     Lesson("statements", (3, 5), 10, 1024, 0.8, 0.0, 0.0, PLAIN),
     Lesson("plain", (4, 8), 12, 1500, 0.8, 0.0, 0.0, CorpusSettings((1, 2), (0, 0), 0.3, 0.0, plain=1.0)),
@@ -150,7 +150,7 @@ def build_optimizers(model: LlamaForCausalLM, rate: float) -> list[torch.optim.O
 
 
 def repeat_loss(model: LlamaForCausalLM, progress: Progress, rng: random.Random, vocabulary: int) -> Tensor:
-    # Short distances and few tokens come first. A new model would learn long distances or many tokens too slowly.
+    # Short sequences and a small vocabulary come first. A new model would learn longer or more varied ones too slowly.
     ids, length = repeated_tokens(rng, *((FEW_TOKENS, (4, 24)) if progress.few_tokens else (vocabulary, (8, 110))))
     logits = model.lm_head(model.model(ids).last_hidden_state[:, length:-1])
     targets = ids[:, length + 1 :]
@@ -231,7 +231,7 @@ def begin_lesson(progress: Progress, lesson: int) -> None:
 
 
 def due_lesson(progress: Progress, limit: int) -> int:
-    """Index of the lesson that is due. A lesson with ``after`` begins after this share of all tokens at the latest."""
+    """Index of the lesson that is due. A lesson with ``after`` begins no later than this share of all tokens."""
     begun = [i for i, lesson in enumerate(LESSONS) if 0 < lesson.after * limit < progress.tokens]
     return max(progress.lesson, *begun, 0)
 

@@ -84,7 +84,7 @@ def is_row_wise(hook: Any) -> bool:
 
 @dataclass
 class Cursor:
-    """Column of the first row in the current forward pass: its position in the padded prompt and response.
+    """Column of the first row in the current forward pass: the row's position in the padded prompt and response.
 
     :class:`focuslens.FocusModel` sets ``start`` to this column before each pass. If TransformerLens's
     ``run_with_hooks`` is called directly, ``start`` is ``None``, and the column is inferred from the number of rows. A

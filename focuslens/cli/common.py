@@ -131,7 +131,7 @@ class SampleOptions:
         documents = _DOCUMENT_COUNTS[0] if self.documents is None else self.documents
         name = Path(self.file).name
         return SampleSelection(
-            self.file if name == SYNTHETIC else name,  # the folder distinguishes this file from the corpus
+            self.file if name == SYNTHETIC else name,  # without a folder, the name means the corpus
             num_documents=documents,
             gold_positions=self.gold_positions or spread_positions(documents),
             part=part,
@@ -155,7 +155,7 @@ class RunSettings:
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> RunSettings:
-        """Settings from parsed arguments, including the options of ``add_model``, ``add_samples`` and ``add_run``."""
+        """Settings from the parsed options of ``add_model``, ``add_samples`` and ``add_run``."""
         out = None if args.out is None else Path(args.out)
         model, samples = ModelOptions.of(args), SampleOptions.of(args)
         return cls(args.command, model, samples, args.seed, out, args.max_new_tokens, args.batch_tokens)
@@ -164,14 +164,14 @@ class RunSettings:
         """Settings with a fixed number of documents per prompt.
 
         The number is the value of ``--documents``. If ``--documents`` is not given, the number is 20, or fewer if the
-        prompts and responses would not fit the model's context. All halves of the data that the command reads get the
-        same number. Otherwise, heads could be ranked on short prompts, and then trained or evaluated on long prompts.
+        prompts and responses would not fit the model's context. Every part of the data gets the same number. With
+        different numbers, heads could be ranked on short prompts, and directions trained or evaluated on long prompts.
 
         Args:
             model: Model that processes the samples.
             n: Number of questions that the command opens, if larger than the value of ``--samples``.
-            and_train: Whether prompts of the training half must fit even with ``--split all``, because heads are
-                ranked on that half.
+            and_train: Whether the command can rank heads on the training half. The prompts of this half must then fit,
+                even with ``--split all``.
 
         Raises:
             ValueError: If prompts with one document do not fit the model's context.
@@ -229,13 +229,13 @@ class Samples:
 
 @contextmanager
 def open_executor(args: argparse.Namespace, options: ModelOptions) -> Generator[Executor]:
-    """Executor of the model, for use in a ``with`` block: this process or, with ``--ray``, the workers of a cluster."""
+    """Context manager for the model's executor: this process or, with ``--ray``, the workers of a cluster."""
     with open_pool(args, options.name, options.arguments) as pool:
         yield options.open() if pool is None else pool
 
 
 def open_samples(options: SampleOptions, part: Part, n: int | None = None) -> Samples:
-    """Open samples of the part that ``--split`` names or, if ``--split`` is not given, of ``part``.
+    """Load samples from one part of the data: the part that ``--split`` names or, without ``--split``, ``part``.
 
     Args:
         options: Options that select samples.
@@ -282,10 +282,10 @@ def score_samples(
 def score_intervals(
     scores: ContextualScores, samples: Sequence[MultiDocSample], heads: Sequence[Head], seed: int, most: int = 20
 ) -> dict[str, list[float]]:
-    """95 % bootstrap intervals of the mean relevant scores of the first ``most`` heads.
+    """95 % bootstrap intervals of the mean relevant contextual score, for each of the first ``most`` heads.
 
-    Whole questions are drawn, and samples without a score are left out. The result maps ``layer/head``, such as
-    ``3/5``, to the ends of the head's interval.
+    The bootstrap draws whole questions, and leaves out samples without a score. The result maps ``layer/head``, such
+    as ``3/5``, to the ends of the head's interval.
     """
     from focuslens.evaluation import bootstrap_mean
 
@@ -351,7 +351,7 @@ def count_heads(option: str, given: int | None, n: int, default: int = 20) -> in
 
 
 def require_figures(out: object) -> None:
-    """Check that the plotting libraries are installed, before any work starts. Without ``--out``, do nothing.
+    """Check, before any work starts, that the plotting libraries are installed. Without ``--out``, do nothing.
 
     Raises:
         ImportError: If ``--out`` is given and a library is missing.

@@ -1,4 +1,4 @@
-"""``focuslens demo``: all steps on the embedded model, from contextual heads to a report."""
+"""``focuslens demo``: a complete study of the embedded model, from contextual heads to a report."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _RANDOM_TAU = 0.3
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes of the demo. The defaults take about a minute, with enough samples for meaningful intervals."""
+    """Sizes of the demo. By default, the demo takes about a minute and has enough samples for meaningful intervals."""
 
     # First and fifth of 20 documents. The embedded model is distracted most when the relevant document comes early.
     gold_positions: tuple[int, ...] = (0, 4)
@@ -73,7 +73,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, sizes: DemoSettings | None = None) -> dict[str, Any]:
-    """Run all steps, write ``results.json`` and ``report.html`` to ``--out``, and return the results."""
+    """Run the demo, write ``results.json`` and ``report.html`` to ``--out``, and return the results."""
     sizes = sizes or DemoSettings()
     settings = run_settings(args, sizes)
     model = settings.model.open()
@@ -146,7 +146,7 @@ class _Demo:
         return cases
 
     def scores_entries(self, cases: Mapping[str, ContextualScores], data: Samples) -> dict[str, Any]:
-        """Entries about heads, for the result file."""
+        """Entries of the result file about heads: ranking, scores, intervals, and the number of prompts per case."""
         ranking = cases["long"].ranking()
         return {
             "heads": [list(head) for head in ranking],
@@ -158,7 +158,7 @@ class _Demo:
         }
 
     def split_softmax(self, ranking: Sequence[Head], test: Samples) -> Sweep:
-        """Sweep split-softmax over tau and k on contextual heads, and over k on random heads. Print the sweep."""
+        """Run and print a sweep of split-softmax: over tau and k on contextual heads, and over k on random heads."""
         from focuslens.evaluation import BASELINES, split_softmax_settings
 
         ks = self.sizes.ks
@@ -192,7 +192,7 @@ class _Demo:
         return steering_settings(directions, ranking, self.sizes.alphas, self.sizes.steered)
 
     def steer(self, grid: Sequence[Setting], test: Samples) -> tuple[Sweep, Sweep, str]:
-        """Run the grid on validation and on held-out questions, and select the best setting on validation questions."""
+        """Run the grid on validation and test questions, and select the setting with the best validation accuracy."""
         from focuslens.evaluation import Setting, best_setting
 
         validation = open_samples(self.settings.samples, "validation", self.sizes.chosen)

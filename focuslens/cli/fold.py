@@ -33,9 +33,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the checkpoint, and print which heads share a key vector and which files were left out.
+    """Write the checkpoint, and print which files were left out and which unsteered heads a key vector acts on.
 
-    A key vector acts on all query heads that read its key-value head, including heads that are not steered.
+    A key vector acts on all query heads that share its key-value head, including heads that are not steered.
     """
     from focuslens.directions.checkpoints import fold
 

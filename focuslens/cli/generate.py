@@ -79,10 +79,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _check_options(args: argparse.Namespace) -> None:
-    """Check, before any model or file is opened, that no option would be ignored.
+    """Check, before any model or file is opened, that every option can take effect.
 
     Raises:
-        ValueError: If an option would be ignored, such as ``--alpha`` without ``--directions``.
+        ValueError: If an option cannot take effect, such as ``--alpha`` without ``--directions``.
     """
     if args.alpha is not None and args.directions is None:
         raise ValueError(f"--alpha {args.alpha:g} is the strength of directions; name the directions with --directions")

@@ -59,8 +59,8 @@ def _command(name: str, out: Path, task: str) -> str:
     from focuslens.model.loading import checkpoint_path
 
     model = checkpoint_path(name)
-    # The arguments are JSON. In lm-eval's NAME=VALUE form, a path would end at its first comma, and a name of digits
-    # would become a number.
+    # --model_args gets JSON. In the form NAME=VALUE, lm-eval would cut a path at its first comma, and would read a name
+    # that consists of digits as a number.
     settings = {"pretrained": model, "dtype": "float32", **({"trust_remote_code": True} if _brings_code(model) else {})}
     words = ["lm-eval", "run", "--model", "hf", "--model_args", json.dumps(settings)]
     words += ["--include_path", str(out.resolve()), "--tasks", task]
@@ -74,7 +74,7 @@ def _brings_code(model: str) -> bool:
 
 
 def _is_chat(model: str) -> bool:
-    """Whether the tokenizer has a chat template. FocusLens applies a chat template to prompts by default."""
+    """Whether the tokenizer has a chat template. FocusLens applies it by default, lm-eval only on request."""
     from transformers import AutoTokenizer
 
     tokenizer = cast("Any", AutoTokenizer).from_pretrained(model, trust_remote_code=False)

@@ -1,4 +1,4 @@
-"""``focuslens helmet``: HELMET's tasks under the paper's settings, and generated data for its recall tasks."""
+"""``focuslens helmet``: HELMET's tasks under the paper's settings, and generated data for HELMET's recall tasks."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
-    """Command-line arguments, with each negative value joined to its option, such as ``--alpha=-0.2,0.2``.
+    """Command-line arguments, with each negative value joined to its option, as in ``--alpha=-0.2,0.2``.
 
     argparse would otherwise parse a value such as ``-0.2,0.2`` as an option, because the value begins with a dash.
     """

@@ -116,7 +116,7 @@ def _notes(level: int) -> Generator[None]:
 
 @contextmanager
 def _warnings_as_notes() -> Generator[None]:
-    """Log this package's warnings as warnings, and other libraries' warnings as debug messages, in a ``with`` block."""
+    """Log Python warnings inside a ``with`` block: this package's at level warning, all others at level debug."""
 
     def show(
         message: Warning | str,
@@ -136,7 +136,7 @@ def _warnings_as_notes() -> Generator[None]:
 
 @contextmanager
 def _silent_libraries(verbose: bool, *, bars: bool) -> Generator[None]:
-    """Hide messages of transformers below level error unless ``verbose``, and its progress bars unless ``bars``."""
+    """Hide the progress bars of transformers unless ``bars``, and its messages below level error unless ``verbose``."""
     from transformers.utils import logging as transformers_logging
 
     level, with_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()

@@ -1,4 +1,4 @@
-"""``focuslens published``: statistics of the directions that the paper's authors publish, without model weights."""
+"""``focuslens published``: statistics of the paper authors' published directions. No model weights are needed."""
 
 from __future__ import annotations
 

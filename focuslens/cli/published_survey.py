@@ -47,7 +47,7 @@ class Survey:
 
     @classmethod
     def of(cls, directory: str | Path, top: int) -> Survey:
-        """Survey of the models in a directory in the authors' layout."""
+        """Survey of all models in a directory that has the layout of the authors' files."""
         models = tuple(load_published(directory))
         summaries = tuple(summarize_published(model, top) for model in models)
         return cls(models, summaries, compare_published(models, top, _BINS, seed=_SEED), top)
@@ -95,7 +95,7 @@ class Survey:
         return self.pairs.assign(first=self.pairs["first"].map(labels), second=self.pairs["second"].map(labels))
 
     def tables(self) -> dict[str, pd.DataFrame]:
-        """Tables by file name, without suffix."""
+        """Tables by file name (without suffix)."""
         heads, frequencies, depths = ([] for _ in range(3))
         for model in self.models:
             heads.append(head_table(model).assign(model=model.name))
@@ -228,7 +228,7 @@ def _three(row: dict[str, Any], part: str, name: str, form: str) -> str:
 
 
 def _top_heads(model: PublishedModel, top: int) -> pd.DataFrame:
-    """Norms of the best heads' directions, with their ratios to the norm of the initial vectors in training."""
+    """Norms of the best heads' directions, also as multiples of the norm of the initial vectors in training."""
     table, noise = head_table(model).head(top), initial_norm(model.directions.d_head)
     frame = table[["rank", "layer", "head"]].astype("int64")
     for name, part in (("d_Q", "query_norm"), ("d_K", "key_norm")):

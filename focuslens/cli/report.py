@@ -1,4 +1,4 @@
-"""``focuslens report``: the results of a run on one offline HTML page."""
+"""``focuslens report``: one offline HTML page with the results of a run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Write the page, and print the parts that are missing from the page."""
+    """Write the page, and print which parts are missing from the page."""
     if args.views < 0:
         raise ValueError(f"--views {args.views}: give how many samples to show, 0 for none")
     from focuslens.viz.run_report import Sources, run_facts, write_run_report

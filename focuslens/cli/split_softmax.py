@@ -1,4 +1,4 @@
-"""``focuslens split-softmax``: accuracy with more or less attention to the relevant document."""
+"""``focuslens split-softmax``: accuracy when attention to the relevant document is raised or lowered."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Sweep split-softmax over ``tau`` and ``k`` on contextual heads, and over ``k`` on random heads as a control."""
+    """Run a split-softmax sweep: ``tau`` and ``k`` on contextual heads and, as a control, ``k`` on random heads."""
     settings = RunSettings.of(args)
     require_figures(settings.out)
     with open_executor(args, settings.model) as model:

@@ -36,7 +36,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
-    """Sweep focus directions over the strength ``alpha`` and the number of heads ``k``."""
+    """Run a sweep of focus directions over the strength ``alpha`` and the number of heads ``k``."""
     from focuslens.interventions.directions import open_directions
 
     settings = RunSettings.of(args)

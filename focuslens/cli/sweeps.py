@@ -37,8 +37,8 @@ def controls(
         ranking: Contextual heads, best first.
         ks: Numbers of random heads.
         tau: Exponent of split-softmax. If ``None``, there are no settings.
-        exclude: Number of best heads to exclude from the draw. The number is capped at half of all heads, and then
-            raised to ``max(ks)`` if it is smaller.
+        exclude: Number of best heads to exclude from the draw. A number above half of all heads is lowered to half of
+            all heads. A number below ``max(ks)`` is then raised to ``max(ks)``.
         seed: Seed of the draw.
     """
     from focuslens.evaluation import split_softmax_settings

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _chosen_heads(
     args: argparse.Namespace, settings: RunSettings, model: Executor
 ) -> tuple[list[Head], dict[str, Any]]:
-    """Heads to train, and the source of their ranking. Without ``--heads`` and ``--top-k``, all heads are trained."""
+    """Heads to train, and their ranking's source. With neither ``--heads`` nor ``--top-k``, all heads are trained."""
     from focuslens.heads import Head
 
     everything = [Head(layer, head) for layer in range(model.shape.n_layers) for head in range(model.shape.n_heads)]
@@ -120,7 +120,7 @@ def _train(
 
 
 def _show_losses(directions: FocusDirections, out: Path) -> list[Path]:
-    """Draw the loss curves, print the scores of the best heads in the last epoch, and return the figure's path."""
+    """Draw the loss curves, print scores of the heads that are best in the last epoch, and return the figure's path."""
     losses = directions.losses
     if losses is None:
         return []

@@ -194,7 +194,7 @@ class _Source:
         return ValueError(f"{self.store.path}, line {index + 1}: {error}")
 
     def record(self, index: int) -> Record:
-        """Record on the line ``index``, counted from 0. The line is parsed again if the record is not in the cache."""
+        """Return the record on line ``index``, counted from 0. A line is parsed again if its record is not cached."""
         record = self._records.pop(index, None) or self._parse(index, self.store[index])
         self._records[index] = record
         if len(self._records) > _CACHED_RECORDS:
@@ -202,7 +202,7 @@ class _Source:
         return record
 
     def sample(self, pick: int) -> MultiDocSample:
-        """Sample number ``pick``. The samples of one question have consecutive numbers."""
+        """Return sample number ``pick``. The samples of one question have consecutive numbers."""
         index, slot = divmod(pick, self.layout.slots)
         record = self.record(index)
         positions = self.layout.gold_positions
@@ -259,8 +259,8 @@ class MultiDocData(Sequence[MultiDocSample]):
     def __getitem__(self, index: int | slice) -> MultiDocSample | MultiDocData:
         if isinstance(index, slice):
             start, stop, by = index.indices(len(self))
-            # For a backward slice that ends with sample 0, ``indices`` returns the stop -1. If the step is replayed as
-            # a slice, -1 would mean the last sample.
+            # For a backward slice that ends with sample 0, ``indices`` returns the stop -1. In a slice that is rebuilt
+            # from the description, -1 would mean the last sample.
             step = {"step": "slice", "start": start, "stop": None if stop < 0 else stop, "by": by}
             return self._view(self._picks[index], step)
         try:
@@ -360,7 +360,7 @@ class MultiDocData(Sequence[MultiDocSample]):
         used: Counter[int] = Counter()
         picks: list[int] = []
         for group in groups[:n]:
-            # Pick the question's sample whose gold position is used least so far. Ties are broken at random.
+            # Pick the question's sample whose gold position has been used least so far. Ties are broken at random.
             pick = min(group, key=lambda pick: (used[pick % self._source.layout.slots], rng.random()))
             used[pick % self._source.layout.slots] += 1
             picks.append(pick)

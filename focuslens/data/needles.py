@@ -122,7 +122,7 @@ def _text(fields: Mapping[str, object], name: str) -> str:
 
 
 def load_haystack(directory: str | os.PathLike[str]) -> str:
-    """Join the ``*.txt`` files of a directory into one text, sorted by file name and separated by blank lines.
+    """Join the ``*.txt`` files of a directory, sorted by file name, into one text. Blank lines separate the files.
 
     Raises:
         FileNotFoundError: If the directory does not contain any ``*.txt`` files.
@@ -170,8 +170,8 @@ def needle_samples(
         depths: Depths of the needle, from 0 (start) to 1 (end).
 
     Raises:
-        ValueError: If the tokenizer is not fast, an argument is empty, a value repeats or is out of range, a needle
-            does not fit into a length, or the haystack is too short for a length.
+        ValueError: If the tokenizer is not fast, an argument is empty or repeats a value, a depth is out of range, a
+            needle does not fit into a length, or the haystack is too short for a length.
     """
     distinct_needles = _distinct("needles", list(needles))
     distinct_lengths = _distinct("lengths", [operator.index(length) for length in lengths])
@@ -270,7 +270,7 @@ def synthetic_needles(
     """Create needle samples from the synthetic corpus, for the demo model, which is trained only on this corpus.
 
     The prompts are the long prompts of the samples that :func:`load_synthetic` returns. The span ``needle`` is added to
-    each prompt. It is the sentence of the gold document that contains the answer. If no sentence or more than one
+    each prompt. This span is the gold document's sentence with the answer. If no sentence or more than one
     sentence contains the answer, ``needle`` is the whole text of the gold document. The reference is the answer.
 
     Args:

@@ -36,10 +36,10 @@ class SampleSelection:
         num_documents: Number of documents per sample.
         gold_positions: Positions of the gold document, counted from 0. For the synthetic corpus, ``None`` means five
             positions from first to last. For a placed file, ``None`` means the position in the file.
-        part: Part of the file, or split of the corpus. In a file, ``train`` and ``test`` are one half of the questions
-            each, ``validation`` is taken from the training half, and ``all`` is the whole file.
-        questions: Maximum number of questions. ``None`` means all questions in the part for a file, and 100 questions
-            for the corpus.
+        part: Part of the file, or split of the corpus. In a file, ``train`` and ``validation`` together are one half of
+            the questions (the training half), ``test`` is the other half, and ``all`` is the whole file.
+        questions: Maximum number of questions. For a file, ``None`` means all questions in the part. For the corpus,
+            ``None`` means 100 questions.
         every_position: Whether each question gives one sample per gold position. If false, each question gives one
             sample, and the gold positions are balanced over the questions.
         validation: Size of the part ``validation`` of a file. A value below 1 is a share of the training half. A value

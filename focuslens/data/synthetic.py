@@ -152,7 +152,7 @@ class _Entity:
 
 @dataclass
 class _World:
-    """State that the documents of one context share during generation."""
+    """Shared state of the documents of one context during generation."""
 
     rng: Random
     split: Split
@@ -377,8 +377,8 @@ def _fact(world: _World, entity: _Entity, attribute: Attribute, value: str, befo
     else:
         lead, core = world.pair(len(LEADS), len(cores))
         draw = world.rng.random()
-        # After a mention, a short name could refer to the other entity. A pronoun must follow a fact about its entity,
-        # and is ungrammatical in core 0 ("the birthplace of she").
+        # After a mention, a short name could refer to the mentioned entity. A pronoun must follow a fact about its
+        # own entity. In core 0, a pronoun is ungrammatical ("the birthplace of she").
         if before not in ("", "mention") and draw < 0.5:
             pronoun = draw < 0.25 and core != 0 and before != "filler"
             subject = entity.pronoun if pronoun else entity.short_name

@@ -58,7 +58,7 @@ class LayerHeads:
 
     @classmethod
     def group(cls, heads: Sequence[tuple[int, int]], shape: ModelShape) -> list[LayerHeads]:
-        """Group ``(layer, head)`` pairs by layer. Layers are in ascending order."""
+        """Combine the heads of each layer into one :class:`LayerHeads`. Layers are in ascending order."""
         place = {tuple(head): i for i, head in enumerate(heads)}
         groups: list[LayerHeads] = []
         for layer, chosen in heads_by_layer(heads).items():
@@ -155,7 +155,7 @@ def capture_rows(
 
     def keep(store: dict[int, Tensor], layer: int, heads: tuple[int, ...], first: int) -> Any:
         def observe(activation: Float[Tensor, "batch pos head d_head"], hook: Any) -> None:
-            # Layers may be on different devices. Training needs all copies on one device.
+            # Layers may be on different devices. Training needs all activations on one device.
             store[layer] = activation[0, first:, list(heads)].clone().to(model.backend.device)
 
         return observe

@@ -70,7 +70,7 @@ class Decomposition:
 
 @dataclass(frozen=True, eq=False)
 class HeadKeys:
-    """Keys that a query head reads, before the rotary embedding.
+    """Keys that a query head reads, taken before the rotary embedding.
 
     Attributes:
         contents: Keys before the rotary embedding. If the model has a key norm, the keys are normalised.
@@ -126,7 +126,7 @@ def collect_keys(
     seed: int = 0,
     progress: bool | None = None,
 ) -> dict[Head, HeadKeys]:
-    """Collect the keys that each head reads on some prompts, before the rotary embedding.
+    """Collect the keys that each head reads on some prompts. The keys are taken before the rotary embedding.
 
     The keys are returned on the CPU. Query heads that share a key-value head have the same keys. No attention matrix of
     shape ``[T, T]`` is stored, where ``T`` is the length of a prompt.
@@ -197,7 +197,7 @@ def decompose(
     rotary: Rotary,
     scale: float,
 ) -> Decomposition:
-    """Two-way functional analysis of variance of ``b(p, kappa)``, over all pairs of a key and a position.
+    """Two-way functional ANOVA (analysis of variance) of ``b(p, kappa)``, over all pairs of a key and a position.
 
     Let ``u(p) = scale * R(p)^T d_Q``. The statistics of ``u`` are taken over positions, and the statistics of
     ``kappa`` over keys. All statistics are computed in double precision::

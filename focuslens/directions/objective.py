@@ -37,7 +37,7 @@ class Attention(Protocol):
         ...
 
     def window(self, layer: int) -> int | None:
-        """Maximum number of keys that a row attends to, including the key of the row; ``None`` for no limit."""
+        """Maximum number of keys that a row attends to, including the row's own key; ``None`` for no limit."""
         ...
 
 
@@ -169,7 +169,7 @@ def require_same_attention(
     for group in groups:
         gap = float((computed[list(group.places)] - measured[group.layer].cpu()).abs().max())
         # In half precision, every attention weight is rounded. The tolerance is therefore larger. A wrong mask or scale
-        # would change the scores by far more.
+        # would change the scores by much more.
         if gap > (1e-3 if rows.queries[group.layer].dtype in (torch.float32, torch.float64) else 2e-2):
             raise ValueError(
                 f"layer {group.layer} of {model.name!r} does not attend as softmax(Q K^T * scale) over visible keys: "

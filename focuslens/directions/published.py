@@ -207,10 +207,10 @@ def summarize_published(model: PublishedModel, top: int) -> dict[str, Any]:
     """Summary statistics of a model, as one row of a table.
 
     The row contains the model's shape, the first and last layer of the best ``top`` heads, the minimum, median and
-    maximum of the norms, and the energy by quarter (see :func:`head_table`). In the column names, ``top`` stands for
-    the best ``top`` heads, and ``all`` for all heads with a direction. The energy of each quarter is a mean over heads.
-    ``peak_pair_top`` is the rotary pair with the largest mean share of energy in the best heads, counted from 0 at the
-    fastest pair. ``peak_share_top`` is this largest share.
+    maximum of the norms, and the mean energy of each quarter (see :func:`head_table`). Columns with ``top`` in their
+    name describe the best ``top`` heads. Columns with ``all`` in their name describe all heads with a direction.
+    ``peak_pair_top`` is the rotary pair with the largest mean share of energy, counted from 0 at the fastest pair.
+    ``peak_share_top`` is this largest share.
 
     Raises:
         ValueError: If ``top`` is less than 1 or exceeds the number of ranked heads.
@@ -280,7 +280,7 @@ def _compare(a: PublishedModel, b: PublishedModel, top: int, bins: int, seed: in
 
 
 def shared_by_chance(first: tuple[int, int], second: tuple[int, int], k: int) -> list[float]:
-    """Probabilities of 0, 1, ..., ``k`` shared ``(layer, head)`` pairs in random draws of ``k`` heads from two models.
+    """Probabilities of 0 to ``k`` shared ``(layer, head)`` pairs if ``k`` heads are drawn from each of two models.
 
     A pair can be shared only if it exists in both models. The expected number of shared pairs is
     ``k * k * common / (n_first * n_second)``. Here, ``common`` is the number of pairs that exist in both models, and
@@ -293,8 +293,8 @@ def shared_by_chance(first: tuple[int, int], second: tuple[int, int], k: int) ->
     """
     common = min(first[0], second[0]) * min(first[1], second[1])
     chances = [0.0] * (k + 1)
-    # Of the heads drawn from the first model, `reachable` heads also exist in the second model. Of these heads,
-    # `number` heads are also drawn from the second model.
+    # The draw from the first model contains ``reachable`` heads that exist in the second model. The draw from the
+    # second model contains ``number`` of these heads.
     for reachable, chance in enumerate(_hypergeometric(math.prod(first), common, k)):
         for number, given in enumerate(_hypergeometric(math.prod(second), reachable, k)):
             chances[number] += chance * given

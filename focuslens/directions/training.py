@@ -3,8 +3,8 @@
 For each head, ``d_Q`` minimises ``-S_C`` on activations of the unmodified model. At the projection site, ``d_K`` is
 trained as well. Each training prompt is followed by the response that the model generates for the sample's gold prompt,
 which contains only the gold document. The loss of a head depends only on the vectors of this head, and AdamW updates
-every number independently. Therefore, training all heads together is equivalent to training each head alone. The only
-exception is ``d_K`` at the projection site: query heads that share a key-value head also share ``d_K``.
+every parameter independently. Therefore, training all heads together is equivalent to training each head alone. The
+only exception is ``d_K`` at the projection site: query heads that share a key-value head also share ``d_K``.
 
 At the rotary site, ``d_K`` is not trained. Its contribution to the logits, ``(q_i + d_Q) . d_K``, is the same for every
 key. Softmax ignores such a constant, and the gradient of ``d_K`` is zero.
@@ -163,7 +163,7 @@ def train_focus_directions(
     Args:
         model: The model, whose weights stay unchanged, or an executor such as :class:`RayPool` that runs the forward
             passes in other processes. The optimizer steps are small and always run in this process.
-        samples: Training samples. Samples without a gold document or without a response to it are left out.
+        samples: Training samples. Samples without a gold document or with an empty response are left out.
         heads: Heads to train; by default all heads of the model.
         config: Training settings. Alternatively, settings can be passed by name, such as ``site="projection"``.
         checkpoint: Path of a checkpoint file. If the file exists, training resumes from it, with the same result.
@@ -362,7 +362,7 @@ def _step(
     gradients = [torch.zeros_like(vector) for vector in state.vectors]
     for rows in batch:
         losses = direction_losses(attention, state.query, state.key, groups, rows, site)
-        # autograd.grad computes gradients with respect to these vectors only. The model's parameters get no gradients.
+        # autograd.grad computes only the gradients of the directions. The model's parameters get no gradients.
         for sum_, gradient in zip(gradients, torch.autograd.grad(losses.sum(), state.vectors), strict=True):
             sum_ += gradient
         total += losses.detach().cpu()

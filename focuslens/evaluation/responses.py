@@ -54,9 +54,9 @@ def respond(
 ) -> Generator[SettingResponses]:
     """Generate greedy responses to a batch of prompts under every setting.
 
-    Settings that leave the prompt unchanged share a single forward pass over the prompts, and are decoded together.
-    Settings that change the prompt reuse this pass, if possible, up to the first layer that they change. Results are
-    yielded in an order that saves computation, which can differ from the order of ``settings``.
+    Settings that leave the prompts' keys and values unchanged share a single forward pass over the prompts, and are
+    decoded together. All other settings reuse this pass, if possible, up to the first layer that they change. Results
+    are yielded in an order that saves computation, which can differ from the order of ``settings``.
 
     Args:
         model: The model.

@@ -51,7 +51,7 @@ def load_sweep(path: str | Path, *, order: Sequence[str] = (), rows: Sequence[Ma
 
 
 def _with_interval(evaluation: Evaluation, row: Mapping[str, Any] | None) -> Evaluation:
-    """Evaluation with the interval from ``row``, if both have the same number of samples and the same exact match."""
+    """Evaluation with the interval from ``row``, if ``row`` has the evaluation's sample count and exact match."""
     if row is None or row["samples"] != len(evaluation) or abs(row["em"] - evaluation.em.mean) > 1e-9:
         return evaluation
     return replace(evaluation, em=Interval(row["em"], row["em_low"], row["em_high"], evaluation.em.confidence))

@@ -21,7 +21,7 @@ def split_softmax_settings(
 ) -> list[Setting]:
     """Split-softmax settings for every combination of ``tau`` and ``k``, on the first ``k`` heads of a list.
 
-    ``heads`` is a ranking or any other list of heads. ``label`` names the list in the names and parameters of the
+    ``heads`` is a ranking or any other list of heads. ``label`` denotes the list in the names and parameters of the
     settings.
 
     Raises:

@@ -147,7 +147,7 @@ class Sweep:
     def rows(self, baseline: str | None = "baseline") -> list[dict[str, Any]]:
         """One row per setting, with its parameters, its exact match and a confidence interval of the exact match.
 
-        If the sweep has a setting with the name ``baseline``, each row also has the McNemar test against this setting.
+        If ``baseline`` is the name of a setting of the sweep, each row also has the McNemar test against this setting.
         """
         rows: list[dict[str, Any]] = []
         for setting in self.settings:
@@ -229,8 +229,8 @@ def run_sweep(
 ) -> Sweep:
     """Evaluate samples under every setting.
 
-    Settings that leave the prompt unchanged share one forward pass over the prompt. All arguments except ``settings``
-    have the same meaning as in :func:`evaluate`.
+    Settings that leave the prompt's keys and values unchanged share one forward pass over the prompt. All arguments
+    except ``settings`` have the same meaning as in :func:`evaluate`.
 
     Raises:
         ValueError: If there are no samples or settings, if the name of a setting or the id of a sample occurs twice, or
@@ -280,7 +280,7 @@ def _missing_records(
 
 
 def _require_gold(settings: Sequence[Setting], samples: Sequence[MultiDocSample]) -> None:
-    """Check that settings that act on the relevant document have samples with a relevant document.
+    """Check that the samples have a relevant document if any setting acts on the relevant document.
 
     Raise an error if no sample has a relevant document. Warn if only some samples have one.
     """

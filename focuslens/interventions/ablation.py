@@ -49,7 +49,7 @@ def mean_head_outputs(
     Args:
         model: The model.
         prompts: Prompts, run one at a time.
-        heads: Heads whose outputs are averaged.
+        heads: ``(layer, head)`` pairs.
         progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
@@ -84,7 +84,7 @@ class HeadAblation:
 
     ``zero`` and ``mean`` replace a head's output before the output projection (``hook_z``). ``knockout`` sets a head's
     attention scores on a span to minus infinity before the softmax (``hook_attn_scores``; Geva et al., 2023). The
-    head's attention then moves to tokens outside the span. A row does not change if no key outside the span is visible.
+    head's attention then moves to tokens outside the span. A row that sees keys only inside the span does not change.
 
     Args:
         heads: ``(layer, head)`` pairs.
@@ -217,7 +217,7 @@ class HeadAblation:
                 return None
             inside = rearrange(batch.columns(span, scores.shape[-1]).to(scores.device), "batch key -> batch 1 1 key")
             rows = scores[:, torch.as_tensor(heads, device=scores.device), first:]
-            # Hugging Face sets masked scores to the dtype's most negative number. TransformerLens uses minus infinity.
+            # Masked scores are minus infinity in TransformerLens, and the dtype's most negative number in Hugging Face.
             visible = rows > torch.finfo(rows.dtype).min / 2
             has_other_key = (visible & ~inside).any(dim=-1, keepdim=True)
             return rows_of(scores, heads, first, rows.masked_fill(inside & has_other_key, -torch.inf))

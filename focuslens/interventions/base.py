@@ -64,7 +64,7 @@ def first_row(
     """Index of the first row to change, for a hook whose tensor has a key axis.
 
     Raises:
-        ValueError: If the pass does not run the prompts of ``batch``, or its key columns are not absolute positions.
+        ValueError: If the pass does not run the prompts of ``batch``, or if the key columns are not absolute positions.
     """
     n_rows, n_keys = tensor.shape[-2:]
     if not _known(cursor):
@@ -84,7 +84,7 @@ def first_query_row(
     """Index of the first row to change, for a hook whose tensor does not have a key axis.
 
     Raises:
-        ValueError: If the pass does not run the prompts of ``batch``, or the positions of its rows are unknown.
+        ValueError: If the pass does not run the prompts of ``batch``, or if the positions of the rows are unknown.
     """
     if positions == "all" or batch is None:
         return 0

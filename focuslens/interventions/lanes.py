@@ -1,9 +1,9 @@
 """Many settings in one batch, with one copy of each prompt per setting.
 
-A setting is a sequence of interventions. The copies of a prompt are adjacent rows of the batch. Settings that do not
-change the prompt differ only in their response rows. Their copies therefore share one prefill. Settings that change the
-prompt share the layers below the first changed layer. Split-softmax and focus steering edit the rows of all settings in
-one operation.
+A setting is a sequence of interventions. The copies of a prompt are adjacent rows of the batch. The rows of one
+setting form a lane. Settings that do not change the prompt differ only in their response rows. Their copies therefore
+share one prefill. Settings that change the prompt share the layers below the first changed layer. Split-softmax and
+focus steering edit the rows of all settings in one operation.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Lanes:
         return any(intervention.changes_prompt for setting in self.settings for intervention in setting)
 
     def prompt_part(self) -> Lanes:
-        """The settings without interventions that act only on responses."""
+        """The settings, each reduced to the interventions that change the prompt."""
         return Lanes([on_prompt(setting) for setting in self.settings])
 
     def describe(self) -> dict[str, Any]:

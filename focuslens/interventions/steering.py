@@ -29,7 +29,7 @@ class FocusSteering:
     """Steering of attention heads: ``softmax((Q + alpha d_Q)(K + alpha d_K)^T / sqrt(d_head))`` (equation 5).
 
     At the ``rotary`` site, ``d_Q`` is added to ``hook_rot_q``. ``d_K`` is not applied, because ``(q_i + d_Q) . d_K`` is
-    equal for all keys ``j`` and does not affect the softmax. At the ``projection`` site, ``d_Q`` is added to ``hook_q``
+    the same for every key and does not affect the softmax. At the ``projection`` site, ``d_Q`` is added to ``hook_q``
     and ``d_K`` to ``hook_k``, which has one vector per key-value head. If several steered heads share a key-value head,
     the mean of their key vectors is added. (Training produces equal key vectors for such heads.)
 
@@ -94,7 +94,7 @@ class FocusSteering:
         return hooks
 
     def additions(self, shape: ModelShape) -> list[tuple[str, list[int], Float[Tensor, "n d_head"]]]:
-        """Name, heads (query or key-value) and vectors to add for each hook point. The vectors include ``alpha``.
+        """One tuple per hook point: its name, the heads (query or key-value) and the vectors to add, times ``alpha``.
 
         Raises:
             ValueError: If the directions do not fit the model.

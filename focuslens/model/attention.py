@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 SEALED = 256
-"""Minimum number of columns of a full segment. Later columns start a new segment, so that appends copy few columns."""
+"""Minimum number of columns of a full segment. Later columns start a new segment, so that little is copied."""
 
 BLOCK = 2**24
 """Maximum number of attention scores in memory at a time, unless a hook needs all rows at once."""
@@ -73,12 +73,12 @@ class LayerCache:
         self.segments = (*segments, Segment(keys, values))
 
     def shared(self, copies: int) -> LayerCache:
-        """A new cache with the columns of this cache, for a batch with ``copies`` consecutive copies of each row."""
+        """A new cache with the same columns, in which every batch row occurs ``copies`` times in succession."""
         return LayerCache(tuple(segment._replace(copies=segment.copies * copies) for segment in self.segments))
 
 
 def trim(segments: Sequence[Segment], columns: int) -> tuple[Segment, ...]:
-    """The first ``columns`` columns of consecutive segments, counted across all segments."""
+    """Consecutive segments, cut off after ``columns`` columns in total."""
     parts: list[Segment] = []
     for segment in segments:
         if columns <= 0:
@@ -108,7 +108,7 @@ def visible_keys(
 
 
 def row_blocks(n_rows: int, scores_per_row: int) -> list[tuple[int, int]]:
-    """Ranges ``(start, end)`` of rows, with at most :data:`BLOCK` scores or a single row per range."""
+    """Ranges ``(start, end)`` of rows. Each range has at most :data:`BLOCK` scores, or is a single row."""
     size = max(1, BLOCK // max(1, scores_per_row))
     return [(start, min(start + size, n_rows)) for start in range(0, n_rows, size)]
 
@@ -190,8 +190,8 @@ def attend_explicitly(
 ) -> Float[Tensor, "batch row head d_head"]:
     """Attention outputs of rows over all columns of the segments, with callbacks for scores and pattern.
 
-    If ``q`` has half precision, attention is computed in float32, which the fused kernels also do. The callbacks then
-    receive float32 tensors.
+    If ``q`` has half precision, attention is computed in float32, as in the fused kernels. The callbacks then receive
+    float32 tensors.
 
     Args:
         q: Rotated queries.

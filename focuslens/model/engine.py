@@ -64,7 +64,7 @@ class KeyValueCache:
         return cls([LayerCache() for _ in range(shape.n_layers)], mask, (shape.n_key_value_heads, shape.d_head))
 
     def shared(self, copies: int = 1) -> KeyValueCache:
-        """A new cache with ``copies`` consecutive rows per prompt.
+        """A new cache in which every batch row occurs ``copies`` times in succession.
 
         The new cache shares the segments of this cache. Columns appended to one cache do not appear in the other cache.
         """
@@ -184,7 +184,7 @@ class Pass:
             )
 
     def block(self, start: int, end: int) -> Pass:
-        """Pass with the rows ``start`` to ``end - 1`` of this pass, and all columns up to the last of these rows."""
+        """Pass with the rows ``start`` to ``end - 1`` of this pass, and the columns up to the last row's column."""
         return Pass(end - start, self.mask[:, : self.mask.shape[1] - self.n_rows + end])
 
 
@@ -251,7 +251,7 @@ def _per_row(x: Float[Tensor, "prompt kv_head key d_head"], copies: int) -> Floa
 
 
 def is_hooked(module: Any) -> bool:
-    """Whether a module has hooks, not counting those that the libraries set on modules other than hook points."""
+    """Whether a module has hooks, other than those that transformers and TransformerLens set outside hook points."""
     libraries = ("transformers.", "transformer_lens.") if not hasattr(module, "fwd_hooks") else ()
     stores = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     hooks = [hook for store in stores for hook in store.values()]

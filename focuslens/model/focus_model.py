@@ -83,7 +83,7 @@ class FocusModel(ModelRunner):
         chat: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> FocusModel:
-        """Load a model, with unprocessed weights, from the Hugging Face hub or from a local directory in its format.
+        """Load a model with unprocessed weights from the Hugging Face hub, or from a directory in Hugging Face format.
 
         Args:
             name: Hub name or directory; ``"demo"`` for the embedded model. For a directory named ``demo``, pass
@@ -159,7 +159,7 @@ class FocusModel(ModelRunner):
         }
 
     def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:
-        """Tokens of a prompt, exactly those of the checkpoint's tokenizer, and the prompt's spans as token ranges."""
+        """Tokens and spans (token ranges) of a prompt. The tokens are exactly those of the checkpoint's tokenizer."""
         return prompt if isinstance(prompt, EncodedPrompt) else self.encoder.encode(prompt)
 
     def to_tokens(self, prompt: str | EncodedPrompt) -> Int[Tensor, "1 pos"]:
@@ -184,8 +184,8 @@ class FocusModel(ModelRunner):
             tokens: Token ids, or a prompt.
             interventions: Interventions, applied in order.
             prompt: Prompt at the beginning of ``tokens``, if ``tokens`` also contain a response. The prompt defines the
-                spans, and the row of its last token produces the first response token. By default, ``tokens`` contain
-                only the prompt.
+                spans. The row of the prompt's last token produces the first response token. By default, ``tokens``
+                contain only the prompt.
 
         Raises:
             ValueError: If ``tokens`` are not one sequence, do not begin with the tokens of the prompt, or do not fit

@@ -140,7 +140,7 @@ def repetition_penalised(batch: PromptBatch, penalty: float) -> Penalty:
     if penalty == 1:
         return lambda logits, steps: logits
     processor = RepetitionPenaltyLogitsProcessor(float(penalty))
-    # Padding tokens are penalised too. Each prompt is therefore padded with its first token.
+    # Padding tokens are penalised too. Each prompt is padded with its first token, which is penalised anyway.
     padded = zip(batch.prompts, batch.padding, strict=True)
     prompts = torch.stack([torch.cat((prompt.tokens[:1].expand(n), prompt.tokens)) for prompt, n in padded])
 

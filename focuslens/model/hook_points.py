@@ -1,4 +1,4 @@
-"""Checks that a model's hook points fire, and that edits of their activations change the logits.
+"""Verification that a model's hook points fire, and that edits of their activations change the logits.
 
 ``TransformerBridge`` supports dozens of architectures. In some architectures, a Hugging Face kernel computes attention.
 ``hook_rot_q`` then never fires (Phi-3, GPT-NeoX), or an edit of ``hook_pattern`` has no effect (OPT, GPT-J). An
@@ -36,7 +36,7 @@ def attention_points(backend: Backend, point: str) -> list[str]:
 
 
 class HookPoints:
-    """Checks that a model's attention hook points fire, and that edits of their activations change the logits."""
+    """Verifier of attention hook points: they must fire, and edits of their activations must change the logits."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend

@@ -102,9 +102,9 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
 def original_tokenizer(tokenizer: Any) -> Any:
     """Original tokenizer of a checkpoint, in place of a tokenizer that TransformerLens has changed.
 
-    TransformerLens reloads every tokenizer with ``add_bos_token=True``. If this changes the tokens of a text, and the
-    original tokenizer is in the local cache, the original tokenizer is returned. Otherwise ``tokenizer`` itself is
-    returned.
+    TransformerLens reloads every tokenizer with ``add_bos_token=True``. If this changes the tokens of a test text,
+    and the original tokenizer is in the local cache, the original tokenizer is returned. Otherwise ``tokenizer`` itself
+    is returned.
     """
     if tokenizer is None or not tokenizer.name_or_path:
         return tokenizer
@@ -352,13 +352,11 @@ def load_bridge(
 def loader(name: str, backend: str | None, revision: str | None, device_map: DeviceMap | None = None) -> Any:
     """Function that loads a checkpoint: :func:`load_hooked` or :func:`load_bridge`.
 
-    If ``backend`` is ``None``, the function is :func:`load_hooked` if this function can load the checkpoint, else
-    :func:`load_bridge`.
+    By default, :func:`load_hooked` is chosen if it can load the checkpoint and there is no device map.
 
     Raises:
-        ValueError: If ``backend`` is unknown, if the checkpoint is not a decoder-only language model, or if ``backend``
-            is ``hooked`` and either a ``device_map`` is given or the installed TransformerLens has no
-            HookedTransformer.
+        ValueError: If ``backend`` is unknown, if the checkpoint is not a decoder-only language model, or if ``hooked``
+            is requested with a device map or with a TransformerLens that has no HookedTransformer.
     """
     if backend not in ("hooked", "bridge", None):
         raise ValueError(f"backend is {backend!r}; it must be 'hooked', 'bridge' or None")

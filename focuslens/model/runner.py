@@ -35,7 +35,7 @@ class ModelRunner(ABC):
         backend: Interface to the TransformerLens model.
         tokenizer: Tokenizer of the checkpoint.
         stop_tokens: Tokens that end a response.
-        points: Checks that the model's hook points fire, and that edits of their activations change the logits.
+        points: Verifier of the model's hook points; see :class:`HookPoints`.
     """
 
     def __init__(self, backend: Backend, tokenizer: Any, stop_tokens: Sequence[int]) -> None:
@@ -334,7 +334,7 @@ class ModelRunner(ABC):
         penalised = repetition_penalised(prefix.batch, repetition_penalty)
         prefix.require_run_under(interventions)
         stop_tokens = self.stop_tokens if stop_tokens is None else stop_tokens
-        # Padding does not count towards the context length. A token that was held back does.
+        # Padding takes no room in the context. A token that was held back takes room, but is not in the mask yet.
         length = prefix.mask.sum(dim=1) + (prefix.logits is None)
         limits = (self.shape.n_ctx - length).clamp(min=0, max=max_new_tokens)
         stops, last = torch.tensor(stop_tokens, dtype=torch.long), prefix.batch.tokens(self.pad_token)[:, -1]

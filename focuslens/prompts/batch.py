@@ -50,7 +50,7 @@ class EncodedPrompt:
     text: str = ""
 
     def resolve(self, span: SpanLike) -> tuple[Span, ...]:
-        """Token ranges of a span, given by name or as a single range.
+        """Token ranges of a span that is given by name or as a single range.
 
         Raises:
             KeyError: If the prompt does not have a span with this name.
@@ -128,7 +128,7 @@ class PromptBatch:
         return (columns >= torch.tensor(self.padding)[:, None]).long()
 
     def repeated(self, copies: int) -> PromptBatch:
-        """Batch with ``copies`` consecutive copies of each prompt."""
+        """Batch that contains each prompt ``copies`` times in succession."""
         return PromptBatch(tuple(prompt for prompt in self.prompts for _ in range(copies)))
 
     def first_response_row(self, start: int) -> int:

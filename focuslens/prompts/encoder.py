@@ -54,8 +54,8 @@ class PromptEncoder:
         if not self.chat:
             return str(prompt), 0
         text = self._render(str(prompt))
-        # The prompt starts where a placeholder is in a second rendering of the template. A search for the prompt itself
-        # could match a word of the template, such as "user".
+        # The prompt starts at the index of the placeholder in a second rendering of the template. A search for the
+        # prompt itself could match a word of the template, such as "user".
         start = self._render(_MARK).find(_MARK)
         if start >= 0 and text.startswith(str(prompt), start):
             return text, start
@@ -130,7 +130,7 @@ class PromptEncoder:
         The text of a special token without characters in the prompt, such as BOS, is the token's name in the
         vocabulary. If several tokens make up one character, the text of the first token is the character, and the texts
         of the other tokens are empty. Apart from special tokens, the concatenated texts equal the prompt's text. If the
-        prompt's text is unknown or has different tokens, each token is decoded separately instead.
+        prompt's text is unknown, or its tokenisation differs from ``prompt.tokens``, each token is decoded separately.
         """
         ids = prompt.tokens.tolist()
         retokenised, offsets = self._tokenize(prompt.text) if prompt.text else ([], [])

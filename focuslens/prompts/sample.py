@@ -22,7 +22,7 @@ Case: TypeAlias = Literal["long", "gold", "negative"]
 
 @dataclass(frozen=True)
 class Document:
-    """Document in a prompt: the title and the text of one search result."""
+    """A document in a prompt: the title and the text of one search result."""
 
     title: str
     text: str

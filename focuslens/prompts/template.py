@@ -20,16 +20,16 @@ _INSTRUCTION = (
 
 
 def document_text(title: str, text: str) -> str:
-    """Title and text of a document, as they follow the document's number in a prompt."""
+    """Title and text of a document, in the format that follows the document's number in a prompt."""
     return f"(Title: {title}) {text}"
 
 
 def multidoc_prompt(question: str, documents: Mapping[int, str], gold_index: int | None) -> Prompt:
-    """Prompt with an instruction, documents and a question.
+    """Create a prompt with an instruction, documents and a question.
 
     Args:
         question: The question.
-        documents: Texts of the documents in prompt order, by the index of each document from 0.
+        documents: Text of each document, by the document's index, counted from 0. The mapping is in prompt order.
         gold_index: Index of the document with the span ``relevant``; ``None`` for no such document.
     """
     pieces: list[str] = []

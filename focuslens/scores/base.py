@@ -76,7 +76,7 @@ class ResponseMasses:
         self._empty = torch.full((len(batch), shape.n_layers, shape.n_heads, self._parts.shape[2]), torch.nan)
 
     def hooks(self) -> list[Hook]:
-        """Hooks for the forward passes over the response tokens. The passes must follow the prompt, in order."""
+        """Hooks for the forward passes over the response tokens. The passes must follow the prompt, in token order."""
         return [(hook_name(layer, "hook_pattern"), self._observer(rows)) for layer, rows in enumerate(self._rows)]
 
     def _observer(self, rows: list[Tensor]) -> Any:

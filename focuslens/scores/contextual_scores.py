@@ -234,9 +234,9 @@ def contextual_scores(
     Args:
         model: The model, or an executor that runs the model in other processes, such as :class:`RayPool`.
         samples: The samples to score.
-        case: Prompts to score: ``long``, ``gold`` or ``negative``, or the group of long prompts ``correct`` or
+        case: Prompts to score: ``long``, ``gold`` or ``negative``, or a group of long prompts: ``correct`` or
             ``wrong`` (see :data:`ScoredCase`). For a group, the model also generates responses to the gold prompts.
-        responses: One response per sample to score; if ``None``, the model generates the responses.
+        responses: Responses to score, one per sample; if ``None``, the model generates the responses.
         interventions: Interventions, applied in order during generation and scoring.
         max_new_tokens: Maximum length of a generated response, in tokens.
         batch_tokens: Maximum number of prompt tokens per batch; halved when memory runs out.
@@ -268,7 +268,7 @@ def contextual_scores_by_case(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool | None = None,
 ) -> dict[str, ContextualScores]:
-    """Compute the contextual scores of the cases ``long``, ``gold``, ``correct`` and ``wrong`` (Table 1 of the paper).
+    """Compute the contextual scores of ``long``, ``gold``, ``correct`` and ``wrong`` (Table 1 of "Focus Directions").
 
     The model runs each prompt only once. The arguments are those of :func:`contextual_scores`.
     """

@@ -1,4 +1,4 @@
-"""Attention from responses to each document, and shares of the responses' attention by part of the text."""
+"""Attention from response tokens to each document, and the share of attention that each part of the text receives."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class DocumentScores:
         """Score of each document, averaged over ``heads``. The list contains one tensor per sample.
 
         Raises:
-            ValueError: If there are no heads, or a head does not exist.
+            ValueError: If ``heads`` is empty or contains a head that does not exist.
         """
         head_list = as_heads(heads)
         if not head_list:
@@ -113,12 +113,12 @@ class DocumentScores:
 
         Args:
             heads: The heads to average over.
-            correct: ``True`` for only samples with a correct response, ``False`` for only samples with a wrong
-                response, ``None`` for all samples.
+            correct: Samples to use: ``True`` for those with a correct response, ``False`` for those with a wrong
+                response, ``None`` for all.
             seed: Random seed of the bootstrap.
 
         Raises:
-            ValueError: If there are no heads, a head does not exist, or all samples are left out.
+            ValueError: If ``heads`` is empty or contains a head that does not exist, or if all samples are left out.
         """
         rankings: list[tuple[int, int, str]] = []
         for scores, gold, question, is_right in zip(
@@ -143,7 +143,7 @@ class DocumentScores:
 
 @dataclass(frozen=True, eq=False)
 class AttentionBudget:
-    """Shares of the response tokens' attention by part of the text. The shares of each head sum to 1 per sample.
+    """Share of the response tokens' attention that each part of the text receives. A head's shares sum to 1 per sample.
 
     Attributes:
         shares: Share of each part in :data:`BUDGET_PARTS`; NaN for a sample with an empty response.
@@ -165,14 +165,14 @@ class AttentionBudget:
         return f"AttentionBudget({len(self.sample_ids)} samples, {n_layers} layers x {n_heads} heads)"
 
     def mean(self, heads: Iterable[tuple[int, int]]) -> dict[str, float]:
-        """Mean share of each part, averaged over the samples and over ``heads``."""
+        """Mean share of each part over samples and ``heads``. Samples with an empty response are left out."""
         return dict(zip(BUDGET_PARTS, self._of(heads).nanmean(dim=0).tolist(), strict=True))
 
     def intervals(self, heads: Iterable[tuple[int, int]], *, seed: int = 0) -> dict[str, Interval]:
-        """Mean share of each part, averaged over ``heads``, with a 95 % bootstrap interval over questions.
+        """Mean share of each part over samples and ``heads``, with a 95 % bootstrap interval over questions.
 
         Raises:
-            ValueError: If there are no heads, a head does not exist, or every response is empty.
+            ValueError: If ``heads`` is empty or contains a head that does not exist, or if every response is empty.
         """
         shares = self._of(heads)
         indices = [i for i, row in enumerate(shares) if not bool(row.isnan().any())]
@@ -185,7 +185,7 @@ class AttentionBudget:
         }
 
     def _of(self, heads: Iterable[tuple[int, int]]) -> Float[Tensor, "sample part"]:
-        """Shares of each sample, averaged over ``heads``."""
+        """Mean shares over ``heads``, for each sample."""
         head_list = check_heads(heads, *self.shares.shape[1:3])
         if not head_list:
             raise ValueError("there are no heads to average over; give at least one, such as scores.top_heads(4)")
@@ -240,7 +240,7 @@ def attention_budget(
     batch_tokens: int = BATCH_TOKENS,
     progress: bool | None = None,
 ) -> AttentionBudget:
-    """Generate responses, and compute the shares of the response tokens' attention by part of the text.
+    """Generate responses, and compute the share of the response tokens' attention that each part of the text receives.
 
     A token in several parts counts only for the part that comes first in :data:`BUDGET_PARTS`. ``case`` selects the
     documents in the prompts. All other arguments are those of :func:`document_scores`.

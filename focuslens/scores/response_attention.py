@@ -212,8 +212,8 @@ def response_attention(
         name: Name of the result, such as ``baseline``.
 
     Raises:
-        ValueError: If there are no heads, a head does not exist, the response is empty, or the tokens do not fit the
-            context.
+        ValueError: If ``heads`` is empty or contains a head that does not exist, if the response is empty, or if the
+            tokens do not fit into the context.
     """
     head_list, encoded_prompt = check_heads(heads, model.shape.n_layers, model.shape.n_heads), model.encode(prompt)
     if not head_list:

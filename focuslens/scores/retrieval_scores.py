@@ -1,9 +1,9 @@
 """Retrieval heads: heads that copy the needle from the haystack into the response, token by token.
 
 The method is that of "Retrieval Head Mechanistically Explains Long-Context Factuality" (Wu et al., 2024, arXiv
-2404.15574). Contextual scores measure how much attention response tokens pay to the relevant document. Copy scores
-measure how often a head's most attended key, in the row that *generates* a response token, is the same token in the
-needle.
+2404.15574). A contextual score measures how much attention response tokens pay to the relevant document. A copy score
+measures how often a head's most attended key, in the row that *generates* a response token, lies in the needle and is
+the same token.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ class NoRunCountsError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class RetrievalScores:
-    """Copy scores per run and head.
+    """The copy score of each head in each run.
 
     A run is one prompt with its response. A response that does not contain the needle is not evidence about which heads
     copy the needle. A run therefore counts only if the ROUGE-1 recall of its response exceeds ``min_recall``.
 
     Attributes:
-        by_sample: Copy score of each head in each run (see :func:`copy_scores`), including runs that do not count.
+        by_sample: The copy score of each head in each run (see :func:`copy_scores`), including runs that do not count.
         recall: ROUGE-1 recall of each response against its reference, from 0 to 1.
         min_recall: Recall that a run must exceed to count.
         responses: The response of each run.
@@ -86,7 +86,7 @@ class RetrievalScores:
         responses: Sequence[str],
         min_recall: float = 0.5,
     ) -> RetrievalScores:
-        """Create retrieval scores from finished runs (see :func:`copy_runs`). Computes the recall of each response."""
+        """Create retrieval scores from finished runs (see :func:`copy_runs`), and compute the recall of every run."""
         recall = [
             rouge_1_recall(response, sample.reference) for response, sample in zip(responses, samples, strict=True)
         ]
@@ -133,7 +133,7 @@ def copy_scores(
     needle: Bool[Tensor, "batch key"],
     generated: Int[Tensor, "batch step"],
 ) -> Float[Tensor, "batch layer head"]:
-    """Copy score of each head: the number of steps at which it copies a token, divided by the number of needle tokens.
+    """Compute copy scores: the number of steps at which a head copies a token, divided by the number of needle tokens.
 
     At a step, a head copies a token if its most attended key lies in the needle and is the token that the step
     generates. A score can exceed 1 only if the response repeats tokens of the needle.
@@ -191,7 +191,7 @@ def _encode(executor: Executor, sample: NeedleSample, span: str | None) -> Encod
 def _run(
     model: FocusModel, prompts: Sequence[EncodedPrompt], budget: int, max_new_tokens: int
 ) -> tuple[Float[Tensor, "batch layer head"], list[str]]:
-    """Copy scores and responses of one batch."""
+    """Run one batch. Return the copy score of each head for each prompt, and the responses."""
     # The row of a prompt's last token generates the first response token. The prefill therefore holds back the last
     # token, so that the hooks can observe its row.
     prefix = model.prefill(prompts, hold_last=True)
@@ -213,7 +213,7 @@ def _run(
 def copy_runs(
     model: FocusModel | Executor, samples: Sequence[NeedleSample], options: RunOptions, *, span: str | None = None
 ) -> tuple[Float[Tensor, "sample layer head"], list[str]]:
-    """Run all samples, and return the copy scores of every head in each run and the responses.
+    """Run all samples. Return the copy score of every head in each run, and the response of each run.
 
     The results include runs whose response does not contain the needle. ``span`` is the same as in
     :func:`retrieval_scores`.
@@ -253,8 +253,8 @@ def retrieval_scores(
 
     The method is that of Wu et al. (2024). The model generates greedily. At each step, a head copies a token if its
     most attended key, in the row that generates the token, lies in the needle and is the same token. The copy score of
-    a head in a run is the number of these steps divided by the number of needle tokens. The retrieval score is the mean
-    copy score over the runs that count. Only the most attended key of each decode row is stored.
+    a head in a run is the number of copied tokens divided by the number of needle tokens. The retrieval score is the
+    mean copy score over the runs that count (see ``min_recall``). Only each decode row's most attended key is stored.
 
     A response ends at a stop token of the model. (The code of Wu et al. stops at Llama 2's line-break token instead.)
 

@@ -12,8 +12,8 @@ __all__ = ["rouge_1_recall"]
 def rouge_1_recall(response: str, reference: str) -> float:
     """Share of the reference's words that occur in the response, from 0 to 1.
 
-    Each occurrence of a word in the reference needs an occurrence in the response. A word is a run of the letters a to
-    z and digits. Words are converted to lower case and stemmed with the Porter stemmer.
+    Each occurrence of a word in the reference needs a separate occurrence in the response. A word is a sequence
+    of digits and letters from a to z. Words are converted to lower case and stemmed with the Porter stemmer.
 
     Raises:
         ValueError: If the reference does not contain any word.

@@ -50,17 +50,17 @@ class WindowAttention:
 
 
 def window_positions(spans: Sequence[Span], length: int, *, margin: int = 4, most: int = 128) -> tuple[list[int], int]:
-    """Select the token positions of a window: the sink and all spans, with ``margin`` tokens on both sides of each.
+    """Select the token positions of a window: the sink and all spans, each with ``margin`` tokens on both sides.
 
     The window contains at most ``most`` tokens. If the spans with their margins do not fit, the margins are dropped. If
-    the spans without margins do not fit, tokens are removed from the end of the longest span. Overlapping spans are
-    merged into one span.
+    the spans still do not fit, tokens are removed from the end of the longest span. Overlapping spans are merged.
 
     Returns:
         The positions in ascending order, and the number of tokens that were removed from the ends of spans.
 
     Raises:
-        ValueError: If a span is not inside the text, or if ``most`` is less than the number of spans and sink together.
+        ValueError: If a span is not inside the text, or if ``most`` is less than the number of spans, including
+            the sink, after merging.
     """
     for start, end in spans:
         if not 0 <= start < end <= length:
@@ -105,15 +105,15 @@ def window_attention(
         heads: The heads to read.
         around: Spans of the prompt to include, each given by name or as a half-open range of token positions.
         margin: Number of tokens to include on each side of a span.
-        most: Maximum number of tokens in the window. The default is at most 160, and fewer if there are many heads.
+        most: Maximum number of tokens in the window. The default is 160, or less if there are many heads.
         response: The text of the response; if ``None``, the model generates the response.
         interventions: Interventions, applied in order.
         max_new_tokens: Maximum length of a generated response, in tokens.
 
     Raises:
         KeyError: If the prompt does not have a span named in ``around``.
-        ValueError: If there are no heads, a head or a range does not exist, or ``most`` is less than the number of
-            spans including the sink and the response.
+        ValueError: If ``heads`` is empty or contains a head that does not exist, if a range is not inside the prompt,
+            or if ``most`` is less than the number of spans, including the sink and the response.
     """
     head_list, encoded_prompt = check_heads(heads, model.shape.n_layers, model.shape.n_heads), model.encode(prompt)
     if not head_list:

@@ -108,7 +108,7 @@ def track(items: Sequence[_T], label: str, *, unit: str = "sample", show: bool |
 
 
 def _silenced(show: bool | None) -> bool | None:
-    """Value for tqdm's argument ``disable``. ``None`` shows the bar only if standard error is a terminal."""
+    """Value for tqdm's argument ``disable``. With ``None``, tqdm shows the bar only if standard error is a terminal."""
     value = os.environ.get(ENVIRONMENT, "").strip().lower()
     if value:
         if value not in _BOOLEANS:

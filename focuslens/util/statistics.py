@@ -69,7 +69,7 @@ class Interval(float):
 class McNemar:
     """Comparison of two settings, such as two interventions, on the same samples.
 
-    Prints as ``p = 0.0225 (12 only first, 3 only second)``.
+    The comparison is printed as ``p = 0.0352 (12 only first, 3 only second)``.
 
     Args:
         only_first: Number of samples that only the first setting answers correctly.
@@ -142,8 +142,8 @@ def resampled_means(
     compute the interval of such a statistic ``f``, apply ``f`` to each row of ``means``, the result of this function:
     ``percentile_interval(f(values.mean(axis=0)), [f(row) for row in means])``.
 
-    For an average over tasks, average the tasks' means within each resample. Use a different ``seed`` for each task,
-    such as ``(seed, 3)`` for task 3. With the same seed, tasks of equal size would get the same draws.
+    For a mean over tasks, call this function once per task, and average the results row by row. Use a new ``seed`` for
+    each task, such as ``(seed, 3)`` for task 3. With the same seed, tasks of equal size would get the same draws.
 
     Args:
         values: Numbers ``[sample column]``, for example with one column per head, or numbers ``[sample]``.
@@ -244,7 +244,7 @@ def _codes(groups: Iterable[Hashable] | None, n: int) -> npt.NDArray[np.intp]:
 
 
 def _draws(n: int, resamples: int, rng: np.random.Generator) -> Iterator[npt.NDArray[np.int64]]:
-    """Draw ``n`` of ``n`` groups with replacement for each resample. Yields group indices in chunks of resamples."""
+    """Group indices ``[resample draw]``, in chunks of resamples. Each resample draws ``n`` groups with replacement."""
     rows = max(1, _CHUNK // n)
     for start in range(0, resamples, rows):
         yield rng.integers(n, size=(min(rows, resamples - start), n))

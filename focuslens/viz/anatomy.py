@@ -39,7 +39,7 @@ def norms_by_rank(
         ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If there are no heads, ``query`` and ``key`` differ in length, or a norm is not positive.
+        ValueError: If ``query`` and ``key`` are empty or differ in length, or a norm is not positive.
     """
     if not len(query) or len(query) != len(key):
         raise ValueError(f"there are {len(query)} norms of d_Q and {len(key)} of d_K; give one of each for every head")
@@ -158,7 +158,7 @@ def variance_parts(
     title: str = "Variance of the bias",
     ax: Axes | None = None,
 ) -> Axes:
-    """Shares of the variance of each head's bias due to content, position and their interaction, as one bar per head.
+    """Variance of each head's bias, split into shares of content, position and their interaction, as one bar per head.
 
     Args:
         labels: Names of the heads, from top to bottom.

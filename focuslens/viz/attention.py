@@ -75,8 +75,8 @@ def attention_view(
         notes: Additional sentences for the page.
 
     Raises:
-        ValueError: If the shapes do not match, the pattern contains NaN, infinite or negative numbers, the window does
-            not lie in the text, or the window is longer than ``max_tokens``.
+        ValueError: If the shapes do not match, if the pattern contains NaN, infinite or negative numbers, or if the
+            window does not lie in the text or is longer than ``max_tokens``.
     """
     values = _as_array(pattern)
     n_heads, n_rows, n_tokens = values.shape

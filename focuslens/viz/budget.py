@@ -32,7 +32,7 @@ def budget_shares(
         ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If there are no settings, a setting has no parts, or the settings have different parts.
+        ValueError: If ``shares`` or a setting in it is empty, or the settings have different parts.
     """
     if not shares or not all(shares.values()):
         raise ValueError("there are no shares to draw; give at least one setting with at least one part")

@@ -102,7 +102,7 @@ def pool_attention(rows: Float[Tensor, "head query key"], spans: Sequence[Span])
         spans: Half-open token ranges, one per unit. The ranges may overlap and need not cover all keys.
 
     Raises:
-        ValueError: If a span is empty, is reversed, or extends beyond the keys.
+        ValueError: If a span is empty or reversed, or extends beyond the keys.
     """
     n_keys = rows.shape[-1]
     member = torch.zeros(n_keys, len(spans), dtype=torch.promote_types(rows.dtype, torch.float32), device=rows.device)

@@ -143,8 +143,8 @@ def table_heat_map(
         ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If the table is empty, a cell is not a number, only one of ``low`` and ``high`` is given, or the
-            shapes differ.
+        ValueError: If the table is empty or has a cell that is not numeric, if only one of ``low`` and ``high`` is
+            given, or if the shapes differ.
     """
     values = _numbers(table, "table")
     if not values.size:
@@ -209,7 +209,7 @@ def _cell(value: float, ends: tuple[float, float] | None, digits: int) -> str:
 
 
 def _ink(colour: tuple[float, float, float, float] | None) -> str:
-    """Text colour that contrasts with a cell's colour: black or white. ``None`` is a missing cell, with black text."""
+    """Text colour that contrasts with a cell's colour: black or white. Text on a missing cell (``None``) is black."""
     if colour is None:
         return "black"
     red, green, blue, _ = colour

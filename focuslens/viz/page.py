@@ -23,7 +23,7 @@ def asset(name: str) -> str:
 
 
 def page(title: str, body: str, *, css: str = "", scripts: Sequence[str] = ()) -> str:
-    """Complete HTML document, with a content security policy that blocks everything outside the file.
+    """HTML document with a content security policy that blocks everything outside the file.
 
     Args:
         title: Title as plain text. This function escapes it.

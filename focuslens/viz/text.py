@@ -42,7 +42,7 @@ _PANELS = '<div class="panels" id="panels"></div>'
 def text_view(
     attention: ResponseAttention, *, title: str = "", head: int | None = None, said: int | None = None
 ) -> AttentionView:
-    """Prompt as text, with each token coloured by the attention that it receives from a token of the response.
+    """Text of a prompt, with each token coloured by the attention that it receives from a token of the response.
 
     The reader selects the head and the response token on the page. The relevant document is outlined. The left and
     right arrow keys move through the text token by token. The up and down arrow keys move through the tokens in order
@@ -64,7 +64,7 @@ def text_view(
 def compare_view(
     before: ResponseAttention, after: ResponseAttention, *, title: str = "", head: int | None = None
 ) -> AttentionView:
-    """Prompt without and with an intervention, as two texts side by side with a common colour scale.
+    """Attention to a prompt without and with an intervention, as two texts side by side with a common colour scale.
 
     A table shows the attention to every part of the prompt without and with the intervention, and the change. The
     reader selects one head for both texts, and one response token per text.

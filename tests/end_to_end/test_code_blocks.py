@@ -55,7 +55,7 @@ SMALL: dict[str, list[str]] = {
     "harness": _DATA,
     "report": ["--views", "1"],
 }
-"""Commands to run, each with options for small sizes that are appended to the command."""
+"""Commands to run, with the options that are appended to each to keep its run small."""
 
 PARSED = {
     "demo": "minutes; make demo",
@@ -63,9 +63,9 @@ PARSED = {
     "paper": "minutes; tests/end_to_end/test_paper.py",
     "published": "needs the authors' files; tests/unit/directions/test_published.py",
 }
-"""Commands that are parsed but not run, and the reason or the test that runs them.
+"""Commands that are only parsed here, with the reason or the test that runs them.
 
-Commands with ``--ray`` are only parsed too; tests/services/test_ray.py runs them.
+Commands with ``--ray`` are also only parsed. The test that runs them is tests/services/test_ray.py.
 """
 
 OTHERS = {
@@ -82,12 +82,12 @@ OTHERS = {
     "transformers": "starts a server; tests/services/test_served.py",
     "vllm": "needs a GPU",
 }
-"""Other programs that are not run, and the reason or the test that runs them."""
+"""Other programs that are not run here, with the reason or the test that runs them."""
 
 
 @pytest.fixture(autouse=True)
 def _as_for_users() -> Iterator[None]:
-    """Disable type and shape checks, so that bad arguments reach the package's own errors, and close all figures."""
+    """Let bad arguments reach the package's own errors instead of type checks. Close all figures after the test."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -105,7 +105,7 @@ def reader(checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def run_command(command: Command) -> None:
-    """Run a command, or check that a command that is not run exists."""
+    """Run or parse a ``focuslens`` command. Check that any other command exists, or is in :data:`OTHERS`."""
     program, *words = command.words
     if program == "focuslens":
         run_focuslens(command, words)

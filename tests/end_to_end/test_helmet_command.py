@@ -1,4 +1,4 @@
-"""``focuslens helmet`` from a stand-in checkout and a checkpoint to result tables, and recall data sets."""
+"""``focuslens helmet``: the way from a stand-in checkout and a checkpoint to result tables, and recall data sets."""
 
 from __future__ import annotations
 

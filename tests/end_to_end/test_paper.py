@@ -72,7 +72,7 @@ def test_what_was_made_otherwise_is_made_again(
     assert said[0] == "heads ..."
     # The split-softmax artefact belongs to the first model, so it is not shown.
     assert [one.key for one in shown] == ["heads"]
-    # Heads are computed again only if a setting changes that they depend on.
+    # Heads are computed again only if a setting that they depend on changes.
     file = tmp_path / "tiny.yaml"
     text = file.read_text()
     for change, word in ((("ks: [1, 3, 500]", "ks: [1]"), "already"), (("model:", "scores: {top: 2}\nmodel:"), "...")):

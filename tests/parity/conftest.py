@@ -41,7 +41,7 @@ def logit_tolerance() -> dict[str, float]:
     equal the reference, or differ by a few units in the last place where matrix products have different shapes (2.5e-5
     measured with a cache). ``HookedTransformer`` computes its rotary tables differently and multiplies in a different
     order. Its single-precision angles are off by 1e-5 at positions up to 300, and a difference of 1e-4 in the logits
-    was measured. On another machine, an error in the last bit of the attention logits of three layers may be ten times
-    larger.
+    was measured. On another machine, last-bit errors in the attention logits of three layers may make this difference
+    ten times larger.
     """
     return {"bridge": 1e-4, "hooked": 1e-3}

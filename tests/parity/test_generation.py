@@ -112,14 +112,14 @@ def check_every_way(model: FocusModel, interventions: list[Intervention], pair: 
     ids = [model.encode(prompt).tokens for prompt in prompts]
     assert len(ids[0]) != len(ids[1])
     hooks = [[hook for one in interventions for hook in one.hooks(model, prompt)] for prompt in prompts]
-    # (a) With a cache, alone and (c) in a batch of prompts of unequal length.
+    # With a cache: each prompt alone, and both in a batch of unequal lengths.
     cached = [model.generate(prompt, interventions, max_new_tokens=NEW).tokens.tolist() for prompt in prompts]
     batched = model.generate(prompts, interventions, max_new_tokens=NEW)
     assert [one.tokens.tolist() for one in batched] == cached
-    # (b) Without a cache: one pass per token over all tokens so far, and one pass over the whole response.
+    # Without a cache: one pass per token over all tokens so far, and one pass over the whole response.
     assert greedy(lambda t: model.logits(t, interventions, prompt=prompts[0])[-1], ids[0]) == cached[0]
     assert is_greedy(lambda t: model.logits(t, interventions, prompt=prompts[1]), ids[1], cached[1])
-    # (d) With TransformerLens alone, without a cache ...
+    # With TransformerLens alone, without a cache ...
     plain: Any = model.hooked
     assert greedy(lambda t: plain.run_with_hooks(t[None], fwd_hooks=hooks[1])[0, -1], ids[1]) == cached[1]
     assert is_greedy(lambda t: plain.run_with_hooks(t[None], fwd_hooks=hooks[0])[0], ids[0], cached[0])
@@ -154,7 +154,7 @@ def test_llama(kind, backend, load_model, pair):
     ],
 )
 def test_other_families(name, kind, backend, load_model, pair):
-    """All ways agree with query and key norms and a chat template (Qwen3), and with a short window (Mistral).
+    """All ways agree in other families, some of them with query and key norms (Qwen3) or a short window (Mistral).
 
     Edits of parts of the prompt under a window are tested below, because not every cache supports them.
     """
@@ -255,9 +255,9 @@ def test_logits_of_passes_over_a_cache(kind, backend, load_model, pair):
 
 @pytest.mark.parametrize("kind", ["split-softmax on a part", "rotary, response", "projection, response"])
 def test_one_prefill_serves_many_settings(kind, backend, load_model, pair):
-    """Interventions that leave the prompt unchanged can decode from a prefill without interventions.
+    """A prefill without interventions serves all settings that leave the prompt unchanged.
 
-    The prefill holds back its last token.
+    The prefill holds back the last token of each prompt.
     """
     model = load_model("llama", backend)
     interventions = INTERVENTIONS[kind](model)
@@ -293,7 +293,7 @@ def test_interventions_act_in_the_order_given(name, backend, load_model, referen
             return by_hand[order[1]](layer, by_hand[order[0]](layer, pattern, start), start)
 
         expected = hf.logits(ids, Edits(query=steered, pattern=both))
-        # Steering acts before the softmax at any place in the list.
+        # Wherever steering is in the list, it acts before the softmax.
         for interventions in ([first, second, steering], [steering, first, second]):
             # The tolerance covers the rotary tables of HookedTransformer; see conftest.
             assert gap(model.logits(sample.prompt("long"), interventions), expected) < 1e-3

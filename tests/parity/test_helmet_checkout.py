@@ -146,7 +146,7 @@ def test_prompts_are_helmets_byte_for_byte(dataset, name, checkout, world, folde
     model = fl.FocusModel.from_pretrained(str(folders[name]), chat=False, device="cpu")
     samples = read_samples(checkout, entry, data, model.tokenizer)
     again = load(checkout, entry)
-    # HELMET samples questions of KILT. Each question has two samples, one per depth of its passage.
+    # For KILT, HELMET draws questions. Each question has two samples, one per depth of its passage.
     assert len(samples) == len(again["data"]) == (6 if dataset.startswith("kilt") else 3)
     assert len({sample.question for sample in samples}) == 3
     for place, sample in enumerate(samples):

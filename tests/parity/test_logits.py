@@ -58,7 +58,7 @@ def test_logits_are_hugging_faces(name, backend, load_model, reference, samples,
 
 @FAMILIES
 def test_logits_with_a_cache_are_those_without(name, backend, load_model, reference, samples, logit_tolerance):
-    """Logits of a prefilled and extended batch of unequal prompts equal one Hugging Face pass per sequence."""
+    """Logits of a prefilled and extended batch of unequal lengths equal those of one Hugging Face pass per sequence."""
     model, hf = load_model(name, backend), reference(name)
     chosen = [samples[1], samples[3]]
     response = torch.tensor([[70, 300, 301], [5, 90, 91]])

@@ -49,7 +49,7 @@ def test_rows_of_a_given_response_under_an_intervention(name, backend, load_mode
     assert gap(found.rows, expected) < TOLERANCE
     assert (found.name, found.text) == ("split", RESPONSE)
     plain = fl.response_attention(model, sample.prompt("long"), HEADS, response=RESPONSE)
-    if name != "mistral_window":  # rows of the window do not reach back to the document
+    if name != "mistral_window":  # the window hides the document from the response
         assert gap(plain.rows, expected) > 0.05
     # Shares of the prompt's parts equal sums over their tokens.
     units = found.by_unit()

@@ -1,4 +1,4 @@
-"""Copy scores against a loop over the full patterns of Hugging Face's eager attention, and against worked examples."""
+"""Scores of retrieval heads against a loop over Hugging Face's full eager patterns, and against worked examples."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ The distance exceeds the rounding error.
 
 
 def _prompts() -> dict[str, str]:
-    """Prompts of unequal length by name, with the needle at the beginning, in the middle or at the end."""
+    """Prompts of unequal length, by name. The needle is at the beginning, in the middle or at the end."""
     made = {
         "middle": f"The painter saw {NEEDLE} near the harbour. Where?",
         "short": f"Is {NEEDLE} here",
@@ -63,7 +63,7 @@ def _samples() -> list[NeedleSample]:
 
 @dataclass(frozen=True)
 class Run:
-    """One prompt's response and copy counts from the loop over full attention patterns."""
+    """One prompt's response, and each head's number of copied tokens from the loop over full attention patterns."""
 
     response: list[int]
     copies: list[list[int]]
@@ -121,9 +121,9 @@ class Speaker:
         return self._traces[prompt]
 
     def run(self, prompt: str, part: str, stop: list[int], shift: int = 0) -> Run:
-        """Copies of each head, counted in a loop over steps, layers, heads and keys.
+        """One prompt's response, and the tokens that each head copies, counted in a loop.
 
-        ``shift`` selects an earlier row.
+        A negative ``shift`` selects an earlier row of attention.
         """
         ids, text = self.reference.ids(prompt).tolist(), self.reference.text(prompt)
         assert text.count(part) == 1
@@ -219,7 +219,7 @@ def test_the_whole_needle_can_be_asked_for(speaker: Speaker, stop: list[int], ru
 
 
 def test_the_prompts_tell_right_from_wrong(speaker: Speaker, stop: list[int], runs: list[Run]) -> None:
-    """The tests above can fail: heads copy from the first and last place, and an earlier row gives different scores."""
+    """The tests above can fail: heads copy needles at either end of a prompt, and an earlier row gives other scores."""
     copied: Counter[str] = Counter()
     for name, run in zip(_prompts(), runs, strict=True):
         copied[name.split()[0]] += sum(map(sum, run.copies))

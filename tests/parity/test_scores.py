@@ -37,7 +37,7 @@ weight by at most 1e-4 of its value.
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral")
 
 RESPONSES = ("The silver lantern", "queen 42.", "naïve señor of the winter harbour bridge", "x")
-"""Given responses of unequal length. One has multi-byte characters, and one has only one or two tokens."""
+"""Fixed responses of unequal length. One has multi-byte characters, and one has only one or two tokens."""
 
 
 def scores_by_hand(
@@ -67,7 +67,7 @@ def scores_by_hand(
 
 
 def given_response(hf: ReferenceModel, sample: MultiDocSample, case: str, response: str) -> Tensor:
-    """Response tokens that Hugging Face returns for prompt and response in one text."""
+    """Tokens of a response when Hugging Face's tokenizer encodes prompt and response as one text."""
     prompt = hf.ids(prompt_text(sample, case)).tolist()
     text = hf.text(prompt_text(sample, case)) + (response if hf.chat else " " + response)
     whole = hf.tokenizer(text, add_special_tokens=not hf.chat)["input_ids"]
@@ -99,7 +99,7 @@ def test_scores_of_given_responses(name, case, backend, load_model, reference, s
 
 @pytest.mark.parametrize("name", [*FAMILIES, "llama_chat", "mistral_window"])
 def test_the_rows_and_the_parts_matter(name, reference, samples):
-    """The tests above can fail: one row earlier, or two of the four scores exchanged, would exceed the tolerance."""
+    """The tests above can fail: scores of the rows before, or of another kind, would exceed the tolerance."""
     hf = reference(name)
     ids = [given_response(hf, sample, "long", text) for sample, text in zip(samples, RESPONSES, strict=True)]
     here = [scores_by_hand(hf, *pair) for pair in zip(samples, ["long"] * 4, ids, strict=True)]

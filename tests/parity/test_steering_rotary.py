@@ -80,8 +80,8 @@ def test_steered_responses_are_those_of_patched_attention(name, backend, load_mo
 def test_key_vectors_change_no_logit(name, backend, load_model, reference, samples):
     """A key vector adds the same ``(q + d_Q) . d_K`` to the scores of all keys, so the softmax does not change.
 
-    This holds even if the constant is in the hundreds. In single precision, it shifts attention logits by
-    ``(q + d_Q) . d_K / sqrt(d_head)``, about 10, which rounds each by about 1e-6. In double precision no error is left.
+    This holds even if the constant is in the hundreds. Attention logits shift by the constant over
+    ``sqrt(d_head)``, about 10. Single precision rounds each logit by about 1e-6. Double precision shows no error.
     """
     model, hf, exact = load_model(name, backend), reference(name), reference(name, torch.float64)
     query, key = random_vectors(model.shape.d_head, 1), random_vectors(model.shape.d_head, 5)
@@ -101,7 +101,7 @@ def test_key_vectors_change_no_logit(name, backend, load_model, reference, sampl
 def test_the_score_has_no_gradient_to_a_key_vector(name, reference, samples):
     """The contextual score has zero gradient to a key vector.
 
-    Computed in double precision on Hugging Face's model, with one key vector per query head.
+    The gradient is computed in double precision on Hugging Face's model, with one key vector per query head.
     """
     hf, sample = reference(name, torch.float64), samples[3]
     prompt = prompt_text(sample, "long")
@@ -120,7 +120,7 @@ def test_the_score_has_no_gradient_to_a_key_vector(name, reference, samples):
     scores = patterns[:, :, len(ids) :, relevant].sum(dim=-1).mean(dim=-1)
     for i, (layer, head) in enumerate(HEADS):
         to_query, to_key = torch.autograd.grad(scores[layer, head], (query, key), retain_graph=True)
-        # Summation over 300 keys in double precision can leave 1e-12 in a score of at most 1.
+        # Summation over 300 keys in double precision can leave an error of 1e-12 for a score of at most 1.
         assert largest(to_key[i]) < 1e-12
         assert largest(to_query[i]) > 1e-5
 
@@ -173,7 +173,7 @@ def test_published_key_vectors_change_no_attention(directory):
     generator = torch.Generator().manual_seed(0)
     for place in norms.argsort(descending=True)[:5].tolist():
         layer, head = directions.heads[place]
-        # Read the authors' files directly, independent of ``from_published``.
+        # The authors' files are read directly, to check ``from_published`` too.
         d_q, d_k = (
             torch.load(directory / f"head_{part}_directions_{layer}.pth", map_location="cpu")[head].detach().double()
             for part in "qk"
@@ -194,7 +194,7 @@ def test_published_key_vectors_change_no_attention(directory):
             assert largest(alone - rows(queries, keys)) > 0.01
             # The key vector is large enough to show an effect: added to queries, it changes rows.
             assert largest(rows(queries + d_k, keys) - rows(queries, keys)) > 1e-4
-        # Gradient of a contextual score to the vectors, evaluated at the vectors.
+        # The gradient of a contextual score is taken at the published vectors.
         vectors = [d_q.requires_grad_(), d_k.requires_grad_()]
         score = rows(queries + d_q, keys + d_k)[:, 100:200].sum(dim=-1).mean()
         to_query, to_key = torch.autograd.grad(score, vectors)

@@ -40,7 +40,7 @@ LEFT_ALONE: dict[str, dict[str, Any]] = {
     "attention sinks": {"use_attention_sinks": True},
     "norms over all heads": {"original_architecture": "Olmo2ForCausalLM"},
 }
-# Covers a different order of summation for logits of about 1.
+# The tolerance covers a different order of summation for logits of about 1.
 TOLERANCE = 2e-5
 
 

@@ -24,7 +24,7 @@ SPANS = {"document": ((6, 8), (10, 13)), "relevant": ((10, 13),), "question": ((
 def look(name: str = "baseline", to: int = RED, response: tuple[str, ...] = (" blue", " & <b>")) -> ResponseAttention:
     """Attention of two heads.
 
-    In the first response row, the first head puts 0.7 on token ``to``, the second 0.6 on the sink.
+    In the first response row, the first head puts 0.7 on token ``to``, and the second head puts 0.6 on the sink.
     """
     tokens = (*PROMPT, *response)
     rows = torch.full((2, len(response), len(tokens)), 0.2 / len(tokens))
@@ -35,7 +35,7 @@ def look(name: str = "baseline", to: int = RED, response: tuple[str, ...] = (" b
 def window() -> WindowAttention:
     """Attention of two heads over six tokens.
 
-    The first head attends to its own token, the second to the first token.
+    In every row, the first head attends to the row's own token, and the second head to the first token.
     """
     pattern = torch.stack([torch.eye(6), torch.zeros(6, 6)])
     pattern[1, :, 0] = 1

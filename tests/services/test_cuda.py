@@ -12,7 +12,7 @@ from focuslens.data.synthetic import build_tokenizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 
-# Covers float32 products in a different order of summation. TF32 is off by default in torch.
+# The tolerances cover float32 products in a different order of summation. TF32 is off by default in torch.
 LOGITS, MASS = 1e-3, 1e-4
 FAMILIES = ("llama", "qwen2", "qwen3", "mistral_window")
 HEADS = (fl.Head(0, 2), fl.Head(1, 1), fl.Head(2, 0), fl.Head(2, 3))

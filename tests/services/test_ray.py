@@ -79,7 +79,7 @@ def pid_of(model: Any) -> int:
 
 
 def same(one: Any, other: Any) -> bool:
-    """Whether two dataclasses are equal, and their tensors bit for bit."""
+    """Whether two dataclasses are equal, with tensors compared bit for bit."""
     fields = [field.name for field in dataclasses.fields(one)]
     return type(one) is type(other) and all(
         a.numpy().tobytes() == b.numpy().tobytes() if isinstance(a, torch.Tensor) else a == b

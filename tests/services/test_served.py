@@ -125,7 +125,7 @@ def test_a_server_that_speaks_the_openai_protocol(served, questions, tmp_path):
 
 
 def test_a_server_that_batches_continuously(served, questions, tmp_path):
-    """With eight concurrent clients and paged attention, each response equals the hooks' response for any batch."""
+    """With eight concurrent clients and paged attention, each response equals that of the hooks in any batch."""
     openai = pytest.importorskip("openai")
     pytest.importorskip("uvicorn")
     site, directory, steered = served

@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 
 def required() -> bool:
-    """Whether a missing browser is an error: true where one was installed for tests, so that none can be skipped."""
+    """Whether a missing browser is an error: true where one was installed for tests, so that no test is skipped."""
     return os.environ.get("FOCUSLENS_TEST_BROWSER") == "required"
 
 
@@ -61,7 +61,7 @@ class Browser:
         self.until(lambda: self.run("return document.readyState") == "complete")
 
     def run(self, script: str, *arguments: Any) -> Any:
-        """Return value of a script run in the page."""
+        """Value that a script returns when it is run in the page."""
         return self.driver.execute_script(script, *arguments)
 
     def all(self, selector: str) -> list[Any]:

@@ -32,7 +32,7 @@ DATASETS: dict[str, tuple[str, str, int, int]] = {
 }
 """Task name to test file, demonstration file, input length and response length.
 
-HELMET truncates at one input length.
+HELMET truncates prompts only at the input length of ``kilt_hotpotqa``.
 """
 
 
@@ -64,7 +64,7 @@ def write_kilt(root: Path) -> None:
 
 
 def write_msmarco(root: Path) -> None:
-    """Write passages to rank with their labels. Demonstrations have fewer passages per query."""
+    """Write passages to rank, with their labels. Demonstrations have fewer passages per query."""
     rng = random.Random(2)
 
     def row(number: int, passages: int) -> dict[str, Any]:

@@ -1,8 +1,8 @@
 """Pytest plugin that fails a test whose call exceeds its limit of processor time, unless it has the marker ``slow``.
 
 The time includes child processes that the test process waited for. Processor time is measured because it, unlike wall
-time, hardly depends on the machine's load. Fixtures of a wider scope than ``function`` and blocks
-``with shared_work():`` do not count, because their cost falls on the first test that uses them.
+time, hardly depends on the machine's load. The measurement excludes blocks ``with shared_work():`` and fixtures of
+a wider scope than ``function``, because their cost falls on the first test that uses them.
 """
 
 from __future__ import annotations

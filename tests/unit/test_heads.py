@@ -62,8 +62,8 @@ def test_random_heads_follow_the_seed_and_are_uniform() -> None:
     assert random_heads(8, 8, 20, seed=1) == random_heads(8, 8, 20, seed=1)
     assert random_heads(8, 8, 20, seed=1) != random_heads(8, 8, 20, seed=2)
     counts = Counter(head for seed in range(600) for head in random_heads(2, 3, 2, seed=seed))
-    # In 600 draws of 2 of 6 heads, the count of a head has mean 200 and standard deviation sqrt(600 * 1/3 * 2/3) =
-    # 11.5.
+    # In 600 draws of 2 of 6 heads, the count of a head has mean 200 and standard deviation
+    # sqrt(600 * 1/3 * 2/3) = 11.5.
     assert set(counts) == {(layer, head) for layer in range(2) for head in range(3)}
     assert all(abs(count - 200) < 50 for count in counts.values())
 

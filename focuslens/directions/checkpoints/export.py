@@ -36,8 +36,8 @@ class ExportedCheckpoint:
 
     Attributes:
         directory: Directory of the checkpoint. Loading the checkpoint requires ``trust_remote_code=True``.
-        left_out: Files and directories of the base that contain other copies of the weights. They were not copied.
-        training: Files of the base for resuming its training, such as ``optimizer.pt``. They were not copied either.
+        left_out: Skipped files and directories of the base checkpoint, which contain other copies of the weights.
+        training: Skipped files for resuming the training of the base checkpoint, such as ``optimizer.pt``.
     """
 
     directory: Path
@@ -53,11 +53,11 @@ def export(
     revision: str | None = None,
     progress: bool | None = None,
 ) -> ExportedCheckpoint:
-    """Write a Hugging Face checkpoint that is steered at the rotary site, for every attention implementation.
+    """Write a Hugging Face checkpoint that is steered at the rotary site with any attention implementation.
 
-    ``AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)`` loads a subclass of the base's model class. In
-    steered layers, this subclass adds ``alpha d_Q`` to the queries after the rotary embedding (equation 5). Key vectors
-    are left out, because they have no effect at the rotary site. The vectors are stored in
+    ``AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)`` loads a subclass of the original model class.
+    In steered layers, this subclass adds ``alpha d_Q`` to the queries after the rotary embedding (equation 5). Key
+    vectors are left out, because they have no effect at the rotary site. The query vectors are stored in
     ``focus_directions.safetensors``, and the weights are copied unchanged. The checkpoint has a new model type.
     Therefore, the Auto classes raise an error without ``trust_remote_code``, instead of loading an unsteered model.
 

@@ -53,8 +53,8 @@ class FoldedCheckpoint:
     Attributes:
         directory: Directory of the checkpoint.
         shared: Key-value heads whose key vectors also affect query heads that are not steered.
-        left_out: Files and directories of the base that contain other copies of the weights. They were not copied.
-        training: Files of the base for resuming its training, such as ``optimizer.pt``. They were not copied either.
+        left_out: Skipped files and directories of the base checkpoint, which contain other copies of the weights.
+        training: Skipped files for resuming the training of the base checkpoint, such as ``optimizer.pt``.
     """
 
     directory: Path
@@ -76,8 +76,8 @@ def fold(
     At the projection site, steering turns the projection ``W x`` into ``W x + alpha d``. Therefore, ``alpha d`` can be
     stored as a bias. Qwen2, Qwen3 and Llama checkpoints keep their class. A Mistral checkpoint without a sliding window
     becomes a Llama checkpoint, because the Llama class computes the same function. In all checkpoints except Qwen2,
-    ``attention_bias`` is set to ``True``. New biases without steering are zero. Weights are copied unchanged, file by
-    file, without loading them. The steering biases are in float32, independently of the dtype of the weights.
+    ``attention_bias`` is set to ``True``. Where no vector is added, new biases are zero. Weights are copied unchanged,
+    file by file, without loading them. The steering biases are in float32, independently of the dtype of the weights.
 
     Args:
         source: Directory or hub name of a Llama, Mistral, Qwen2 or Qwen3 checkpoint with safetensors files.

@@ -39,7 +39,7 @@ class _Renamed:
         self.config = config
 
     def __getattr__(self, name: str) -> Any:
-        if name == "config":  # a copy has no config at first, and self.config below would call this method without end
+        if name == "config":  # a new copy has no config yet, so self.config below would recurse without end
             raise AttributeError(name)
         return getattr(self.config, name)
 

@@ -19,7 +19,7 @@ __all__ = ["Shard", "copy", "dtype_of", "open_shard", "read", "rewrite"]
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F64": torch.float64}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
-_MAX_HEADER = 100_000_000  # the limit of the safetensors library
+_MAX_HEADER = 100_000_000  # maximum size of a header in bytes, as in the safetensors library
 _PART = 2**22  # bytes per read
 
 
@@ -91,7 +91,7 @@ def rewrite(
         target: Path of the new file.
         tensors: New tensors by name. A new tensor replaces the shard's tensor of the same name. If the shard has no
             tensor of this name, the new tensor is added.
-        progress: Callback that receives the number of copied bytes after each block.
+        progress: Callback that receives the size of each copied block, in bytes.
 
     Raises:
         ValueError: If a new tensor differs in shape from the tensor that it replaces.
@@ -122,7 +122,7 @@ def rewrite(
 
 
 def copy(shard: Shard, target: Path, progress: Callable[[int], object] = lambda written: None) -> None:
-    """Copy a shard to a new file. ``progress`` receives the number of copied bytes after each block."""
+    """Copy a shard to a new file. ``progress`` receives the size of each copied block, in bytes."""
     with shard.path.open("rb") as source, target.open("wb") as file:
         _copy(source, file, shard.data_start + shard.data_size, progress)
 

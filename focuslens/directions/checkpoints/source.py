@@ -99,7 +99,7 @@ class Checkpoint:
 def open_checkpoint(source: str | Path, revision: str | None, families: Mapping[str, str], verb: str) -> Checkpoint:
     """Open a checkpoint in a directory or on the hub.
 
-    From the hub, only the safetensors files that the model uses are downloaded. Copies of the weights are skipped.
+    Of the weight files on the hub, only the safetensors files that the model uses are downloaded.
 
     Args:
         source: Directory or hub name.
@@ -129,7 +129,7 @@ def open_checkpoint(source: str | Path, revision: str | None, families: Mapping[
 def _fetched(
     name: str, revision: str | None, *, allow: Sequence[str] | None = None, ignore: Sequence[str] | None = None
 ) -> Path:
-    """Download the files that match the patterns from the hub, and return the local directory of the snapshot."""
+    """Download a selection of files from the hub, and return the local directory of the snapshot."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 

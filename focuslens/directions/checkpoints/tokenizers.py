@@ -1,4 +1,4 @@
-"""Tokenizer configuration of a steered checkpoint, with an explicit class. The default depends on the model type."""
+"""Tokenizer configuration of a steered checkpoint, with an explicit class. The default class varies by model type."""
 
 from __future__ import annotations
 

@@ -28,7 +28,7 @@ _TRAINING = re.compile(
 
 @dataclass
 class LeftOut:
-    """Files and directories of the base that were not copied.
+    """Files and directories of the base checkpoint that were not copied.
 
     Attributes:
         weights: Files and directories that contain other copies of the weights. These copies would not be steered.
@@ -40,7 +40,7 @@ class LeftOut:
 
 
 def require_writable(out: Path, source: str | Path) -> None:
-    """Check that the new checkpoint can be written to ``out``, before any other work is done.
+    """Check in advance that the new checkpoint can be written to ``out``.
 
     Raises:
         FileExistsError: If ``out`` exists and is not an empty directory, or if one of its parents is not a directory.
@@ -64,7 +64,7 @@ def require_writable(out: Path, source: str | Path) -> None:
 def write_steered(
     base: Checkpoint, steering: FocusSteering, out: Path, config: Mapping[str, Any], chapter: Sequence[str]
 ) -> Generator[tuple[Path, LeftOut]]:
-    """Create a temporary directory, into which the ``with`` block writes the weights.
+    """Context manager that creates a temporary directory, into which the ``with`` block writes the weights.
 
     At the end of the block, all other files are added, and the directory is renamed to ``out``. If an error occurs, the
     directory is deleted.
@@ -92,9 +92,9 @@ def write_steered(
         chapter = [*chapter, "", *origin_lines(base, steering.directions)]
         (partial / _CARD).write_text(_card(base.directory, chapter), encoding="utf-8")
         for directory in (partial, *(path for path in partial.rglob("*") if path.is_dir())):
-            directory.chmod(0o777 & ~umask())  # mkdtemp creates a private directory, and copytree keeps modes
+            directory.chmod(0o777 & ~umask())  # replaces permissions set by mkdtemp or copied by copytree
         if out.exists():
-            out.rmdir()  # require_writable has checked that ``out`` is empty
+            out.rmdir()  # safe, because ``require_writable`` accepts only an empty directory
         partial.replace(out)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
@@ -121,9 +121,9 @@ def _record(base: Checkpoint, steering: FocusSteering) -> dict[str, Any]:
 
 
 def _copy_rest(base: Checkpoint, out: Path, left_out: LeftOut) -> None:
-    """Copy the files and directories that contain no weights, such as ``additional_chat_templates``.
+    """Copy the remaining files and directories of the base, such as ``additional_chat_templates``.
 
-    Other copies of the weights and files with training state are not copied. They are listed in ``left_out``.
+    Files with weights or training state are not copied. They are listed in ``left_out``.
     """
     weights = {shard.path for shard in base.shards}
     for path in sorted(base.directory.iterdir()):

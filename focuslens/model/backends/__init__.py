@@ -1,7 +1,8 @@
 """Common interface to the two kinds of TransformerLens model that a FocusModel can run.
 
-``HookedTransformer`` (TransformerLens 3.x) and ``TransformerBridge`` (3.x and 4.x) have the same hook names. They need
-different code to replace their attention with the attention engine, and to compute only the logits of the last row.
+``HookedTransformer`` (TransformerLens 3.x) and ``TransformerBridge`` (3.x and 4.x) have the same hook names. The two
+kinds need different code to replace their attention with the attention engine, and to compute only the logits of the
+last row.
 """
 
 from __future__ import annotations

@@ -40,7 +40,7 @@ class Backend(Protocol):
         ...
 
     def fork(self, cache: Any, copies: int = 1) -> Any:
-        """A new cache with ``copies`` consecutive rows per row of ``cache``.
+        """A new cache in which every batch row of ``cache`` occurs ``copies`` times in succession.
 
         The new cache can grow while ``cache`` stays unchanged. The two caches share keys and values if the backend's
         attention supports shared keys and values.
@@ -58,7 +58,7 @@ class Backend(Protocol):
         ...
 
     def run_to(self, layer: int, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"]) -> None:
-        """Run prompts so that the hooks of all layers up to ``layer`` fire. Later layers may be skipped."""
+        """Run prompts, so that all hooks on the layers 0 to ``layer`` are called. Later layers may be skipped."""
         ...
 
     def run_from(
@@ -125,7 +125,7 @@ def _weights_digest(hooked: Any) -> str:
     """Digest of the name, the shape and up to 256 evenly spaced values of every parameter.
 
     A digest of all values would take minutes for a large model. Different checkpoints have different digests. Further
-    training also changes the digest. An edit of single weights may leave the digest unchanged.
+    training also changes the digest. An edit of a few weights may leave the digest unchanged.
     """
     digest = hashlib.sha256()
     for name, parameter in hooked.named_parameters():

@@ -118,7 +118,7 @@ class BridgeBackend:
         return _on_the_engine(attentions, forwards, self.hooked.original_model.config)
 
     def _positions(self, mask: Tensor, n_rows: int) -> Tensor:
-        """Token positions ``[batch row]`` of the last ``n_rows`` columns. Padding columns are not counted."""
+        """Token positions ``[batch row]`` of the last ``n_rows`` columns. Positions do not count padding columns."""
         return (mask.long().cumsum(dim=1) - 1).clamp(min=0)[:, -n_rows:].to(self.device)
 
     def _attention(self, layer: int) -> Any:
@@ -135,8 +135,8 @@ class BridgeBackend:
     def rotary(self, layer: int, length: int) -> Rotary:
         model = self.hooked.original_model
         embedding = getattr(model.base_model, "rotary_emb", None)
-        # :class:`Rotary` supports neither one rotary table per kind of layer (Gemma 3), nor a norm over all heads of a
-        # projection (OLMo 2).
+        # :class:`Rotary` does not support two variants: a separate rotary table for each kind of layer (Gemma 3), and a
+        # norm over all heads of a projection (OLMo 2).
         attention = self._attention(layer)
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         per_head = all(norm is None or norm.weight.shape == (self.shape.d_head,) for norm in norms)
@@ -184,7 +184,7 @@ per-head norms."""
 
 
 def _can_fuse(hooked: Any) -> bool:
-    """Whether :func:`_forward` can compute the attention of every layer, and no layer's ``forward`` was replaced."""
+    """Whether :func:`_forward` can compute every layer's attention, and every layer has its original ``forward``."""
     unusual = ("use_split_qkv_input", "use_attn_in", "use_attn_result", "gated_q_proj")
     return not any(getattr(hooked.cfg, name, False) for name in unusual) and all(
         type(block.attn).__name__ == "PositionEmbeddingsAttentionBridge"

@@ -100,8 +100,8 @@ class HookedBackend:
         with self._fused(Pass(tokens.shape[1], mask.cpu())) if fuse else nullcontext():
             if not last_only:
                 return hooked(tokens, return_type="logits", **arguments)
-            # For a long prompt, the logits of all rows would need more memory than the pass itself. Only the last row
-            # is therefore unembedded.
+            # For a long prompt, the logits of all rows would need more memory than the pass itself. The unembedding
+            # therefore runs on the last row only.
             residual = hooked(tokens, stop_at_layer=self.shape.n_layers, **arguments)[:, -1:]
         if hooked.cfg.normalization_type is not None:
             residual = hooked.ln_final(residual)

@@ -36,7 +36,7 @@ class RayPool:
     """Copies of a model on a Ray cluster. The pool can replace the model in scoring, evaluation and training.
 
     By default, there is one worker per GPU, or one worker per machine if no GPUs are used. Each worker loads the model
-    once. Batches, results and their order are the same as in a single process. If devices and numbers of threads are
+    once. Batches and the order of results are the same as in a single process. If devices and numbers of threads are
     also the same, the results are equal byte for byte. If a worker is killed, another worker runs its batch again.
 
     If this process is already connected to Ray, the pool uses that connection and leaves it open.

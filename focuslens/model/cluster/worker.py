@@ -47,7 +47,7 @@ class Failure:
     """An error that ended a call on a worker.
 
     Attributes:
-        error: The error, or a ``RuntimeError`` with its type and message if the error cannot be pickled.
+        error: The error itself, or, if it cannot be pickled, a ``RuntimeError`` with the error's type and message.
         traceback: The traceback on the worker, as text.
     """
 
@@ -67,7 +67,7 @@ class Worker:
         self._model: FocusModel | None = None
 
     def open(self, load: Callable[[], FocusModel]) -> WorkerInfo | Failure:
-        """Load the model, and return a description of this worker, or the failure."""
+        """Load the model. Return a description of this worker, or a :class:`Failure`."""
         try:
             self._model = model = load()
             package_versions, description = versions(), model.description
@@ -77,7 +77,7 @@ class Worker:
         return WorkerInfo(model.name, description, model.shape, model.encoder, package_versions, location)
 
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Failure | None, bytes]:
-        """Run ``function(model, *arguments)``, and return the failure, or ``None``, and the serialised result.
+        """Run ``function(model, *arguments)``. Return the failure (``None`` for success) and the serialised result.
 
         The failure is a separate return value, so that the pool can check for a failure before it fetches the result.
         """

@@ -20,8 +20,7 @@ MAX_ATTEMPTS = 3
 """Maximum number of attempts to run one call, or to start a worker, before the pool gives up."""
 
 MAX_AHEAD = 4
-"""Maximum number of submitted calls per worker whose results have not been read. If this process is killed, only these
-results are lost."""
+"""Maximum number of results per worker that are pending or unread. If this process is killed, only these are lost."""
 
 START_WARNING_SECONDS = 120.0
 """Seconds to wait for a first worker before the pool warns that the cluster may have no free resources."""
@@ -231,7 +230,7 @@ class WorkerPool:
             call.queue.results[call.index] = call, result if outcome is None else outcome
 
     def _accept(self, worker: _WorkerHandle, outcome: WorkerInfo | Failure) -> None:
-        """Accept a worker that has loaded its model. Stop a worker that failed to load it or has a mismatch."""
+        """Accept a worker that has loaded the right model with the right package versions. Stop any other worker."""
         error = outcome.error if isinstance(outcome, Failure) else mismatch(outcome, self._versions, self._info)
         if error is None and isinstance(outcome, WorkerInfo):
             self._failed_starts, self._info = 0, self._info or outcome

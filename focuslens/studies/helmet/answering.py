@@ -48,7 +48,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Answering:
-    """Callable that answers one sample under every setting, and that can be sent to other processes.
+    """Picklable callable that answers one sample under every setting.
 
     Attributes:
         settings: Settings under which every prompt is answered.
@@ -100,7 +100,7 @@ class Answering:
 
 
 def _sink(batch: PromptBatch) -> Float[Tensor, "batch key 1"]:
-    """Mask of the sink: the first ``SINK`` tokens of every prompt, after padding."""
+    """Mask of the sink: the first ``SINK`` tokens of every prompt, not counting padding."""
     parts = torch.zeros(len(batch), batch.width, 1)
     for row, padding in zip(parts, batch.padding, strict=True):
         row[padding : padding + SINK] = 1
@@ -108,7 +108,7 @@ def _sink(batch: PromptBatch) -> Float[Tensor, "batch key 1"]:
 
 
 def _of_heads(masses: Float[Tensor, "layer head 1"], heads: Sequence[Head]) -> list[float | None]:
-    """Attention mass of each head in ``heads``. The masses are ``None`` if the response is empty."""
+    """Attention mass of each head in ``heads``, or ``None`` for each head if the response is empty."""
     values = [float(masses[layer, head, 0]) for layer, head in heads]
     return [None if math.isnan(value) else value for value in values]
 

@@ -77,7 +77,7 @@ class Checkout:
                 raise ValueError(_unloadable(dataset, test_file, error)) from error
 
     def prepare(self, reader: Any, item: dict[str, Any], data: Mapping[str, Any]) -> Any:
-        """Tokens of a sample from HELMET's ``HFModel``, which applies the chat template and truncates the context.
+        """Tokenize a sample with HELMET's ``HFModel``, which applies the chat template and truncates the context.
 
         Args:
             reader: Object with these attributes of an ``HFModel``: ``tokenizer``, ``max_length``,
@@ -105,7 +105,7 @@ class Checkout:
 def open_checkout(folder: str | Path) -> Checkout:
     """Import the modules of a HELMET checkout.
 
-    The checkout's files, ``sys.modules``, ``sys.path`` and the configuration of logging stay unchanged.
+    ``sys.modules``, ``sys.path``, the configuration of logging and the checkout's files stay unchanged.
 
     Raises:
         FileNotFoundError: If the folder is not a checkout of HELMET.

@@ -15,9 +15,9 @@ from focuslens.studies.helmet.tasks import NEEDLE_QA
 __all__ = ["DEMO_LENGTHS", "make_demo"]
 
 DEMO_LENGTHS = (768, 1400)
-"""Lengths in tokens, prompt and response together, with room for about ten and about twenty documents.
+"""Maximum lengths of a prompt and its response together, in tokens. They leave room for about 10 and 20 documents.
 
-A prompt in the model's training data has at most twenty documents.
+A prompt in the demo model's training data has at most 20 documents.
 """
 
 _NEW_TOKENS = 26
@@ -25,7 +25,7 @@ _FEWEST, _MOST = 2, 20
 _RESERVE = 220
 """Tokens reserved for HELMET's wording and the question.
 
-The number is high because the demo tokenizer splits most of these words into several tokens.
+The number is high because the demo tokenizer splits most words of HELMET's wording into several tokens.
 """
 
 
@@ -34,9 +34,9 @@ def make_demo(
 ) -> Recall:
     """Write questions about facts in documents, and a HELMET configuration that runs them.
 
-    Each sample is a question from the synthetic corpus. The gold document is at five depths in turn. Each prompt has as
-    many documents as fit into the length, up to 20. HELMET's loader for RULER (``ruler_qa_1``) reads the samples and
-    adds instructions. The prompts end with the words after which the embedded model generates an answer.
+    Each sample is a question from the synthetic corpus. The samples cycle through five depths of the gold document.
+    Each prompt has as many documents as fit into the length, up to 20. HELMET's loader for RULER (``ruler_qa_1``) reads
+    the samples and adds instructions. Prompts end with the words after which the demo model generates an answer.
 
     Args:
         out: Folder for ``data/ruler/qa_1``, ``configs/demo.yaml`` and ``demo.json``.

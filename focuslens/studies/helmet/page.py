@@ -43,7 +43,7 @@ _LEGEND = (
     "are in italics, without intervals."
 )
 _NAMED = 4
-"""Maximum number of missing tasks that a caption names. If more are missing, the caption gives only a number."""
+"""Maximum number of missing tasks that a caption names. With more, the caption counts the tasks of the run instead."""
 
 
 @dataclass(frozen=True)
@@ -217,14 +217,14 @@ def _markdown_cell(cell: GridCell) -> str:
 def to_html(
     title: str, facts: Mapping[str, str], grids: Iterable[Grid], reported: Sequence[ReportedRow], lengths: Sequence[int]
 ) -> str:
-    """All tables as an HTML page that opens from disk, followed by the paper's tables for every model.
+    """HTML page with the measured tables and the paper's tables for every model. The page opens from disk.
 
     Args:
         title: Title of the page.
         facts: Facts about the run by name, such as the model and the seed.
         grids: The measured tables.
         reported: All rows of the paper's tables.
-        lengths: The measured lengths. The paper's tables at these lengths are initially open.
+        lengths: The measured lengths. The paper's tables at these lengths are initially expanded.
     """
     lines = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in facts.items())
     body = [f"<h1>{escape(title)}</h1>", f"<p>{escape(_LEGEND)}</p>", "<section><h2>Measured</h2>"]

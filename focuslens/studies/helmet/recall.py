@@ -1,8 +1,8 @@
 """Recall sets of any length for any tokenizer, in the format of HELMET's loaders.
 
-There are four sets: needles among needles with word keys (HELMET's ``ruler_niah_mk_2``), needles among needles with
-UUID keys (``ruler_niah_mk_3``), several values of one key in a text (``ruler_niah_mv``), and JSON pairs (``json_kv``).
-This module generates the contexts, keys and values. HELMET adds the instructions and questions.
+The four sets have HELMET's names: ``ruler_niah_mk_2`` (a needle among other needles, with words as keys),
+``ruler_niah_mk_3`` (the same with UUIDs), ``ruler_niah_mv`` (several values of one key in a text) and ``json_kv``
+(JSON pairs). This module generates the contexts, keys and values. HELMET adds the instructions and questions.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def make_recall(
     """Write the four recall sets at every length, and a configuration that runs them.
 
     Args:
-        tokenizer: The model's tokenizer, in whose tokens lengths are measured.
+        tokenizer: The model's tokenizer, with which all lengths are measured.
         out: Folder for ``data/ruler``, ``data/json_kv``, ``configs/recall.yaml`` and ``recall.json``.
         lengths: Maximum lengths of a prompt and its response together, in tokens. HELMET counts lengths in this way.
         samples: Number of samples per set and length.
@@ -236,7 +236,7 @@ class _Maker:
         return rows
 
     def _text(self, rng: random.Random) -> Iterator[str]:
-        """Endless sentences: the sentences of the haystack in a cycle from a random start, or synthetic sentences."""
+        """Endless sequence of sentences, from the haystack (in a cycle from a random start) or synthetic."""
         if self.sentences is None:
             while True:
                 yield f"{rng.choice(FILLER_STARTS)} {rng.choice(FILLER_ENDS)}."
@@ -246,14 +246,14 @@ class _Maker:
     def pairs(self, length: int, new_tokens: int) -> Rows:
         """Samples with a JSON object of UUID pairs. All objects have the same number of pairs.
 
-        The pair with the answer is at one of six depths in turn.
+        The samples cycle through six depths of the pair with the answer.
         """
         rng = random.Random(f"{self.seed}/pairs/{length}")
         ids = _uuids(rng)
         pair_tokens = _count(self.tokenizer, _json([(next(ids), next(ids))]))
         room = self._room(length, new_tokens, (_DEMOS + 1) * pair_tokens)
         drawn = [[(next(ids), next(ids)) for _ in range(2 + room // 20)] for _ in range(self.samples)]
-        # Two tokens are left for the braces.
+        # Two tokens are reserved for the braces.
         k = min(
             len(self._filling((_json_line(*pair) for pair in pairs), _COMMA, room - 2))
             for pairs in track(drawn, f"JSON pairs, {length:,} tokens")
@@ -281,7 +281,7 @@ class _Maker:
         return self.needle.format(key=key, kind=kind, value=value)
 
     def _room(self, length: int, new_tokens: int, question_tokens: int) -> int:
-        """Number of tokens left for the context, after the response, HELMET's wording and the question."""
+        """Number of tokens for the context: the length minus the response, HELMET's wording and the question."""
         room = length - new_tokens - self.wording - question_tokens
         if room < 1:
             raise ValueError(
@@ -291,7 +291,7 @@ class _Maker:
         return room
 
     def _filling(self, pieces: Iterator[str], joint: str, room: int, needles: Sequence[str] = ()) -> list[str]:
-        """As many of the first ``pieces`` as fit into ``room`` tokens together with the needles."""
+        """First ``pieces`` that, together with the needles, fit into ``room`` tokens."""
         filling: list[str] = []
         n_tokens = sum(_count(self.tokenizer, joint + needle) for needle in needles)
         if n_tokens > room:
@@ -304,7 +304,7 @@ class _Maker:
             if n_tokens > room:
                 break
             filling.append(piece)
-        # Tokens at a joint can change. The joined text may therefore have one token more or less per joint.
+        # Tokens can change at a joint. The joined text may therefore have more tokens than its pieces have together.
         while filling and _count(self.tokenizer, joint.join([*needles, *filling])) > room:
             filling.pop()
         return filling

@@ -20,7 +20,7 @@ from focuslens.util.files import write_atomically, write_json
 __all__ = ["TaskScores", "write_results"]
 
 _MEASURED = ("throughput", "memory_usage")
-"""Entries of HELMET's result files that measure the speed and memory of a run."""
+"""Entries on speed and memory in HELMET's result files."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ class TaskScores:
 
 
 class _Recorded:
-    """Replacement for HELMET's model, which returns the recorded responses under one setting."""
+    """Substitute for the model, from which HELMET gets the responses recorded under one setting."""
 
     def __init__(self, tokenizer: Any, records: Sequence[Mapping[str, Any]], setting: str) -> None:
         self.tokenizer = tokenizer
@@ -134,7 +134,7 @@ def _figures(entry: Entry, rows: Sequence[Mapping[str, Any]]) -> tuple[float, ..
 
 
 def _sinks(name: str, records: Sequence[Mapping[str, Any]]) -> dict[str, tuple[float, ...]]:
-    """Attention to the sink of each sample, in percent, averaged over heads; empty without sink heads."""
+    """Each sample's attention to the sink in percent, averaged over heads, by setting; empty without sink heads."""
     sinks = [record["results"][name]["sink"] for record in records]
     if not sinks or sinks[0] is None:
         return {}

@@ -62,7 +62,7 @@ class HelmetRun:
     _done: list[TaskScores] = field(default_factory=list[TaskScores], init=False, repr=False)
 
     def scores(self) -> Generator[TaskScores]:
-        """Run all samples without a record, task by task, and write HELMET's files for each task.
+        """Run all samples that have no record yet, task by task, and write HELMET's files for each task.
 
         Yields:
             The scores of each finished task.

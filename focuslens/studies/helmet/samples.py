@@ -67,7 +67,7 @@ def read_samples(
         entry: The task.
         data: HELMET's data for the task.
         tokenizer: The model's tokenizer.
-        template_kwargs: Further keyword arguments of the chat template, which HELMET does not set. For example, Llama
+        template_kwargs: Keyword arguments of the chat template beyond those that HELMET sets. For example, Llama
             3's template puts today's date into the prompt unless ``date_string`` is given.
 
     Raises:

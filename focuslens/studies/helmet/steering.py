@@ -79,7 +79,7 @@ def ranked_heads(directions: FocusDirections, ranking: Sequence[Head] | None) ->
 def sink_heads(
     model: FocusModel | Executor, heads: Sequence[Head], ranking: Sequence[Head] | None, n: int
 ) -> list[Head]:
-    """The ``n`` best heads, for the sink scores in the paper's tables. Heads of a ranking need no direction.
+    """The ``n`` best heads, for the sink scores in the paper's tables. A head in ``ranking`` needs no direction.
 
     Args:
         model: The model.

@@ -77,7 +77,7 @@ class LengthTable:
     truncated: Mapping[str, int]
 
     def sink_std(self, setting: str) -> float | None:
-        """Sample standard deviation of the sink scores over tasks, as in Table 13; ``None`` below two tasks."""
+        """Sample standard deviation of sink scores over tasks, as in Table 13; ``None`` for fewer than two tasks."""
         means = [self.sinks[setting, task].mean for task in self.tasks if (setting, task) in self.sinks]
         return statistics.stdev(means) if len(means) > 1 else None
 
@@ -155,7 +155,7 @@ def _resample(scores: TaskScores, setting: str, baseline: str | None, seed: int)
     values = np.array(scores.values[setting])
     if baseline is not None:
         values = values - np.array(scores.values[baseline])
-    task_seed = int.from_bytes(scores.task.dataset.encode()[-8:], "big")  # different draws for tasks of equal size
+    task_seed = int.from_bytes(scores.task.dataset.encode()[-8:], "big")  # tasks of equal size must not share draws
     draws = resampled_means(values, groups=scores.questions, seed=(seed, task_seed))
     return _Resampled(float(values.mean()), draws)
 

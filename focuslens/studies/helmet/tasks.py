@@ -55,9 +55,9 @@ _OTHERS = (
     *("alce_", "infbench_sum", "multi_lexsum", "narrativeqa", "ruler_"),
     *("countdown_", "html_to_tsv_", "path_traversal_", "pseudo_to_code_", "tom_tracking_", "travel_planning_"),
 )
-"""Prefixes of the names of HELMET's data sets that the paper does not use.
+"""Name prefixes of the data sets in HELMET that the paper does not use.
 
-Some of these data sets are judged by a second model. Others need long responses (LongProc).
+For some of these data sets, a second model judges the responses. Others need long responses (LongProc).
 """
 
 

@@ -14,7 +14,7 @@ SECTIONS = ("directions", "anatomy")
 
 
 def run(study: Study) -> Artefact:
-    """Measure the attention budget under steering, compare sites and rows, and decompose the bias of the directions.
+    """Measure attention budgets, compare steering by site and rows, and decompose the directions' bias on logits.
 
     The bias is decomposed only for directions at the rotary site.
     """

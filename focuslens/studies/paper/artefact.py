@@ -1,4 +1,4 @@
-"""Artefacts of a reproduction, and their files. Files are written atomically. ``artefact.json`` records the origin."""
+"""Artefacts of a reproduction, and their files, written atomically. ``artefact.json`` records an artefact's origin."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def verdict_below(value: Interval, limit: float) -> Verdict:
 def all_of(*verdicts: Verdict) -> Verdict:
     """Verdict on a finding with several claims, from the verdicts on the claims.
 
-    A finding holds if all claims hold, and does not hold if any claim does not hold. All else ``cannot be told``.
+    A finding holds if all claims hold, and does not hold if any claim does not hold. Otherwise it ``cannot be told``.
     """
     if "does not hold" in verdicts:
         return "does not hold"
@@ -163,7 +163,7 @@ def save_artefact(folder: Path, artefact: Artefact, header: Mapping[str, Any]) -
 
 
 def load_artefact(folder: Path, header: Mapping[str, Any]) -> Artefact | None:
-    """Load the finished artefact in a folder. Returns ``None`` if no finished artefact has the header ``header``."""
+    """Load the finished artefact in a folder. Returns ``None`` if there is none with this header."""
     path = folder / "artefact.json"
     if not path.is_file():
         return None

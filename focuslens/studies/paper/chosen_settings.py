@@ -23,7 +23,7 @@ def possible(ks: Sequence[int], n: int) -> list[int]:
 def random_order(heads: Sequence[Head], exclude: int, seed: int) -> list[Head]:
     """Heads of a ranking in random order, with the first ``exclude`` heads of the ranking at the end.
 
-    The first heads of the result therefore include contextual heads only after all other heads.
+    The first ``k`` heads of the result therefore include contextual heads only if fewer than ``k`` other heads exist.
     """
     first, rest = list(heads[:exclude]), list(heads[exclude:])
     generator = random.Random(seed)
@@ -65,12 +65,12 @@ def _comparison(sweep: Sweep, name: str) -> tuple[int, int, float]:
 
 
 def verdict_of(sweep: Sweep, name: str, *, higher: bool, level: float = 0.05) -> Verdict:
-    """Verdict on the claim that a setting is more accurate than the baseline, from the exact test of their difference.
+    """Verdict, from an exact test, on the claim that a setting is more accurate, or less accurate, than the baseline.
 
     Args:
         sweep: Sweep with the evaluations of the setting and the baseline.
         name: Name of the setting.
-        higher: Whether the claim is higher accuracy. Otherwise the claim is lower accuracy.
+        higher: ``True`` for the claim of higher accuracy, ``False`` for the claim of lower accuracy.
         level: Significance level. At this p-value or above, the verdict is ``cannot be told``.
     """
     result, baseline = sweep[name], sweep["baseline"]
@@ -87,16 +87,16 @@ def difference(sweep: Sweep, name: str) -> Interval:
 
 
 def gain_of_more(sweep: Sweep, settings: Sequence[Setting], most: int, action: str) -> Finding:
-    """Finding on the paper's claim that intervening on more than the contextual heads lowers accuracy.
+    """Finding on the paper's claim that intervening on further heads besides the contextual heads lowers accuracy.
 
-    Each setting on more heads is compared with the setting on only the contextual heads that has the same ``tau`` or
-    ``alpha``. The change in each sample's accuracy is averaged over these comparisons. The interval is over questions.
+    Each setting on more heads is compared with the setting of the same ``tau`` or ``alpha`` on only the contextual
+    heads. The change in each sample's accuracy is averaged over these comparisons. The interval is over questions.
 
     Args:
         sweep: Sweep with the evaluations of all settings.
         settings: Settings to compare, which differ in strength and number of heads.
-        most: Maximum number of contextual heads. The comparison uses the largest number of heads in ``settings`` up to
-            this maximum.
+        most: Maximum number of contextual heads. The largest number of heads in ``settings`` up to this maximum counts
+            as the number of contextual heads.
         action: Name of the intervention, such as ``Steering``, with which the finding begins.
     """
     few = max((setting.parameters["k"] for setting in settings if setting.parameters["k"] <= most), default=0)

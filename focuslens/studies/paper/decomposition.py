@@ -32,7 +32,7 @@ _SHARES = ("content", "position", "interaction")
 
 
 def piece(study: Study, heads: Sequence[Head], folder: Path) -> Piece:
-    """Decompose the bias of the top heads' directions on the keys of validation prompts."""
+    """Decompose the bias that the top heads' directions add to the attention logits of keys in validation prompts."""
     anatomy = study.settings.anatomy
     prompts = [sample.prompt("long") for sample in study.samples("validation")[: anatomy.samples]]
     keys = collect_keys(

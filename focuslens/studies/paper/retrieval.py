@@ -156,7 +156,7 @@ def _findings(
     pairs = zip(samples, scores.counted, strict=True)
     questions = [sample.prompt.part("question") for sample, is_counted in pairs if is_counted]
     copies = rearrange(scores.by_sample[counted], "sample layer head -> sample (layer head)").numpy()
-    # The needle questions are not the training questions. A different seed makes their resamples independent.
+    # The seed differs from that of the training questions, so that the two sets of questions are drawn independently.
     by_copies = _best(resampled_means(copies, groups=questions, seed=study.settings.seed + 1), k)
     by_scores = _best(study.resampled("train", ranked_on.relevant, ranked_on.sample_ids), k)
     shared = percentile_interval(len(set(contextual) & set(retrieving)), (by_copies & by_scores).sum(axis=1))

@@ -70,7 +70,7 @@ def make(study: Study, key: str, say: Callable[[str], None]) -> Artefact:
         say(f"{key}: already there")
         return finished
     say(f"{key} ...")
-    # An older artefact with different settings must not count as finished while the run overwrites the files.
+    # An older artefact with different settings must not count as finished while the run overwrites its files.
     (study.folder(key) / "artefact.json").unlink(missing_ok=True)
     artefact: Artefact = module.run(study)
     save_artefact(study.folder(key), artefact, header)

@@ -30,7 +30,7 @@ __all__ = [
 class DataSettings:
     """Questions of a reproduction.
 
-    For the synthetic corpus, the number of questions in a part is 100 if it is ``None``.
+    For the synthetic corpus, ``None`` in ``train``, ``validation`` or ``test`` means 100 questions.
 
     Attributes:
         file: Name of a lost-in-the-middle file, or ``synthetic`` for the synthetic corpus. The command line can give
@@ -60,7 +60,7 @@ class ScoreSettings:
     """Settings of Figure 2 and Table 1.
 
     Attributes:
-        thresholds: Relevant scores. For each threshold, the heads with a higher score are counted.
+        thresholds: Thresholds of the relevant score. For each threshold, the heads above it are counted.
         top: Number of heads in Table 1.
     """
 
@@ -76,8 +76,8 @@ class SplitSoftmaxSettings:
         taus: Exponents on contextual heads.
         ks: Numbers of heads.
         random_tau: Exponent on random heads.
-        exclude: Number of heads at the top of the ranking that count as contextual heads. The random heads include
-            these heads (at most half of all heads) only after all other heads.
+        exclude: Number of heads at the top of the ranking that count as contextual heads. These heads (at most half of
+            all heads) come last in the random order of heads.
     """
 
     taus: tuple[float, ...] = (0.1, 0.3, 0.6, 1.5, 1000.0)
@@ -174,7 +174,7 @@ class AnatomySettings:
         alphas: Strengths in the attention budget and in the comparison of sites and rows.
         k: Number of steered heads in the attention budget and in the comparison.
         keys: Maximum number of keys per head.
-        tokens: Number of favoured tokens, and number of disfavoured tokens, in the table for each direction.
+        tokens: Number of favoured tokens per direction in the table; also the number of disfavoured tokens.
     """
 
     heads: int = 5
@@ -270,7 +270,7 @@ def _read(kind: type[Any], content: Any, where: str) -> Any:
 
 
 def _value(hint: Any, value: Any, where: str) -> Any:
-    """Convert the value of a setting to the type of the setting's hint."""
+    """Convert the value of a setting to the type in its type hint."""
     if dataclasses.is_dataclass(hint):
         return _read(cast("type[Any]", hint), value, where)
     origin, inner = getattr(hint, "__origin__", None), get_args(hint)

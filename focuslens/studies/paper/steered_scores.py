@@ -147,7 +147,7 @@ def _towards(changes: _Changes) -> list[Finding]:
 
 
 def _by_strength(changes: _Changes) -> list[Finding]:
-    """Findings on the change from the smallest to the largest positive strength, and on the most negative strength."""
+    """Findings on attention to the relevant document under a stronger direction and under the opposite direction."""
     findings: list[Finding] = []
     if len(changes.positive_alphas) > 1:
         smallest, largest = changes.positive_alphas[0], changes.positive_alphas[-1]
@@ -168,7 +168,7 @@ def _by_strength(changes: _Changes) -> list[Finding]:
 
 
 def _too_far(changes: _Changes) -> Finding:
-    """Finding on the change from the smallest to the largest positive strength, with many heads steered."""
+    """Finding on attention to an irrelevant document under too strong a direction, with many heads steered."""
     claim = "Too strong a direction turns attention to an irrelevant document"
     if len(changes.positive_alphas) < 2:
         return Finding(f"{claim}: fewer than two strengths were tried.", "cannot be told")

@@ -95,7 +95,7 @@ class Study:
         return self._samples[part]
 
     def interval(self, part: Part, values: Tensor, sample_ids: Sequence[str]) -> Interval | None:
-        """Mean of one value per sample and its interval over questions, or ``None`` if all values are NaN.
+        """Mean over samples with its interval over questions, or ``None`` if all values are NaN.
 
         NaN values are left out. The interval is over questions, because samples of the same question are not
         independent.
@@ -113,7 +113,7 @@ class Study:
     def resampled(
         self, part: Part, values: Float[Tensor, "sample layer head"], sample_ids: Sequence[str]
     ) -> Float[np.ndarray, "resample column"]:
-        """Mean per head on resamples of a part's questions (see :func:`resampled_means`). Columns are in layer order.
+        """Mean per head on resamples of a part's questions (see :func:`resampled_means`). Columns are heads, by layer.
 
         Samples with NaN values are left out.
         """
@@ -205,7 +205,7 @@ class Study:
 
     @cached_property
     def ranking(self) -> list[Head]:
-        """All heads, highest mean relevant score on training questions first. Also written to ``ranking.json``."""
+        """All heads by mean relevant score on training questions, best first; stored in ``ranking.json``."""
         ranking = self.scores("train", "long").ranking()
         write_json(self.out / "ranking.json", {**self.header("ranking"), "heads": [list(head) for head in ranking]})
         return ranking

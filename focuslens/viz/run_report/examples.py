@@ -1,4 +1,4 @@
-"""Samples whose answer an intervention made right or wrong, with attention views without and with the intervention."""
+"""Samples whose answer became right or wrong under an intervention, and views of their attention."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ _HEADS = 4
 
 @dataclass(frozen=True)
 class Sources:
-    """Locations of a run's model and data, and the number of samples to show.
+    """Locations of a run's model and data, and the number of samples with attention views.
 
     Attributes:
         model: A loaded model, which is used if it is the run's model. Otherwise the run's model is loaded.
         model_name: Name or directory of the run's model, if it differs from the name in the run's files.
         device: Device to load the model on.
         data: Path of the data file, if it differs from the name in the run's files.
-        views: Maximum number of samples to show per sweep and direction of change (wrong to right, right to wrong).
-            With 0, no model is loaded.
+        views: Maximum number of samples with attention views, per sweep and per kind of change (wrong to right, right
+            to wrong). With 0, no model is loaded.
     """
 
     model: FocusModel | None = None

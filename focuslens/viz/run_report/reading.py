@@ -24,7 +24,7 @@ _OWN = ("_files", "scores", "checkpoint")
 """Name endings of folders to skip: figures of a report, and intermediate files from which a run resumes."""
 
 _SET_ASIDE = re.compile(r"\.\d+$")
-"""Name ending of record files that a command renamed because they have a different seed, model or version."""
+"""Name ending of record files that a command renamed because their run had a different seed, model or version."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class StoredSweep:
 
     @property
     def part(self) -> str:
-        """Part of the data, such as ``validation``; empty if the sweep uses all data or its file names no part."""
+        """Part of the data, such as ``validation``; empty if the sweep uses all data or has no recorded part."""
         part = str(self.sweep.header.get("data", {}).get("part", ""))
         return "" if part == "all" else part
 
@@ -177,7 +177,7 @@ class _Reader:
     def paths(self) -> Iterator[Path]:
         """Paths of all files with the suffix of a result file, level by level, sorted by name within each folder.
 
-        Hidden folders and folders without results are skipped. Folders beyond a search limit are added to ``unread``.
+        Hidden folders and folders that ``_OWN`` excludes are skipped. ``unread`` states where the search ended early.
         """
         folders, seen = [self.root], 0
         for _ in range(_DEPTH):
@@ -237,7 +237,7 @@ def _heads(path: Path, content: Mapping[str, Any]) -> HeadScores:
 
 
 def _written_rows(path: Path) -> Sequence[Mapping[str, Any]]:
-    """Result rows of a sweep, with intervals, from a JSON file beside its records; empty if there is no file."""
+    """Result rows of a sweep, with intervals, from a JSON file beside its records; empty if there is no such file."""
     own, shared = path.with_suffix(".json"), path.parent / "results.json"
     if own.is_file():
         return json.loads(own.read_text()).get("settings", ())

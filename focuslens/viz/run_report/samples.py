@@ -90,7 +90,7 @@ def reopen_model(
 
 
 def _options(description: Mapping[str, Any]) -> dict[str, Any]:
-    """Arguments of ``FocusModel.from_pretrained`` from a model's description."""
+    """Arguments for ``FocusModel.from_pretrained``, according to a model's description."""
     return {
         "dtype": description.get("dtype", "float32"),
         "backend": _BACKENDS.get(str(description.get("backend"))),

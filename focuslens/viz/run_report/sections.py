@@ -95,7 +95,7 @@ class ReportFolder:
 
 
 def chosen_setting(stored: StoredSweep, others: Sequence[StoredSweep]) -> tuple[Setting, str] | None:
-    """Best setting of a sweep on contextual heads, and a phrase that names the questions on which it was chosen.
+    """Best setting on contextual heads in a sweep, and a phrase that names the questions on which it was chosen.
 
     If ``others`` has a validation sweep with the settings and model of ``stored``, the setting is chosen on the
     validation sweep. Otherwise the setting is chosen on ``stored``, and the phrase is empty. The result is ``None`` if
@@ -191,7 +191,7 @@ _CASES = {"gold": "with the relevant document alone", "negative": "without it"}
 
 
 def _counterparts(sweep: Sweep, chosen: Setting) -> list[str]:
-    """Findings on the setting that lowers accuracy most and on random heads, if the sweep has such settings."""
+    """Findings on the setting with the lowest accuracy and on a control with random heads, if the sweep has them."""
     findings: list[str] = []
     varied = [setting for setting in sweep.settings if {"alpha", "tau"} & set(setting.parameters)]
     worst = min(varied, key=lambda setting: sweep[setting.name].em.mean)

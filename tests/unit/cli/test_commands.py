@@ -199,7 +199,7 @@ def test_halves_of_a_file_share_no_question(tmp_path):
 def test_all_prompts_of_a_command_have_as_many_documents_as_fit_the_longer_half(
     checkpoint, load_model, tmp_path, capsys
 ):
-    """All halves use the number of documents that fits the half with longer documents, here the test half.
+    """Both halves use the number of documents that fits the half with longer documents, here the test half.
 
     Prompts of the training half alone would fit 20 documents.
     """

@@ -227,9 +227,9 @@ def test_arguments_out_of_range_are_named(arguments: dict[str, object], message:
 
 
 def test_no_token_of_the_held_out_splits_is_missing_from_training() -> None:
-    """Every token of the held-out splits occurs in training, also in its capitalized and space-prefixed form.
+    """Every token of the held-out splits occurs in training.
 
-    A form that does not occur in training is a different token whose embedding has no meaning.
+    A capitalized or space-prefixed form of a word is a separate token. An untrained embedding has no meaning.
     """
     tokenizer = build_tokenizer()
 

@@ -63,7 +63,7 @@ def test_captured_rows_give_the_scores_the_model_makes(
     }
     assert captured.nbytes == 4 * model.shape.d_head * (3 * (1 + 2) + (n + 3) * (1 + 2))
 
-    # The reference reduces the pattern of every head, read from hook_pattern, in a loop.
+    # The reference sums the patterns seen at hook_pattern in a loop.
     seen: dict[int, torch.Tensor] = {}
 
     def keep(layer: int) -> Any:

@@ -350,7 +350,7 @@ def test_the_authors_own_files():
     assert [round(norm) for norm in norms["query"]] == [20, 25]
     assert round(qwen["key_norm_top_max"], 1) == 1.7
     assert 18 < qwen["query_norm_top_min"] < qwen["query_norm_top_max"] < 26
-    # In the 20 best heads of Llama, the fastest quarter of the frequencies has 2 % of the energy, and the next has 43
-    # %.
+    # In the 20 best heads of Llama, the fastest quarter of the frequencies has 2 % of the energy, and
+    # the next has 43 %.
     twenty = summarize_published(models["Llama-3.2-3B-Instruct"], 20)
     assert [round(100 * twenty[f"quarter_{i}_top"]) for i in (1, 2)] == [2, 43]

@@ -266,7 +266,7 @@ def test_the_seed_decides_start_and_order(load_model: Any, samples: list[MultiDo
     one, again, other = (train_focus_directions(model, samples, HEADS[:1], seed=s, **QUICK) for s in (1, 1, 2))
     assert same(one, again)
     assert one.digest != other.digest
-    # Without initial noise, the seed determines only the order.
+    # Without initial noise, the seed determines only the order of the samples.
     orders = [train_focus_directions(model, samples, HEADS[:1], seed=s, init_std=0.0, **QUICK) for s in (1, 2)]
     assert orders[0].digest != orders[1].digest
 

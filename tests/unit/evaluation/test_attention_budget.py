@@ -1,4 +1,4 @@
-"""Confidence intervals of attention shares over questions, on synthetic shares."""
+"""Confidence intervals over questions, for synthetic attention shares."""
 
 from __future__ import annotations
 

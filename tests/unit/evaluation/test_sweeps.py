@@ -132,9 +132,9 @@ def test_evaluate_is_a_sweep_of_one_setting(one_model: FocusModel, samples: list
 def answered(
     model: FocusModel, sample: MultiDocSample, prompts: list[tuple[str, Setting | None]]
 ) -> list[MultiDocSample]:
-    """Copies of a sample with answers from responses.
+    """Variants of a sample that differ in their question id and answer.
 
-    A copy's answer is the response under its setting. Without a setting, it is a text that no setting generates.
+    A variant's answer is the response under its setting. Without a setting, it is a text that no setting generates.
     """
     copies: list[MultiDocSample] = []
     for question, setting in prompts:
@@ -163,8 +163,8 @@ def test_accuracy_and_mcnemar_counts_are_those_of_the_hand(
     assert list(by_name) == ["baseline", "split", "gold"]
     row = by_name["split"]
     assert (row["em"], row["samples"], row["case"], row["tau"]) == (0.5, 6, "long", 0.0)
-    # Against the baseline, three samples are gained and one is lost. The exact two-sided binomial p of 1 in 4 is 2 (1 +
-    # 4) / 16.
+    # Against the baseline, three samples are gained and one is lost. The exact two-sided binomial p of 1 in 4 is
+    # 2 (1 + 4) / 16.
     assert (row["gained"], row["lost"], row["mcnemar_p"]) == (3, 1, pytest.approx(10 / 16))
     assert (by_name["gold"]["gained"], by_name["gold"]["lost"], by_name["gold"]["mcnemar_p"]) == (1, 1, 1.0)
     assert (by_name["baseline"]["gained"], by_name["baseline"]["lost"]) == (0, 0)

@@ -168,7 +168,7 @@ def test_vectors_of_other_heads_are_refused(tmp_path: Path) -> None:
 
 
 def test_vectors_and_json_of_two_savings_are_refused(tmp_path: Path) -> None:
-    # State after a kill between the two files, in a directory that had other directions.
+    # A save over other directions, killed between its two files, leaves a directory like this.
     directions().save(tmp_path / "old")
     made = FocusDirections(HEADS[::-1], torch.ones(3, 16), torch.ones(3, 16), "projection")
     made.save(tmp_path / "new")

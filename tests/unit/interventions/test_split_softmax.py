@@ -233,7 +233,7 @@ def causal(batch: int, n_rows: int, n_keys: int) -> torch.Tensor:
 
 
 def expected_rows(pattern: torch.Tensor, columns: dict[int, set[int]], heads: set[int], first: int) -> torch.Tensor:
-    """The pattern with rows from ``first`` on edited by equation 3, in ``heads``.
+    """The pattern after equation 3 has edited the rows of ``heads`` from ``first`` on.
 
     ``columns`` maps a sample to its span.
     """

@@ -10,7 +10,7 @@ import focuslens as fl
 from focuslens.hooks import row_wise
 from focuslens.model import attention
 
-# Covers a different order of summation in float32: a few units in the last place for logits of about 10.
+# The tolerance covers a different order of summation in float32: a few units in the last place for logits of about 10.
 TOLERANCE = 1e-4
 MODELS = ("llama", "qwen2", "qwen3", "mistral_window")
 
@@ -255,7 +255,7 @@ def test_observing_a_layer_runs_no_later_one(point, load_model, backend, samples
     model, layer, seen = load_model("llama", backend), 1, []
     tokens = model.encode(samples[0].prompt()).tokens
     name = f"blocks.{layer}.{point}"
-    model.points.require_firing([name])  # checks the hook point with extra passes
+    model.points.require_firing([name])  # the passes of this check must not be counted below
     kernel.clear()
     model.observe(tokens, [(name, lambda x, hook: seen.append(x.clone()))])
     assert len(kernel) == layer + (point not in EARLY and "pattern" not in point)

@@ -379,9 +379,9 @@ def test_a_device_map_changes_where_a_model_is_and_nothing_else(
 
 
 def test_a_model_that_accelerate_moves_piece_by_piece_gives_the_same(checkpoint: Any, load_model: Any) -> None:
-    """Results are unchanged if accelerate moves the weights of each module to its device when the module runs.
+    """Results are unchanged under accelerate's hooks, which move a module's inputs to the module's device.
 
-    A ``device_map`` over several devices does the same.
+    A ``device_map`` over several devices adds these hooks.
     """
     from accelerate import dispatch_model
     from transformer_lens.model_bridge import TransformerBridge

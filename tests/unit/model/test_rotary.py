@@ -87,7 +87,7 @@ def test_it_is_the_step_between_the_two_sites_of_the_model(name: str, backend: s
     torch.testing.assert_close(rotary.query(q, positions), rot_q, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(rotary.key(k, positions), rot_k, rtol=1e-4, atol=1e-4)
     assert not torch.allclose(q, rot_q, atol=0.1)
-    # Rows of a response alone are rotated by their positions in the whole sequence.
+    # Without the prompt's rows, response rows are still rotated by their positions in the whole sequence.
     torch.testing.assert_close(rotary.query(q[150:], positions[150:]), rot_q[150:], rtol=1e-4, atol=1e-4)
 
 

@@ -23,7 +23,7 @@ from focuslens.prompts.sample import Document, MultiDocSample
         ("t.h.e", ""),
         ("Athena theatre banana", "athena theatre banana"),  # articles are whole words
         ("the-an", "thean"),
-        ("“the” dash — stays", "“ ” dash — stays"),  # only ASCII punctuation is removed, and the article too
+        ("“the” dash — stays", "“ ” dash — stays"),  # the article is removed, but non-ASCII punctuation stays
         ("İstanbul".lower(), "i̇stanbul"),
         ("!!!", ""),
         ("The", ""),

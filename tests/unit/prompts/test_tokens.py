@@ -155,7 +155,7 @@ STRIP = "{% for message in messages %}{{ '<' + (message['content'] | trim) + '>'
 
 def test_a_template_that_changes_the_text_is_refused() -> None:
     encoder = PromptEncoder(byte_tokenizer(chat_template=STRIP), True)
-    # Only white space of the second part is removed, so its position is undefined.
+    # The template strips one of the two characters of a part, so the part's position is undefined.
     for prompt in (Prompt("kept ", {"a": [(0, 4)], "b": [(3, 5)]}), Prompt("\nkept", {"a": [(0, 2)]})):
         with pytest.raises(ValueError, match="chat template changes the prompt's text"):
             encoder.encode(prompt)

@@ -1,4 +1,4 @@
-"""Contextual scores against hand-written patterns, and against loops over whole patterns."""
+"""Contextual scores of patterns worked out by hand, and of models against loops over whole patterns."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def needles(questions: list[str]) -> list[NeedleSample]:
 def overlap(
     made: study.Study, monkeypatch: Any, copying: list[tuple[int, int]], noise: float, questions: int, runs: int = 40
 ) -> Any:
-    """Findings where the contextual heads are in the last layer, and the heads in ``copying`` copy, with noise."""
+    """Findings for contextual heads in the last layer, and for noisy copy scores that are high in heads ``copying``."""
     ids = asked(monkeypatch, made, 40)
     relevant = torch.zeros(40, N_LAYERS, N_HEADS)
     relevant[:, 2] = torch.tensor([0.9, 0.8, 0.7, 0.6])

@@ -64,7 +64,7 @@ def test_width_is_that_of_the_normal_approximation(confidence: float) -> None:
 
 
 def test_booleans_have_the_binomial_interval() -> None:
-    # For 60 of 100, a resample's count is Binomial(100, 0.6). Its exact quantiles are 50 and 69, or a neighbour.
+    # A resample's count is Binomial(100, 0.6), with quantiles 50 and 69. The interval may end one beside them.
     interval = bootstrap_mean([True] * 60 + [False] * 40, resamples=20_000)
     cumulative = np.cumsum([math.comb(100, k) * 0.6**k * 0.4 ** (100 - k) for k in range(101)])
     assert interval.mean == pytest.approx(0.6)
@@ -78,7 +78,7 @@ def test_the_interval_covers_the_true_mean_about_as_often_as_it_says() -> None:
     for seed in range(300):
         interval = bootstrap_mean(rng.normal(3.0, 1.0, size=60), confidence=0.9, resamples=500, seed=seed)
         hits += interval.low <= 3.0 <= interval.high
-    assert 0.84 <= hits / 300 <= 0.95  # 0.9, with three standard errors of 0.017 and the small bootstrap bias of n = 60
+    assert 0.84 <= hits / 300 <= 0.95  # 0.9, within three standard errors of 0.017 and a small bootstrap bias at n = 60
 
 
 def test_clusters_widen_the_interval_by_the_square_root_of_their_size() -> None:
@@ -209,8 +209,8 @@ def test_each_column_has_the_interval_of_its_mean() -> None:
 
 
 def test_the_interval_of_a_count_by_hand() -> None:
-    # The second column is above 0.5 in every resample. The first is above 0.5 if at least two of three draws are sample
-    # 0.
+    # The second column is above 0.5 in every resample. The first is above 0.5 if at least two of
+    # three draws are sample 0.
     means = resampled_means([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0]], resamples=20_000)
     counts = (means > 0.5).sum(axis=1)
     assert counts.mean() == pytest.approx(1 + 3 * (1 / 9) * (2 / 3) + 1 / 27, abs=0.01)

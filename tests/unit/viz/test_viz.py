@@ -204,7 +204,7 @@ def test_pool_attention_refuses_spans_outside_the_keys(span: tuple[int, int]):
 
 
 def looked(n_prompt: int, n_heads: int, n_said: int, *, seed: int = 0, spread: float = 1.0) -> ResponseAttention:
-    """Random attention to twenty documents, a question and a template. A larger ``spread`` makes it more even."""
+    """Random attention to twenty documents, a question and a template. A larger ``spread`` evens it out."""
     rng = np.random.default_rng(seed)
     rows = rng.random((n_heads, n_said, n_prompt + n_said)) ** (1 / spread)
     for row in range(n_said):
@@ -219,7 +219,7 @@ def looked(n_prompt: int, n_heads: int, n_said: int, *, seed: int = 0, spread: f
 
 
 def drawn_rows(panel: dict[str, Any]) -> np.ndarray:
-    """Attention of a panel, decoded like in the page's script from column steps and values in units of 1/65,535."""
+    """Attention of a panel, decoded as in the page's script: column steps, and values in units of 1/65,535."""
     counts, steps, values = (
         np.frombuffer(base64.b64decode(panel["rows"][name]), kind)
         for name, kind in (("counts", "<u4"), ("steps", "u1"), ("values", "<u2"))
@@ -283,7 +283,7 @@ def test_the_text_view_holds_the_attention_and_its_means(n_heads: int):
     np.testing.assert_allclose(found[-n_heads:, 0], rows.mean(axis=1), atol=1e-5)
     assert panel["tokens"] == list(attention.tokens)
     assert panel["response"] == ["all (mean)", *attention.response]
-    # Full colour is the largest value outside the sink, for each choice of heads.
+    # Full colour stands for the largest value outside the sink, for each choice of heads.
     np.testing.assert_allclose(data["tops"][-1], [found[-1, 0, 2:300].max(), found[-1, 1:, 2:300].max()], atol=1e-4)
 
 
