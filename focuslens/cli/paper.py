@@ -45,7 +45,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     settings = load_settings(find_settings(args.model))
     out = args.out or results_folder(settings.name)
     if not args.only or "retrieval" in args.only:
-        rouge_1_recall("a", "a")  # fails before the work starts if the package rouge-score is missing
+        rouge_1_recall("a", "a")  # raises here, not after hours, if rouge-score is missing
     with cluster.open_pool(args, settings.model, settings.model_options) as pool:
         study = Study(settings, out, args.data, args.haystack, pool=pool)
         shown = reproduce(study, args.only, say=_LOG.info)

@@ -223,7 +223,7 @@ def decompose(
     parts = {
         "content": float(by_content.square().mean()),
         "position": float(by_position.square().mean()),
-        # Without its mean and main effects, b is (u - mean u) . (kappa - mean kappa). The two factors are independent.
+        # The interaction is (u - mean u) . (kappa - mean kappa). Its factors are independent of each other.
         "interaction": float((_covariance(readers) * _covariance(contents)).sum()),
     }
     return Decomposition(total=sum(parts.values()), **parts)

@@ -33,7 +33,7 @@ _STYLE: Any = {
     "axes.titlesize": "medium",
     "axes.titleweight": "bold",
     "figure.figsize": (6.4, 4.0),
-    "font.family": "DejaVu Sans",  # bundled with matplotlib, so pictures are the same on every machine
+    "font.family": "DejaVu Sans",  # bundled with matplotlib, so that figures are the same on every machine
     "font.size": 10,
     "grid.alpha": 0.6,
     "grid.color": "#D0D0D0",

@@ -248,7 +248,7 @@ def _paper_grids(reported: Sequence[ReportedRow], length: int) -> list[Grid]:
         if row.length == length:
             sources.setdefault(row.source, []).append(row)
     grids: list[Grid] = []
-    for source, group in sorted(sources.items(), key=lambda item: int(item[0].split()[1])):  # Table 4 before Table 12
+    for source, group in sorted(sources.items(), key=lambda item: int(item[0].split()[1])):  # by number, not by name
         columns = sorted({column for row in group for column in row.values}, key=order.index)
         rows = [
             (f"{row.model} {row.setting}".strip(), _given(row, columns, _baseline_of(row, group)), True)

@@ -55,7 +55,7 @@ class Recall:
     Attributes:
         config: Path of the HELMET configuration that runs the sets. File names in the configuration are relative to the
             output folder.
-        files: Number of tokens in the longest context of each file. File names are relative to the output folder.
+        files: Number of tokens in the longest context of a file, by file name relative to the output folder.
     """
 
     config: Path

@@ -64,8 +64,8 @@ def test_readme_s_times_are_those_of_the_files() -> None:
     sentences = (
         f"scoring all heads takes {cpu['score'][name]} times as long as a plain generation ({cpu['score'][PAPER]} "
         f"times in the paper's procedure). A sweep of 78 split-softmax settings takes {cpu['sweep'][name]} times as "
-        f"long ({cpu['sweep'][PAPER]} times in the paper's procedure). Training takes {cpu['train'][PAPER]} times as "
-        f"long in the paper's procedure as in FocusLens. The demo runs in {results['demo']['seconds']:.0f} s.",
+        f"long as a plain generation ({cpu['sweep'][PAPER]} times in the paper's procedure). Training takes "
+        f"{cpu['train'][PAPER]} times as long in the paper's procedure as in FocusLens. The demo runs in {results['demo']['seconds']:.0f} s.",
         f"Scoring all heads takes {gpu['score'][name]} times as long as a plain generation ({gpu['score'][PAPER]} "
         "times in the paper's procedure).",
     )
@@ -84,7 +84,7 @@ def test_readme_s_accuracies_are_those_of_the_embedded_model_s_card() -> None:
     assert card["split_softmax"]["k"] == 6
     assert (
         f"On {card['sizes']['questions']} test questions, exact match is {alone} with the relevant document alone and "
-        f"{long} with 20 documents. Split-softmax on six heads raises the second figure to {split}, and a focus "
+        f"{long} with 20 documents. Split-softmax on six heads raises the second value to {split}, and a focus "
         f"direction raises it to {steered}." in prose(ROOT / "README.md")
     )
 

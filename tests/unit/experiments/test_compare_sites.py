@@ -58,7 +58,7 @@ def test_it_chooses_on_validation_and_reports_on_test(tmp_path, capsys):
             chosen[site] = row
     for site, row in chosen.items():
         tried = [one for one in rows if one["part"] == "validation" and one["site"] == site]
-        # The best setting. Ties go to the smaller strength, then to fewer heads.
+        # Ties must go to the milder setting: the smaller strength, then fewer heads.
         best = max(tried, key=lambda one: (float(one["em"]), -float(one["alpha"]), -int(one["k"])))
         assert (row["alpha"], row["k"]) == (best["alpha"], best["k"])
         assert best["chosen"] == "1"
