@@ -91,7 +91,7 @@ def test_references_in_docstrings_are_links(site: Path) -> None:
 
 
 def test_what_reproduces_has_every_figure_that_was_measured(site: Path) -> None:
-    """The page shows the embedded model's accuracies, which the build of the site inserts from the file of measurements."""
+    """The page shows the embedded model's accuracies, which the build inserts from the file of measurements."""
     measured: dict[str, Any] = json.loads((DEMO / "measured.json").read_text())
     page = html_of(site, "reproduction.html")
     rows = [row for value in measured.values() for row in (value if isinstance(value, list) else [value])]

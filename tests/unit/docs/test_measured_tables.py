@@ -65,7 +65,8 @@ def test_readme_s_times_are_those_of_the_files() -> None:
         f"scoring all heads takes {cpu['score'][name]} times as long as a plain generation ({cpu['score'][PAPER]} "
         f"times in the paper's procedure). A sweep of 78 split-softmax settings takes {cpu['sweep'][name]} times as "
         f"long as a plain generation ({cpu['sweep'][PAPER]} times in the paper's procedure). Training takes "
-        f"{cpu['train'][PAPER]} times as long in the paper's procedure as in FocusLens. The demo runs in {results['demo']['seconds']:.0f} s.",
+        f"{cpu['train'][PAPER]} times as long in the paper's procedure as in FocusLens. "
+        f"The demo runs in {results['demo']['seconds']:.0f} s.",
         f"Scoring all heads takes {gpu['score'][name]} times as long as a plain generation ({gpu['score'][PAPER]} "
         "times in the paper's procedure).",
     )
