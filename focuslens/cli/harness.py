@@ -23,7 +23,12 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="directory or hub name of the model in the printed command; default 'demo', the embedded model",
     )
     data = options.add_samples(parser, fixed_documents=True)
-    data.add_argument("--case", choices=("long", "gold", "negative"), default="long")
+    data.add_argument(
+        "--case",
+        choices=("long", "gold", "negative"),
+        default="long",
+        help="prompts of the task: all documents (long, default), the gold one, or the others",
+    )
     parser.add_argument("--name", default="focuslens_multidoc", help="name of the task (default %(default)s)")
     parser.add_argument("--max-new-tokens", type=int, default=100, help="maximum tokens of a response (default 100)")
     parser.add_argument("--seed", type=int, default=42, help="seed of the choice of samples (default 42)")

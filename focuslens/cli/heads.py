@@ -31,7 +31,13 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     options.add_model(parser)
     options.add_samples(parser)
     options.add_run(parser)
-    parser.add_argument("--case", choices=("long", "gold", "negative", "correct", "wrong"), default="long")
+    parser.add_argument(
+        "--case",
+        choices=("long", "gold", "negative", "correct", "wrong"),
+        default="long",
+        help="prompts to score: all documents (long, default), the gold one, or the others; or only long prompts that are "
+        "answered correctly or wrongly",
+    )
     parser.add_argument("--top", type=int, help="number of heads to print; default: 20, or all if there are fewer")
     cluster.add_options(parser)
 
