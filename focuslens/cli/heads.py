@@ -35,7 +35,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--case",
         choices=("long", "gold", "negative", "correct", "wrong"),
         default="long",
-        help="prompts to score: all documents (long, default), the gold one, or the others; or only long prompts that are "
+        help="prompts to score: all documents (long, default), the gold one, or the others; or long prompts that are "
         "answered correctly or wrongly",
     )
     parser.add_argument("--top", type=int, help="number of heads to print; default: 20, or all if there are fewer")
