@@ -120,7 +120,9 @@ def rank_heads(scores: Float[Tensor, "layer head"]) -> HeadList:
         ValueError: If a score is NaN, for example because every response was empty.
     """
     if scores.isnan().any():
-        raise ValueError("scores contain NaN: at least one head was never scored, so there is no ranking")
+        raise ValueError(
+            "scores contain NaN, so there is no ranking: no response was scored, or the model's numbers overflowed"
+        )
     order = scores.flatten().argsort(descending=True, stable=True).tolist()
     return HeadList(Head(*divmod(index, scores.shape[1])) for index in order)
 

@@ -9,6 +9,7 @@ from typing import Literal, TypeAlias, TypeVar, cast
 
 from focuslens.prompts.answers import normalize_answer
 from focuslens.prompts.sample import Document
+from focuslens.util.checks import checked_text
 
 __all__ = ["Kind", "Record", "detect_kind", "parse_object", "parse_record"]
 
@@ -103,6 +104,7 @@ def _answers(fields: Fields) -> tuple[tuple[str, ...], tuple[str, ...]]:
     for i, value in enumerate(values):
         if not isinstance(value, str):
             raise ValueError(f"answers[{i}] is {_short(value)}; it must be a string")
+        checked_text(value, f"answers[{i}]")
     answers = cast("list[str]", values)
     usable = tuple(answer for answer in answers if normalize_answer(answer))
     if not usable:
@@ -149,6 +151,8 @@ def _get(fields: Fields, name: str, kind: type[T], where: str = "") -> T:
     value = fields[name]
     if not isinstance(value, kind):
         raise ValueError(f"the field {name!r}{inside} is {_short(value)}; it must be {_KINDS[kind]}")
+    if isinstance(value, str):
+        checked_text(value, f"the field {name!r}{inside}")
     return value
 
 

@@ -9,6 +9,7 @@ from focuslens.evaluation.sweeps import Setting, Sweep
 from focuslens.interventions import FocusSteering, SplitSoftmax
 from focuslens.interventions.base import Positions
 from focuslens.interventions.directions import FocusDirections
+from focuslens.util.checks import integers
 
 __all__ = ["BASELINES", "best_setting", "split_softmax_settings", "steering_settings"]
 
@@ -33,8 +34,8 @@ def split_softmax_settings(
             (SplitSoftmax(_first(heads, k), tau),),
             parameters={"heads": label, "tau": tau, "k": k},
         )
-        for tau in taus
-        for k in ks
+        for tau in map(float, taus)
+        for k in integers(ks, "ks")
     ]
 
 
@@ -57,8 +58,8 @@ def steering_settings(
             (FocusSteering(directions, alpha, _first(heads, k), positions),),
             parameters={"alpha": alpha, "k": k, "positions": positions},
         )
-        for alpha in alphas
-        for k in ks
+        for alpha in map(float, alphas)
+        for k in integers(ks, "ks")
     ]
 
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 from focuslens.evaluation.responses import respond
 from focuslens.evaluation.resume import RecordFile
 from focuslens.hooks import Intervention
-from focuslens.model.batching import BATCH_TOKENS, RunOptions, map_batches
+from focuslens.model.batching import BATCH_TOKENS, RunOptions, map_batches, require_fitting
 from focuslens.model.execution import Executor, executor_for
 from focuslens.model.generation import Generation
 from focuslens.prompts.answers import list_samples, require_comparable_answers, sub_exact_match
 from focuslens.prompts.sample import Case, MultiDocSample, prompts_digest
+from focuslens.util.checks import checked_integer
 from focuslens.util.files import versions
 from focuslens.util.html import Cell, Markup, bar, card, details, shorten, table
 from focuslens.util.progress import progress_bar, track
@@ -238,6 +239,7 @@ def run_sweep(
     """
     executor, sample_list = executor_for(model), list_samples(samples)
     options = RunOptions(max_new_tokens, batch_tokens, progress)
+    max_new_tokens, seed = options.max_new_tokens, checked_integer(seed, "seed")
     _require_unique("setting", [setting.name for setting in settings])
     _require_unique("sample", [sample.id for sample in sample_list])
     require_comparable_answers(sample_list)
@@ -268,6 +270,7 @@ def _missing_records(
         len(executor.encode(sample.prompt("long")).tokens)
         for sample in track(remaining, "tokenising", show=options.progress)
     ]
+    require_fitting([sample.id for sample in remaining], lengths, executor.shape.n_ctx)
     run = partial(_run_batch, settings=settings, max_new_tokens=options.max_new_tokens)
     names, divisible = [sample.id for sample in remaining], len(settings) > 1
     n_done = len(samples) - len(remaining)

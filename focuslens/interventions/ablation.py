@@ -17,7 +17,7 @@ from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, hook_name, row
 from focuslens.interventions.base import (
     Positions,
     check_positions,
-    check_span,
+    checked_span,
     exactly,
     first_query_row,
     first_row,
@@ -123,8 +123,7 @@ class HeadAblation:
             raise ValueError(
                 f"mean has shape {tuple(mean.shape)}; for {len(chosen)} heads it must be ({len(chosen)}, d_head)"
             )
-        if span is not None:
-            check_span(span)
+        span = None if span is None else checked_span(span)
         mean = None if mean is None else mean.detach().clone()
         positions = positions or ("response" if mode == "knockout" else "all")
         check_positions(positions)

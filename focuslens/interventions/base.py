@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float
@@ -15,7 +16,7 @@ from focuslens.prompts.batch import PromptBatch, SpanLike
 __all__ = [
     "Positions",
     "check_positions",
-    "check_span",
+    "checked_span",
     "exactly",
     "first_query_row",
     "first_row",
@@ -33,13 +34,23 @@ def check_positions(positions: str) -> None:
         raise ValueError(f"positions is {positions!r}; it must be one of {', '.join(get_args(Positions))}")
 
 
-def check_span(span: SpanLike) -> None:
-    """Raise ``ValueError`` for an empty or reversed token range.
+def checked_span(span: Any) -> SpanLike:
+    """A span's name, or its token range as Python's integers.
 
     The end of the range is checked later, because the prompt's length is not known yet.
+
+    Raises:
+        ValueError: If the span is neither a name nor one range with 0 <= start < end.
     """
-    if not isinstance(span, str) and not 0 <= span[0] < span[1]:
-        raise ValueError(f"span is {span}; it must be a name or a range of token positions with 0 <= start < end")
+    if isinstance(span, str):
+        return span
+    try:
+        start, end = (operator.index(position) for position in span)
+    except (TypeError, ValueError):
+        start, end = 0, 0
+    if not 0 <= start < end:
+        raise ValueError(f"span is {span!r}; it must be a name or one range of token positions with 0 <= start < end")
+    return start, end
 
 
 def require_prompt(model: HookTarget, prompt: PromptLike | None, purpose: str) -> PromptBatch:

@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
@@ -309,7 +310,13 @@ def open_directions(source: str | Path) -> FocusDirections:
 def _published(path: Path) -> Float[Tensor, "n_heads d_head"]:
     if not path.is_file():
         raise FileNotFoundError(f"{path.parent} holds no {path.name}")
-    vectors = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        vectors = torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, EOFError, RuntimeError) as error:
+        raise ValueError(
+            f"{path} cannot be read as a tensor; the download may have been cut off, or the file may be a Git LFS "
+            "pointer: fetch it with 'git lfs pull', or download it again"
+        ) from error
     if not isinstance(vectors, Tensor) or vectors.ndim != 2:
         raise ValueError(f"{path} does not hold a tensor [n_heads, d_head]")
     return vectors.detach().float()

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from focuslens.heads import Head, as_heads, check_heads, heads_by_layer
 from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, hook_name, row_wise
-from focuslens.interventions.base import check_span, exactly, first_row, require_prompt, rows_of
+from focuslens.interventions.base import checked_span, exactly, first_row, require_prompt, rows_of
 from focuslens.prompts.batch import SpanLike
 
 if TYPE_CHECKING:
@@ -119,10 +119,9 @@ class SplitSoftmax:
 
     def __init__(self, heads: Iterable[tuple[int, int]], tau: float, span: SpanLike = "relevant") -> None:
         _check_tau(tau)
-        check_span(span)
         object.__setattr__(self, "heads", as_heads(heads))
         object.__setattr__(self, "tau", float(tau))
-        object.__setattr__(self, "span", span if isinstance(span, str) else (span[0], span[1]))
+        object.__setattr__(self, "span", checked_span(span))
 
     @property
     def changes_prompt(self) -> bool:

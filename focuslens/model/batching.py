@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from focuslens.util.checks import checked_integer
+from focuslens.util.memory import is_out_of_memory, release_memory
+
 if TYPE_CHECKING:
     from focuslens.model.execution import Executor
 
-__all__ = ["BATCH_TOKENS", "RunOptions", "WorkerLostError", "is_out_of_memory", "map_batches", "release_memory"]
+__all__ = [
+    "BATCH_TOKENS",
+    "RunOptions",
+    "WorkerLostError",
+    "map_batches",
+    "require_fitting",
+]
 
 BATCH_TOKENS = 2**14
 """Default maximum number of prompt tokens per batch, including padding. A longer prompt forms a batch by itself."""
@@ -31,15 +39,35 @@ class RunOptions:
     batch_tokens: int = BATCH_TOKENS
     progress: bool | None = None
 
+    def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "batch_tokens"):
+            value = checked_integer(getattr(self, name), name)
+            if value < 1:
+                raise ValueError(f"{name} is {value}; it must be at least 1")
+            object.__setattr__(self, name, value)
+
 
 _T = TypeVar("_T")
-
-_OUT_OF_MEMORY = ("can't allocate memory", "MPS backend out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Phrases that identify an out-of-memory ``RuntimeError`` from the CPU allocator, Apple GPUs or cuBLAS."""
 
 
 class WorkerLostError(ChildProcessError):
     """Error for a call that failed because all workers that ran it were lost, or because no worker could be started."""
+
+
+def require_fitting(names: Sequence[str], lengths: Sequence[int], n_ctx: int) -> None:
+    """Check that every prompt fits the context, before the first one runs.
+
+    Raises:
+        ValueError: If a prompt is longer than the context. The message names it.
+    """
+    too_long = [(length, name) for name, length in zip(names, lengths, strict=True) if length > n_ctx]
+    if too_long:
+        length, name = max(too_long)
+        more = f", and those of {len(too_long) - 1} more do not fit either" if len(too_long) > 1 else ""
+        raise ValueError(
+            f"the prompt of sample {name} has {length:,} tokens, and the model's context has {n_ctx:,}{more}; leave "
+            "such samples out, shorten them, or load the model with a larger n_ctx"
+        )
 
 
 def map_batches(
@@ -121,20 +149,3 @@ def _batches(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[
         else:
             plan.append([index])
     return plan
-
-
-def release_memory() -> None:
-    """Release the memory that a failed pass still occupies."""
-    gc.collect()
-    import torch  # imported here so that ``focuslens --help`` does not import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether an error reports that memory ran out: a dedicated error, or a ``RuntimeError`` with a known message."""
-    import torch
-
-    known = isinstance(error, RuntimeError) and any(words in str(error) for words in _OUT_OF_MEMORY)
-    return known or isinstance(error, MemoryError | torch.OutOfMemoryError)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from html import escape
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, cast, get_args
 
 from focuslens.prompts.prompt import Prompt
 from focuslens.prompts.template import document_text, multidoc_prompt
+from focuslens.util.checks import checked_integer, checked_text
 from focuslens.util.html import Markup, card, details, shorten, table
 
 __all__ = ["Case", "Document", "MultiDocSample", "prompts_digest"]
@@ -26,6 +27,10 @@ class Document:
 
     title: str
     text: str
+
+    def __post_init__(self) -> None:
+        checked_text(self.title, "title")
+        checked_text(self.text, "text")
 
     def __str__(self) -> str:
         return document_text(self.title, self.text)
@@ -47,8 +52,9 @@ class MultiDocSample:
             ``gold_index`` is used instead.
 
     Raises:
-        TypeError: If ``answers`` is a string.
-        ValueError: If there are no answers or no documents, or if ``gold_index`` is out of range.
+        TypeError: If a field has another type, for example because a table has no value for it.
+        ValueError: If there are no answers or no documents, if the question is empty, if a text cannot be encoded, or
+            if ``gold_index`` is out of range.
     """
 
     question: str
@@ -59,10 +65,20 @@ class MultiDocSample:
     name: str = ""
 
     def __post_init__(self) -> None:
-        if isinstance(self.answers, str):
-            raise TypeError(f"answers is the string {self.answers!r}; it must be a tuple of strings")
-        object.__setattr__(self, "answers", tuple(self.answers))
-        object.__setattr__(self, "documents", tuple(self.documents))
+        checked_text(self.question, "question", may_be_empty=False)
+        checked_text(self.question_id, "question_id")
+        checked_text(self.name, "name")
+        for field in ("answers", "documents"):
+            object.__setattr__(self, field, _sequence(getattr(self, field), field))
+        for i, answer in enumerate(self.answers):
+            checked_text(answer, f"answers[{i}]")
+        for i, document in enumerate(self.documents):
+            if not isinstance(cast("Any", document), Document):
+                raise TypeError(
+                    f"documents[{i}] is a {type(document).__name__}; it must be a Document: Document(title, text)"
+                )
+        if self.gold_index is not None:
+            object.__setattr__(self, "gold_index", checked_integer(self.gold_index, "gold_index"))
         if not self.answers:
             raise ValueError(f"the question {self.question!r} has no answers; give at least one")
         if not self.documents:
@@ -118,6 +134,13 @@ class MultiDocSample:
         if not shown:
             raise ValueError("the gold document is the only one, so nothing is left for the 'negative' prompt")
         return shown
+
+
+def _sequence(values: Any, name: str) -> tuple[Any, ...]:
+    """Values as a tuple. A string is refused, because its characters would be taken for values."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} is the {type(values).__name__} {values!r}; it must be a sequence, such as a list")
+    return tuple(cast("Iterable[Any]", values))
 
 
 def prompts_digest(samples: Iterable[MultiDocSample], case: Case = "long") -> str:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.hooks import Hook, Intervention, hook_name
-from focuslens.model.batching import RunOptions, map_batches
+from focuslens.model.batching import RunOptions, map_batches, require_fitting
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch
 from focuslens.prompts.sample import Case, MultiDocSample
 from focuslens.util.progress import progress_bar, track
@@ -180,6 +180,7 @@ class ResponseRun:
         ]
         items = list(zip(prompts, [None] * n if self.responses is None else self.responses, strict=True))
         names, lengths = [sample.id for sample in self.samples], [len(prompt.tokens) for prompt in prompts]
+        require_fitting(names, lengths, self.executor.shape.n_ctx)
         run = partial(
             _run_batch,
             parts=parts,

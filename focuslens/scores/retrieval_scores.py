@@ -21,7 +21,7 @@ from torch import Tensor
 from focuslens.data.needles import NeedleSample
 from focuslens.heads import Head, rank_heads, top_heads
 from focuslens.hooks import Hook, hook_name
-from focuslens.model.batching import BATCH_TOKENS, RunOptions, map_batches
+from focuslens.model.batching import BATCH_TOKENS, RunOptions, map_batches, require_fitting
 from focuslens.model.execution import Executor, executor_for
 from focuslens.prompts.batch import EncodedPrompt
 from focuslens.scores.rouge import rouge_1_recall
@@ -227,6 +227,7 @@ def copy_runs(
     executor, show = executor_for(model), options.progress
     prompts = [_encode(executor, sample, span) for sample in track(samples, "tokenising", show=show)]
     lengths, names = [len(prompt.tokens) for prompt in prompts], [sample.id for sample in samples]
+    require_fitting(names, lengths, executor.shape.n_ctx)
     run = partial(_run, max_new_tokens=options.max_new_tokens)
     by_sample = torch.zeros(len(samples), executor.shape.n_layers, executor.shape.n_heads)
     responses = [""] * len(samples)

@@ -219,18 +219,37 @@ def test_a_worker_killed_in_mid_run_costs_its_batch_and_changes_no_byte(
 # --- errors and abandoned maps ---
 
 
+@dataclasses.dataclass(frozen=True)
+class Refusing:
+    """An intervention that changes nothing, and that refuses prompts above a length."""
+
+    longest: int
+    heads: tuple[fl.Head, ...] = ()
+    changes_prompt: bool = False
+
+    def describe(self) -> dict[str, Any]:
+        return {"kind": "refusing", "longest": self.longest}
+
+    def hooks(self, model: Any, prompt: Any = None, *, cursor: Any = None) -> list[Any]:
+        width = model.batch(prompt).width
+        if width > self.longest:
+            raise ValueError(f"a prompt of {width} tokens is refused")
+        return []
+
+
 def test_an_error_is_raised_in_order_and_earlier_results_are_kept(
     pool: fl.RayPool, model: fl.FocusModel, many: list[fl.MultiDocSample], tmp_path: Path
 ) -> None:
-    long = dataclasses.replace(many[0], question="where is " + "the river " * 2000 + "?", question_id="long")
+    long = dataclasses.replace(many[0], question="where is " + "the river " * 150 + "?", question_id="long")
+    longest = max(len(model.encode(sample.prompt()).tokens) for sample in many)
     errors: list[ValueError] = []
     paths = [tmp_path / "one.jsonl", tmp_path / "pool.jsonl"]
     for runs, path in zip((model, pool), paths, strict=True):
-        with pytest.raises(ValueError, match="tokens do not fit the model's context of 1024") as caught:
-            fl.evaluate(runs, [*many, long], max_new_tokens=2, batch_tokens=300, out=path)
+        with pytest.raises(ValueError, match=r"a prompt of \d+ tokens is refused") as caught:
+            fl.evaluate(runs, [*many, long], [Refusing(longest)], max_new_tokens=2, batch_tokens=300, out=path)
         errors.append(caught.value)
     assert str(errors[0]) == str(errors[1])
-    assert "in require_room" in str(errors[1].__cause__)
+    assert "in hooks" in str(errors[1].__cause__)
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert len(paths[1].read_bytes().splitlines()) == 1 + len(many)
 

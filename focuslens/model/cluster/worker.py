@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from focuslens.heads import ModelShape
-from focuslens.model.batching import is_out_of_memory, release_memory
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.encoder import PromptEncoder
 from focuslens.util.files import versions
+from focuslens.util.memory import is_out_of_memory, release_memory
 
 __all__ = ["Failure", "Worker", "WorkerInfo", "load_model", "unpack"]
 

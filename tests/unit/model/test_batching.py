@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import focuslens as fl
-from focuslens.model.batching import is_out_of_memory
+from focuslens.util.memory import is_out_of_memory
 from tests.support.batches import in_batches
 
 

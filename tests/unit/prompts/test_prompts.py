@@ -162,7 +162,7 @@ def test_lists_become_tuples() -> None:
     ("change", "error", "message"),
     [
         ({"answers": ()}, ValueError, "'q' has no answers"),
-        ({"answers": "Paris"}, TypeError, "answers is the string 'Paris'"),
+        ({"answers": "Paris"}, TypeError, "answers is the str 'Paris'"),
         ({"documents": ()}, ValueError, "'q' has no documents"),
         ({"gold_index": 1}, ValueError, "gold_index is 1, but there are 1 documents: it must be 0 to 0, or None"),
         ({"gold_index": -1}, ValueError, "gold_index is -1"),
