@@ -19,8 +19,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 from torch import Tensor
 
 from focuslens.heads import Head, ModelShape
-from focuslens.prompts.batch import EncodedPrompt, PromptBatch
-from focuslens.prompts.prompt import Prompt
+from focuslens.prompts.batch import PromptBatch, PromptInput
 
 __all__ = [
     "Cursor",
@@ -39,7 +38,7 @@ __all__ = [
 Hook: TypeAlias = tuple[str, Callable[[Tensor, Any], Tensor | None]]
 """A TransformerLens forward hook: the name of a hook point and a function ``(tensor, hook) -> tensor or None``."""
 
-PromptLike: TypeAlias = str | Prompt | EncodedPrompt | PromptBatch | Sequence[str] | Sequence[EncodedPrompt]
+PromptLike: TypeAlias = PromptInput | PromptBatch | Sequence[PromptInput]
 """One prompt, or several prompts that form a left-padded batch."""
 
 

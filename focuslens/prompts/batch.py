@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Int
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from focuslens.prompts.prompt import Span
 
-__all__ = ["EncodedPrompt", "PromptBatch", "SpanLike", "disjoint"]
+__all__ = ["EncodedPrompt", "PromptBatch", "PromptInput", "SpanLike", "disjoint", "is_one_prompt"]
 
 SpanLike = str | Span
 """Span of a prompt, given by name or as a half-open range of token positions."""
@@ -80,6 +81,17 @@ class EncodedPrompt:
             f"fl.Prompt(text, spans={{{name!r}: [(start, end)]}}) with character positions, or a (start, end) "
             "range of token positions as span"
         )
+
+
+PromptInput: TypeAlias = str | EncodedPrompt | Tensor | Sequence[int] | Sequence[Mapping[str, Any]]
+"""One prompt: a text, an encoded prompt, token ids ``[pos]`` or ``[1, pos]``, or the messages of a chat."""
+
+
+def is_one_prompt(prompts: Any) -> bool:
+    """Whether a value is one prompt rather than a sequence of prompts."""
+    if isinstance(prompts, str | EncodedPrompt | Tensor):
+        return True
+    return isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], int | Mapping)
 
 
 @dataclass(frozen=True, eq=False)

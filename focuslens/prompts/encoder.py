@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
 from jaxtyping import Int
+from jinja2 import TemplateError
 from torch import Tensor
 
-from focuslens.prompts.batch import EncodedPrompt
+from focuslens.prompts.batch import EncodedPrompt, PromptInput
 from focuslens.prompts.prompt import Prompt, Span
 
 __all__ = ["PromptEncoder", "token_span"]
@@ -28,6 +30,15 @@ def token_span(offsets: list[Span], span: Span) -> Span | None:
     start, end = span
     inside = [i for i, (first, last) in enumerate(offsets) if first < end and last > start]
     return (inside[0], inside[-1] + 1) if inside else None
+
+
+def _turn(content: Any) -> list[dict[str, Any]]:
+    """One message of the user."""
+    return [{"role": "user", "content": content}]
+
+
+def _described(messages: Sequence[Any]) -> str:
+    return "a single message of the user" if len(messages) == 1 else f"these {len(messages)} messages"
 
 
 @dataclass(frozen=True)
@@ -64,13 +75,16 @@ class PromptEncoder:
         stripped, ranges = prompt.strip(), getattr(prompt, "spans", {}).values()
         before = len(prompt) - len(prompt.lstrip())
         inside = all(before <= a and b <= before + len(stripped) for span in ranges for a, b in span)
-        if start < 0 or not text.startswith(stripped, start) or not inside:
-            if any(ranges):
-                raise ValueError(
-                    "the chat template changes the prompt's text (it may strip white space at its ends), so the "
-                    "positions of its parts are unknown; give the prompt as the template leaves it"
-                )
-            return text, 0
+        if start < 0:
+            raise ValueError(
+                "the chat template writes nothing of a user's message, so the model would never see the prompt; use "
+                "chat=False, or a tokenizer with another template"
+            )
+        if not text.startswith(stripped, start) or not inside:
+            raise ValueError(
+                "the chat template changes the prompt's text (it may strip white space at its ends), so the "
+                "positions of its spans are unknown; give the prompt as the template leaves it"
+            )
         return text, start - before
 
     @property
@@ -83,23 +97,48 @@ class PromptEncoder:
         return hashlib.sha256(repr((text, self._tokenize(text)[0])).encode()).hexdigest()[:16]
 
     def _render(self, content: str) -> str:
-        turn = [{"role": "user", "content": content}]
-        return self.tokenizer.apply_chat_template(
-            turn, tokenize=False, add_generation_prompt=True, **self.template_kwargs
-        )
+        return self._fill_template(_turn([{"type": "text", "text": content}] if self._wants_parts else content))
+
+    @cached_property
+    def _wants_parts(self) -> bool:
+        """Whether the template reads a message as a list of parts, like the templates of vision-language models."""
+        if _MARK in self._fill_template(_turn(_MARK)):
+            return False
+        try:
+            return _MARK in self._fill_template(_turn([{"type": "text", "text": _MARK}]))
+        except Exception:  # a template may do anything with a value that it does not expect
+            return False
+
+    def _fill_template(self, messages: list[Any]) -> str:
+        """The chat template with messages.
+
+        Raises:
+            ValueError: If the template refuses the messages.
+        """
+        try:
+            return self.tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=True, **self.template_kwargs
+            )
+        except TemplateError as error:
+            raise ValueError(
+                f"the chat template refuses {_described(messages)} ({error}); use chat=False, or arguments with "
+                "which the template accepts it (chat_template_kwargs)"
+            ) from error
 
     def _tokenize(self, text: str) -> tuple[list[int], list[Span]]:
         # The tokenizer must not add BOS to a chat prompt, because the chat template already contains BOS.
         encoding = self.tokenizer(text, add_special_tokens=not self.chat, return_offsets_mapping=True)
         return encoding["input_ids"], encoding["offset_mapping"]
 
-    def encode(self, prompt: str) -> EncodedPrompt:
+    def encode(self, prompt: PromptInput) -> EncodedPrompt:
         """Tokenise a prompt, and convert its spans to token ranges.
 
         Raises:
             ValueError: If a span of the prompt does not overlap any token, or if the chat template changes the prompt's
                 text in such a way that the spans cannot be located.
         """
+        if not isinstance(prompt, str):
+            return self._encode_other(prompt)
         text, shift = self._text(prompt)
         ids, offsets = self._tokenize(text)
         spans: dict[str, tuple[Span, ...]] = {}
@@ -109,6 +148,38 @@ class PromptEncoder:
                 raise ValueError(f"span {name!r} of the prompt has no token; is it only white space?")
             spans[name] = tuple(span for span in token_spans if span is not None)
         return EncodedPrompt(torch.tensor(ids, dtype=torch.long), spans, text)
+
+    def _encode_other(self, prompt: Any) -> EncodedPrompt:
+        """Encode a prompt that is not a text.
+
+        Raises:
+            TypeError: If the value is not a prompt.
+            ValueError: If tokens are not one sequence, or there is no chat template for messages.
+        """
+        if isinstance(prompt, EncodedPrompt):
+            return prompt
+        if isinstance(prompt, Sequence) and prompt and all(isinstance(message, Mapping) for message in prompt):
+            if not self.chat:
+                raise ValueError("the prompt is a list of messages, but prompts are not put into a chat template")
+            text = self._fill_template(list(prompt))
+            ids, _ = self._tokenize(text)
+            return EncodedPrompt(torch.tensor(ids, dtype=torch.long), {}, text)
+        sequence = isinstance(prompt, Sequence) and not isinstance(prompt, bytes) and bool(prompt)
+        is_ids = sequence and isinstance(prompt[0], int)
+        if is_ids or isinstance(prompt, Tensor):
+            tokens = torch.as_tensor(prompt).cpu()
+            if tokens.ndim == 2 and len(tokens) == 1:
+                tokens = tokens[0]
+            if tokens.ndim != 1 or tokens.is_floating_point() or not len(tokens):
+                raise ValueError(
+                    f"the prompt is a tensor of the shape {tuple(tokens.shape)} and type {tokens.dtype}; tokens of one "
+                    "prompt are integers [pos] or [1, pos]"
+                )
+            return EncodedPrompt(tokens.long(), {})
+        raise TypeError(
+            f"the prompt is {prompt!r:.60}, a {type(prompt).__name__}; it must be a text, an EncodedPrompt, token ids, "
+            "or a list of messages with 'role' and 'content'"
+        )
 
     def encode_response(self, prompt: EncodedPrompt, response: str) -> Int[Tensor, "response"]:
         """Tokenise a response as the continuation of a prompt. Without a chat template, the response follows a space.
