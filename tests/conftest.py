@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
+import shutil
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import version
 from pathlib import Path
@@ -23,6 +26,10 @@ pytest_plugins = ["pytester", "tests.support.processor_time"]
 # thread, and several test processes run at once.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Test processes share one empty cache, so that every configuration is verified once per run of the tests.
+if "FOCUSLENS_CACHE" not in os.environ:
+    os.environ["FOCUSLENS_CACHE"] = tempfile.mkdtemp(prefix="focuslens-tests-")
+    atexit.register(shutil.rmtree, os.environ["FOCUSLENS_CACHE"], ignore_errors=True)
 os.environ["MPLBACKEND"] = "agg"
 
 # Installed before focuslens is first imported, so that beartype checks every jaxtyping shape in the package. With the

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from focuslens.hooks import Intervention
 from focuslens.interventions.lanes import Lanes
+from focuslens.model.decoding_settings import DecodingSettings
 from focuslens.model.generation import Generation, Prefix
 from focuslens.model.runner import first_layer
 from focuslens.prompts.batch import PromptBatch
@@ -49,8 +50,7 @@ def respond(
     max_new_tokens: int,
     budget: int,
     parts: Parts | None = None,
-    repetition_penalty: float = 1.0,
-    stop_tokens: Sequence[int] | None = None,
+    decoding: DecodingSettings | None = None,
 ) -> Generator[SettingResponses]:
     """Generate greedy responses to a batch of prompts under every setting.
 
@@ -66,8 +66,7 @@ def respond(
         budget: Maximum number of prompt tokens per forward pass. Each setting in a pass has its own copy of the
             prompts, and all copies count. Copies that share keys and values count less.
         parts: Function that returns the parts of the prompts. Attention to these parts is measured during generation.
-        repetition_penalty: Penalty on tokens that already occur in the prompt or the response; 1 means no penalty.
-        stop_tokens: Tokens that end a response; by default the stop tokens of the model.
+        decoding: Stop tokens and penalties; by default those of the checkpoint, :attr:`FocusModel.decoding`.
     """
     # Indices of settings, keyed by the first layer that a setting changes. ``None`` means an unchanged prompt.
     groups: dict[int | None, list[int]] = {}
@@ -89,12 +88,7 @@ def respond(
             reader = None if parts is None else ResponseMasses(model.shape, prefix.batch, parts)
             observers = () if reader is None else reader.hooks()
             responses = model.decode(
-                prefix,
-                lanes,
-                max_new_tokens=max_new_tokens,
-                observers=observers,
-                repetition_penalty=repetition_penalty,
-                stop_tokens=stop_tokens,
+                prefix, lanes, max_new_tokens=max_new_tokens, observers=observers, decoding=decoding
             )
             masses = None if reader is None else reader.means([len(response.tokens) for response in responses])
             for lane, index in enumerate(indices):

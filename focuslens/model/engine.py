@@ -33,6 +33,7 @@ from focuslens.model.attention import (
 __all__ = [
     "CacheEntry",
     "Filled",
+    "Forgetting",
     "KeyValueCache",
     "Pass",
     "attend",
@@ -43,6 +44,27 @@ __all__ = [
 ]
 
 
+@dataclass(frozen=True)
+class Forgetting:
+    """Keys that Hugging Face's ``generate`` drops from its cache, although the attention of the model has no window.
+
+    ``generate`` makes the cache from the configuration. If the configuration has a sliding window that the architecture
+    does not read, the rows of the prompt attend to all keys, and later rows only to the keys that are left.
+
+    Attributes:
+        n_prompt: Number of columns of the prompts.
+        windows: Maximum number of keys per row after the prompt, by layer; ``None`` for no limit.
+    """
+
+    n_prompt: int
+    windows: tuple[int | None, ...]
+
+    def window(self, layer: int, window: int | None, start: int) -> int | None:
+        """Window of a layer in a pass whose first row is in the column ``start``."""
+        limits = [limit for limit in (window, self.windows[layer]) if limit is not None]
+        return window if start < self.n_prompt else min(limits, default=None)
+
+
 @dataclass
 class KeyValueCache:
     """Key-value cache of the engine. ``HookedTransformer`` can use it in place of a ``TransformerLensKeyValueCache``.
@@ -51,17 +73,26 @@ class KeyValueCache:
         layers: One cache per layer.
         mask: Attention mask of all columns: 1 for a token, 0 for padding.
         heads: Number of key-value heads per layer, and ``d_head``, the size of each head.
+        forgetting: Keys that rows after the prompt do not see; ``None`` if they see all keys in their windows.
     """
 
     layers: list[LayerCache]
     mask: Int[Tensor, "batch column"]
     heads: tuple[int, int]
+    forgetting: Forgetting | None = None
 
     @classmethod
-    def empty(cls, shape: ModelShape, batch: int, device: torch.device) -> KeyValueCache:
+    def empty(
+        cls, shape: ModelShape, batch: int, device: torch.device, forgetting: Forgetting | None = None
+    ) -> KeyValueCache:
         """An empty cache for ``batch`` rows."""
-        mask = torch.zeros(batch, 0, dtype=torch.long, device=device)
-        return cls([LayerCache() for _ in range(shape.n_layers)], mask, (shape.n_key_value_heads, shape.d_head))
+        mask, heads = torch.zeros(batch, 0, dtype=torch.long, device=device), (shape.n_key_value_heads, shape.d_head)
+        return cls([LayerCache() for _ in range(shape.n_layers)], mask, heads, forgetting)
+
+    def window(self, layer: int, window: int | None, rows: Pass) -> int | None:
+        """Window of a layer in a pass over this cache."""
+        start = rows.mask.shape[1] - rows.n_rows
+        return window if self.forgetting is None else self.forgetting.window(layer, window, start)
 
     def shared(self, copies: int = 1) -> KeyValueCache:
         """A new cache in which every batch row occurs ``copies`` times in succession.
@@ -69,7 +100,7 @@ class KeyValueCache:
         The new cache shares the segments of this cache. Columns appended to one cache do not appear in the other cache.
         """
         mask = repeat(self.mask, "batch column -> (batch copy) column", copy=copies)
-        return KeyValueCache([layer.shared(copies) for layer in self.layers], mask, self.heads)
+        return KeyValueCache([layer.shared(copies) for layer in self.layers], mask, self.heads, self.forgetting)
 
     def below(self, layer: int, copies: int) -> KeyValueCache:
         """A new cache that shares this cache's layers below ``layer``, with ``copies`` consecutive rows per prompt.
@@ -78,7 +109,7 @@ class KeyValueCache:
         """
         layers = [cache.shared(copies) if i < layer else LayerCache() for i, cache in enumerate(self.layers)]
         mask = torch.zeros(len(self.mask) * copies, 0, dtype=self.mask.dtype, device=self.mask.device)
-        return KeyValueCache(layers, mask, self.heads)
+        return KeyValueCache(layers, mask, self.heads, self.forgetting)
 
     def __getitem__(self, index: int) -> CacheEntry:
         # ``HookedTransformer`` uses only the shape of this tensor, to find the number of columns. No data is needed.

@@ -14,7 +14,7 @@ import torch
 
 from focuslens.heads import ModelShape
 from focuslens.model.focus_model import FocusModel
-from focuslens.prompts.batch import EncodedPrompt
+from focuslens.prompts.batch import EncodedPrompt, PromptInput
 
 __all__ = ["Executor", "InProcess", "executor_for"]
 
@@ -50,7 +50,7 @@ class Executor(Protocol):
         """Device in this process on which the tensors of results are placed."""
         ...
 
-    def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:
+    def encode(self, prompt: PromptInput) -> EncodedPrompt:
         """Tokens and spans of a prompt; see :meth:`FocusModel.encode`."""
         ...
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import operator
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, TypeVar, overload
 
 import torch
@@ -12,11 +14,13 @@ from torch import Tensor
 
 from focuslens.hooks import Cursor, Intervention
 from focuslens.model import loading
-from focuslens.model.backends import backend_for, describe
+from focuslens.model.backends import BridgeBackend, HookedBackend, backend_for, describe
+from focuslens.model.decoding_settings import DecodingSettings
 from focuslens.model.generation import Generation
 from focuslens.model.load_errors import explained_errors
+from focuslens.model.opening import open_backend
 from focuslens.model.runner import ModelRunner
-from focuslens.prompts.batch import EncodedPrompt, PromptBatch
+from focuslens.prompts.batch import EncodedPrompt, PromptBatch, PromptInput, is_one_prompt
 from focuslens.prompts.encoder import PromptEncoder
 
 __all__ = ["FocusModel"]
@@ -36,7 +40,8 @@ class FocusModel(ModelRunner):
         chat: Whether to apply the tokenizer's chat template to prompts. The default is true if the tokenizer has a chat
             template. Some base models ship with a chat template. Pass ``False`` for these models.
         chat_template_kwargs: Additional arguments of the chat template, e.g. ``{"date_string": "26 Jul 2024"}``.
-        stop_tokens: Tokens that end a response; by default the tokenizer's EOS token.
+        stop_tokens: Tokens that end a response; by default those of ``decoding``.
+        decoding: Stop tokens and penalties; by default the tokenizer's EOS token and no penalty.
         name: Name of the model in result files.
         revision: Branch, tag or commit of the checkpoint, for result files.
 
@@ -53,19 +58,23 @@ class FocusModel(ModelRunner):
         chat: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         stop_tokens: Sequence[int] | None = None,
+        decoding: DecodingSettings | None = None,
         name: str | None = None,
         revision: str | None = None,
     ) -> None:
-        backend = backend_for(hooked)
+        backend = hooked if isinstance(hooked, BridgeBackend | HookedBackend) else backend_for(hooked)
+        hooked = backend.hooked
         tokenizer = loading.original_tokenizer(hooked.tokenizer) if tokenizer is None else tokenizer
         if tokenizer is None:
             raise ValueError("the model has no tokenizer; pass one: FocusModel(hooked, tokenizer=...)")
         if chat is None:
             chat = bool(getattr(tokenizer, "chat_template", None))
         self.encoder = PromptEncoder(tokenizer, chat, dict(chat_template_kwargs or {}))
-        if stop_tokens is None:
-            stop_tokens = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
-        super().__init__(backend, tokenizer, stop_tokens)
+        if decoding is None:
+            decoding = DecodingSettings(() if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,))
+        if stop_tokens is not None:
+            decoding = replace(decoding, stop_tokens=tuple(map(operator.index, stop_tokens)))
+        super().__init__(backend, tokenizer, decoding)
         self.name = name or str(getattr(hooked.cfg, "model_name", "model"))
         self.revision = revision
 
@@ -116,16 +125,19 @@ class FocusModel(ModelRunner):
             raise ValueError(f"device is {device!r} and device_map {device_map!r}; give one of them")
         path = loading.checkpoint_path(name)
         tokenizer = loading.load_tokenizer(path, revision)
-        load = loading.loader(path, backend, revision, device_map)
         _LOG.info("loading %s in %s on %s", path, str(resolved).removeprefix("torch."), device_map or device)
         with explained_errors(path, revision):
-            hooked = load(path, tokenizer, device=device, dtype=resolved, n_ctx=n_ctx, revision=revision)
+            checkpoint = loading.open_checkpoint(
+                path, revision=revision, device=device, device_map=device_map, dtype=resolved
+            )
+            opened = open_backend(checkpoint, tokenizer, backend, n_ctx)
+            decoding = DecodingSettings.of(path, checkpoint.config, tokenizer, revision)
         return cls(
-            hooked,
+            opened,
             tokenizer,
             chat=chat,
             chat_template_kwargs=chat_template_kwargs,
-            stop_tokens=loading.stop_ids(path, tokenizer, revision),
+            decoding=decoding,
             name=name if name == loading.EMBEDDED else path,
             revision=revision or loading.resolved_revision(path),
         )
@@ -155,14 +167,15 @@ class FocusModel(ModelRunner):
             "chat_template_kwargs": dict(self.encoder.template_kwargs),
             "prompt_format": self.encoder.digest,
             "stop_tokens": list(self.stop_tokens),
+            **({"decoding": settings} if (settings := self.decoding.describe()) else {}),
             **describe(self.backend),
         }
 
-    def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:
+    def encode(self, prompt: PromptInput) -> EncodedPrompt:
         """Tokens and spans (token ranges) of a prompt. The tokens are exactly those of the checkpoint's tokenizer."""
-        return prompt if isinstance(prompt, EncodedPrompt) else self.encoder.encode(prompt)
+        return self.encoder.encode(prompt)
 
-    def to_tokens(self, prompt: str | EncodedPrompt) -> Int[Tensor, "1 pos"]:
+    def to_tokens(self, prompt: PromptInput) -> Int[Tensor, "1 pos"]:
         """Tokens of a prompt as a batch of size 1, for ``model.hooked``. :meth:`encode` also returns the spans."""
         return self.encode(prompt).tokens[None].to(self.device)
 
@@ -176,7 +189,7 @@ class FocusModel(ModelRunner):
         tokens: Int[Tensor, "*batch pos"] | Sequence[int] | str | EncodedPrompt,
         interventions: Sequence[Intervention] = (),
         *,
-        prompt: str | EncodedPrompt | None = None,
+        prompt: PromptInput | None = None,
     ) -> Float[Tensor, "pos d_vocab"]:
         """Logits at every position, computed in one pass without a cache.
 
@@ -210,19 +223,31 @@ class FocusModel(ModelRunner):
 
     @overload
     def generate(
-        self, prompts: str | EncodedPrompt, interventions: Sequence[Intervention] = ..., *, max_new_tokens: int = ...
+        self,
+        prompts: str | EncodedPrompt | Tensor,
+        interventions: Sequence[Intervention] = ...,
+        *,
+        max_new_tokens: int = ...,
     ) -> Generation: ...
     @overload
     def generate(
         self,
-        prompts: Sequence[str] | Sequence[EncodedPrompt],
+        prompts: Sequence[str] | Sequence[EncodedPrompt] | Sequence[Sequence[Mapping[str, Any]]],
         interventions: Sequence[Intervention] = ...,
         *,
         max_new_tokens: int = ...,
     ) -> list[Generation]: ...
+    @overload
     def generate(
         self,
-        prompts: str | EncodedPrompt | Sequence[str] | Sequence[EncodedPrompt],
+        prompts: Sequence[int] | Sequence[Mapping[str, Any]],
+        interventions: Sequence[Intervention] = ...,
+        *,
+        max_new_tokens: int = ...,
+    ) -> Generation: ...
+    def generate(
+        self,
+        prompts: PromptInput | Sequence[PromptInput],
         interventions: Sequence[Intervention] = (),
         *,
         max_new_tokens: int = 100,
@@ -232,7 +257,8 @@ class FocusModel(ModelRunner):
         A list of prompts is run as one left-padded batch.
 
         Args:
-            prompts: Texts or encoded prompts. If :attr:`encoder` uses a chat template, it is applied to texts.
+            prompts: One prompt or several: texts, encoded prompts, token ids, or lists of chat messages. If
+                :attr:`encoder` uses a chat template, it is applied to texts and messages.
             interventions: Interventions, applied in order.
             max_new_tokens: Maximum length of a response, in tokens. A response also ends when the context is full.
 
@@ -243,4 +269,4 @@ class FocusModel(ModelRunner):
         # interventions.
         prefix = self.prefill(prompts, interventions, hold_last=True)
         responses = self.decode(prefix, interventions, max_new_tokens=max_new_tokens)
-        return responses[0] if isinstance(prompts, str | EncodedPrompt) else responses
+        return responses[0] if is_one_prompt(prompts) else responses

@@ -1,24 +1,19 @@
-"""Prompt prefixes, generated responses and the repetition penalty."""
+"""Prompt prefixes and generated responses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias, cast
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from transformers import RepetitionPenaltyLogitsProcessor
 
 from focuslens.hooks import Intervention
 from focuslens.prompts.batch import PromptBatch
 
-__all__ = ["Generation", "Penalty", "Prefix", "Responses", "repetition_penalised"]
-
-Penalty: TypeAlias = Callable[[Tensor, Sequence[Tensor]], Tensor]
-"""Function ``(logits, steps) -> penalised logits``: logits ``[batch d_vocab]``, and one tensor ``[batch]`` of response
-tokens per step."""
+__all__ = ["Generation", "Prefix", "Responses"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +43,7 @@ class Prefix:
 
     Attributes:
         batch: The prompts.
+        tokens: Tokens of all columns so far.
         cache: Keys and values of all columns that have been run.
         mask: Attention mask of these columns: 1 for a token, 0 for padding.
         logits: Logits of the last token of each row; ``None`` if the last token of each prompt was held back.
@@ -57,6 +53,7 @@ class Prefix:
     """
 
     batch: PromptBatch
+    tokens: Int[Tensor, "batch column"]
     cache: Any
     mask: Int[Tensor, "batch column"]
     logits: Float[Tensor, "batch d_vocab"] | None
@@ -127,27 +124,3 @@ class Responses:
             return [[] for _ in self.limits]
         rows = torch.stack(self.steps, dim=1).tolist()
         return [row[:limit] for row, limit in zip(rows, self.limits.tolist(), strict=True)]
-
-
-def repetition_penalised(batch: PromptBatch, penalty: float) -> Penalty:
-    """Function that penalises tokens that already occur in the prompt or the response (Keskar et al., 2019).
-
-    Raises:
-        ValueError: If ``penalty`` is not positive.
-    """
-    if penalty <= 0:
-        raise ValueError(f"repetition_penalty is {penalty}; it must be above 0, and 1 means no penalty")
-    if penalty == 1:
-        return lambda logits, steps: logits
-    processor = RepetitionPenaltyLogitsProcessor(float(penalty))
-    # Padding tokens are penalised too. Each prompt is padded with its first token, which is penalised anyway.
-    padded = zip(batch.prompts, batch.padding, strict=True)
-    prompts = torch.stack([torch.cat((prompt.tokens[:1].expand(n), prompt.tokens)) for prompt, n in padded])
-
-    def penalised(
-        logits: Float[Tensor, "batch d_vocab"], steps: Sequence[Int[Tensor, "batch"]]
-    ) -> Float[Tensor, "batch d_vocab"]:
-        ids = torch.cat((prompts, *(tokens[:, None] for tokens in steps)), dim=1)
-        return processor(cast("Any", ids.to(logits.device)), cast("Any", logits.float()))
-
-    return penalised

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from threading import RLock
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
@@ -18,10 +20,17 @@ from torch import Tensor
 from focuslens.hooks import hook_name
 from focuslens.model.backends import Backend
 
-__all__ = ["HookPoints", "attention_points"]
+__all__ = ["HookPoints", "attention_points", "lock_of"]
+
+_locks: WeakKeyDictionary[Any, RLock] = WeakKeyDictionary()
 
 _POINTS = ("hook_q", "hook_k", "hook_rot_q", "hook_rot_k", "hook_attn_scores", "hook_pattern", "hook_z")
 """Attention hook points on which the package sets hooks."""
+
+
+def lock_of(hooked: Any) -> RLock:
+    """The lock of a TransformerLens model, so that no pass runs under hooks that other threads have set."""
+    return _locks.setdefault(hooked, RLock())
 
 
 def _point(name: str) -> str:
@@ -105,7 +114,8 @@ class HookPoints:
         """Logits of the last of four test tokens, from a pass with ``hooks`` as the only hooks."""
         hooked = self._backend.hooked
         tokens = torch.arange(1, 5, device=self._backend.device)[None] % self._backend.shape.d_vocab
-        with _without_hooks(hooked), hooked.hooks(fwd_hooks=list(hooks)):
+        # The check removes all hooks for one pass, so it waits for passes under the hooks of other threads.
+        with lock_of(hooked), _without_hooks(hooked), hooked.hooks(fwd_hooks=list(hooks)):
             return self._backend.forward(tokens, torch.ones_like(tokens), None, last_only=True)
 
     @property

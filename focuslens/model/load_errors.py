@@ -11,7 +11,10 @@ import re
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
+
+from safetensors import SafetensorError
 
 __all__ = ["explained_errors", "require_checkpoint", "require_decoder"]
 
@@ -73,12 +76,15 @@ def explained_errors(name: str, revision: str | None = None) -> Generator[None]:
     Raises:
         PermissionError: If access to the model has not been granted.
         FileNotFoundError: If the model or the revision does not exist, or the hub cannot be reached.
-        ValueError: If transformers or TransformerLens does not support the architecture.
+        ValueError: If transformers or TransformerLens does not support the architecture, or if the weights cannot be
+            read or do not fit the configuration.
     """
     try:
         yield
-    except (OSError, ValueError) as error:
-        explanation = _hub_error(name, revision, error) or _architecture_error(name, error)
+    except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError, EOFError) as error:
+        explanation = (
+            _hub_error(name, revision, error) or _architecture_error(name, error) or _weights_error(name, error)
+        )
         if explanation is None:
             raise
         raise explanation from error
@@ -145,6 +151,22 @@ def _architecture_error(name: str, error: Exception) -> ValueError | None:
         return ValueError(
             f"{name!r} has the architecture {_architectures(name)}, for which TransformerLens has no adapter; Llama, "
             "Mistral, Qwen2, Qwen3 and most other decoder-only models have one"
+        )
+    return None
+
+
+def _weights_error(name: str, error: Exception) -> ValueError | None:
+    """Error that explains weights that cannot be read or do not fit; ``None`` if ``error`` has another cause."""
+    message = " ".join(str(error).split())
+    if isinstance(error, SafetensorError | UnpicklingError | EOFError) or "PytorchStreamReader" in message:
+        return ValueError(
+            f"the weights of {name!r} cannot be read ({message}): the download may have been cut off, or the file is a "
+            "Git LFS pointer; download the checkpoint again"
+        )
+    if isinstance(error, RuntimeError) and ("ignore_mismatched_sizes" in message or "size mismatch" in message):
+        return ValueError(
+            f"the weights of {name!r} do not have the shapes that its config.json declares; they belong to different "
+            "models, or config.json was changed: download the checkpoint again"
         )
     return None
 

@@ -1,146 +1,28 @@
-"""Forward passes, prompt prefixes and greedy decoding with a TransformerLens model under interventions."""
+"""Prompt prefixes and greedy decoding with a TransformerLens model under interventions."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Collection, Generator, Iterable, Sequence
+from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from threading import RLock
 from typing import Any, cast
-from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from focuslens.heads import ModelShape
-from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, last_layer, layer_of, on_prompt
-from focuslens.model.backends import Backend
+from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, layer_of, on_prompt
+from focuslens.model.decoding_settings import DecodingSettings, LogitsRule
 from focuslens.model.engine import KeyValueCache
-from focuslens.model.generation import Generation, Penalty, Prefix, Responses, repetition_penalised
-from focuslens.model.hook_points import HookPoints
-from focuslens.prompts.batch import EncodedPrompt, PromptBatch
+from focuslens.model.generation import Generation, Prefix, Responses
+from focuslens.model.passes import PassRunner
+from focuslens.prompts.batch import PromptBatch
 
 __all__ = ["ModelRunner", "first_layer"]
 
-_locks: WeakKeyDictionary[Any, RLock] = WeakKeyDictionary()
-"""One lock per TransformerLens model, so that a pass does not run under hooks that other threads have set."""
 
-
-class ModelRunner(ABC):
-    """Forward passes, prompt prefixes and greedy decoding with a TransformerLens model under interventions.
-
-    Attributes:
-        backend: Interface to the TransformerLens model.
-        tokenizer: Tokenizer of the checkpoint.
-        stop_tokens: Tokens that end a response.
-        points: Verifier of the model's hook points; see :class:`HookPoints`.
-    """
-
-    def __init__(self, backend: Backend, tokenizer: Any, stop_tokens: Sequence[int]) -> None:
-        self.backend = backend
-        self.tokenizer: Any = tokenizer
-        self.stop_tokens = tuple(stop_tokens)
-        self.points = HookPoints(backend)
-
-    @abstractmethod
-    def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:
-        """Tokens of a prompt, and the prompt's spans as token ranges."""
-
-    @property
-    def hooked(self) -> Any:
-        """The TransformerLens model."""
-        return self.backend.hooked
-
-    @property
-    def shape(self) -> ModelShape:
-        """Sizes of the model, such as the number of layers and the number of heads."""
-        return self.backend.shape
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the model's weights."""
-        return self.backend.device
-
-    def batch(self, prompts: PromptLike) -> PromptBatch:
-        """Left-padded batch of one or more prompts."""
-        if isinstance(prompts, PromptBatch):
-            return prompts
-        sequence = [prompts] if isinstance(prompts, str | EncodedPrompt) else prompts
-        return PromptBatch.of([self.encode(prompt) for prompt in sequence])
-
-    def require_acting(self, names: Iterable[str]) -> None:
-        """Check that hooks on the named hook points can change the logits; see :meth:`HookPoints.require_acting`."""
-        self.points.require_acting(names)
-
-    def cache_window(self, layer: int) -> int | None:
-        """Maximum number of keys that TransformerLens's cache keeps in a layer; ``None`` for no limit."""
-        return self.backend.window(layer) if self.backend.is_bridge else None
-
-    @contextmanager
-    def intervened(
-        self,
-        interventions: Sequence[Intervention],
-        prompt: PromptLike | None,
-        cursor: Cursor | None = None,
-        observers: Sequence[Hook] = (),
-    ) -> Generator[None]:
-        """Set the hooks of interventions on :attr:`hooked` for the duration of a ``with`` block.
-
-        Only one thread at a time can be inside such a block. Observers are plain hooks, which run after the hooks of
-        the interventions.
-        """
-        # Hooks are set on the model itself. Without the lock, a pass would also run under the hooks of other threads.
-        with _locks.setdefault(self.hooked, RLock()):
-            hooks = [hook for item in interventions for hook in item.hooks(self, prompt, cursor=cursor)]
-            self.require_acting(name for name, _ in hooks)
-            with self.hooked.hooks(fwd_hooks=[*hooks, *observers]):
-                yield
-
-    def run(
-        self, tokens: Int[Tensor, "batch row"], mask: Int[Tensor, "batch column"], cache: Any | None, *, last_only: bool
-    ) -> Float[Tensor, "batch logit_row d_vocab"]:
-        """Logits of one forward pass under the hooks that are currently set.
-
-        Args:
-            tokens: Tokens of the rows in this pass.
-            mask: Attention mask of the columns in the cache and of the new rows: 1 for a token, 0 for padding.
-            cache: Key-value cache of earlier columns, to which the pass appends the new keys and values; ``None`` for a
-                pass without a cache.
-            last_only: Whether to return only the logits of the last row.
-        """
-        return self.backend.forward(tokens.to(self.device), mask, cache, last_only=last_only)
-
-    @torch.no_grad()
-    def observe(
-        self,
-        tokens: Int[Tensor, "pos"],
-        observers: Sequence[Hook],
-        interventions: Sequence[Intervention] = (),
-        *,
-        prompt: EncodedPrompt | None = None,
-    ) -> None:
-        """Run one forward pass with observers, up to the last layer that has an observer.
-
-        Args:
-            tokens: Token ids.
-            observers: Plain hooks, which run after the hooks of the interventions.
-            interventions: Interventions, applied in order.
-            prompt: Prompt at the beginning of ``tokens``. Some interventions need the prompt.
-
-        Raises:
-            ValueError: If the tokens do not fit the context, or if a hook point does not exist or never fires.
-        """
-        self.require_room(len(tokens))
-        self.points.require_firing(name for name, _ in observers)
-        batch = None if prompt is None else PromptBatch.of([prompt])
-        mask, last = torch.ones(1, len(tokens), dtype=torch.long), last_layer(name for name, _ in observers)
-        with self.intervened(interventions, batch, Cursor(0), observers):
-            if last is None:
-                self.run(tokens[None], mask, None, last_only=True)
-            else:
-                self.backend.run_to(last, tokens[None].to(self.device), mask)
+class ModelRunner(PassRunner):
+    """Prompt prefixes and greedy decoding with a TransformerLens model under interventions."""
 
     @torch.no_grad()
     def prefill(
@@ -168,7 +50,11 @@ class ModelRunner(ABC):
         """
         batch = self.batch(prompts)
         self.require_room(batch.width)
-        cache, mask, tokens = self.backend.new_cache(len(batch)), batch.mask(), batch.tokens(self.pad_token)
+        cache, mask, tokens = (
+            self.backend.new_cache(len(batch), batch.width),
+            batch.mask(),
+            batch.tokens(self.pad_token),
+        )
         if hold_last:
             mask, tokens = mask[:, :-1], tokens[:, :-1]
         missing = [layer for layer in keep if not 0 <= layer < self.shape.n_layers]
@@ -185,7 +71,7 @@ class ModelRunner(ABC):
                     self.backend.fill(tokens.to(self.device), mask, cache)
                 else:
                     logits = self.run(tokens, mask, cache, last_only=True)[:, -1]
-        return Prefix(batch, cache, mask, logits, tuple(interventions), residuals)
+        return Prefix(batch, tokens, cache, mask, logits, tuple(interventions), residuals)
 
     @contextmanager
     def _stored_inputs(self, layers: Collection[int], residuals: dict[int, Tensor]) -> Generator[None]:
@@ -228,10 +114,11 @@ class ModelRunner(ABC):
         residual = prefix.residuals.get(first)
         if residual is None or not isinstance(prefix.cache, KeyValueCache):
             return self.prefill(batch, interventions, hold_last=True)
-        cache, mask = prefix.cache.below(first, copies), prefix.mask.repeat_interleave(copies, dim=0)
+        cache = prefix.cache.below(first, copies)
+        tokens, mask = (x.repeat_interleave(copies, dim=0) for x in (prefix.tokens, prefix.mask))
         with self.intervened(on_prompt(interventions), batch, Cursor(0)):
             self.backend.run_from(first, residual.repeat_interleave(copies, dim=0), mask, cache)
-        return Prefix(batch, cache, mask, None, tuple(interventions))
+        return Prefix(batch, tokens, cache, mask, None, tuple(interventions))
 
     def copies(self, prefix: Prefix, n: int) -> Prefix:
         """A new prefix with ``n`` consecutive rows per prompt.
@@ -239,8 +126,9 @@ class ModelRunner(ABC):
         The new prefix shares the keys and values of ``prefix`` if :attr:`Prefix.is_shared` is true.
         """
         logits = None if prefix.logits is None else prefix.logits.repeat_interleave(n, dim=0)
-        cache, mask = self.backend.fork(prefix.cache, n), prefix.mask.repeat_interleave(n, dim=0)
-        return Prefix(prefix.batch.repeated(n), cache, mask, logits, prefix.under)
+        tokens, mask = (x.repeat_interleave(n, dim=0) for x in (prefix.tokens, prefix.mask))
+        cache = self.backend.fork(prefix.cache, n)
+        return Prefix(prefix.batch.repeated(n), tokens, cache, mask, logits, prefix.under)
 
     @torch.no_grad()
     def extend(
@@ -276,10 +164,15 @@ class ModelRunner(ABC):
                 f"{len(prefix.batch)} prompt(s) both must be ({len(prefix.batch)}, new), with at least one new token"
             )
         self.points.require_firing(name for name, _ in observers)
-        prefix = self._completed(prefix, interventions)
+        prefix = self.completed(prefix, interventions)
         start, columns = prefix.mask.shape[1], torch.cat((prefix.mask, new), dim=1)
         self.require_room(int(columns.sum(dim=1).max()))
-        cache = self.backend.fork(prefix.cache)
+        if self.backend.outgrown(columns, new.shape[1]):
+            if new.shape[1] > 1:
+                return self._extend_one_by_one(prefix, tokens, new, interventions, observers)
+            cache = self._computed_again(prefix.batch, prefix.tokens, prefix.mask, interventions)
+        else:
+            cache = self.backend.fork(prefix.cache)
         with self.intervened(interventions, prefix.batch, Cursor(start), observers):
             logits = self.run(tokens, columns, cache, last_only=False)
         # The logits of the next token come from the last token of each row, not from the padding after it.
@@ -287,10 +180,41 @@ class ModelRunner(ABC):
         newest = logits[torch.arange(len(logits), device=logits.device), last]
         if prefix.logits is not None:
             newest = torch.where(new.any(dim=1, keepdim=True).to(logits.device), newest, prefix.logits)
-        return logits, Prefix(prefix.batch, cache, columns, newest, prefix.under)
+        ids = torch.cat((prefix.tokens, tokens.cpu()), dim=1)
+        return logits, Prefix(prefix.batch, ids, cache, columns, newest, prefix.under)
 
-    def _completed(self, prefix: Prefix, interventions: Sequence[Intervention]) -> Prefix:
-        """The prefix with logits. If the last prompt tokens were held back, they are run under the interventions."""
+    def _extend_one_by_one(
+        self,
+        prefix: Prefix,
+        tokens: Tensor,
+        new: Tensor,
+        interventions: Sequence[Intervention],
+        observers: Sequence[Hook],
+    ) -> tuple[Tensor, Prefix]:
+        """Extend a prefix by one column at a time, because keys must be computed again between two columns."""
+        logits: list[Tensor] = []
+        for column in range(new.shape[1]):
+            here = slice(column, column + 1)
+            row, prefix = self.extend(prefix, tokens[:, here], interventions, observers, mask=new[:, here])
+            logits.append(row)
+        return torch.cat(logits, dim=1), prefix
+
+    def _computed_again(
+        self, batch: PromptBatch, tokens: Tensor, mask: Tensor, interventions: Sequence[Intervention]
+    ) -> Any:
+        """A cache with the keys and values that these tokens have as the beginning of a longer sequence."""
+        cache = self.backend.new_cache(len(batch))
+        with self.intervened(interventions, batch, Cursor(0)):
+            self.backend.fill(tokens.to(self.device), mask, cache)
+        return cache
+
+    @torch.no_grad()
+    def completed(self, prefix: Prefix, interventions: Sequence[Intervention] = ()) -> Prefix:
+        """The prefix with logits. If the last prompt tokens were held back, they are run under the interventions.
+
+        Raises:
+            ValueError: If the prefix was run without an intervention that changes the prompt.
+        """
         prefix.require_run_under([item for item in interventions if item.changes_prompt])
         if prefix.logits is not None:
             return prefix
@@ -298,7 +222,8 @@ class ModelRunner(ABC):
         cursor, mask = Cursor(prefix.mask.shape[1]), torch.cat((prefix.mask, torch.ones_like(last)), dim=1)
         with self.intervened(interventions, prefix.batch, cursor):
             logits = self.run(last, mask, cache, last_only=True)[:, -1]
-        return Prefix(prefix.batch, cache, mask, logits, tuple(interventions))
+        tokens = torch.cat((prefix.tokens, last), dim=1)
+        return Prefix(prefix.batch, tokens, cache, mask, logits, tuple(interventions))
 
     @torch.no_grad()
     def decode(
@@ -308,8 +233,7 @@ class ModelRunner(ABC):
         *,
         max_new_tokens: int = 100,
         observers: Sequence[Hook] = (),
-        repetition_penalty: float = 1.0,
-        stop_tokens: Sequence[int] | None = None,
+        decoding: DecodingSettings | None = None,
     ) -> list[Generation]:
         """Generate greedy responses to the prompts of a prefix. The prefix itself does not change.
 
@@ -320,27 +244,24 @@ class ModelRunner(ABC):
             observers: Plain hooks, which run after the hooks of the interventions. Each pass has one row per prompt. If
                 the last prompt tokens were held back, the first pass runs them. Each later pass runs one token of every
                 response.
-            repetition_penalty: Repetition penalty, defined in the same way as in Hugging Face's ``GenerationConfig``; 1
-                for no penalty.
-            stop_tokens: Tokens that end a response; by default :attr:`stop_tokens`.
+            decoding: Stop tokens and penalties; by default :attr:`decoding`.
 
         Raises:
             ValueError: If an intervention acts on rows of the prefix that were run without it, if a hook point never
-                fires, or if ``max_new_tokens`` or ``repetition_penalty`` is out of range.
+                fires, or if ``max_new_tokens`` is not positive.
         """
         self.points.require_firing(name for name, _ in observers)
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
-        penalised = repetition_penalised(prefix.batch, repetition_penalty)
+        decoding = self.decoding if decoding is None else decoding
         prefix.require_run_under(interventions)
-        stop_tokens = self.stop_tokens if stop_tokens is None else stop_tokens
-        # Padding takes no room in the context. A token that was held back takes room, but is not in the mask yet.
+        # Padding does not count towards the context length. A token that was held back does.
         length = prefix.mask.sum(dim=1) + (prefix.logits is None)
         limits = (self.shape.n_ctx - length).clamp(min=0, max=max_new_tokens)
-        stops, last = torch.tensor(stop_tokens, dtype=torch.long), prefix.batch.tokens(self.pad_token)[:, -1]
+        stops, last = torch.tensor(decoding.stop_tokens, dtype=torch.long), prefix.batch.tokens(self.pad_token)[:, -1]
         responses = Responses(limits, stops, last)
-        self._decode(responses, prefix, interventions, observers, penalised)
-        return [self._generation(ids, stop_tokens) for ids in responses.rows()]
+        self._decode(responses, prefix, interventions, observers, decoding.rule(prefix.batch))
+        return [self._generation(ids, decoding.stop_tokens) for ids in responses.rows()]
 
     def _decode(
         self,
@@ -348,18 +269,45 @@ class ModelRunner(ABC):
         prefix: Prefix,
         interventions: Sequence[Intervention],
         observers: Sequence[Hook],
-        penalised: Penalty,
+        rule: LogitsRule,
     ) -> None:
         """Append tokens until every response has ended. If there are observers, also run each response's last token."""
-        cursor, cache, mask, logits = Cursor(), self.backend.fork(prefix.cache), prefix.mask, prefix.logits
-        with self.intervened(interventions, prefix.batch, cursor, observers):
-            while responses.pending.any() or (observers and responses.running.any()):
-                if logits is None:
-                    cursor.start = mask.shape[1]
-                    mask = torch.cat((mask, responses.running.long()[:, None]), dim=1)
-                    logits = self.run(responses.newest[:, None], mask, cache, last_only=True)[:, -1]
-                responses.append(penalised(logits, responses.steps).argmax(dim=-1).cpu())
-                logits = None
+        cursor, cache, logits = Cursor(), self.backend.fork(prefix.cache), prefix.logits
+        tokens, mask, renewed = prefix.tokens, prefix.mask, False
+
+        def unfinished() -> bool:
+            return bool(responses.pending.any() or (observers and responses.running.any()))
+
+        while unfinished():
+            with self.intervened(interventions, prefix.batch, cursor, observers):
+                while unfinished():
+                    if logits is None:
+                        columns = torch.cat((mask, responses.running.long()[:, None]), dim=1)
+                        if columns.shape[1] > prefix.batch.width and self.backend.outgrown(columns, 1) and not renewed:
+                            break
+                        cursor.start, mask = mask.shape[1], columns
+                        tokens = torch.cat((tokens, responses.newest[:, None]), dim=1)
+                        logits = self.run(responses.newest[:, None], mask, cache, last_only=True)[:, -1]
+                        renewed = False
+                    self._require_numbers(logits[responses.pending.to(logits.device)])
+                    responses.append(rule(logits, responses.steps).argmax(dim=-1).cpu())
+                    logits = None
+                else:
+                    return
+            cache, renewed = self._computed_again(prefix.batch, tokens, mask, interventions), True
+
+    def _require_numbers(self, logits: Float[Tensor, "row d_vocab"]) -> None:
+        """Check that logits are numbers. The largest of NaN logits is token 0, which would look like a response.
+
+        Raises:
+            ValueError: If a logit is NaN.
+        """
+        if logits.isnan().any():
+            dtype = str(self.hooked.cfg.dtype).removeprefix("torch.")
+            remedy = "float16 overflows above 65,504; load the model with dtype='bfloat16' or 'float32'"
+            raise ValueError(
+                f"logits are NaN in {dtype}; " + (remedy if dtype == "float16" else "the weights may be broken")
+            )
 
     def _generation(self, ids: list[int], stop_tokens: Sequence[int]) -> Generation:
         """Response with the tokens before the first stop token."""
@@ -367,24 +315,6 @@ class ModelRunner(ABC):
         text = cast("str", self.tokenizer.decode(ids[:end], skip_special_tokens=True))
         tokens: Int[Tensor, "response"] = torch.tensor(ids[:end], dtype=torch.long)
         return Generation(text.strip(), tokens, end is not None, None if end is None else ids[end])
-
-    @property
-    def pad_token(self) -> int:
-        """Token that fills padding columns."""
-        # Padding is masked, which makes any token of the vocabulary suitable.
-        return 0 if self.tokenizer.pad_token_id is None else self.tokenizer.pad_token_id
-
-    def require_room(self, length: int) -> None:
-        """Check that ``length`` tokens fit the model's context.
-
-        Raises:
-            ValueError: If ``length`` is larger than the context length.
-        """
-        if length > self.shape.n_ctx:
-            raise ValueError(
-                f"{length} tokens do not fit the model's context of {self.shape.n_ctx}; "
-                "shorten the prompt, or load the model with a larger n_ctx"
-            )
 
 
 def first_layer(model: ModelRunner, interventions: Sequence[Intervention], batch: PromptBatch) -> int:

@@ -290,7 +290,7 @@ class FakeModel:
     def prefill(self, prompts: list[EncodedPrompt], *, hold_last: bool) -> Prefix:
         assert hold_last  # the observers must see the first generating row
         batch = PromptBatch.of(prompts)
-        return Prefix(batch, None, batch.mask(), None)
+        return Prefix(batch, batch.tokens(0), None, batch.mask(), None)
 
     def decode(self, prefix: Prefix, *, max_new_tokens: int, observers: Any) -> list[Generation]:
         assert max_new_tokens == 5

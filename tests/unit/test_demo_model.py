@@ -10,7 +10,7 @@ import pytest
 
 import focuslens as fl
 from focuslens.data.synthetic import build_tokenizer
-from focuslens.model.loading import checkpoint_path, load_tokenizer, repetition_penalty
+from focuslens.model.loading import checkpoint_path, load_tokenizer
 from focuslens.viz.run_report.samples import reopen_model
 
 
@@ -34,7 +34,7 @@ def test_its_name_opens_it_wherever_a_checkpoint_is_named(model):
     assert reopen_model(model.description, device="cpu").description == model.description
     text = fl.load_synthetic(1)[0].prompt()
     assert load_tokenizer(checkpoint_path("demo"))(text).input_ids == build_tokenizer()(text).input_ids
-    assert repetition_penalty("demo") == 1.0
+    assert fl.FocusModel.demo().decoding.describe() == {}
 
 
 def test_it_answers_held_out_questions_from_the_relevant_document(model):

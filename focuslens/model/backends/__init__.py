@@ -16,8 +16,12 @@ from focuslens.model.backends.hooked import HookedBackend
 __all__ = ["Backend", "BridgeBackend", "HookedBackend", "backend_for", "describe"]
 
 
-def backend_for(hooked: Any) -> Backend:
+def backend_for(hooked: Any, config: Any = None) -> Backend:
     """Backend for a TransformerLens model.
+
+    Args:
+        hooked: The TransformerLens model.
+        config: Hugging Face configuration of a ``HookedTransformer``, if it is known. A bridge has its own.
 
     Raises:
         TypeError: If the model is neither a ``HookedTransformer`` nor a ``TransformerBridge``.
@@ -26,7 +30,7 @@ def backend_for(hooked: Any) -> Backend:
     if "TransformerBridge" in names:
         return BridgeBackend(hooked)
     if "HookedTransformer" in names:
-        return HookedBackend(hooked)
+        return HookedBackend(hooked, config)
     raise TypeError(
         f"expected a HookedTransformer or a TransformerBridge, got {type(hooked).__name__}; "
         "to load a checkpoint use FocusModel.from_pretrained"

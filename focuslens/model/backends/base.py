@@ -8,11 +8,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from transformers import DynamicCache
 
 from focuslens.heads import ModelShape
+from focuslens.model.engine import Forgetting
 from focuslens.model.rotary import Rotary
 
-__all__ = ["Backend", "describe", "shape_of"]
+__all__ = ["Backend", "describe", "forgetting_of", "shape_of"]
 
 
 @runtime_checkable
@@ -35,7 +37,7 @@ class Backend(Protocol):
         """
         ...
 
-    def new_cache(self, batch: int) -> Any:
+    def new_cache(self, batch: int, n_prompt: int = 0) -> Any:
         """An empty key-value cache for ``batch`` rows."""
         ...
 
@@ -55,6 +57,10 @@ class Backend(Protocol):
 
     def fill(self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any) -> None:
         """Append the keys and values of tokens to a cache. The pass may end as soon as the cache is complete."""
+        ...
+
+    def outgrown(self, mask: Int[Tensor, "batch key"], n_rows: int) -> bool:
+        """Whether the keys before the last ``n_rows`` columns must be computed again for a pass of these columns."""
         ...
 
     def run_to(self, layer: int, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"]) -> None:
@@ -108,6 +114,15 @@ def shape_of(cfg: Any) -> ModelShape:
         d_vocab=cfg.d_vocab,
         n_ctx=cfg.n_ctx,
     )
+
+
+def forgetting_of(config: Any, shape: ModelShape, n_prompt: int) -> Forgetting | None:
+    """Keys that Hugging Face's ``generate`` drops, by configuration; ``None`` if it drops none or is unknown."""
+    if config is None:
+        return None
+    windows = tuple(getattr(layer, "sliding_window", None) for layer in DynamicCache(config=config).layers)
+    known = len(windows) == shape.n_layers and any(window is not None for window in windows)
+    return Forgetting(n_prompt, windows) if known else None
 
 
 def describe(backend: Backend) -> dict[str, Any]:

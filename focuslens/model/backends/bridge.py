@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from typing import Any, cast
 
@@ -17,7 +17,9 @@ from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from focuslens.model.attention import LayerCache
-from focuslens.model.backends.base import shape_of
+from focuslens.model.backends.base import forgetting_of, shape_of
+from focuslens.model.backends.length_tables import LengthTables
+from focuslens.model.backends.unread_caches import reading_cache
 from focuslens.model.engine import Filled, KeyValueCache, Pass, attend, replaced_forwards, stop_layer
 from focuslens.model.rotary import Rotary
 
@@ -32,6 +34,8 @@ class BridgeBackend:
     def __init__(self, hooked: Any) -> None:
         self.hooked = hooked
         self.shape = shape_of(hooked.cfg)
+        self._config = getattr(hooked.original_model, "config", None)
+        self._tables = LengthTables.of(hooked.original_model)
 
     @property
     def device(self) -> torch.device:
@@ -40,9 +44,10 @@ class BridgeBackend:
     def require_supported(self) -> None:
         pass
 
-    def new_cache(self, batch: int) -> Any:
+    def new_cache(self, batch: int, n_prompt: int = 0) -> Any:
         if _can_fuse(self.hooked):
-            return KeyValueCache.empty(self.shape, batch, self.device)
+            forgetting = forgetting_of(self._config, self.shape, n_prompt)
+            return KeyValueCache.empty(self.shape, batch, self.device, forgetting)
         # Hooks need absolute key columns. If no config is passed, the cache keeps every key, even in layers with a
         # sliding window.
         return DynamicCache()
@@ -59,38 +64,48 @@ class BridgeBackend:
     def forward(
         self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any | None, *, last_only: bool
     ) -> Float[Tensor, "batch row d_vocab"]:
-        arguments: dict[str, Any] = {"logits_to_keep": 1} if last_only else {}
+        return self._forward(tokens, mask, cache, **({"logits_to_keep": 1} if last_only else {}))
+
+    def _forward(self, tokens: Tensor, mask: Tensor, cache: Any | None, *, held: int = 0, **arguments: Any) -> Tensor:
+        """Run one pass. Each prompt has ``held`` further tokens, which a later pass runs."""
         if isinstance(cache, KeyValueCache) or (cache is None and _can_fuse(self.hooked)):
-            return self._fused_forward(tokens, mask, cache, **arguments)
+            return self._fused_forward(tokens, mask, cache, held=held, **arguments)
         if cache is not None:
             arguments["past_key_values"] = cache
-        mask = mask.to(self.device)
-        return self.hooked(tokens, return_type="logits", attention_mask=mask, use_cache=cache is not None, **arguments)
+        attentions = [getattr(block, "attn", None) for block in self.hooked.blocks]
+        with self._length_tables(mask, tokens.shape[1], held), reading_cache(attentions, cache):
+            arguments.update(attention_mask=mask.to(self.device), use_cache=cache is not None)
+            return self.hooked(tokens, return_type="logits", **arguments)
 
     def fill(self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any) -> None:
-        if not isinstance(cache, KeyValueCache):
-            self.forward(tokens, mask, cache, last_only=True)
-            return
+        last = {"last": self.shape.n_layers - 1} if isinstance(cache, KeyValueCache) else {}
         with suppress(Filled):
-            self._fused_forward(tokens, mask, cache, last=self.shape.n_layers - 1, logits_to_keep=1)
+            self._forward(tokens, mask, cache, held=1, logits_to_keep=1, **last)
+
+    def outgrown(self, mask: Int[Tensor, "batch key"], n_rows: int) -> bool:
+        return self._tables is not None and self._tables.outgrown(mask, n_rows)
 
     def run_to(self, layer: int, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"]) -> None:
-        if not _can_fuse(self.hooked):
-            self.forward(tokens, mask, None, last_only=True)
-            return
+        last = {"last": layer} if _can_fuse(self.hooked) else {}
         with suppress(Filled):
-            self._fused_forward(tokens, mask, None, last=layer, logits_to_keep=1)
+            self._forward(tokens, mask, None, logits_to_keep=1, **last)
 
     def _fused_forward(
-        self, tokens: Tensor, mask: Tensor, cache: KeyValueCache | None, *, last: int | None = None, **arguments: Any
+        self,
+        tokens: Tensor,
+        mask: Tensor,
+        cache: KeyValueCache | None,
+        *,
+        held: int,
+        last: int | None = None,
+        **arguments: Any,
     ) -> Tensor:
         """Run one pass on the attention engine. A :class:`Pass` provides the attention masks of the layers."""
-        n_rows, layers = tokens.shape[1], [LayerCache() for _ in self.hooked.blocks]
-        if cache is not None:
-            cache.append_attention_mask(mask[:, -n_rows:])
-            layers = cache.layers
+        n_rows = tokens.shape[1]
+        cache = KeyValueCache.empty(self.shape, len(tokens), self.device) if cache is None else cache
+        cache.append_attention_mask(mask[:, -n_rows:])
         arguments.update(position_ids=self._positions(mask, n_rows), use_cache=False)
-        with self._fused(Pass(n_rows, mask.cpu()), layers, last=last):
+        with self._length_tables(mask, n_rows, held), self._fused(Pass(n_rows, mask.cpu()), cache, last=last):
             return self.hooked(tokens, return_type="logits", **arguments)
 
     def run_from(
@@ -99,21 +114,36 @@ class BridgeBackend:
         cache.append_attention_mask(mask)
         n_rows, base = residual.shape[1], self.hooked.original_model.base_model
         positions = self._positions(mask, n_rows)
-        with self._fused(Pass(n_rows, mask.cpu()), cache.layers, last=self.shape.n_layers - 1), suppress(Filled):
+        with self._length_tables(mask, n_rows, held=1):
             embeddings = base.rotary_emb(residual, positions.to(residual.device))
+        with self._fused(Pass(n_rows, mask.cpu()), cache, last=self.shape.n_layers - 1), suppress(Filled):
             for block in base.layers[layer:]:
                 residual = block(residual, position_ids=positions, position_embeddings=embeddings, use_cache=False)
 
-    def _fused(self, rows: Pass, layers: Sequence[LayerCache], *, last: int | None) -> AbstractContextManager[None]:
+    def _length_tables(self, mask: Tensor, n_rows: int, held: int) -> AbstractContextManager[None]:
+        """Let each row of a pass use the rotary table of its own length.
+
+        A prompt has the table of its whole length, its ``held`` tokens included. A token after the prompt has the table
+        of the length up to that token.
+        """
+        if self._tables is None:
+            return nullcontext()
+        lengths = mask.long().cumsum(dim=1).clamp(min=1)
+        if n_rows == mask.shape[1]:
+            lengths = (lengths[:, -1:] + held).expand_as(lengths)
+        return self._tables.fixed(lengths[:, -n_rows:])
+
+    def _fused(self, rows: Pass, cache: KeyValueCache, *, last: int | None) -> AbstractContextManager[None]:
         """Context manager in which one pass runs on the engine.
 
         If ``last`` is given, the pass may end once the keys and values of layer ``last`` are complete.
         """
         attentions = [block.attn for block in self.hooked.blocks]
         stop = stop_layer(self.hooked.blocks, last, _EARLY)
+        windows = [cache.window(layer, self.window(layer), rows) for layer in range(self.shape.n_layers)]
         forwards = [
-            partial(_forward, attention, rows, cache, self.window(layer), self.scale(layer), layer == stop)
-            for layer, (attention, cache) in enumerate(zip(attentions, layers, strict=True))
+            partial(_forward, attention, rows, entries, windows[layer], self.scale(layer), layer == stop)
+            for layer, (attention, entries) in enumerate(zip(attentions, cache.layers, strict=True))
         ]
         return _on_the_engine(attentions, forwards, self.hooked.original_model.config)
 
@@ -158,11 +188,10 @@ class BridgeBackend:
     def window(self, layer: int) -> int | None:
         attention, config = self._attention(layer), self.hooked.original_model.config
         if hasattr(attention, "sliding_window"):
-            return cast("int | None", attention.sliding_window)
-        # Mistral's attention module has no such attribute, because it reads the window from the configuration.
-        if getattr(config, "use_sliding_window", True) is False:
-            return None
-        return cast("int | None", getattr(config, "sliding_window", None))
+            return cast("int | None", attention.sliding_window if getattr(attention, "is_sliding", True) else None)
+        # Other classes read the window from the configuration, or have none, even if the configuration has the key.
+        reads_it = type(attention).__name__ in _WINDOW_IN_CONFIG
+        return cast("int | None", getattr(config, "sliding_window", None)) if reads_it else None
 
 
 def _on(device: torch.device, norm: Any | None) -> Any | None:
@@ -177,6 +206,12 @@ _EARLY = (
     *(f"attn.{name}" for name in ("hook_cos", "hook_sin", "hook_rot_q", "hook_rot_k")),
 )
 """Modules of a block that have run by the time the keys and values of the block are complete."""
+
+_WINDOW_IN_CONFIG = (
+    *("MistralAttention", "MixtralAttention", "Ministral3Attention", "Starcoder2Attention"),
+    *("Phi3Attention", "PhimoeAttention", "OlmoeAttention", "MiniMaxAttention"),
+)
+"""Hugging Face classes of attention that read the sliding window of all layers from the configuration."""
 
 _PLAIN = ("LlamaAttention", "MistralAttention", "Qwen2Attention", "Qwen3Attention")
 """Hugging Face classes whose attention is ``softmax(Q K^T * scale) V`` over rotary queries and keys, with or without
@@ -213,6 +248,7 @@ def _forward(
     window: int | None,
     scale: float,
     stop: bool,
+    /,  # Hugging Face passes its arguments by name, and has one named "cache" since version 5.24
     hidden_states: Float[Tensor, "batch row d_model"],
     *,
     position_embeddings: tuple[Tensor, Tensor],

@@ -19,7 +19,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from focuslens.model.attention import LayerCache
-from focuslens.model.backends.base import shape_of
+from focuslens.model.backends.base import forgetting_of, shape_of
 from focuslens.model.engine import (
     CacheEntry,
     Filled,
@@ -45,8 +45,9 @@ class HookedBackend:
 
     is_bridge = False
 
-    def __init__(self, hooked: Any) -> None:
+    def __init__(self, hooked: Any, config: Any = None) -> None:
         self.hooked = hooked
+        self._config = config
         _lay_out(hooked)
         self.shape = shape_of(hooked.cfg)
 
@@ -67,10 +68,11 @@ class HookedBackend:
                 "hooked.set_ungroup_grouped_query_attention(False)"
             )
 
-    def new_cache(self, batch: int) -> Any:
+    def new_cache(self, batch: int, n_prompt: int = 0) -> Any:
         self.require_supported()
         if _can_fuse(self.hooked):
-            return KeyValueCache.empty(self.shape, batch, self.device)
+            forgetting = forgetting_of(self._config, self.shape, n_prompt)
+            return KeyValueCache.empty(self.shape, batch, self.device, forgetting)
         from transformer_lens.cache.key_value_cache import TransformerLensKeyValueCache
 
         return TransformerLensKeyValueCache.init_cache(self.hooked.cfg, self.device, batch)
@@ -97,7 +99,7 @@ class HookedBackend:
         if cache is not None:
             arguments["past_kv_cache"] = cache
         fuse = isinstance(cache, KeyValueCache) if cache is not None else _can_fuse(self.hooked)
-        with self._fused(Pass(tokens.shape[1], mask.cpu())) if fuse else nullcontext():
+        with self._fused(Pass(tokens.shape[1], mask.cpu()), cache) if fuse else nullcontext():
             if not last_only:
                 return hooked(tokens, return_type="logits", **arguments)
             # For a long prompt, the logits of all rows would need more memory than the pass itself. The unembedding
@@ -113,33 +115,41 @@ class HookedBackend:
         new, n_layers = mask[:, -tokens.shape[1] :].to(self.device), self.shape.n_layers
         fused = isinstance(cache, KeyValueCache)
         rows = Pass(tokens.shape[1], mask.cpu())
-        with self._fused(rows, last=n_layers - 1) if fused else nullcontext(), suppress(Filled):
+        with self._fused(rows, cache, last=n_layers - 1) if fused else nullcontext(), suppress(Filled):
             self.hooked(tokens, stop_at_layer=n_layers, attention_mask=new, past_kv_cache=cache)
+
+    def outgrown(self, mask: Int[Tensor, "batch key"], n_rows: int) -> bool:
+        return False
 
     def run_to(self, layer: int, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"]) -> None:
         rows = Pass(tokens.shape[1], mask.cpu())
-        with self._fused(rows, last=layer) if _can_fuse(self.hooked) else nullcontext(), suppress(Filled):
+        with self._fused(rows, None, last=layer) if _can_fuse(self.hooked) else nullcontext(), suppress(Filled):
             self.hooked(tokens, stop_at_layer=layer + 1, attention_mask=mask.to(self.device))
 
     def run_from(
         self, layer: int, residual: Float[Tensor, "batch pos d_model"], mask: Int[Tensor, "batch key"], cache: Any
     ) -> None:
         columns, n_layers = cache.append_attention_mask(mask), self.shape.n_layers
-        with self._fused(Pass(residual.shape[1], mask.cpu()), last=n_layers - 1), suppress(Filled):
+        with self._fused(Pass(residual.shape[1], mask.cpu()), cache, last=n_layers - 1), suppress(Filled):
             self.hooked(
                 residual, start_at_layer=layer, stop_at_layer=n_layers, attention_mask=columns, past_kv_cache=cache
             )
 
-    def _fused(self, rows: Pass, *, last: int | None = None) -> AbstractContextManager[None]:
+    def _fused(
+        self, rows: Pass, cache: KeyValueCache | None, *, last: int | None = None
+    ) -> AbstractContextManager[None]:
         """Context manager in which one pass runs on the engine.
 
-        If the pass has a cache, the cache must be a :class:`KeyValueCache`. If ``last`` is given, the pass may end once
+        If ``last`` is given, the pass may end once
         the keys and values of layer ``last`` are complete.
         """
         attentions = [block.attn for block in self.hooked.blocks]
         stop = stop_layer(self.hooked.blocks, last, _EARLY)
+        windows = [self.window(layer) for layer in range(self.shape.n_layers)]
+        if cache is not None:
+            windows = [cache.window(layer, window, rows) for layer, window in enumerate(windows)]
         forwards = [
-            partial(_forward, attention, rows, self.window(layer), self.scale(layer), layer == stop)
+            partial(_forward, attention, rows, windows[layer], self.scale(layer), layer == stop)
             for layer, attention in enumerate(attentions)
         ]
         return replaced_forwards(attentions, forwards)

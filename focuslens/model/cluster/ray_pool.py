@@ -18,7 +18,7 @@ from focuslens.model.cluster.placement import Shares, share_out
 from focuslens.model.cluster.worker import Worker, load_model, unpack
 from focuslens.model.cluster.worker_pool import MAX_AHEAD, CallQueue, WorkerPool
 from focuslens.model.focus_model import FocusModel
-from focuslens.prompts.batch import EncodedPrompt
+from focuslens.prompts.batch import EncodedPrompt, PromptInput
 from focuslens.util.files import versions
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class RayPool:
         kind = self._workers.info.description["device"]
         return torch.device(kind if kind == "cuda" and torch.cuda.is_available() else "cpu")
 
-    def encode(self, prompt: str | EncodedPrompt) -> EncodedPrompt:
+    def encode(self, prompt: PromptInput) -> EncodedPrompt:
         """Tokens and spans of a prompt; see :meth:`FocusModel.encode`."""
         return prompt if isinstance(prompt, EncodedPrompt) else self._workers.info.encoder.encode(prompt)
 

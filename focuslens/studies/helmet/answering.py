@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,10 +19,10 @@ from focuslens.evaluation.responses import respond
 from focuslens.evaluation.resume import RecordFile
 from focuslens.heads import Head
 from focuslens.model.batching import BATCH_TOKENS, map_batches
+from focuslens.model.decoding_settings import DecodingSettings
 from focuslens.model.execution import Executor
 from focuslens.model.focus_model import FocusModel
 from focuslens.model.generation import Generation
-from focuslens.model.loading import repetition_penalty
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch
 from focuslens.scores.base import SINK
 from focuslens.studies.helmet.checkout import Checkout
@@ -64,6 +64,11 @@ class Answering:
     stop_tokens: tuple[int, ...] | None = None
     repetition_penalty: float = 1.0
 
+    def _decoding(self, model: FocusModel) -> DecodingSettings:
+        """The checkpoint's decoding settings, with the stop tokens and the penalty of this task."""
+        stops = model.stop_tokens if self.stop_tokens is None else self.stop_tokens
+        return replace(model.decoding, stop_tokens=stops, repetition_penalty=self.repetition_penalty)
+
     def __call__(self, model: FocusModel, sample: HelmetSample, budget: int = BATCH_TOKENS) -> dict[str, Any]:
         """Answer one sample under every setting, and return the sample's record as JSON values.
 
@@ -83,8 +88,7 @@ class Answering:
             max_new_tokens=self.max_new_tokens,
             budget=budget,
             parts=parts,
-            repetition_penalty=self.repetition_penalty,
-            stop_tokens=self.stop_tokens,
+            decoding=self._decoding(model),
         ):
             setting, (response,) = self.settings[answered.setting], answered.responses
             sink = None if answered.masses is None else _of_heads(answered.masses[0], self.heads)
@@ -157,7 +161,7 @@ def declared_penalty(executor: Executor) -> float:
 
 
 def _declared_penalty(model: FocusModel) -> float:
-    return repetition_penalty(model.name, model.revision)
+    return model.decoding.repetition_penalty
 
 
 def answering_for(

@@ -31,14 +31,9 @@ from focuslens import (
     train_focus_directions,
 )
 from focuslens.model import loading
-from focuslens.model.loading import (
-    hooked_config,
-    hooked_state_dict,
-    load_tokenizer,
-    loader,
-    original_tokenizer,
-    stop_ids,
-)
+from focuslens.model.decoding_settings import DecodingSettings
+from focuslens.model.hooked_weights import hooked_config, hooked_state_dict
+from focuslens.model.loading import load_tokenizer, open_checkpoint, original_tokenizer
 from tests.support.checkpoints import multidoc_samples
 
 needs_hooked = pytest.mark.skipif(
@@ -316,38 +311,52 @@ def test_a_tokenizer_that_was_told_to_prepend_is_replaced_by_the_original(checkp
         assert original_tokenizer(told) is told
 
 
+def decoding_of(directory: Path, tokenizer: Any, **config: Any) -> DecodingSettings:
+    return DecodingSettings.of(str(directory), llama(**config), tokenizer)
+
+
 @pytest.mark.parametrize(("declared", "expected"), [([7, 9], (7, 9)), (5, (5,)), (None, (1,))])
 def test_stop_tokens_come_from_the_generation_config(
     tmp_path: Path, checkpoint: Any, declared: Any, expected: tuple[int, ...]
 ) -> None:
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": declared}))
     tokenizer = load_tokenizer(str(checkpoint("llama")))
-    assert stop_ids(str(tmp_path), tokenizer) == expected
+    assert decoding_of(tmp_path, tokenizer, eos_token_id=3).stop_tokens == expected
 
 
-def test_stop_tokens_without_a_generation_config_are_the_tokenizers(tmp_path: Path, checkpoint: Any) -> None:
+@pytest.mark.parametrize(("declared", "expected"), [([7, 9], (7, 9)), (5, (5,)), (None, (1,))])
+def test_stop_tokens_without_a_generation_config_come_from_the_configuration(
+    tmp_path: Path, checkpoint: Any, declared: Any, expected: tuple[int, ...]
+) -> None:
     tokenizer = load_tokenizer(str(checkpoint("llama")))
-    assert stop_ids(str(tmp_path), tokenizer) == (1,)
+    assert decoding_of(tmp_path, tokenizer, eos_token_id=declared).stop_tokens == expected
     tokenizer.eos_token = None
-    assert stop_ids(str(tmp_path), tokenizer) == ()
+    assert decoding_of(tmp_path, tokenizer, eos_token_id=declared).stop_tokens == (() if declared is None else expected)
 
 
-def test_the_loader_is_what_was_asked_for_or_fits(
+def backends_of(name: str, backend: str | None = None, device_map: Any = None) -> tuple[str, ...]:
+    device = "cpu" if device_map is None else None
+    checkpoint = open_checkpoint(name, revision=None, device=device, device_map=device_map, dtype=torch.float32)
+    return checkpoint.backends(backend)
+
+
+def test_the_kinds_of_model_to_try_are_those_that_were_asked_for_or_fit(
     tmp_path: Path, checkpoint: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name = str(checkpoint("llama"))
-    assert loader(name, "bridge", None) is loading.load_bridge
+    assert backends_of(name, "bridge") == ("bridge",)
     with pytest.raises(ValueError, match="backend is 'jax'; it must be 'hooked', 'bridge' or None"):
-        loader(name, "jax", None)
+        backends_of(name, "jax")
     if int(version("transformer-lens").split(".")[0]) < 4:
-        assert loader(name, None, None) is loading.load_hooked
-        assert loader(name, "hooked", None) is loading.load_hooked
+        assert backends_of(name) == ("hooked", "bridge")
+        assert backends_of(name, "hooked") == ("hooked",)
+        assert backends_of(name, device_map="auto") == ("bridge",)
         config(GemmaConfig, "GemmaForCausalLM").save_pretrained(tmp_path)
-        assert loader(str(tmp_path), None, None) is loading.load_bridge
+        assert backends_of(str(tmp_path)) == ("bridge",)
     monkeypatch.setattr(loading, "version", lambda _: "4.3.0")
-    assert loader(name, None, None) is loading.load_bridge
+    assert backends_of(name) == ("bridge",)
     with pytest.raises(ValueError, match=r"\(4 or later\) has no HookedTransformer; use backend='bridge'"):
-        loader(name, "hooked", None)
+        backends_of(name, "hooked")
 
 
 # --- models over several devices ---

@@ -379,6 +379,7 @@ def test_what_is_no_transformer_lens_model_is_refused(model: FocusModel) -> None
     class TransformerBridge:
         cfg = model.hooked.cfg
         tokenizer = None
+        original_model = torch.nn.Linear(1, 1)
 
     with pytest.raises(ValueError, match=r"has no tokenizer; pass one: FocusModel\(hooked, tokenizer=...\)"):
         FocusModel(TransformerBridge())

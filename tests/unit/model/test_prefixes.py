@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -125,3 +126,23 @@ def test_a_token_of_two_ranges_of_a_part_counts_once(model, samples):
     alone, lanes = firsts
     torch.testing.assert_close(lanes, alone, atol=1e-6, rtol=0)
     torch.testing.assert_close(lanes.sum(dim=-1), torch.ones(1), atol=1e-5, rtol=0)
+
+
+def test_a_check_of_hook_points_waits_for_the_interventions_of_another_thread(model, samples):
+    """The check removes all hooks for one pass, so it must not run inside another thread's block."""
+    prompt, silence = samples[0].prompt(), fl.HeadAblation([(layer, head) for layer in range(3) for head in range(4)])
+    other = fl.FocusModel(model.hooked, model.tokenizer, chat=False)  # has checked no hook point yet
+    silenced = model.logits(prompt, [silence])
+    ran, forward = threading.Event(), other.backend.forward
+
+    def recording(*arguments, **settings):
+        ran.set()
+        return forward(*arguments, **settings)
+
+    other.backend.forward = recording
+    with ThreadPoolExecutor(1) as threads, model.intervened([silence], prompt):
+        hooks = threads.submit(fl.SplitSoftmax([(1, 2)], 0.3).hooks, other, prompt)
+        assert not ran.wait(0.5)
+        torch.testing.assert_close(model.hooked(model.to_tokens(prompt))[0], silenced, atol=1e-4, rtol=0)
+    assert len(hooks.result()) == 1
+    assert ran.is_set()

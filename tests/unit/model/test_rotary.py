@@ -122,13 +122,19 @@ def test_a_bridge_whose_rotary_embedding_cannot_be_read_is_refused() -> None:
     [
         ({"sliding_window": None}, {"sliding_window": 7}, None),
         ({"sliding_window": 5}, {"sliding_window": 7}, 5),
-        ({}, {"sliding_window": 7}, 7),
-        ({}, {"sliding_window": 7, "use_sliding_window": False}, None),
-        ({}, {}, None),
+        ({"sliding_window": 5, "is_sliding": True}, {"sliding_window": 7}, 5),
+        ({"sliding_window": 5, "is_sliding": False}, {"sliding_window": 7}, None),
+        # Only some classes read the window from the configuration, whatever else the configuration says.
+        ({}, {"sliding_window": 7}, None),
+        ("MistralAttention", {"sliding_window": 7}, 7),
+        ("MistralAttention", {"sliding_window": 7, "use_sliding_window": False}, 7),
+        ("MistralAttention", {}, None),
+        ("LlamaAttention", {"sliding_window": 7, "layer_types": ["sliding_attention"]}, None),
     ],
 )
-def test_a_window_is_the_layers_own_or_the_models(
-    attention: dict[str, Any], config: dict[str, Any], expected: int | None
+def test_a_window_is_the_one_that_the_attention_class_reads(
+    attention: dict[str, Any] | str, config: dict[str, Any], expected: int | None
 ) -> None:
     model = SimpleNamespace(config=SimpleNamespace(**config))
-    assert bridge_of(model, SimpleNamespace(**attention)).window(0) == expected
+    layer = type(attention, (), {})() if isinstance(attention, str) else SimpleNamespace(**attention)
+    assert bridge_of(model, layer).window(0) == expected

@@ -1,0 +1,170 @@
+"""Greedy decoding as a checkpoint declares it: stop tokens, penalties, and tokens that responses must not contain."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, cast
+
+import torch
+import transformers
+from jaxtyping import Float, Int
+from torch import Tensor
+from transformers import GenerationConfig
+
+from focuslens.prompts.batch import PromptBatch
+
+__all__ = ["DecodingSettings", "LogitsRule"]
+
+LogitsRule: TypeAlias = Callable[[Tensor, Sequence[Tensor]], Tensor]
+"""Function of logits ``[batch d_vocab]`` and of the tokens of each step, ``[batch]``, that returns changed logits."""
+
+_NEUTRAL: Mapping[str, Any] = {
+    "num_beams": 1,
+    "penalty_alpha": 0.0,
+    "guidance_scale": 1.0,
+    "dola_layers": None,
+    "constraints": None,
+    "force_words_ids": None,
+    "prompt_lookup_num_tokens": None,
+    "stop_strings": None,
+    "max_time": None,
+    "forced_bos_token_id": None,
+    "forced_eos_token_id": None,
+    "exponential_decay_length_penalty": None,
+    "sequence_bias": None,
+    "encoder_repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "token_healing": False,
+    "watermarking_config": None,
+}
+"""Settings of a generation config that would change greedy responses and that are not applied, with the values at which
+they change nothing."""
+
+
+@dataclass(frozen=True)
+class DecodingSettings:
+    """How a checkpoint decodes greedily. The fields have the names and meanings of Hugging Face's ``GenerationConfig``.
+
+    Attributes:
+        stop_tokens: Tokens that end a response.
+        repetition_penalty: Penalty on tokens that the prompt or the response already contains; 1 for no penalty.
+        no_repeat_ngram_size: Size of the token sequences that may occur once only; 0 for no limit.
+        bad_words: Token sequences that a response must not contain.
+        min_new_tokens: Number of tokens before which no stop token may occur.
+        suppress_tokens: Tokens that a response must not contain.
+        begin_suppress_tokens: Tokens with which a response must not begin.
+    """
+
+    stop_tokens: tuple[int, ...] = ()
+    repetition_penalty: float = 1.0
+    no_repeat_ngram_size: int = 0
+    bad_words: tuple[tuple[int, ...], ...] = ()
+    min_new_tokens: int = 0
+    suppress_tokens: tuple[int, ...] = ()
+    begin_suppress_tokens: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.repetition_penalty > 0:
+            raise ValueError(
+                f"repetition_penalty is {self.repetition_penalty}; it must be above 0, and 1 means no penalty"
+            )
+
+    @classmethod
+    def of(cls, name: str, config: Any, tokenizer: Any, revision: str | None = None) -> DecodingSettings:
+        """Settings of a checkpoint, as Hugging Face's ``generate`` applies them.
+
+        They come from ``generation_config.json``, or from ``config.json`` if that file does not exist. If the file
+        names no stop token, the stop token is the tokenizer's EOS token. Settings that are not applied give a warning.
+        """
+        try:
+            declared: Any = cast("Any", GenerationConfig).from_pretrained(name, revision=revision)
+        except OSError:
+            declared = cast("Any", GenerationConfig).from_model_config(config)
+        ignored = {
+            key: value
+            for key, neutral in _NEUTRAL.items()
+            if (value := getattr(declared, key, None)) is not None and value != neutral
+        }
+        if ignored:
+            settings = ", ".join(f"{key}={value!r}" for key, value in sorted(ignored.items()))
+            warnings.warn(
+                f"the generation config of {name!r} has {settings}, which FocusLens does not apply: its responses are "
+                "greedy, and differ from those of transformers",
+                stacklevel=4,
+            )
+        stops = declared.eos_token_id
+        return cls(
+            stop_tokens=_ids(tokenizer.eos_token_id if stops is None else stops),
+            repetition_penalty=float(declared.repetition_penalty or 1.0),
+            no_repeat_ngram_size=int(declared.no_repeat_ngram_size or 0),
+            bad_words=tuple(tuple(word) for word in declared.bad_words_ids or ()),
+            min_new_tokens=int(declared.min_new_tokens or 0),
+            suppress_tokens=_ids(declared.suppress_tokens),
+            begin_suppress_tokens=_ids(declared.begin_suppress_tokens),
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """The settings that change the logits, as JSON values, for result files."""
+        neutral = DecodingSettings()
+        names = [name for name in self.__dataclass_fields__ if name != "stop_tokens"]
+        settings = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(neutral, name)}
+        return {name: _lists(value) for name, value in settings.items()}
+
+    def rule(self, batch: PromptBatch) -> LogitsRule:
+        """Function that applies the settings to the logits of a batch, in the order in which Hugging Face does.
+
+        Each row is processed alone, because Hugging Face's processors would count padding as tokens of the prompt.
+        """
+        processors = [self._processors(len(prompt.tokens)) for prompt in batch.prompts]
+        if not processors[0]:
+            return lambda logits, steps: logits
+
+        def changed(
+            logits: Float[Tensor, "batch d_vocab"], steps: Sequence[Int[Tensor, "batch"]]
+        ) -> Float[Tensor, "batch d_vocab"]:
+            responses = torch.stack(list(steps), dim=1) if steps else torch.zeros(len(logits), 0, dtype=torch.long)
+            rows: list[Tensor] = []
+            for row, prompt, response, ours in zip(logits.float(), batch.prompts, responses, processors, strict=True):
+                ids = torch.cat((prompt.tokens, response))[None].to(logits.device)
+                scores = row[None]
+                for processor in ours:
+                    scores = processor(ids, scores)
+                rows.append(scores)
+            return torch.cat(rows)
+
+        return changed
+
+    def _processors(self, prompt_length: int) -> list[Any]:
+        """Hugging Face's processors for a prompt of a length, in the order of its ``generate``."""
+        stops = list(self.stop_tokens)
+        made: list[Any] = []
+        if self.repetition_penalty != 1:
+            made.append(transformers.RepetitionPenaltyLogitsProcessor(self.repetition_penalty))
+        if self.no_repeat_ngram_size > 0:
+            made.append(transformers.NoRepeatNGramLogitsProcessor(self.no_repeat_ngram_size))
+        if self.bad_words:
+            made.append(transformers.NoBadWordsLogitsProcessor([list(word) for word in self.bad_words], stops or None))
+        if self.min_new_tokens > 0 and stops:
+            made.append(
+                transformers.MinNewTokensLengthLogitsProcessor(prompt_length, self.min_new_tokens, cast("Any", stops))
+            )
+        if self.suppress_tokens:
+            made.append(transformers.SuppressTokensLogitsProcessor(list(self.suppress_tokens)))
+        if self.begin_suppress_tokens:
+            made.append(
+                transformers.SuppressTokensAtBeginLogitsProcessor(list(self.begin_suppress_tokens), prompt_length)
+            )
+        return made
+
+
+def _ids(tokens: Any) -> tuple[int, ...]:
+    """Token ids from a setting that holds one id, a list of ids, or ``None``."""
+    if tokens is None:
+        return ()
+    return tuple(int(token) for token in tokens) if isinstance(tokens, list | tuple) else (int(tokens),)
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(item) for item in value] if isinstance(value, tuple) else value

@@ -1,0 +1,161 @@
+"""Forward passes of a TransformerLens model under interventions."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from focuslens.heads import ModelShape
+from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, last_layer
+from focuslens.model.backends import Backend
+from focuslens.model.decoding_settings import DecodingSettings
+from focuslens.model.hook_points import HookPoints, lock_of
+from focuslens.prompts.batch import EncodedPrompt, PromptBatch, PromptInput, is_one_prompt
+
+__all__ = ["PassRunner"]
+
+
+class PassRunner(ABC):
+    """Forward passes of a TransformerLens model under interventions.
+
+    Attributes:
+        backend: Interface to the TransformerLens model.
+        tokenizer: Tokenizer of the checkpoint.
+        decoding: Stop tokens and penalties of the checkpoint.
+        points: Checks that the model's hook points fire, and that edits of their activations change the logits.
+    """
+
+    def __init__(self, backend: Backend, tokenizer: Any, decoding: DecodingSettings) -> None:
+        self.backend = backend
+        self.tokenizer: Any = tokenizer
+        self.decoding = decoding
+        self.points = HookPoints(backend)
+
+    @abstractmethod
+    def encode(self, prompt: PromptInput) -> EncodedPrompt:
+        """Tokens of a prompt, and the prompt's spans as token ranges."""
+
+    @property
+    def hooked(self) -> Any:
+        """The TransformerLens model."""
+        return self.backend.hooked
+
+    @property
+    def stop_tokens(self) -> tuple[int, ...]:
+        """Tokens that end a response."""
+        return self.decoding.stop_tokens
+
+    @property
+    def shape(self) -> ModelShape:
+        """Sizes of the model, such as the number of layers and the number of heads."""
+        return self.backend.shape
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the model's weights."""
+        return self.backend.device
+
+    def batch(self, prompts: PromptLike) -> PromptBatch:
+        """Left-padded batch of one or more prompts."""
+        if isinstance(prompts, PromptBatch):
+            return prompts
+        sequence = cast("Sequence[PromptInput]", [prompts] if is_one_prompt(prompts) else prompts)
+        return PromptBatch.of([self.encode(prompt) for prompt in sequence])
+
+    def require_acting(self, names: Iterable[str]) -> None:
+        """Check that hooks on the named hook points can change the logits; see :meth:`HookPoints.require_acting`."""
+        self.points.require_acting(names)
+
+    def cache_window(self, layer: int) -> int | None:
+        """Maximum number of keys that TransformerLens's cache keeps in a layer; ``None`` for no limit."""
+        return self.backend.window(layer) if self.backend.is_bridge else None
+
+    @contextmanager
+    def intervened(
+        self,
+        interventions: Sequence[Intervention],
+        prompt: PromptLike | None,
+        cursor: Cursor | None = None,
+        observers: Sequence[Hook] = (),
+    ) -> Generator[None]:
+        """Set the hooks of interventions on :attr:`hooked` for the duration of a ``with`` block.
+
+        Only one thread at a time can be inside such a block. Observers are plain hooks, which run after the hooks of
+        the interventions.
+        """
+        # Hooks are set on the model itself. Without the lock, a pass would also run under the hooks of other threads.
+        with lock_of(self.hooked):
+            hooks = [hook for item in interventions for hook in item.hooks(self, prompt, cursor=cursor)]
+            self.require_acting(name for name, _ in hooks)
+            with self.hooked.hooks(fwd_hooks=[*hooks, *observers]):
+                yield
+
+    def run(
+        self, tokens: Int[Tensor, "batch row"], mask: Int[Tensor, "batch column"], cache: Any | None, *, last_only: bool
+    ) -> Float[Tensor, "batch logit_row d_vocab"]:
+        """Logits of one forward pass under the hooks that are currently set.
+
+        Args:
+            tokens: Tokens of the rows in this pass.
+            mask: Attention mask of the columns in the cache and of the new rows: 1 for a token, 0 for padding.
+            cache: Key-value cache of earlier columns, to which the pass appends the new keys and values; ``None`` for a
+                pass without a cache.
+            last_only: Whether to return only the logits of the last row.
+        """
+        return self.backend.forward(tokens.to(self.device), mask, cache, last_only=last_only)
+
+    @torch.no_grad()
+    def observe(
+        self,
+        tokens: Int[Tensor, "pos"],
+        observers: Sequence[Hook],
+        interventions: Sequence[Intervention] = (),
+        *,
+        prompt: EncodedPrompt | None = None,
+    ) -> None:
+        """Run one forward pass with observers, up to the last layer that has an observer.
+
+        Args:
+            tokens: Token ids.
+            observers: Plain hooks, which run after the hooks of the interventions.
+            interventions: Interventions, applied in order.
+            prompt: Prompt at the beginning of ``tokens``. Some interventions need the prompt.
+
+        Raises:
+            ValueError: If the tokens do not fit the context, or if a hook point does not exist or never fires.
+        """
+        self.require_room(len(tokens))
+        self.points.require_firing(name for name, _ in observers)
+        batch = None if prompt is None else PromptBatch.of([prompt])
+        mask, last = torch.ones(1, len(tokens), dtype=torch.long), last_layer(name for name, _ in observers)
+        with self.intervened(interventions, batch, Cursor(0), observers):
+            if last is None:
+                self.run(tokens[None], mask, None, last_only=True)
+            else:
+                self.backend.run_to(last, tokens[None].to(self.device), mask)
+
+    @property
+    def pad_token(self) -> int:
+        """Token that fills padding columns."""
+        # Padding is masked, which makes any token suitable that has an embedding. Tokenizers can have a padding token
+        # that was added without one.
+        token = self.tokenizer.pad_token_id
+        return 0 if token is None or not 0 <= token < self.shape.d_vocab else token
+
+    def require_room(self, length: int) -> None:
+        """Check that ``length`` tokens fit the model's context.
+
+        Raises:
+            ValueError: If ``length`` is larger than the context length.
+        """
+        if length > self.shape.n_ctx:
+            raise ValueError(
+                f"{length} tokens do not fit the model's context of {self.shape.n_ctx}; "
+                "shorten the prompt, or load the model with a larger n_ctx"
+            )

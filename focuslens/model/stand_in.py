@@ -1,0 +1,171 @@
+"""Tiny random models with the architecture and the kinds of layer of a checkpoint's configuration.
+
+A checkpoint's windows and rotary tables reach over thousands of tokens, and its weights may have few digits. A stand-in
+has short windows, short tables and float32 weights, so that a difference shows on a few tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+from collections.abc import Generator
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM
+
+__all__ = ["stand_in"]
+
+_LOG = logging.getLogger(__name__)
+
+_WINDOW = 6
+"""Sliding window of a stand-in, in tokens: shorter than every sequence that is compared."""
+
+_LIMIT = 11
+"""Length at which length-dependent rotary tables of a stand-in change: inside a sequence that is compared."""
+
+_MOST_LAYERS = 8
+_MOST_PARAMETERS = 2e8
+"""A stand-in whose width could not be reduced has at most this many parameters, about one gigabyte."""
+
+_SMALL = {
+    "vocab_size": 96,
+    "intermediate_size": 48,
+    "ffn_dim": 48,
+    "n_inner": 48,
+    "moe_intermediate_size": 16,
+    "shared_expert_intermediate_size": 16,
+    "shared_intermediate_size": 16,
+    "intermediate_size_mlp": 48,
+    "num_local_experts": 4,
+    "num_experts": 4,
+    "n_routed_experts": 4,
+}
+"""Sizes that do not depend on the attention heads, with their largest values in a stand-in."""
+
+_DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+def stand_in(config: Any) -> Any | None:
+    """A random float32 model on the CPU; ``None`` if none can be made from this configuration."""
+    for variant in _variants(config):
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(0)
+                model: Any = AutoModelForCausalLM.from_config(variant, attn_implementation="eager", dtype=torch.float32)
+                _randomise(model)
+                model.eval()(torch.arange(1, 4)[None], use_cache=False)
+        except Exception as error:  # sizes of an architecture can depend on each other in any way
+            _LOG.debug("no stand-in of %s with these sizes: %s", type(config).__name__, error)
+            continue
+        return model
+    return None
+
+
+def _variants(config: Any) -> Generator[Any]:
+    """Yield smaller configurations, the smallest first."""
+    for narrow in (True, False):
+        variant = copy.deepcopy(config)
+        for name, size in _SMALL.items():
+            value = getattr(variant, name, None)
+            if isinstance(value, int) and value > size:
+                setattr(variant, name, size)
+        for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
+            if getattr(variant, name, None) is not None:
+                setattr(variant, name, 0)
+        _shorten(variant)
+        if narrow:
+            _narrow(variant)
+        if narrow or _n_parameters(variant) <= _MOST_PARAMETERS:
+            yield variant
+
+
+def _shorten(config: Any) -> None:
+    """Give a configuration few layers, short windows and short rotary tables."""
+    depth_name = next((name for name in _DEPTHS if isinstance(getattr(config, name, None), int)), None)
+    if depth_name is not None:
+        depth = getattr(config, depth_name)
+        per_layer = {
+            key: value for key, value in vars(config).items() if isinstance(value, list) and len(value) == depth
+        }
+        needed = [
+            1 + max(map(values.index, set(map(_hashable, values)))) for values in map(_all_hashable, per_layer.values())
+        ]
+        layers = min(depth, _MOST_LAYERS, max([2, *needed]))
+        setattr(config, depth_name, layers)
+        for key, values in per_layer.items():
+            setattr(config, key, values[:layers])
+    for name in ("sliding_window", "attention_chunk_size", "window_size"):
+        if isinstance(getattr(config, name, None), int):
+            setattr(config, name, _WINDOW)
+    _shorten_tables(config)
+
+
+def _hashable(value: Any) -> Any:
+    return str(value) if isinstance(value, list | dict) else value
+
+
+def _all_hashable(values: list[Any]) -> list[Any]:
+    return [_hashable(value) for value in values]
+
+
+def _shorten_tables(config: Any) -> None:
+    """Move the lengths at which rotary tables change to the sequences that are compared. Their ratios stay."""
+    parameters: Any = getattr(config, "rope_parameters", None)
+    if not isinstance(parameters, dict):
+        return
+    # Models with several kinds of layer have one set of parameters per kind.
+    entries: list[dict[str, Any]] = [parameters, *(value for value in parameters.values() if isinstance(value, dict))]
+    for entry in entries:
+        kind, original = entry.get("rope_type"), entry.get("original_max_position_embeddings")
+        if kind == "longrope" and original:
+            ratio = config.max_position_embeddings / original
+            entry["original_max_position_embeddings"] = _LIMIT
+            if hasattr(config, "original_max_position_embeddings"):
+                config.original_max_position_embeddings = _LIMIT
+            config.max_position_embeddings = max(int(ratio * _LIMIT), 2 * _LIMIT)
+        elif kind == "dynamic":
+            config.max_position_embeddings = _LIMIT
+
+
+def _narrow(config: Any) -> None:
+    """Give a configuration few attention heads of the same size, and a width that matches them."""
+    heads_name = next(
+        (name for name in ("num_attention_heads", "n_head", "n_heads", "num_heads") if hasattr(config, name)), ""
+    )
+    width_name = next((name for name in ("hidden_size", "n_embd", "d_model") if hasattr(config, name)), "")
+    heads, width = getattr(config, heads_name, None), getattr(config, width_name, None)
+    if not isinstance(heads, int) or not isinstance(width, int) or heads <= 4:
+        return
+    groups = getattr(config, "num_key_value_heads", None)
+    if isinstance(groups, int):
+        per_group = max(1, heads // groups)
+        few_groups = min(groups, 2)
+        few = few_groups * min(per_group, 2)
+        config.num_key_value_heads = few_groups
+    else:
+        few = 4
+    setattr(config, heads_name, few)
+    setattr(config, width_name, few * (width // heads))
+
+
+def _n_parameters(config: Any) -> float:
+    """Number of parameters of a configuration, without memory for them; infinite if it cannot be built."""
+    try:
+        with torch.device("meta"):
+            model: Any = AutoModelForCausalLM.from_config(config)
+    except Exception:
+        return float("inf")
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def _randomise(model: Any) -> None:
+    """Draw weights with which attention is far from even, norms differ from one, and biases differ from zero."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim >= 2:
+                parameter.normal_(0, 1.2 / parameter.shape[-1] ** 0.5)
+            elif "bias" in name.rsplit(".", 1)[-1] or "sink" in name:
+                parameter.normal_(0, 0.3)
+            else:
+                parameter.add_(0.2 * torch.randn_like(parameter))

@@ -1,0 +1,99 @@
+"""Rotary tables that depend on the length: a response depends on nothing but its own prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import focuslens as fl
+from tests.support.architectures import ARCHITECTURES, build_architecture
+
+NAMES = ("Phi-3, longrope", "Llama, longrope", "Llama, dynamic")
+LIMIT = 64
+N = 12
+
+
+@pytest.fixture(scope="module")
+def directory_of(tmp_path_factory: pytest.TempPathFactory, checkpoint: Any) -> Any:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint("llama"))
+    built: dict[str, Path] = {}
+
+    def directory(name: str) -> Path:
+        (architecture,) = (one for one in ARCHITECTURES if one.name == name)
+        if name not in built:
+            built[name] = build_architecture(architecture, tmp_path_factory.mktemp("longrope"), tokenizer)
+        return built[name]
+
+    return directory
+
+
+def opened(directory: Path) -> fl.FocusModel:
+    model = fl.FocusModel.from_pretrained(str(directory), device="cpu", n_ctx=512)
+    return fl.FocusModel(model.backend, model.tokenizer, chat=False, stop_tokens=())
+
+
+def prompt(length: int) -> fl.EncodedPrompt:
+    return fl.EncodedPrompt(5 + (torch.arange(length) * 31) % 490, {})
+
+
+def theirs(directory: Path, encoded: fl.EncodedPrompt) -> list[int]:
+    """Response of a fresh transformers model, which remembers no other prompt."""
+    model: Any = cast("Any", AutoModelForCausalLM).from_pretrained(directory, attn_implementation="eager")
+    settings: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": 2}
+    return model.generate(encoded.tokens[None], max_new_tokens=N, **settings)[0, len(encoded.tokens) :].tolist()
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("length", [20, LIMIT - N, LIMIT - 4, LIMIT - 1, LIMIT, LIMIT + 1, 100])
+def test_responses_on_both_sides_of_the_limit_and_across_it(name: str, length: int, directory_of: Any) -> None:
+    directory = directory_of(name)
+    model, encoded = opened(directory), prompt(length)
+    expected = theirs(directory, encoded)
+    assert model.generate(encoded, max_new_tokens=N).tokens.tolist() == expected
+    together = model.generate([prompt(150), encoded, prompt(7)], max_new_tokens=N)
+    assert together[1].tokens.tolist() == expected
+    assert model.generate(encoded, max_new_tokens=N).tokens.tolist() == expected  # after longer prompts
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_interventions_and_prefixes_across_the_limit_equal_whole_passes(name: str, directory_of: Any) -> None:
+    """For each row, the pattern after a crossing is the one of a pass over the whole sequence, if keys are renewed."""
+    model, encoded = opened(directory_of(name)), prompt(LIMIT - 3)
+    edit = fl.SplitSoftmax([(0, 1), (2, 3)], 0.3, span=(5, 20))
+    response = model.generate(encoded, [edit], max_new_tokens=N).tokens
+    assert response.tolist() != model.generate(encoded, max_new_tokens=N).tokens.tolist()
+    prefix = model.prefill(encoded, hold_last=True)
+    logits, _ = model.extend(prefix, response[None], [edit])
+    one_by_one = [model.completed(prefix, [edit]).logits]
+    grown = prefix
+    for token in response:
+        row, grown = model.extend(grown, token[None, None], [edit])
+        one_by_one.append(row[:, -1])
+    torch.testing.assert_close(logits[0], torch.cat(one_by_one[1:]), atol=1e-4, rtol=0)  # pyright: ignore[reportCallIssue, reportArgumentType]
+    assert [int(row.argmax()) for row in one_by_one[:-1]] == response.tolist()  # pyright: ignore[reportOptionalMemberAccess]
+    if name == "Phi-3, longrope":
+        whole = model.logits(torch.cat((encoded.tokens, response)), [edit], prompt=encoded)
+        torch.testing.assert_close(whole[-1], logits[0, -1], atol=1e-4, rtol=0)
+
+
+def test_nothing_is_left_on_the_model(directory_of: Any) -> None:
+    model = opened(directory_of("Llama, dynamic"))
+    (embedding,) = model.backend._tables.embeddings  # pyright: ignore[reportAttributeAccessIssue]
+    model.generate(prompt(100), max_new_tokens=2)
+    assert "forward" not in vars(embedding)
+    assert embedding.max_seq_len_cached == embedding.original_max_seq_len == LIMIT
+
+
+def test_scores_of_a_sweep_are_those_of_single_runs(directory_of: Any, samples: Any) -> None:
+    """Settings share prefixes, so their tables must be those of whole prompts."""
+    model = opened(directory_of("Phi-3, longrope"))
+    settings = [fl.Setting("baseline"), *fl.split_softmax_settings([(0, 1), (1, 2)], [0.3, 2.0], [1, 2])]
+    sweep = fl.run_sweep(model, samples, settings, max_new_tokens=4)
+    for setting in settings:
+        for sample, response in zip(samples, sweep[setting.name].responses, strict=True):
+            alone = model.generate(sample.prompt(), setting.interventions, max_new_tokens=4)
+            assert alone.text == response
