@@ -24,7 +24,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     options.add_directions(parser, required=True)
     parser.add_argument("--alpha", type=float, required=True, help="strength; write --alpha=-0.2 for a negative one")
     parser.add_argument(
-        "--top-k", type=int, help="number of heads to steer, best first; default: 20, or all if there are fewer"
+        "--top-k",
+        type=options.positive,
+        help="number of heads to steer, best first; default: 20, or all if there are fewer",
     )
     options.add_file(
         parser, "--heads", help="ranking of heads: heads.json of focuslens heads; default: the directions' order"

@@ -36,7 +36,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tau", type=float, help="exponent of split-softmax toward the relevant document")
     options.add_directions(parser)
     parser.add_argument("--alpha", type=float, help="strength of the directions (default 0.2)")
-    parser.add_argument("--top-k", type=int, help="number of heads to change; default: 20, or all if there are fewer")
+    parser.add_argument(
+        "--top-k", type=options.positive, help="number of heads to change; default: 20, or all if there are fewer"
+    )
     options.add_positions(parser)
     options.add_ranking(parser)
 

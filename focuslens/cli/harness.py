@@ -30,7 +30,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="prompts of the task: all documents (long, default), the gold one, or the others",
     )
     parser.add_argument("--name", default="focuslens_multidoc", help="name of the task (default %(default)s)")
-    parser.add_argument("--max-new-tokens", type=int, default=100, help="maximum tokens of a response (default 100)")
+    parser.add_argument(
+        "--max-new-tokens", type=options.positive, default=100, help="maximum tokens of a response (default 100)"
+    )
     parser.add_argument("--seed", type=int, default=42, help="seed of the choice of samples (default 42)")
     options.add_directory(parser, "--out", required=True, help="directory for the task's files")
 

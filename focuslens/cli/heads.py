@@ -38,7 +38,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="prompts to score: all documents (long, default), the gold one, or the others; or long prompts that are "
         "answered correctly or wrongly",
     )
-    parser.add_argument("--top", type=int, help="number of heads to print; default: 20, or all if there are fewer")
+    parser.add_argument(
+        "--top", type=options.positive, help="number of heads to print; default: 20, or all if there are fewer"
+    )
     cluster.add_options(parser)
 
 

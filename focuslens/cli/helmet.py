@@ -22,6 +22,7 @@ from focuslens.cli.options import (
     names,
     numbers,
     pair,
+    positive,
 )
 from focuslens.model.batching import BATCH_TOKENS
 
@@ -83,7 +84,7 @@ def _benchmark_options(group: Any) -> None:
     )
     group.add_argument("--tasks", type=names, default=[], help="tasks to run, e.g. json_kv,kilt_nq; default: all")
     group.add_argument("--lengths", type=integers, default=[], help="lengths to run, e.g. 8192,16384; default: all")
-    group.add_argument("--max-test-samples", type=int, help="samples per task (default: as in the configurations)")
+    group.add_argument("--max-test-samples", type=positive, help="samples per task (default: as in the configurations)")
     group.add_argument("--use-chat-template", choices=("True", "False"), help="HELMET's option; False for base models")
     group.add_argument("--tag", default="v1", help="part of the names of HELMET's result files (default v1)")
     group.add_argument("--seed", type=int, default=42, help="seed of HELMET and of the intervals (default 42)")
@@ -128,7 +129,7 @@ def _model_options(group: Any) -> None:
         "today's date)",
     )
     group.add_argument(
-        "--batch-tokens", type=int, default=BATCH_TOKENS, help="prompt tokens per batch (default %(default)s)"
+        "--batch-tokens", type=positive, default=BATCH_TOKENS, help="prompt tokens per batch (default %(default)s)"
     )
 
 
@@ -138,11 +139,11 @@ def _recall_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--tokenizer", required=True, help="hub name, directory, or 'demo'")
     add_directory(parser, "--out", type=Path, required=True, help="folder that gets data/ and configs/recall.yaml")
-    parser.add_argument("--samples", type=int, default=100, help="samples per set (default 100)")
+    parser.add_argument("--samples", type=positive, default=100, help="samples per set (default 100)")
     parser.add_argument("--seed", type=int, default=42, help="seed of every random choice (default 42)")
     add_directory(parser, "--haystack", help="directory of *.txt files with the text around values; default: synthetic")
     parser.add_argument("--needle", help="the needles' sentence, with {key}, {kind} and {value}")
-    parser.add_argument("--reserve", type=int, help="tokens reserved for HELMET's wording; default: measured")
+    parser.add_argument("--reserve", type=positive, help="tokens reserved for HELMET's wording; default: measured")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from focuslens.cli import (
 )
 from focuslens.cli.command import Parser
 from focuslens.cli.completion import PrintCompletion
-from focuslens.model.batching import is_out_of_memory
+from focuslens.util.memory import is_out_of_memory
 
 __all__ = ["COMMANDS", "main"]
 
@@ -102,7 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = _parser()
     args, unknown = parser.parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
     if unknown:  # the message names the command, because the options are listed in the command's help
-        Parser(prog=f"focuslens {args.command}").error(f"unrecognized arguments: {' '.join(unknown)}")
+        Parser(prog=f"focuslens {args.command or ''}".strip()).error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.version:
         from importlib.metadata import version
 

@@ -27,10 +27,14 @@ __all__ = [
     "add_run",
     "add_samples",
     "add_seed",
+    "count",
+    "dtype",
     "integers",
     "names",
     "numbers",
     "pair",
+    "positive",
+    "positives",
 ]
 
 
@@ -63,6 +67,60 @@ def _listed(text: str, kind: Callable[[str], _T], expected: str) -> list[_T]:
         return [kind(part) for part in text.split(",")]
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not {expected}") from None
+
+
+def positive(text: str) -> int:
+    """Parse a whole number of 1 or more.
+
+    Raises:
+        argparse.ArgumentTypeError: If the text is not such a number.
+    """
+    return _at_least(text, 1)
+
+
+def count(text: str) -> int:
+    """Parse a whole number of 0 or more.
+
+    Raises:
+        argparse.ArgumentTypeError: If the text is not such a number.
+    """
+    return _at_least(text, 0)
+
+
+def positives(text: str) -> list[int]:
+    """Parse whole numbers of 1 or more, separated by commas.
+
+    Raises:
+        argparse.ArgumentTypeError: If the text is not a list of such numbers.
+    """
+    values = integers(text)
+    for value in values:
+        _at_least(str(value), 1)
+    return values
+
+
+def _at_least(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number") from None
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text} is less than {least}")
+    return value
+
+
+def dtype(text: str) -> str:
+    """Name of a floating-point type that weights can have, checked without torch.
+
+    Raises:
+        argparse.ArgumentTypeError: If the name is another one.
+    """
+    if text not in _DTYPES:
+        raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(_DTYPES)}")
+    return text
+
+
+_DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
 def names(text: str) -> list[str]:
@@ -102,7 +160,9 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     """Add the options of the model and of its prompt format."""
     group = parser.add_argument_group("model")
     add_checkpoint(group)
-    group.add_argument("--dtype", default="float32", help="dtype of the weights: float32 (default), bfloat16, float16")
+    group.add_argument(
+        "--dtype", type=dtype, default="float32", help="dtype of the weights: float32 (default), bfloat16, float16"
+    )
     group.add_argument(
         "--chat", action=argparse.BooleanOptionalAction, help="use the chat template; default: if the tokenizer has one"
     )
@@ -121,7 +181,7 @@ def add_checkpoint(group: Any) -> None:
     group.add_argument("--model", default="demo", help="hub name, directory, or 'demo', the embedded model (default)")
     add_device(group)
     add_device_map(group)
-    group.add_argument("--n-ctx", type=int, help="context length in tokens; default: the checkpoint's")
+    group.add_argument("--n-ctx", type=positive, help="context length in tokens; default: the checkpoint's")
     group.add_argument("--revision", help="branch, tag or commit on the hub")
 
 
@@ -155,13 +215,13 @@ def add_samples(parser: argparse.ArgumentParser, *, fixed_documents: bool = Fals
         type=integers,
         help="positions of the gold document, from 0; default: five, such as 0,4,9,14,19 of 20 documents",
     )
-    group.add_argument("--samples", type=int, default=100, help="questions, one sample each (default 100)")
+    group.add_argument("--samples", type=positive, default=100, help="questions, one sample each (default 100)")
     group.add_argument("--split", choices=("train", "test", "all"), help="half of the data; default: the command's own")
     if fixed_documents:
-        group.add_argument("--documents", type=int, default=20, help="documents per prompt (default 20)")
+        group.add_argument("--documents", type=positive, default=20, help="documents per prompt (default 20)")
     else:
         group.add_argument(
-            "--documents", type=int, help="documents per prompt; default: 20, or as many as fit the context"
+            "--documents", type=positive, help="documents per prompt; default: 20, or as many as fit the context"
         )
     return group
 
@@ -171,9 +231,11 @@ def add_run(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("run")
     add_seed(group)
     add_out(group)
-    group.add_argument("--max-new-tokens", type=int, default=100, help="maximum tokens of a response (default 100)")
     group.add_argument(
-        "--batch-tokens", type=int, default=BATCH_TOKENS, help="prompt tokens per batch (default %(default)s)"
+        "--max-new-tokens", type=positive, default=100, help="maximum tokens of a response (default 100)"
+    )
+    group.add_argument(
+        "--batch-tokens", type=positive, default=BATCH_TOKENS, help="prompt tokens per batch (default %(default)s)"
     )
 
 
@@ -208,7 +270,7 @@ def add_directions(group: Any, *, required: bool = False) -> None:
 def add_counts(group: Any) -> None:
     """Add ``--k``, the numbers of heads to change in a sweep."""
     group.add_argument(
-        "--k", type=integers, default=[1, 5, 10, 20], help="numbers of heads to change (default 1,5,10,20)"
+        "--k", type=positives, default=[1, 5, 10, 20], help="numbers of heads to change (default 1,5,10,20)"
     )
 
 

@@ -20,7 +20,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     )
     options.add_directory(parser, "--out", help="directory for tables, figures and index.html; default: print only")
     parser.add_argument(
-        "--top", type=int, default=20, help="number of heads that count as contextual (default %(default)s)"
+        "--top",
+        type=options.positive,
+        default=20,
+        help="number of heads that count as contextual (default %(default)s)",
     )
 
 

@@ -24,7 +24,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--title", help="heading of the page; default: the folder's name and the model's")
     parser.add_argument(
         "--views",
-        type=int,
+        type=options.count,
         default=2,
         help="number of samples to show per sweep and direction of change (default 2; 0 for none)",
     )
@@ -35,8 +35,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Write the page, and print which parts are missing from the page."""
-    if args.views < 0:
-        raise ValueError(f"--views {args.views}: give how many samples to show, 0 for none")
+    if not args.directory.is_dir():
+        raise FileNotFoundError(f"there is no folder {args.directory}; name the --out of a command that has run")
     from focuslens.viz.run_report import Sources, run_facts, write_run_report
 
     sources = Sources(None, args.model, args.device, args.data, args.views)

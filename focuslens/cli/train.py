@@ -48,8 +48,10 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         default="long",
         help="prompts to train on (default long, as in the authors' code)",
     )
-    parser.add_argument("--top-k", type=int, help="train the best k heads; default: all (of --heads, if it is given)")
-    parser.add_argument("--epochs", type=int, default=10, help="passes over the samples (default 10)")
+    parser.add_argument(
+        "--top-k", type=options.positive, help="train the best k heads; default: all (of --heads, if it is given)"
+    )
+    parser.add_argument("--epochs", type=options.positive, default=10, help="passes over the samples (default 10)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="learning rate of AdamW (default 0.001)")
     parser.add_argument(
         "--memory-gb", type=float, default=4.0, help="activations kept between epochs, in gigabytes (default 4)"

@@ -197,8 +197,9 @@ def test_recall_sets_from_the_command(tmp_path, capsys):
     assert main([*made, *more]) == 0
     text = (out / "data/ruler/niah_multivalue/validation_2000.jsonl").read_text()
     assert "A queen reads. A queen reads." in text
-    assert main([*made[:-2], "--samples", "0"]) == 1
-    assert "samples is 0" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*made[:-2], "--samples", "0"])
+    assert "argument --samples: 0 is less than 1" in capsys.readouterr().err
 
 
 def test_the_embedded_models_own_set_goes_the_same_way(tmp_path, capsys):

@@ -253,7 +253,9 @@ def test_prompts_that_are_too_long(model, small, refused):
     with pytest.raises(ValueError, match=f"tokens do not fit the model's context of {n_ctx}; shorten the prompt, or"):
         model.generate("word " * (n_ctx + 1))
     said = refused("heads", *small, "--n-ctx", "60")
-    assert "tokens do not fit the model's context of 60; shorten the prompt, or load the model with a larger" in said
+    assert (
+        "tokens, and the model's context has 60, and those of 1 more do not fit either; leave such samples out" in said
+    )
     said = refused("heads", *small[:2], "--samples", "1", "--n-ctx", "20")
     assert "prompts of one document have up to " in said
     assert "lower --max-new-tokens, or raise --n-ctx" in said

@@ -98,11 +98,16 @@ def test_documents_are_fewer_where_the_context_is_short(tiny_checkpoint, oracle_
     assert "prompts of one document" in capsys.readouterr().err
 
 
-def test_the_budget_of_a_batch_reaches_training(small, tmp_path, capsys):
+def test_the_budget_of_a_batch_reaches_training(small, tmp_path, capsys, monkeypatch):
     assert main(["heads", *small, "--out", str(tmp_path)]) == 0
     heads = ["--heads", str(tmp_path / "heads.json"), "--top-k", "1", "--out", str(tmp_path / "directions")]
-    assert main(["train", *small, *heads, "--batch-tokens", "0"]) == 1
-    assert "batch_tokens is 0" in capsys.readouterr().err
+
+    def refuse(max_new_tokens, batch_tokens, progress):
+        raise ValueError(f"a budget of {batch_tokens}")
+
+    monkeypatch.setattr("focuslens.directions.training.RunOptions", refuse)
+    assert main(["train", *small, *heads, "--batch-tokens", "77"]) == 1
+    assert "a budget of 77" in capsys.readouterr().err
 
 
 def test_train_then_steer_then_generate(small, tmp_path, capsys):
@@ -164,7 +169,6 @@ def test_generate_answers_a_prompt_from_a_file(tiny_checkpoint, tmp_path, capsys
         (["heads", "--model", "no/such/directory"], "no/such/directory"),
         (["heads", "--data", "missing.jsonl"], "missing.jsonl"),
         (["steer", "--directions", "no/such"], "no/such"),
-        (["heads", "--dtype", "float99"], "float99"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_line_with_status_1(options, message, tiny_checkpoint, capsys):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from dataclasses import replace
 
@@ -35,7 +36,6 @@ def _closed_figures():
     [
         (["generate", "--sample", "-1", "--documents", "2"], "there is no sample -1"),
         (["generate", "--prompt", "x", "--device", "nowhere"], "device is 'nowhere', which is not available"),
-        (["generate", "--prompt", "x", "--dtype", "float64x"], "dtype is 'float64x'"),
         (["heads", "--model", "/nowhere/at/all"], "there is no directory '/nowhere/at/all'"),
         (["steer", "--directions", "runs/a/b/direction_relevant"], "there is no directory 'runs/a/b/direction_rele"),
         (["steer", "--directions", "./nothing"], "there is no directory './nothing'"),
@@ -151,11 +151,8 @@ def test_generate_refuses_what_it_would_ignore_before_it_opens_anything(options,
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["heads", "--top", "0"], "--top 0: there are 12 heads to choose from; give a number from 1 to 12"),
-        (["heads", "--top", "13"], "--top 13: there are 12 heads"),
-        (["train", "--top-k", "-1"], "--top-k -1: there are 12 heads"),
+        (["heads", "--top", "13"], "--top 13: there are 12 heads to choose from; give a number from 1 to 12"),
         (["train", "--top-k", "13"], "--top-k 13: there are 12 heads"),
-        (["generate", "--sample", "0", "--tau", "0.3", "--top-k", "0"], "--top-k 0: there are 12 heads"),
         (["generate", "--sample", "0", "--tau", "0.3", "--top-k", "13"], "--top-k 13: there are 12 heads"),
     ],
 )
@@ -169,6 +166,43 @@ def test_a_number_of_heads_that_there_is_not_is_refused_before_any_is_scored(
     assert main([*arguments, *options]) == 1
     assert message in capsys.readouterr().err
     assert not scored
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["heads", "--samples", "-3"], "argument --samples: -3 is less than 1"),
+        (["heads", "--documents", "0"], "argument --documents: 0 is less than 1"),
+        (
+            ["heads", "--dtype", "float8"],
+            "argument --dtype: 'float8' is not one of float32, bfloat16, float16, float64",
+        ),
+        (["heads", "--top", "0"], "argument --top: 0 is less than 1"),
+        (["heads", "--n-ctx", "x"], "argument --n-ctx: 'x' is not a whole number"),
+        (["train", "--top-k", "-1"], "argument --top-k: -1 is less than 1"),
+        (["train", "--batch-tokens", "0"], "argument --batch-tokens: 0 is less than 1"),
+        (["steer", "--directions", "x", "--k", "1,0"], "argument --k: 0 is less than 1"),
+        (["report", "runs", "--views", "-1"], "argument --views: -1 is less than 0"),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_the_option_that_was_typed(arguments, message, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"focuslens {arguments[0]}: {message}" in line
+
+
+@pytest.mark.parametrize(
+    "arguments", [["report", "nowhere"], ["heads", "--dtype", "float8"], ["heads", "--documents", "0"]]
+)
+def test_what_is_wrong_is_said_before_anything_heavy_is_imported(arguments):
+    code = (
+        "import sys; from focuslens.cli.main import main\n"
+        f"try:\n    status = main({arguments})\nexcept SystemExit as stop:\n    status = stop.code\n"
+        "assert status in (1, 2)\n"
+        "assert not {'torch', 'transformer_lens', 'pandas', 'matplotlib'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
 
 
 @pytest.mark.parametrize("command", ["train", "generate"])

@@ -329,8 +329,6 @@ def test_folders_without_results_are_refused(tmp_path: Path, capsys):
     (tmp_path / "lines.jsonl").write_text("{}\n")
     assert main(["report", str(tmp_path)]) == 1
     assert "holds no results: no records of a sweep (.jsonl), heads.json" in capsys.readouterr().err
-    assert main(["report", str(tmp_path), "--views", "-1"]) == 1
-    assert "--views -1: give how many" in capsys.readouterr().err
 
 
 # Settings chosen on validation questions
