@@ -7,8 +7,10 @@ for torch.
 from __future__ import annotations
 
 import logging
+import sys
 from importlib import import_module
 from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 import lazy_loader
@@ -17,6 +19,18 @@ __version__ = "0.1.0"
 
 _public, __dir__, _names = lazy_loader.attach_stub(__name__, __file__)
 __all__ = [name for name in _names if name != "viz"]  # pyright: ignore[reportUnsupportedDunderAll]
+
+
+class _Serving(ModuleType):
+    """``focuslens.serving``: the functions that write checkpoints and tasks for other tools."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("ExportedCheckpoint", "FoldedCheckpoint", "export", "fold", "write_harness_task"):
+            return _public(name)
+        raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+
+
+serving = sys.modules[f"{__name__}.serving"] = _Serving(f"{__name__}.serving")
 
 # By default, the library prints no log messages. Applications can configure the logger "focuslens" to print them.
 logging.getLogger(__name__).addHandler(logging.NullHandler())
