@@ -93,10 +93,12 @@ define environment
 endef
 
 # $(call install,VENV,EXTRAS,CONSTRAINTS). Building with the pinned backends instead of an isolated environment is both
-# reproducible and quicker. Modules are compiled when first imported: most of torch never is.
+# reproducible and quicker. pip would compile all of torch, which takes minutes. One run of a command compiles what the
+# commands import. Where PYTHONDONTWRITEBYTECODE is set, nothing would keep what later runs compile.
 define install
 	@echo "installing focuslens[$(2)] into $(1) ..."
 	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-build-isolation -c $(3) -e '.[$(2)]'
+	@$(1)/bin/python -m focuslens heads --samples 1 --max-new-tokens 2 --quiet > /dev/null
 	@touch $@
 endef
 
