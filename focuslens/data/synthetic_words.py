@@ -236,8 +236,8 @@ LEADS = (
     "One letter tells us that",
     "It is well known that",
 )
-# A question is a pair of a frame and a question core. All pairs with frame 2 are in the train split. The bare frame must
-# therefore have index 2: the train split then contains the capitalised form of every word that can begin a question.
+# A question is a pair of a frame and a question core. All pairs with frame 2 are in the train split. The bare frame
+# must therefore have index 2: the train split then has the capitalised form of every word that can begin a question.
 QUESTION_FRAMES = (
     "According to the documents, {q}?",
     "From these results, {q}?",

@@ -176,7 +176,7 @@ class Checkpoint:
 
     def _load_hooked(self, tokenizer: Any, n_ctx: int | None, measure: bool) -> Loaded:
         hooked_config(self.config, dtype=self.dtype, device=str(self.device))  # before any weight is read
-        loader = PlainLoader(AutoModelForCausalLM, "cpu", measure=measure)
+        loader = PlainLoader(AutoModelForCausalLM, "cpu", measure=measure, n_ctx=n_ctx)
         settings = {"revision": self.revision, "dtype": self.dtype, "attn_implementation": "eager"}
         plain = loader.from_pretrained(self.name, **settings)
         hooked = as_hooked(plain, tokenizer, device=str(self.device), dtype=self.dtype, n_ctx=n_ctx)
@@ -186,7 +186,8 @@ class Checkpoint:
         from transformer_lens.model_bridge.sources.transformers import get_hf_model_class_for_architecture
 
         architecture = (self.config.architectures or ["unknown"])[0]
-        loader = PlainLoader(get_hf_model_class_for_architecture(architecture), self.device, measure=measure)
+        model_class = get_hf_model_class_for_architecture(architecture)
+        loader = PlainLoader(model_class, self.device, measure=measure, n_ctx=n_ctx)
         devices: dict[str, Any] = {"device": self.device}
         if self.device_map is not None:
             maps = self.device_map

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import warnings
 from typing import Any
 
 import torch
@@ -10,10 +11,10 @@ import torch
 from focuslens.model.backends import Backend, backend_for
 from focuslens.model.decoding_settings import DecodingSettings
 from focuslens.model.loading import Checkpoint, as_hooked, boot
-from focuslens.model.plain import Reference, UnfitError
+from focuslens.model.plain import MEASURED_TOKENS, Reference, UnfitError
 from focuslens.model.runner import ModelRunner
 from focuslens.model.stand_in import stand_in
-from focuslens.model.verification import Verified, require_same_logits
+from focuslens.model.verification import Verified, reads_own_cache, require_same_logits
 from focuslens.prompts.batch import EncodedPrompt, PromptInput
 
 __all__ = ["open_backend"]
@@ -64,7 +65,18 @@ def _open(checkpoint: Checkpoint, tokenizer: Any, kind: str, n_ctx: int | None) 
         runner = _TokenRunner(backend, tokenizer, DecodingSettings())
         require_same_logits(runner, loaded.reference, checkpoint.name)
         _require_same_stand_in(checkpoint, tokenizer, kind)
-        verified.remember()
+        reads_cache = reads_own_cache(runner, loaded.reference)
+        if n_ctx is None or n_ctx >= MEASURED_TOKENS:
+            verified.remember(reads_cache)
+    else:
+        reads_cache = verified.reads_cache
+    if not reads_cache:
+        warnings.warn(
+            f"TransformerLens's own generate of {checkpoint.name!r} does not read its key-value cache, so its "
+            "responses are wrong; FocusLens's generate, scores and sweeps read the cache. For model.hooked.generate, "
+            "pass use_past_kv_cache=False",
+            stacklevel=4,
+        )
     return backend
 
 

@@ -17,13 +17,17 @@ from transformers import GenerationConfig
 
 from focuslens.util.memory import is_out_of_memory
 
-__all__ = ["PlainLoader", "Reference", "UnfitError", "require_all_weights"]
+__all__ = ["MEASURED_TOKENS", "PlainLoader", "Reference", "UnfitError", "require_all_weights"]
 
 _LENGTHS = (9, 14)
 """Lengths of the reference prompts, in tokens."""
 
 _STEPS = 3
 """Number of tokens that follow each reference prompt."""
+
+
+MEASURED_TOKENS = max(_LENGTHS) + _STEPS
+"""Context length, in tokens, that a whole reference needs."""
 
 
 class UnfitError(ValueError):
@@ -46,8 +50,13 @@ class Reference:
     step_logits: tuple[Float[Tensor, "_ d_vocab"], ...]
 
     @classmethod
-    def of(cls, model: Any, lengths: Sequence[int] = _LENGTHS, n_steps: int = _STEPS) -> Reference:
-        """Run a plain model on prompts of fixed pseudo-random tokens. The lengths must ascend."""
+    def of(cls, model: Any, n_ctx: int | None = None) -> Reference:
+        """Run a plain model on prompts of fixed pseudo-random tokens, which fit a context of ``n_ctx`` tokens.
+
+        The shorter prompt is run first, because dynamic NTK remembers the longest sequence.
+        """
+        n_steps = _STEPS if n_ctx is None else max(1, min(_STEPS, n_ctx - 1))
+        lengths = [length if n_ctx is None else max(1, min(length, n_ctx - n_steps)) for length in _LENGTHS]
         sequences: list[Tensor] = []
         prompts: list[Tensor] = []
         steps: list[Tensor] = []
@@ -82,14 +91,16 @@ class PlainLoader:
         model_class: The model class, such as ``AutoModelForCausalLM``.
         device: Device to which a model without a device map is moved before it is measured.
         measure: Whether to measure a reference.
+        n_ctx: Context length within which the reference is measured.
     """
 
     __name__ = "PlainLoader"
 
-    def __init__(self, model_class: Any, device: str | None, *, measure: bool) -> None:
+    def __init__(self, model_class: Any, device: str | None, *, measure: bool, n_ctx: int | None = None) -> None:
         self._class = model_class
         self._device = device
         self._measure = measure
+        self._n_ctx = n_ctx
         self.reference: Reference | None = None
         self.config: Any = None
 
@@ -106,7 +117,7 @@ class PlainLoader:
         if "device_map" not in settings and self._device is not None:
             model = model.to(self._device)
         if self._measure:
-            self.reference = _measured(model.eval(), name)
+            self.reference = _measured(model.eval(), name, self._n_ctx)
         self.config = model.config
         return model
 
@@ -115,9 +126,9 @@ class PlainLoader:
         return self._class.from_config(config, **settings)
 
 
-def _measured(model: Any, name: str) -> Reference:
+def _measured(model: Any, name: str, n_ctx: int | None) -> Reference:
     try:
-        return Reference.of(model)
+        return Reference.of(model, n_ctx)
     except Exception as error:
         if is_out_of_memory(error):
             raise

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +17,7 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
+from transformers import DynamicCache
 
 from focuslens.model.plain import Reference, UnfitError
 from focuslens.model.runner import ModelRunner
@@ -26,9 +26,7 @@ from focuslens.util.cache import cache_folder
 from focuslens.util.files import versions, write_json
 from focuslens.util.memory import is_out_of_memory
 
-__all__ = ["Verified", "require_same_logits"]
-
-_LOG = logging.getLogger(__name__)
+__all__ = ["Verified", "reads_own_cache", "require_same_logits"]
 
 _TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.05, torch.bfloat16: 0.2}
 """Largest difference of a row that counts as rounding: root mean square over the vocabulary, in units of the standard
@@ -142,6 +140,19 @@ def _steps(runner: ModelRunner, reference: Reference, kind: str, rows: list[int]
         yield f"{kind}, {step} tokens over a cache" if step else f"{kind} over a cache", ours, right
 
 
+@torch.no_grad()
+def reads_own_cache(runner: ModelRunner, reference: Reference) -> bool:
+    """Whether TransformerLens's own call of a bridge reads a key-value cache, which its ``generate`` relies on."""
+    if not runner.backend.is_bridge or len(reference.step_logits[0]) < 2:
+        return True
+    length, cache = len(reference.prompt_logits[0]), DynamicCache()
+    tokens = reference.sequences[0][None].to(runner.device)
+    for new in (tokens[:, :length], tokens[:, length : length + 1]):
+        logits = runner.hooked(new, return_type="logits", past_key_values=cache, use_cache=True)
+    difference = float(_differences(logits[0, -1:], reference.step_logits[0][1:2]).max())
+    return difference <= _TOLERANCES[runner.hooked.cfg.dtype]
+
+
 @dataclass(frozen=True)
 class Verified:
     """Record that a configuration was compared before, with these versions, so that it is not compared again.
@@ -170,19 +181,18 @@ class Verified:
         """Whether the record exists."""
         return self._path.is_file()
 
-    def remember(self) -> None:
-        """Write the record. Where the cache folder cannot be written, the next load compares again."""
+    @property
+    def reads_cache(self) -> bool:
+        """Result of :func:`reads_own_cache` in the record."""
+        return bool(json.loads(self._path.read_text(encoding="utf-8"))["reads_cache"])
+
+    def remember(self, reads_cache: bool) -> None:
+        """Write the record. If the cache folder cannot be written, the next load compares again."""
+        architecture = (self.config.architectures or [self.config.model_type])[0]
+        record = {"architecture": architecture, "backend": self.backend, "reads_cache": reads_cache}
         with suppress(OSError):
-            architecture = (self.config.architectures or [self.config.model_type])[0]
-            write_json(self._path, {"architecture": architecture, "backend": self.backend, "versions": versions()})
+            write_json(self._path, {**record, "versions": versions()})
 
 
 _NAMES_ONLY = ("_name_or_path", "name_or_path", "transformers_version", "torch_dtype", "dtype")
 """Entries of a configuration that do not change what the model computes."""
-
-
-def once(verified: Verified, verify: Callable[[], None]) -> None:
-    """Run a comparison unless it is known to have passed."""
-    if not verified.known:
-        verify()
-        verified.remember()

@@ -292,3 +292,31 @@ def plain_reference(directory: Path) -> Reference:
     loader.from_pretrained(str(directory), attn_implementation="eager")
     assert loader.reference is not None
     return loader.reference
+
+
+def test_a_cache_that_transformer_lens_does_not_read_is_named_at_every_load(tmp_path: Path, checkpoint: Any) -> None:
+    (mpt,) = (one for one in ARCHITECTURES if one.name == "MPT")
+    directory = build_architecture(mpt, tmp_path / "mpt", AutoTokenizer.from_pretrained(checkpoint("llama")))
+    message = r"own generate of .* does not read its key-value cache.*use_past_kv_cache=False"
+    with pytest.warns(UserWarning, match=message):
+        opened(directory)
+    with pytest.warns(UserWarning, match=message):  # known from the record
+        model = opened(directory)
+    tokens = model.to_tokens("the river stone")
+    settings: dict[str, Any] = {"do_sample": False, "max_new_tokens": 5, "verbose": False, "return_type": "tokens"}
+    without = model.hooked.generate(tokens, use_past_kv_cache=False, **settings)[0, tokens.shape[1] :].tolist()
+    ours = fl_tokens(model, tokens)
+    assert ours[: len(without)] == without[: len(ours)]
+    assert model.hooked.generate(tokens, **settings)[0, tokens.shape[1] :].tolist() != without
+
+
+def fl_tokens(model: FocusModel, tokens: torch.Tensor) -> list[int]:
+    return model.generate(tokens, max_new_tokens=5).tokens.tolist()
+
+
+@pytest.mark.parametrize("n_ctx", [2, 5, 16, 17])
+def test_a_short_context_is_compared_as_far_as_it_reaches(
+    directory: Path, backend: str, empty_cache: Path, n_ctx: int
+) -> None:
+    assert opened(directory, backend, n_ctx=n_ctx).shape.n_ctx == n_ctx
+    assert (empty_cache / "verified").exists() == (n_ctx >= plain.MEASURED_TOKENS)
