@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import sys
 from importlib import import_module
+from importlib.machinery import ModuleSpec
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Any
@@ -24,13 +25,16 @@ __all__ = [name for name in _names if name != "viz"]  # pyright: ignore[reportUn
 class _Serving(ModuleType):
     """``focuslens.serving``: the functions that write checkpoints and tasks for other tools."""
 
+    __all__ = ("ExportedCheckpoint", "FoldedCheckpoint", "export", "fold", "write_harness_task")
+
     def __getattr__(self, name: str) -> Any:
-        if name in ("ExportedCheckpoint", "FoldedCheckpoint", "export", "fold", "write_harness_task"):
+        if name in self.__all__:
             return _public(name)
         raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
 
 
 serving = sys.modules[f"{__name__}.serving"] = _Serving(f"{__name__}.serving")
+serving.__spec__ = ModuleSpec(serving.__name__, None)
 
 # By default, the library prints no log messages. Applications can configure the logger "focuslens" to print them.
 logging.getLogger(__name__).addHandler(logging.NullHandler())

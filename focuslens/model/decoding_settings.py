@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -13,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig
 
-from focuslens.prompts.batch import PromptBatch
+from focuslens.model.generation import Prefix
 
 __all__ = ["DecodingSettings", "LogitsRule"]
 
@@ -22,6 +23,7 @@ LogitsRule: TypeAlias = Callable[[Tensor, Sequence[Tensor]], Tensor]
 
 _NEUTRAL: Mapping[str, Any] = {
     "num_beams": 1,
+    "min_length": 0,
     "penalty_alpha": 0.0,
     "guidance_scale": 1.0,
     "dola_layers": None,
@@ -78,9 +80,12 @@ class DecodingSettings:
         They come from ``generation_config.json``, or from ``config.json`` if that file does not exist. If the file
         names no stop token, the stop token is the tokenizer's EOS token. Settings that are not applied give a warning.
         """
+        declared: Any = None
         try:
-            declared: Any = cast("Any", GenerationConfig).from_pretrained(name, revision=revision)
-        except OSError:
+            declared = cast("Any", GenerationConfig).from_pretrained(name, revision=revision)
+        except OSError as error:
+            if (Path(name) / "generation_config.json").is_file():
+                raise ValueError(f"generation_config.json of {name!r} cannot be read ({error}); correct it") from error
             declared = cast("Any", GenerationConfig).from_model_config(config)
         ignored = {
             key: value
@@ -112,31 +117,37 @@ class DecodingSettings:
         settings = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(neutral, name)}
         return {name: _lists(value) for name, value in settings.items()}
 
-    def rule(self, batch: PromptBatch) -> LogitsRule:
-        """Function that applies the settings to the logits of a batch, in the order in which Hugging Face does.
+    def rule(self, prefix: Prefix) -> LogitsRule:
+        """Function that applies the settings to the logits after a prefix, in the order in which Hugging Face does.
 
         Each row is processed alone, because Hugging Face's processors would count padding as tokens of the prompt.
         """
-        processors = [self._processors(len(prompt.tokens)) for prompt in batch.prompts]
-        if not processors[0]:
+        if not self.describe():
             return lambda logits, steps: logits
+        rows = zip(prefix.tokens, prefix.mask, prefix.batch.prompts, strict=True)
+        # The last prompt token may be held back. It is then not part of the prefix.
+        held = slice(-1, None) if prefix.logits is None else slice(0, 0)
+        prompts = [torch.cat((tokens[mask.bool()], prompt.tokens[held])) for tokens, mask, prompt in rows]
+        made: list[list[Any]] = []
 
         def changed(
             logits: Float[Tensor, "batch d_vocab"], steps: Sequence[Int[Tensor, "batch"]]
         ) -> Float[Tensor, "batch d_vocab"]:
+            if not made:
+                made.extend(self._processors(len(prompt), logits.device) for prompt in prompts)
             responses = torch.stack(list(steps), dim=1) if steps else torch.zeros(len(logits), 0, dtype=torch.long)
-            rows: list[Tensor] = []
-            for row, prompt, response, ours in zip(logits.float(), batch.prompts, responses, processors, strict=True):
-                ids = torch.cat((prompt.tokens, response))[None].to(logits.device)
+            changed_rows: list[Tensor] = []
+            for row, prompt, response, processors in zip(logits.float(), prompts, responses, made, strict=True):
+                ids = torch.cat((prompt, response))[None].to(logits.device)
                 scores = row[None]
-                for processor in ours:
+                for processor in processors:
                     scores = processor(ids, scores)
-                rows.append(scores)
-            return torch.cat(rows)
+                changed_rows.append(scores)
+            return torch.cat(changed_rows)
 
         return changed
 
-    def _processors(self, prompt_length: int) -> list[Any]:
+    def _processors(self, prompt_length: int, device: torch.device) -> list[Any]:
         """Hugging Face's processors for a prompt of a length, in the order of its ``generate``."""
         stops = list(self.stop_tokens)
         made: list[Any] = []
@@ -148,7 +159,9 @@ class DecodingSettings:
             made.append(transformers.NoBadWordsLogitsProcessor([list(word) for word in self.bad_words], stops or None))
         if self.min_new_tokens > 0 and stops:
             made.append(
-                transformers.MinNewTokensLengthLogitsProcessor(prompt_length, self.min_new_tokens, cast("Any", stops))
+                transformers.MinNewTokensLengthLogitsProcessor(
+                    prompt_length, self.min_new_tokens, cast("Any", stops), device=str(device)
+                )
             )
         if self.suppress_tokens:
             made.append(transformers.SuppressTokensLogitsProcessor(list(self.suppress_tokens)))

@@ -16,6 +16,7 @@ from focuslens.model.runner import ModelRunner
 from focuslens.model.stand_in import stand_in
 from focuslens.model.verification import Verified, reads_own_cache, require_same_logits
 from focuslens.prompts.batch import EncodedPrompt, PromptInput
+from focuslens.util.memory import is_out_of_memory, release_memory
 
 __all__ = ["open_backend"]
 
@@ -48,7 +49,10 @@ def open_backend(checkpoint: Checkpoint, tokenizer: Any, backend: str | None, n_
             return _open(checkpoint, tokenizer, kind, n_ctx)
         except UnfitError as error:
             _LOG.info("not as %s: %s", kind, error)
-            refusals.append(error)
+            # The traceback holds the model that was refused, whose memory the next kind needs.
+            error.__cause__ = error.__context__ = None
+            refusals.append(error.with_traceback(None))
+        release_memory()
     raise refusals[-1]
 
 
@@ -64,9 +68,9 @@ def _open(checkpoint: Checkpoint, tokenizer: Any, kind: str, n_ctx: int | None) 
     if loaded.reference is not None:
         runner = _TokenRunner(backend, tokenizer, DecodingSettings())
         require_same_logits(runner, loaded.reference, checkpoint.name)
-        _require_same_stand_in(checkpoint, tokenizer, kind)
+        complete = _require_same_stand_in(checkpoint, tokenizer, kind)
         reads_cache = reads_own_cache(runner, loaded.reference)
-        if n_ctx is None or n_ctx >= MEASURED_TOKENS:
+        if complete and (n_ctx is None or n_ctx >= MEASURED_TOKENS):
             verified.remember(reads_cache)
     else:
         reads_cache = verified.reads_cache
@@ -80,22 +84,32 @@ def _open(checkpoint: Checkpoint, tokenizer: Any, kind: str, n_ctx: int | None) 
     return backend
 
 
-def _require_same_stand_in(checkpoint: Checkpoint, tokenizer: Any, kind: str) -> None:
-    """Compare a tiny stand-in, whose windows and rotary tables end within a few tokens."""
-    plain = stand_in(checkpoint.config)
-    if plain is None:
-        _LOG.info("no stand-in of %s could be made; its weights alone were compared", checkpoint.name)
-        return
-    reference = Reference.of(plain)
-    settings: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
-    if kind == "hooked":
-        hooked = as_hooked(plain, tokenizer, **settings)
-    else:
-        hooked = boot(checkpoint.name, tokenizer, hf_model=plain, **settings)
+def _require_same_stand_in(checkpoint: Checkpoint, tokenizer: Any, kind: str) -> bool:
+    """Compare a tiny stand-in, whose windows and rotary tables end within a few tokens.
+
+    Returns ``False`` if no stand-in could be made and run. The weights alone have then been compared.
+    """
+    try:
+        plain = stand_in(checkpoint.config)
+        reference = None if plain is None else Reference.of(plain)
+        if plain is None or reference is None:
+            raise ValueError("no sizes fit its architecture")
+        settings: dict[str, Any] = {"device": "cpu", "dtype": torch.float32}
+        if kind == "hooked":
+            hooked = as_hooked(plain, tokenizer, **settings)
+        else:
+            hooked = boot(checkpoint.name, tokenizer, hf_model=plain, **settings)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        _LOG.warning("%s: no tiny stand-in (%s), so windows and long tables were not compared", checkpoint.name, reason)
+        return False
     # Some of the sequences are longer than the context that the length-dependent tables of a stand-in start from.
     hooked.cfg.n_ctx = max(map(len, reference.sequences))
     runner = _TokenRunner(backend_for(hooked, plain.config), tokenizer, DecodingSettings())
     require_same_logits(runner, reference, checkpoint.name)
+    return True
 
 
 def require_context(config: Any, n_ctx: int | None) -> None:
@@ -113,6 +127,6 @@ def require_context(config: Any, n_ctx: int | None) -> None:
     rotary = getattr(config, "rope_parameters", None)
     if declared is not None and n_ctx > declared and not rotary:
         raise ValueError(
-            f"n_ctx is {n_ctx}, but {config.model_type} has positions for {declared} tokens; only models with rotary "
-            "embeddings can have more"
+            f"n_ctx is {n_ctx}, but the configuration of {config.model_type} declares positions for {declared} tokens, "
+            "and a larger n_ctx needs rotary embeddings"
         )

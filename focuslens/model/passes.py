@@ -66,7 +66,20 @@ class PassRunner(ABC):
         if isinstance(prompts, PromptBatch):
             return prompts
         sequence = cast("Sequence[PromptInput]", [prompts] if is_one_prompt(prompts) else prompts)
-        return PromptBatch.of([self.encode(prompt) for prompt in sequence])
+        return PromptBatch.of([self._checked(self.encode(prompt)) for prompt in sequence])
+
+    def _checked(self, prompt: EncodedPrompt) -> EncodedPrompt:
+        """The prompt, if the model has an embedding for each of its tokens.
+
+        Raises:
+            ValueError: If it has not.
+        """
+        if bool(((prompt.tokens < 0) | (prompt.tokens >= self.shape.d_vocab)).any()):
+            raise ValueError(
+                f"the prompt has token ids from {int(prompt.tokens.min())} to {int(prompt.tokens.max())}; the model's "
+                f"vocabulary has the ids 0 to {self.shape.d_vocab - 1}"
+            )
+        return prompt
 
     def require_acting(self, names: Iterable[str]) -> None:
         """Check that hooks on the named hook points can change the logits; see :meth:`HookPoints.require_acting`."""

@@ -6,6 +6,7 @@ changes the model that it wraps.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -28,6 +29,10 @@ _STEPS = 3
 
 MEASURED_TOKENS = max(_LENGTHS) + _STEPS
 """Context length, in tokens, that a whole reference needs."""
+
+
+_BUFFER = re.compile(r"(^|\.)(masked_bias|causal_mask|attn\.bias|attention\.bias|inv_freq|position_ids)$")
+"""Buffers that old checkpoints contain and that models compute themselves: masks, frequencies and positions."""
 
 
 class UnfitError(ValueError):
@@ -57,6 +62,15 @@ class Reference:
         """
         n_steps = _STEPS if n_ctx is None else max(1, min(_STEPS, n_ctx - 1))
         lengths = [length if n_ctx is None else max(1, min(length, n_ctx - n_steps)) for length in _LENGTHS]
+        # A generation config of the checkpoint would be merged with ours, and can need a tokenizer (stop strings).
+        declared, model.generation_config = model.generation_config, GenerationConfig()
+        try:
+            return cls._measured(model, lengths, n_steps)
+        finally:
+            model.generation_config = declared
+
+    @classmethod
+    def _measured(cls, model: Any, lengths: Sequence[int], n_steps: int) -> Reference:
         sequences: list[Tensor] = []
         prompts: list[Tensor] = []
         steps: list[Tensor] = []
@@ -78,7 +92,6 @@ def _rows(logits: Tensor) -> Tensor:
 def _greedy(n_steps: int) -> GenerationConfig:
     """Greedy generation of a fixed number of tokens. The logits are those before any processing."""
     settings: dict[str, Any] = {"do_sample": False, "num_beams": 1, "pad_token_id": 0}
-    # A generation config of the checkpoint could end the response at a stop token.
     settings |= {"max_new_tokens": n_steps, "min_new_tokens": n_steps}
     settings |= {"output_logits": True, "return_dict_in_generate": True}
     return GenerationConfig(**settings)
@@ -149,6 +162,8 @@ def require_all_weights(name: str, info: dict[str, Any]) -> None:
     )
     for kind, problem, consequence in kinds:
         keys = sorted(str(key[0] if isinstance(key, tuple) else key) for key in info.get(kind) or ())
+        if kind == "unexpected_keys":
+            keys = [key for key in keys if not _BUFFER.search(key)]
         if keys:
             more = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
             raise ValueError(f"the checkpoint {name!r} {problem} {keys[0]!r}{more}; {consequence}")

@@ -167,10 +167,11 @@ class ModelRunner(PassRunner):
         prefix = self.completed(prefix, interventions)
         start, columns = prefix.mask.shape[1], torch.cat((prefix.mask, new), dim=1)
         self.require_room(int(columns.sum(dim=1).max()))
+        self._require_no_gaps(prefix)
         if self.backend.outgrown(columns, new.shape[1]):
             if new.shape[1] > 1:
                 return self._extend_one_by_one(prefix, tokens, new, interventions, observers)
-            cache = self._computed_again(prefix.batch, prefix.tokens, prefix.mask, interventions)
+            cache = self._computed_again(prefix, prefix.tokens, prefix.mask, interventions)
         else:
             cache = self.backend.fork(prefix.cache)
         with self.intervened(interventions, prefix.batch, Cursor(start), observers):
@@ -200,13 +201,37 @@ class ModelRunner(PassRunner):
         return torch.cat(logits, dim=1), prefix
 
     def _computed_again(
-        self, batch: PromptBatch, tokens: Tensor, mask: Tensor, interventions: Sequence[Intervention]
+        self, prefix: Prefix, tokens: Tensor, mask: Tensor, interventions: Sequence[Intervention]
     ) -> Any:
-        """A cache with the keys and values that these tokens have as the beginning of a longer sequence."""
-        cache = self.backend.new_cache(len(batch))
-        with self.intervened(interventions, batch, Cursor(0)):
+        """A cache with the keys and values that these tokens have as the beginning of a longer sequence.
+
+        Raises:
+            ValueError: If the prefix was run under an intervention that is not one of ``interventions``.
+        """
+        if not all(any(applied is item for item in interventions) for applied in prefix.under):
+            raise ValueError(
+                "the sequence outgrows a rotary table, so the keys of the prefix must be computed again; pass the "
+                "interventions under which the prefix was run"
+            )
+        cache = self.backend.new_cache(len(prefix.batch))
+        with self.intervened(interventions, prefix.batch, Cursor(0)):
             self.backend.fill(tokens.to(self.device), mask, cache)
         return cache
+
+    def _require_no_gaps(self, prefix: Prefix) -> None:
+        """Check that no padding lies between tokens of a prefix if a layer has a window, which counts columns.
+
+        Raises:
+            ValueError: If there is such padding.
+        """
+        after_token = prefix.mask.cumsum(dim=1) > 0
+        if bool((after_token & (prefix.mask == 0)).any()) and any(
+            self.backend.window(layer) is not None for layer in range(self.shape.n_layers)
+        ):
+            raise ValueError(
+                "a row of the prefix ends in padding, and the model has sliding windows, which would count the "
+                "padding; extend such rows one at a time"
+            )
 
     @torch.no_grad()
     def completed(self, prefix: Prefix, interventions: Sequence[Intervention] = ()) -> Prefix:
@@ -260,7 +285,8 @@ class ModelRunner(PassRunner):
         limits = (self.shape.n_ctx - length).clamp(min=0, max=max_new_tokens)
         stops, last = torch.tensor(decoding.stop_tokens, dtype=torch.long), prefix.batch.tokens(self.pad_token)[:, -1]
         responses = Responses(limits, stops, last)
-        self._decode(responses, prefix, interventions, observers, decoding.rule(prefix.batch))
+        self._require_no_gaps(prefix)
+        self._decode(responses, prefix, interventions, observers, decoding.rule(prefix))
         return [self._generation(ids, decoding.stop_tokens) for ids in responses.rows()]
 
     def _decode(
@@ -294,7 +320,7 @@ class ModelRunner(PassRunner):
                     logits = None
                 else:
                     return
-            cache, renewed = self._computed_again(prefix.batch, tokens, mask, interventions), True
+            cache, renewed = self._computed_again(prefix, tokens, mask, interventions), True
 
     def _require_numbers(self, logits: Float[Tensor, "row d_vocab"]) -> None:
         """Check that logits are numbers. The largest of NaN logits is token 0, which would look like a response.
@@ -304,10 +330,10 @@ class ModelRunner(PassRunner):
         """
         if logits.isnan().any():
             dtype = str(self.hooked.cfg.dtype).removeprefix("torch.")
-            remedy = "float16 overflows above 65,504; load the model with dtype='bfloat16' or 'float32'"
-            raise ValueError(
-                f"logits are NaN in {dtype}; " + (remedy if dtype == "float16" else "the weights may be broken")
-            )
+            remedy = "the weights may be broken, or an intervention may return NaN"
+            if dtype == "float16":
+                remedy = "float16 overflows above 65,504; load the model with dtype='bfloat16' or 'float32'"
+            raise ValueError(f"logits are NaN in {dtype}; {remedy}")
 
     def _generation(self, ids: list[int], stop_tokens: Sequence[int]) -> Generation:
         """Response with the tokens before the first stop token."""

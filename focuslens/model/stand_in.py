@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
+from focuslens.util.memory import is_out_of_memory
+
 __all__ = ["stand_in"]
 
 _LOG = logging.getLogger(__name__)
@@ -24,7 +26,7 @@ _WINDOW = 6
 _LIMIT = 11
 """Length at which length-dependent rotary tables of a stand-in change: inside a sequence that is compared."""
 
-_MOST_LAYERS = 8
+_MOST_LAYERS = 12
 _MOST_PARAMETERS = 2e8
 """A stand-in whose width could not be reduced has at most this many parameters, about one gigabyte."""
 
@@ -40,6 +42,13 @@ _SMALL = {
     "num_local_experts": 4,
     "num_experts": 4,
     "n_routed_experts": 4,
+    "moe_num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_k": 2,
+    "top_k_experts": 2,
+    "n_group": 1,
+    "topk_group": 1,
+    "n_shared_experts": 1,
 }
 """Sizes that do not depend on the attention heads, with their largest values in a stand-in."""
 
@@ -50,12 +59,14 @@ def stand_in(config: Any) -> Any | None:
     """A random float32 model on the CPU; ``None`` if none can be made from this configuration."""
     for variant in _variants(config):
         try:
-            with torch.random.fork_rng(devices=[]):
+            with torch.random.fork_rng():
                 torch.manual_seed(0)
                 model: Any = AutoModelForCausalLM.from_config(variant, attn_implementation="eager", dtype=torch.float32)
                 _randomise(model)
                 model.eval()(torch.arange(1, 4)[None], use_cache=False)
         except Exception as error:  # sizes of an architecture can depend on each other in any way
+            if is_out_of_memory(error):
+                raise
             _LOG.debug("no stand-in of %s with these sizes: %s", type(config).__name__, error)
             continue
         return model
@@ -65,7 +76,9 @@ def stand_in(config: Any) -> Any | None:
 def _variants(config: Any) -> Generator[Any]:
     """Yield smaller configurations, the smallest first."""
     for narrow in (True, False):
-        variant = copy.deepcopy(config)
+        whole = copy.deepcopy(config)
+        # Models of text and images have a configuration of the text model inside.
+        variant = whole.get_text_config()
         for name, size in _SMALL.items():
             value = getattr(variant, name, None)
             if isinstance(value, int) and value > size:
@@ -76,37 +89,35 @@ def _variants(config: Any) -> Generator[Any]:
         _shorten(variant)
         if narrow:
             _narrow(variant)
-        if narrow or _n_parameters(variant) <= _MOST_PARAMETERS:
-            yield variant
+        if _n_parameters(whole) <= _MOST_PARAMETERS:
+            yield whole
 
 
 def _shorten(config: Any) -> None:
-    """Give a configuration few layers, short windows and short rotary tables."""
+    """Give a configuration few layers, one of each kind at least, short windows and short rotary tables."""
     depth_name = next((name for name in _DEPTHS if isinstance(getattr(config, name, None), int)), None)
     if depth_name is not None:
         depth = getattr(config, depth_name)
         per_layer = {
-            key: value for key, value in vars(config).items() if isinstance(value, list) and len(value) == depth
+            name: values for name, values in vars(config).items() if isinstance(values, list) and len(values) == depth
         }
-        needed = [
-            1 + max(map(values.index, set(map(_hashable, values)))) for values in map(_all_hashable, per_layer.values())
-        ]
-        layers = min(depth, _MOST_LAYERS, max([2, *needed]))
-        setattr(config, depth_name, layers)
-        for key, values in per_layer.items():
-            setattr(config, key, values[:layers])
+        layers = _one_of_each_kind(per_layer, depth)
+        setattr(config, depth_name, len(layers))
+        for name, values in per_layer.items():
+            setattr(config, name, [values[layer] for layer in layers])
     for name in ("sliding_window", "attention_chunk_size", "window_size"):
         if isinstance(getattr(config, name, None), int):
             setattr(config, name, _WINDOW)
     _shorten_tables(config)
 
 
-def _hashable(value: Any) -> Any:
-    return str(value) if isinstance(value, list | dict) else value
-
-
-def _all_hashable(values: list[Any]) -> list[Any]:
-    return [_hashable(value) for value in values]
+def _one_of_each_kind(per_layer: dict[str, list[Any]], depth: int) -> list[int]:
+    """Layers to keep: the first two, and the first of each kind that the lists of a configuration distinguish."""
+    layers = {0, min(1, depth - 1)}
+    for values in per_layer.values():
+        texts = [str(value) for value in values]
+        layers |= {texts.index(text) for text in set(texts)}
+    return sorted(layers)[:_MOST_LAYERS]
 
 
 def _shorten_tables(config: Any) -> None:

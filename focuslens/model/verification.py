@@ -32,6 +32,11 @@ _TOLERANCES = {torch.float32: 1e-3, torch.float64: 1e-3, torch.float16: 0.05, to
 """Largest difference of a row that counts as rounding: root mean square over the vocabulary, in units of the standard
 deviation of the logits. The largest difference measured in float32 was 1e-4 (``HookedTransformer``)."""
 
+_FEW_ROWS = 4
+_TOLERANCE_OF_ROWS = 0.6
+"""Largest difference of any row of a comparison with few rows, in float16 and bfloat16, where rounding can send a token
+to another expert. Rows of another model differ by 0.9 or more."""
+
 _Comparison = tuple[str, Tensor, Tensor]
 """What was computed, its logits, and the logits of the plain model."""
 
@@ -41,7 +46,7 @@ def require_same_logits(runner: ModelRunner, reference: Reference, name: str) ->
     """Check that a model has the logits of the plain Hugging Face model.
 
     In types with fewer digits than float32, single rows may differ, because rounding can send a token to another
-    expert. There, the median row counts.
+    expert. There, the median row counts if there are several rows.
 
     Raises:
         UnfitError: If the logits differ by more than rounding, or the model cannot be run.
@@ -58,11 +63,13 @@ def require_same_logits(runner: ModelRunner, reference: Reference, name: str) ->
         ) from error
     for computed, ours, right in comparisons:
         rows = _differences(ours, right)
-        difference = float(rows.max() if dtype in (torch.float32, torch.float64) else rows.median())
-        if not difference <= _TOLERANCES[dtype]:
+        exact, few = dtype in (torch.float32, torch.float64), len(rows) < _FEW_ROWS
+        difference = float(rows.max() if exact or few else rows.median())
+        tolerance = _TOLERANCES.get(dtype, 0.2) if exact or not few else _TOLERANCE_OF_ROWS
+        if not difference <= tolerance:
             raise UnfitError(
                 f"{_kind(runner)} does not compute {name!r} as transformers does: the logits of {computed} differ by "
-                f"{difference:.2g} standard deviations, but rounding explains only {_TOLERANCES[dtype]:.2g}. These "
+                f"{difference:.2g} standard deviations, but rounding explains only {tolerance:.2g}. These "
                 "numbers would be those of another model, so the checkpoint is refused"
             )
 
@@ -85,7 +92,7 @@ def _differences(ours: Float[Tensor, "row d_vocab"], right: Float[Tensor, "row d
 
 
 def _comparisons(runner: ModelRunner, reference: Reference) -> Generator[_Comparison]:
-    """Yield logits of the model and of the plain model, for every way in which FocusLens runs a model."""
+    """Yield logits of the model and of the plain model: whole passes, rows over a cache, and a padded batch."""
     lengths = [len(logits) for logits in reference.prompt_logits]
     prompts = [EncodedPrompt(tokens[:length], {}) for tokens, length in zip(reference.sequences, lengths, strict=True)]
     for prompt, right in zip(prompts, reference.prompt_logits, strict=True):
@@ -178,8 +185,11 @@ class Verified:
 
     @property
     def known(self) -> bool:
-        """Whether the record exists."""
-        return self._path.is_file()
+        """Whether the record exists and can be read."""
+        try:
+            return self._path.is_file()
+        except OSError:
+            return False
 
     @property
     def reads_cache(self) -> bool:

@@ -91,7 +91,13 @@ def is_one_prompt(prompts: Any) -> bool:
     """Whether a value is one prompt rather than a sequence of prompts."""
     if isinstance(prompts, str | EncodedPrompt | Tensor):
         return True
-    return isinstance(prompts, Sequence) and bool(prompts) and isinstance(prompts[0], int | Mapping)
+    if not isinstance(prompts, Sequence) or isinstance(prompts, bytes) or not prompts:
+        return False
+    return isinstance(prompts[0], Mapping) or _is_token(prompts[0])
+
+
+def _is_token(value: Any) -> bool:
+    return hasattr(value, "__index__") and not isinstance(value, bool | Tensor)
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,7 +13,7 @@ from jaxtyping import Int
 from jinja2 import TemplateError
 from torch import Tensor
 
-from focuslens.prompts.batch import EncodedPrompt, PromptInput
+from focuslens.prompts.batch import EncodedPrompt, PromptInput, is_one_prompt
 from focuslens.prompts.prompt import Prompt, Span
 
 __all__ = ["PromptEncoder", "token_span"]
@@ -164,9 +164,7 @@ class PromptEncoder:
             text = self._fill_template(list(prompt))
             ids, _ = self._tokenize(text)
             return EncodedPrompt(torch.tensor(ids, dtype=torch.long), {}, text)
-        sequence = isinstance(prompt, Sequence) and not isinstance(prompt, bytes) and bool(prompt)
-        is_ids = sequence and isinstance(prompt[0], int)
-        if is_ids or isinstance(prompt, Tensor):
+        if isinstance(prompt, Tensor) or is_one_prompt(prompt):
             tokens = torch.as_tensor(prompt).cpu()
             if tokens.ndim == 2 and len(tokens) == 1:
                 tokens = tokens[0]

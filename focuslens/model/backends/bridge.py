@@ -177,8 +177,9 @@ class BridgeBackend:
             )
         positions = torch.arange(length, device=self.device)[None]
         example = torch.zeros(1, dtype=self.hooked.cfg.dtype, device=self.device)
-        with torch.no_grad():
-            cos, sin = embedding(example, positions)  # the tables have the example's dtype and device
+        # The tables have the example's dtype and device.
+        with torch.no_grad(), self._length_tables(torch.ones(1, length), length, held=0):
+            cos, sin = embedding(example, positions)
         query_norm, key_norm = (_on(self.device, norm) for norm in norms)
         return Rotary(cos=cos[0], sin=sin[0], adjacent_pairs=False, query_norm=query_norm, key_norm=key_norm)
 

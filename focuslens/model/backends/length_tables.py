@@ -57,13 +57,18 @@ class LengthTables:
     @contextmanager
     def fixed(self, lengths: Int[Tensor, "batch row"]) -> Generator[None]:
         """Let each row of a pass use the table of its own length, in tokens, inside a ``with`` block."""
+        # Another library, such as accelerate, may have replaced this method for good.
+        earlier = [embedding.forward for embedding in self.embeddings]
+        replaced = ["forward" in vars(embedding) for embedding in self.embeddings]
         try:
-            for embedding in self.embeddings:
-                vars(embedding)["forward"] = _RowTables(embedding, lengths)
+            for embedding, forward in zip(self.embeddings, earlier, strict=True):
+                vars(embedding)["forward"] = _RowTables(embedding, forward, lengths)
             yield
         finally:
-            for embedding in self.embeddings:
+            for embedding, forward, was_replaced in zip(self.embeddings, earlier, replaced, strict=True):
                 vars(embedding).pop("forward", None)
+                if was_replaced:
+                    vars(embedding)["forward"] = forward
                 _forget(embedding)
 
 
@@ -101,6 +106,7 @@ class _RowTables:
     """``forward`` of a rotary embedding that computes every row with the table of the row's length."""
 
     embedding: Any
+    original: Any
     lengths: Int[Tensor, "batch row"]
 
     def __call__(self, x: Tensor, position_ids: Int[Tensor, "batch row"], *layer: Any, **kinds: Any) -> Any:
@@ -112,7 +118,7 @@ class _RowTables:
             # Hugging Face takes the length from the largest position of the pass, so one position is added.
             last = torch.full_like(positions[:, :1], length - 1)
             inside = torch.cat((positions.clamp(max=length - 1), last), dim=1)
-            computed = type(self.embedding).forward(self.embedding, x, inside, *layer, **kinds)
+            computed = self.original(x, inside, *layer, **kinds)
             cos, sin = (table[:, :-1] for table in computed)
             if tables is None:
                 tables = cos, sin

@@ -95,3 +95,20 @@ def test_settings_of_sampling_are_not_named(checkpoint: Any, tmp_path: Path) -> 
 def test_a_penalty_that_is_not_positive_is_refused(penalty: float) -> None:
     with pytest.raises(ValueError, match=f"repetition_penalty is {penalty}; it must be above 0"):
         DecodingSettings(repetition_penalty=penalty)
+
+
+def test_penalties_count_the_tokens_of_an_extended_prefix(checkpoint: Any, tmp_path: Path, samples: Any) -> None:
+    directory = copy_with(checkpoint, tmp_path, eos_token_id=1, pad_token_id=2, repetition_penalty=1.5)
+    model = fl.FocusModel.from_pretrained(str(directory), device="cpu")
+    prompt = model.encode(samples[0].prompt())
+    more = torch.tensor([[11, 12, 13]])
+    _, longer = model.extend(model.prefill(prompt, hold_last=True), more)
+    (response,) = model.decode(longer, max_new_tokens=N)
+    assert with_stop(response) == theirs(directory, torch.cat((prompt.tokens, more[0])))
+
+
+def test_a_generation_config_that_cannot_be_read_is_refused(checkpoint: Any, tmp_path: Path) -> None:
+    directory = copy_with(checkpoint, tmp_path, eos_token_id=1)
+    (directory / "generation_config.json").write_text('{"eos_token_id": 1,}')
+    with pytest.raises(ValueError, match=r"generation_config.json of .* cannot be read"):
+        fl.FocusModel.from_pretrained(str(directory), device="cpu")

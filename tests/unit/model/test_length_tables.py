@@ -97,3 +97,41 @@ def test_scores_of_a_sweep_are_those_of_single_runs(directory_of: Any, samples: 
         for sample, response in zip(samples, sweep[setting.name].responses, strict=True):
             alone = model.generate(sample.prompt(), setting.interventions, max_new_tokens=4)
             assert alone.text == response
+
+
+def test_keys_that_are_computed_again_need_the_prefixs_interventions(directory_of: Any) -> None:
+    model = opened(directory_of("Phi-3, longrope"))
+    steering = fl.HeadAblation([(0, 1)])
+    prefix = model.prefill(prompt(LIMIT), [steering], hold_last=True)
+    token = torch.tensor([[5]])
+    with pytest.raises(
+        ValueError, match=r"outgrows a rotary table.*pass the interventions under which the prefix was run"
+    ):
+        model.extend(model.completed(prefix, [steering]), token)
+    model.extend(prefix, token, [steering])
+
+
+def test_tables_for_training_are_those_of_the_sequence(directory_of: Any) -> None:
+    """Without a memory of longer sequences."""
+    backend = opened(directory_of("Llama, dynamic")).backend
+    first = backend.rotary(0, 100).cos
+    backend.rotary(0, 200)
+    assert torch.equal(backend.rotary(0, 100).cos, first)
+
+
+def test_a_method_that_another_library_replaced_is_called_and_stays(directory_of: Any) -> None:
+    model = opened(directory_of("Llama, longrope"))
+    (embedding,) = model.backend._tables.embeddings  # pyright: ignore[reportAttributeAccessIssue]
+    original, calls = embedding.forward, list[int]()
+
+    def forward(*arguments: Any, **settings: Any) -> Any:
+        calls.append(1)
+        return original(*arguments, **settings)
+
+    vars(embedding)["forward"] = forward
+    try:
+        model.logits(prompt(20))
+        assert calls
+        assert vars(embedding)["forward"] is forward
+    finally:
+        vars(embedding).pop("forward")

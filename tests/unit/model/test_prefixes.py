@@ -146,3 +146,14 @@ def test_a_check_of_hook_points_waits_for_the_interventions_of_another_thread(mo
         torch.testing.assert_close(model.hooked(model.to_tokens(prompt))[0], silenced, atol=1e-4, rtol=0)
     assert len(hooks.result()) == 1
     assert ran.is_set()
+
+
+def test_a_prefix_that_ends_in_padding_is_refused_where_a_window_would_count_it(load_model, backend, samples):
+    model = load_model("mistral_window", backend)
+    prefix = model.prefill([samples[0].prompt(), samples[1].prompt()])
+    tokens, mask = torch.tensor([[5, 6], [7, 0]]), torch.tensor([[1, 1], [1, 0]])
+    _, longer = model.extend(prefix, tokens, mask=mask)
+    with pytest.raises(ValueError, match="a row of the prefix ends in padding, and the model has sliding windows"):
+        model.extend(longer, tokens)
+    with pytest.raises(ValueError, match="a row of the prefix ends in padding"):
+        model.decode(longer, max_new_tokens=1)

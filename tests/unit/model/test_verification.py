@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer, MistralConfig, Phi3Config
 
 from focuslens import FocusModel
-from focuslens.model import opening, plain, verification
+from focuslens.model import loading, opening, plain, verification
 from focuslens.model.backends.bridge import BridgeBackend
 from focuslens.model.backends.hooked import HookedBackend
 from focuslens.model.plain import Reference, UnfitError
@@ -212,7 +215,7 @@ def test_positions_that_are_learned_cannot_be_more(tmp_path: Path, checkpoint: A
     (gpt2,) = (one for one in ARCHITECTURES if one.name == "GPT-2")
     directory = build_architecture(gpt2, tmp_path / "gpt2", AutoTokenizer.from_pretrained(checkpoint("llama")))
     with pytest.raises(
-        ValueError, match="n_ctx is 1025, but gpt2 has positions for 1024 tokens; only models with rotary"
+        ValueError, match="n_ctx is 1025, but the configuration of gpt2 declares positions for 1024 tokens"
     ):
         opened(directory, n_ctx=1025)
 
@@ -320,3 +323,72 @@ def test_a_short_context_is_compared_as_far_as_it_reaches(
 ) -> None:
     assert opened(directory, backend, n_ctx=n_ctx).shape.n_ctx == n_ctx
     assert (empty_cache / "verified").exists() == (n_ctx >= plain.MEASURED_TOKENS)
+
+
+@pytest.mark.parametrize("name", ["Qwen3MoeConfig", "OlmoeConfig", "Glm4MoeConfig", "GptOssConfig", "Gemma3Config"])
+def test_large_configurations_have_stand_ins(name: str) -> None:
+    """Routing to eight experts, nested configurations and their defaults do not leave a checkpoint without one."""
+    model: Any = stand_in(getattr(transformers, name)())
+    assert sum(parameter.numel() for parameter in model.parameters()) < 2e8
+    small = model.config.get_text_config()
+    if getattr(small, "sliding_window", None) is not None:
+        assert small.sliding_window == 6
+
+
+def test_a_kind_of_layer_that_comes_late_is_in_the_stand_in() -> None:
+    config = transformers.Qwen2Config(use_sliding_window=True, max_window_layers=21)
+    assert stand_in(config).config.layer_types == ["full_attention", "full_attention", "sliding_attention"]  # pyright: ignore[reportOptionalMemberAccess]
+
+
+def test_a_checkpoint_without_a_stand_in_is_compared_at_every_load(
+    directory: Path, backend: str, empty_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(opening, "stand_in", lambda _: None)
+    opened(directory, backend)
+    assert (
+        "no tiny stand-in (no sizes fit its architecture), so windows and long tables were not compared" in caplog.text
+    )
+    assert not (empty_cache / "verified").exists()
+
+
+@pytest.mark.parametrize("name", ["attn.masked_bias", "self_attn.rotary_emb.inv_freq"])
+def test_buffers_of_old_checkpoints_are_not_surplus_weights(directory: Path, backend: str, name: str) -> None:
+    edit_weights(directory, lambda weights: weights.update({f"model.layers.0.{name}": torch.ones(2)}))
+    assert opened(directory, backend).shape.n_layers == 3
+
+
+def test_stop_strings_do_not_keep_a_checkpoint_from_being_compared(directory: Path) -> None:
+    (directory / "generation_config.json").write_text(json.dumps({"eos_token_id": 1, "stop_strings": ["x"]}))
+    with pytest.warns(UserWarning, match="has stop_strings=.*, which FocusLens does not apply"):
+        opened(directory)
+
+
+def test_a_refused_model_is_freed_before_the_next_kind_is_tried(
+    directory: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if backend == "bridge":
+        pytest.skip("a bridge is the last kind that is tried")
+    refused: list[Any] = []
+    as_hooked = loading.as_hooked
+
+    def recording(*arguments: Any, **settings: Any) -> Any:
+        hooked = as_hooked(*arguments, **settings)
+        refused.append(weakref.ref(hooked))
+        return hooked
+
+    alive: list[bool] = []
+    monkeypatch.setattr(loading, "as_hooked", recording)
+    monkeypatch.setattr(HookedBackend, "scale", lambda self, layer: 0.3)
+    boot = loading.boot
+    monkeypatch.setattr(loading, "boot", lambda *a, **k: (alive.append(refused[0]() is not None), boot(*a, **k))[1])
+    assert type(opened(directory).hooked).__name__ == "TransformerBridge"
+    assert alive[0] is False
+
+
+def test_rows_that_differ_in_half_precision_are_noticed(directory: Path, backend: str) -> None:
+    model = opened(directory, backend, dtype="bfloat16")
+    reference = plain_reference(directory)
+    steps = (reference.step_logits[0], reference.step_logits[1].roll(1, dims=-1))
+    runner = opening._TokenRunner(model.backend, model.tokenizer, model.decoding)
+    with pytest.raises(UnfitError, match="over a cache differ"):
+        verification.require_same_logits(runner, dataclasses.replace(reference, step_logits=steps), "x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -61,3 +62,16 @@ def test_everything_else_is_refused(model: fl.FocusModel, prompt: Any) -> None:
 def test_tensors_that_are_no_sequence_of_tokens_are_refused(model: fl.FocusModel, tokens: Any) -> None:
     with pytest.raises(ValueError, match=r"the prompt is a tensor of the shape .*integers \[pos\] or \[1, pos\]"):
         model.encode(tokens)
+
+
+@pytest.mark.parametrize("tokens", [[-1, 5], [5, 10**6]])
+def test_tokens_without_an_embedding_are_refused(model: fl.FocusModel, tokens: list[int]) -> None:
+    with pytest.raises(
+        ValueError, match=r"the prompt has token ids from .*; the model's vocabulary has the ids 0 to 499"
+    ):
+        model.generate(tokens, max_new_tokens=1)
+
+
+def test_numpy_integers_are_tokens(model: fl.FocusModel) -> None:
+    tokens: Any = list(np.array([5, 6, 7]))
+    assert model.encode(tokens).tokens.tolist() == [5, 6, 7]
