@@ -110,10 +110,9 @@ def _at_least(text: str, least: int) -> int:
 
 
 def dtype(text: str) -> str:
-    """Name of a floating-point type that weights can have, checked without torch.
+    """Check the name of a floating-point type without torch, and return it.
 
-    Raises:
-        argparse.ArgumentTypeError: If the name is another one.
+    Another name raises ``argparse.ArgumentTypeError``.
     """
     if text not in _DTYPES:
         raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(_DTYPES)}")

@@ -10,11 +10,7 @@ __all__ = ["checked_integer", "checked_text", "integers"]
 
 
 def checked_integer(value: Any, name: str) -> int:
-    """An integer of any kind, such as NumPy's, as Python's own.
-
-    Raises:
-        TypeError: If the value is not an integer.
-    """
+    """An integer of any kind, such as NumPy's, as Python's own. Any other value raises ``TypeError``."""
     try:
         return operator.index(value)
     except TypeError:
@@ -22,11 +18,7 @@ def checked_integer(value: Any, name: str) -> int:
 
 
 def integers(values: Iterable[Any], name: str) -> list[int]:
-    """Integers of any kind as Python's own; ``name`` is the name of the argument that contains them.
-
-    Raises:
-        TypeError: If a value is not an integer, or ``values`` is not a sequence.
-    """
+    """Integers of any kind as Python's own. Anything else in the argument ``name`` raises ``TypeError``."""
     if isinstance(values, str) or not hasattr(values, "__iter__"):
         raise TypeError(f"{name} is {values!r}; it must be a sequence of integers")
     return [checked_integer(value, f"{name}[{i}]") for i, value in enumerate(values)]

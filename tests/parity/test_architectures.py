@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -109,6 +110,9 @@ def test_a_checkpoint_has_the_logits_of_transformers_or_is_refused(outcomes: dic
     assert len(refused) < len(outcomes) / 3
 
 
+@pytest.mark.skipif(
+    int(version("transformer-lens").split(".")[0]) >= 4, reason="the page lists the outcomes with TransformerLens 3"
+)
 def test_the_documentation_lists_the_outcomes(outcomes: dict[str, Outcome]) -> None:
     """The numbers of the page are those of the machine that wrote it. Other machines round in another way."""
     text = PAGE.read_text()
