@@ -59,8 +59,8 @@ def open_backend(checkpoint: Checkpoint, tokenizer: Any, backend: str | None, n_
 def _open(checkpoint: Checkpoint, tokenizer: Any, kind: str, n_ctx: int | None) -> Backend:
     device = "mapped" if checkpoint.device is None else torch.device(checkpoint.device).type
     verified = Verified(checkpoint.config, kind, checkpoint.dtype, device)
-    known = verified.known
-    loaded = checkpoint.load(kind, tokenizer, n_ctx=n_ctx, measure=not known)
+    reads_cache = verified.reads_cache()
+    loaded = checkpoint.load(kind, tokenizer, n_ctx=n_ctx, measure=reads_cache is None)
     if n_ctx is not None:
         # The Hugging Face configuration stays as it is, because rotary tables can depend on its context length.
         loaded.hooked.cfg.n_ctx = n_ctx
@@ -72,8 +72,6 @@ def _open(checkpoint: Checkpoint, tokenizer: Any, kind: str, n_ctx: int | None) 
         reads_cache = reads_own_cache(runner, loaded.reference)
         if complete and (n_ctx is None or n_ctx >= MEASURED_TOKENS):
             verified.remember(reads_cache)
-    else:
-        reads_cache = verified.reads_cache
     if not reads_cache:
         warnings.warn(
             f"TransformerLens's own generate of {checkpoint.name!r} does not read its key-value cache, so its "

@@ -183,18 +183,12 @@ class Verified:
         content = json.dumps({**subject, "versions": versions()}, sort_keys=True, default=str)
         return cache_folder() / "verified" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
 
-    @property
-    def known(self) -> bool:
-        """Whether the record exists and can be read."""
+    def reads_cache(self) -> bool | None:
+        """Result of :func:`reads_own_cache` in the record; ``None`` if there is no record that can be read."""
         try:
-            return self._path.is_file()
-        except OSError:
-            return False
-
-    @property
-    def reads_cache(self) -> bool:
-        """Result of :func:`reads_own_cache` in the record."""
-        return bool(json.loads(self._path.read_text(encoding="utf-8"))["reads_cache"])
+            return bool(json.loads(self._path.read_text(encoding="utf-8"))["reads_cache"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def remember(self, reads_cache: bool) -> None:
         """Write the record. If the cache folder cannot be written, the next load compares again."""

@@ -124,6 +124,18 @@ def test_a_configuration_is_compared_once_per_dtype_and_kind_of_model(
                 opened(directory, backend, **change)
 
 
+@pytest.mark.parametrize("content", ["", "[]", "{}", "not JSON"])
+def test_a_record_that_cannot_be_read_is_written_anew(
+    directory: Path, backend: str, empty_cache: Path, content: str
+) -> None:
+    opened(directory, backend)
+    (record,) = (empty_cache / "verified").iterdir()
+    expected = record.read_text()
+    record.write_text(content)
+    opened(directory, backend)
+    assert record.read_text() == expected
+
+
 def test_a_cache_that_cannot_be_written_costs_a_comparison_only(
     directory: Path, backend: str, empty_cache: Path
 ) -> None:
