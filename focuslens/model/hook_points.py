@@ -20,7 +20,7 @@ from torch import Tensor
 from focuslens.hooks import hook_name
 from focuslens.model.backends import Backend
 
-__all__ = ["HookPoints", "attention_points", "lock_of"]
+__all__ = ["HookPoints", "attention_points", "kind_of", "lock_of"]
 
 _locks: WeakKeyDictionary[Any, RLock] = WeakKeyDictionary()
 
@@ -31,6 +31,12 @@ _POINTS = ("hook_q", "hook_k", "hook_rot_q", "hook_rot_k", "hook_attn_scores", "
 def lock_of(hooked: Any) -> RLock:
     """The lock of a TransformerLens model, so that no pass runs under hooks that other threads have set."""
     return _locks.setdefault(hooked, RLock())
+
+
+def kind_of(hooked: Any) -> str:
+    """Class and architecture of a TransformerLens model, for error messages."""
+    architecture = getattr(hooked.cfg, "architecture", None) or getattr(hooked.cfg, "original_architecture", None)
+    return f"{type(hooked).__name__} ({architecture})" if architecture else type(hooked).__name__
 
 
 def _point(name: str) -> str:
@@ -120,10 +126,7 @@ class HookPoints:
 
     @property
     def _kind(self) -> str:
-        """Class and architecture of the model, for error messages."""
-        hooked = self._backend.hooked
-        architecture = getattr(hooked.cfg, "architecture", None) or getattr(hooked.cfg, "original_architecture", None)
-        return f"{type(hooked).__name__} ({architecture})" if architecture else type(hooked).__name__
+        return kind_of(self._backend.hooked)
 
 
 @contextmanager

@@ -134,10 +134,6 @@ class PlainLoader:
         self.config = model.config
         return model
 
-    def from_config(self, config: Any, **settings: Any) -> Any:
-        """The model with random weights, as ``model_class.from_config`` makes it."""
-        return self._class.from_config(config, **settings)
-
 
 def _measured(model: Any, name: str, n_ctx: int | None) -> Reference:
     try:

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 from transformers import DynamicCache
 
+from focuslens.model.hook_points import kind_of
 from focuslens.model.plain import Reference, UnfitError
 from focuslens.model.runner import ModelRunner
 from focuslens.prompts.batch import EncodedPrompt
@@ -51,7 +52,7 @@ def require_same_logits(runner: ModelRunner, reference: Reference, name: str) ->
     Raises:
         UnfitError: If the logits differ by more than rounding, or the model cannot be run.
     """
-    dtype = runner.hooked.cfg.dtype
+    dtype, kind = runner.hooked.cfg.dtype, kind_of(runner.hooked)
     try:
         comparisons = list(_comparisons(runner, reference))
     except Exception as error:
@@ -59,7 +60,7 @@ def require_same_logits(runner: ModelRunner, reference: Reference, name: str) ->
             raise
         reason = (str(error).splitlines() or [""])[0]
         raise UnfitError(
-            f"{_kind(runner)} cannot run {name!r} ({type(error).__name__}: {reason}); its architecture is not supported"
+            f"{kind} cannot run {name!r} ({type(error).__name__}: {reason}); its architecture is not supported"
         ) from error
     for computed, ours, right in comparisons:
         rows = _differences(ours, right)
@@ -68,17 +69,10 @@ def require_same_logits(runner: ModelRunner, reference: Reference, name: str) ->
         tolerance = _TOLERANCES.get(dtype, 0.2) if exact or not few else _TOLERANCE_OF_ROWS
         if not difference <= tolerance:
             raise UnfitError(
-                f"{_kind(runner)} does not compute {name!r} as transformers does: the logits of {computed} differ by "
+                f"{kind} does not compute {name!r} as transformers does: the logits of {computed} differ by "
                 f"{difference:.2g} standard deviations, but rounding explains only {tolerance:.2g}. These "
                 "numbers would be those of another model, so the checkpoint is refused"
             )
-
-
-def _kind(runner: ModelRunner) -> str:
-    """Class and architecture of a TransformerLens model, for errors."""
-    cfg = runner.hooked.cfg
-    architecture = getattr(cfg, "architecture", None) or getattr(cfg, "original_architecture", None)
-    return f"{type(runner.hooked).__name__} ({architecture})" if architecture else type(runner.hooked).__name__
 
 
 def _differences(ours: Float[Tensor, "row d_vocab"], right: Float[Tensor, "row d_vocab"]) -> Float[Tensor, "row"]:
@@ -157,7 +151,7 @@ def reads_own_cache(runner: ModelRunner, reference: Reference) -> bool:
     for new in (tokens[:, :length], tokens[:, length : length + 1]):
         logits = runner.hooked(new, return_type="logits", past_key_values=cache, use_cache=True)
     difference = float(_differences(logits[0, -1:], reference.step_logits[0][1:2]).max())
-    return difference <= _TOLERANCES[runner.hooked.cfg.dtype]
+    return difference <= _TOLERANCES.get(runner.hooked.cfg.dtype, 0.2)
 
 
 @dataclass(frozen=True)
