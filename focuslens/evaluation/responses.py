@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Collection, Generator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,6 +51,8 @@ def respond(
     budget: int,
     parts: Parts | None = None,
     decoding: DecodingSettings | None = None,
+    skip: Collection[int] = (),
+    most: int | None = None,
 ) -> Generator[SettingResponses]:
     """Generate greedy responses to a batch of prompts under every setting.
 
@@ -67,7 +69,11 @@ def respond(
             prompts, and all copies count. Copies that share keys and values count less.
         parts: Function that returns the parts of the prompts. Attention to these parts is measured during generation.
         decoding: Stop tokens and penalties; by default those of the checkpoint, :attr:`FocusModel.decoding`.
+        skip: Indices of settings whose results are not needed. They do not change how the others are computed.
+        most: Maximum number of settings per pass; by default as many as the budget allows.
     """
+    if len(frozenset(skip)) == len(settings):
+        return
     # Indices of settings, keyed by the first layer that a setting changes. ``None`` means an unchanged prompt.
     groups: dict[int | None, list[int]] = {}
     for index, interventions in enumerate(settings):
@@ -79,7 +85,9 @@ def respond(
         # Settings that share the prompt's keys and values need additional memory only for the scores of response rows.
         shares_cache = layer is None and shared is not None and shared.is_shared
         cost = model.shape.n_heads / _SCORES_PER_TOKEN if shares_cache else 1
-        for indices in _pieces(group, int(budget / (len(batch) * batch.width * cost))):
+        for indices in _pieces(group, min(most or len(group), int(budget / (len(batch) * batch.width * cost)))):
+            if all(index in skip for index in indices):
+                continue
             n, lanes = len(indices), [Lanes([settings[index] for index in indices])]
             if shared is None:
                 prefix = model.prefill(batch.repeated(n), lanes, hold_last=True)
@@ -92,6 +100,8 @@ def respond(
             )
             masses = None if reader is None else reader.means([len(response.tokens) for response in responses])
             for lane, index in enumerate(indices):
+                if index in skip:
+                    continue
                 yield SettingResponses(index, responses[lane::n], None if masses is None else masses[lane::n])
 
 

@@ -1,9 +1,14 @@
-"""Result files from which a killed run can resume: a header that describes the run, then one JSON line per sample."""
+"""Result files from which a killed run can resume: a header that describes the run, then one JSON line per sample.
+
+A sample's line is written when all settings of the sample are finished. Until then, finished settings are kept in a
+second file beside the result file, with the suffix ``.unfinished``. This file is removed when it is no longer needed.
+"""
 
 from __future__ import annotations
 
 import json
 import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +16,9 @@ from typing import Any, cast
 from focuslens.evaluation.refused_runs import OtherResultsError, require_same_run
 
 __all__ = ["RecordFile", "read_records"]
+
+_PART_SECONDS = 10.0
+"""Finished settings of unfinished samples are written once they have taken this long. Short runs write no such file."""
 
 
 def read_records(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -43,38 +51,81 @@ class RecordFile:
     Raises:
         OtherResultsError: If the file belongs to a different run. The message names the difference.
         ValueError: If the file is not a result file.
+
+    Attributes:
+        records: Record of each finished sample, by its id.
+        parts: Results of each sample that has no record yet, by its id and by the name of the setting.
     """
 
     def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
         self.path = Path(path)
         self.header: dict[str, Any] = json.loads(json.dumps(header))
         self.records: dict[str, dict[str, Any]] = {}
+        self.parts: dict[str, dict[str, Any]] = {}
+        self._unwritten: list[dict[str, Any]] = []
+        self._last_write = time.monotonic()
         if self.path.exists():
-            self._read()
+            self.records = {record["id"]: record for record in self._read(self.path)}
+        if self._parts_path.exists():
+            for part in self._read(self._parts_path):
+                self._keep(part)
+            self._forget_recorded()
 
-    def _read(self) -> None:
-        content = self.path.read_bytes()
+    @property
+    def _parts_path(self) -> Path:
+        return self.path.with_name(f"{self.path.name}.unfinished")
+
+    def _read(self, path: Path) -> list[dict[str, Any]]:
+        """Entries after the header. An incomplete last line is removed from the file."""
+        content = path.read_bytes()
         complete_lines = content[: content.rfind(b"\n") + 1]
-        entries = _entries(self.path, complete_lines)
+        entries = _entries(path, complete_lines)
         if entries:
-            require_same_run(self.path, entries[0]["header"], self.header)
-            self.records = {record["id"]: record for record in entries[1:]}
+            require_same_run(path, entries[0]["header"], self.header)
         elif not _line({"header": self.header}).startswith(content):
             kind = OtherResultsError if content.startswith(b'{"header"') else ValueError
-            raise kind(f"{self.path} is not a result file of these settings; name another file, or delete it")
+            raise kind(f"{path} is not a result file of these settings; name another file, or delete it")
         if len(complete_lines) < len(content):
-            os.truncate(self.path, len(complete_lines))
+            os.truncate(path, len(complete_lines))
+        return entries[1:]
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
         """Append records to the file. When this method returns, the records are on disk."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("ab") as file:
+        self._write(self.path, records)
+        self.records.update((record["id"], record) for record in records)
+        self._forget_recorded()
+
+    def append_part(self, setting: str, results: Mapping[str, Any]) -> None:
+        """Keep the results of one setting, by sample id, until the records of these samples are appended.
+
+        The results are on disk no later than with the first call after ten seconds without a write.
+        """
+        part = {"id": "", "setting": setting, "results": dict(results)}
+        self._keep(part)
+        self._unwritten.append(part)
+        if time.monotonic() - self._last_write >= _PART_SECONDS:
+            self._write(self._parts_path, self._unwritten)
+            self._unwritten = []
+
+    def _keep(self, part: Mapping[str, Any]) -> None:
+        for name, result in part["results"].items():
+            self.parts.setdefault(name, {})[part["setting"]] = result
+
+    def _forget_recorded(self) -> None:
+        """Forget the parts of samples that have a record, and remove the file of parts if no other part is left."""
+        self.parts = {name: results for name, results in self.parts.items() if name not in self.records}
+        if not self.parts:
+            self._unwritten = []
+            self._parts_path.unlink(missing_ok=True)
+
+    def _write(self, path: Path, entries: Sequence[dict[str, Any]]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("ab") as file:
             header = [] if file.tell() else [{"header": self.header}]
-            entries = [*header, *records]
-            file.write(b"".join(map(_line, entries)))
+            file.write(b"".join(map(_line, [*header, *entries])))
             file.flush()
             os.fsync(file.fileno())
-        self.records.update((record["id"], record) for record in records)
+        self._last_write = time.monotonic()
 
 
 def _entries(path: Path, content: bytes) -> list[dict[str, Any]]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Collection, Generator, Iterable, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from focuslens.evaluation.recorded_runs import RecordedRun, Task, count_passes
 from focuslens.evaluation.responses import respond
 from focuslens.evaluation.resume import RecordFile
 from focuslens.hooks import Intervention
-from focuslens.model.batching import BATCH_TOKENS, RunOptions, map_batches, require_fitting
+from focuslens.model.batching import BATCH_TOKENS, RunOptions, require_fitting
 from focuslens.model.execution import Executor, executor_for
 from focuslens.model.generation import Generation
 from focuslens.prompts.answers import list_samples, require_comparable_answers, sub_exact_match
@@ -20,7 +21,7 @@ from focuslens.prompts.sample import Case, MultiDocSample, prompts_digest
 from focuslens.util.checks import checked_integer
 from focuslens.util.files import versions
 from focuslens.util.html import Cell, Markup, bar, card, details, shorten, table
-from focuslens.util.progress import progress_bar, track
+from focuslens.util.progress import track
 from focuslens.util.statistics import Interval, McNemar, bootstrap_mean, mcnemar_exact
 
 if TYPE_CHECKING:
@@ -191,8 +192,9 @@ def evaluate(
         case: Case of the prompts: ``long``, ``gold`` or ``negative``.
         max_new_tokens: Maximum length of a response, in tokens.
         batch_tokens: Maximum number of prompt tokens per batch; halved when memory runs out.
-        out: Path of a JSON-lines result file. Records are written batch by batch. If the file exists, samples with a
-            record in the file are not run again.
+        out: Path of a JSON-lines result file. Records are written batch by batch, and batches are cut so that a killed
+            run loses about a minute of work at most. Finished settings of unfinished samples are kept beside the file,
+            in ``OUT.unfinished``. If the file exists, what it contains is not run again.
         data: Description of the data, stored in ``out``. The default is the ``description`` attribute of ``samples``,
             if it exists, as in :class:`MultiDocData`.
         seed: Seed of the bootstrap.
@@ -249,37 +251,37 @@ def run_sweep(
     header = _header(executor, sample_list, settings, max_new_tokens, data, seed)
     store = None if out is None else RecordFile(out, header)
     records: dict[str, dict[str, Any]] = {} if store is None else dict(store.records)
-    for batch in _missing_records(executor, sample_list, tuple(settings), options, frozenset(records)):
-        if store is not None:
-            store.append(batch)
+    run = RecordedRun(
+        executor,
+        partial(_answer, settings=tuple(settings), max_new_tokens=max_new_tokens),
+        tuple(setting.name for setting in settings),
+        _record,
+        store,
+        len({setting.case for setting in settings}) + count_passes(setting.interventions for setting in settings),
+    )
+    tasks = _tasks(executor, [sample for sample in sample_list if sample.id not in records], store, options)
+    for batch in run.run(
+        tasks, options.batch_tokens, "evaluation", n_done=len(sample_list) - len(tasks), show=options.progress
+    ):
         records.update((record["id"], record) for record in batch)
     ordered_records = [records[sample.id] for sample in sample_list]
     return Sweep(tuple(settings), {s.name: evaluation_of(ordered_records, s.name, seed) for s in settings}, header)
 
 
-def _missing_records(
-    executor: Executor,
-    samples: Sequence[MultiDocSample],
-    settings: tuple[Setting, ...],
-    options: RunOptions,
-    done: Collection[str],
-) -> Generator[list[dict[str, Any]]]:
-    """Run the samples whose id is not in ``done``, and yield their records batch by batch."""
-    remaining = [sample for sample in samples if sample.id not in done]
+def _tasks(
+    executor: Executor, samples: Sequence[MultiDocSample], store: RecordFile | None, options: RunOptions
+) -> list[Task]:
+    """Samples to run, with the settings that are finished. All prompts fit the model's context."""
     lengths = [
         len(executor.encode(sample.prompt("long")).tokens)
-        for sample in track(remaining, "tokenising", show=options.progress)
+        for sample in track(samples, "tokenising", show=options.progress)
     ]
-    require_fitting([sample.id for sample in remaining], lengths, executor.shape.n_ctx)
-    run = partial(_run_batch, settings=settings, max_new_tokens=options.max_new_tokens)
-    names, divisible = [sample.id for sample in remaining], len(settings) > 1
-    n_done = len(samples) - len(remaining)
-    with progress_bar("evaluation", len(samples), done=n_done, show=options.progress) as bar:
-        for _, records in map_batches(
-            executor, run, remaining, names, lengths, options.batch_tokens, divisible=divisible
-        ):
-            yield records
-            bar.update(len(records))
+    require_fitting([sample.id for sample in samples], lengths, executor.shape.n_ctx)
+    finished = {} if store is None else store.parts
+    return [
+        Task(sample.id, sample, length, dict(finished.get(sample.id, {})), sample.id)
+        for sample, length in zip(samples, lengths, strict=True)
+    ]
 
 
 def _require_gold(settings: Sequence[Setting], samples: Sequence[MultiDocSample]) -> None:
@@ -333,34 +335,44 @@ def _header(
     }
 
 
-def _run_batch(
-    model: FocusModel, samples: Sequence[MultiDocSample], budget: int, settings: Sequence[Setting], max_new_tokens: int
-) -> list[dict[str, Any]]:
-    """Run a batch of samples under every setting, and return one record per sample."""
-    results: list[dict[str, Any]] = [{} for _ in samples]
-    for setting, responses in _responses(model, samples, settings, max_new_tokens, budget):
-        for result, sample, response in zip(results, samples, responses, strict=True):
-            correct = sub_exact_match(response.text, sample.answers)
-            result[setting.name] = {"response": response.text, "correct": correct, "finished": response.finished}
-    # Settings can finish in an order that differs from the order of ``settings``.
-    ordered_results = [{setting.name: result[setting.name] for setting in settings} for result in results]
-    return [
-        {"id": sample.id, "question_id": sample.question_id, "answers": list(sample.answers), "results": result}
-        for sample, result in zip(samples, ordered_results, strict=True)
-    ]
-
-
-def _responses(
-    model: FocusModel, samples: Sequence[MultiDocSample], settings: Sequence[Setting], max_new_tokens: int, budget: int
-) -> Generator[tuple[Setting, Sequence[Generation]]]:
-    """Yield each setting with the responses to all samples, in the order in which the settings finish."""
-    cases: list[Case] = list(dict.fromkeys(setting.case for setting in settings))
+def _answer(
+    model: FocusModel,
+    samples: Sequence[MultiDocSample],
+    budget: int,
+    skip: frozenset[str],
+    share: float,
+    *,
+    settings: Sequence[Setting],
+    max_new_tokens: int,
+) -> Generator[tuple[str, list[dict[str, Any]]]]:
+    """Yield the name of each setting and its results on all samples, in the order in which the settings finish."""
+    most = max(1, int(share * len(settings)))
+    cases: list[Case] = list(dict.fromkeys(setting.case for setting in settings if setting.name not in skip))
     for case in cases:
         batch = model.batch([sample.prompt(case) for sample in samples])
-        case_settings = [setting for setting in settings if setting.case == case]
-        interventions = [setting.interventions for setting in case_settings]
-        for result in respond(model, batch, interventions, max_new_tokens=max_new_tokens, budget=budget):
-            yield case_settings[result.setting], result.responses
+        of_case = [setting for setting in settings if setting.case == case]
+        skipped = {index for index, setting in enumerate(of_case) if setting.name in skip}
+        for done in respond(
+            model,
+            batch,
+            [setting.interventions for setting in of_case],
+            max_new_tokens=max_new_tokens,
+            budget=budget,
+            skip=skipped,
+            most=most,
+        ):
+            pairs = zip(samples, done.responses, strict=True)
+            yield of_case[done.setting].name, [_result(sample, response) for sample, response in pairs]
+
+
+def _result(sample: MultiDocSample, response: Generation) -> dict[str, Any]:
+    correct = sub_exact_match(response.text, sample.answers)
+    return {"response": response.text, "correct": correct, "finished": response.finished}
+
+
+def _record(sample: MultiDocSample, results: Mapping[str, Any]) -> dict[str, Any]:
+    answers = list(sample.answers)
+    return {"id": sample.id, "question_id": sample.question_id, "answers": answers, "results": dict(results)}
 
 
 def evaluation_of(records: Sequence[Mapping[str, Any]], name: str, seed: int) -> Evaluation:

@@ -1,23 +1,31 @@
-"""Batches of prompts of similar length. The token budget per batch is halved when memory runs out."""
+"""Batches of prompts of similar length. Batches are cut smaller when memory runs out, or when they take too long."""
 
 from __future__ import annotations
 
 import warnings
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import GeneratorType
+from typing import TYPE_CHECKING, Any, TypeVar, cast
+
+import torch
 
 from focuslens.util.checks import checked_integer
 from focuslens.util.memory import is_out_of_memory, release_memory
 
 if TYPE_CHECKING:
+    from focuslens.heads import ModelShape
     from focuslens.model.execution import Executor
 
 __all__ = [
     "BATCH_TOKENS",
+    "Pace",
+    "Parts",
     "RunOptions",
     "WorkerLostError",
     "map_batches",
+    "map_parts",
     "require_fitting",
 ]
 
@@ -48,6 +56,57 @@ class RunOptions:
 
 
 _T = TypeVar("_T")
+
+_BATCH_SECONDS = 60.0
+"""Longest duration of a batch whose results are written to a file. A killed run loses no more work than this."""
+
+_CPU_SPEED, _GPU_SPEED = 1e10, 1e13
+"""Assumed floating-point operations per second, of one CPU thread and of a GPU. Most machines are faster."""
+
+
+@dataclass
+class Pace:
+    """Measured duration of batches, from which the size of the next batches follows.
+
+    Attributes:
+        seconds_per_token: Duration of a batch, divided by its prompt tokens. It includes all settings of the run.
+    """
+
+    seconds_per_token: float
+
+    @classmethod
+    def assumed(cls, shape: ModelShape, device: torch.device, passes: int) -> Pace:
+        """Pace before the first batch.
+
+        The estimate assumes slow hardware, so that a first batch is not too large. The estimate depends on nothing that
+        is measured. A run whose batches are all short enough therefore always has the same batches.
+
+        Args:
+            shape: Sizes of the model.
+            device: Device of the model.
+            passes: Number of times that each prompt is run.
+        """
+        speed = _GPU_SPEED if device.type != "cpu" else _CPU_SPEED * torch.get_num_threads()
+        # A layer has about 12 d_model^2 weights, and a token takes one multiplication and one addition per weight.
+        return cls(24 * shape.n_layers * shape.d_model**2 * passes / speed)
+
+    def measure(self, n_tokens: int, seconds: float) -> None:
+        """Set the pace to that of a finished batch of ``n_tokens`` prompt tokens."""
+        self.seconds_per_token = seconds / n_tokens
+
+    def limited(self, budget: int) -> int:
+        """Token budget, halved until a batch of this size takes no longer than a minute."""
+        while budget > 1 and budget * self.seconds_per_token > _BATCH_SECONDS:
+            budget //= 2
+        return budget
+
+    def share(self, n_tokens: int) -> float:
+        """Fraction of a batch's work, from 0 to 1, that is done within a minute."""
+        return min(1.0, _BATCH_SECONDS / max(n_tokens * self.seconds_per_token, 1e-9))
+
+
+class Parts(tuple[Any, ...]):
+    """Parts of one result, all at once: what a generator function yielded in another process."""
 
 
 class WorkerLostError(ChildProcessError):
@@ -106,28 +165,71 @@ def map_batches(
         MemoryError: If a single item does not fit into memory.
         WorkerLostError: If every worker that ran a batch was lost, or no worker could be started.
     """
+    yield from map_parts(executor, function, items, names, lengths, budget, divisible=divisible, alone=alone)
+
+
+def map_parts(
+    executor: Executor,
+    function: Callable[..., Any],
+    items: Sequence[Any],
+    names: Sequence[str],
+    lengths: Sequence[int],
+    budget: int,
+    *,
+    divisible: bool = False,
+    alone: bool = False,
+    pace: Pace | None = None,
+) -> Generator[tuple[list[int], Any]]:
+    """Run a function as :func:`map_batches` does, and yield the parts of a batch's result as soon as they are computed.
+
+    Args:
+        executor: Executor that runs the batches. Another process returns all parts of a batch at once.
+        function: Generator function ``(model, items, budget)`` that yields the parts of a batch's result. Parts that
+            were yielded before memory ran out are valid: the batch is run again, in smaller batches.
+        items: Items to run. An item can change until its batch starts.
+        names: See :func:`map_batches`, as for the other arguments.
+        lengths: Length of each item, in tokens.
+        budget: Maximum number of tokens per batch.
+        divisible: Whether a smaller budget helps a batch of one item.
+        alone: Whether each item forms a batch by itself.
+        pace: Pace of the run, kept up to date by the caller. Batches are cut so that they take about a minute at most,
+            and ``function`` takes one more argument: the fraction of the batch's work that is done within a minute.
+
+    Yields:
+        Indices of the items in a batch, and one part of the batch's result.
+    """
     if budget < 1:
         raise ValueError(f"batch_tokens is {budget}; it must be at least 1")
     order = list(range(len(lengths))) if alone else sorted(range(len(lengths)), key=lambda index: lengths[index])
     while order:
-        plan = [[index] for index in order] if alone else _batches(order, lengths, budget)
-        calls = [([items[i] for i in batch], budget) for batch in plan]
-        results = executor.map(function, calls)
-        for batch in plan:
-            n_tokens = len(batch) * lengths[batch[-1]]
+        started: deque[list[int]] = deque()
+
+        def calls(rest: list[int], budget: int, started: deque[list[int]]) -> Generator[tuple[Any, ...]]:
+            while rest:
+                limit = 0 if alone else budget if pace is None else pace.limited(budget)
+                batch = _first_batch(rest, lengths, limit)
+                rest = rest[len(batch) :]
+                started.append(batch)
+                share = () if pace is None else (pace.share(len(batch) * lengths[batch[-1]]),)
+                yield [items[i] for i in batch], budget, *share
+
+        results = executor.map(function, calls(order, budget, started))
+        while order:
             try:
-                result = next(results)
+                for part in _parts(next(results)):
+                    yield started[0], part
             except WorkerLostError as error:
-                raise WorkerLostError(f"while {', '.join(names[i] for i in batch)} was run: {error}") from error
+                raise WorkerLostError(f"while {', '.join(names[i] for i in started[0])} was run: {error}") from error
             except (MemoryError, RuntimeError) as error:
                 if not is_out_of_memory(error):
                     raise
+                batch = started[0]
+                n_tokens = len(batch) * lengths[batch[-1]]
                 if len(batch) == 1 and (budget == 1 or not divisible):
                     raise MemoryError(f"memory ran out on a single prompt of {n_tokens:,} tokens ({error})") from error
                 budget = max(1, min(budget, n_tokens) // 2)
             else:
-                order = order[len(batch) :]
-                yield batch, result
+                order = order[len(started.popleft()) :]
                 continue
             # Inside the ``except`` block, the error keeps the tensors of the failed pass alive. Memory is therefore
             # released here.
@@ -140,12 +242,14 @@ def map_batches(
             break
 
 
-def _batches(order: Sequence[int], lengths: Sequence[int], budget: int) -> list[list[int]]:
-    """Divide items, sorted by length, into batches. Every batch of two or more items is within the budget."""
-    plan: list[list[int]] = []
-    for index in order:
-        if plan and (len(plan[-1]) + 1) * lengths[index] <= budget:
-            plan[-1].append(index)
-        else:
-            plan.append([index])
-    return plan
+def _parts(result: Any) -> Sequence[Any] | GeneratorType[Any, Any, Any]:
+    """Parts of a result: what a generator yields, or the result itself if there is no generator."""
+    return cast("Sequence[Any]", result) if isinstance(result, GeneratorType | Parts) else (result,)
+
+
+def _first_batch(rest: Sequence[int], lengths: Sequence[int], budget: int) -> list[int]:
+    """First items of a list, sorted by length, up to the budget. The batch has at least one item."""
+    n = 1
+    while n < len(rest) and (n + 1) * lengths[rest[n]] <= budget:
+        n += 1
+    return list(rest[:n])

@@ -8,12 +8,17 @@ several settings are used, the earliest setting in this list applies:
 - :func:`disable_progress_bars`, until :func:`enable_progress_bars` is called;
 - the ``progress`` argument of a function: ``False`` hides the function's bar, and ``True`` shows the function's bar,
   even if standard error is a file.
+
+Where the default shows no bar, a line once a minute is logged instead, at level INFO. Commands print these lines.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
+import threading
+import time
 import warnings
 from collections.abc import Generator, Sequence
 from typing import Any, TypeVar
@@ -26,6 +31,7 @@ with warnings.catch_warnings():
 
 __all__ = [
     "ENVIRONMENT",
+    "ProgressLines",
     "disable_progress_bars",
     "enable_progress_bars",
     "progress_bar",
@@ -36,8 +42,13 @@ __all__ = [
 ENVIRONMENT = "FOCUSLENS_PROGRESS_BARS"
 _BOOLEANS = {"0": False, "false": False, "off": False, "no": False, "1": True, "true": True, "on": True, "yes": True}
 
+_LOG = logging.getLogger(__name__)
+
 _MINOR_DELAY = 1.0
 """Seconds before the bar of a minor step appears."""
+
+_LINE_SECONDS = 60.0
+"""Seconds between two lines, where lines stand in for a bar."""
 
 _T = TypeVar("_T")
 
@@ -61,6 +72,55 @@ def progress_bars_disabled() -> bool:
     return _disabled
 
 
+class ProgressLines:
+    """Replacement of a progress bar where standard error is no terminal: a line in the log, once a minute.
+
+    Attributes:
+        n: Number of units that are finished.
+        disable: Always ``True``: there is no bar.
+    """
+
+    disable = True
+
+    def __init__(self, label: str, total: int, unit: str, done: int) -> None:
+        self._label, self._total, self._unit, self._done = label, total, unit, done
+        self.n: float = done
+        self._started, self._closed = time.monotonic(), threading.Event()
+
+    def __enter__(self) -> ProgressLines:
+        # A thread, because a single step can take longer than a minute.
+        threading.Thread(target=self._report, name=f"progress of {self._label}", daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def update(self, n: float = 1) -> None:
+        """Count ``n`` more units as finished."""
+        self.n += n
+
+    def close(self) -> None:
+        """End the lines."""
+        self._closed.set()
+
+    def _report(self) -> None:
+        while not self._closed.wait(_LINE_SECONDS):
+            _LOG.info("%s", self)
+
+    def __str__(self) -> str:
+        seconds, finished = time.monotonic() - self._started, self.n - self._done
+        scale, unit = (2**20, "MB") if self._unit == "B" else (1, f"{self._unit}s")
+        text = f"{self._label}: {int(self.n) // scale:,} of {self._total // scale:,} {unit} after {_duration(seconds)}"
+        if not finished:
+            return text
+        return f"{text}, about {_duration(seconds * (self._total - self.n) / finished)} left"
+
+
+def _duration(seconds: float) -> str:
+    minutes = round(seconds / 60)
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
+
+
 def progress_bar(
     label: str,
     total: int,
@@ -69,7 +129,7 @@ def progress_bar(
     done: int = 0,
     show: bool | None = None,
     passing: bool = False,
-) -> tqdm[Any]:
+) -> tqdm[Any] | ProgressLines:
     """Progress bar that shows the remaining time, for use as a context manager.
 
     Call ``update(n)`` on the bar after ``n`` units are finished. A bar inside another bar disappears when full.
@@ -85,6 +145,9 @@ def progress_bar(
     Raises:
         ValueError: If ``FOCUSLENS_PROGRESS_BARS`` has an unknown value.
     """
+    disable = _silenced(show)
+    if disable is None and not sys.stderr.isatty() and _LOG.isEnabledFor(logging.INFO):
+        return ProgressLines(label, total, unit, done)
     return tqdm(
         total=total,
         initial=done,
@@ -95,7 +158,7 @@ def progress_bar(
         dynamic_ncols=True,
         leave=False if passing else None,
         delay=_MINOR_DELAY if passing else 0,
-        disable=_silenced(show),
+        disable=disable,
     )
 
 

@@ -147,8 +147,8 @@ class RayPool:
                 started.
             Exception: The error that ``function`` raises for a call, when the result of that call is read.
         """
-        queue = CallQueue(self._ray.put(function), list(calls), MAX_AHEAD * self.shares.workers)
-        for _ in queue.arguments:
+        queue = CallQueue(self._ray.put(function), iter(calls), MAX_AHEAD * self.shares.workers)
+        while queue.has_results:
             yield unpack(self._workers.next_result(queue), self.device)
 
     @property

@@ -8,11 +8,13 @@ import platform
 import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import GeneratorType
 from typing import Any
 
 import torch
 
 from focuslens.heads import ModelShape
+from focuslens.model.batching import Parts
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.encoder import PromptEncoder
 from focuslens.util.files import versions
@@ -79,10 +81,12 @@ class Worker:
     def run(self, function: Callable[..., Any], arguments: tuple[Any, ...]) -> tuple[Failure | None, bytes]:
         """Run ``function(model, *arguments)``. Return the failure (``None`` for success) and the serialised result.
 
+        The result of a generator function is all that it yields, as :class:`Parts`.
         The failure is a separate return value, so that the pool can check for a failure before it fetches the result.
         """
         try:
-            return None, _pack(function(self._model, *arguments))
+            result = function(self._model, *arguments)
+            return None, _pack(Parts(result) if isinstance(result, GeneratorType) else result)
         except Exception as error:
             failure, out_of_memory = _failure(error), is_out_of_memory(error)
         if out_of_memory:

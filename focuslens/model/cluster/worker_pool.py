@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from focuslens.model.batching import WorkerLostError
@@ -44,27 +45,40 @@ class CallQueue:
 
     Attributes:
         function: Ray reference to the function.
-        arguments: Arguments of each call, without the model.
+        arguments: Iterator over the arguments of the calls, without the model. It is read as calls are submitted.
         max_ahead: Maximum number of submitted calls whose results have not been read.
     """
 
     function: Any
-    arguments: Sequence[tuple[Any, ...]]
+    arguments: Iterator[tuple[Any, ...]]
     max_ahead: int
     results: dict[int, tuple[_Call, Any]] = field(default_factory=dict[int, "tuple[_Call, Any]"])
     retries: deque[_Call] = field(default_factory=deque[_Call])
     n_read: int = 0
     n_submitted: int = 0
+    waiting: list[tuple[Any, ...]] = field(default_factory=list[tuple[Any, ...]])
+
+    def _peek(self) -> bool:
+        """Read the next call's arguments into ``waiting``, and return whether there is a next call to submit."""
+        if not self.waiting:
+            self.waiting.extend(islice(self.arguments, 1))
+        return bool(self.waiting)
+
+    @property
+    def has_results(self) -> bool:
+        """Whether there are results that have not been read, of calls submitted or to be submitted."""
+        return self.n_read < self.n_submitted or self._peek()
 
     def next_call(self) -> _Call | None:
         """Next call to submit, lost calls first; ``None`` if no call may be submitted at the moment."""
         if self.retries:
             return self.retries.popleft()
-        if self.n_submitted >= min(len(self.arguments), self.n_read + self.max_ahead):
+        if self.n_submitted >= self.n_read + self.max_ahead:
             return None
-        call = _Call(self, self.n_submitted, self.arguments[self.n_submitted])
+        if not self._peek():
+            return None
         self.n_submitted += 1
-        return call
+        return _Call(self, self.n_submitted - 1, self.waiting.pop())
 
     def retry(self, call: _Call, error: Exception) -> None:
         """Queue a lost call again. After the last attempt, record a failure as the result of the call."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -15,10 +15,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.evaluation import Setting
+from focuslens.evaluation.recorded_runs import RecordedRun, Task, count_passes
 from focuslens.evaluation.responses import respond
 from focuslens.evaluation.resume import RecordFile
 from focuslens.heads import Head
-from focuslens.model.batching import BATCH_TOKENS, map_batches
+from focuslens.model.batching import BATCH_TOKENS
 from focuslens.model.decoding_settings import DecodingSettings
 from focuslens.model.execution import Executor
 from focuslens.model.focus_model import FocusModel
@@ -36,7 +37,6 @@ from focuslens.studies.helmet.samples import (
     stop_tokens,
 )
 from focuslens.util.files import versions
-from focuslens.util.progress import progress_bar
 
 if TYPE_CHECKING:
     from focuslens.scores.base import Parts
@@ -48,7 +48,7 @@ _LOG = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Answering:
-    """Picklable callable that answers one sample under every setting.
+    """Picklable callable that answers one sample under every setting; see :class:`Answer`.
 
     Attributes:
         settings: Settings under which every prompt is answered.
@@ -69,38 +69,39 @@ class Answering:
         stops = model.stop_tokens if self.stop_tokens is None else self.stop_tokens
         return replace(model.decoding, stop_tokens=stops, repetition_penalty=self.repetition_penalty)
 
-    def __call__(self, model: FocusModel, sample: HelmetSample, budget: int = BATCH_TOKENS) -> dict[str, Any]:
-        """Answer one sample under every setting, and return the sample's record as JSON values.
+    def __call__(
+        self,
+        model: FocusModel,
+        samples: Sequence[HelmetSample],
+        budget: int = BATCH_TOKENS,
+        skip: frozenset[str] = frozenset(),
+        share: float = 1.0,
+    ) -> Generator[tuple[str, list[dict[str, Any]]]]:
+        """Answer one sample, and yield the name and the result of each setting.
 
         Args:
             model: The model.
-            sample: The sample to answer.
+            samples: The only sample.
             budget: Maximum number of prompt tokens per pass. The prompt counts once per setting in the pass.
+            skip: Names of settings whose results are not needed.
+            share: Fraction of the settings to run in one pass.
         """
-        batch = PromptBatch.of([EncodedPrompt(sample.tokens, {})])
-        interventions = [setting.interventions for setting in self.settings]
+        (sample,) = samples
         parts: Parts | None = _sink if self.heads else None
-        results: dict[str, Any] = {}
         for answered in respond(
             model,
-            batch,
-            interventions,
+            PromptBatch.of([EncodedPrompt(sample.tokens, {})]),
+            [setting.interventions for setting in self.settings],
             max_new_tokens=self.max_new_tokens,
             budget=budget,
             parts=parts,
             decoding=self._decoding(model),
+            skip={index for index, setting in enumerate(self.settings) if setting.name in skip},
+            most=max(1, int(share * len(self.settings))),
         ):
             setting, (response,) = self.settings[answered.setting], answered.responses
             sink = None if answered.masses is None else _of_heads(answered.masses[0], self.heads)
-            results[setting.name] = {**_output(model, response), "sink": sink}
-        return {
-            "id": sample.id,
-            "question": sample.question,
-            "input_len": len(sample.tokens),
-            "input_text": _excerpt(model, sample),
-            "truncated": sample.truncated,
-            "results": {setting.name: results[setting.name] for setting in self.settings},
-        }
+            yield setting.name, [{**_output(model, response), "sink": sink}]
 
 
 def _sink(batch: PromptBatch) -> Float[Tensor, "batch key 1"]:
@@ -123,9 +124,21 @@ def _output(model: FocusModel, response: Generation) -> dict[str, Any]:
     return {"output": model.tokenizer.decode(tokens, skip_special_tokens=True), "tokens": tokens}
 
 
-def _excerpt(model: FocusModel, sample: HelmetSample) -> str:
+def _record(sample: HelmetSample, results: Mapping[str, Any], *, tokenizer: Any) -> dict[str, Any]:
+    """Record of a sample as JSON values."""
+    return {
+        "id": sample.id,
+        "question": sample.question,
+        "input_len": len(sample.tokens),
+        "input_text": _excerpt(tokenizer, sample),
+        "truncated": sample.truncated,
+        "results": dict(results),
+    }
+
+
+def _excerpt(tokenizer: Any, sample: HelmetSample) -> str:
     """Text of the first and last 500 tokens of a prompt, as in HELMET's result files."""
-    decode = model.tokenizer.decode
+    decode = tokenizer.decode
     return f"{decode(sample.tokens[:500])} <skip> {decode(sample.tokens[-500:])}"
 
 
@@ -223,22 +236,26 @@ def answer_entry(
     require_room(entry, samples, executor.shape.n_ctx)
     store = RecordFile(folder / f"{entry.label}.jsonl", entry_header(executor, checkout, entry, answering, samples))
     todo = [sample for sample in samples if sample.id not in store.records]
-    names = [f"sample {sample.id} of {entry.dataset}" for sample in todo]
-    lengths, run = [len(sample.tokens) for sample in todo], partial(_answer_alone, answering=answering)
-    divisible, done = len(answering.settings) > 1, len(samples) - len(todo)
-    with progress_bar(entry.label, len(samples), done=done, show=progress) as bar:
-        # Each sample runs alone, because a long prompt fills a batch. Records are written as soon as samples finish.
-        for _, record in map_batches(
-            executor, run, todo, names, lengths, batch_tokens, divisible=divisible, alone=True
-        ):
-            store.append([record])
-            bar.update()
+    tasks = [
+        Task(
+            sample.id,
+            sample,
+            len(sample.tokens),
+            store.parts.get(sample.id, {}),
+            f"sample {sample.id} of {entry.dataset}",
+        )
+        for sample in todo
+    ]
+    # Each sample runs alone, because a long prompt fills a batch. Records are written as soon as samples finish.
+    run = RecordedRun(
+        executor,
+        answering,
+        tuple(setting.name for setting in answering.settings),
+        partial(_record, tokenizer=executor.tokenizer),
+        store,
+        1 + count_passes(setting.interventions for setting in answering.settings),
+        alone=True,
+    )
+    for _ in run.run(tasks, batch_tokens, entry.label, n_done=len(samples) - len(todo), show=progress):
+        pass
     return data, store
-
-
-def _answer_alone(
-    model: FocusModel, samples: Sequence[HelmetSample], budget: int, answering: Answering
-) -> dict[str, Any]:
-    """Answer the only sample of a batch, and return its record."""
-    (sample,) = samples
-    return answering(model, sample, budget)

@@ -247,13 +247,13 @@ def test_a_file_cut_at_any_line_is_continued_without_repeating_a_sample(
     content = path.read_bytes()
     lines = content.splitlines(keepends=True)
     ran: list[str] = []
-    original = sweeps._run_batch
+    original = sweeps._answer
 
-    def run_batch(model: Any, batch: Any, budget: int, **rest: Any) -> Any:
+    def answer(model: Any, batch: Any, *rest: Any, **options: Any) -> Any:
         ran.extend(sample.id for sample in batch)
-        return original(model, batch, budget, **rest)
+        return original(model, batch, *rest, **options)
 
-    monkeypatch.setattr(sweeps, "_run_batch", run_batch)
+    monkeypatch.setattr(sweeps, "_answer", answer)
     for kept in range(len(lines) + 1):
         for half in (b"", (lines[kept] if kept < len(lines) else b"")[:-1]):
             cut = tmp_path / "cut.jsonl"

@@ -125,12 +125,17 @@ def test_new_lines_end_a_response_where_helmet_says_so(root, model):
     assert set(answering_for(runs, entry, (), ()).stop_tokens or ()) == {*own, newline}
 
 
+def results_of(answering: Answering, model: Any, sample: Any) -> dict[str, dict[str, Any]]:
+    """Result of each setting on one sample."""
+    return {name: result for name, (result,) in answering(model, [sample])}
+
+
 def test_a_response_ends_where_the_task_says_and_the_model_stays_as_it_is(root, model):
     checkout, (entry, _) = entries(root)
     sample = read_samples(checkout, entry, load(checkout, entry), model.tokenizer)[0]
     own = model.stop_tokens
-    whole = Answering((fl.Setting("baseline"),), 6)(model, sample)["results"]["baseline"]["tokens"]
-    short = Answering((fl.Setting("baseline"),), 6, stop_tokens=(whole[2],))(model, sample)["results"]["baseline"]
+    whole = results_of(Answering((fl.Setting("baseline"),), 6), model, sample)["baseline"]["tokens"]
+    short = results_of(Answering((fl.Setting("baseline"),), 6, stop_tokens=(whole[2],)), model, sample)["baseline"]
     assert short["tokens"] == whole[: whole.index(whole[2]) + 1]
     assert model.stop_tokens == own
 
@@ -141,18 +146,17 @@ def test_responses_are_those_of_hugging_face_and_of_the_steered_model(root, mode
     chosen = (*settings(), steered(-1))  # two settings that run together
     answering = Answering(chosen, entry.max_new_tokens, HEADS)
     for sample in read_samples(checkout, entry, load(checkout, entry), model.tokenizer)[:3]:
-        record = answering(model, sample)
+        results = results_of(answering, model, sample)
         ids = sample.tokens[None]
         with torch.no_grad():
             made = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=6, do_sample=False)
         tokens = made[0, len(sample.tokens) :].tolist()
-        assert record["results"]["baseline"]["tokens"] == tokens
-        assert record["results"]["baseline"]["output"] == model.tokenizer.decode(tokens, skip_special_tokens=True)
-        assert record["input_len"] == len(sample.tokens)
+        assert results["baseline"]["tokens"] == tokens
+        assert results["baseline"]["output"] == model.tokenizer.decode(tokens, skip_special_tokens=True)
         encoded = fl.EncodedPrompt(sample.tokens, {})
         for setting in chosen:
             alone = model.generate(encoded, setting.interventions, max_new_tokens=6)
-            found = record["results"][setting.name]
+            found = results[setting.name]
             assert found["tokens"][: len(alone.tokens)] == alone.tokens.tolist()
             response = torch.tensor([token for token in found["tokens"] if token not in model.stop_tokens])
             everything = range(len(sample.tokens) + len(response))
@@ -161,7 +165,7 @@ def test_responses_are_those_of_hugging_face_and_of_the_steered_model(root, mode
             )
             rows = patterns[:, len(sample.tokens) :, :2].sum(dim=2).mean(dim=1)
             torch.testing.assert_close(torch.tensor(found["sink"]), rows, atol=1e-5, rtol=0)
-        assert len({tuple(found["tokens"]) for found in record["results"].values()}) == 3
+        assert len({tuple(found["tokens"]) for found in results.values()}) == 3
 
 
 def test_a_checkpoints_repetition_penalty_is_that_of_hugging_face(root, model, checkpoint, tmp_path):
@@ -180,26 +184,26 @@ def test_a_checkpoints_repetition_penalty_is_that_of_hugging_face(root, model, c
         ids = sample.tokens[None]
         with torch.no_grad():
             made = theirs.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=12, do_sample=False)
-        together = Answering(chosen, 12, repetition_penalty=penalty)(own, sample)["results"]
+        together = results_of(Answering(chosen, 12, repetition_penalty=penalty), own, sample)
         assert together["baseline"]["tokens"] == made[0, len(sample.tokens) :].tolist()
         for setting in chosen[1:]:  # two settings that run together
-            alone = Answering((setting,), 12, repetition_penalty=penalty)(own, sample)["results"]
+            alone = results_of(Answering((setting,), 12, repetition_penalty=penalty), own, sample)
             assert together[setting.name] == alone[setting.name]
-        changed += together != Answering(chosen, 12)(own, sample)["results"]
+        changed += together != results_of(Answering(chosen, 12), own, sample)
     assert changed
     with pytest.raises(ValueError, match="repetition_penalty is 0"):
-        Answering(settings()[:1], 2, repetition_penalty=0)(own, samples[0])
+        results_of(Answering(settings()[:1], 2, repetition_penalty=0), own, samples[0])
 
 
 def test_the_token_that_ends_a_response_counts_and_an_empty_response_has_no_attention(root, model):
     checkout, (entry, _) = entries(root)
     sample = read_samples(checkout, entry, load(checkout, entry), model.tokenizer)[0]
-    first = Answering((fl.Setting("baseline"),), 6)(model, sample)["results"]["baseline"]["tokens"][0]
+    first = results_of(Answering((fl.Setting("baseline"),), 6), model, sample)["baseline"]["tokens"][0]
     stopping = fl.FocusModel(model.hooked, model.tokenizer, chat=False, stop_tokens=(first,))
-    record = Answering((fl.Setting("baseline"),), 6, HEADS)(stopping, sample)
-    assert record["results"]["baseline"]["tokens"] == [first]
-    assert record["results"]["baseline"]["output"] == model.tokenizer.decode([first])
-    assert record["results"]["baseline"]["sink"] == [None] * 3
+    results = results_of(Answering((fl.Setting("baseline"),), 6, HEADS), stopping, sample)
+    assert results["baseline"]["tokens"] == [first]
+    assert results["baseline"]["output"] == model.tokenizer.decode([first])
+    assert results["baseline"]["sink"] == [None] * 3
 
 
 def test_the_work_on_a_sample_is_a_plain_value(root, model):
@@ -207,7 +211,7 @@ def test_the_work_on_a_sample_is_a_plain_value(root, model):
     sample = read_samples(checkout, entry, load(checkout, entry), model.tokenizer)[0]
     answering = Answering(settings(), 3, HEADS)
     copied, travelled = pickle.loads(pickle.dumps((answering, sample)))
-    assert copied(model, travelled, 10)["results"] == answering(model, sample)["results"]
+    assert results_of(copied, model, travelled) == results_of(answering, model, sample)
 
 
 def run(root: Path, model: fl.FocusModel, folder: Path, chosen: Any = None, **options: Any) -> Any:
@@ -224,9 +228,9 @@ def test_a_killed_run_goes_on_and_repeats_nothing(root, model, tmp_path, monkeyp
     asked: list[str] = []
     call = Answering.__call__
 
-    def counted(self: Any, model: Any, sample: Any, budget: int) -> Any:
-        asked.append(sample.id)
-        return call(self, model, sample, budget)
+    def counted(self: Any, model: Any, batch: Any, *rest: Any) -> Any:
+        asked.append(batch[0].id)
+        return call(self, model, batch, *rest)
 
     monkeypatch.setattr(Answering, "__call__", counted)
     run(root, model, tmp_path)
@@ -240,11 +244,11 @@ def test_when_memory_runs_out_the_budget_stays_smaller(root, model, tmp_path, mo
     budgets: list[int] = []
     call = Answering.__call__
 
-    def scarce(self: Any, model: Any, sample: Any, budget: int) -> Any:
+    def scarce(self: Any, model: Any, batch: Any, budget: int, *rest: Any) -> Any:
         budgets.append(budget)
         if budget > 40:
             raise MemoryError("none left")
-        return call(self, model, sample, budget)
+        return call(self, model, batch, budget, *rest)
 
     monkeypatch.setattr(Answering, "__call__", scarce)
     with pytest.warns(UserWarning, match="memory ran out"):

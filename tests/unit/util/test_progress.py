@@ -10,7 +10,9 @@ import struct
 import subprocess
 import sys
 import termios
+import time
 import types
+from collections.abc import Callable
 
 import pytest
 
@@ -104,6 +106,41 @@ def test_what_is_done_in_passing_is_silent_where_it_is_quick(monkeypatch):
     monkeypatch.setattr(progress, "_MINOR_DELAY", 0)
     assert list(track([1, 2, 3], "counting")) == [1, 2, 3]
     assert "counting" in terminal.getvalue()
+
+
+def test_lines_stand_in_for_a_bar_where_there_is_no_terminal(monkeypatch, caplog):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.02)
+    caplog.set_level("INFO", "focuslens")
+    with progress_bar("scores", 4, done=1) as lines:
+        assert wait_for(lambda: caplog.messages)[0] == "scores: 1 of 4 samples after 0 min"
+        lines.update(2)
+        n = len(caplog.messages)
+        assert wait_for(lambda: caplog.messages[n + 1 :])[-1] == "scores: 3 of 4 samples after 0 min, about 0 min left"
+    n = len(caplog.messages) + 1  # a line can be on its way
+    time.sleep(0.1)
+    assert len(caplog.messages) <= n
+    for hidden in (lambda: progress_bar("work", 3, show=False), lambda: silent_bar(monkeypatch, "0")):
+        assert not isinstance(hidden(), progress.ProgressLines)
+
+
+def silent_bar(monkeypatch: pytest.MonkeyPatch, value: str) -> object:
+    with monkeypatch.context() as patch:
+        patch.setenv(ENVIRONMENT, value)
+        return progress_bar("work", 3)
+
+
+def wait_for(messages: Callable[[], list[str]]) -> list[str]:
+    for _ in range(500):
+        if found := messages():
+            return found
+        time.sleep(0.01)
+    raise TimeoutError("no line after five seconds")
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(20, "0 min"), (59 * 60, "59 min"), (3600, "1 h 0 min")])
+def test_durations_are_short(seconds, text):
+    assert progress._duration(seconds) == text
 
 
 @pytest.mark.slow
