@@ -6,7 +6,7 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from focuslens.cli import output
 
@@ -36,6 +36,8 @@ class Command:
         example: Complete command line, shown at the end of the page that ``focuslens NAME --help`` prints.
         add_options: Function that adds the command's options to a parser.
         run: Function that runs the command and returns the content of its result files; see :func:`output.document`.
+        resumes: When an interrupted run continues where it stopped, if the same command is given again: ``always``, for
+            commands that always write to a directory, ``with --out`` or ``never``.
     """
 
     name: str
@@ -44,6 +46,15 @@ class Command:
     example: str
     add_options: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace], dict[str, Any]]
+    resumes: Literal["never", "with --out", "always"] = "never"
+
+    def interrupted(self, args: argparse.Namespace) -> str:
+        """Message after a keyboard interrupt."""
+        if self.resumes == "never":
+            return "interrupted"
+        if self.resumes == "with --out" and not args.out:
+            return "interrupted; nothing was written. With --out, an interrupted command can be resumed"
+        return "interrupted; the same command resumes here"
 
     def add_to(self, commands: argparse._SubParsersAction[Parser]) -> None:  # pyright: ignore[reportPrivateUsage]
         """Add the command's parser to ``commands``, the subparsers of ``focuslens``."""

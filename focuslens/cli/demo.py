@@ -21,9 +21,9 @@ from focuslens.cli.common import (
     print_sweep,
     print_table,
     run_description,
-    score_intervals,
 )
 from focuslens.cli.output import document
+from focuslens.cli.rankings import score_intervals
 from focuslens.cli.sweeps import controls, sweep_to
 from focuslens.model.batching import BATCH_TOKENS
 
@@ -238,4 +238,5 @@ COMMAND = Command(
     example="focuslens demo --out runs/demo",
     add_options=_add_options,
     run=run,
+    resumes="always",
 )

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def steering(args: argparse.Namespace) -> FocusSteering:
     """Steering that the options describe: directions, strength, and heads to steer."""
-    from focuslens.cli.common import count_heads
+    from focuslens.cli.rankings import count_heads
     from focuslens.heads import load_ranking
     from focuslens.interventions import FocusSteering
     from focuslens.interventions.directions import open_directions

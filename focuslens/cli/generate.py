@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from focuslens.cli import options
 from focuslens.cli.command import Command
-from focuslens.cli.common import RunSettings, Samples, count_heads, get_ranking, open_samples, run_description
+from focuslens.cli.common import RunSettings, Samples, open_samples, run_description
 from focuslens.cli.output import document
+from focuslens.cli.rankings import count_heads, get_ranking, remove_scores
 
 if TYPE_CHECKING:
     from focuslens.hooks import Intervention
@@ -76,6 +77,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         return document(result)
     path = settings.out / "generate.json"
     write_json(path, result)
+    remove_scores(settings)
     print(f"\nwrote {path}")
     return document(result, path)
 
@@ -164,4 +166,5 @@ COMMAND = Command(
     example="focuslens generate --sample 3 --tau 0.3 --top-k 4",
     add_options=_add_options,
     run=run,
+    resumes="with --out",
 )

@@ -7,18 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from focuslens.cli import cluster, options
 from focuslens.cli.command import Command
-from focuslens.cli.common import (
-    RunSettings,
-    count_heads,
-    open_executor,
-    open_samples,
-    print_table,
-    require_figures,
-    run_description,
-    score_intervals,
-    score_samples,
-)
+from focuslens.cli.common import RunSettings, open_executor, open_samples, print_table, require_figures, run_description
 from focuslens.cli.output import document
+from focuslens.cli.rankings import count_heads, remove_scores, score_intervals, score_samples
 
 if TYPE_CHECKING:
     from focuslens.model.execution import Executor
@@ -77,6 +68,7 @@ def _score(settings: RunSettings, model: Executor, case: str, top: int) -> dict[
     table, picture = settings.out / "heads.json", settings.out / "head_map.png"
     write_json(table, result)
     save_figure(head_map(scores.mean().numpy(), heads=scores.top_heads(min(top, 10))), picture)
+    remove_scores(settings)
     print(f"\nwrote {table} and {picture}")
     return document(result, table, picture)
 
@@ -94,8 +86,10 @@ COMMAND = Command(
     name="heads",
     help="find contextual heads",
     description="Score every head by the response's attention to the relevant document, to irrelevant documents and\n"
-    "to the attention sink (equation 1 of arXiv 2503.23306). Rank the heads, and count those above thresholds.",
+    "to the attention sink (equation 1 of arXiv 2503.23306). Rank the heads, and count those above thresholds.\n"
+    "A killed run with --out resumes.",
     example="focuslens heads --model meta-llama/Llama-3.2-3B-Instruct --dtype bfloat16 --data nq-open-oracle.jsonl.gz",
     add_options=_add_options,
     run=run,
+    resumes="with --out",
 )

@@ -324,4 +324,5 @@ COMMAND = Command(
     example="focuslens helmet --helmet HELMET --config demo",
     add_options=_add_options,
     run=run,
+    resumes="always",
 )

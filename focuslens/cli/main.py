@@ -129,6 +129,6 @@ def _status(args: argparse.Namespace) -> int:
         print(f"focuslens {args.command}: {message}; shorter prompts and --dtype bfloat16 need less", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(f"\nfocuslens {args.command}: interrupted; with --out, the same command resumes here", file=sys.stderr)
+        print(f"\nfocuslens {args.command}: {COMMANDS[args.command].interrupted(args)}", file=sys.stderr)
         return 130
     return 0

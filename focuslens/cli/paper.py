@@ -64,4 +64,5 @@ COMMAND = Command(
     example="focuslens paper --model demo --out runs/paper/demo",
     add_options=_add_options,
     run=run,
+    resumes="always",
 )

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from focuslens.cli import cluster, options
 from focuslens.cli.command import Command
-from focuslens.cli.common import RunSettings, get_ranking, open_executor, open_samples, require_figures
+from focuslens.cli.common import RunSettings, open_executor, open_samples, require_figures
+from focuslens.cli.rankings import get_ranking
 from focuslens.cli.sweeps import controls, finish, first_heads, possible_counts, sweep_to
 
 if TYPE_CHECKING:
@@ -76,4 +77,5 @@ COMMAND = Command(
     example="focuslens split-softmax --tau 0.1,0.3,1000 --k 1,4,8 --heads runs/heads/heads.json",
     add_options=_add_options,
     run=run,
+    resumes="with --out",
 )

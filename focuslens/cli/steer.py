@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from focuslens.cli import cluster, options
 from focuslens.cli.command import Command
-from focuslens.cli.common import RunSettings, get_ranking, open_executor, open_samples, require_figures
+from focuslens.cli.common import RunSettings, open_executor, open_samples, require_figures
+from focuslens.cli.rankings import get_ranking
 from focuslens.cli.sweeps import finish, first_heads, possible_counts, sweep_to
 
 if TYPE_CHECKING:
@@ -83,4 +84,5 @@ COMMAND = Command(
     example="focuslens steer --directions runs/directions --alpha=-0.2,0.2,0.5 --k 5,20",
     add_options=_add_options,
     run=run,
+    resumes="with --out",
 )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from focuslens.cli.common import RunSettings, Samples, print_sweep, run_description
 from focuslens.cli.output import document
+from focuslens.cli.rankings import remove_scores
 
 if TYPE_CHECKING:
     from focuslens.evaluation import Setting, Sweep
@@ -141,5 +142,6 @@ def finish(
 
     write_json(out / f"{name}.json", result)
     save_figure(draw(), out / f"{name}.png")
+    remove_scores(settings)
     print(f"\nwrote {name}.jsonl, {name}.json and {name}.png to {out}")
     return document(result, *(out / f"{name}{end}" for end in (".jsonl", ".json", ".png")))

@@ -10,16 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from focuslens.cli import cluster, options
 from focuslens.cli.command import Command
-from focuslens.cli.common import (
-    RunSettings,
-    Samples,
-    count_heads,
-    get_ranking,
-    open_executor,
-    open_samples,
-    require_figures,
-)
+from focuslens.cli.common import RunSettings, Samples, open_executor, open_samples, require_figures
 from focuslens.cli.output import document
+from focuslens.cli.rankings import count_heads, get_ranking, remove_scores
 
 if TYPE_CHECKING:
     from focuslens.heads import Head
@@ -62,17 +55,22 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train focus directions, and write the directions and their loss curves to ``--out``."""
+    from focuslens.directions.gold_responses import responses_path
+
     given = RunSettings.of(args)
     out = given.out or _OUT
+    given, checkpoint = replace(given, out=out), out / "checkpoint.pt"
     require_figures(out)
     with open_executor(args, given.model) as model:
         settings = given.fitted(model, and_train=not args.heads)
         data = open_samples(settings.samples, "train")
         heads, source = _chosen_heads(args, settings, model)
-        directions = _train(args, settings, model, data, heads, out / "checkpoint.pt")
+        directions = _train(args, settings, model, data, heads, checkpoint)
     provenance = {**directions.provenance, "ranking": source}
     replace(directions, provenance=provenance).save(out)
-    (out / "checkpoint.pt").unlink(missing_ok=True)
+    for unfinished in (checkpoint, responses_path(checkpoint)):
+        unfinished.unlink(missing_ok=True)
+    remove_scores(given)
     figures = _show_losses(directions, out)
     print(f"\nwrote {len(directions)} directions at the {directions.site} site to {out}")
     record = json.loads((out / "directions.json").read_text())
@@ -144,4 +142,5 @@ COMMAND = Command(
     example="focuslens train --site rotary --top-k 20 --samples 200 --out runs/directions",
     add_options=_add_options,
     run=run,
+    resumes="always",
 )

@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -28,22 +29,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.directions.activations import ActivationStore, LayerHeads, RowActivations, sample_rows
+from focuslens.directions.gold_responses import gold_responses
 from focuslens.directions.objective import Attention, direction_losses, record_attention, require_same_attention
 from focuslens.heads import Head, check_heads
 from focuslens.interventions.directions import FocusDirections, Site
-from focuslens.model.batching import BATCH_TOKENS, RunOptions, map_batches
+from focuslens.model.batching import BATCH_TOKENS, RunOptions
 from focuslens.model.execution import Executor, executor_for
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.answers import list_samples
-from focuslens.prompts.batch import EncodedPrompt
 from focuslens.prompts.sample import Case, MultiDocSample, prompts_digest
 from focuslens.util.files import versions, write_atomically
-from focuslens.util.progress import progress_bar, track
+from focuslens.util.progress import progress_bar
 
 if TYPE_CHECKING:
     from focuslens.heads import ModelShape
 
 __all__ = ["TrainingConfig", "train_focus_directions"]
+
+_CHECKPOINT_SECONDS = 60.0
+"""Longest time between two checkpoints, unless a single step takes longer."""
 
 
 @dataclass(frozen=True)
@@ -103,13 +107,19 @@ class _State:
         return [self.query] if self.key is None else [self.query, self.key]
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Checkpoint:
     """File from which an interrupted training run resumes. The fingerprint identifies the run that wrote the file."""
 
     path: Path
     fingerprint: str
     every: int
+    saved: float = field(default_factory=time.monotonic)
+
+    def is_due(self, state: _State) -> bool:
+        """Whether to save: after ``every`` steps, at the end of an epoch, and a minute after the last time."""
+        late = time.monotonic() - self.saved >= _CHECKPOINT_SECONDS
+        return late or state.step % self.every == 0 or state.running is None
 
     def save(self, state: _State) -> None:
         content = io.BytesIO()
@@ -125,6 +135,7 @@ class _Checkpoint:
             content,
         )
         write_atomically(self.path, content.getvalue())
+        self.saved = time.monotonic()
 
     def load(self, state: _State) -> None:
         saved = torch.load(self.path, map_location="cpu", weights_only=True)
@@ -166,8 +177,11 @@ def train_focus_directions(
         samples: Training samples. Samples without a gold document or with an empty response are left out.
         heads: Heads to train; by default all heads of the model.
         config: Training settings. Alternatively, settings can be passed by name, such as ``site="projection"``.
-        checkpoint: Path of a checkpoint file. If the file exists, training resumes from it, with the same result.
-        checkpoint_every: Number of steps between checkpoints. A checkpoint is also written after each epoch.
+        checkpoint: Path of a checkpoint file. If the file exists, training resumes from it, with the same result. The
+            responses that the model generates before training are written beside it, in a file that ends in
+            ``.responses.jsonl``.
+        checkpoint_every: Maximum number of steps between checkpoints. A checkpoint is also written after each epoch,
+            and once a minute.
         memory_gb: Maximum size of the activations that are stored between epochs, in units of ``2**30`` bytes. All
             other activations are recomputed in each epoch.
         batch_tokens: Maximum number of prompt tokens per batch when responses are generated.
@@ -187,7 +201,7 @@ def train_focus_directions(
     executor = executor_for(model)
     options = RunOptions(config.max_new_tokens, batch_tokens, progress)
     chosen = _chosen_heads(executor.shape, heads)
-    usable, responses = _gold_responses(executor, list_samples(samples), config, options)
+    usable, responses = gold_responses(executor, list_samples(samples), config.prompts, options, checkpoint)
     groups = LayerHeads.group(chosen, executor.shape)
     state = _start(executor, chosen, groups, config)
     provenance = _provenance(executor, usable, config, data)
@@ -277,52 +291,9 @@ def _run_epochs(
                 if state.step % batches == 0:
                     state.losses.append(state.running / samples)
                     state.running = None
-                if state_file is not None and (state.step % state_file.every == 0 or state.running is None):
+                if state_file is not None and state_file.is_due(state):
                     state_file.save(state)
                 bar.update()
-
-
-def _gold_responses(
-    executor: Executor, samples: list[MultiDocSample], config: TrainingConfig, options: RunOptions
-) -> tuple[list[MultiDocSample], list[Tensor]]:
-    """Samples with a nonempty response to their gold prompt, and the response tokens.
-
-    Each response is truncated to fit into the context after the training prompt.
-    """
-    answerable = [sample for sample in samples if sample.gold_index is not None]
-    limits, prompts = list[int](), list[EncodedPrompt]()
-    for sample in track(answerable, "tokenising", show=options.progress):
-        limits.append(_response_limit(executor, sample, config))
-        prompts.append(executor.encode(sample.prompt("gold")))
-    lengths, names = [len(prompt.tokens) for prompt in prompts], [sample.id for sample in answerable]
-    items = list(zip(prompts, limits, strict=True))
-    responses = [torch.zeros(0, dtype=torch.long)] * len(answerable)
-    with progress_bar("gold responses", len(answerable), show=options.progress) as bar:
-        for indices, batch in map_batches(executor, _responses, items, names, lengths, options.batch_tokens):
-            for i, response in zip(indices, batch, strict=True):
-                responses[i] = response
-            bar.update(len(indices))
-    usable = [i for i, response in enumerate(responses) if len(response)]
-    if not usable:
-        raise ValueError(f"none of the {len(samples)} samples has a gold document and a response to its gold prompt")
-    return [answerable[i] for i in usable], [responses[i] for i in usable]
-
-
-def _responses(model: FocusModel, items: Sequence[tuple[EncodedPrompt, int]], budget: int) -> list[Tensor]:
-    """Generate responses to a batch of prompts, and truncate each response to the limit of its prompt."""
-    generations = model.generate([prompt for prompt, _ in items], max_new_tokens=max(limit for _, limit in items))
-    return [generation.tokens[:limit] for generation, (_, limit) in zip(generations, items, strict=True)]
-
-
-def _response_limit(executor: Executor, sample: MultiDocSample, config: TrainingConfig) -> int:
-    """Maximum response length in tokens: ``max_new_tokens``, or less if the training prompt leaves less room."""
-    room = executor.shape.n_ctx - len(executor.encode(sample.prompt(config.prompts)).tokens)
-    if room < 1:
-        raise ValueError(
-            f"the {config.prompts} prompt of sample {sample.id} leaves no room for a response in the model's "
-            f"context of {executor.shape.n_ctx} tokens; leave it out, use fewer documents, or a larger n_ctx"
-        )
-    return min(config.max_new_tokens, room)
 
 
 def _start(executor: Executor, heads: Sequence[Head], groups: Sequence[LayerHeads], config: TrainingConfig) -> _State:

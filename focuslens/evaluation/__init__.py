@@ -1,7 +1,5 @@
 """Accuracy of responses with confidence intervals, under one setting or a grid of settings."""
 
-from focuslens.evaluation.refused_runs import OtherResultsError
-from focuslens.evaluation.resume import read_records
 from focuslens.evaluation.saved_sweeps import load_sweep
 from focuslens.evaluation.settings import BASELINES, best_setting, split_softmax_settings, steering_settings
 from focuslens.evaluation.sweeps import Evaluation, Setting, Sweep, evaluate, run_sweep
@@ -13,6 +11,8 @@ from focuslens.scores.document_scores import (
     attention_budget,
     document_scores,
 )
+from focuslens.util.record_file import read_records
+from focuslens.util.refused_runs import OtherResultsError
 from focuslens.util.statistics import (
     Interval,
     McNemar,

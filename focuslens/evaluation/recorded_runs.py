@@ -13,10 +13,10 @@ from focuslens.model.batching import Pace, map_parts
 from focuslens.util.progress import progress_bar
 
 if TYPE_CHECKING:
-    from focuslens.evaluation.resume import RecordFile
     from focuslens.hooks import Intervention
     from focuslens.model.execution import Executor
     from focuslens.model.focus_model import FocusModel
+    from focuslens.util.record_file import RecordFile
 
 __all__ = ["Answer", "RecordedRun", "Task", "count_passes"]
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from focuslens.evaluation.resume import read_records
 from focuslens.evaluation.sweeps import Evaluation, Setting, Sweep, evaluation_of
+from focuslens.util.record_file import read_records
 from focuslens.util.statistics import Interval
 
 __all__ = ["load_sweep"]

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 
 from focuslens.evaluation.recorded_runs import RecordedRun, Task, count_passes
 from focuslens.evaluation.responses import respond
-from focuslens.evaluation.resume import RecordFile
 from focuslens.hooks import Intervention
 from focuslens.model.batching import BATCH_TOKENS, RunOptions, require_fitting
 from focuslens.model.execution import Executor, executor_for
@@ -22,6 +21,7 @@ from focuslens.util.checks import checked_integer
 from focuslens.util.files import versions
 from focuslens.util.html import Cell, Markup, bar, card, details, shorten, table
 from focuslens.util.progress import track
+from focuslens.util.record_file import RecordFile
 from focuslens.util.statistics import Interval, McNemar, bootstrap_mean, mcnemar_exact
 
 if TYPE_CHECKING:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
-import torch
-
 from focuslens.util.checks import checked_integer
 from focuslens.util.memory import is_out_of_memory, release_memory
 
 if TYPE_CHECKING:
+    import torch
+
     from focuslens.heads import ModelShape
     from focuslens.model.execution import Executor
 
@@ -75,7 +75,7 @@ class Pace:
     seconds_per_token: float
 
     @classmethod
-    def assumed(cls, shape: ModelShape, device: torch.device, passes: int) -> Pace:
+    def assumed(cls, shape: ModelShape, device: torch.device, passes: int, *, threads: int | None = None) -> Pace:
         """Pace before the first batch.
 
         The estimate assumes slow hardware, so that a first batch is not too large. The estimate depends on nothing that
@@ -85,8 +85,11 @@ class Pace:
             shape: Sizes of the model.
             device: Device of the model.
             passes: Number of times that each prompt is run.
+            threads: Number of CPU threads; by default those of this process.
         """
-        speed = _GPU_SPEED if device.type != "cpu" else _CPU_SPEED * torch.get_num_threads()
+        import torch  # not at the top, because commands read their options before they import torch
+
+        speed = _GPU_SPEED if device.type != "cpu" else _CPU_SPEED * (threads or torch.get_num_threads())
         # A layer has about 12 d_model^2 weights, and a token takes one multiplication and one addition per weight.
         return cls(24 * shape.n_layers * shape.d_model**2 * passes / speed)
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+import time
+from collections.abc import Callable, Collection, Generator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.hooks import Hook, Intervention, hook_name
-from focuslens.model.batching import RunOptions, map_batches, require_fitting
+from focuslens.model.batching import Pace, RunOptions, map_parts, require_fitting
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch
 from focuslens.prompts.sample import Case, MultiDocSample
 from focuslens.util.progress import progress_bar, track
@@ -161,7 +162,7 @@ class ResponseRun:
     responses: Sequence[str] | None = None
 
     def masses(
-        self, parts: Parts, label: str
+        self, parts: Parts, label: str, *, skip: Collection[str] = (), written: bool = False
     ) -> Generator[tuple[list[int], Float[Tensor, "batch layer head part"], list[str]]]:
         """Run the samples in batches of similar prompt length, shortest prompts first.
 
@@ -169,30 +170,39 @@ class ResponseRun:
             parts: Function that returns the key masks of the parts. An executor with other processes needs a picklable
                 function.
             label: Text of the progress bar.
+            skip: Ids of samples that are not run.
+            written: Whether the caller writes each batch to a file. Batches then take about a minute at most.
 
         Yields:
             For each batch: the indices of the samples, the mean attention from each response to each part, and the
             texts of the responses.
         """
-        n, show = len(self.samples), self.options.progress
-        prompts = [
-            self.executor.encode(sample.prompt(self.case)) for sample in track(self.samples, "tokenising", show=show)
+        show, executor = self.options.progress, self.executor
+        todo = [i for i, sample in enumerate(self.samples) if sample.id not in skip]
+        samples = [self.samples[i] for i in todo]
+        prompts = [executor.encode(sample.prompt(self.case)) for sample in track(samples, "tokenising", show=show)]
+        items = [
+            (prompt, None if self.responses is None else self.responses[i])
+            for i, prompt in zip(todo, prompts, strict=True)
         ]
-        items = list(zip(prompts, [None] * n if self.responses is None else self.responses, strict=True))
-        names, lengths = [sample.id for sample in self.samples], [len(prompt.tokens) for prompt in prompts]
-        require_fitting(names, lengths, self.executor.shape.n_ctx)
+        names, lengths = [sample.id for sample in samples], [len(prompt.tokens) for prompt in prompts]
+        require_fitting(names, lengths, executor.shape.n_ctx)
         run = partial(
             _run_batch,
             parts=parts,
             interventions=tuple(self.interventions),
             max_new_tokens=self.options.max_new_tokens,
         )
-        with progress_bar(label, n, show=show) as bar:
-            for indices, (masses, responses) in map_batches(
-                self.executor, run, items, names, lengths, self.options.batch_tokens
+        pace = Pace.assumed(executor.shape, executor.device, 1) if written else None
+        n = len(self.samples)
+        with progress_bar(label, n, done=n - len(todo), show=show) as bar:
+            for batch, (masses, responses, seconds) in map_parts(
+                executor, run, items, names, lengths, self.options.batch_tokens, pace=pace
             ):
-                yield indices, masses, responses
-                bar.update(len(indices))
+                if pace is not None:
+                    pace.measure(len(batch) * lengths[batch[-1]], seconds)
+                yield [todo[i] for i in batch], masses, responses
+                bar.update(len(batch))
 
 
 @torch.no_grad()
@@ -200,10 +210,17 @@ def _run_batch(
     model: FocusModel,
     items: Sequence[tuple[EncodedPrompt, str | None]],
     budget: int,
+    share: float = 1.0,
+    *,
     parts: Parts,
     interventions: Sequence[Intervention],
     max_new_tokens: int,
-) -> tuple[Float[Tensor, "batch layer head part"], list[str]]:
-    """Run :func:`response_masses` on a batch. Either every item contains a response, or every response is ``None``."""
+) -> tuple[Float[Tensor, "batch layer head part"], list[str], float]:
+    """Run :func:`response_masses` on a batch, and return its results and its duration in seconds.
+
+    Either every item contains a response, or every response is ``None``.
+    """
+    started = time.monotonic()
     prompts, responses = [prompt for prompt, _ in items], [response for _, response in items if response is not None]
-    return response_masses(model, prompts, parts, responses or None, interventions, max_new_tokens)
+    masses, texts = response_masses(model, prompts, parts, responses or None, interventions, max_new_tokens)
+    return masses, texts, time.monotonic() - started

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
@@ -18,14 +19,16 @@ from focuslens.model.batching import BATCH_TOKENS, RunOptions
 from focuslens.model.execution import Executor, executor_for
 from focuslens.prompts.answers import answered_right, require_samples
 from focuslens.prompts.batch import EncodedPrompt
-from focuslens.prompts.sample import MultiDocSample
+from focuslens.prompts.sample import Case, MultiDocSample
 from focuslens.scores.base import ResponseRun, sink_and_documents
+from focuslens.scores.recorded_scores import open_scores, record_id, score_record, scores_of_record
 from focuslens.util.html import Markup, bar, card, map_image, table
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from focuslens.model.focus_model import FocusModel
+    from focuslens.util.record_file import RecordFile
 
 __all__ = [
     "KINDS",
@@ -180,17 +183,28 @@ class ContextualScores:
         )
 
 
-def _score_case(run: ResponseRun) -> ContextualScores:
-    """Contextual scores of all samples in a run."""
+def _score_case(run: ResponseRun, store: RecordFile | None = None) -> ContextualScores:
+    """Contextual scores of all samples in a run. Samples with a record in ``store`` are not run again."""
     samples, model_shape = run.samples, run.executor.shape
     shape = (len(samples), model_shape.n_layers, model_shape.n_heads)
     scores = {kind: torch.full(shape, torch.nan) for kind in KINDS}
     responses = [""] * len(samples)
-    for indices, masses, batch_responses in run.masses(sink_and_documents, f"contextual scores ({run.case})"):
-        for kind, batch_scores in _scores_of(masses).items():
-            scores[kind][indices] = batch_scores
-        for i, response in zip(indices, batch_responses, strict=True):
+    records = {} if store is None else store.records
+    done = {i: records[name] for i, sample in enumerate(samples) if (name := record_id(run.case, sample.id)) in records}
+    for i, record in done.items():
+        responses[i] = record["response"]
+        for kind, values in scores_of_record(record).items():
+            scores[kind][i] = values
+    label, skip = f"contextual scores ({run.case})", {samples[i].id for i in done}
+    for indices, masses, texts in run.masses(sink_and_documents, label, skip=skip, written=store is not None):
+        for kind, values in _scores_of(masses).items():
+            scores[kind][indices] = values
+        for i, response in zip(indices, texts, strict=True):
             responses[i] = response
+        if store is not None:
+            rows = [{kind: scores[kind][i] for kind in KINDS} for i in indices]
+            named = zip(indices, texts, rows, strict=True)
+            store.append([score_record(run.case, samples[i].id, text, row) for i, text, row in named])
     # The relevant score of a sample without a gold document is undefined, not zero.
     scores["relevant"][[i for i, sample in enumerate(samples) if sample.gold_index is None]] = torch.nan
     return ContextualScores(
@@ -222,6 +236,8 @@ def contextual_scores(
     interventions: Sequence[Intervention] = (),
     max_new_tokens: int = 100,
     batch_tokens: int = BATCH_TOKENS,
+    out: str | Path | None = None,
+    data: Mapping[str, Any] | None = None,
     progress: bool | None = None,
 ) -> ContextualScores:
     """Compute the contextual scores of every head: attention from the response to the documents and to the sink.
@@ -240,23 +256,36 @@ def contextual_scores(
         interventions: Interventions, applied in order during generation and scoring.
         max_new_tokens: Maximum length of a generated response, in tokens.
         batch_tokens: Maximum number of prompt tokens per batch; halved when memory runs out.
+        out: Path of a JSON-lines file with the scores of each sample. A killed run resumes from this file, and loses
+            about a minute of work at most.
+        data: Description of the data, stored in ``out``; by default the ``description`` attribute of ``samples``.
         progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
-        ValueError: If ``case`` is unknown, there are no samples, the numbers of responses and samples differ, or an
-            accepted answer is empty after normalisation.
+        ValueError: If ``case`` is unknown, there are no samples, two samples have the same id, the numbers of responses
+            and samples differ, an accepted answer is empty after normalisation, or ``out`` belongs to a different run.
     """
     if case not in get_args(ScoredCase):
         raise ValueError(f"case is {case!r}; it must be one of {', '.join(get_args(ScoredCase))}")
+    data = getattr(samples, "description", None) if data is None else data
     executor, sample_list = executor_for(model), require_samples(samples)
     if responses is not None and len(responses) != len(sample_list):
         raise ValueError(f"there are {len(responses)} responses for {len(sample_list)} samples; give one per sample")
     options = RunOptions(max_new_tokens, batch_tokens, progress)
-    if case in ("long", "gold", "negative"):
-        return _score_case(ResponseRun(executor, sample_list, case, options, interventions, responses))
-    long = _score_case(ResponseRun(executor, sample_list, "long", options, interventions, responses))
-    gold = _score_case(ResponseRun(executor, sample_list, "gold", options, interventions))
-    return by_outcome(long, gold)[case]
+    first: Case = "long" if case in ("correct", "wrong") else case
+    run = ResponseRun(executor, sample_list, first, options, interventions, responses)
+    if first == case:
+        return _score_case(run, None if out is None else open_scores(out, [run], data))
+    gold = ResponseRun(executor, sample_list, "gold", options, interventions)
+    return by_outcome(*_score_cases((run, gold), out, data))[case]
+
+
+def _score_cases(
+    runs: Sequence[ResponseRun], out: str | Path | None, data: Mapping[str, Any] | None
+) -> Generator[ContextualScores]:
+    """Contextual scores of several runs over the same samples, in one result file."""
+    store = None if out is None else open_scores(out, runs, data)
+    return (_score_case(run, store) for run in runs)
 
 
 def contextual_scores_by_case(
@@ -266,16 +295,20 @@ def contextual_scores_by_case(
     interventions: Sequence[Intervention] = (),
     max_new_tokens: int = 100,
     batch_tokens: int = BATCH_TOKENS,
+    out: str | Path | None = None,
+    data: Mapping[str, Any] | None = None,
     progress: bool | None = None,
 ) -> dict[str, ContextualScores]:
     """Compute the contextual scores of ``long``, ``gold``, ``correct`` and ``wrong`` (Table 1 of "Focus Directions").
 
     The model runs each prompt only once. The arguments are those of :func:`contextual_scores`.
     """
+    data = getattr(samples, "description", None) if data is None else data
     executor, sample_list = executor_for(model), require_samples(samples)
     options = RunOptions(max_new_tokens, batch_tokens, progress)
-    long = _score_case(ResponseRun(executor, sample_list, "long", options, interventions))
-    gold = _score_case(ResponseRun(executor, sample_list, "gold", options, interventions))
+    cases: tuple[Case, ...] = ("long", "gold")
+    runs = [ResponseRun(executor, sample_list, case, options, interventions) for case in cases]
+    long, gold = _score_cases(runs, out, data)
     return {"long": long, "gold": gold, **by_outcome(long, gold)}
 
 

@@ -10,7 +10,7 @@ import torch
 import transformer_lens
 
 import focuslens as fl
-from focuslens.cli import common
+from focuslens.cli import common, rankings
 from focuslens.cli.main import _parser, main
 
 
@@ -73,16 +73,16 @@ def test_heads_are_ranked_on_the_training_half_whatever_is_evaluated(split, load
         asked.append(options.split or part)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(common, "open_samples", stop)
+    monkeypatch.setattr(rankings, "open_samples", stop)
     with pytest.raises(KeyboardInterrupt):
-        common.get_ranking(None, settings_of(split), load_model("llama"))
+        rankings.get_ranking(None, settings_of(split), load_model("llama"))
     assert asked == ["train"]
 
 
 @pytest.mark.parametrize("split", ["train", "all"])
 def test_heads_are_not_ranked_on_what_is_evaluated(split, load_model):
     with pytest.raises(ValueError, match="--heads"):
-        common.get_ranking(None, settings_of(split), load_model("llama"))
+        rankings.get_ranking(None, settings_of(split), load_model("llama"))
 
 
 def test_steering_without_a_ranking_takes_the_best_heads_not_the_first_of_the_file(checkpoint, tmp_path, monkeypatch):

@@ -17,7 +17,6 @@ from torch import Tensor
 from focuslens.evaluation import Setting
 from focuslens.evaluation.recorded_runs import RecordedRun, Task, count_passes
 from focuslens.evaluation.responses import respond
-from focuslens.evaluation.resume import RecordFile
 from focuslens.heads import Head
 from focuslens.model.batching import BATCH_TOKENS
 from focuslens.model.decoding_settings import DecodingSettings
@@ -37,6 +36,7 @@ from focuslens.studies.helmet.samples import (
     stop_tokens,
 )
 from focuslens.util.files import versions
+from focuslens.util.record_file import RecordFile
 
 if TYPE_CHECKING:
     from focuslens.scores.base import Parts

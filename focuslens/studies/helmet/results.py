@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from focuslens.evaluation.resume import RecordFile
 from focuslens.studies.helmet.checkout import Checkout
 from focuslens.studies.helmet.plan import Entry
 from focuslens.studies.helmet.tasks import Task
 from focuslens.util.files import write_atomically, write_json
+from focuslens.util.record_file import RecordFile
 
 __all__ = ["TaskScores", "write_results"]
 

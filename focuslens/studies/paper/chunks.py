@@ -6,19 +6,32 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
+from focuslens.data.needles import NeedleSample
+from focuslens.model.batching import Pace
+from focuslens.prompts.sample import MultiDocSample
 from focuslens.util.files import write_atomically
 from focuslens.util.progress import progress_bar
 
-__all__ = ["CHUNK", "Measured", "measure_in_chunks"]
+if TYPE_CHECKING:
+    from focuslens.model.execution import Executor
+
+__all__ = ["CHUNK", "Measured", "chunk_size", "measure_in_chunks"]
 
 CHUNK = 64
-"""Number of samples per chunk."""
+"""Maximum number of samples per chunk."""
+
+_CHUNK_SECONDS = 240.0
+"""Longest duration of a chunk on slow hardware, unless a single sample takes longer. Most machines are several times
+faster, so that a killed run loses about a minute of work."""
+
+_THREADS = 2
+"""Assumed number of CPU threads. A fixed number, so that a run resumes with the same chunks on another machine."""
 
 _T = TypeVar("_T")
 
@@ -36,12 +49,23 @@ class Measured:
     about: Mapping[str, Sequence[Any]]
 
 
+def chunk_size(executor: Executor, sample: MultiDocSample | NeedleSample) -> int:
+    """Number of samples like ``sample`` per chunk: fewer for larger models and longer prompts."""
+    prompt = sample.prompt("long") if isinstance(sample, MultiDocSample) else sample.prompt
+    pace = Pace.assumed(executor.shape, executor.device, 1, threads=_THREADS)
+    seconds, size = pace.seconds_per_token * len(executor.encode(prompt).tokens), CHUNK
+    while size > 1 and size * seconds > _CHUNK_SECONDS:
+        size //= 2
+    return size
+
+
 def measure_in_chunks(
     samples: Sequence[_T],
     folder: Path,
     measure: Callable[[Sequence[_T]], Measured],
     *,
     label: str,
+    chunk: int,
     progress: bool | None = None,
 ) -> Measured:
     """Measure samples in chunks. Finished chunks are read from ``folder``.
@@ -53,6 +77,7 @@ def measure_in_chunks(
         folder: Folder of the chunks. The folder's name must identify the model, the samples and the settings.
         measure: Function that measures one chunk of samples.
         label: Label of the progress bar.
+        chunk: Number of samples per chunk; see :func:`chunk_size`.
         progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
 
     Raises:
@@ -62,12 +87,12 @@ def measure_in_chunks(
         raise ValueError("there are no samples to score")
     parts: list[Measured] = []
     with progress_bar(label, len(samples), show=progress) as bar:
-        for start in range(0, len(samples), CHUNK):
-            chunk, path = samples[start : start + CHUNK], folder / f"{start:06d}.safetensors"
-            if not path.exists():
-                write_atomically(path, _packed(measure(chunk)))
+        for start in range(0, len(samples), chunk):
+            part, path = samples[start : start + chunk], folder / f"{start:06d}.safetensors"
+            if not path.exists() or len(_unpacked(path.read_bytes()).about["sample_ids"]) != len(part):
+                write_atomically(path, _packed(measure(part)))
             parts.append(_unpacked(path.read_bytes()))
-            bar.update(len(chunk))
+            bar.update(len(part))
     return Measured(
         {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors},
         {name: [entry for part in parts for entry in part.about[name]] for name in parts[0].about},

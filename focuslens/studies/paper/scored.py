@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -14,12 +15,12 @@ from focuslens.evaluation import AttentionBudget, DocumentScores, attention_budg
 from focuslens.heads import Head
 from focuslens.hooks import Intervention
 from focuslens.model.batching import RunOptions
-from focuslens.model.execution import Executor
+from focuslens.model.execution import Executor, executor_for
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.sample import Case, MultiDocSample
 from focuslens.scores.contextual_scores import KINDS, ContextualScores, contextual_scores
 from focuslens.scores.retrieval_scores import RetrievalScores, copy_runs
-from focuslens.studies.paper.chunks import Measured, measure_in_chunks
+from focuslens.studies.paper.chunks import Measured, chunk_size, measure_in_chunks
 
 __all__ = [
     "KINDS_CAPTION",
@@ -53,7 +54,7 @@ def score_in_chunks(
         about = {name: getattr(scores, name) for name in ("sample_ids", "responses", "correct")}
         return Measured({kind: getattr(scores, kind) for kind in KINDS}, about)
 
-    measured = measure_in_chunks(samples, folder, measure, label=f"scores ({case})", progress=options.progress)
+    measured = _in_chunks(model, samples, folder, measure, f"scores ({case})", options)
     return ContextualScores(
         *(measured.tensors[kind] for kind in KINDS),
         case=case,
@@ -73,7 +74,7 @@ def documents_in_chunks(
         about = {name: getattr(scores, name) for name in ("sample_ids", "responses", "correct")}
         return Measured({"scores": torch.cat(documents)}, about)
 
-    measured = measure_in_chunks(samples, folder, measure, label="scores (documents)", progress=options.progress)
+    measured = _in_chunks(model, samples, folder, measure, "scores (documents)", options)
     by_sample = measured.tensors["scores"].split([len(sample.documents) for sample in samples])
     return DocumentScores(
         tuple(rearrange(shares, "document layer head -> layer head document") for shares in by_sample),
@@ -97,7 +98,7 @@ def budget_in_chunks(
         about = {name: getattr(budget, name) for name in ("sample_ids", "responses", "correct")}
         return Measured({"shares": budget.shares}, about)
 
-    measured = measure_in_chunks(samples, folder, measure, label="attention budget", progress=options.progress)
+    measured = _in_chunks(model, samples, folder, measure, "attention budget", options)
     about = {name: tuple(values) for name, values in measured.about.items()}
     return AttentionBudget(measured.tensors["shares"], **about)
 
@@ -115,8 +116,20 @@ def retrieval_in_chunks(
         copies, responses = copy_runs(model, chunk, options)
         return Measured({"copies": copies}, {"sample_ids": [sample.id for sample in chunk], "responses": responses})
 
-    measured = measure_in_chunks(samples, folder, measure, label="retrieval scores", progress=options.progress)
+    measured = _in_chunks(model, samples, folder, measure, "retrieval scores", options)
     return RetrievalScores.of_runs(samples, measured.tensors["copies"], measured.about["responses"])
+
+
+def _in_chunks(
+    model: FocusModel | Executor,
+    samples: Sequence[Any],
+    folder: Path,
+    measure: Callable[[Sequence[Any]], Measured],
+    label: str,
+    options: RunOptions,
+) -> Measured:
+    size = chunk_size(executor_for(model), samples[0]) if samples else 1
+    return measure_in_chunks(samples, folder, measure, label=label, chunk=size, progress=options.progress)
 
 
 def head_mean(scores: ContextualScores, kind: str, head: Head) -> float | None:

@@ -215,12 +215,14 @@ class _Reader:
             self.pages.append(path)
 
     def read_sweep(self, path: Path) -> None:
-        """Read a file of sweep records. Skip files that a command set aside, and JSON-lines files without a header."""
+        """Read a file of sweep records. Skip files that a command set aside, and JSON-lines files of other kinds."""
         if _SET_ASIDE.search(path.stem):
             return
         with path.open("rb") as file:
-            if file.read(10) != b'{"header":':
-                return
+            first = file.readline()
+        # Files of scores have a header too.
+        if not first.startswith(b'{"header":') or b'"scores": [' in first:
+            return
         sweep = load_sweep(path, rows=_written_rows(path))
         wanted = int(sweep.header.get("data", {}).get("samples", 0))
         self.sweeps.append(StoredSweep(path, sweep, max(wanted, len(next(iter(sweep.evaluations.values()))))))

@@ -15,6 +15,7 @@ import focuslens as fl
 from focuslens.cli import main as cli
 from focuslens.cli.main import main
 from focuslens.prompts.sample import prompts_digest
+from focuslens.util import record_file
 
 COMMANDS = ("demo", "heads", "split-softmax", "train", "steer", "generate")
 
@@ -257,6 +258,48 @@ def test_the_memory_for_activations_reaches_the_training(small, tmp_path, monkey
     assert asked == [0.5, 4.0]
 
 
+@pytest.mark.parametrize(
+    ("command", "killed_at"), [("heads", 2), ("train", 2), ("train", 4), ("split-softmax", 2), ("split-softmax", 4)]
+)
+def test_an_interrupted_command_goes_on_where_it_was(command, killed_at, small, tmp_path, capsys, monkeypatch):
+    options = {"train": ["--top-k", "2", "--epochs", "1"], "split-softmax": ["--tau", "0.1", "--k", "1"]}
+    asked = [command, *small, "--batch-tokens", "1", *options.get(command, [])]
+    assert main([*asked, "--out", str(tmp_path / "whole")]) == 0
+    decode, decoded = fl.FocusModel.decode, []
+
+    def dying(self, *args, **settings):
+        decoded.append(1)
+        if len(decoded) == fatal:
+            raise KeyboardInterrupt
+        return decode(self, *args, **settings)
+
+    monkeypatch.setattr(fl.FocusModel, "decode", dying)
+    monkeypatch.setattr(record_file, "_PART_SECONDS", 0.0)
+    fatal = 10**6
+    assert main([*asked, "--out", str(tmp_path / "counted")]) == 0
+    needed, fatal = len(decoded), killed_at
+    decoded.clear()
+    assert main([*asked, "--out", str(tmp_path / "killed")]) == 130
+    assert capsys.readouterr().err.endswith(f"focuslens {command}: interrupted; the same command resumes here\n")
+    fatal = 10**6
+    assert main([*asked, "--out", str(tmp_path / "killed")]) == 0
+    assert len(decoded) == needed + 1  # what was finished is not run again
+    files = [sorted(path.name for path in (tmp_path / name).iterdir()) for name in ("whole", "killed")]
+    assert files[0] == files[1]
+    for name in files[0]:
+        if not name.endswith(".png"):
+            assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "killed" / name).read_bytes(), name
+
+
+def test_what_an_interruption_means_without_a_directory(small, capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fl.FocusModel, "decode", interrupted)
+    assert main(["heads", *small]) == 130
+    assert "nothing was written. With --out, an interrupted command can be resumed" in capsys.readouterr().err
+
+
 def test_directions_say_what_chose_their_heads(small, tmp_path):
     ranking = tmp_path / "heads.json"
     ranking.write_text("[[2, 1], [0, 3], [1, 0]]")
@@ -274,7 +317,7 @@ def test_where_all_heads_are_trained_none_is_scored_and_the_best_are_printed(sma
     def score(*args):
         raise AssertionError("heads were scored")
 
-    monkeypatch.setattr("focuslens.cli.common.score_samples", score)
+    monkeypatch.setattr("focuslens.cli.rankings.score_samples", score)
     monkeypatch.setattr("focuslens.cli.train._PRINTED", 4)
     assert main(["train", *small, "--epochs", "2", "--out", str(tmp_path)]) == 0
     written = json.loads((tmp_path / "directions.json").read_text())

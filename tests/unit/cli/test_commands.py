@@ -14,8 +14,9 @@ import torch
 
 from focuslens import ContextualScores, Document, FocusDirections, MultiDocSample
 from focuslens.cli import demo, sweeps
-from focuslens.cli.common import SampleOptions, count_heads, open_samples, score_intervals
+from focuslens.cli.common import SampleOptions, open_samples
 from focuslens.cli.main import _parser, main
+from focuslens.cli.rankings import count_heads, score_intervals
 from focuslens.data.multidoc import load_multidoc
 from focuslens.data.synthetic import spread_positions
 from focuslens.heads import Head
@@ -160,7 +161,7 @@ def test_a_number_of_heads_that_there_is_not_is_refused_before_any_is_scored(
     arguments, message, checkpoint, tmp_path, monkeypatch, capsys
 ):
     scored = []
-    for module in ("common", "heads"):
+    for module in ("rankings", "heads"):
         monkeypatch.setattr(f"focuslens.cli.{module}.score_samples", lambda *args: scored.append(args))
     options = ["--model", str(checkpoint("llama")), "--n-ctx", "4096", "--out", str(tmp_path / "out"), *MODEL]
     assert main([*arguments, *options]) == 1

@@ -80,7 +80,9 @@ def test_the_checkpoint_of_another_training_is_refused(
         (model, [reworded(samples[3])], HEADS[:2], {}),
     ]
     for other, chosen, heads, changed in others:
-        with pytest.raises(ValueError, match=r"state.pt is a checkpoint of another training"):
+        with pytest.raises(
+            ValueError, match=r"state\.pt is a checkpoint of another|state\.responses\.jsonl holds results of a"
+        ):
             train_focus_directions(other, chosen, heads, **{**arguments, **changed})
     assert path.read_bytes() == content
 
@@ -92,7 +94,7 @@ def test_other_gold_responses_are_another_training(
 
     Responses of one model can differ, because another batch size may break a tie differently.
     """
-    model, responses = load_model("llama"), training._gold_responses
+    model, responses = load_model("llama"), training.gold_responses
     arguments: dict[str, Any] = {"epochs": 1, "max_new_tokens": 2, "checkpoint": tmp_path / "state.pt"}
     train_focus_directions(model, samples[3:], HEADS[:2], **arguments)
 
@@ -100,7 +102,7 @@ def test_other_gold_responses_are_another_training(
         usable, said = responses(*given)
         return usable, [tokens + 1 for tokens in said]
 
-    monkeypatch.setattr(training, "_gold_responses", others)
+    monkeypatch.setattr(training, "gold_responses", others)
     with pytest.raises(ValueError, match=r"another training .*gold responses"):
         train_focus_directions(model, samples[3:], HEADS[:2], **arguments)
 

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from focuslens import FocusModel, MultiDocSample, Setting, run_sweep
-from focuslens.evaluation import recorded_runs, resume
+from focuslens.evaluation import recorded_runs
 from focuslens.evaluation.recorded_runs import RecordedRun, Task
-from focuslens.evaluation.refused_runs import OtherResultsError
-from focuslens.evaluation.resume import RecordFile
 from focuslens.heads import ModelShape
 from focuslens.model import batching
+from focuslens.util import record_file
+from focuslens.util.record_file import RecordFile
+from focuslens.util.refused_runs import OtherResultsError
 from tests.unit.evaluation.test_sweeps import settings, steering
 
 HEADER = {"model": "m"}
@@ -36,7 +37,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    for module in (recorded_runs, resume):
+    for module in (recorded_runs, record_file):
         monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=clock))
     return clock
 
@@ -182,7 +183,7 @@ def test_a_sweep_killed_between_settings_resumes_to_the_same_bytes(
     chosen = [*settings(), Setting("steered more", (steering(2.0),))]
     options: dict[str, Any] = {"max_new_tokens": 2, "batch_tokens": 700}
     run_sweep(model, samples, chosen, out=tmp_path / "whole.jsonl", **options)
-    monkeypatch.setattr(resume, "_PART_SECONDS", 0.0)
+    monkeypatch.setattr(record_file, "_PART_SECONDS", 0.0)
     decode, n_decoded = model.decode, 0
 
     def dying(*args: Any, **named: Any) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -289,3 +290,58 @@ def test_what_cannot_be_scored_is_refused(model: FocusModel, samples: list[Multi
         contextual_scores(model, samples, responses=["x"])
     with pytest.raises(ValueError, match="batch_tokens is 0; it must be at least 1"):
         contextual_scores(model, samples, batch_tokens=0)
+
+
+# --- result files ---
+
+
+@pytest.mark.parametrize("case", ["long", "correct"])
+def test_a_killed_scoring_goes_on_to_the_same_scores_and_the_same_bytes(
+    load_model: Any, samples: list[MultiDocSample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: Any
+) -> None:
+    model = load_model("llama")
+    answered = [dataclasses.replace(sample, answers=("e",)) for sample in samples]
+    options: dict[str, Any] = {"max_new_tokens": 3, "batch_tokens": 1}
+    plain = contextual_scores(model, answered, case, **options)
+    whole = contextual_scores(model, answered, case, out=tmp_path / "whole.jsonl", **options)
+    assert_equal(whole, plain)
+    decode, fatal, decoded = FocusModel.decode, 2, list[int]()
+
+    def dying(self: Any, *args: Any, **settings: Any) -> Any:
+        decoded.append(1)
+        if len(decoded) == fatal:
+            raise KeyboardInterrupt
+        return decode(self, *args, **settings)
+
+    path = tmp_path / "killed.jsonl"
+    with monkeypatch.context() as patch:
+        patch.setattr(FocusModel, "decode", dying)
+        for fatal in (2, 5, 10**6):
+            decoded.clear()
+            if fatal < 10**6 and (fatal <= len(samples) or case == "correct"):
+                with pytest.raises(KeyboardInterrupt):
+                    contextual_scores(model, answered, case, out=path, **options)
+            else:
+                assert_equal(contextual_scores(model, answered, case, out=path, **options), plain)
+    assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    decoded.clear()
+    monkeypatch.setattr(FocusModel, "decode", dying)
+    assert_equal(contextual_scores(model, answered, case, out=path, **options), plain)
+    assert decoded == []
+    for changes in ({"max_new_tokens": 2}, {"interventions": [SplitSoftmax([(0, 0)], 0.1)]}):
+        with pytest.raises(ValueError, match="holds results of a different run"):
+            contextual_scores(model, answered, case, out=path, **{**options, **changes})
+
+
+def assert_equal(one: ContextualScores, other: ContextualScores) -> None:
+    for kind in KINDS:
+        torch.testing.assert_close(getattr(one, kind), getattr(other, kind), rtol=0, atol=0, equal_nan=True)
+    for name in ("case", "sample_ids", "responses", "correct"):
+        assert getattr(one, name) == getattr(other, name)
+
+
+def test_scores_of_two_samples_with_one_id_are_not_written(
+    load_model: Any, samples: list[MultiDocSample], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match="occurs more than once; results are stored by id"):
+        contextual_scores(load_model("llama"), [samples[0]] * 2, out=tmp_path / "s.jsonl", max_new_tokens=1)

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import focuslens as fl
-from focuslens.evaluation.refused_runs import OtherResultsError
-from focuslens.evaluation.resume import RecordFile
+from focuslens.util.record_file import RecordFile
+from focuslens.util.refused_runs import OtherResultsError
 from tests.support.multidoc_files import oracle_record, write
 
 HEADER = {"model": {"name": "a"}, "settings": [{"tau": 0.3}], "seed": 0}

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from focuslens.evaluation.refused_runs import OtherResultsError, require_same_run
+from focuslens.util.refused_runs import OtherResultsError, require_same_run
 
 __all__ = ["RecordFile", "read_records"]
 

@@ -1,0 +1,119 @@
+"""Scores and rankings of heads, for the commands that need them."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from focuslens.cli.common import RunSettings, Samples, open_samples
+
+if TYPE_CHECKING:
+    from focuslens.heads import Head
+    from focuslens.model.execution import Executor
+    from focuslens.model.focus_model import FocusModel
+    from focuslens.prompts.sample import MultiDocSample
+    from focuslens.scores.contextual_scores import ContextualScores
+
+__all__ = ["count_heads", "get_ranking", "remove_scores", "score_intervals", "score_samples"]
+
+_SCORES = "unfinished_scores.jsonl"
+"""Name of the file in ``--out`` with the scores of a command that has not finished."""
+
+
+def score_samples(
+    settings: RunSettings, model: FocusModel | Executor, data: Samples, case: Any = "long"
+) -> ContextualScores:
+    """Contextual scores of every head on each sample, under the command's settings.
+
+    With ``--out``, the scores are written to a file from which a killed command resumes. :func:`remove_scores` removes
+    the file when the command has finished.
+    """
+    from focuslens.scores.contextual_scores import contextual_scores
+
+    return contextual_scores(
+        model,
+        data.samples,
+        case,
+        max_new_tokens=settings.max_new_tokens,
+        batch_tokens=settings.batch_tokens,
+        out=None if settings.out is None else settings.out / _SCORES,
+        data=data.description,
+    )
+
+
+def remove_scores(settings: RunSettings) -> None:
+    """Remove the file of :func:`score_samples`."""
+    if settings.out is not None:
+        (settings.out / _SCORES).unlink(missing_ok=True)
+
+
+def score_intervals(
+    scores: ContextualScores, samples: Sequence[MultiDocSample], heads: Sequence[Head], seed: int, most: int = 20
+) -> dict[str, list[float]]:
+    """95 % bootstrap intervals of the mean relevant contextual score, for each of the first ``most`` heads.
+
+    The bootstrap draws whole questions, and leaves out samples without a score. The result maps ``layer/head``, such
+    as ``3/5``, to the ends of the head's interval.
+    """
+    from focuslens.evaluation import bootstrap_mean
+
+    questions = {sample.id: sample.question_id for sample in samples}
+    intervals: dict[str, list[float]] = {}
+    for layer, head in heads[:most]:
+        values = scores.relevant[:, layer, head]
+        known = [i for i, value in enumerate(values.tolist()) if not math.isnan(value)]
+        groups = [questions[scores.sample_ids[i]] for i in known]
+        interval = bootstrap_mean(values[known].tolist(), groups=groups, seed=seed)
+        intervals[f"{layer}/{head}"] = [interval.low, interval.high]
+    return intervals
+
+
+def get_ranking(
+    file: str | None, settings: RunSettings, model: FocusModel | Executor, *, evaluated: bool = True
+) -> tuple[list[Head], dict[str, Any]]:
+    """Ranking of heads, and a description of the ranking's source for result files.
+
+    Args:
+        file: File with a ranking, from ``--heads``. If ``None``, heads are ranked by their scores on training samples.
+        settings: Settings of the command. Their number of documents also applies to the training samples.
+        model: Model whose heads are scored.
+        evaluated: Whether the command evaluates the samples of ``--split``.
+
+    Raises:
+        ValueError: If heads would be ranked on samples that the command then evaluates.
+    """
+    from focuslens.heads import load_ranking
+
+    if file:
+        digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return load_ranking(file), {"file": Path(file).name, "sha256": digest}
+    split = settings.samples.split
+    if evaluated and split in ("train", "all"):
+        raise ValueError(
+            f"--split {split} evaluates training samples, on which heads would be ranked too; give --heads a ranking "
+            "that was made on different samples, or leave --split out"
+        )
+    settings = replace(settings, samples=replace(settings.samples, split=None)).fitted(model)
+    train = open_samples(settings.samples, "train")
+    return score_samples(settings, model, train).ranking(), {"scored_on": train.identify()}
+
+
+def count_heads(option: str, given: int | None, n: int, default: int = 20) -> int:
+    """Number of heads that an option selects from ``n`` heads.
+
+    If the option is not given, the number is ``default`` or ``n``, whichever is smaller.
+
+    Raises:
+        ValueError: If ``given`` is not between 1 and ``n``, or ``n`` is 0.
+    """
+    if n < 1:
+        raise ValueError("there are no heads to choose from: the ranking is empty, or no head of it has a direction")
+    if given is None:
+        return min(default, n)
+    if not 1 <= given <= n:
+        raise ValueError(f"{option} {given}: there are {n} heads to choose from; give a number from 1 to {n}")
+    return given
