@@ -397,6 +397,7 @@ def test_settings_that_would_fail_at_the_end_are_refused_at_the_start(
 
 
 @pytest.mark.slow
+@needs_hooked
 def test_the_whole_of_it_writes_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("matplotlib")
     commands: list[list[str]] = []
