@@ -6,6 +6,8 @@ OUT ?= runs/demo
 VENV := .venv
 VENV_TL4 := .venv-tl4
 TL4 := 4.3.0
+VENV_NEWEST := .venv-newest
+TORCH := $(shell grep '^torch==' constraints.txt)
 EXTRAS := viz,test,browser,docs
 NOTEBOOKS ?= $(wildcard notebooks/*.ipynb)
 
@@ -19,8 +21,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Where Python may not write bytecode, every process compiles what it imports of torch, transformers and Ray: 5 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-all test-notebooks notebooks lint format docs floors test-tl4 demo-model bench pictures \
-	release-check clean
+.PHONY: help demo test test-all test-notebooks notebooks lint format docs floors test-tl4 test-newest demo-model bench \
+	pictures release-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +65,13 @@ floors: ## the picture of docs/architecture.md, from the package's imports
 test-tl4: $(VENV_TL4)/.installed ## the parity tests on TransformerLens 4, in an environment of their own
 	$(VENV_TL4)/bin/python -m pytest -q $(IN_PARALLEL) tests/parity
 
+# The newest versions when the environment was installed. `rm -r .venv-newest` makes the next run take newer ones.
+test-newest: $(VENV_NEWEST)/.installed ## parity, the embedded model and a command on the newest versions that the ranges allow
+	@$(VENV_NEWEST)/bin/python -m pip list --disable-pip-version-check | grep -E '^(torch|transformer|numpy|pandas)'
+	$(VENV_NEWEST)/bin/python -m pytest -q $(IN_PARALLEL) tests/parity tests/unit/test_demo_model.py
+	$(VENV_NEWEST)/bin/focuslens heads --samples 4 > $(VENV_NEWEST)/heads.txt
+	@grep -A 3 'heads by relevant contextual score' $(VENV_NEWEST)/heads.txt
+
 demo-model: $(VENV)/.installed ## train the embedded model again and measure it (hours; a stopped run goes on)
 	$(VENV)/bin/python experiments/train_demo_model.py --resume --out focuslens/assets/demo
 	$(VENV)/bin/python experiments/measure_demo_model.py --model focuslens/assets/demo
@@ -78,7 +87,7 @@ release-check: $(VENV)/.installed-dev ## build the distributions, and try the wh
 	$(VENV)/bin/python experiments/check_release.py
 
 clean: ## remove environments, builds and caches; runs/ stays
-	rm -rf $(VENV) $(VENV_TL4) build dist .coverage .hypothesis .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(VENV_TL4) $(VENV_NEWEST) build dist .coverage .hypothesis .pytest_cache .ruff_cache
 	find focuslens tests experiments -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
 
 # $(call environment,VENV): a virtual environment with the pinned pip and build backends. Some distributions ship
@@ -92,24 +101,32 @@ define environment
 	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt pip hatchling editables setuptools
 endef
 
-# $(call install,VENV,EXTRAS,CONSTRAINTS). Building with the pinned backends instead of an isolated environment is both
-# reproducible and quicker. pip would compile all of torch, which takes minutes. One run of a command compiles what the
-# commands import. Where PYTHONDONTWRITEBYTECODE is set, nothing would keep what later runs compile.
+# $(call install,VENV,EXTRAS,ARGUMENTS) passes the arguments to pip. Building with the pinned backends instead of an
+# isolated environment is both reproducible and quicker. pip would compile all of torch, which takes minutes. One run of a
+# command compiles what the commands import. Where PYTHONDONTWRITEBYTECODE is set, nothing would keep what later runs
+# compile.
 define install
 	@echo "installing focuslens[$(2)] into $(1) ..."
-	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-build-isolation -c $(3) -e '.[$(2)]'
+	@$(1)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile --no-build-isolation $(3) -e '.[$(2)]'
 	@$(1)/bin/python -m focuslens heads --samples 1 --max-new-tokens 2 --quiet > /dev/null
 	@touch $@
 endef
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(call environment,$(VENV))
-	$(call install,$(VENV),$(EXTRAS),constraints.txt)
+	$(call install,$(VENV),$(EXTRAS),-c constraints.txt)
 
 $(VENV)/.installed-dev: $(VENV)/.installed
-	$(call install,$(VENV),all,constraints.txt)
+	$(call install,$(VENV),all,-c constraints.txt)
 
 $(VENV_TL4)/.installed: pyproject.toml constraints.txt
 	$(call environment,$(VENV_TL4))
 	@sed 's/^transformer-lens==.*/transformer-lens==$(TL4)/' constraints.txt > $(VENV_TL4)/constraints.txt
-	$(call install,$(VENV_TL4),test,$(VENV_TL4)/constraints.txt)
+	$(call install,$(VENV_TL4),test,-c $(VENV_TL4)/constraints.txt)
+
+# Only torch has a fixed version. Without one, pip takes the newest build, which brings gigabytes of CUDA. torch is
+# installed first, and named again below, so that nothing replaces it.
+$(VENV_NEWEST)/.installed: pyproject.toml constraints.txt
+	$(call environment,$(VENV_NEWEST))
+	@$(VENV_NEWEST)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile $(TORCH)
+	$(call install,$(VENV_NEWEST),test,$(TORCH))

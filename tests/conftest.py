@@ -8,13 +8,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import hypothesis
 import jaxtyping
 import pytest
+
+from tests.support.versions import needs_hooked
 
 if TYPE_CHECKING:
     from focuslens import FocusModel, MultiDocSample
@@ -85,12 +86,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Checkpoints:
 
 @pytest.fixture(
     params=[
-        pytest.param(
-            "hooked",
-            marks=pytest.mark.skipif(
-                int(version("transformer-lens").split(".")[0]) >= 4, reason="TransformerLens 4 has no HookedTransformer"
-            ),
-        ),
+        pytest.param("hooked", marks=needs_hooked),
         "bridge",
     ],
     scope="session",

@@ -130,6 +130,8 @@ def _warnings_as_notes() -> Generator[None]:
         _LIBRARY.log(logging.WARNING if own else logging.DEBUG, "%s", message if own else f"{filename}: {message}")
 
     with warnings.catch_warnings():
+        # No command calls it. With transformers 5.24, the warning concerns every model.
+        warnings.filterwarnings("ignore", message="TransformerLens's own generate ")
         warnings.showwarning = show
         yield
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import warnings
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -19,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from focuslens import EncodedPrompt, FocusModel
 from tests.support.architectures import ARCHITECTURES, Architecture, build_architecture
 from tests.support.paths import ROOT
+from tests.support.versions import HAS_HOOKED
 
 pytestmark = pytest.mark.slow
 
@@ -110,9 +110,7 @@ def test_a_checkpoint_has_the_logits_of_transformers_or_is_refused(outcomes: dic
     assert len(refused) < len(outcomes) / 3
 
 
-@pytest.mark.skipif(
-    int(version("transformer-lens").split(".")[0]) >= 4, reason="the page lists the outcomes with TransformerLens 3"
-)
+@pytest.mark.skipif(not HAS_HOOKED, reason="the page lists the outcomes with TransformerLens 3")
 def test_the_documentation_lists_the_outcomes(outcomes: dict[str, Outcome]) -> None:
     """The numbers of the page are those of the machine that wrote it. Other machines round in another way."""
     text = PAGE.read_text()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from importlib.metadata import version
 from typing import Any
 
 import pytest
@@ -22,12 +21,9 @@ from tests.support.reference import (
     split_softmax_rows,
     tokens_of_ranges,
 )
+from tests.support.versions import needs_hooked
 
 HEADS = [(0, 1), (1, 2), (2, 0)]
-
-needs_hooked = pytest.mark.skipif(
-    int(version("transformer-lens").split(".")[0]) >= 4, reason="TransformerLens 4 has no HookedTransformer"
-)
 
 
 def user_bridge(directory: Any) -> Any:

@@ -105,7 +105,7 @@ def test_a_steered_model_is_a_checkpoint_with_biases(name, backend, load_model, 
     # Both vectors act at this site, unlike at the rotary site.
     alone = fl.FocusSteering(fl.FocusDirections(SEPARATE, query, site="projection"), ALPHA)
     without_keys = with_biases(
-        hf, {"q_proj": {head: ALPHA * vector for head, vector in zip(SEPARATE, query, strict=True)}}, tmp_path
+        hf, {"q_proj": {head: ALPHA * vector for head, vector in zip(SEPARATE, query, strict=True)}}, tmp_path / "query"
     )
     assert gap(model.logits(tokens[0], [alone]), logits_of(without_keys, tokens[0])) < TOLERANCE
     assert gap(logits_of(without_keys, tokens[0]), expected) > 0.3

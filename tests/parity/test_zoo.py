@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from typing import Any
 
 import pytest
 import torch
 
 import focuslens as fl
+from tests.support.versions import needs_hooked
 
-pytestmark = pytest.mark.skipif(
-    int(version("transformer-lens").split(".")[0]) >= 4, reason="TransformerLens 4 has no HookedTransformer"
-)
+pytestmark = needs_hooked
 
 SIZES: dict[str, Any] = {
     "n_layers": 3, "d_model": 64, "n_ctx": 512, "d_head": 16, "n_heads": 4, "d_mlp": 96, "d_vocab": 500, "seed": 1,

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
-import transformer_lens
 
 import focuslens as fl
 from focuslens.cli import common, rankings
 from focuslens.cli.main import _parser, main
+from tests.support.versions import needs_hooked
 
 
 def test_a_short_prompt_has_the_same_room_in_a_batch_as_alone(load_model, backend):
@@ -166,9 +166,8 @@ def test_training_uses_the_room_that_the_context_leaves(load_model, samples):
         fl.train_focus_directions(full, samples[:1], [(1, 2)], epochs=1)
 
 
+@needs_hooked
 def test_ungrouped_keys_are_refused(load_model, samples):
-    if not hasattr(transformer_lens, "HookedTransformer"):
-        pytest.skip("TransformerLens 4 has no HookedTransformer")
     model = load_model("llama", "hooked")
     directions = fl.FocusDirections([(1, 2)], torch.ones(1, 16), torch.ones(1, 16), "projection")
     model.hooked.set_ungroup_grouped_query_attention(True)
@@ -184,9 +183,8 @@ def test_ungrouped_keys_are_refused(load_model, samples):
         model.hooked.set_ungroup_grouped_query_attention(False)
 
 
+@needs_hooked
 def test_a_users_own_attention_is_used_and_stays(load_model, samples):
-    if not hasattr(transformer_lens, "HookedTransformer"):
-        pytest.skip("TransformerLens 4 has no HookedTransformer")
     model = load_model("llama", "hooked")
     layer, calls = model.hooked.blocks[1].attn, []
     original = layer.forward

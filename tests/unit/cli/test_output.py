@@ -115,3 +115,13 @@ def test_the_library_prints_nothing():
     allowed = set((root / "cli").glob("*.py"))
     printing = [path.name for path in root.rglob("*.py") if path not in allowed and "print(" in path.read_text()]
     assert printing == []
+
+
+def test_a_command_leaves_out_the_warning_about_a_method_that_no_command_calls(monkeypatch, capsys):
+    monkeypatch.setattr("focuslens.model.verification.Verified.reads_cache", lambda _: False)
+    with pytest.warns(UserWarning, match="^TransformerLens's own generate of .* does not read"):
+        fl.FocusModel.demo(device="cpu")
+    assert main(["heads", "--samples", "1", "--max-new-tokens", "1", "--device", "cpu"]) == 0
+    captured = capsys.readouterr()
+    assert "heads by relevant contextual score" in captured.out
+    assert "own generate" not in captured.err

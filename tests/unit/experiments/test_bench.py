@@ -14,6 +14,8 @@ from typing import Any
 import pytest
 import torch
 
+from tests.support.versions import needs_hooked
+
 bench = pytest.importorskip("bench", reason="the experiments are not here")
 import bench_contestants as contestants  # noqa: E402
 
@@ -180,6 +182,7 @@ def test_peak_is_the_median_of_processes_that_are_all_recorded(monkeypatch: pyte
     assert (options.device, options.dtype, options.threads) == ("cpu", "float32", 1)
 
 
+@needs_hooked
 def test_every_write_of_ours_counts_and_all_samples_of_the_papers(short: Any, monkeypatch: pytest.MonkeyPatch):
     synced: list[int] = []
     monkeypatch.setattr("focuslens.model.verification.write_json", lambda *_: None)  # a write of the first load only
@@ -215,6 +218,7 @@ def stopping(short: Any, tmp_path_factory: pytest.TempPathFactory) -> contestant
     return contestants.Bench(directory, LENGTH)
 
 
+@needs_hooked
 def test_all_score_the_same_response_alike(stopping: Any):
     found = {name: one.prepare(stopping)() for name, one in contestants.CONTESTANTS["score"].items()}
     whole = found.pop(FLOOR)[0].tolist()
@@ -261,6 +265,7 @@ def test_the_floor_is_the_fused_causal_kernel(short: Any, monkeypatch: pytest.Mo
     assert calls[8:] == [(1, None, False)] * 8 * 15
 
 
+@needs_hooked
 def test_the_papers_activations_are_those_of_transformerlens(short: Any):
     paper = contestants.PaperTraining(short)
     paper.cache_activations()
@@ -271,6 +276,7 @@ def test_the_papers_activations_are_those_of_transformerlens(short: Any):
             torch.testing.assert_close(torch.load(paper.path(layer, x)), expected, atol=1e-3, rtol=1e-4)
 
 
+@needs_hooked
 def test_a_step_of_the_paper_is_only_a_step(short: Any, monkeypatch: pytest.MonkeyPatch):
     paper = contestants.PaperTraining(short)
     paper.cache_activations()
@@ -287,7 +293,7 @@ def test_a_step_of_the_paper_is_only_a_step(short: Any, monkeypatch: pytest.Monk
     assert 5e-3 < paper.direction.abs().max() < 8.1e-3
 
 
-@pytest.mark.parametrize("work", ["steer", "steer_bridge"])
+@pytest.mark.parametrize("work", [pytest.param("steer", marks=needs_hooked), "steer_bridge"])
 def test_steering_acts_and_differs_in_nothing_else(work: str, short: Any):
     unsteered, steered = (one.prepare(short)() for one in contestants.CONTESTANTS[work].values())
     expected = contestants.CONTESTANTS["score"][FLOOR].prepare(short)()[0, LENGTH:].tolist()
@@ -391,6 +397,7 @@ def test_settings_that_would_fail_at_the_end_are_refused_at_the_start(
 
 
 @pytest.mark.slow
+@needs_hooked
 def test_the_whole_of_it_writes_its_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pytest.importorskip("matplotlib")
     commands: list[list[str]] = []

@@ -97,8 +97,8 @@ def test_prompts_run_again_from_a_layer_are_prompts_run_from_the_first(name, loa
         torch.testing.assert_close(together[lane::5], alone, atol=2e-4, rtol=0)
 
 
-def test_the_prompts_keys_are_not_copied(load_model, samples):
-    model = load_model("llama", "hooked")
+def test_the_prompts_keys_are_not_copied(load_model, backend, samples):
+    model = load_model("llama", backend)
     held = model.prefill(samples[0].prompt(), hold_last=True)
     copies = model.copies(held, 50)
     pairs = zip(held.cache.layers, copies.cache.layers, strict=True)

@@ -88,6 +88,7 @@ def test_settings_of_sampling_are_not_named(checkpoint: Any, tmp_path: Path) -> 
     directory = copy_with(checkpoint, tmp_path, eos_token_id=1, do_sample=True, temperature=0.3, top_p=0.9, top_k=20)
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)
+        warnings.filterwarnings("ignore", message="TransformerLens's own generate")  # with transformers 5.24
         fl.FocusModel.from_pretrained(str(directory), device="cpu")
 
 

@@ -171,7 +171,7 @@ def test_interventions_in_blocks_of_rows_are_interventions(name, load_model, bac
 
 
 def test_half_precision_stays_within_its_rounding(load_model, backend, samples, kernel):
-    exact, half = (load_model("llama", "hooked", dtype=dtype) for dtype in ("float32", "bfloat16"))
+    exact, half = (load_model("llama", backend, dtype=dtype) for dtype in ("float32", "bfloat16"))
     kernel.clear()
     tokens = exact.to_tokens(samples[0].prompt())
     truth = exact.hooked(tokens)[0]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,10 +34,7 @@ from focuslens.model.decoding_settings import DecodingSettings
 from focuslens.model.hooked_weights import hooked_config, hooked_state_dict
 from focuslens.model.loading import load_tokenizer, open_checkpoint, original_tokenizer
 from tests.support.checkpoints import multidoc_samples
-
-needs_hooked = pytest.mark.skipif(
-    int(version("transformer-lens").split(".")[0]) >= 4, reason="TransformerLens 4 has no HookedTransformer"
-)
+from tests.support.versions import HAS_HOOKED, needs_hooked
 
 SIZES: dict[str, Any] = {
     "vocab_size": 40,
@@ -347,7 +343,7 @@ def test_the_kinds_of_model_to_try_are_those_that_were_asked_for_or_fit(
     assert backends_of(name, "bridge") == ("bridge",)
     with pytest.raises(ValueError, match="backend is 'jax'; it must be 'hooked', 'bridge' or None"):
         backends_of(name, "jax")
-    if int(version("transformer-lens").split(".")[0]) < 4:
+    if HAS_HOOKED:
         assert backends_of(name) == ("hooked", "bridge")
         assert backends_of(name, "hooked") == ("hooked",)
         assert backends_of(name, device_map="auto") == ("bridge",)

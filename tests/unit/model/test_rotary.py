@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from importlib.metadata import version
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from focuslens import FocusModel
 from focuslens.model.backends import BridgeBackend, backend_for
 from focuslens.model.rotary import Rotary, rotate
+from tests.support.versions import needs_hooked
 
 BASE = 10_000.0
 
@@ -91,9 +91,8 @@ def test_it_is_the_step_between_the_two_sites_of_the_model(name: str, backend: s
     torch.testing.assert_close(rotary.query(q[150:], positions[150:]), rot_q[150:], rtol=1e-4, atol=1e-4)
 
 
+@needs_hooked
 def test_a_model_without_rotary_embedding_has_no_rotary_site() -> None:
-    if int(version("transformer-lens").split(".")[0]) >= 4:
-        pytest.skip("TransformerLens 4 has no HookedTransformer")
     from transformer_lens import HookedTransformer, HookedTransformerConfig
 
     cfg = HookedTransformerConfig(
