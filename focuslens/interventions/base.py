@@ -86,11 +86,20 @@ def first_row(
                 "on the prompt's own tokens, model.to_tokens(prompt), in one pass (not in chunks)"
             )
     _require_same_batch(batch, tensor)
+    if cursor is not None and cursor.start is not None:
+        # The tensor can be a block of rows, which does not begin where the pass begins.
+        model.require_running(batch, cursor.start, None)
+    else:
+        model.require_running(batch, n_keys - n_rows, n_rows)
     return 0 if positions == "all" else batch.first_response_row(n_keys - n_rows)
 
 
 def first_query_row(
-    batch: PromptBatch | None, positions: Positions, cursor: Cursor | None, tensor: Float[Tensor, "batch row ..."]
+    model: HookTarget,
+    batch: PromptBatch | None,
+    positions: Positions,
+    cursor: Cursor | None,
+    tensor: Float[Tensor, "batch row ..."],
 ) -> int:
     """Index of the first row to change, for a hook whose tensor does not have a key axis.
 
@@ -107,6 +116,10 @@ def first_query_row(
             "time, or give the first column of the pass: hooks(model, prompt, cursor=Cursor(column))"
         )
     _require_same_batch(batch, tensor)
+    if cursor is not None and cursor.start is not None:
+        model.require_running(batch, cursor.start, None)
+    elif n_rows > 1:  # A single row can be any later token.
+        model.require_running(batch, 0, n_rows)
     return (cursor or Cursor()).first_response_row(batch, n_rows)
 
 
