@@ -89,6 +89,7 @@ class FocusModel(ModelRunner):
         backend: Literal["hooked", "bridge"] | None = None,
         n_ctx: int | None = None,
         revision: str | None = None,
+        trust_remote_code: bool = False,
         chat: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> FocusModel:
@@ -106,6 +107,9 @@ class FocusModel(ModelRunner):
                 that TransformerLens supports. The default is ``hooked`` if it can load the checkpoint, else ``bridge``.
             n_ctx: Context length in tokens; by default the context length of the checkpoint.
             revision: Branch, tag or commit on the hub.
+            trust_remote_code: Whether to run Python code that the checkpoint contains. Such code can do anything that
+                you can do on this machine. A checkpoint that ``focuslens export`` wrote contains code. It is opened as
+                its base, with its directions added to the queries in every pass.
             chat: See :class:`FocusModel`.
             chat_template_kwargs: See :class:`FocusModel`.
 
@@ -124,11 +128,16 @@ class FocusModel(ModelRunner):
         elif device is not None:
             raise ValueError(f"device is {device!r} and device_map {device_map!r}; give one of them")
         path = loading.checkpoint_path(name)
-        tokenizer = loading.load_tokenizer(path, revision)
+        tokenizer = loading.load_tokenizer(path, revision, trust_remote_code=trust_remote_code)
         _LOG.info("loading %s in %s on %s", path, str(resolved).removeprefix("torch."), device_map or device)
         with explained_errors(path, revision):
             checkpoint = loading.open_checkpoint(
-                path, revision=revision, device=device, device_map=device_map, dtype=resolved
+                path,
+                revision=revision,
+                device=device,
+                device_map=device_map,
+                dtype=resolved,
+                trust_remote_code=trust_remote_code,
             )
             opened = open_backend(checkpoint, tokenizer, backend, n_ctx)
             decoding = DecodingSettings.of(path, checkpoint.config, tokenizer, revision)
@@ -139,7 +148,7 @@ class FocusModel(ModelRunner):
             chat_template_kwargs=chat_template_kwargs,
             decoding=decoding,
             name=name if name == loading.EMBEDDED else path,
-            revision=revision or loading.resolved_revision(path),
+            revision=revision or getattr(checkpoint.config, "_commit_hash", None),
         )
 
     @classmethod

@@ -26,18 +26,19 @@ class RunningTokens:
     @classmethod
     def of(cls, hooked: Any) -> RunningTokens:
         """The record of a TransformerLens model, which all FocusModels of this model share."""
-        embed, unembed = getattr(hooked, "embed", None), getattr(hooked, "unembed", None)
-        if embed is None:
-            return cls()
+        embed = getattr(hooked, "embed", None)
         # Found on the model, not in a table of models, so that a deep copy of the model keeps a record of its own.
-        for hook in embed._forward_pre_hooks.values():
-            if isinstance(record := getattr(hook, "__self__", None), cls):
-                return record
-        record = cls()
-        embed.register_forward_pre_hook(record._note, with_kwargs=True)
+        hooks = () if embed is None else embed._forward_pre_hooks.values()
+        records = [getattr(hook, "__self__", None) for hook in hooks]
+        known = next((record for record in records if isinstance(record, cls)), None)
+        return cls()._set_on(embed, getattr(hooked, "unembed", None)) if known is None else known
+
+    def _set_on(self, embed: Any, unembed: Any) -> RunningTokens:
+        if embed is not None:
+            embed.register_forward_pre_hook(self._note, with_kwargs=True)
         if unembed is not None:
-            unembed.register_forward_hook(record._end)
-        return record
+            unembed.register_forward_hook(self._end)
+        return self
 
     def _note(self, module: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
         self.forget()
@@ -63,19 +64,25 @@ class RunningTokens:
         Raises:
             ValueError: If a token differs. The tokens are compared once per pass and batch.
         """
-        tokens = self._tokens
-        if tokens is None or start >= batch.width or any(batch is agreed for agreed in self._agreed):
+        if self._tokens is None or start >= batch.width or any(batch is agreed for agreed in self._agreed):
             return
-        if n_rows not in (None, tokens.shape[1]) or len(tokens[batch.rows]) != len(batch):
-            return
-        columns = slice(start, start + tokens.shape[1])
-        expected, ran = batch.tokens(0)[:, columns], tokens[batch.rows, : batch.width - start].cpu()
-        different = (batch.mask()[:, columns] == 1) & (expected != ran)
-        if different.any():
+        tokens = self._tokens[batch.rows]
+        if n_rows not in (None, tokens.shape[1]) or len(tokens) != len(batch):
+            return  # tokens of an earlier pass
+        if (difference := _difference(batch, start, tokens)) is not None:
             self.forget()
-            row, column = different.nonzero()[0].tolist()
-            raise ValueError(_another_prompt(batch, row, start + column, int(ran[row, column])))
+            raise ValueError(_another_prompt(batch, *difference))
         self._agreed.append(batch)
+
+
+def _difference(batch: PromptBatch, start: int, tokens: Tensor) -> tuple[int, int, int] | None:
+    """Row, column and token of the first place where ``tokens``, from column ``start`` on, are not the prompts'."""
+    columns, ran = slice(start, start + tokens.shape[1]), tokens[:, : batch.width - start].cpu()
+    different = (batch.mask()[:, columns] == 1) & (batch.tokens(0)[:, columns] != ran)
+    if not different.any():
+        return None
+    row, column = different.nonzero()[0].tolist()
+    return row, start + column, int(ran[row, column])
 
 
 def _another_prompt(batch: PromptBatch, row: int, column: int, ran: int) -> str:
