@@ -40,7 +40,6 @@ __all__ = [
     "open_samples",
     "print_sweep",
     "print_table",
-    "require_figures",
     "run_description",
     "score_intervals",
     "score_samples",
@@ -349,16 +348,6 @@ def count_heads(option: str, given: int | None, n: int, default: int = 20) -> in
 
 
 # Results
-
-
-def require_figures(out: object) -> None:
-    """Check, before any work starts, that the plotting libraries are installed. Without ``--out``, do nothing.
-
-    Raises:
-        ImportError: If ``--out`` is given and a library is missing.
-    """
-    if out is not None:
-        import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 
 def print_table(frame: pd.DataFrame, *, most: int | None = None) -> None:

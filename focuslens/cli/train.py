@@ -17,8 +17,8 @@ from focuslens.cli.common import (
     get_ranking,
     open_executor,
     open_samples,
-    require_figures,
 )
+from focuslens.cli.figures import note_figures, save_drawn
 from focuslens.cli.output import document
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train focus directions, and write the directions and their loss curves to ``--out``."""
     given = RunSettings.of(args)
     out = given.out or _OUT
-    require_figures(out)
+    note_figures(out)
     with open_executor(args, given.model) as model:
         settings = given.fitted(model, and_train=not args.heads)
         data = open_samples(settings.samples, "train")
@@ -122,18 +122,23 @@ def _train(
 
 
 def _show_losses(directions: FocusDirections, out: Path) -> list[Path]:
-    """Draw the loss curves, print scores of the heads that are best in the last epoch, and return the figure's path."""
+    """Draw the loss curves, print scores of the heads that are best in the last epoch, and return the figure."""
     losses = directions.losses
     if losses is None:
         return []
-    from focuslens.viz import loss_curves, save_figure
-
-    save_figure(loss_curves(losses.numpy(), [str(head) for head in directions.heads]), out / "losses.png")
+    figures = save_drawn(lambda: _loss_curves(directions), out / "losses.png")
     best = losses[-1].argsort(stable=True)[:_PRINTED].tolist()
     print(f"relevant contextual score in the first and last epoch of training: the {len(best)} heads best in the last")
     for i in best:
         print(f"  {directions.heads[i]!s:8} {-losses[0, i]:.3f} -> {-losses[-1, i]:.3f}")
-    return [out / "losses.png"]
+    return figures
+
+
+def _loss_curves(directions: FocusDirections) -> Any:
+    from focuslens.viz import loss_curves
+
+    losses = directions.losses
+    return None if losses is None else loss_curves(losses.numpy(), [str(head) for head in directions.heads])
 
 
 COMMAND = Command(

@@ -22,6 +22,7 @@ from focuslens.model.opening import open_backend
 from focuslens.model.runner import ModelRunner
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch, PromptInput, is_one_prompt
 from focuslens.prompts.encoder import PromptEncoder
+from focuslens.util.library_bars import library_bars
 
 __all__ = ["FocusModel"]
 
@@ -128,9 +129,10 @@ class FocusModel(ModelRunner):
         elif device is not None:
             raise ValueError(f"device is {device!r} and device_map {device_map!r}; give one of them")
         path = loading.checkpoint_path(name)
-        tokenizer = loading.load_tokenizer(path, revision, trust_remote_code=trust_remote_code)
+        with library_bars():
+            tokenizer = loading.load_tokenizer(path, revision, trust_remote_code=trust_remote_code)
         _LOG.info("loading %s in %s on %s", path, str(resolved).removeprefix("torch."), device_map or device)
-        with explained_errors(path, revision):
+        with explained_errors(path, revision), library_bars():
             checkpoint = loading.open_checkpoint(
                 path,
                 revision=revision,

@@ -12,6 +12,7 @@ from typing import Any
 
 from focuslens.directions.checkpoints.shards import Shard, dtype_of, open_shard
 from focuslens.heads import ModelShape
+from focuslens.util.library_bars import library_bars
 
 __all__ = ["CONFIG", "INDEX", "SINGLE", "TENSOR_SUFFIXES", "Checkpoint", "open_checkpoint"]
 
@@ -135,7 +136,8 @@ def _fetched(
 
     allowed, ignored = (None if patterns is None else list(patterns) for patterns in (allow, ignore))
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=ignored))
+        with library_bars():
+            return Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=ignored))
     except (HFValidationError, OSError) as error:
         raise FileNotFoundError(f"{name} is neither a directory nor a model on the hub: {error}") from error
 
