@@ -43,7 +43,8 @@ class FocusModel(ModelRunner):
         chat_template_kwargs: Additional arguments of the chat template, e.g. ``{"date_string": "26 Jul 2024"}``.
         stop_tokens: Tokens that end a response; by default those of ``decoding``.
         decoding: Stop tokens and penalties; by default the tokenizer's EOS token and no penalty.
-        name: Name of the model in result files.
+        name: Name of the model in result files. By default, a directory has its last component as its name, because
+            result files and directions can be published. A digest of the weights tells models of one name apart.
         revision: Branch, tag or commit of the checkpoint, for result files.
 
     Raises:
@@ -76,7 +77,7 @@ class FocusModel(ModelRunner):
         if stop_tokens is not None:
             decoding = replace(decoding, stop_tokens=tuple(map(operator.index, stop_tokens)))
         super().__init__(backend, tokenizer, decoding)
-        self.name = name or str(getattr(hooked.cfg, "model_name", "model"))
+        self.name = name or loading.shown_name(str(getattr(hooked.cfg, "model_name", "model")))
         self.revision = revision
 
     @classmethod
@@ -149,7 +150,7 @@ class FocusModel(ModelRunner):
             chat=chat,
             chat_template_kwargs=chat_template_kwargs,
             decoding=decoding,
-            name=name if name == loading.EMBEDDED else path,
+            name=loading.shown_name(name),
             revision=revision or getattr(checkpoint.config, "_commit_hash", None),
         )
 

@@ -36,6 +36,7 @@ __all__ = [
     "load_tokenizer",
     "open_checkpoint",
     "original_tokenizer",
+    "shown_name",
 ]
 
 DeviceMap: TypeAlias = str | Mapping[str, str | int]
@@ -49,6 +50,11 @@ def checkpoint_path(name: str) -> str:
     """Absolute path of a local or embedded model, so that each model has a single name. Hub names do not change."""
     path = Path(str(resources.files("focuslens"))) / "assets" / EMBEDDED if name == EMBEDDED else Path(name)
     return str(path.resolve()) if path.is_dir() else name
+
+
+def shown_name(name: str) -> str:
+    """Name of a model in files that can be published: the last component of a directory, or the name on the hub."""
+    return Path(name).resolve().name if Path(name).is_dir() or Path(name).is_absolute() else name
 
 
 def checked_device(device: str | None) -> str:

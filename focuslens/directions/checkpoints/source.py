@@ -49,6 +49,11 @@ class Checkpoint:
     config: Mapping[str, Any]
     shards: tuple[Shard, ...]
 
+    @property
+    def label(self) -> str:
+        """Name for files that can be published: the last component of a directory, or the name on the hub."""
+        return Path(self.name).resolve().name if Path(self.name).is_dir() else self.name
+
     @cached_property
     def resolved(self) -> Any:
         """Configuration with the defaults of its class for missing entries, such as Mistral's sliding window."""

@@ -12,6 +12,9 @@ from focuslens.prompts.sample import MultiDocSample, prompts_digest
 
 __all__ = ["UnavailableError", "reopen_model", "reopen_samples"]
 
+_ABOVE = 3
+"""Number of folders above a run in which its model's directory is looked for."""
+
 _BACKENDS: dict[str, Any] = {"HookedTransformer": "hooked", "TransformerBridge": "bridge"}
 
 
@@ -57,6 +60,7 @@ def reopen_model(
     name: str | None = None,
     device: str | None = None,
     given: FocusModel | None = None,
+    near: Path | None = None,
 ) -> FocusModel:
     """Reopen the model of a run, or return ``given`` if it is this model.
 
@@ -65,6 +69,7 @@ def reopen_model(
         name: Name or directory of the model, if it differs from the name in the description.
         device: Device to load the model on.
         given: A loaded model, which may be the model of the run.
+        near: Folder of the run. A directory of the model's name is looked for there, and in the folders above.
 
     Raises:
         UnavailableError: If the model cannot be opened, or its weights, dtype, backend, prompt format or stop tokens
@@ -72,7 +77,7 @@ def reopen_model(
     """
     if given is not None and _same(given, description):
         return given
-    wanted = name or str(description.get("name"))
+    wanted = name or _found(str(description.get("name")), near)
     try:
         model = FocusModel.from_pretrained(wanted, device=device, **_options(description))
     except Exception as error:
@@ -87,6 +92,13 @@ def reopen_model(
             "say with --model where the run's own model is"
         )
     return model
+
+
+def _found(name: str, near: Path | None) -> str:
+    """Directory of a model, whose last component is recorded, in the working directory or near a run; or the name."""
+    folders = [] if near is None else [near.resolve(), *near.resolve().parents[:_ABOVE]]
+    places = (folder / name for folder in (Path.cwd(), *folders))
+    return next((str(place) for place in places if (place / "config.json").is_file()), name)
 
 
 def _options(description: Mapping[str, Any]) -> dict[str, Any]:
