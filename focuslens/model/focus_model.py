@@ -6,6 +6,7 @@ import logging
 import operator
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
 import torch
@@ -23,6 +24,7 @@ from focuslens.model.runner import ModelRunner
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch, PromptInput, is_one_prompt
 from focuslens.prompts.encoder import PromptEncoder
 from focuslens.util.library_bars import library_bars
+from focuslens.util.places import remember_place
 
 __all__ = ["FocusModel"]
 
@@ -79,6 +81,7 @@ class FocusModel(ModelRunner):
         super().__init__(backend, tokenizer, decoding)
         self.name = name or loading.shown_name(str(getattr(hooked.cfg, "model_name", "model")))
         self.revision = revision
+        self._directory: Path | None = None
 
     @classmethod
     def from_pretrained(
@@ -144,7 +147,7 @@ class FocusModel(ModelRunner):
             )
             opened = open_backend(checkpoint, tokenizer, backend, n_ctx)
             decoding = DecodingSettings.of(path, checkpoint.config, tokenizer, revision)
-        return cls(
+        model = cls(
             opened,
             tokenizer,
             chat=chat,
@@ -153,6 +156,8 @@ class FocusModel(ModelRunner):
             name=loading.shown_name(name),
             revision=revision or getattr(checkpoint.config, "_commit_hash", None),
         )
+        model._directory = Path(path) if name != loading.EMBEDDED and Path(path).is_dir() else None
+        return model
 
     @classmethod
     def demo(cls, **settings: Any) -> FocusModel:
@@ -172,6 +177,9 @@ class FocusModel(ModelRunner):
     @property
     def description(self) -> dict[str, Any]:
         """Description of the model in result files."""
+        facts = describe(self.backend)
+        if self._directory is not None:
+            remember_place(facts["weights"], self._directory)  # for reports on this machine
         return {
             "name": self.name,
             "revision": self.revision,
@@ -180,7 +188,7 @@ class FocusModel(ModelRunner):
             "prompt_format": self.encoder.digest,
             "stop_tokens": list(self.stop_tokens),
             **({"decoding": settings} if (settings := self.decoding.describe()) else {}),
-            **describe(self.backend),
+            **facts,
         }
 
     def encode(self, prompt: PromptInput) -> EncodedPrompt:

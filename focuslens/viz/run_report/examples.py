@@ -176,9 +176,7 @@ def _views(
     header, views, failures = stored.sweep.header, list[tuple[str, AttentionView]](), list[str]()
     log(f"attention of {len(right) + len(wrong)} samples of {stored.path.name} ...")
     description = header.get("model", {})
-    model = reopen_model(
-        description, name=sources.model_name, device=sources.device, given=sources.model, near=files.root
-    )
+    model = reopen_model(description, name=sources.model_name, device=sources.device, given=sources.model)
     limit = int(header.get("max_new_tokens", 100))
     for change in track([*right, *wrong], "attention"):
         sample, applied = samples[change.place], _interventions(files, stored, change.setting)

@@ -9,11 +9,9 @@ from typing import Any
 from focuslens.data.selection import SampleSelection
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.sample import MultiDocSample, prompts_digest
+from focuslens.util.places import remembered_place
 
 __all__ = ["UnavailableError", "reopen_model", "reopen_samples"]
-
-_ABOVE = 3
-"""Number of folders above a run in which its model's directory is looked for."""
 
 _BACKENDS: dict[str, Any] = {"HookedTransformer": "hooked", "TransformerBridge": "bridge"}
 
@@ -60,7 +58,6 @@ def reopen_model(
     name: str | None = None,
     device: str | None = None,
     given: FocusModel | None = None,
-    near: Path | None = None,
 ) -> FocusModel:
     """Reopen the model of a run, or return ``given`` if it is this model.
 
@@ -69,7 +66,6 @@ def reopen_model(
         name: Name or directory of the model, if it differs from the name in the description.
         device: Device to load the model on.
         given: A loaded model, which may be the model of the run.
-        near: Folder of the run. A directory of the model's name is looked for there, and in the folders above.
 
     Raises:
         UnavailableError: If the model cannot be opened, or its weights, dtype, backend, prompt format or stop tokens
@@ -77,28 +73,22 @@ def reopen_model(
     """
     if given is not None and _same(given, description):
         return given
-    wanted = name or _found(str(description.get("name")), near)
+    place = remembered_place(str(description.get("weights")))
+    wanted = name or str(place or description.get("name"))
     try:
         model = FocusModel.from_pretrained(wanted, device=device, **_options(description))
     except Exception as error:
         # Loading fails in many ways (missing directory, no network, too little memory). The report then has no views.
         raise UnavailableError(
             f"the model is {description.get('name')}, which could not be opened ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}); say where it is with --model"
+            f"{' '.join(str(error).replace(wanted, Path(wanted).name).split())[:200]}); say where it is with --model"
         ) from error
     if not _same(model, description):
         raise UnavailableError(
-            f"the model at {wanted} is not the one of the run: its weights, dtype or prompt format differ; "
+            f"the model {Path(wanted).name} is not the one of the run: its weights, dtype or prompt format differ; "
             "say with --model where the run's own model is"
         )
     return model
-
-
-def _found(name: str, near: Path | None) -> str:
-    """Directory of a model, whose last component is recorded, in the working directory or near a run; or the name."""
-    folders = [] if near is None else [near.resolve(), *near.resolve().parents[:_ABOVE]]
-    places = (folder / name for folder in (Path.cwd(), *folders))
-    return next((str(place) for place in places if (place / "config.json").is_file()), name)
 
 
 def _options(description: Mapping[str, Any]) -> dict[str, Any]:
