@@ -126,6 +126,22 @@ class HookTarget(Protocol):
         """Maximum number of keys that TransformerLens's cache keeps in a layer; ``None`` if there is no limit."""
         ...
 
+    def require_running(self, batch: PromptBatch, start: int, n_rows: int | None) -> None:
+        """Check that the pass that is running runs the tokens of ``batch``. Hooks call this method.
+
+        Only the rows of the pass are compared, as far as they belong to the prompts. Tokens after the prompts can be
+        any. A pass that does not begin with the embedding is not checked, because its tokens are unknown.
+
+        Args:
+            batch: The prompts that the hooks were made for.
+            start: Column of the first row in the pass.
+            n_rows: Number of rows in the pass; ``None`` if only the first column is known.
+
+        Raises:
+            ValueError: If the pass runs other tokens.
+        """
+        ...
+
 
 @runtime_checkable
 class Intervention(Protocol):

@@ -34,7 +34,6 @@ __all__ = [
     "open_samples",
     "print_sweep",
     "print_table",
-    "require_figures",
     "run_description",
 ]
 
@@ -59,13 +58,14 @@ class ModelOptions:
     backend: str | None = None
     n_ctx: int | None = None
     revision: str | None = None
+    trust_remote_code: bool = False
     chat: bool | None = None
     chat_template_kwargs: Mapping[str, str] = field(default_factory=dict[str, str])
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> ModelOptions:
         """Model options from parsed arguments. :func:`options.add_model` adds these options to a parser."""
-        plain = ("device", "device_map", "dtype", "backend", "n_ctx", "revision", "chat")
+        plain = ("device", "device_map", "dtype", "backend", "n_ctx", "revision", "trust_remote_code", "chat")
         values = {name: getattr(args, name) for name in plain}
         return cls(args.model, **values, chat_template_kwargs=dict(args.chat_template_arg))
 
@@ -258,16 +258,6 @@ def _facts(samples: Sequence[MultiDocSample]) -> dict[str, Any]:
 
 
 # Results
-
-
-def require_figures(out: object) -> None:
-    """Check, before any work starts, that the plotting libraries are installed. Without ``--out``, do nothing.
-
-    Raises:
-        ImportError: If ``--out`` is given and a library is missing.
-    """
-    if out is not None:
-        import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]
 
 
 def print_table(frame: pd.DataFrame, *, most: int | None = None) -> None:

@@ -22,6 +22,7 @@ from focuslens.cli.common import (
     print_table,
     run_description,
 )
+from focuslens.cli.figures import can_draw, note_figures
 from focuslens.cli.output import document
 from focuslens.cli.rankings import score_intervals
 from focuslens.cli.sweeps import controls, sweep_to
@@ -74,6 +75,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, sizes: DemoSettings | None = None) -> dict[str, Any]:
     """Run the demo, write ``results.json`` and ``report.html`` to ``--out``, and return the results."""
+    note_figures(args.out)
     sizes = sizes or DemoSettings()
     settings = run_settings(args, sizes)
     model = settings.model.open()
@@ -221,13 +223,18 @@ class _Demo:
     def write(self, results: dict[str, Any]) -> dict[str, Any]:
         """Write the results and the report, and return the content of the result file."""
         from focuslens.util.files import write_json
-        from focuslens.viz.run_report import Sources, write_run_report
 
         write_json(self.out / "results.json", results)
-        page, _ = write_run_report(self.out, sources=Sources(model=self.model), title=_TITLE)
-        print(f"\nwrote results.json, directions, records and {page}")
+        pages = self.write_report() if can_draw() else []
+        print(f"\nwrote results.json, directions, records{f' and {pages[0]}' if pages else f' to {self.out}'}")
         records = (self.out / f"{name}.jsonl" for name in ("split_softmax", "steering_validation", "steering"))
-        return document(results, self.out / "results.json", self.out / "directions", *records, page)
+        return document(results, self.out / "results.json", self.out / "directions", *records, *pages)
+
+    def write_report(self) -> list[Path]:
+        """Write the report, and return its path."""
+        from focuslens.viz.run_report import Sources, write_run_report
+
+        return [write_run_report(self.out, sources=Sources(model=self.model), title=_TITLE)[0]]
 
 
 COMMAND = Command(

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from focuslens.cli import cluster, options
 from focuslens.cli.command import Command
-from focuslens.cli.common import RunSettings, open_executor, open_samples, print_table, require_figures, run_description
+from focuslens.cli.common import RunSettings, open_executor, open_samples, print_table, run_description
+from focuslens.cli.figures import note_figures, save_drawn
 from focuslens.cli.output import document
 from focuslens.cli.rankings import count_heads, remove_scores, score_intervals, score_samples
 
@@ -38,7 +39,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Score all heads, print the scores and, with ``--out``, write ``heads.json`` and ``head_map.png``."""
     settings = RunSettings.of(args)
-    require_figures(settings.out)
+    note_figures(settings.out)
     with open_executor(args, settings.model) as model:
         top = count_heads("--top", args.top, model.shape.n_layers * model.shape.n_heads)
         return _score(settings, model, args.case, top)
@@ -63,14 +64,18 @@ def _score(settings: RunSettings, model: Executor, case: str, top: int) -> dict[
     }
     if settings.out is None:
         return document(result)
-    from focuslens.viz import head_map, save_figure
-
-    table, picture = settings.out / "heads.json", settings.out / "head_map.png"
+    table = settings.out / "heads.json"
     write_json(table, result)
-    save_figure(head_map(scores.mean().numpy(), heads=scores.top_heads(min(top, 10))), picture)
+    figures = save_drawn(lambda: _head_map(scores, top), settings.out / "head_map.png")
     remove_scores(settings)
-    print(f"\nwrote {table} and {picture}")
-    return document(result, table, picture)
+    print(f"\nwrote {' and '.join(str(path) for path in (table, *figures))}")
+    return document(result, table, *figures)
+
+
+def _head_map(scores: ContextualScores, top: int) -> Any:
+    from focuslens.viz import head_map
+
+    return head_map(scores.mean().numpy(), heads=scores.top_heads(min(top, 10)))
 
 
 def _print(name: str, scores: ContextualScores, case: str, top: int) -> None:

@@ -215,6 +215,7 @@ def _model(args: argparse.Namespace) -> ModelOptions:
         backend=args.backend,
         n_ctx=args.n_ctx,
         revision=args.revision,
+        trust_remote_code=args.trust_remote_code,
         chat=False,  # HELMET itself applies the chat template
         chat_template_kwargs=dict(args.chat_template_arg),
     )

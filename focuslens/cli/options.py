@@ -182,6 +182,9 @@ def add_checkpoint(group: Any) -> None:
     add_device_map(group)
     group.add_argument("--n-ctx", type=positive, help="context length in tokens; default: the checkpoint's")
     group.add_argument("--revision", help="branch, tag or commit on the hub")
+    group.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that the checkpoint contains; default: refuse"
+    )
 
 
 def add_device(group: Any) -> None:

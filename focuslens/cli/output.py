@@ -15,9 +15,11 @@ import os
 import sys
 import warnings
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager, redirect_stdout
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout
 from pathlib import Path
 from typing import Any, TextIO
+
+from focuslens.util.notes import MinorWarning
 
 __all__ = ["add_options", "carry_out", "document"]
 
@@ -116,7 +118,7 @@ def _notes(level: int) -> Generator[None]:
 
 @contextmanager
 def _warnings_as_notes() -> Generator[None]:
-    """Log Python warnings inside a ``with`` block: this package's at level warning, all others at level debug."""
+    """Log Python warnings inside a ``with`` block: this package's at level warning, minor and others at level debug."""
 
     def show(
         message: Warning | str,
@@ -127,7 +129,8 @@ def _warnings_as_notes() -> Generator[None]:
         line: str | None = None,
     ) -> None:
         own = filename.startswith(_PACKAGE)
-        _LIBRARY.log(logging.WARNING if own else logging.DEBUG, "%s", message if own else f"{filename}: {message}")
+        minor = not own or issubclass(category, MinorWarning)
+        _LIBRARY.log(logging.DEBUG if minor else logging.WARNING, "%s", message if own else f"{filename}: {message}")
 
     with warnings.catch_warnings():
         # No command calls it. With transformers 5.24, the warning concerns every model.
@@ -138,41 +141,33 @@ def _warnings_as_notes() -> Generator[None]:
 
 @contextmanager
 def _silent_libraries(verbose: bool, *, bars: bool) -> Generator[None]:
-    """Hide the progress bars of transformers unless ``bars``, and its messages below level error unless ``verbose``."""
+    """Hide bars of other libraries unless ``bars``, and transformers' messages below level error unless ``verbose``."""
     from transformers.utils import logging as transformers_logging
 
-    level, with_bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    if not bars:
-        transformers_logging.disable_progress_bar()
+    from focuslens.util.library_bars import without_library_bars
+
+    level = transformers_logging.get_verbosity()
     if not verbose:
         transformers_logging.set_verbosity_error()
     try:
-        yield
+        with nullcontext() if bars else without_library_bars():
+            yield
     finally:
         transformers_logging.set_verbosity(level)
-        if with_bars:
-            transformers_logging.enable_progress_bar()
 
 
 @contextmanager
 def _without_bars() -> Generator[None]:
-    """Hide all progress bars of this package and of hub downloads, inside a ``with`` block."""
-    from huggingface_hub.utils import are_progress_bars_disabled
-    from huggingface_hub.utils import disable_progress_bars as disable_downloads
-    from huggingface_hub.utils import enable_progress_bars as enable_downloads
-
+    """Hide all progress bars of this package, inside a ``with`` block."""
     from focuslens.util.progress import disable_progress_bars, enable_progress_bars, progress_bars_disabled
 
-    before, downloads_before = progress_bars_disabled(), are_progress_bars_disabled()
+    before = progress_bars_disabled()
     disable_progress_bars()
-    disable_downloads()
     try:
         yield
     finally:
         if not before:
             enable_progress_bars()
-        if not downloads_before:
-            enable_downloads()
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from typing import Any
 
 from focuslens.cli import options
 from focuslens.cli.command import Command
-from focuslens.cli.common import require_figures
+from focuslens.cli.figures import note_figures
 from focuslens.cli.output import document
 
 __all__ = ["COMMAND", "run"]
@@ -29,7 +29,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Print the statistics and, with ``--out``, write ``published.json``, CSV tables, figures and ``index.html``."""
-    require_figures(args.out)
+    note_figures(args.out)
     from focuslens.cli.published_survey import Survey
 
     survey = Survey.of(args.directory, args.top)

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from focuslens.cli.common import print_table
+from focuslens.cli.figures import can_draw
 from focuslens.directions.published import (
     PublishedModel,
     compare_published,
@@ -78,16 +79,24 @@ class Survey:
         }
 
     def write(self, out: Path) -> list[Path]:
-        """Write ``published.json``, the tables, the figures and the HTML page, and return the paths of all files."""
+        """Write ``published.json``, the tables, the figures and the HTML page, and return the paths of all files.
+
+        Without the libraries for figures, the figures and the page are left out.
+        """
         tables = self.tables()
         for name, frame in tables.items():
             write_atomically(out / f"{name}.csv", frame.to_csv(index=False).encode())
-        figures = self.draw(out, tables)
         write_json(out / "published.json", self.result())
+        files = [out / "published.json", *(out / f"{name}.csv" for name in tables)]
+        drawn = self.write_page(out, tables) if can_draw() else []
+        print(f"\nwrote published.json, {len(tables)} tables{', figures and index.html' if drawn else ''} to {out}")
+        return [*files, *drawn]
+
+    def write_page(self, out: Path, tables: Mapping[str, pd.DataFrame]) -> list[Path]:
+        """Write the figures and the HTML page, and return their paths."""
+        figures = self.draw(out, tables)
         self.write_index(out / "index.html", figures)
-        print(f"\nwrote {out / 'index.html'}, published.json, {len(tables)} tables and {len(figures)} figures")
-        files = [out / "published.json", out / "index.html", *(out / f"{name}.csv" for name in tables)]
-        return [*files, *(path for _, path in figures)]
+        return [out / "index.html", *(path for _, path in figures)]
 
     def readable_pairs(self) -> pd.DataFrame:
         """Table of pairs of models. The models' names omit the owner on the hub."""

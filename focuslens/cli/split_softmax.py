@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from focuslens.cli import cluster, options
 from focuslens.cli.command import Command
-from focuslens.cli.common import RunSettings, open_executor, open_samples, require_figures
+from focuslens.cli.common import RunSettings, open_executor, open_samples
+from focuslens.cli.figures import note_figures
 from focuslens.cli.rankings import get_ranking
 from focuslens.cli.sweeps import controls, finish, first_heads, possible_counts, sweep_to
 
@@ -43,7 +44,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run a split-softmax sweep: ``tau`` and ``k`` on contextual heads and, as a control, ``k`` on random heads."""
     settings = RunSettings.of(args)
-    require_figures(settings.out)
+    note_figures(settings.out)
     with open_executor(args, settings.model) as model:
         return _sweep(settings.fitted(model), model, args)
 

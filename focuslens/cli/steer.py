@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from focuslens.cli import cluster, options
 from focuslens.cli.command import Command
-from focuslens.cli.common import RunSettings, open_executor, open_samples, require_figures
+from focuslens.cli.common import RunSettings, open_executor, open_samples
+from focuslens.cli.figures import note_figures
 from focuslens.cli.rankings import get_ranking
 from focuslens.cli.sweeps import finish, first_heads, possible_counts, sweep_to
 
@@ -41,7 +42,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from focuslens.interventions.directions import open_directions
 
     settings = RunSettings.of(args)
-    require_figures(settings.out)
+    note_figures(settings.out)
     directions = open_directions(args.directions)
     with open_executor(args, settings.model) as model:
         directions.require_shape(model.shape)

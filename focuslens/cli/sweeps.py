@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focuslens.cli.common import RunSettings, Samples, print_sweep, run_description
+from focuslens.cli.figures import save_drawn
 from focuslens.cli.output import document
 from focuslens.cli.rankings import remove_scores
 
@@ -138,10 +139,8 @@ def finish(
     out = settings.out
     if out is None:
         return document(result)
-    from focuslens.viz import save_figure
-
     write_json(out / f"{name}.json", result)
-    save_figure(draw(), out / f"{name}.png")
+    files = [out / f"{name}.jsonl", out / f"{name}.json", *save_drawn(draw, out / f"{name}.png")]
     remove_scores(settings)
-    print(f"\nwrote {name}.jsonl, {name}.json and {name}.png to {out}")
-    return document(result, *(out / f"{name}{end}" for end in (".jsonl", ".json", ".png")))
+    print(f"\nwrote {', '.join(path.name for path in files)} to {out}")
+    return document(result, *files)

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from focuslens.cli import cluster, options
 from focuslens.cli.command import Command
-from focuslens.cli.common import RunSettings, Samples, open_executor, open_samples, require_figures
+from focuslens.cli.common import RunSettings, Samples, open_executor, open_samples
+from focuslens.cli.figures import note_figures, save_drawn
 from focuslens.cli.output import document
 from focuslens.cli.rankings import count_heads, get_ranking, remove_scores
 
@@ -60,7 +61,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     given = RunSettings.of(args)
     out = given.out or _OUT
     given, checkpoint = replace(given, out=out), out / "checkpoint.pt"
-    require_figures(out)
+    note_figures(out)
     with open_executor(args, given.model) as model:
         settings = given.fitted(model, and_train=not args.heads)
         data = open_samples(settings.samples, "train")
@@ -120,18 +121,23 @@ def _train(
 
 
 def _show_losses(directions: FocusDirections, out: Path) -> list[Path]:
-    """Draw the loss curves, print scores of the heads that are best in the last epoch, and return the figure's path."""
+    """Draw the loss curves, print scores of the heads that are best in the last epoch, and return the figure."""
     losses = directions.losses
     if losses is None:
         return []
-    from focuslens.viz import loss_curves, save_figure
-
-    save_figure(loss_curves(losses.numpy(), [str(head) for head in directions.heads]), out / "losses.png")
+    figures = save_drawn(lambda: _loss_curves(directions), out / "losses.png")
     best = losses[-1].argsort(stable=True)[:_PRINTED].tolist()
     print(f"relevant contextual score in the first and last epoch of training: the {len(best)} heads best in the last")
     for i in best:
         print(f"  {directions.heads[i]!s:8} {-losses[0, i]:.3f} -> {-losses[-1, i]:.3f}")
-    return [out / "losses.png"]
+    return figures
+
+
+def _loss_curves(directions: FocusDirections) -> Any:
+    from focuslens.viz import loss_curves
+
+    losses = directions.losses
+    return None if losses is None else loss_curves(losses.numpy(), [str(head) for head in directions.heads])
 
 
 COMMAND = Command(

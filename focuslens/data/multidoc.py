@@ -7,7 +7,6 @@ import math
 import operator
 import os
 import random
-import warnings
 from array import array
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,6 +15,7 @@ from functools import cached_property
 from typing import Any, overload
 
 from focuslens.data._distractors import draw_distractors
+from focuslens.data._dropped import warn_of_dropped
 from focuslens.data._jsonl import LineStore
 from focuslens.data._records import Kind, Record, detect_kind, parse_object, parse_record
 from focuslens.prompts.sample import Document, MultiDocSample
@@ -52,7 +52,8 @@ def load_multidoc(
 
     This function validates every line once, and keeps line offsets in memory instead of records. A line is read again
     when one of its samples is accessed (see :class:`MultiDocData`). If an accepted answer is empty after normalisation
-    and the question has other answers, the empty answer is dropped with a warning. NQ-Open has one such answer: "*".
+    and the question has other answers, the empty answer is dropped with a warning, once per file and process. NQ-Open
+    has one such answer: "*". Commands show the warning with ``--verbose``, or if there are more than five such answers.
 
     Args:
         path: Path to the file.
@@ -75,13 +76,7 @@ def load_multidoc(
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; it must be at least 1 question, or None for all")
     source = _Source(LineStore(path), layout, limit)
-    if source.dropped:
-        line, answer = source.dropped[0]
-        warnings.warn(
-            f"{source.store.path}: dropped {len(source.dropped)} accepted answer(s), empty after normalisation. "
-            f"Every prediction contains these (first: {answer!r}, line {line}); their questions have other answers",
-            stacklevel=2,
-        )
+    warn_of_dropped(source.store.path, source.dropped)
     return MultiDocData(source, range(source.questions * layout.slots))
 
 

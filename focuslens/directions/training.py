@@ -22,7 +22,7 @@ from dataclasses import asdict, dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -31,7 +31,8 @@ from torch import Tensor
 from focuslens.directions.activations import ActivationStore, LayerHeads, RowActivations, sample_rows
 from focuslens.directions.gold_responses import gold_responses
 from focuslens.directions.objective import Attention, direction_losses, record_attention, require_same_attention
-from focuslens.heads import Head, check_heads
+from focuslens.directions.sites import trainable_heads
+from focuslens.heads import Head
 from focuslens.interventions.directions import FocusDirections, Site
 from focuslens.model.batching import BATCH_TOKENS, RunOptions
 from focuslens.model.execution import Executor, executor_for
@@ -40,9 +41,6 @@ from focuslens.prompts.answers import list_samples
 from focuslens.prompts.sample import Case, MultiDocSample, prompts_digest
 from focuslens.util.files import versions, write_atomically
 from focuslens.util.progress import progress_bar
-
-if TYPE_CHECKING:
-    from focuslens.heads import ModelShape
 
 __all__ = ["TrainingConfig", "train_focus_directions"]
 
@@ -200,7 +198,7 @@ def train_focus_directions(
     data = getattr(samples, "description", None) if data is None else data
     executor = executor_for(model)
     options = RunOptions(config.max_new_tokens, batch_tokens, progress)
-    chosen = _chosen_heads(executor.shape, heads)
+    chosen = trainable_heads(executor, heads, config.site)
     usable, responses = gold_responses(executor, list_samples(samples), config.prompts, options, checkpoint)
     groups = LayerHeads.group(chosen, executor.shape)
     state = _start(executor, chosen, groups, config)
@@ -222,16 +220,6 @@ def train_focus_directions(
         config.site,
         {**provenance, "losses": torch.stack(state.losses).tolist()},
     )
-
-
-def _chosen_heads(shape: ModelShape, heads: Iterable[tuple[int, int]] | None) -> list[Head]:
-    """Heads to train; by default all heads of the model."""
-    n_layers, n_heads = shape.n_layers, shape.n_heads
-    all_heads = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
-    chosen = check_heads(all_heads if heads is None else heads, n_layers, n_heads)
-    if not chosen:
-        raise ValueError("there are no heads to train")
-    return list(chosen)
 
 
 def _checked_rows(

@@ -183,17 +183,22 @@ class HeadAblation:
             (
                 hook_name(layer, "hook_z"),
                 self._replace(
-                    chosen, torch.stack([vectors[place[Head(layer, head)]] for head in chosen]), batch, cursor
+                    model, chosen, torch.stack([vectors[place[Head(layer, head)]] for head in chosen]), batch, cursor
                 ),
             )
             for layer, chosen in heads_by_layer(heads).items()
         ]
 
     def _replace(
-        self, heads: Sequence[int], vectors: Float[Tensor, "n d_head"], batch: PromptBatch | None, cursor: Cursor | None
+        self,
+        model: HookTarget,
+        heads: Sequence[int],
+        vectors: Float[Tensor, "n d_head"],
+        batch: PromptBatch | None,
+        cursor: Cursor | None,
     ) -> Any:
         def replace(z: Float[Tensor, "batch row head d_head"], hook: Any) -> Tensor:
-            first = first_query_row(batch, self.positions, cursor, z)
+            first = first_query_row(model, batch, self.positions, cursor, z)
             result = z.clone()
             result[:, first:, torch.as_tensor(heads, device=z.device)] = vectors.to(device=z.device, dtype=z.dtype)
             return result

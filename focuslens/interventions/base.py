@@ -86,11 +86,16 @@ def first_row(
                 "on the prompt's own tokens, model.to_tokens(prompt), in one pass (not in chunks)"
             )
     _require_same_batch(batch, tensor)
+    _require_running(model, batch, cursor, n_keys - n_rows, n_rows)
     return 0 if positions == "all" else batch.first_response_row(n_keys - n_rows)
 
 
 def first_query_row(
-    batch: PromptBatch | None, positions: Positions, cursor: Cursor | None, tensor: Float[Tensor, "batch row ..."]
+    model: HookTarget,
+    batch: PromptBatch | None,
+    positions: Positions,
+    cursor: Cursor | None,
+    tensor: Float[Tensor, "batch row ..."],
 ) -> int:
     """Index of the first row to change, for a hook whose tensor does not have a key axis.
 
@@ -107,11 +112,20 @@ def first_query_row(
             "time, or give the first column of the pass: hooks(model, prompt, cursor=Cursor(column))"
         )
     _require_same_batch(batch, tensor)
+    # Without a cursor, a single row can be any later token.
+    _require_running(model, batch, cursor, 0 if n_rows > 1 else batch.width, n_rows)
     return (cursor or Cursor()).first_response_row(batch, n_rows)
 
 
 def _known(cursor: Cursor | None) -> bool:
     return cursor is not None and cursor.start is not None
+
+
+def _require_running(model: HookTarget, batch: PromptBatch, cursor: Cursor | None, start: int, n_rows: int) -> None:
+    if cursor is None or cursor.start is None:
+        model.require_running(batch, start, n_rows)
+    else:  # The tensor can be a block of rows, which does not begin where the pass begins.
+        model.require_running(batch, cursor.start, None)
 
 
 def _require_same_batch(batch: PromptBatch, tensor: Tensor) -> None:

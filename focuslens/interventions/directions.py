@@ -326,7 +326,10 @@ def _download(repository: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
 
+    from focuslens.util.library_bars import library_bars
+
     try:
-        return Path(snapshot_download(repository, revision=revision, allow_patterns=[_VECTORS, _CONFIG]))
+        with library_bars():
+            return Path(snapshot_download(repository, revision=revision, allow_patterns=[_VECTORS, _CONFIG]))
     except (HFValidationError, OSError) as error:
         raise FileNotFoundError(f"{repository} is neither a directory nor a repository on the hub: {error}") from error

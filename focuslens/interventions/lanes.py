@@ -108,7 +108,7 @@ class Lanes:
             elif type(intervention) is FocusSteering:
                 steered[lane] = intervention
             else:
-                prompts = PromptBatch(batch.prompts[lane::copies])
+                prompts = PromptBatch(batch.prompts[lane::copies], slice(lane, None, copies))
                 own_hooks = intervention.hooks(model, prompts, cursor=cursor)
                 hooks += [(name, _on_lane(hook, lane, copies)) for name, hook in own_hooks]
         for span, lanes in splits.items():
@@ -208,11 +208,13 @@ def _steering_hooks(
             zeros = torch.zeros(copies, n_heads, model.shape.d_head)
             additions.setdefault((name, steering.positions), zeros)[lane, heads] = vectors
     return [
-        (name, _add_rows(batch, vectors, copies, positions, cursor)) for (name, positions), vectors in additions.items()
+        (name, _add_rows(model, batch, vectors, copies, positions, cursor))
+        for (name, positions), vectors in additions.items()
     ]
 
 
 def _add_rows(
+    model: HookTarget,
     batch: PromptBatch,
     vectors: Float[Tensor, "copy head d_head"],
     copies: int,
@@ -220,7 +222,7 @@ def _add_rows(
     cursor: Cursor | None,
 ) -> Any:
     def add(activation: Float[Tensor, "batch row head d_head"], hook: Any) -> Tensor | None:
-        first = first_query_row(batch, positions, cursor, activation)
+        first = first_query_row(model, batch, positions, cursor, activation)
         if first >= activation.shape[1]:
             return None
         result = activation.clone()

@@ -89,7 +89,7 @@ class FocusSteering:
         """
         additions = self.additions(model.shape)
         batch = require_prompt(model, prompt, 'positions="response"') if self.positions == "response" else None
-        hooks = [(name, self._add(heads, vectors, batch, cursor)) for name, heads, vectors in additions]
+        hooks = [(name, self._add(model, heads, vectors, batch, cursor)) for name, heads, vectors in additions]
         model.require_acting(name for name, _ in hooks)
         return hooks
 
@@ -134,10 +134,15 @@ class FocusSteering:
         ]
 
     def _add(
-        self, heads: Sequence[int], vectors: Float[Tensor, "n d_head"], batch: PromptBatch | None, cursor: Cursor | None
+        self,
+        model: HookTarget,
+        heads: Sequence[int],
+        vectors: Float[Tensor, "n d_head"],
+        batch: PromptBatch | None,
+        cursor: Cursor | None,
     ) -> Any:
         def add(activation: Float[Tensor, "batch row head d_head"], hook: Any) -> Tensor | None:
-            first = first_query_row(batch, self.positions, cursor, activation)
+            first = first_query_row(model, batch, self.positions, cursor, activation)
             if first >= activation.shape[1]:
                 return None
             steered = activation.clone()

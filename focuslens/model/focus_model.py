@@ -6,6 +6,7 @@ import logging
 import operator
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
 import torch
@@ -22,6 +23,8 @@ from focuslens.model.opening import open_backend
 from focuslens.model.runner import ModelRunner
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch, PromptInput, is_one_prompt
 from focuslens.prompts.encoder import PromptEncoder
+from focuslens.util.library_bars import library_bars
+from focuslens.util.places import remember_place
 
 __all__ = ["FocusModel"]
 
@@ -42,7 +45,8 @@ class FocusModel(ModelRunner):
         chat_template_kwargs: Additional arguments of the chat template, e.g. ``{"date_string": "26 Jul 2024"}``.
         stop_tokens: Tokens that end a response; by default those of ``decoding``.
         decoding: Stop tokens and penalties; by default the tokenizer's EOS token and no penalty.
-        name: Name of the model in result files.
+        name: Name of the model in result files. By default, a directory has its last component as its name, because
+            result files and directions can be published. A digest of the weights tells models of one name apart.
         revision: Branch, tag or commit of the checkpoint, for result files.
 
     Raises:
@@ -75,8 +79,9 @@ class FocusModel(ModelRunner):
         if stop_tokens is not None:
             decoding = replace(decoding, stop_tokens=tuple(map(operator.index, stop_tokens)))
         super().__init__(backend, tokenizer, decoding)
-        self.name = name or str(getattr(hooked.cfg, "model_name", "model"))
+        self.name = name or loading.shown_name(str(getattr(hooked.cfg, "model_name", "model")))
         self.revision = revision
+        self._directory: Path | None = None
 
     @classmethod
     def from_pretrained(
@@ -89,6 +94,7 @@ class FocusModel(ModelRunner):
         backend: Literal["hooked", "bridge"] | None = None,
         n_ctx: int | None = None,
         revision: str | None = None,
+        trust_remote_code: bool = False,
         chat: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> FocusModel:
@@ -106,6 +112,9 @@ class FocusModel(ModelRunner):
                 that TransformerLens supports. The default is ``hooked`` if it can load the checkpoint, else ``bridge``.
             n_ctx: Context length in tokens; by default the context length of the checkpoint.
             revision: Branch, tag or commit on the hub.
+            trust_remote_code: Whether to run Python code that the checkpoint contains. Such code can do anything that
+                you can do on this machine. A checkpoint that ``focuslens export`` wrote contains code. It is opened as
+                its base, with its directions added to the queries in every pass.
             chat: See :class:`FocusModel`.
             chat_template_kwargs: See :class:`FocusModel`.
 
@@ -124,23 +133,31 @@ class FocusModel(ModelRunner):
         elif device is not None:
             raise ValueError(f"device is {device!r} and device_map {device_map!r}; give one of them")
         path = loading.checkpoint_path(name)
-        tokenizer = loading.load_tokenizer(path, revision)
+        with library_bars():
+            tokenizer = loading.load_tokenizer(path, revision, trust_remote_code=trust_remote_code)
         _LOG.info("loading %s in %s on %s", path, str(resolved).removeprefix("torch."), device_map or device)
-        with explained_errors(path, revision):
+        with explained_errors(path, revision), library_bars():
             checkpoint = loading.open_checkpoint(
-                path, revision=revision, device=device, device_map=device_map, dtype=resolved
+                path,
+                revision=revision,
+                device=device,
+                device_map=device_map,
+                dtype=resolved,
+                trust_remote_code=trust_remote_code,
             )
             opened = open_backend(checkpoint, tokenizer, backend, n_ctx)
             decoding = DecodingSettings.of(path, checkpoint.config, tokenizer, revision)
-        return cls(
+        model = cls(
             opened,
             tokenizer,
             chat=chat,
             chat_template_kwargs=chat_template_kwargs,
             decoding=decoding,
-            name=name if name == loading.EMBEDDED else path,
-            revision=revision or loading.resolved_revision(path),
+            name=loading.shown_name(name),
+            revision=revision or getattr(checkpoint.config, "_commit_hash", None),
         )
+        model._directory = Path(path) if name != loading.EMBEDDED and Path(path).is_dir() else None
+        return model
 
     @classmethod
     def demo(cls, **settings: Any) -> FocusModel:
@@ -160,6 +177,9 @@ class FocusModel(ModelRunner):
     @property
     def description(self) -> dict[str, Any]:
         """Description of the model in result files."""
+        facts = describe(self.backend)
+        if self._directory is not None:
+            remember_place(facts["weights"], self._directory)  # for reports on this machine
         return {
             "name": self.name,
             "revision": self.revision,
@@ -168,7 +188,7 @@ class FocusModel(ModelRunner):
             "prompt_format": self.encoder.digest,
             "stop_tokens": list(self.stop_tokens),
             **({"decoding": settings} if (settings := self.decoding.describe()) else {}),
-            **describe(self.backend),
+            **facts,
         }
 
     def encode(self, prompt: PromptInput) -> EncodedPrompt:

@@ -16,6 +16,8 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from focuslens.model.exported import base_of
+
 __all__ = ["explained_errors", "require_checkpoint", "require_decoder"]
 
 _NO_DECODER = re.compile(
@@ -147,12 +149,25 @@ def _architecture_error(name: str, error: Exception) -> ValueError | None:
             f"{name!r} has the type {model_type[1]!r}, which this version of transformers does not know; a later "
             "version may: pip install --upgrade transformers"
         )
+    if "trust_remote_code" in message and ("custom code" in message or "to be executed" in message):
+        return ValueError(_own_code(name))
     if "Could not determine supported architecture" in message or "nsupported architecture" in message:
         return ValueError(
             f"{name!r} has the architecture {_architectures(name)}, for which TransformerLens has no adapter; Llama, "
             "Mistral, Qwen2, Qwen3 and most other decoder-only models have one"
         )
     return None
+
+
+def _own_code(name: str) -> str:
+    """Error message for a checkpoint that contains code, which is not run unless the user says so."""
+    base = base_of(name)
+    other = "" if base is None else f", or open {base!r}, its base, and steer it with the directions"
+    return (
+        f"{name!r} contains Python code of its own, which its config.json names (auto_map), and which can do anything "
+        "that you can do on this machine; if you trust it, pass trust_remote_code=True (--trust-remote-code in the "
+        f"shell){other}"
+    )
 
 
 def _weights_error(name: str, error: Exception) -> ValueError | None:

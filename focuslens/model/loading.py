@@ -18,6 +18,7 @@ from typing import Any, TypeAlias, cast
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from focuslens.model.exported import add_to_queries, is_exported, plain_config, taken_out
 from focuslens.model.hooked_weights import hooked_config, hooked_state_dict
 from focuslens.model.load_errors import explained_errors, require_checkpoint, require_decoder
 from focuslens.model.plain import PlainLoader, Reference, UnfitError
@@ -35,7 +36,7 @@ __all__ = [
     "load_tokenizer",
     "open_checkpoint",
     "original_tokenizer",
-    "resolved_revision",
+    "shown_name",
 ]
 
 DeviceMap: TypeAlias = str | Mapping[str, str | int]
@@ -49,6 +50,11 @@ def checkpoint_path(name: str) -> str:
     """Absolute path of a local or embedded model, so that each model has a single name. Hub names do not change."""
     path = Path(str(resources.files("focuslens"))) / "assets" / EMBEDDED if name == EMBEDDED else Path(name)
     return str(path.resolve()) if path.is_dir() else name
+
+
+def shown_name(name: str) -> str:
+    """Name of a model in files that can be published: the last component of a directory, or the name on the hub."""
+    return Path(name).resolve().name if Path(name).is_dir() or Path(name).is_absolute() else name
 
 
 def checked_device(device: str | None) -> str:
@@ -75,7 +81,7 @@ def _devices() -> list[str]:
     return ["cpu", *gpus, *(["mps"] if torch.backends.mps.is_available() else [])]
 
 
-def load_tokenizer(name: str, revision: str | None = None) -> Any:
+def load_tokenizer(name: str, revision: str | None = None, *, trust_remote_code: bool = False) -> Any:
     """Load the tokenizer of a checkpoint.
 
     Raises:
@@ -85,7 +91,12 @@ def load_tokenizer(name: str, revision: str | None = None) -> Any:
     """
     require_checkpoint(name)
     with explained_errors(name, revision):
-        tokenizer = cast("Any", AutoTokenizer).from_pretrained(name, revision=revision)
+        tokenizer = cast("Any", AutoTokenizer).from_pretrained(
+            name, revision=revision, trust_remote_code=trust_remote_code
+        )
+    if trust_remote_code:
+        # TransformerLens loads the tokenizer again with these arguments, and would ask on the terminal.
+        tokenizer.init_kwargs["trust_remote_code"] = True
     if not tokenizer.is_fast:
         raise ValueError(
             f"the tokenizer of {name!r} is a slow one ({type(tokenizer).__name__}) without character offsets; "
@@ -104,15 +115,12 @@ def original_tokenizer(tokenizer: Any) -> Any:
     if tokenizer is None or not tokenizer.name_or_path:
         return tokenizer
     try:
-        original = cast("Any", AutoTokenizer).from_pretrained(tokenizer.name_or_path, local_files_only=True)
+        original = cast("Any", AutoTokenizer).from_pretrained(
+            tokenizer.name_or_path, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError):
         return tokenizer
     return tokenizer if original("x").input_ids == tokenizer("x").input_ids else original
-
-
-def resolved_revision(name: str) -> str | None:
-    """Hash of the commit that the hub loads for a model name; ``None`` for a local directory."""
-    return getattr(cast("Any", AutoConfig).from_pretrained(name), "_commit_hash", None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +134,8 @@ class Checkpoint:
         device: Device of the model; ``None`` with a device map.
         device_map: Hugging Face device map.
         dtype: Type of the weights.
+        trust_remote_code: Whether to run Python code that the checkpoint contains.
+        exported: Whether ``focuslens export`` wrote the checkpoint. ``config`` is then the configuration of its base.
     """
 
     name: str
@@ -134,6 +144,13 @@ class Checkpoint:
     device: str | None
     device_map: DeviceMap | None
     dtype: torch.dtype
+    trust_remote_code: bool = False
+    exported: bool = False
+
+    @property
+    def has_own_code(self) -> bool:
+        """Whether the checkpoint's own code is run. What it computes does not follow from the configuration alone."""
+        return self.trust_remote_code and (self.exported or bool(getattr(self.config, "auto_map", None)))
 
     def backends(self, backend: str | None) -> tuple[str, ...]:
         """Kinds of TransformerLens model to try, in order: ``hooked`` (a ``HookedTransformer``) and ``bridge``.
@@ -171,14 +188,33 @@ class Checkpoint:
             UnfitError: If this kind of model cannot hold the checkpoint.
             ValueError: If the checkpoint lacks a weight, or has a weight that its architecture does not have.
         """
+        if self.exported:
+            return self._load_exported(backend, tokenizer, n_ctx)
         load = self._load_hooked if backend == "hooked" else self._load_bridge
         return load(tokenizer, n_ctx, measure)
+
+    def _load_exported(self, backend: str, tokenizer: Any, n_ctx: int | None) -> Loaded:
+        device = "cpu" if backend == "hooked" else self.device
+        loader = PlainLoader(AutoModelForCausalLM, device, measure=True, n_ctx=n_ctx)
+        plain = loader.from_pretrained(self.name, **self._plain_settings)
+        vectors, hooked = taken_out(plain), self._wrapped(plain, backend, tokenizer, n_ctx)
+        add_to_queries(hooked, vectors)
+        return Loaded(hooked, loader.reference)
+
+    def _wrapped(self, plain: Any, backend: str, tokenizer: Any, n_ctx: int | None) -> Any:
+        if backend == "hooked":
+            return as_hooked(plain, tokenizer, device=str(self.device), dtype=self.dtype, n_ctx=n_ctx)
+        return boot(self.name, tokenizer, hf_model=plain, device=self.device, dtype=self.dtype)
+
+    @property
+    def _plain_settings(self) -> dict[str, Any]:
+        settings = {"revision": self.revision, "dtype": self.dtype, "attn_implementation": "eager"}
+        return {**settings, "trust_remote_code": self.trust_remote_code}
 
     def _load_hooked(self, tokenizer: Any, n_ctx: int | None, measure: bool) -> Loaded:
         hooked_config(self.config, dtype=self.dtype, device=str(self.device))  # before any weight is read
         loader = PlainLoader(AutoModelForCausalLM, "cpu", measure=measure, n_ctx=n_ctx)
-        settings = {"revision": self.revision, "dtype": self.dtype, "attn_implementation": "eager"}
-        plain = loader.from_pretrained(self.name, **settings)
+        plain = loader.from_pretrained(self.name, **self._plain_settings)
         hooked = as_hooked(plain, tokenizer, device=str(self.device), dtype=self.dtype, n_ctx=n_ctx)
         return Loaded(hooked, loader.reference)
 
@@ -188,10 +224,11 @@ class Checkpoint:
         architecture = (self.config.architectures or ["unknown"])[0]
         model_class = get_hf_model_class_for_architecture(architecture)
         loader = PlainLoader(model_class, self.device, measure=measure, n_ctx=n_ctx)
-        devices: dict[str, Any] = {"device": self.device}
+        devices: dict[str, Any] = {"device": self.device, "trust_remote_code": self.trust_remote_code}
         if self.device_map is not None:
             maps = self.device_map
-            devices = {"device_map": maps if isinstance(maps, str) else dict(maps)}
+            del devices["device"]
+            devices["device_map"] = maps if isinstance(maps, str) else dict(maps)
         try:
             bridge = boot(self.name, tokenizer, dtype=self.dtype, revision=self.revision, model_class=loader, **devices)
         except Exception as error:
@@ -219,15 +256,29 @@ class Loaded:
 
 
 def open_checkpoint(
-    name: str, *, revision: str | None, device: str | None, device_map: DeviceMap | None, dtype: torch.dtype
+    name: str,
+    *,
+    revision: str | None,
+    device: str | None,
+    device_map: DeviceMap | None,
+    dtype: torch.dtype,
+    trust_remote_code: bool = False,
 ) -> Checkpoint:
     """Read a checkpoint's configuration, and check that it is a decoder-only language model.
 
     Raises:
-        ValueError: If it is another kind of model, or its sliding window is less than one key.
+        ValueError: If it is another kind of model, its sliding window is less than one key, or it was exported by
+            FocusLens and there is a device map.
     """
-    config = cast("Any", AutoConfig).from_pretrained(name, revision=revision)
+    config = cast("Any", AutoConfig).from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     require_decoder(config, name)
+    exported = is_exported(config)
+    if exported and device_map is not None:
+        raise ValueError(
+            f"{name!r} was written by focuslens export and cannot be spread with device_map; give device, or open its "
+            "base with device_map and steer it with the directions"
+        )
+    config = plain_config(config) if exported else config
     window = getattr(config, "sliding_window", None)
     # An architecture does not read a key that its configuration's class does not declare.
     declared = "sliding_window" in type(config)().to_dict()
@@ -237,7 +288,7 @@ def open_checkpoint(
             f"sliding_window is {window} in the configuration of {name!r}; a window has at least 1 key, and null means "
             "no window"
         )
-    return Checkpoint(name, config, revision, device, device_map, dtype)
+    return Checkpoint(name, config, revision, device, device_map, dtype, trust_remote_code, exported)
 
 
 def is_hooked(config: Any) -> bool:

@@ -59,7 +59,7 @@ def open_backend(checkpoint: Checkpoint, tokenizer: Any, backend: str | None, n_
 def _open(checkpoint: Checkpoint, tokenizer: Any, kind: str, n_ctx: int | None) -> Backend:
     device = "mapped" if checkpoint.device is None else torch.device(checkpoint.device).type
     verified = Verified(checkpoint.config, kind, checkpoint.dtype, device)
-    reads_cache = verified.reads_cache()
+    reads_cache = None if checkpoint.has_own_code else verified.reads_cache()
     loaded = checkpoint.load(kind, tokenizer, n_ctx=n_ctx, measure=reads_cache is None)
     if n_ctx is not None:
         # The Hugging Face configuration stays as it is, because rotary tables can depend on its context length.
@@ -70,7 +70,7 @@ def _open(checkpoint: Checkpoint, tokenizer: Any, kind: str, n_ctx: int | None) 
         require_same_logits(runner, loaded.reference, checkpoint.name)
         complete = _require_same_stand_in(checkpoint, tokenizer, kind)
         reads_cache = reads_own_cache(runner, loaded.reference)
-        if complete and (n_ctx is None or n_ctx >= MEASURED_TOKENS):
+        if complete and not checkpoint.has_own_code and (n_ctx is None or n_ctx >= MEASURED_TOKENS):
             verified.remember(reads_cache)
     if not reads_cache:
         warnings.warn(
@@ -88,7 +88,7 @@ def _require_same_stand_in(checkpoint: Checkpoint, tokenizer: Any, kind: str) ->
     Returns ``False`` if no stand-in could be made and run. The weights alone have then been compared.
     """
     try:
-        plain = stand_in(checkpoint.config)
+        plain = stand_in(checkpoint.config, trust_remote_code=checkpoint.trust_remote_code)
         reference = None if plain is None else Reference.of(plain)
         if plain is None or reference is None:
             raise ValueError("no sizes fit its architecture")

@@ -16,6 +16,7 @@ from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, last_layer
 from focuslens.model.backends import Backend
 from focuslens.model.decoding_settings import DecodingSettings
 from focuslens.model.hook_points import HookPoints, lock_of
+from focuslens.model.running_tokens import RunningTokens
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch, PromptInput, is_one_prompt
 
 __all__ = ["PassRunner"]
@@ -36,6 +37,7 @@ class PassRunner(ABC):
         self.tokenizer: Any = tokenizer
         self.decoding = decoding
         self.points = HookPoints(backend)
+        self._running = RunningTokens.of(backend.hooked)
 
     @abstractmethod
     def encode(self, prompt: PromptInput) -> EncodedPrompt:
@@ -89,6 +91,10 @@ class PassRunner(ABC):
         """Maximum number of keys that TransformerLens's cache keeps in a layer; ``None`` for no limit."""
         return self.backend.window(layer) if self.backend.is_bridge else None
 
+    def require_running(self, batch: PromptBatch, start: int, n_rows: int | None) -> None:
+        """Check that the pass that is running runs the tokens of ``batch``; see :class:`focuslens.HookTarget`."""
+        self._running.require(batch, start, n_rows)
+
     @contextmanager
     def intervened(
         self,
@@ -106,8 +112,13 @@ class PassRunner(ABC):
         with lock_of(self.hooked):
             hooks = [hook for item in interventions for hook in item.hooks(self, prompt, cursor=cursor)]
             self.require_acting(name for name, _ in hooks)
-            with self.hooked.hooks(fwd_hooks=[*hooks, *observers]):
-                yield
+            # Passes can end before the unembedding, where tokens are forgotten, or begin after the embedding.
+            self._running.forget()
+            try:
+                with self.hooked.hooks(fwd_hooks=[*hooks, *observers]):
+                    yield
+            finally:
+                self._running.forget()
 
     def run(
         self, tokens: Int[Tensor, "batch row"], mask: Int[Tensor, "batch column"], cache: Any | None, *, last_only: bool

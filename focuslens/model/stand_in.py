@@ -55,13 +55,16 @@ _SMALL = {
 _DEPTHS = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
-def stand_in(config: Any) -> Any | None:
+def stand_in(config: Any, *, trust_remote_code: bool = False) -> Any | None:
     """A random float32 model on the CPU; ``None`` if none can be made from this configuration."""
-    for variant in _variants(config):
+    code = {"trust_remote_code": trust_remote_code}
+    for variant in _variants(config, code):
         try:
             with torch.random.fork_rng():
                 torch.manual_seed(0)
-                model: Any = AutoModelForCausalLM.from_config(variant, attn_implementation="eager", dtype=torch.float32)
+                model: Any = AutoModelForCausalLM.from_config(
+                    variant, attn_implementation="eager", dtype=torch.float32, **code
+                )
                 _randomise(model)
                 model.eval()(torch.arange(1, 4)[None], use_cache=False)
         except Exception as error:  # sizes of an architecture can depend on each other in any way
@@ -73,7 +76,7 @@ def stand_in(config: Any) -> Any | None:
     return None
 
 
-def _variants(config: Any) -> Generator[Any]:
+def _variants(config: Any, code: dict[str, bool]) -> Generator[Any]:
     """Yield smaller configurations, the smallest first."""
     for narrow in (True, False):
         whole = copy.deepcopy(config)
@@ -89,7 +92,7 @@ def _variants(config: Any) -> Generator[Any]:
         _shorten(variant)
         if narrow:
             _narrow(variant)
-        if _n_parameters(whole) <= _MOST_PARAMETERS:
+        if _n_parameters(whole, code) <= _MOST_PARAMETERS:
             yield whole
 
 
@@ -160,11 +163,11 @@ def _narrow(config: Any) -> None:
     setattr(config, width_name, few * (width // heads))
 
 
-def _n_parameters(config: Any) -> float:
+def _n_parameters(config: Any, code: dict[str, bool]) -> float:
     """Number of parameters of a configuration, without memory for them; infinite if it cannot be built."""
     try:
         with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config)
+            model: Any = AutoModelForCausalLM.from_config(config, **code)
     except Exception:
         return float("inf")
     return sum(parameter.numel() for parameter in model.parameters())

@@ -9,7 +9,7 @@ column produces the first response token.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 import torch
@@ -102,9 +102,15 @@ def _is_token(value: Any) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class PromptBatch:
-    """Batch of prompts, padded on the left to the length of the longest prompt."""
+    """Batch of prompts, padded on the left to the length of the longest prompt.
+
+    Attributes:
+        prompts: The prompts.
+        rows: Rows of the forward pass that run these prompts, if the pass runs further prompts too; by default all.
+    """
 
     prompts: tuple[EncodedPrompt, ...]
+    rows: slice = field(default_factory=lambda: slice(None))
 
     @classmethod
     def of(cls, prompts: Sequence[EncodedPrompt]) -> PromptBatch:

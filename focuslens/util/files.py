@@ -10,13 +10,13 @@ import os
 import platform
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-__all__ = ["umask", "versions", "write_atomically", "write_csv", "write_json"]
+__all__ = ["umask", "versions", "without_folders", "write_atomically", "write_csv", "write_json"]
 
 _ABANDONED_AGE = 3600.0
 """Age in seconds above which a temporary file is assumed to be left over from a killed process."""
@@ -72,6 +72,20 @@ def write_csv(path: Path, columns: Sequence[str], rows: Iterable[Sequence[str | 
     writer.writerows(rows)
     write_atomically(path, text.getvalue().encode())
     return path
+
+
+def without_folders(value: Any) -> Any:
+    """A JSON value in which every absolute path is its last component, because folders belong to one machine."""
+    if isinstance(value, Mapping):
+        return {key: without_folders(entry) for key, entry in cast("Mapping[str, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [without_folders(entry) for entry in cast("Sequence[Any]", value)]
+    return Path(value).name if isinstance(value, str) and _is_in_a_folder(value) else value
+
+
+def _is_in_a_folder(text: str) -> bool:
+    """Whether a text is an absolute path of two components or more. A single one, such as ``/``, can be a token."""
+    return "\n" not in text and Path(text).is_absolute() and len(Path(text).parts) > 2
 
 
 def versions() -> dict[str, str]:

@@ -32,6 +32,7 @@ with warnings.catch_warnings():
 __all__ = [
     "ENVIRONMENT",
     "ProgressLines",
+    "bars_hidden",
     "disable_progress_bars",
     "enable_progress_bars",
     "progress_bar",
@@ -70,6 +71,12 @@ def enable_progress_bars() -> None:
 def progress_bars_disabled() -> bool:
     """Whether :func:`disable_progress_bars` is in effect."""
     return _disabled
+
+
+def bars_hidden() -> bool:
+    """Whether bars are hidden: by a setting, or because standard error is neither a terminal nor a notebook."""
+    silenced = _silenced(None)
+    return not sys.stderr.isatty() if silenced is None else silenced
 
 
 class ProgressLines:

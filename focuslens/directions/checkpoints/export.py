@@ -137,7 +137,7 @@ def _chapter(base: Checkpoint, steering: FocusSteering) -> list[str]:
     return [
         "# With focus directions",
         "",
-        f"This is `{base.name}` with focus directions of strength {steering.alpha:g} added to the queries of "
+        f"This is `{base.label}` with focus directions of strength {steering.alpha:g} added to the queries of "
         f"{len(steering.heads)} attention heads after the rotary embedding. Load it with `trust_remote_code=True`: "
         f"`{_CODE.name}` adds the vectors of `{_VECTORS}`, with any attention implementation. The weights are those of "
         "the base. Written by focuslens; `focuslens.json` has the heads, the digest of the directions, and the "

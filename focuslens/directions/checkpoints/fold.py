@@ -207,7 +207,7 @@ def _chapter(base: Checkpoint, steering: FocusSteering, shared: tuple[SharedKeys
     return [
         "# With focus directions folded in",
         "",
-        f"This is `{base.name}` with focus directions of strength {steering.alpha:g} added to the queries"
+        f"This is `{base.label}` with focus directions of strength {steering.alpha:g} added to the queries"
         f"{'' if steering.directions.key is None else ' and keys'} of {len(steering.heads)} attention heads, as "
         "biases of `q_proj` and `k_proj`. All other weights are those of the base. Written by focuslens; "
         "`focuslens.json` has the heads, the digest of the directions, and the versions.",

@@ -9,13 +9,14 @@ from typing import Any
 
 from focuslens.directions.checkpoints.source import Checkpoint
 from focuslens.interventions.directions import FocusDirections
+from focuslens.util.files import without_folders
 
 __all__ = ["origin_lines", "origin_of", "warn_of_another_model"]
 
 
 def origin_of(directions: FocusDirections) -> dict[str, Any]:
     """Provenance of directions, without the training losses."""
-    return {name: value for name, value in directions.provenance.items() if name != "losses"}
+    return without_folders({name: value for name, value in directions.provenance.items() if name != "losses"})
 
 
 def warn_of_another_model(base: Checkpoint, directions: FocusDirections) -> None:
@@ -35,7 +36,7 @@ def warn_of_another_model(base: Checkpoint, directions: FocusDirections) -> None
 
 def origin_lines(base: Checkpoint, directions: FocusDirections) -> list[str]:
     """Lines of the model card that state the origin of the base and of the directions."""
-    lines = [f"- Base: `{base.name}`" + (f", commit `{base.commit}`." if base.commit else ".")]
+    lines = [f"- Base: `{base.label}`" + (f", commit `{base.commit}`." if base.commit else ".")]
     if directions.origin is None:
         return [*lines, f"- Directions: their model is not recorded; SHA-256 `{directions.digest}`."]
     data = directions.provenance.get("data")
@@ -69,13 +70,13 @@ def _origin_text(directions: FocusDirections) -> str:
     sizes = ""
     if isinstance(shape, Mapping):
         sizes = f" ({', '.join(f'{name} = {value}' for name, value in shape.items())})"  # pyright: ignore[reportUnknownArgumentType]
-    return f"`{directions.origin}`{f' at `{revision}`' if revision else ''}{sizes}"
+    return f"`{without_folders(directions.origin)}`{f' at `{revision}`' if revision else ''}{sizes}"
 
 
 def _base_text(base: Checkpoint) -> str:
     shape = base.shape
     return (
-        f"`{base.name}`{f' at `{base.commit}`' if base.commit else ''} (n_layers = {shape.n_layers}, n_heads = "
+        f"`{base.label}`{f' at `{base.commit}`' if base.commit else ''} (n_layers = {shape.n_layers}, n_heads = "
         f"{shape.n_heads}, n_key_value_heads = {shape.n_key_value_heads}, d_head = {shape.d_head})"
     )
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from focuslens.directions.checkpoints.shards import Shard, dtype_of, open_shard
 from focuslens.heads import ModelShape
+from focuslens.util.library_bars import library_bars
 
 __all__ = ["CONFIG", "INDEX", "SINGLE", "TENSOR_SUFFIXES", "Checkpoint", "open_checkpoint"]
 
@@ -47,6 +48,11 @@ class Checkpoint:
     directory: Path
     config: Mapping[str, Any]
     shards: tuple[Shard, ...]
+
+    @property
+    def label(self) -> str:
+        """Name for files that can be published: the last component of a directory, or the name on the hub."""
+        return Path(self.name).resolve().name if Path(self.name).is_dir() else self.name
 
     @cached_property
     def resolved(self) -> Any:
@@ -135,7 +141,8 @@ def _fetched(
 
     allowed, ignored = (None if patterns is None else list(patterns) for patterns in (allow, ignore))
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=ignored))
+        with library_bars():
+            return Path(snapshot_download(name, revision=revision, allow_patterns=allowed, ignore_patterns=ignored))
     except (HFValidationError, OSError) as error:
         raise FileNotFoundError(f"{name} is neither a directory nor a model on the hub: {error}") from error
 

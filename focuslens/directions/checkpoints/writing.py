@@ -16,7 +16,7 @@ from focuslens.directions.checkpoints.shards import open_shard
 from focuslens.directions.checkpoints.source import CONFIG, INDEX, TENSOR_SUFFIXES, Checkpoint
 from focuslens.directions.checkpoints.tokenizers import TOKENIZER_CONFIG, tokenizer_config
 from focuslens.interventions import FocusSteering
-from focuslens.util.files import umask, versions, write_json
+from focuslens.util.files import umask, versions, without_folders, write_json
 
 __all__ = ["LeftOut", "require_writable", "write_index", "write_steered"]
 
@@ -84,10 +84,10 @@ def write_steered(
     partial, left_out = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.")), LeftOut()
     try:
         yield partial, left_out
-        write_json(partial / CONFIG, dict(config))
+        write_json(partial / CONFIG, _without_origin(config))
         _copy_rest(base, partial, left_out)
         if tokenizer is not None:
-            write_json(partial / TOKENIZER_CONFIG, tokenizer)
+            write_json(partial / TOKENIZER_CONFIG, _without_origin(tokenizer))
         write_json(partial / _RECORD, _record(base, steering))
         chapter = [*chapter, "", *origin_lines(base, steering.directions)]
         (partial / _CARD).write_text(_card(base.directory, chapter), encoding="utf-8")
@@ -101,6 +101,12 @@ def write_steered(
         raise
 
 
+def _without_origin(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Configuration in which the place that it was loaded from has no folders of this machine."""
+    places = ("_name_or_path", "name_or_path")
+    return {key: without_folders(value) if key in places else value for key, value in config.items()}
+
+
 def write_index(directory: Path, names: Sequence[str]) -> None:
     """Write the index of a checkpoint with several weight files."""
     shards = [open_shard(directory / name) for name in names]
@@ -111,7 +117,7 @@ def write_index(directory: Path, names: Sequence[str]) -> None:
 
 def _record(base: Checkpoint, steering: FocusSteering) -> dict[str, Any]:
     return {
-        "base": base.name,
+        "base": base.label,
         "revision": base.revision,
         "commit": base.commit,
         "steering": steering.describe(),

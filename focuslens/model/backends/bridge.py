@@ -165,15 +165,17 @@ class BridgeBackend:
     def rotary(self, layer: int, length: int) -> Rotary:
         model = self.hooked.original_model
         embedding = getattr(model.base_model, "rotary_emb", None)
+        # A bridge can wrap the embedding in a component that takes any arguments.
+        own: Any = getattr(embedding, "original_component", None) or embedding
         # :class:`Rotary` does not support two variants: a separate rotary table for each kind of layer (Gemma 3), and a
         # norm over all heads of a projection (OLMo 2).
         attention = self._attention(layer)
         norms = [getattr(attention, name, None) for name in ("q_norm", "k_norm")]
         per_head = all(norm is None or norm.weight.shape == (self.shape.d_head,) for norm in norms)
-        if embedding is None or "layer_type" in inspect.signature(embedding.forward).parameters or not per_head:
+        if embedding is None or "layer_type" in inspect.signature(own.forward).parameters or not per_head:
             raise ValueError(
                 f"the step from queries and keys to rotated ones of {type(model).__name__} cannot be differentiated "
-                "here, so directions cannot be trained at the projection site; use site='rotary'"
+                "here, so directions cannot be trained at the projection site"
             )
         positions = torch.arange(length, device=self.device)[None]
         example = torch.zeros(1, dtype=self.hooked.cfg.dtype, device=self.device)
@@ -184,7 +186,10 @@ class BridgeBackend:
         return Rotary(cos=cos[0], sin=sin[0], adjacent_pairs=False, query_norm=query_norm, key_norm=key_norm)
 
     def scale(self, layer: int) -> float:
-        return float(self._attention(layer).scaling)
+        attention = self._attention(layer)
+        if not hasattr(attention, "scaling"):
+            raise ValueError(f"{type(attention).__name__} does not tell by what it scales attention scores")
+        return float(attention.scaling)
 
     def window(self, layer: int) -> int | None:
         attention, config = self._attention(layer), self.hooked.original_model.config

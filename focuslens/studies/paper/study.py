@@ -31,7 +31,7 @@ from focuslens.prompts.sample import MultiDocSample, prompts_digest
 from focuslens.scores.contextual_scores import ContextualScores, by_outcome
 from focuslens.studies.paper.scored import score_in_chunks
 from focuslens.studies.paper.settings import PaperSettings
-from focuslens.util.files import versions, write_json
+from focuslens.util.files import versions, without_folders, write_json
 
 __all__ = ["Part", "Study"]
 
@@ -153,7 +153,7 @@ class Study:
         return {
             "artefact": key,
             "model": self.executor.description,
-            "settings": {name: all_settings[name] for name in (*shared, *sections)},
+            "settings": without_folders({name: all_settings[name] for name in (*shared, *sections)}),
             "prompts_sha256": self._prompts,
             **inputs,
             "versions": versions(),

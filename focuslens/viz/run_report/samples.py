@@ -9,6 +9,7 @@ from typing import Any
 from focuslens.data.selection import SampleSelection
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.sample import MultiDocSample, prompts_digest
+from focuslens.util.places import remembered_place
 
 __all__ = ["UnavailableError", "reopen_model", "reopen_samples"]
 
@@ -72,18 +73,19 @@ def reopen_model(
     """
     if given is not None and _same(given, description):
         return given
-    wanted = name or str(description.get("name"))
+    place = remembered_place(str(description.get("weights")))
+    wanted = name or str(place or description.get("name"))
     try:
         model = FocusModel.from_pretrained(wanted, device=device, **_options(description))
     except Exception as error:
         # Loading fails in many ways (missing directory, no network, too little memory). The report then has no views.
         raise UnavailableError(
             f"the model is {description.get('name')}, which could not be opened ({type(error).__name__}: "
-            f"{' '.join(str(error).split())[:200]}); say where it is with --model"
+            f"{' '.join(str(error).replace(wanted, Path(wanted).name).split())[:200]}); say where it is with --model"
         ) from error
     if not _same(model, description):
         raise UnavailableError(
-            f"the model at {wanted} is not the one of the run: its weights, dtype or prompt format differ; "
+            f"the model {Path(wanted).name} is not the one of the run: its weights, dtype or prompt format differ; "
             "say with --model where the run's own model is"
         )
     return model

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import pytest
@@ -60,20 +61,54 @@ def test_a_ranking_that_is_no_json_names_the_file(tmp_path, capsys):
     assert "heads.json is not a ranking of heads: it is not JSON" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("command", ["heads", "split-softmax"])
-def test_figures_that_cannot_be_drawn_are_known_before_the_work(command, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("options", "shown"), [([], False), (["-v"], True)])
+def test_a_dropped_answer_is_a_detail(options, shown, tmp_path, capsys):
+    records = [oracle_record(i) for i in range(16)]
+    records[0]["answers"].append("*")
+    file = write(tmp_path / "oracle.jsonl", records)
+    assert main(["heads", *MODEL, "--data", str(file), "--samples", "16", *options, "--json"]) == 0
+    out, err = capsys.readouterr()
+    assert ("accepted answer(s), empty after normalisation" in err) == shown
+    assert json.loads(out)["data"]["dropped_answers"] == 1
+
+
+def without(library, monkeypatch):
     for name in [name for name in sys.modules if name.startswith("focuslens.viz")]:
         monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "circuitsvis", None)
-    assert main([command, *MODEL, "--out", str(tmp_path / "out")]) == 1
-    assert "pip install 'focuslens[viz]'" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    monkeypatch.setitem(sys.modules, library, None)
+
+
+@pytest.mark.parametrize("library", ["circuitsvis", "matplotlib"])
+@pytest.mark.parametrize(
+    ("command", "written"),
+    [
+        (["heads"], ["heads.json"]),
+        (["split-softmax", "--k", "1", "--tau", "0.1"], ["split_softmax.json", "split_softmax.jsonl"]),
+        (["train", "--epochs", "1"], ["directions.json", "directions.safetensors"]),
+    ],
+)
+def test_results_are_written_without_figures(command, written, library, tmp_path, monkeypatch, capsys):
+    without(library, monkeypatch)
+    assert main([*command, *MODEL, "--out", str(tmp_path / "out"), "--json"]) == 0
+    out, err = capsys.readouterr()
+    (line,) = [line for line in err.splitlines() if "focuslens[viz]" in line]
+    assert line.startswith("warning: figures are left out: ")
+    assert f"{library!r} is missing: pip install 'focuslens[viz]'" in line
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == written
+    assert sorted(Path(path).name for path in json.loads(out)["written"]) == written
+
+
+@pytest.mark.parametrize("library", ["circuitsvis", "matplotlib"])
+@pytest.mark.parametrize("command", [["report"], ["paper", "--model", "demo", "--out"]])
+def test_pages_name_the_extra_before_any_work(command, library, tmp_path, monkeypatch, capsys):
+    without(library, monkeypatch)
+    assert main([*command, str(tmp_path)]) == 1
+    assert f"{library!r} is missing: pip install 'focuslens[viz]'" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_without_figures_a_command_needs_nothing_to_draw_with(monkeypatch, capsys):
-    for name in [name for name in sys.modules if name.startswith("focuslens.viz")]:
-        monkeypatch.delitem(sys.modules, name)
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    without("matplotlib", monkeypatch)
     assert main(["split-softmax", *MODEL, "--k", "1", "--tau", "0.1"]) == 0
     assert "split-softmax random tau=0.3 k=1" in capsys.readouterr().out
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from focuslens.data import load_multidoc
+from focuslens.util.notes import MinorWarning
 from tests.support.multidoc_files import MAKERS, Json, oracle_record, placed_record, retrieval_record, write
 
 
@@ -162,6 +163,19 @@ def test_unusable_answers_are_dropped_aloud_where_others_remain(tmp_path: Path) 
     assert len(caught) == 1
     assert [sample.answers for sample in data] == [("answer 0",), ("Paris",), ("answer 2",), ("Rome",)]
     assert data.description["dropped_answers"] == 3
+
+
+def test_dropped_answers_are_told_once_per_file(tmp_path: Path) -> None:
+    records = [MAKERS["retrieval"](i) for i in range(8)]
+    for record in records[2:]:
+        record["answers"].append("*")
+    path = write(tmp_path / "r.jsonl", records)
+    for limit, told in ((3, MinorWarning), (3, None), (8, UserWarning), (8, None), (3, None)):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            data = load_multidoc(path, num_documents=5, gold_positions=(0,), limit=limit)
+        assert [one.category for one in caught] == ([] if told is None else [told])
+        assert data.description["dropped_answers"] == limit - 2
 
 
 @pytest.mark.parametrize("kind", MAKERS)

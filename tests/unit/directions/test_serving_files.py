@@ -230,7 +230,7 @@ def test_directions_of_another_model_are_warned_of_and_recorded(site, base, tmp_
     card, record = (out / "README.md").read_text(), json.loads((out / "focuslens.json").read_text())
     assert "made on `somebody/their-model` at `abc`" in card
     assert "on 7 samples of `questions.jsonl`" in card
-    assert f"Base: `{base}`" in card
+    assert f"Base: `{base.name}`" in card
     assert "the directions may be of another model" in card
     assert record["directions"] == {name: value for name, value in made.items() if name != "losses"}
     other = steering(site, {**made, "shape": {**SHAPE, "n_layers": 5}})

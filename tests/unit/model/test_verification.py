@@ -355,7 +355,7 @@ def test_a_kind_of_layer_that_comes_late_is_in_the_stand_in() -> None:
 def test_a_checkpoint_without_a_stand_in_is_compared_at_every_load(
     directory: Path, backend: str, empty_cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(opening, "stand_in", lambda _: None)
+    monkeypatch.setattr(opening, "stand_in", lambda _, **__: None)
     opened(directory, backend)
     assert (
         "no tiny stand-in (no sizes fit its architecture), so windows and long tables were not compared" in caplog.text

@@ -71,9 +71,10 @@ def test_a_report_stands_alone_and_says_what_made_it(run: Path, recorded_run: Pa
     assert stands_alone(html)
     text = Elements(html).text
     header = json.loads((run / "steer" / "steering.jsonl").read_text().splitlines()[0])["header"]
+    assert str(recorded_run) not in text
     for said in (
         "A <run>",
-        str(recorded_run / "model"),
+        f"model: {header['model']['backend']}",
         header["model"]["weights"],
         "oracle.jsonl",
         header["data"]["prompts_sha256"][:16],
