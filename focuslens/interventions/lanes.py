@@ -25,6 +25,7 @@ from focuslens.hooks import (
     HookTarget,
     Intervention,
     PromptLike,
+    checked_interventions,
     hook_name,
     is_row_wise,
     on_prompt,
@@ -54,7 +55,9 @@ class Lanes:
     def __init__(self, settings: Sequence[Sequence[Intervention]]) -> None:
         if not settings:
             raise ValueError("there are no settings; give one or more, each of any number of interventions")
-        object.__setattr__(self, "settings", tuple(tuple(setting) for setting in settings))
+        object.__setattr__(
+            self, "settings", tuple(checked_interventions(s, f"settings[{i}]") for i, s in enumerate(settings))
+        )
 
     @property
     def heads(self) -> tuple[Head, ...]:

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.heads import HeadList, Sparsity, heads_by_layer, random_heads, rank_heads, sparsity, top_heads
-from focuslens.hooks import Hook, Intervention, hook_name, row_wise
+from focuslens.hooks import Hook, Intervention, checked_interventions, hook_name, row_wise
 from focuslens.model.batching import BATCH_TOKENS, RunOptions
 from focuslens.model.execution import Executor, executor_for
 from focuslens.prompts.answers import answered_right, require_samples
@@ -245,7 +245,9 @@ def contextual_scores(
     Raises:
         ValueError: If ``case`` is unknown, there are no samples, the numbers of responses and samples differ, or an
             accepted answer is empty after normalisation.
+        TypeError: If ``interventions`` is not a sequence of interventions.
     """
+    interventions = checked_interventions(interventions)
     if case not in get_args(ScoredCase):
         raise ValueError(f"case is {case!r}; it must be one of {', '.join(get_args(ScoredCase))}")
     executor, sample_list = executor_for(model), require_samples(samples)
@@ -274,6 +276,7 @@ def contextual_scores_by_case(
     """
     executor, sample_list = executor_for(model), require_samples(samples)
     options = RunOptions(max_new_tokens, batch_tokens, progress)
+    interventions = checked_interventions(interventions)
     long = _score_case(ResponseRun(executor, sample_list, "long", options, interventions))
     gold = _score_case(ResponseRun(executor, sample_list, "gold", options, interventions))
     return {"long": long, "gold": gold, **by_outcome(long, gold)}

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TypeVar, cast
 
-__all__ = ["checked_integer", "checked_text", "integers"]
+__all__ = ["checked_integer", "checked_text", "integers", "items_of"]
+
+_T = TypeVar("_T")
 
 
 def checked_integer(value: Any, name: str) -> int:
@@ -22,6 +24,21 @@ def integers(values: Iterable[Any], name: str) -> list[int]:
     if isinstance(values, str) or not hasattr(values, "__iter__"):
         raise TypeError(f"{name} is {values!r}; it must be a sequence of integers")
     return [checked_integer(value, f"{name}[{i}]") for i, value in enumerate(values)]
+
+
+def items_of(values: Any, kind: type[_T], name: str, example: str) -> tuple[_T, ...]:
+    """The values of the argument ``name`` as a tuple of ``kind``. Anything else raises ``TypeError``.
+
+    ``example`` is an item as the user would write it, for the message.
+    """
+    wanted = f"it must be a list of {kind.__name__}, such as [{example}]"
+    if isinstance(values, str | kind) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} is {values!r:.80}, a {type(values).__name__}; {wanted}")
+    items = tuple(cast("Iterable[Any]", values))
+    for i, item in enumerate(items):
+        if not isinstance(item, kind):
+            raise TypeError(f"{name}[{i}] is {item!r:.80}, a {type(item).__name__}; {wanted}")
+    return items
 
 
 def checked_text(value: Any, name: str, *, may_be_empty: bool = True) -> str:

@@ -234,6 +234,12 @@ def test_samples_that_are_none(model, unchecked):
             work(model, ["who?"])  # pyright: ignore[reportArgumentType]
         with pytest.raises(TypeError, match=r"model is a str; it must be a FocusModel: fl.FocusModel.from_pretrained"):
             work("gpt2", [GOLD])  # pyright: ignore[reportArgumentType]
+        with pytest.raises(
+            TypeError, match=r"samples is 'nq.jsonl'; it must be a list of MultiDocSample, such as fl.l"
+        ):
+            work(model, "nq.jsonl")  # pyright: ignore[reportArgumentType]
+        with pytest.raises(TypeError, match=r"samples is None; it must be a list of MultiDocSample"):
+            work(model, None)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_line_without_its_gold_passage(checkpoint, tmp_path, refused):
