@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 import random
 from collections import defaultdict
@@ -15,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.util.html import Markup, card, details, table
+from focuslens.util.rankings import read_ranking
 
 __all__ = [
     "Head",
@@ -229,15 +229,4 @@ def load_ranking(path: str | Path) -> HeadList:
     Raises:
         ValueError: If the file is in neither format.
     """
-    try:
-        entries = json.loads(Path(path).read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not a ranking of heads: it is not JSON ({error})") from error
-    if isinstance(entries, dict):
-        entries = entries.get("heads")
-    if not isinstance(entries, list) or not all(
-        isinstance(entry, list) and len(entry) == 2 and all(isinstance(number, int) for number in entry)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-        for entry in entries  # pyright: ignore[reportUnknownVariableType]
-    ):
-        raise ValueError(f"{path} is not a ranking of heads: expected JSON [[layer, head], ...], best first")
-    return HeadList(Head(layer, head) for layer, head in entries)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return HeadList(Head(layer, head) for layer, head in read_ranking(path))

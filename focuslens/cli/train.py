@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focuslens.cli import cluster, options
+from focuslens.cli import cluster, options, paths
 from focuslens.cli.command import Command
 from focuslens.cli.common import (
     RunSettings,
@@ -63,7 +63,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Train focus directions, and write the directions and their loss curves to ``--out``."""
     given = RunSettings.of(args)
-    out = given.out or _OUT
+    out = given.out or paths.default_out(_OUT)
     require_figures(out)
     with open_executor(args, given.model) as model:
         settings = given.fitted(model, and_train=not args.heads)
