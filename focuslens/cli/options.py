@@ -41,6 +41,7 @@ __all__ = [
     "path_text",
     "positive",
     "positives",
+    "require_positions",
 ]
 
 
@@ -288,6 +289,13 @@ def add_seed(group: Any) -> None:
 def add_out(group: Any) -> None:
     """Add ``--out``."""
     add_out_directory(group, help="directory for results; by default they are only printed, except where stated")
+
+
+def require_positions(positions: Sequence[int] | None, documents: int) -> None:
+    """Raise ``ValueError`` unless all values of ``--gold-positions`` are positions among ``--documents`` documents."""
+    from focuslens.data.positions import require_positions as require
+
+    require(positions or (), documents, ("--gold-positions", "--documents"))
 
 
 # Options of interventions

@@ -11,7 +11,8 @@ from typing import Any, Literal, TypeAlias, get_args
 from focuslens.data._jsonl import LineStore
 from focuslens.data._records import detect_kind, parse_object, parse_record
 from focuslens.data.multidoc import MultiDocData, load_multidoc
-from focuslens.data.synthetic import load_synthetic, spread_positions
+from focuslens.data.positions import spread_positions
+from focuslens.data.synthetic import load_synthetic
 from focuslens.prompts.sample import MultiDocSample
 
 __all__ = ["SYNTHETIC", "Part", "SampleSelection", "check_first_line", "open_selections"]

@@ -11,12 +11,17 @@ __all__ = ["checked_integer", "checked_text", "integers", "items_of"]
 _T = TypeVar("_T")
 
 
-def checked_integer(value: Any, name: str) -> int:
-    """An integer of any kind, such as NumPy's, as Python's own. Any other value raises ``TypeError``."""
+def checked_integer(value: Any, name: str, wanted: str = "an integer") -> int:
+    """An integer of any kind, such as NumPy's, as Python's own. Any other value, also a bool, raises ``TypeError``.
+
+    ``wanted`` says in the message what the argument ``name`` must be.
+    """
     try:
-        return operator.index(value)
+        if not isinstance(value, bool):
+            return operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; it must be an integer") from None
+        pass
+    raise TypeError(f"{name} is {value!r}, a {type(value).__name__}; it must be {wanted}")
 
 
 def integers(values: Iterable[Any], name: str) -> list[int]:

@@ -453,6 +453,14 @@ def test_a_command_line_that_is_wrong(arguments, message, refused):
     assert message in refused(*arguments, *(["--directions", "x"] if arguments[0] == "steer" else []), status=2)
 
 
+def test_gold_positions_that_are_no_documents(monkeypatch, refused):
+    monkeypatch.setattr("focuslens.cli.common.ModelOptions.open", lambda _: pytest.fail("the command began its work"))
+    said = refused("heads", "--documents", "3", "--gold-positions", "0,4,9")
+    assert "--gold-positions 4,9 is outside of the documents: with --documents 3, positions are 0 to 2; leave" in said
+    assert "--gold-positions 20 is outside of the documents" in refused("heads", "--gold-positions", "20")
+    assert "--gold-positions -1 is outside of the documents" in refused("heads", "--gold-positions", "-1")
+
+
 # 14. Answers that every text contains
 
 
