@@ -119,12 +119,19 @@ def rank_heads(scores: Float[Tensor, "layer head"]) -> HeadList:
     Raises:
         ValueError: If a score is NaN, for example because every response was empty.
     """
+    _check_scores(scores)
     if scores.isnan().any():
         raise ValueError(
             "scores contain NaN, so there is no ranking: no response was scored, or the model's numbers overflowed"
         )
     order = scores.flatten().argsort(descending=True, stable=True).tolist()
     return HeadList(Head(*divmod(index, scores.shape[1])) for index in order)
+
+
+def _check_scores(scores: Any) -> None:
+    if not isinstance(scores, Tensor) or scores.ndim != 2:
+        what = f"has the shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"is a {type(scores).__name__}"
+        raise TypeError(f"scores {what}; it must be a tensor [layer, head], such as the mean() of contextual scores")
 
 
 def top_heads(scores: Float[Tensor, "layer head"], k: int) -> HeadList:
@@ -211,6 +218,7 @@ def sparsity(
     scores: Float[Tensor, "layer head"], thresholds: Sequence[float] = (0.2, 0.1, 0.05)
 ) -> tuple[Sparsity, ...]:
     """Number of heads with a score strictly above each threshold, and the layers of these heads."""
+    _check_scores(scores)
     rows: list[Sparsity] = []
     for threshold in thresholds:
         above = scores > threshold

@@ -17,6 +17,7 @@ from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, hook_name
 from focuslens.interventions.base import Positions, check_positions, first_query_row, require_prompt
 from focuslens.interventions.directions import FocusDirections
 from focuslens.prompts.batch import PromptBatch
+from focuslens.util.checks import checked_number
 
 if TYPE_CHECKING:
     from focuslens.heads import ModelShape
@@ -41,6 +42,7 @@ class FocusSteering:
             With ``response``, keys and values of tokens before the last prompt token do not change.
 
     Raises:
+        TypeError: If ``directions`` is no :class:`FocusDirections`, or ``alpha`` is no number.
         ValueError: If a head has no direction, or ``alpha`` is not finite.
     """
 
@@ -57,7 +59,12 @@ class FocusSteering:
         positions: Positions = "all",
     ) -> None:
         check_positions(positions)
-        if not math.isfinite(alpha):
+        if not isinstance(directions, FocusDirections):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"directions is a {type(directions).__name__}; it must be FocusDirections, such as "
+                "fl.FocusDirections.load(path)"
+            )
+        if not math.isfinite(checked_number(alpha, "alpha")):
             raise ValueError(f"alpha is {alpha}; it must be a finite number")
         selected = directions.select(heads) if heads is not None else directions
         object.__setattr__(self, "directions", selected)

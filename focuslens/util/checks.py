@@ -6,7 +6,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any, TypeVar, cast
 
-__all__ = ["checked_integer", "checked_text", "integers", "items_of"]
+__all__ = ["checked_integer", "checked_number", "checked_text", "integers", "is_range", "items_of"]
 
 _T = TypeVar("_T")
 
@@ -29,6 +29,27 @@ def integers(values: Iterable[Any], name: str) -> list[int]:
     if isinstance(values, str) or not hasattr(values, "__iter__"):
         raise TypeError(f"{name} is {values!r}; it must be a sequence of integers")
     return [checked_integer(value, f"{name}[{i}]") for i, value in enumerate(values)]
+
+
+def checked_number(value: Any, name: str) -> float:
+    """A number of any kind as Python's ``float``. Anything else, also a list of numbers, raises ``TypeError``."""
+    try:
+        if not isinstance(value, str | bool):
+            return float(value)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
+        pass
+    raise TypeError(f"{name} is {value!r:.80}, a {type(value).__name__}; it must be one number")
+
+
+def is_range(value: Any) -> bool:
+    """Whether a value is a pair of integers, such as ``(0, 4)``."""
+    if not hasattr(value, "__len__"):  # an iterator would be empty afterwards
+        return False
+    try:
+        numbers = [checked_integer(number, "") for number in value]
+    except (TypeError, ValueError):
+        return False
+    return len(numbers) == 2
 
 
 def items_of(values: Any, kind: type[_T], name: str, example: str) -> tuple[_T, ...]:
