@@ -22,7 +22,7 @@ from focuslens.util.checks import checked_number
 if TYPE_CHECKING:
     from focuslens.heads import ModelShape
 
-__all__ = ["FocusSteering"]
+__all__ = ["FocusSteering", "require_layout"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,11 +92,14 @@ class FocusSteering:
         """TransformerLens hooks of this intervention. The prompt is needed only if ``positions`` is ``response``.
 
         Raises:
-            ValueError: If the directions do not fit the model, or if the prompt is needed but missing.
+            ValueError: If the directions do not fit the model, or if the prompt is needed but missing. The hooks raise
+                it too, if the model's queries or keys do not have the layout that directions assume.
         """
         additions = self.additions(model.shape)
         batch = require_prompt(model, prompt, 'positions="response"') if self.positions == "response" else None
-        hooks = [(name, self._add(heads, vectors, batch, cursor)) for name, heads, vectors in additions]
+        hooks = [
+            (name, self._add(name, model.shape, heads, vectors, batch, cursor)) for name, heads, vectors in additions
+        ]
         model.require_acting(name for name, _ in hooks)
         return hooks
 
@@ -141,9 +144,16 @@ class FocusSteering:
         ]
 
     def _add(
-        self, heads: Sequence[int], vectors: Float[Tensor, "n d_head"], batch: PromptBatch | None, cursor: Cursor | None
+        self,
+        name: str,
+        shape: ModelShape,
+        heads: Sequence[int],
+        vectors: Float[Tensor, "n d_head"],
+        batch: PromptBatch | None,
+        cursor: Cursor | None,
     ) -> Any:
         def add(activation: Float[Tensor, "batch row head d_head"], hook: Any) -> Tensor | None:
+            require_layout(activation, name, shape)
             first = first_query_row(batch, self.positions, cursor, activation)
             if first >= activation.shape[1]:
                 return None
@@ -153,3 +163,18 @@ class FocusSteering:
             return steered
 
         return add
+
+
+def require_layout(activation: Tensor, name: str, shape: ModelShape) -> None:
+    """Check that a query or key tensor has the axes ``[batch row head d_head]``, to which directions are added.
+
+    Raises:
+        ValueError: If it has others, as in multi-head latent attention, whose queries and keys are wider than
+            ``d_head``.
+    """
+    n_heads = shape.n_key_value_heads if name.endswith("hook_k") else shape.n_heads
+    if tuple(activation.shape[2:]) != (n_heads, shape.d_head):
+        raise ValueError(
+            f"{name} has the shape {tuple(activation.shape)}, and directions need [batch, row, {n_heads} heads, "
+            f"{shape.d_head} dimensions]; this attention, such as multi-head latent attention, cannot be steered there"
+        )

@@ -487,3 +487,22 @@ def test_a_device_that_is_not_there(device, checkpoint, small, refused):
     with pytest.raises(ValueError, match=f"{message}.*; available: cpu"):
         fl.FocusModel.from_pretrained(str(checkpoint("llama")), device=device)
     assert message in refused("heads", *small, "--device", device)
+
+
+@pytest.mark.parametrize("window", [True, "4", 2.5])
+def test_a_configuration_with_a_value_of_another_type(window, checkpoint, tmp_path, refused):
+    folder = shutil.copytree(checkpoint("mistral"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "sliding_window": window}))
+    message = f"the configuration of '{folder}' is not valid: Validation error for field 'sliding_window'"
+    with pytest.raises(ValueError, match=message):
+        fl.FocusModel.from_pretrained(str(folder))
+    assert message in refused("heads", "--model", str(folder))
+
+
+@pytest.mark.parametrize("window", [0, -1])
+def test_a_window_without_keys(window, checkpoint, tmp_path, refused):
+    folder = shutil.copytree(checkpoint("mistral"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "sliding_window": window}))
+    assert f"sliding_window is {window} in the configuration of" in refused("heads", "--model", str(folder))
