@@ -126,8 +126,6 @@ def test_a_ranking_is_checked_before_the_work(command, refused):
         ),
         ("helmet", ["--directions", "no"], "--directions: there is no directory 'no'"),
         ("helmet", ["--ranking", "nofile"], "--ranking: there is no file 'nofile'"),
-        ("helmet", ["--data", "nowhere"], "--data: there is no directory 'nowhere'"),
-        ("helmet", ["--helmet", "nowhere"], "--helmet: there is no directory 'nowhere'"),
         ("helmet make-recall", ["--out", "o", "--haystack", "no"], "--haystack: there is no directory 'no'"),
     ],
 )
@@ -136,12 +134,12 @@ def test_an_input_is_checked_before_the_work(command, arguments, message, refuse
     assert message in refused(command, *arguments)
 
 
-def test_a_prompt_file_and_a_configuration_are_checked_before_the_work(monkeypatch, capsys):
+def test_other_inputs_are_checked_before_the_model_is_opened(monkeypatch, capsys):
     monkeypatch.setattr("focuslens.cli.common.ModelOptions.open", lambda _: pytest.fail("the command began its work"))
     assert main(["generate", "--prompt", "@nofile"]) == 1
     assert "--prompt: there is no file 'nofile'" in capsys.readouterr().err
-    assert main(["helmet", "--helmet", "a-folder", "--config", "demo", "nofile.yaml"]) == 1
-    assert "--config: there is no file 'nofile.yaml', here or in a-folder" in capsys.readouterr().err
+    assert main(["helmet", "--helmet", "nowhere", "--config", "demo"]) == 1
+    assert "nowhere is not a folder, so it is not a checkout of HELMET" in capsys.readouterr().err
     assert main(["published", "nowhere"]) == 1
     assert "DIR: there is no directory 'nowhere'" in capsys.readouterr().err
     # Directions in another format are refused before the model is opened.
