@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import operator
 import random
 from collections import defaultdict
@@ -15,6 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.util.html import Markup, card, details, table
+from focuslens.util.rankings import read_ranking
 
 __all__ = [
     "Head",
@@ -119,12 +119,19 @@ def rank_heads(scores: Float[Tensor, "layer head"]) -> HeadList:
     Raises:
         ValueError: If a score is NaN, for example because every response was empty.
     """
+    _check_scores(scores)
     if scores.isnan().any():
         raise ValueError(
             "scores contain NaN, so there is no ranking: no response was scored, or the model's numbers overflowed"
         )
     order = scores.flatten().argsort(descending=True, stable=True).tolist()
     return HeadList(Head(*divmod(index, scores.shape[1])) for index in order)
+
+
+def _check_scores(scores: Any) -> None:
+    if not isinstance(scores, Tensor) or scores.ndim != 2:
+        what = f"has the shape {tuple(scores.shape)}" if isinstance(scores, Tensor) else f"is a {type(scores).__name__}"
+        raise TypeError(f"scores {what}; it must be a tensor [layer, head], such as the mean() of contextual scores")
 
 
 def top_heads(scores: Float[Tensor, "layer head"], k: int) -> HeadList:
@@ -211,6 +218,7 @@ def sparsity(
     scores: Float[Tensor, "layer head"], thresholds: Sequence[float] = (0.2, 0.1, 0.05)
 ) -> tuple[Sparsity, ...]:
     """Number of heads with a score strictly above each threshold, and the layers of these heads."""
+    _check_scores(scores)
     rows: list[Sparsity] = []
     for threshold in thresholds:
         above = scores > threshold
@@ -229,15 +237,4 @@ def load_ranking(path: str | Path) -> HeadList:
     Raises:
         ValueError: If the file is in neither format.
     """
-    try:
-        entries = json.loads(Path(path).read_text())
-    except ValueError as error:
-        raise ValueError(f"{path} is not a ranking of heads: it is not JSON ({error})") from error
-    if isinstance(entries, dict):
-        entries = entries.get("heads")
-    if not isinstance(entries, list) or not all(
-        isinstance(entry, list) and len(entry) == 2 and all(isinstance(number, int) for number in entry)  # pyright: ignore[reportUnknownArgumentType, reportUnknownVariableType]
-        for entry in entries  # pyright: ignore[reportUnknownVariableType]
-    ):
-        raise ValueError(f"{path} is not a ranking of heads: expected JSON [[layer, head], ...], best first")
-    return HeadList(Head(layer, head) for layer, head in entries)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+    return HeadList(Head(layer, head) for layer, head in read_ranking(path))

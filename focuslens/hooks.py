@@ -12,9 +12,9 @@ belong to the same token. Query tensors have no key axis. Hooks on query tensors
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeAlias, TypeVar, cast, runtime_checkable
 
 from torch import Tensor
 
@@ -27,7 +27,9 @@ __all__ = [
     "HookTarget",
     "Intervention",
     "PromptLike",
+    "checked_interventions",
     "hook_name",
+    "is_intervention",
     "is_row_wise",
     "last_layer",
     "layer_of",
@@ -164,6 +166,48 @@ class Intervention(Protocol):
     def hooks(self, model: HookTarget, prompt: PromptLike | None = None, *, cursor: Cursor | None = None) -> list[Hook]:
         """Hooks for one prompt or one left-padded batch, in the order in which the model must run the hooks."""
         ...
+
+
+def checked_interventions(values: Any, name: str = "interventions") -> tuple[Intervention, ...]:
+    """The interventions of an argument as a tuple. Every function that takes interventions checks them here.
+
+    Args:
+        values: The argument: a list, a tuple, or another iterable. It is read once, so that a generator is not empty
+            when interventions are set again for the next pass.
+        name: Name of the argument, for messages.
+
+    Raises:
+        TypeError: If the argument is not a sequence of interventions, for example a single one.
+    """
+    if is_intervention(values):
+        kind = type(values).__name__
+        raise TypeError(f"{name} is one {kind}; it must be a list of interventions, such as [{kind}(...)]")
+    if isinstance(values, str | bytes | Mapping | Tensor) or not isinstance(values, Iterable):
+        raise TypeError(f"{name} is {_shown(values)}; {_INTERVENTIONS}")
+    items = tuple(cast("Iterable[Any]", values))
+    for i, item in enumerate(items):
+        if not is_intervention(item):
+            raise TypeError(f"{name}[{i}] is {_shown(item)}; {_INTERVENTIONS}")
+    return items
+
+
+_INTERVENTIONS = (
+    "it must be a list of interventions, such as [fl.SplitSoftmax(heads, tau)] ([] for none); a plain hook goes to "
+    "model.hooked.hooks(fwd_hooks=[...])"
+)
+
+
+def is_intervention(value: Any) -> bool:
+    """Whether a value is an intervention, rather than for example a class of interventions or a plain hook."""
+    return not isinstance(value, type) and hasattr(value, "hooks") and hasattr(value, "changes_prompt")
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "None"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return f"a {type(value).__name__}" if isinstance(value, Tensor) else f"{value!r:.80}, a {type(value).__name__}"
 
 
 def on_prompt(interventions: Sequence[Intervention]) -> list[Intervention]:

@@ -6,9 +6,12 @@ import argparse
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from focuslens.cli import output
+
+if TYPE_CHECKING:
+    from _typeshed import SupportsWrite
 
 __all__ = ["Command", "Parser"]
 
@@ -20,6 +23,12 @@ class Parser(argparse.ArgumentParser):
         """Print the error, and exit with status 2."""
         print(f"{self.prog}: {message}; {self.prog} --help lists the options", file=sys.stderr)
         sys.exit(2)
+
+    def _print_message(self, message: str, file: SupportsWrite[str] | None = None) -> None:
+        """Print a message. argparse ignores a closed pipe here; ``main`` ends with the status of a closed pipe."""
+        stream = file or sys.stderr
+        if message and stream:
+            stream.write(message)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from focuslens.cli.cluster import open_pool
+from focuslens.cli.options import require_positions
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -100,6 +101,7 @@ class SampleOptions:
     def of(cls, args: argparse.Namespace) -> SampleOptions:
         """Sample options from parsed arguments. :func:`options.add_samples` adds these options to a parser."""
         positions = None if args.gold_positions is None else tuple(args.gold_positions)
+        require_positions(positions, args.documents or _DOCUMENT_COUNTS[0])
         return cls(args.data, positions, args.samples, args.split, args.documents, args.seed)
 
     def selection(self, part: Part, n: int | None = None) -> SampleSelection:
@@ -121,6 +123,7 @@ class SampleOptions:
                 "names and values: choose --split train or --split test"
             )
         documents = _DOCUMENT_COUNTS[0] if self.documents is None else self.documents
+        require_positions(self.gold_positions, documents)
         name = Path(self.file).name
         return SampleSelection(
             self.file if name == SYNTHETIC else name,  # without a folder, the name means the corpus

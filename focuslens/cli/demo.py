@@ -70,7 +70,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     model.add_argument("--dtype", default="float32", help="dtype of the weights: float32 (default), bfloat16, float16")
     group = parser.add_argument_group("run")
     options.add_seed(group)
-    options.add_directory(group, "--out", type=Path, default=Path("runs/demo"), help="directory for results")
+    options.add_out_directory(group, type=options.path, default=Path("runs/demo"), help="directory for results")
 
 
 def run(args: argparse.Namespace, sizes: DemoSettings | None = None) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focuslens.cli import options
+from focuslens.cli import options, paths
 from focuslens.cli.command import Command
 from focuslens.cli.output import document
 
@@ -29,9 +29,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         help="number of heads to steer, best first; default: 20, or all if there are fewer",
     )
     options.add_file(
-        parser, "--heads", help="ranking of heads: heads.json of focuslens heads; default: the directions' order"
+        parser,
+        "--heads",
+        check=paths.ranking,
+        help="ranking of heads: heads.json of focuslens heads; default: the directions' order",
     )
-    options.add_directory(parser, "--out", required=True, help="directory of the new checkpoint; new or empty")
+    options.add_out_directory(parser, required=True, help="directory of the new checkpoint; new or empty")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

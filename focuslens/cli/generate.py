@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focuslens.cli import options
+from focuslens.cli import options, paths
 from focuslens.cli.command import Command
 from focuslens.cli.common import RunSettings, Samples, open_samples, run_description
 from focuslens.cli.output import document
@@ -16,6 +16,7 @@ from focuslens.cli.rankings import count_heads, get_ranking, remove_scores
 
 if TYPE_CHECKING:
     from focuslens.hooks import Intervention
+    from focuslens.interventions.directions import FocusDirections
     from focuslens.model.focus_model import FocusModel
     from focuslens.prompts.sample import MultiDocSample
 
@@ -31,7 +32,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     options.add_samples(parser)
     options.add_run(parser)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--prompt", help="the text, or @FILE")
+    question = source.add_argument("--prompt", help="the text, or @FILE")
+    paths.remember(source, question, paths.prompt)
     source.add_argument("--sample", type=int, help="index of a sample of the data, from 0")
     parser.add_argument("--case", choices=("long", "gold", "negative"), default="long", help="prompt of the sample")
     parser.add_argument("--tau", type=float, help="exponent of split-softmax toward the relevant document")
@@ -59,10 +61,11 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     _check_options(args)
     settings = RunSettings.of(args)
+    directions = _open_directions(args)
     model = settings.model.open()
     data, sample = None, None
     if args.prompt is not None:
-        prompt = Path(args.prompt[1:]).read_text() if args.prompt.startswith("@") else args.prompt
+        prompt = Path(args.prompt[1:]).read_text(encoding="utf-8") if args.prompt.startswith("@") else args.prompt
         asked: dict[str, Any] = {"prompt": prompt}
     else:
         settings = settings.fitted(model, n=args.sample + 1)
@@ -70,7 +73,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         prompt = sample.prompt(args.case)
         asked = {"sample": sample.id, "case": args.case, "question": sample.question, "answers": list(sample.answers)}
         print(f"question: {sample.question}\nanswers: {', '.join(sample.answers)}")
-    variants = [_Variant("baseline"), *_variants(args, settings, model)]
+    variants = [_Variant("baseline"), *_variants(args, settings, model, directions)]
     responses = [_answer(model, prompt, sample, variant, settings.max_new_tokens) for variant in variants]
     result = {**run_description(settings, model, data), **asked, "responses": responses}
     if settings.out is None:
@@ -111,13 +114,21 @@ def _open_sample(settings: RunSettings, number: int) -> tuple[Samples, MultiDocS
     return data, data.samples[number]
 
 
-def _variants(args: argparse.Namespace, settings: RunSettings, model: FocusModel) -> list[_Variant]:
+def _open_directions(args: argparse.Namespace) -> FocusDirections | None:
+    if args.directions is None:
+        return None
+    from focuslens.interventions.directions import open_directions
+
+    return open_directions(args.directions)
+
+
+def _variants(
+    args: argparse.Namespace, settings: RunSettings, model: FocusModel, directions: FocusDirections | None
+) -> list[_Variant]:
     if args.tau is None and args.directions is None:
         return []
     from focuslens.interventions import FocusSteering, SplitSoftmax
-    from focuslens.interventions.directions import open_directions
 
-    directions = None if args.directions is None else open_directions(args.directions)
     if directions is not None:
         directions.require_shape(model.shape)
     count_heads(

@@ -34,7 +34,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--max-new-tokens", type=options.positive, default=100, help="maximum tokens of a response (default 100)"
     )
     parser.add_argument("--seed", type=int, default=42, help="seed of the choice of samples (default 42)")
-    options.add_directory(parser, "--out", required=True, help="directory for the task's files")
+    options.add_out_directory(parser, required=True, help="directory for the task's files")
 
 
 def run(args: argparse.Namespace) -> dict[str, Any]:

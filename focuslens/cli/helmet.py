@@ -11,17 +11,19 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focuslens.cli import cluster, output
+from focuslens.cli import cluster, output, paths
 from focuslens.cli.command import Command
 from focuslens.cli.options import (
     add_checkpoint,
     add_directions,
     add_directory,
     add_file,
+    add_out_directory,
     integers,
     names,
     numbers,
     pair,
+    path,
     positive,
 )
 from focuslens.model.batching import BATCH_TOKENS
@@ -55,8 +57,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     _steering_options(parser.add_argument_group("steering"))
     _model_options(parser.add_argument_group("model"))
     cluster.add_options(parser)
-    add_directory(
-        parser, "--out", type=Path, help="directory for results (default runs/helmet/MODEL); a killed run resumes there"
+    add_out_directory(
+        parser, type=path, help="directory for results (default runs/helmet/MODEL); a killed run resumes there"
     )
     actions = parser.add_subparsers(dest="action", metavar="make-recall", title="instead of running")
     recall = actions.add_parser(
@@ -71,16 +73,29 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _benchmark_options(group: Any) -> None:
-    add_directory(group, "--helmet", metavar="DIR", help="a checkout of princeton-nlp/HELMET, which is not changed")
+    # The plan of the run checks these three before the model is opened, and says where HELMET's files come from.
+    add_directory(
+        group,
+        "--helmet",
+        check=None,
+        metavar="DIR",
+        help="a checkout of princeton-nlp/HELMET, which is not changed",
+    )
     add_file(
         group,
         "--config",
+        check=None,
         nargs="+",
         default=[],
         help="HELMET's YAML files, here or in the checkout; or 'demo', for a set from the synthetic corpus",
     )
     add_directory(
-        group, "--data", type=Path, metavar="DIR", help="folder with the data/ of HELMET (default: the checkout)"
+        group,
+        "--data",
+        check=None,
+        type=path,
+        metavar="DIR",
+        help="folder with the data/ of HELMET (default: the checkout)",
     )
     group.add_argument("--tasks", type=names, default=[], help="tasks to run, e.g. json_kv,kilt_nq; default: all")
     group.add_argument("--lengths", type=integers, default=[], help="lengths to run, e.g. 8192,16384; default: all")
@@ -104,7 +119,10 @@ def _steering_options(group: Any) -> None:
         "--directions-of", metavar="MODEL", help="allow directions of this other model of the same shape"
     )
     add_file(
-        group, "--ranking", help="heads.json of focuslens heads, or the authors' file; default: the directions' order"
+        group,
+        "--ranking",
+        check=paths.ranking,
+        help="heads.json of focuslens heads, or the authors' file; default: the directions' order",
     )
     group.add_argument("--heads", type=integers, help="numbers of best heads to steer (default 10,20)")
     group.add_argument("--alpha", type=numbers, help="strengths of the directions (default -0.2,0.2)")
@@ -138,7 +156,7 @@ def _recall_options(parser: argparse.ArgumentParser) -> None:
         "--lengths", type=integers, required=True, help="tokens of prompt and response together, e.g. 8192,16384"
     )
     parser.add_argument("--tokenizer", required=True, help="hub name, directory, or 'demo'")
-    add_directory(parser, "--out", type=Path, required=True, help="folder that gets data/ and configs/recall.yaml")
+    add_out_directory(parser, type=path, required=True, help="folder that gets data/ and configs/recall.yaml")
     parser.add_argument("--samples", type=positive, default=100, help="samples per set (default 100)")
     parser.add_argument("--seed", type=int, default=42, help="seed of every random choice (default 42)")
     add_directory(parser, "--haystack", help="directory of *.txt files with the text around values; default: synthetic")
@@ -177,15 +195,15 @@ def _make_recall(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _run_tasks(args: argparse.Namespace) -> dict[str, Any]:
-    import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]  (a missing library fails before any work)
-    from focuslens.cli.common import open_executor, print_table
-
     if args.helmet is None or not args.config:
         raise ValueError(
             "name a checkout of princeton-nlp/HELMET with --helmet and HELMET's configurations with --config, such as "
             "configs/recall_short.yaml; or write data with focuslens helmet make-recall"
         )
-    out = args.out or Path("runs") / "helmet" / Path(args.model).name
+    import focuslens.viz  # noqa: F401  # pyright: ignore[reportUnusedImport]  (a missing library fails before any work)
+    from focuslens.cli.common import open_executor, print_table
+
+    out = args.out or paths.default_out(Path("runs") / "helmet" / Path(args.model).name)
     plan, checkout = _plan(args, out)
     if plan.left_out:
         _LOG.warning("left out, since the paper does not use them: %s", ", ".join(plan.left_out))

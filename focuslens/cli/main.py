@@ -19,6 +19,7 @@ from focuslens.cli import (
     helmet,
     output,
     paper,
+    paths,
     published,
     report,
     split_softmax,
@@ -93,12 +94,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line, and return the exit status.
 
     The status is 0 for success, 1 for an error while the command runs, 2 if no command is given, and 130 for a keyboard
-    interrupt.
+    interrupt. It is 141 if whoever reads the output has closed it, as in ``focuslens heads | head -1``.
 
     Raises:
         SystemExit: With status 2 if the arguments are invalid, and with status 0 after ``--help`` and
             ``--print-completion``.
     """
+    try:
+        return _flushed(argv)
+    except BrokenPipeError:
+        if not output.discard_unread():
+            raise
+        return 141  # the status that a shell gives a process which the signal SIGPIPE ended
+
+
+def _flushed(argv: Sequence[str] | None) -> int:
+    try:
+        return _parsed(argv)
+    finally:
+        if sys.stdout:  # there is none if the shell closed it
+            sys.stdout.flush()  # a closed pipe is noticed here, and not when Python ends
+
+
+def _parsed(argv: Sequence[str] | None) -> int:
     parser = _parser()
     args, unknown = parser.parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
     if unknown:  # the message names the command, because the options are listed in the command's help
@@ -117,18 +135,26 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _status(args: argparse.Namespace) -> int:
     """Run the command, and return the exit status. An error that the user can correct is printed as one line."""
     try:
+        paths.check_paths(args)
         output.carry_out(args, _run)
+    except BrokenPipeError as error:
+        if output.has_readers():  # another pipe broke, such as one to a worker
+            return _failed(args, f"a connection to another process broke ({error})")
+        raise
     except (ValueError, KeyError, OSError, ImportError) as error:
         message = " ".join(str(error.args[0] if isinstance(error, KeyError) else error).split())
-        print(f"focuslens {args.command}: {message}", file=sys.stderr)
-        return 1
+        return _failed(args, message)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
         message = " ".join(str(error).split()) or "memory ran out"
-        print(f"focuslens {args.command}: {message}; shorter prompts and --dtype bfloat16 need less", file=sys.stderr)
-        return 1
+        return _failed(args, f"{message}; shorter prompts and --dtype bfloat16 need less")
     except KeyboardInterrupt:
         print(f"\nfocuslens {args.command}: {COMMANDS[args.command].interrupted(args)}", file=sys.stderr)
         return 130
     return 0
+
+
+def _failed(args: argparse.Namespace, message: str) -> int:
+    print(f"focuslens {args.command}: {message}", file=sys.stderr)
+    return 1

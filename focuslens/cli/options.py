@@ -6,10 +6,13 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
+from focuslens.cli import paths
 from focuslens.cli.completion import complete_paths
+from focuslens.cli.paths import Check
 from focuslens.model.batching import BATCH_TOKENS
 
 __all__ = [
@@ -22,6 +25,7 @@ __all__ = [
     "add_file",
     "add_model",
     "add_out",
+    "add_out_directory",
     "add_positions",
     "add_ranking",
     "add_run",
@@ -33,8 +37,11 @@ __all__ = [
     "names",
     "numbers",
     "pair",
+    "path",
+    "path_text",
     "positive",
     "positives",
+    "require_positions",
 ]
 
 
@@ -142,14 +149,38 @@ def pair(text: str) -> tuple[str, str]:
 # Options whose values are paths, which the shell completes
 
 
-def add_file(group: Any, *flags: str, **settings: Any) -> None:
-    """Add an option whose value is the path of a file."""
-    complete_paths(group.add_argument(*flags, **settings), "FILE")
+def path_text(text: str) -> str:
+    """Check that a path is not empty, and return it. An empty path raises ``argparse.ArgumentTypeError``."""
+    if not text:
+        raise argparse.ArgumentTypeError("the path is empty; name one, or leave the option out")
+    return text
 
 
-def add_directory(group: Any, *flags: str, **settings: Any) -> None:
-    """Add an option whose value is the path of a directory."""
-    complete_paths(group.add_argument(*flags, **settings), "DIRECTORY")
+def path(text: str) -> Path:
+    """A path that is not empty. pathlib would take an empty path for the current directory."""
+    return Path(path_text(text))
+
+
+def add_file(group: Any, *flags: str, check: Check | None = paths.input_file, **settings: Any) -> None:
+    """Add an option whose value is the path of a file, and a check of this path before the command's work."""
+    _add_path(group, "FILE", flags, check, settings)
+
+
+def add_directory(group: Any, *flags: str, check: Check | None = paths.input_directory, **settings: Any) -> None:
+    """Add an option whose value is the path of a directory, and a check of this path before the command's work."""
+    _add_path(group, "DIRECTORY", flags, check, settings)
+
+
+def _add_path(group: Any, kind: str, flags: Sequence[str], check: Check | None, settings: dict[str, Any]) -> None:
+    action = group.add_argument(*flags, **{"type": path_text, **settings})
+    complete_paths(action, kind)
+    if check is not None:
+        paths.remember(group, action, check)
+
+
+def add_out_directory(group: Any, **settings: Any) -> None:
+    """Add ``--out`` for a directory, and a check that the directory can be written to."""
+    add_directory(group, "--out", check=paths.output_directory, **settings)
 
 
 # Options of commands that run a model on samples
@@ -177,7 +208,13 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 
 def add_checkpoint(group: Any) -> None:
     """Add the options that set a checkpoint, its device and its context length."""
-    group.add_argument("--model", default="demo", help="hub name, directory, or 'demo', the embedded model (default)")
+    model = group.add_argument(
+        "--model",
+        type=path_text,
+        default="demo",
+        help="hub name, directory, or 'demo', the embedded model (default)",
+    )
+    paths.remember(group, model, paths.checkpoint)
     add_device(group)
     add_device_map(group)
     group.add_argument("--n-ctx", type=positive, help="context length in tokens; default: the checkpoint's")
@@ -211,7 +248,13 @@ def add_samples(parser: argparse.ArgumentParser, *, fixed_documents: bool = Fals
             other commands, the context of the model can lower the default.
     """
     group = parser.add_argument_group("data")
-    add_file(group, "--data", default="synthetic", help="a lost-in-the-middle file, or 'synthetic' (default)")
+    add_file(
+        group,
+        "--data",
+        check=paths.data_file,
+        default="synthetic",
+        help="a lost-in-the-middle file, or 'synthetic' (default)",
+    )
     group.add_argument(
         "--gold-positions",
         type=integers,
@@ -248,7 +291,14 @@ def add_seed(group: Any) -> None:
 
 def add_out(group: Any) -> None:
     """Add ``--out``."""
-    add_directory(group, "--out", help="directory for results; by default they are only printed, except where stated")
+    add_out_directory(group, help="directory for results; by default they are only printed, except where stated")
+
+
+def require_positions(positions: Sequence[int] | None, documents: int) -> None:
+    """Raise ``ValueError`` unless all values of ``--gold-positions`` are positions among ``--documents`` documents."""
+    from focuslens.data.positions import require_positions as require
+
+    require(positions or (), documents, ("--gold-positions", "--documents"))
 
 
 # Options of interventions
@@ -256,7 +306,12 @@ def add_out(group: Any) -> None:
 
 def add_ranking(group: Any) -> None:
     """Add ``--heads``, the file with a ranking of heads."""
-    add_file(group, "--heads", help="ranking of heads: heads.json of focuslens heads; default: score training samples")
+    add_file(
+        group,
+        "--heads",
+        check=paths.ranking,
+        help="ranking of heads: heads.json of focuslens heads; default: score training samples",
+    )
 
 
 def add_directions(group: Any, *, required: bool = False) -> None:
@@ -264,6 +319,7 @@ def add_directions(group: Any, *, required: bool = False) -> None:
     add_directory(
         group,
         "--directions",
+        check=paths.directions,
         required=required,
         help="directory of focuslens train, the authors' files, or USER/NAME on the hub",
     )

@@ -12,6 +12,7 @@ import argparse
 import json
 import logging
 import os
+import select
 import sys
 import warnings
 from collections.abc import Callable, Generator
@@ -21,7 +22,7 @@ from typing import Any, TextIO
 
 from focuslens.util.notes import MinorWarning
 
-__all__ = ["add_options", "carry_out", "document"]
+__all__ = ["add_options", "carry_out", "discard_unread", "document", "has_readers"]
 
 _LIBRARY = logging.getLogger("focuslens")
 _PACKAGE = str(Path(__file__).parents[1])
@@ -73,6 +74,35 @@ def carry_out(args: argparse.Namespace, run: Callable[[argparse.Namespace], dict
         content = run(args)
     if as_json:
         print(json.dumps(content, indent=2, allow_nan=False))
+
+
+def has_readers() -> bool:
+    """Whether standard output and standard error still have a reader, as far as the operating system tells."""
+    return not any(map(_is_closed, (sys.stdout, sys.stderr)))
+
+
+def discard_unread() -> bool:
+    """Discard what is written to streams that nobody reads any more, so that Python ends without an error about them.
+
+    The result is whether there is such a stream.
+    """
+    closed = [stream for stream in (sys.stdout, sys.stderr) if _is_closed(stream)]
+    with _nowhere() as nowhere:
+        for stream in closed:
+            os.dup2(nowhere.fileno(), stream.fileno())
+    return bool(closed)
+
+
+def _is_closed(stream: TextIO | None) -> bool:
+    """Whether a stream is a pipe whose other end is closed."""
+    if stream is None:
+        return False
+    try:
+        poll = select.poll()
+        poll.register(stream.fileno(), 0)
+        return any(event & select.POLLERR for _, event in poll.poll(0))
+    except (AttributeError, OSError, ValueError):  # no poll on Windows; a stream that is no file has no number
+        return False
 
 
 class _Console(logging.Handler):

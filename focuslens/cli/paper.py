@@ -5,10 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
-from focuslens.cli import cluster, options
+from focuslens.cli import cluster, options, paths
 from focuslens.cli.command import Command
 from focuslens.cli.output import document
 
@@ -18,17 +17,25 @@ _LOG = logging.getLogger(__name__)
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--model", default="demo", help="name of settings in the package (default 'demo'), or a YAML file of settings"
+    options.add_file(
+        parser,
+        "--model",
+        check=paths.settings_file,
+        default="demo",
+        help="name of settings in the package (default 'demo'), or a YAML file of settings",
     )
     options.add_file(
-        parser, "--data", type=Path, help="path of the lost-in-the-middle file, if it differs from the settings' name"
+        parser,
+        "--data",
+        check=paths.data_file,
+        type=options.path,
+        help="path of the lost-in-the-middle file, if it differs from the settings' name",
     )
     options.add_directory(
-        parser, "--haystack", type=Path, help="directory of essays and needles.jsonl, for retrieval heads"
+        parser, "--haystack", type=options.path, help="directory of essays and needles.jsonl, for retrieval heads"
     )
-    options.add_directory(
-        parser, "--out", type=Path, help="directory for results (default runs/paper/NAME); a killed run resumes there"
+    options.add_out_directory(
+        parser, type=options.path, help="directory for results (default runs/paper/NAME); a killed run resumes there"
     )
     parser.add_argument("--only", action="append", default=[], metavar="ARTEFACT", help="one artefact; repeatable")
     cluster.add_options(parser)
@@ -43,7 +50,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from focuslens.studies.paper.study import Study
 
     settings = load_settings(find_settings(args.model))
-    out = args.out or results_folder(settings.name)
+    out = args.out or paths.default_out(results_folder(settings.name))
     if not args.only or "retrieval" in args.only:
         rouge_1_recall("a", "a")  # raises here, not after hours, if rouge-score is missing
     with cluster.open_pool(args, settings.model, settings.model_options) as pool:

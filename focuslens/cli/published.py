@@ -18,7 +18,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     options.add_directory(
         parser, "directory", metavar="DIR", help="folder with head_features and contextual_heads_scores_full_seq"
     )
-    options.add_directory(parser, "--out", help="directory for tables, figures and index.html; default: print only")
+    options.add_out_directory(parser, help="directory for tables, figures and index.html; default: print only")
     parser.add_argument(
         "--top",
         type=options.positive,

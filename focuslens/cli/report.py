@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-from pathlib import Path
 from typing import Any
 
-from focuslens.cli import options
+from focuslens.cli import options, paths
 from focuslens.cli.command import Command
 from focuslens.cli.output import document
 
@@ -18,9 +17,20 @@ _LOG = logging.getLogger(__name__)
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
     options.add_directory(
-        parser, "directory", metavar="RUN_DIR", type=Path, help="the --out of a command, or a folder of several of them"
+        parser,
+        "directory",
+        metavar="RUN_DIR",
+        check=None,
+        type=options.path,
+        help="the --out of a command, or a folder of several of them",
     )
-    options.add_file(parser, "--out", type=Path, help="the page to write (default RUN_DIR/report.html)")
+    options.add_file(
+        parser,
+        "--out",
+        check=paths.output_file,
+        type=options.path,
+        help="the page to write (default RUN_DIR/report.html)",
+    )
     parser.add_argument("--title", help="heading of the page; default: the folder's name and the model's")
     parser.add_argument(
         "--views",
@@ -29,7 +39,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         help="number of samples to show per sweep and direction of change (default 2; 0 for none)",
     )
     parser.add_argument("--model", help="name or directory of the run's model, if it differs from that in its files")
-    options.add_file(parser, "--data", type=Path, help="path of the run's data file, if it differs from its name")
+    options.add_file(
+        parser, "--data", type=options.path, help="path of the run's data file, if it differs from its name"
+    )
     parser.add_argument("--device", help="cpu, cuda, ...; default: cuda if there is a GPU")
 
 
@@ -37,6 +49,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     """Write the page, and print which parts are missing from the page."""
     if not args.directory.is_dir():
         raise FileNotFoundError(f"there is no folder {args.directory}; name the --out of a command that has run")
+    if args.out is None:
+        paths.default_out(args.directory / "report.html", paths.output_file)
     from focuslens.viz.run_report import Sources, run_facts, write_run_report
 
     sources = Sources(None, args.model, args.device, args.data, args.views)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focuslens.cli import cluster, options
+from focuslens.cli import cluster, options, paths
 from focuslens.cli.command import Command
 from focuslens.cli.common import RunSettings, Samples, open_executor, open_samples
 from focuslens.cli.figures import note_figures, save_drawn
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from focuslens.directions.gold_responses import responses_path
 
     given = RunSettings.of(args)
-    out = given.out or _OUT
+    out = given.out or paths.default_out(_OUT)
     given, checkpoint = replace(given, out=out), out / "checkpoint.pt"
     note_figures(out)
     with open_executor(args, given.model) as model:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import operator
 import os
 import random
 from array import array
@@ -12,13 +11,15 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, overload
+from typing import Any, Literal, overload
 
 from focuslens.data._distractors import draw_distractors
 from focuslens.data._dropped import warn_of_dropped
 from focuslens.data._jsonl import LineStore
 from focuslens.data._records import Kind, Record, detect_kind, parse_object, parse_record
+from focuslens.data.positions import checked_positions, spread_positions
 from focuslens.prompts.sample import Document, MultiDocSample
+from focuslens.util.checks import checked_integer
 from focuslens.util.html import card, table
 
 __all__ = ["MultiDocData", "load_multidoc"]
@@ -30,7 +31,7 @@ def load_multidoc(
     path: str | os.PathLike[str],
     *,
     num_documents: int = 20,
-    gold_positions: Sequence[int] | None = (0, 4, 9, 14, 19),
+    gold_positions: Sequence[int] | Literal["spread"] | None = "spread",
     seed: int = 42,
     limit: int | None = None,
 ) -> MultiDocData:
@@ -59,7 +60,9 @@ def load_multidoc(
         path: Path to the file.
         num_documents: Number of documents per sample, including the gold document.
         gold_positions: Positions of the gold document, counted from 0. Each position gives one sample per question.
-            ``None`` keeps the gold document at its position in the file, which is possible only for placed files.
+            ``"spread"`` means up to five positions, spread evenly over the documents: 0, 4, 9, 14 and 19 of 20
+            documents, and 0, 1 and 2 of three. ``None`` keeps the gold document at its position in the file, which is
+            possible only for placed files.
         seed: Random seed for the order of the distractors and, for an oracle file, also for their choice.
         limit: Maximum number of questions, counted from the first line; ``None`` for no limit. Later lines are read
             only in an oracle file, where they provide distractors.
@@ -67,17 +70,27 @@ def load_multidoc(
     Raises:
         FileNotFoundError: If the file does not exist.
         IsADirectoryError: If ``path`` is a directory.
+        TypeError: If an argument that must be an integer, or a sequence of integers, is something else.
         ValueError: If an argument is out of range, or if a line is invalid: broken JSON, a missing field, too few or
             too many gold passages, too few distractors, or no usable answer. For an invalid line, the message names
             the file and the line number.
     """
-    positions = None if gold_positions is None else tuple(map(operator.index, gold_positions))
-    layout = _Layout(num_documents, positions, seed)
+    num_documents, seed = checked_integer(num_documents, "num_documents"), checked_integer(seed, "seed")
+    if num_documents < 1:
+        raise ValueError(f"num_documents is {num_documents}; it must be at least 1, the gold document")
+    layout = _Layout(num_documents, _positions(gold_positions, num_documents), seed)
+    limit = None if limit is None else checked_integer(limit, "limit")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; it must be at least 1 question, or None for all")
     source = _Source(LineStore(path), layout, limit)
     warn_of_dropped(source.store.path, source.dropped)
     return MultiDocData(source, range(source.questions * layout.slots))
+
+
+def _positions(given: Sequence[int] | Literal["spread"] | None, num_documents: int) -> tuple[int, ...] | None:
+    if given == "spread":
+        return spread_positions(num_documents)
+    return None if given is None else checked_positions(given, num_documents)
 
 
 @dataclass(frozen=True)
@@ -87,16 +100,7 @@ class _Layout:
     seed: int
 
     def __post_init__(self) -> None:
-        count, positions = self.num_documents, self.gold_positions
-        if count < 1:
-            raise ValueError(f"num_documents is {count}; it must be at least 1, the gold document")
-        if positions is None:
-            return
-        if not positions:
-            raise ValueError("gold_positions is empty; give at least one position, or None to keep the file's position")
-        for position in positions:
-            if not 0 <= position < count:
-                raise ValueError(f"gold position {position} is not one of the {count} documents: 0 to {count - 1}")
+        positions = self.gold_positions or ()
         if len(set(positions)) < len(positions):
             raise ValueError(f"gold_positions {positions} repeats a position; each gives one sample of every question")
 

@@ -8,11 +8,14 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from focuslens.data._jsonl import LineStore
+from focuslens.data._records import detect_kind, parse_object, parse_record
 from focuslens.data.multidoc import MultiDocData, load_multidoc
-from focuslens.data.synthetic import load_synthetic, spread_positions
+from focuslens.data.positions import spread_positions
+from focuslens.data.synthetic import load_synthetic
 from focuslens.prompts.sample import MultiDocSample
 
-__all__ = ["SYNTHETIC", "Part", "SampleSelection", "open_selections"]
+__all__ = ["SYNTHETIC", "Part", "SampleSelection", "check_first_line", "open_selections"]
 
 Part: TypeAlias = Literal["train", "validation", "test", "all"]
 """Part of the data. ``train``, ``validation`` and ``test`` do not share any questions."""
@@ -190,3 +193,21 @@ def _follow(data: MultiDocData, steps: Iterable[Mapping[str, Any]]) -> MultiDocD
         else:
             data = data[step["start"] : step["stop"] : step["by"]]
     return data
+
+
+def check_first_line(path: str | Path) -> None:
+    """Check the first line of a lost-in-the-middle file. :func:`load_multidoc` checks all lines.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        IsADirectoryError: If ``path`` is a directory.
+        ValueError: If the file is empty, or its first line is invalid.
+    """
+    line = next(iter(LineStore(path).scan()), None)
+    if line is None:
+        raise ValueError(f"{path} is empty; it must hold one JSON object per line")
+    try:
+        fields = parse_object(line)
+        parse_record(fields, detect_kind(fields))
+    except ValueError as error:
+        raise ValueError(f"{path}, line 1: {error}") from error

@@ -20,6 +20,7 @@ from math import ceil, sqrt
 from random import Random
 from typing import Literal, TypeAlias
 
+from focuslens.data.positions import checked_positions, spread_positions
 from focuslens.data.synthetic_tokenizer import build_tokenizer
 from focuslens.data.synthetic_words import (
     ATTRIBUTES,
@@ -39,6 +40,7 @@ from focuslens.data.synthetic_words import (
     Attribute,
 )
 from focuslens.prompts.sample import Document, MultiDocSample
+from focuslens.util.checks import checked_integer
 
 __all__ = [
     "CorpusSettings",
@@ -257,15 +259,11 @@ def load_synthetic(
     Raises:
         ValueError: If an argument is out of range.
     """
-    if num_samples < 1:
-        raise ValueError(f"num_samples is {num_samples}; it must be at least 1")
-    if gold_positions is None:
-        gold_positions = spread_positions(num_documents)
-    if not gold_positions or not all(0 <= position < num_documents for position in gold_positions):
-        raise ValueError(
-            f"gold_positions is {tuple(gold_positions)}, but there are {num_documents} documents: "
-            f"give at least one position, each from 0 to {num_documents - 1}"
-        )
+    for name, value in (("num_samples", num_samples), ("num_documents", num_documents)):
+        if checked_integer(value, name) < 1:
+            raise ValueError(f"{name} is {value}; it must be at least 1")
+    positions = spread_positions(num_documents) if gold_positions is None else gold_positions
+    positions = checked_positions(positions, num_documents)
     if not 0.0 <= answerable <= 1.0:
         raise ValueError(f"answerable is {answerable}; it is a share, from 0 to 1")
     rng = Random(f"{split}/{num_documents}/{seed}")
@@ -276,19 +274,10 @@ def load_synthetic(
         known, unknown, draw = rng.choice(context.answerable), rng.choice(context.unanswerable), rng.random()
         question_id = f"synthetic-{split}-{num_documents}-{seed}-{draw:.9f}"
         if draw < answerable:
-            samples += [_sample(context, known, position, question_id) for position in gold_positions]
+            samples += [_sample(context, known, position, question_id) for position in positions]
         else:
             samples.append(_sample(context, unknown, None, question_id))
     return samples[:num_samples]
-
-
-def spread_positions(num_documents: int) -> tuple[int, ...]:
-    """Five gold positions, evenly spaced from the first document to the last.
-
-    For 20 documents, the positions are 0, 4, 9, 14 and 19, as in "Lost in the Middle" (Liu et al., 2024). For fewer
-    than five documents, every position is included once.
-    """
-    return tuple(sorted({place * (num_documents - 1) // 4 for place in range(5)}))
 
 
 def _sample(

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from focuslens.evaluation.recorded_runs import RecordedRun, Task, count_passes
 from focuslens.evaluation.responses import respond
-from focuslens.hooks import Intervention
+from focuslens.hooks import Intervention, checked_interventions
 from focuslens.model.batching import BATCH_TOKENS, RunOptions, require_fitting
 from focuslens.model.execution import Executor, executor_for
 from focuslens.model.generation import Generation
 from focuslens.prompts.answers import list_samples, require_comparable_answers, sub_exact_match
 from focuslens.prompts.sample import Case, MultiDocSample, prompts_digest
-from focuslens.util.checks import checked_integer
+from focuslens.util.checks import checked_integer, items_of
 from focuslens.util.files import versions
 from focuslens.util.html import Cell, Markup, bar, card, details, shorten, table
 from focuslens.util.progress import track
@@ -50,6 +50,9 @@ class Setting:
     interventions: tuple[Intervention, ...] = ()
     case: Case = "long"
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "interventions", checked_interventions(self.interventions))
 
     def describe(self) -> dict[str, Any]:
         """Description of the setting as JSON values, for result files."""
@@ -203,7 +206,7 @@ def evaluate(
     Raises:
         ValueError: If there are no samples, if two samples have the same id, or if ``out`` belongs to a different run.
     """
-    setting = Setting("evaluation", tuple(interventions), case)
+    setting = Setting("evaluation", checked_interventions(interventions), case)
     sweep = run_sweep(
         model,
         samples,
@@ -240,6 +243,7 @@ def run_sweep(
             if ``out`` belongs to a different run.
     """
     executor, sample_list = executor_for(model), list_samples(samples)
+    settings = items_of(settings, Setting, "settings", 'Setting("baseline")')
     options = RunOptions(max_new_tokens, batch_tokens, progress)
     max_new_tokens, seed = options.max_new_tokens, checked_integer(seed, "seed")
     _require_unique("setting", [setting.name for setting in settings])

@@ -119,6 +119,8 @@ class HeadAblation:
         for name, value, needed_by in (("mean", mean, "mean"), ("span", span, "knockout")):
             if (value is not None) != (mode == needed_by):
                 raise ValueError(f"{name} {'is needed' if mode == needed_by else 'has no use'} with mode={mode!r}")
+        if not isinstance(mean, Tensor | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"mean is a {type(mean).__name__}; it must be a tensor, as fl.mean_head_outputs returns it")
         if mean is not None and (mean.ndim != 2 or len(mean) != len(chosen)):
             raise ValueError(
                 f"mean has shape {tuple(mean.shape)}; for {len(chosen)} heads it must be ({len(chosen)}, d_head)"

@@ -69,8 +69,11 @@ class FocusDirections:
         if site not in get_args(Site):
             raise ValueError(f"site is {site!r}; it must be one of {', '.join(get_args(Site))}")
         for name, vectors in (("query", query), ("key", key)):
-            if vectors is None:
+            if vectors is None and name == "key":
                 continue
+            if not isinstance(vectors, Tensor):
+                kind = type(vectors).__name__
+                raise TypeError(f"{name} is a {kind}; it must be a tensor [n, d_head], such as torch.as_tensor({name})")
             if vectors.ndim != 2 or len(vectors) != len(chosen):
                 n = len(chosen)
                 raise ValueError(f"{name} has shape {tuple(vectors.shape)}; for {n} heads it must be ({n}, d_head)")

@@ -25,6 +25,7 @@ from focuslens.hooks import (
     HookTarget,
     Intervention,
     PromptLike,
+    checked_interventions,
     hook_name,
     is_row_wise,
     on_prompt,
@@ -32,7 +33,7 @@ from focuslens.hooks import (
 )
 from focuslens.interventions.base import Positions, exactly, first_query_row, first_row, require_prompt
 from focuslens.interventions.split_softmax import SplitSoftmax, split_factors
-from focuslens.interventions.steering import FocusSteering
+from focuslens.interventions.steering import FocusSteering, require_layout
 from focuslens.prompts.batch import PromptBatch, SpanLike, disjoint
 
 __all__ = ["Lanes"]
@@ -54,7 +55,9 @@ class Lanes:
     def __init__(self, settings: Sequence[Sequence[Intervention]]) -> None:
         if not settings:
             raise ValueError("there are no settings; give one or more, each of any number of interventions")
-        object.__setattr__(self, "settings", tuple(tuple(setting) for setting in settings))
+        object.__setattr__(
+            self, "settings", tuple(checked_interventions(s, f"settings[{i}]") for i, s in enumerate(settings))
+        )
 
     @property
     def heads(self) -> tuple[Head, ...]:
@@ -208,12 +211,13 @@ def _steering_hooks(
             zeros = torch.zeros(copies, n_heads, model.shape.d_head)
             additions.setdefault((name, steering.positions), zeros)[lane, heads] = vectors
     return [
-        (name, _add_rows(model, batch, vectors, copies, positions, cursor))
+        (name, _add_rows(name, model, batch, vectors, copies, positions, cursor))
         for (name, positions), vectors in additions.items()
     ]
 
 
 def _add_rows(
+    name: str,
     model: HookTarget,
     batch: PromptBatch,
     vectors: Float[Tensor, "copy head d_head"],
@@ -222,6 +226,7 @@ def _add_rows(
     cursor: Cursor | None,
 ) -> Any:
     def add(activation: Float[Tensor, "batch row head d_head"], hook: Any) -> Tensor | None:
+        require_layout(activation, name, model.shape)
         first = first_query_row(model, batch, positions, cursor, activation)
         if first >= activation.shape[1]:
             return None

@@ -15,6 +15,7 @@ from focuslens.heads import Head, as_heads, check_heads, heads_by_layer
 from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, hook_name, row_wise
 from focuslens.interventions.base import checked_span, exactly, first_row, require_prompt, rows_of
 from focuslens.prompts.batch import SpanLike
+from focuslens.util.checks import checked_number, is_range
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -25,6 +26,7 @@ __all__ = ["SplitSoftmax", "split_factors", "split_softmax"]
 
 
 def _check_tau(tau: float) -> None:
+    tau = checked_number(tau, "tau")
     if not (math.isfinite(tau) and tau >= 0):
         raise ValueError(
             f"tau is {tau}; it must be a finite number, 0 or more (1 changes nothing, less raises attention)"
@@ -52,10 +54,14 @@ def split_softmax(
         New attention weights in the dtype of ``pattern``; each row sums to one.
 
     Raises:
-        ValueError: If ``tau`` is negative or not finite, or if ``span`` is a range that does not lie within the keys.
+        TypeError: If ``pattern`` is no tensor of floating-point numbers, ``span`` is neither one range nor a mask, or
+            ``tau`` is no number.
+        ValueError: If ``tau`` is negative or not finite, or if ``span`` is a range that does not lie within the keys,
+            or a mask of another shape than ``pattern``.
     """
     _check_tau(tau)
-    inside = span if isinstance(span, Tensor) else _key_mask(span, pattern)
+    _check_pattern(pattern)
+    inside = _checked_mask(span, pattern) if isinstance(span, Tensor) else _key_mask(span, pattern)
     if tau == 1:
         return pattern.clone()
     # Double precision is needed because p**tau / p overflows single precision for tiny p, and because single precision
@@ -87,7 +93,35 @@ def split_factors(
     return torch.where(changed, raised, 1), torch.where(changed, lowered, 1)
 
 
+def _check_pattern(pattern: Any) -> None:
+    if not isinstance(pattern, Tensor):
+        kind = type(pattern).__name__
+        raise TypeError(f"pattern is a {kind}; it must be a torch tensor [... key], such as torch.as_tensor(pattern)")
+    if not pattern.is_floating_point() or pattern.ndim < 1:
+        raise TypeError(
+            f"pattern is a tensor of {pattern.dtype} with the shape {tuple(pattern.shape)}; it must be floating-point "
+            "attention weights [... key]"
+        )
+
+
+def _checked_mask(mask: Tensor, pattern: Tensor) -> Bool[Tensor, "*#batch key"]:
+    if mask.dtype != torch.bool:
+        raise TypeError(f"span is a tensor of {mask.dtype}; it must be one range (start, end), or a mask of torch.bool")
+    fits = mask.ndim <= pattern.ndim and mask.shape[-1:] == pattern.shape[-1:]
+    if not fits or any(n not in (1, m) for n, m in zip(mask.shape[::-1], pattern.shape[::-1], strict=False)):
+        raise ValueError(
+            f"span is a mask of the shape {tuple(mask.shape)}, which does not fit a pattern of the shape "
+            f"{tuple(pattern.shape)}; give a mask [key] or [... key]"
+        )
+    return mask
+
+
 def _key_mask(span: Span, pattern: Tensor) -> Bool[Tensor, "key"]:
+    if not is_range(span):
+        raise TypeError(
+            f"span is {span!r:.80}; it must be one range (start, end) of keys; several ranges are a mask, a torch.bool "
+            "tensor that is true inside the span"
+        )
     start, end = span
     if not 0 <= start < end <= pattern.shape[-1]:
         raise ValueError(

@@ -17,11 +17,12 @@ from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, hook_name
 from focuslens.interventions.base import Positions, check_positions, first_query_row, require_prompt
 from focuslens.interventions.directions import FocusDirections
 from focuslens.prompts.batch import PromptBatch
+from focuslens.util.checks import checked_number
 
 if TYPE_CHECKING:
     from focuslens.heads import ModelShape
 
-__all__ = ["FocusSteering"]
+__all__ = ["FocusSteering", "require_layout"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,6 +42,7 @@ class FocusSteering:
             With ``response``, keys and values of tokens before the last prompt token do not change.
 
     Raises:
+        TypeError: If ``directions`` is no :class:`FocusDirections`, or ``alpha`` is no number.
         ValueError: If a head has no direction, or ``alpha`` is not finite.
     """
 
@@ -57,7 +59,12 @@ class FocusSteering:
         positions: Positions = "all",
     ) -> None:
         check_positions(positions)
-        if not math.isfinite(alpha):
+        if not isinstance(directions, FocusDirections):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"directions is a {type(directions).__name__}; it must be FocusDirections, such as "
+                "fl.FocusDirections.load(path)"
+            )
+        if not math.isfinite(checked_number(alpha, "alpha")):
             raise ValueError(f"alpha is {alpha}; it must be a finite number")
         selected = directions.select(heads) if heads is not None else directions
         object.__setattr__(self, "directions", selected)
@@ -85,11 +92,12 @@ class FocusSteering:
         """TransformerLens hooks of this intervention. The prompt is needed only if ``positions`` is ``response``.
 
         Raises:
-            ValueError: If the directions do not fit the model, or if the prompt is needed but missing.
+            ValueError: If the directions do not fit the model, or if the prompt is needed but missing. The hooks raise
+                it too, if the model's queries or keys do not have the layout that directions assume.
         """
         additions = self.additions(model.shape)
         batch = require_prompt(model, prompt, 'positions="response"') if self.positions == "response" else None
-        hooks = [(name, self._add(model, heads, vectors, batch, cursor)) for name, heads, vectors in additions]
+        hooks = [(name, self._add(name, model, heads, vectors, batch, cursor)) for name, heads, vectors in additions]
         model.require_acting(name for name, _ in hooks)
         return hooks
 
@@ -135,6 +143,7 @@ class FocusSteering:
 
     def _add(
         self,
+        name: str,
         model: HookTarget,
         heads: Sequence[int],
         vectors: Float[Tensor, "n d_head"],
@@ -142,6 +151,7 @@ class FocusSteering:
         cursor: Cursor | None,
     ) -> Any:
         def add(activation: Float[Tensor, "batch row head d_head"], hook: Any) -> Tensor | None:
+            require_layout(activation, name, model.shape)
             first = first_query_row(model, batch, self.positions, cursor, activation)
             if first >= activation.shape[1]:
                 return None
@@ -151,3 +161,18 @@ class FocusSteering:
             return steered
 
         return add
+
+
+def require_layout(activation: Tensor, name: str, shape: ModelShape) -> None:
+    """Check that a query or key tensor has the axes ``[batch row head d_head]``, to which directions are added.
+
+    Raises:
+        ValueError: If it has others, as in multi-head latent attention, whose queries and keys are wider than
+            ``d_head``.
+    """
+    n_heads = shape.n_key_value_heads if name.endswith("hook_k") else shape.n_heads
+    if tuple(activation.shape[2:]) != (n_heads, shape.d_head):
+        raise ValueError(
+            f"{name} has the shape {tuple(activation.shape)}, and directions need [batch, row, {n_heads} heads, "
+            f"{shape.d_head} dimensions]; this attention, such as multi-head latent attention, cannot be steered there"
+        )

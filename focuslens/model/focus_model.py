@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from focuslens.hooks import Cursor, Intervention
+from focuslens.hooks import Cursor, Intervention, checked_interventions
 from focuslens.model import loading
 from focuslens.model.backends import BridgeBackend, HookedBackend, backend_for, describe
 from focuslens.model.decoding_settings import DecodingSettings
@@ -223,7 +223,9 @@ class FocusModel(ModelRunner):
         Raises:
             ValueError: If ``tokens`` are not one sequence, do not begin with the tokens of the prompt, or do not fit
                 the context.
+            TypeError: If ``interventions`` is not a sequence of interventions.
         """
+        interventions = checked_interventions(interventions)
         if isinstance(tokens, str | EncodedPrompt):
             ids, prompt = self.encode(tokens).tokens, tokens if prompt is None else prompt
         else:
@@ -284,7 +286,9 @@ class FocusModel(ModelRunner):
 
         Raises:
             ValueError: If a prompt does not fit the context.
+            TypeError: If ``interventions`` is not a sequence of interventions.
         """
+        interventions = checked_interventions(interventions)
         # The last token is always held back. Its row is therefore computed in the same way with and without
         # interventions.
         prefix = self.prefill(prompts, interventions, hold_last=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 
 from focuslens.model.exported import base_of
@@ -83,6 +84,9 @@ def explained_errors(name: str, revision: str | None = None) -> Generator[None]:
     """
     try:
         yield
+    except StrictDataclassError as error:  # no subclass of ValueError
+        message = " ".join(str(error).split())
+        raise ValueError(f"the configuration of {name!r} is not valid: {message}") from error
     except (OSError, ValueError, RuntimeError, SafetensorError, UnpicklingError, EOFError) as error:
         explanation = (
             _hub_error(name, revision, error) or _architecture_error(name, error) or _weights_error(name, error)

@@ -12,7 +12,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from focuslens.heads import ModelShape
-from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, last_layer
+from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, checked_interventions, last_layer
 from focuslens.model.backends import Backend
 from focuslens.model.decoding_settings import DecodingSettings
 from focuslens.model.hook_points import HookPoints, lock_of
@@ -107,10 +107,14 @@ class PassRunner(ABC):
 
         Only one thread at a time can be inside such a block. Observers are plain hooks, which run after the hooks of
         the interventions.
+
+        Raises:
+            TypeError: If ``interventions`` is not a sequence of interventions.
         """
+        acting = checked_interventions(interventions)
         # Hooks are set on the model itself. Without the lock, a pass would also run under the hooks of other threads.
         with lock_of(self.hooked):
-            hooks = [hook for item in interventions for hook in item.hooks(self, prompt, cursor=cursor)]
+            hooks = [hook for item in acting for hook in item.hooks(self, prompt, cursor=cursor)]
             self.require_acting(name for name, _ in hooks)
             # Passes can end before the unembedding, where tokens are forgotten, or begin after the embedding.
             self._running.forget()
@@ -153,7 +157,9 @@ class PassRunner(ABC):
 
         Raises:
             ValueError: If the tokens do not fit the context, or if a hook point does not exist or never fires.
+            TypeError: If ``interventions`` is not a sequence of interventions.
         """
+        interventions = checked_interventions(interventions)
         self.require_room(len(tokens))
         self.points.require_firing(name for name, _ in observers)
         batch = None if prompt is None else PromptBatch.of([prompt])

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, layer_of, on_prompt
+from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, checked_interventions, layer_of, on_prompt
 from focuslens.model.decoding_settings import DecodingSettings, LogitsRule
 from focuslens.model.engine import KeyValueCache
 from focuslens.model.generation import Generation, Prefix, Responses
@@ -47,7 +47,9 @@ class ModelRunner(PassRunner):
 
         Raises:
             ValueError: If a prompt does not fit the context, or ``keep`` names a layer that does not exist.
+            TypeError: If ``interventions`` is not a sequence of interventions.
         """
+        interventions = checked_interventions(interventions)
         batch = self.batch(prompts)
         self.require_room(batch.width)
         cache, mask, tokens = (
@@ -71,7 +73,7 @@ class ModelRunner(PassRunner):
                     self.backend.fill(tokens.to(self.device), mask, cache)
                 else:
                     logits = self.run(tokens, mask, cache, last_only=True)[:, -1]
-        return Prefix(batch, tokens, cache, mask, logits, tuple(interventions), residuals)
+        return Prefix(batch, tokens, cache, mask, logits, interventions, residuals)
 
     @contextmanager
     def _stored_inputs(self, layers: Collection[int], residuals: dict[int, Tensor]) -> Generator[None]:
@@ -102,7 +104,9 @@ class ModelRunner(PassRunner):
 
         Raises:
             ValueError: If the prefix was run under interventions or without ``hold_last``.
+            TypeError: If ``interventions`` is not a sequence of interventions.
         """
+        interventions = checked_interventions(interventions)
         if prefix.logits is not None or prefix.under:
             raise ValueError(
                 "only a prefix that was run without interventions and holds its last token back can be run again"
@@ -110,7 +114,7 @@ class ModelRunner(PassRunner):
         batch = prefix.batch.repeated(copies)
         first = first_layer(self, interventions, batch)
         if first == self.shape.n_layers:
-            return replace(self.copies(prefix, copies), under=tuple(interventions))
+            return replace(self.copies(prefix, copies), under=interventions)
         residual = prefix.residuals.get(first)
         if residual is None or not isinstance(prefix.cache, KeyValueCache):
             return self.prefill(batch, interventions, hold_last=True)
@@ -118,7 +122,7 @@ class ModelRunner(PassRunner):
         tokens, mask = (x.repeat_interleave(copies, dim=0) for x in (prefix.tokens, prefix.mask))
         with self.intervened(on_prompt(interventions), batch, Cursor(0)):
             self.backend.run_from(first, residual.repeat_interleave(copies, dim=0), mask, cache)
-        return Prefix(batch, tokens, cache, mask, None, tuple(interventions))
+        return Prefix(batch, tokens, cache, mask, None, interventions)
 
     def copies(self, prefix: Prefix, n: int) -> Prefix:
         """A new prefix with ``n`` consecutive rows per prompt.
@@ -156,7 +160,9 @@ class ModelRunner(PassRunner):
         Raises:
             ValueError: If the tokens do not fit the context, if they do not have one row per prompt, if an intervention
                 acts on rows of the prefix that were run without it, or if a hook point never fires.
+            TypeError: If ``interventions`` is not a sequence of interventions.
         """
+        interventions = checked_interventions(interventions)
         new = torch.ones_like(tokens.cpu()) if mask is None else mask.cpu().long()
         if len(tokens) != len(prefix.batch) or new.shape != tokens.shape or not tokens.shape[1]:
             raise ValueError(
@@ -239,7 +245,9 @@ class ModelRunner(PassRunner):
 
         Raises:
             ValueError: If the prefix was run without an intervention that changes the prompt.
+            TypeError: If ``interventions`` is not a sequence of interventions.
         """
+        interventions = checked_interventions(interventions)
         prefix.require_run_under([item for item in interventions if item.changes_prompt])
         if prefix.logits is not None:
             return prefix
@@ -248,7 +256,7 @@ class ModelRunner(PassRunner):
         with self.intervened(interventions, prefix.batch, cursor):
             logits = self.run(last, mask, cache, last_only=True)[:, -1]
         tokens = torch.cat((prefix.tokens, last), dim=1)
-        return Prefix(prefix.batch, tokens, cache, mask, logits, tuple(interventions))
+        return Prefix(prefix.batch, tokens, cache, mask, logits, interventions)
 
     @torch.no_grad()
     def decode(
@@ -274,7 +282,9 @@ class ModelRunner(PassRunner):
         Raises:
             ValueError: If an intervention acts on rows of the prefix that were run without it, if a hook point never
                 fires, or if ``max_new_tokens`` is not positive.
+            TypeError: If ``interventions`` is not a sequence of interventions.
         """
+        interventions = checked_interventions(interventions)
         self.points.require_firing(name for name, _ in observers)
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")

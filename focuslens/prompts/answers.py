@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from focuslens.prompts.sample import MultiDocSample
 
@@ -65,10 +66,13 @@ def list_samples(samples: Iterable[MultiDocSample]) -> list[MultiDocSample]:
     """Convert samples to a list, and check the type of every sample.
 
     Raises:
-        TypeError: If ``samples`` is a single sample, or if an element is not a :class:`MultiDocSample`.
+        TypeError: If ``samples`` is a single sample, a path, or no iterable, or if an element is not a
+            :class:`MultiDocSample`.
     """
     if isinstance(samples, MultiDocSample):
         raise TypeError("samples is one MultiDocSample; give a list of them: [sample]")
+    if isinstance(samples, str | Path) or not isinstance(samples, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"samples is {samples!r}; it must be a list of MultiDocSample, such as fl.load_multidoc(path)")
     chosen = list(samples)
     other = next((sample for sample in chosen if not isinstance(sample, MultiDocSample)), None)  # pyright: ignore[reportUnnecessaryIsInstance]
     if other is not None:

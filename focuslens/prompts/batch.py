@@ -17,6 +17,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from focuslens.prompts.prompt import Span
+from focuslens.util.checks import is_range
 
 __all__ = ["EncodedPrompt", "PromptBatch", "PromptInput", "SpanLike", "disjoint", "is_one_prompt"]
 
@@ -55,12 +56,17 @@ class EncodedPrompt:
 
         Raises:
             KeyError: If the prompt does not have a span with this name.
+            TypeError: If the span is neither a name nor one range.
             ValueError: If the range is empty or not inside the prompt.
         """
         if isinstance(span, str):
             if span not in self.spans:
                 raise KeyError(self._unknown_span(span))
             return self.spans[span]
+        if not is_range(span):
+            raise TypeError(
+                f"span is {span!r:.80}; it must be the name of a span, or one range (start, end) of token positions"
+            )
         start, end = span
         if not 0 <= start < end <= len(self.tokens):
             raise ValueError(

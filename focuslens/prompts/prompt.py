@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable, Mapping
-from typing import TypeAlias
+from typing import Any, TypeAlias, cast
+
+from focuslens.util.checks import checked_text, is_range
 
 __all__ = ["Prompt", "Span"]
 
 Span: TypeAlias = tuple[int, int]
 """Half-open range ``[start, end)`` of characters or of tokens."""
+
+
+def _ranges(name: Any, ranges: Any) -> tuple[Span, ...]:
+    """The ranges of a span as pairs of Python's integers."""
+    wanted = "it must be a list of ranges (start, end) of characters, such as [(0, 4)]"
+    if not isinstance(name, str):
+        raise TypeError(f"spans has the name {name!r}, a {type(name).__name__}; a name is a string")
+    if is_range(ranges):
+        raise TypeError(f"the span {name!r} is one range, {ranges!r}; {wanted}: {{{name!r}: [{ranges!r}]}}")
+    if isinstance(ranges, str) or not isinstance(ranges, Iterable):
+        raise TypeError(f"the span {name!r} is {ranges!r}; {wanted}")
+    listed = list(cast("Iterable[Any]", ranges))
+    for i, pair in enumerate(listed):
+        if not is_range(pair):
+            raise TypeError(f"the span {name!r} has {pair!r} at index {i}; {wanted}")
+    return tuple((operator.index(start), operator.index(end)) for start, end in listed)
 
 
 class Prompt(str):
@@ -31,10 +50,13 @@ class Prompt(str):
             spans: Half-open character ranges of ``text``, by span name.
 
         Raises:
+            TypeError: If ``text`` is no string, or ``spans`` is no mapping from names to lists of ranges.
             ValueError: If a range is empty, reversed, or not inside the text.
         """
-        prompt = super().__new__(cls, text)
-        prompt.spans = {name: tuple((int(a), int(b)) for a, b in ranges) for name, ranges in (spans or {}).items()}
+        prompt = super().__new__(cls, checked_text(text, "text"))
+        if not isinstance(spans, Mapping | None):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"spans is {spans!r:.80}; it must map names to lists of ranges: {{'relevant': [(0, 4)]}}")
+        prompt.spans = {name: _ranges(name, ranges) for name, ranges in (spans or {}).items()}
         for name, ranges in prompt.spans.items():
             for start, end in ranges:
                 if not 0 <= start < end <= len(text):

@@ -78,7 +78,8 @@ class MultiDocSample:
                     f"documents[{i}] is a {type(document).__name__}; it must be a Document: Document(title, text)"
                 )
         if self.gold_index is not None:
-            object.__setattr__(self, "gold_index", checked_integer(self.gold_index, "gold_index"))
+            wanted = "an integer, the position of one document from 0, or None"
+            object.__setattr__(self, "gold_index", checked_integer(self.gold_index, "gold_index", wanted))
         if not self.answers:
             raise ValueError(f"the question {self.question!r} has no answers; give at least one")
         if not self.documents:

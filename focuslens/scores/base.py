@@ -13,7 +13,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from focuslens.hooks import Hook, Intervention, hook_name
+from focuslens.hooks import Hook, Intervention, checked_interventions, hook_name
 from focuslens.model.batching import Pace, RunOptions, map_parts, require_fitting
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch
 from focuslens.prompts.sample import Case, MultiDocSample
@@ -160,6 +160,9 @@ class ResponseRun:
     options: RunOptions
     interventions: Sequence[Intervention] = ()
     responses: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "interventions", checked_interventions(self.interventions))
 
     def masses(
         self, parts: Parts, label: str, *, skip: Collection[str] = (), written: bool = False

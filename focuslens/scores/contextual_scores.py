@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.heads import HeadList, Sparsity, heads_by_layer, random_heads, rank_heads, sparsity, top_heads
-from focuslens.hooks import Hook, Intervention, hook_name, row_wise
+from focuslens.hooks import Hook, Intervention, checked_interventions, hook_name, row_wise
 from focuslens.model.batching import BATCH_TOKENS, RunOptions
 from focuslens.model.execution import Executor, executor_for
 from focuslens.prompts.answers import answered_right, require_samples
@@ -264,7 +264,9 @@ def contextual_scores(
     Raises:
         ValueError: If ``case`` is unknown, there are no samples, two samples have the same id, the numbers of responses
             and samples differ, an accepted answer is empty after normalisation, or ``out`` belongs to a different run.
+        TypeError: If ``interventions`` is not a sequence of interventions.
     """
+    interventions = checked_interventions(interventions)
     if case not in get_args(ScoredCase):
         raise ValueError(f"case is {case!r}; it must be one of {', '.join(get_args(ScoredCase))}")
     data = getattr(samples, "description", None) if data is None else data
@@ -306,6 +308,7 @@ def contextual_scores_by_case(
     data = getattr(samples, "description", None) if data is None else data
     executor, sample_list = executor_for(model), require_samples(samples)
     options = RunOptions(max_new_tokens, batch_tokens, progress)
+    interventions = checked_interventions(interventions)
     cases: tuple[Case, ...] = ("long", "gold")
     runs = [ResponseRun(executor, sample_list, case, options, interventions) for case in cases]
     long, gold = _score_cases(runs, out, data)

@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.heads import Head, check_heads, heads_by_layer
-from focuslens.hooks import Hook, Intervention, hook_name, row_wise
+from focuslens.hooks import Hook, Intervention, checked_interventions, hook_name, row_wise
 from focuslens.prompts.batch import EncodedPrompt
 from focuslens.prompts.prompt import Span
 from focuslens.scores.base import SINK
@@ -214,7 +214,9 @@ def response_attention(
     Raises:
         ValueError: If ``heads`` is empty or contains a head that does not exist, if the response is empty, or if the
             tokens do not fit into the context.
+        TypeError: If ``interventions`` is not a sequence of interventions.
     """
+    interventions = checked_interventions(interventions)
     head_list, encoded_prompt = check_heads(heads, model.shape.n_layers, model.shape.n_heads), model.encode(prompt)
     if not head_list:
         raise ValueError("there are no heads to read; give at least one, such as scores.top_heads(4)")

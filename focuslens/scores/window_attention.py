@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.heads import check_heads
-from focuslens.hooks import Intervention
+from focuslens.hooks import Intervention, checked_interventions
 from focuslens.prompts.batch import EncodedPrompt, SpanLike, disjoint
 from focuslens.prompts.prompt import Span
 from focuslens.scores.base import SINK
@@ -114,7 +114,9 @@ def window_attention(
         KeyError: If the prompt does not have a span named in ``around``.
         ValueError: If ``heads`` is empty or contains a head that does not exist, if a range is not inside the prompt,
             or if ``most`` is less than the number of spans, including the sink and the response.
+        TypeError: If ``interventions`` is not a sequence of interventions.
     """
+    interventions = checked_interventions(interventions)
     head_list, encoded_prompt = check_heads(heads, model.shape.n_layers, model.shape.n_heads), model.encode(prompt)
     if not head_list:
         raise ValueError("there are no heads to read; give at least one, such as scores.top_heads(4)")

@@ -14,6 +14,7 @@ from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
+from focuslens.viz.arrays import as_array, as_arrays
 from focuslens.viz.style import COLOURS, DASHES, HATCHES, legend_beside, new_axes, style
 
 __all__ = ["depth_profiles", "frequency_profiles", "norms_by_rank", "position_biases", "variance_parts"]
@@ -41,6 +42,7 @@ def norms_by_rank(
     Raises:
         ValueError: If ``query`` and ``key`` are empty or differ in length, or a norm is not positive.
     """
+    query, key = as_array(query, "query", "rank"), as_array(key, "key", "rank")
     if not len(query) or len(query) != len(key):
         raise ValueError(f"there are {len(query)} norms of d_Q and {len(key)} of d_K; give one of each for every head")
     if min(query.min(), key.min()) <= 0:
@@ -133,6 +135,7 @@ def position_biases(
     Raises:
         ValueError: If ``biases`` is empty, or the bias of a direction does not have one value per position.
     """
+    positions, biases = as_array(positions, "positions", "pos"), as_arrays(biases, "biases", "pos")
     _require_lines(biases)
     for name, bias in biases.items():
         if len(bias) != len(positions):
@@ -171,12 +174,12 @@ def variance_parts(
     Raises:
         ValueError: If there are no heads, or the arguments differ in length.
     """
-    parts = {"content": content, "position": position, "interaction": interaction}
+    parts = as_arrays({"content": content, "position": position, "interaction": interaction}, "parts", "n")
     lengths = {"labels": len(labels), **{name: len(values) for name, values in parts.items()}}
     if not labels or len(set(lengths.values())) > 1:
         raise ValueError(f"lengths are {lengths}; they must be the same, and not 0")
     places, left = np.arange(len(labels)), np.zeros(len(labels))
-    whole = content + position + interaction
+    whole = sum(parts.values(), np.zeros(len(labels)))
     with style():
         ax = ax or new_axes(height=min(9.0, 1.6 + 0.28 * len(labels)))
         for (name, values), colour, hatch in zip(parts.items(), COLOURS, HATCHES, strict=False):
@@ -193,6 +196,7 @@ def variance_parts(
 
 def _profiles(shares: Mapping[str, Float[np.ndarray, "_cell"]], ax: Axes | None) -> Axes:
     """Draw each vector of shares as a density over [0, 1] with one step per share, and return the axes."""
+    shares = as_arrays(shares, "shares", "pair")
     _require_lines(shares)
     ax = ax or new_axes()
     for index, (name, share) in enumerate(shares.items()):

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.scores.window_attention import WindowAttention
+from focuslens.viz.arrays import as_array, require_kind
 from focuslens.viz.page import asset, page
 from focuslens.viz.view import AttentionView, visible
 
@@ -31,6 +32,7 @@ def token_view(window: WindowAttention, *, title: str = "", max_value: float | N
         title: The page's title; the default contains the response.
         max_value: Attention that is drawn in full colour; the default is the largest attention in the window.
     """
+    require_kind(window, WindowAttention, "window", "fl.window_attention(model, prompt, heads)")
     notes = (f"{window.left_out} tokens of the chosen spans did not fit and are left out.",) * bool(window.left_out)
     return attention_view(
         window.tokens,
@@ -136,8 +138,7 @@ def _ranges(places: Sequence[int]) -> str:
 
 
 def _as_array(attention: np.ndarray | Tensor) -> Float[np.ndarray, "head row column"]:
-    array = attention.detach().to("cpu").double().numpy() if isinstance(attention, Tensor) else attention
-    array = np.asarray(array, dtype=np.float64)
+    array = as_array(attention, "pattern", "head query key").astype(np.float64)
     if not (np.isfinite(array).all() and (array >= 0).all()):
         raise ValueError(
             "attention holds NaN, infinite or negative numbers; it must be probabilities, after the softmax"

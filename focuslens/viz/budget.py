@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 
+from focuslens.viz.arrays import require_kind
 from focuslens.viz.lines import IntervalLike
 from focuslens.viz.style import legend_beside, line_look, new_axes, style
 
@@ -34,6 +35,9 @@ def budget_shares(
     Raises:
         ValueError: If ``shares`` or a setting in it is empty, or the settings have different parts.
     """
+    require_kind(shares, Mapping, "shares", "{'baseline': budget.intervals()}")
+    for name, by_part in shares.items():
+        require_kind(by_part, Mapping, f"shares[{name!r}]", "budget.intervals()")
     if not shares or not all(shares.values()):
         raise ValueError("there are no shares to draw; give at least one setting with at least one part")
     parts = list(next(iter(shares.values())))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from focuslens.prompts.prompt import Span
 from focuslens.scores.response_attention import ResponseAttention, UnitAttention
+from focuslens.viz.arrays import require_kind
 from focuslens.viz.page import asset, data_block, page
 from focuslens.viz.text import SHARE, head_choices, with_means
 from focuslens.viz.view import AttentionView
@@ -40,6 +41,8 @@ def document_view(attention: ResponseAttention | UnitAttention, *, title: str = 
         attention: Attention of the response. Attention to individual tokens is summed over each part.
         title: The page's title.
     """
+    kinds = (ResponseAttention, UnitAttention)
+    require_kind(attention, kinds, "attention", "fl.response_attention(model, prompt, heads)")
     units = attention.by_unit() if isinstance(attention, ResponseAttention) else attention
     name = f"{attention.name}: {attention.text}" if isinstance(attention, ResponseAttention) and attention.name else ""
     title = title or name or "Attention of the response to the parts of the prompt"
@@ -104,6 +107,7 @@ def pool_attention(rows: Float[Tensor, "head query key"], spans: Sequence[Span])
     Raises:
         ValueError: If a span is empty or reversed, or extends beyond the keys.
     """
+    require_kind(rows, Tensor, "rows", "a tensor [head query key]")
     n_keys = rows.shape[-1]
     member = torch.zeros(n_keys, len(spans), dtype=torch.promote_types(rows.dtype, torch.float32), device=rows.device)
     for unit, (start, end) in enumerate(spans):

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
+from focuslens.viz.arrays import as_array, require_kind
 from focuslens.viz.style import COLOURS, legend_beside, line_look, new_axes, style
 
 __all__ = [
@@ -144,6 +145,9 @@ def sweep_curves(
     """
     if not curves:
         raise ValueError("there are no curves to draw; give at least one")
+    require_kind(curves, Sequence, "curves", "[Curve(...)], or fl.viz.curves(sweep, 'tau')")
+    for i, curve in enumerate(curves):
+        require_kind(curve, Curve, f"curves[{i}]", "Curve(...); fl.viz.curves(sweep, 'tau') makes them of a sweep")
     values = sorted({x for curve in curves for x in curve.x})
     if x_scale == "log" and values[0] <= 0:
         raise ValueError(f"x = {values[0]:g} has no place on a logarithmic scale; use 'category' or 'linear'")
@@ -184,6 +188,7 @@ def loss_curves(
     Raises:
         ValueError: If ``losses`` is empty, or ``labels`` does not have one label per column of ``losses``.
     """
+    losses = as_array(losses, "losses", "epoch n", "such as directions.losses")
     n_epochs, n_lines = losses.shape
     if not losses.size or n_lines != len(labels):
         raise ValueError(

@@ -15,6 +15,7 @@ from matplotlib.patches import Patch, Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 
+from focuslens.viz.arrays import as_array, require_kind
 from focuslens.viz.style import legend_beside, new_axes, style
 
 __all__ = ["head_groups", "head_map", "table_heat_map"]
@@ -42,8 +43,10 @@ def head_map(
         ax: Axes to draw on; new axes if ``None``.
 
     Raises:
-        ValueError: If a head to outline is not in ``scores``.
+        TypeError: If ``scores`` are no array or tensor of numbers.
+        ValueError: If ``scores`` have another number of axes, or a head to outline is not in ``scores``.
     """
+    scores = as_array(scores, "scores", "layer head", "such as the mean() of contextual scores")
     n_layers, n_heads = scores.shape
     for layer, head in heads:
         if not (0 <= layer < n_layers and 0 <= head < n_heads):
@@ -84,6 +87,7 @@ def head_groups(
     Raises:
         ValueError: If there are more than four names, or a kind has no name.
     """
+    groups = as_array(groups, "groups", "layer head")
     if len(names) > len(_GROUPS):
         raise ValueError(f"there are {len(names)} kinds of heads and {len(_GROUPS)} colours for them")
     if groups.size and not 0 <= groups.min() <= groups.max() < len(names):
@@ -172,6 +176,7 @@ def table_heat_map(
 
 
 def _numbers(table: pd.DataFrame, name: str) -> Float[np.ndarray, "row column"]:
+    require_kind(table, pd.DataFrame, name, "pd.DataFrame(...)")
     try:
         return table.to_numpy(dtype=float, na_value=np.nan)
     except (TypeError, ValueError) as error:

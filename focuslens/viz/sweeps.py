@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from focuslens.evaluation import Sweep
+from focuslens.viz.arrays import require_kind
 from focuslens.viz.lines import Curve
 from focuslens.viz.report import Table
 
@@ -20,6 +21,7 @@ def curves(sweep: Sweep, varied: str, *, over: str = "k", **fixed: Any) -> list[
         over: Name of the parameter that varies along each curve.
         **fixed: Required values of additional parameters. Settings with different values are left out.
     """
+    require_kind(sweep, Sweep, "sweep", "fl.run_sweep(model, samples, settings), or fl.load_sweep(path)")
     required = {**fixed, varied: None, over: None}
     lines: dict[float, dict[float, Any]] = {}
     for setting in sweep.settings:

@@ -11,6 +11,7 @@ from einops import rearrange, reduce
 from jaxtyping import Float
 
 from focuslens.scores.response_attention import ResponseAttention
+from focuslens.viz.arrays import require_kind
 from focuslens.viz.packing import pack_rows
 from focuslens.viz.page import asset, data_block, page
 from focuslens.viz.view import AttentionView
@@ -57,6 +58,7 @@ def text_view(
     Raises:
         ValueError: If ``head`` or ``said`` is out of range.
     """
+    _require_attention(attention, "attention")
     title = title or (f"{attention.name}: {attention.text}" if attention.name else attention.text) or "Attention"
     return _view([attention], title, head, [said])
 
@@ -78,6 +80,8 @@ def compare_view(
     Raises:
         ValueError: If the prompts, the parts of the prompts or the heads differ, or ``head`` is out of range.
     """
+    _require_attention(before, "before")
+    _require_attention(after, "after")
     same = {
         "prompt": before.tokens[: before.prompt_length] == after.tokens[: after.prompt_length],
         "parts": {**before.spans} == {**after.spans},
@@ -88,6 +92,10 @@ def compare_view(
         raise ValueError(f"before and after do not have the same {different[0]}, so they cannot be compared")
     title = title or f"{before.name or 'before'} and {after.name or 'after'}"
     return _view([before, after], title, head, [None, None])
+
+
+def _require_attention(value: Any, name: str) -> None:
+    require_kind(value, ResponseAttention, name, "fl.response_attention(model, prompt, heads)")
 
 
 def head_choices(head_names: Sequence[str]) -> list[str]:

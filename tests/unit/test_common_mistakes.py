@@ -234,6 +234,12 @@ def test_samples_that_are_none(model, unchecked):
             work(model, ["who?"])  # pyright: ignore[reportArgumentType]
         with pytest.raises(TypeError, match=r"model is a str; it must be a FocusModel: fl.FocusModel.from_pretrained"):
             work("gpt2", [GOLD])  # pyright: ignore[reportArgumentType]
+        with pytest.raises(
+            TypeError, match=r"samples is 'nq.jsonl'; it must be a list of MultiDocSample, such as fl.l"
+        ):
+            work(model, "nq.jsonl")  # pyright: ignore[reportArgumentType]
+        with pytest.raises(TypeError, match=r"samples is None; it must be a list of MultiDocSample"):
+            work(model, None)  # pyright: ignore[reportArgumentType]
 
 
 def test_a_line_without_its_gold_passage(checkpoint, tmp_path, refused):
@@ -447,6 +453,14 @@ def test_a_command_line_that_is_wrong(arguments, message, refused):
     assert message in refused(*arguments, *(["--directions", "x"] if arguments[0] == "steer" else []), status=2)
 
 
+def test_gold_positions_that_are_no_documents(monkeypatch, refused):
+    monkeypatch.setattr("focuslens.cli.common.ModelOptions.open", lambda _: pytest.fail("the command began its work"))
+    said = refused("heads", "--documents", "3", "--gold-positions", "0,4,9")
+    assert "--gold-positions 4,9 is outside of the documents: with --documents 3, positions are 0 to 2; leave" in said
+    assert "--gold-positions 20 is outside of the documents" in refused("heads", "--gold-positions", "20")
+    assert "--gold-positions -1 is outside of the documents" in refused("heads", "--gold-positions", "-1")
+
+
 # 14. Answers that every text contains
 
 
@@ -473,3 +487,22 @@ def test_a_device_that_is_not_there(device, checkpoint, small, refused):
     with pytest.raises(ValueError, match=f"{message}.*; available: cpu"):
         fl.FocusModel.from_pretrained(str(checkpoint("llama")), device=device)
     assert message in refused("heads", *small, "--device", device)
+
+
+@pytest.mark.parametrize("window", [True, "4", 2.5])
+def test_a_configuration_with_a_value_of_another_type(window, checkpoint, tmp_path, refused):
+    folder = shutil.copytree(checkpoint("mistral"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "sliding_window": window}))
+    message = f"the configuration of '{folder}' is not valid: Validation error for field 'sliding_window'"
+    with pytest.raises(ValueError, match=message):
+        fl.FocusModel.from_pretrained(str(folder))
+    assert message in refused("heads", "--model", str(folder))
+
+
+@pytest.mark.parametrize("window", [0, -1])
+def test_a_window_without_keys(window, checkpoint, tmp_path, refused):
+    folder = shutil.copytree(checkpoint("mistral"), tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "sliding_window": window}))
+    assert f"sliding_window is {window} in the configuration of" in refused("heads", "--model", str(folder))

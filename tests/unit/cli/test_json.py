@@ -189,7 +189,7 @@ def test_an_error_is_a_line_on_standard_error_and_there_is_no_document(capsys):
     assert main(["heads", "--json", "--model", "./nowhere"]) == 1
     said = capsys.readouterr()
     assert said.out == ""
-    assert said.err.startswith("focuslens heads: there is no directory './nowhere'")
+    assert said.err.startswith("focuslens heads: --model: there is no directory './nowhere'")
     assert said.err.count("\n") == 1
     with pytest.raises(SystemExit) as stop:
         main(["heads", "--json", "--samples", "many"])

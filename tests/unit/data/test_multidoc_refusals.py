@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import warnings
 from collections.abc import Callable
@@ -11,6 +12,8 @@ from typing import Any
 import pytest
 
 from focuslens.data import load_multidoc
+from focuslens.data.positions import spread_positions
+from focuslens.data.synthetic import load_synthetic
 from focuslens.util.notes import MinorWarning
 from tests.support.multidoc_files import MAKERS, Json, oracle_record, placed_record, retrieval_record, write
 
@@ -139,9 +142,13 @@ def test_an_empty_and_a_missing_file(tmp_path: Path, suffix: str) -> None:
     ("options", "message"),
     [
         ({"num_documents": 0, "gold_positions": (0,)}, "num_documents is 0"),
-        ({"num_documents": 10}, "gold position 14 is not one of the 10 documents"),
-        ({"num_documents": 5, "gold_positions": (0, -1)}, "gold position -1"),
-        ({"num_documents": 5, "gold_positions": (0, 5)}, "gold position 5"),
+        (
+            {"num_documents": 3, "gold_positions": (0, 4, 9)},
+            "gold_positions 4,9 is outside of the documents: with num_documents 3, positions are 0 to 2; leave "
+            "gold_positions out for 0,1,2",
+        ),
+        ({"num_documents": 5, "gold_positions": (0, -1)}, "gold_positions -1 is outside"),
+        ({"num_documents": 5, "gold_positions": (0, 5)}, "gold_positions 5 is outside"),
         ({"num_documents": 5, "gold_positions": (0, 4, 0)}, "repeats"),
         ({"num_documents": 5, "gold_positions": ()}, "gold_positions is empty"),
         ({"num_documents": 5, "gold_positions": (0,), "limit": 0}, "limit is 0"),
@@ -151,6 +158,39 @@ def test_options_out_of_range_are_refused(tmp_path: Path, options: Json, message
     path = write(tmp_path / "r.jsonl", [retrieval_record(0)])
     with pytest.raises(ValueError, match=message):
         load_multidoc(path, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_documents": "3"}, "num_documents is '3', a str; it must be an integer"),
+        ({"num_documents": 3.0}, "num_documents is 3.0, a float; it must be an integer"),
+        ({"num_documents": True}, "num_documents is True, a bool; it must be an integer"),
+        ({"gold_positions": 3}, "gold_positions is 3; it must be a sequence of integers"),
+        ({"gold_positions": "0,1"}, "gold_positions is '0,1'; it must be a sequence of integers"),
+        ({"gold_positions": (0, "1")}, r"gold_positions\[1\] is '1', a str; it must be an integer"),
+        ({"limit": 1.5}, "limit is 1.5, a float; it must be an integer"),
+        ({"seed": "1"}, "seed is '1', a str; it must be an integer"),
+    ],
+)
+@pytest.mark.usefixtures("unchecked")
+def test_options_of_another_type_are_refused(tmp_path: Path, options: Json, message: str) -> None:
+    path = write(tmp_path / "r.jsonl", [retrieval_record(0)])
+    with pytest.raises(TypeError, match=message):
+        load_multidoc(path, **options)
+    if not {"limit", "seed"} & set(options):
+        with pytest.raises(TypeError, match=message):
+            load_synthetic(3, **options)
+
+
+def test_default_positions_are_spread_over_the_documents_there_are(tmp_path: Path) -> None:
+    path = write(tmp_path / "r.jsonl", [retrieval_record(0)])
+    for documents, positions in ((20, [0, 4, 9, 14, 19]), (3, [0, 1, 2]), (1, [0])):
+        if documents < 4:
+            data = load_multidoc(path, num_documents=documents)
+            assert [sample.gold_index for sample in data] == data.description["gold_positions"] == positions
+        assert list(spread_positions(documents)) == positions
+    assert inspect.signature(load_multidoc).parameters["gold_positions"].default == "spread"
 
 
 def test_unusable_answers_are_dropped_aloud_where_others_remain(tmp_path: Path) -> None:

@@ -333,7 +333,10 @@ def test_synthetic_needles_refuse_what_the_corpus_does_not_have() -> None:
         fl.synthetic_needles([])
     with pytest.raises(ValueError, match="num_documents repeats 5"):
         fl.synthetic_needles([5, 5])
-    with pytest.raises(ValueError, match=re.escape("gold_positions is (7,), but there are 5 documents")):
+    with pytest.raises(
+        ValueError,
+        match=re.escape("gold_positions 7 is outside of the documents: with num_documents 5, positions are 0 to 4"),
+    ):
         fl.synthetic_needles([9, 5], [7])
     with pytest.raises(ValueError, match="has no gold document"):
         _planted(fl.MultiDocSample("?", ("a",), (fl.Document("t", "x"),), None))

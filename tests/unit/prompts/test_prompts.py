@@ -166,6 +166,14 @@ def test_lists_become_tuples() -> None:
         ({"documents": ()}, ValueError, "'q' has no documents"),
         ({"gold_index": 1}, ValueError, "gold_index is 1, but there are 1 documents: it must be 0 to 0, or None"),
         ({"gold_index": -1}, ValueError, "gold_index is -1"),
+        (
+            {"gold_index": [0, 1]},
+            TypeError,
+            r"gold_index is \[0, 1\], a list; it must be an integer, the position of one",
+        ),
+        ({"gold_index": True}, TypeError, "gold_index is True, a bool; it must be an integer"),
+        ({"gold_index": 0.0}, TypeError, "gold_index is 0.0, a float; it must be an integer"),
+        ({"gold_index": "0"}, TypeError, "gold_index is '0', a str; it must be an integer"),
     ],
 )
 def test_a_sample_that_makes_no_sense_is_refused(change: dict[str, Any], error: type[Exception], message: str) -> None:
