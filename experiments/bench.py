@@ -36,6 +36,7 @@ from tqdm.auto import tqdm
 from focuslens.directions import training
 from focuslens.interventions import directions
 from focuslens.util.files import versions, write_atomically, write_json
+from focuslens.util.record_file import RecordFile
 
 TITLES = {
     "score": f"Generate {WORK['new_tokens']} tokens and score all heads",
@@ -229,15 +230,25 @@ def counted_writes() -> Generator[dict[str, list[int]]]:
         sizes[Path(path).name].append(len(content))
         write_atomically(path, content)
 
-    with patch.object(training, "write_atomically", counted), patch.object(directions, "write_atomically", counted):
+    def counted_records(file: RecordFile, path: Path, entries: Sequence[dict[str, Any]]) -> None:
+        before = path.stat().st_size if path.exists() else 0
+        write_records(file, path, entries)
+        sizes[path.name].append(path.stat().st_size - before)
+
+    write_records = RecordFile._write
+    with (
+        patch.object(training, "write_atomically", counted),
+        patch.object(directions, "write_atomically", counted),
+        patch.object(RecordFile, "_write", counted_records),
+    ):
         yield sizes
 
 
 def written_bytes(bench: Bench) -> dict[str, Any]:
     """Bytes that the whole training writes to disk with ``focuslens train`` and with the paper's procedure.
 
-    For up to 500 samples, the bytes of FocusLens do not depend on the number of samples, because its checkpoint
-    contains no activations and is written once per epoch.
+    The checkpoint of FocusLens contains no activations and is written once per epoch, or once a minute. The responses
+    that the directions are trained on are written once.
     """
     with tempfile.TemporaryDirectory() as folder, counted_writes() as writes:
         focus_training("hooked", checkpoint=Path(folder) / "checkpoint.pt")(bench)().save(folder)

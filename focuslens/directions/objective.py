@@ -161,12 +161,6 @@ def require_same_attention(
     if (declared := model.backend.unusual_attention()) is not None:
         raise ValueError(f"{model.name!r} has {declared}; directions cannot be trained on such attention")
     n, d_head = sum(len(group.heads) for group in groups), model.shape.d_head
-    width = {rows.queries[group.layer].shape[-1] for group in groups}
-    if width != {d_head}:
-        raise ValueError(
-            f"{model.name!r} has queries of {max(width)} dimensions at the {site} site and heads of {d_head}, as in "
-            "multi-head latent attention; directions cannot be trained on such attention"
-        )
     zeros = torch.zeros(n, d_head, device=model.backend.device)
     n_keys = sum(len(group.key_value_heads) for group in groups)
     key = zeros.new_zeros(n_keys, d_head) if site == "projection" else None

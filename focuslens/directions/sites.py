@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import get_args
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
 
 from focuslens.heads import Head, check_heads
 from focuslens.hooks import hook_name
@@ -56,6 +59,11 @@ def _fault_at(model: FocusModel, layers: Sequence[int], site: Site) -> str | Non
     infix = "rot_" if site == "rotary" else ""
     try:
         model.points.require_firing(hook_name(layer, f"hook_{infix}{x}") for layer in layers for x in "qk")
+        if (width := _width(model, hook_name(layers[0], f"hook_{infix}q"))) != model.shape.d_head:
+            return (
+                f"{model.name!r} has queries of {width} dimensions at the {site} site and heads of "
+                f"{model.shape.d_head}, as in multi-head latent attention; directions cannot be trained there"
+            )
         for layer in layers:
             model.backend.scale(layer)
             if site == "projection":
@@ -63,3 +71,14 @@ def _fault_at(model: FocusModel, layers: Sequence[int], site: Site) -> str | Non
     except ValueError as error:
         return str(error)
     return None
+
+
+def _width(model: FocusModel, name: str) -> int:
+    """Number of dimensions of a query at a hook point."""
+    widths: list[int] = []
+
+    def record(query: Tensor, hook: Any) -> None:
+        widths.append(query.shape[-1])
+
+    model.observe(torch.arange(1, 1 + _PROBED), [(name, record)])
+    return widths[0]

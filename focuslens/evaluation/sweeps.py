@@ -264,9 +264,7 @@ def run_sweep(
         len({setting.case for setting in settings}) + count_passes(setting.interventions for setting in settings),
     )
     tasks = _tasks(executor, [sample for sample in sample_list if sample.id not in records], store, options)
-    for batch in run.run(
-        tasks, options.batch_tokens, "evaluation", n_done=len(sample_list) - len(tasks), show=options.progress
-    ):
+    for batch in run.run(tasks, options.batch_tokens, "evaluation", n_done=len(records), show=progress):
         records.update((record["id"], record) for record in batch)
     ordered_records = [records[sample.id] for sample in sample_list]
     return Sweep(tuple(settings), {s.name: evaluation_of(ordered_records, s.name, seed) for s in settings}, header)
@@ -375,8 +373,8 @@ def _result(sample: MultiDocSample, response: Generation) -> dict[str, Any]:
 
 
 def _record(sample: MultiDocSample, results: Mapping[str, Any]) -> dict[str, Any]:
-    answers = list(sample.answers)
-    return {"id": sample.id, "question_id": sample.question_id, "answers": answers, "results": dict(results)}
+    described = {"id": sample.id, "question_id": sample.question_id, "answers": list(sample.answers)}
+    return {**described, "results": dict(results)}
 
 
 def evaluation_of(records: Sequence[Mapping[str, Any]], name: str, seed: int) -> Evaluation:

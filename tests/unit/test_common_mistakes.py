@@ -389,7 +389,7 @@ def without(monkeypatch: pytest.MonkeyPatch, package: str, *modules: str) -> Non
 def test_an_extra_that_is_not_installed(small, tmp_path, monkeypatch, refused):
     with monkeypatch.context() as missing:
         without(missing, "circuitsvis", "focuslens.viz")
-        assert "pip install 'focuslens[viz]'" in refused("heads", *small, "--out", str(tmp_path / "out"))
+        assert "pip install 'focuslens[viz]'" in refused("report", str(tmp_path))
         without(missing, "matplotlib", "focuslens.viz", "focuslens.studies.paper")
         assert "pip install 'focuslens[viz]'" in refused("paper")
     with monkeypatch.context() as missing:

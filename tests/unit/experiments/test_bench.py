@@ -190,6 +190,7 @@ def test_every_write_of_ours_counts_and_all_samples_of_the_papers(short: Any, mo
     found = bench.written_bytes(short)
     writes = found["writes of FocusLens"]
     assert {name: len(sizes) for name, sizes in writes.items()} == {
+        "checkpoint.responses.jsonl": 1,
         "checkpoint.pt": 10,
         "directions.safetensors": 1,
         "directions.json": 1,
