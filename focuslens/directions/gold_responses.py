@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from focuslens.model.execution import Executor
     from focuslens.model.focus_model import FocusModel
 
-__all__ = ["gold_responses", "responses_path"]
+__all__ = ["gold_responses", "response_limits", "responses_path"]
 
 
 def responses_path(checkpoint: str | Path) -> Path:
@@ -31,37 +31,45 @@ def responses_path(checkpoint: str | Path) -> Path:
     return path.with_name(f"{path.stem}.responses.jsonl")
 
 
+def response_limits(
+    executor: Executor, samples: Sequence[MultiDocSample], prompts: Case, options: RunOptions
+) -> list[tuple[MultiDocSample, int]]:
+    """Samples with a gold document, and the maximum length of the response to each, in tokens.
+
+    A response must fit into the context after the training prompt, whose case is ``prompts``.
+
+    Raises:
+        ValueError: If a training prompt leaves no room for a response.
+    """
+    answerable = [sample for sample in samples if sample.gold_index is not None]
+    return [
+        (sample, _response_limit(executor, sample, prompts, options.max_new_tokens))
+        for sample in track(answerable, "tokenising", show=options.progress)
+    ]
+
+
 def gold_responses(
     executor: Executor,
-    samples: Sequence[MultiDocSample],
+    samples: Sequence[tuple[MultiDocSample, int]],
     prompts: Case,
     options: RunOptions,
     checkpoint: str | Path | None,
 ) -> tuple[list[MultiDocSample], list[Int[Tensor, "response"]]]:
     """Samples with a nonempty response to their gold prompt, and the response tokens.
 
-    Each response is truncated to fit into the context after the training prompt.
-
     Args:
         executor: Executor that generates the responses.
-        samples: Training samples.
+        samples: Training samples, and the maximum length of the response to each, from :func:`response_limits`.
         prompts: Case of the training prompts.
         options: Options for the response length, the batch size and the progress bars.
         checkpoint: Checkpoint of the training run. Responses are written beside it, and read from there.
-
-    Raises:
-        ValueError: If no sample has a gold document and a response, or a training prompt leaves no room for a response.
     """
-    answerable = [sample for sample in samples if sample.gold_index is not None]
-    limits, encoded = list[int](), list[EncodedPrompt]()
-    for sample in track(answerable, "tokenising", show=options.progress):
-        limits.append(_response_limit(executor, sample, prompts, options.max_new_tokens))
-        encoded.append(executor.encode(sample.prompt("gold")))
+    answerable = [sample for sample, _ in samples]
+    encoded = [executor.encode(sample.prompt("gold")) for sample in answerable]
+    limits = [limit for _, limit in samples]
     store = None if checkpoint is None else _open_responses(checkpoint, executor, answerable, prompts, options)
     responses = _generate(executor, answerable, list(zip(encoded, limits, strict=True)), options, store)
     usable = [i for i, response in enumerate(responses) if len(response)]
-    if not usable:
-        raise ValueError(f"none of the {len(samples)} samples has a gold document and a response to its gold prompt")
     return [answerable[i] for i in usable], [responses[i] for i in usable]
 
 

@@ -29,7 +29,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.directions.activations import ActivationStore, LayerHeads, RowActivations, sample_rows
-from focuslens.directions.gold_responses import gold_responses
+from focuslens.directions.gold_responses import gold_responses, response_limits
 from focuslens.directions.objective import Attention, direction_losses, record_attention, require_same_attention
 from focuslens.directions.sites import trainable_heads
 from focuslens.heads import Head
@@ -198,8 +198,13 @@ def train_focus_directions(
     data = getattr(samples, "description", None) if data is None else data
     executor = executor_for(model)
     options = RunOptions(config.max_new_tokens, batch_tokens, progress)
+    sample_list = list_samples(samples)
+    limited = response_limits(executor, sample_list, config.prompts, options)
     chosen = trainable_heads(executor, heads, config.site)
-    usable, responses = gold_responses(executor, list_samples(samples), config.prompts, options, checkpoint)
+    usable, responses = gold_responses(executor, limited, config.prompts, options, checkpoint)
+    if not usable:
+        n = len(sample_list)
+        raise ValueError(f"none of the {n} samples has a gold document and a response to its gold prompt")
     groups = LayerHeads.group(chosen, executor.shape)
     state = _start(executor, chosen, groups, config)
     provenance = _provenance(executor, usable, config, data)

@@ -267,6 +267,16 @@ def test_prompts_that_are_too_long(model, small, refused):
     assert "lower --max-new-tokens, or raise --n-ctx" in said
 
 
+def test_nothing_is_run_before_a_prompt_that_is_too_long_is_named(load_model, samples, monkeypatch):
+    lengths = [len(load_model("llama").encode(sample.prompt("long")).tokens) for sample in samples]
+    model = load_model("llama", n_ctx=max(lengths) - 1)
+    longest = samples[lengths.index(max(lengths))]
+    monkeypatch.setattr(type(model.backend), "forward", lambda *_, **__: pytest.fail("the model ran"))
+    for work in (fl.evaluate, fl.contextual_scores, fl.document_scores, fl.train_focus_directions):
+        with pytest.raises(ValueError, match=f"prompt of sample {longest.id} "):
+            work(model, samples, max_new_tokens=2)
+
+
 # 7. Heads that do not exist
 
 
