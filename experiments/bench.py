@@ -235,11 +235,11 @@ def counted_writes() -> Generator[dict[str, list[int]]]:
         write_records(file, path, entries)
         sizes[path.name].append(path.stat().st_size - before)
 
-    write_records = RecordFile._write
+    write_records = RecordFile.write
     with (
         patch.object(training, "write_atomically", counted),
         patch.object(directions, "write_atomically", counted),
-        patch.object(RecordFile, "_write", counted_records),
+        patch.object(RecordFile, "write", counted_records),
     ):
         yield sizes
 

@@ -91,7 +91,7 @@ class RecordFile:
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
         """Append records to the file. When this method returns, the records are on disk."""
-        self._write(self.path, records)
+        self.write(self.path, records)
         self.records.update((record["id"], record) for record in records)
         self._forget_recorded()
 
@@ -104,7 +104,7 @@ class RecordFile:
         self._keep(part)
         self._unwritten.append(part)
         if time.monotonic() - self._last_write >= _PART_SECONDS:
-            self._write(self._parts_path, self._unwritten)
+            self.write(self._parts_path, self._unwritten)
             self._unwritten = []
 
     def _keep(self, part: Mapping[str, Any]) -> None:
@@ -118,7 +118,8 @@ class RecordFile:
             self._unwritten = []
             self._parts_path.unlink(missing_ok=True)
 
-    def _write(self, path: Path, entries: Sequence[dict[str, Any]]) -> None:
+    def write(self, path: Path, entries: Sequence[dict[str, Any]]) -> None:
+        """Append entries to one of the run's files. When this method returns, they are on disk."""
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
             header = [] if file.tell() else [{"header": self.header}]

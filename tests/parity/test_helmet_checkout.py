@@ -206,7 +206,7 @@ def test_responses_are_those_of_helmets_model_where_a_checkpoint_penalises_repet
         found = record["results"]["baseline"]
         assert (found["output"], len(found["tokens"])) == (said["output"], said["output_len"])
         assert (record["input_len"], record["input_text"]) == (said["input_len"], said["input_text"])
-        changed += plain(executor, sample)["results"]["baseline"] != found
+        changed += list(plain(executor, [sample])) != [("baseline", [found])]
     assert changed
 
 

@@ -328,7 +328,8 @@ def test_a_killed_scoring_goes_on_to_the_same_scores_and_the_same_bytes(
     monkeypatch.setattr(FocusModel, "decode", dying)
     assert_equal(contextual_scores(model, answered, case, out=path, **options), plain)
     assert decoded == []
-    for changes in ({"max_new_tokens": 2}, {"interventions": [SplitSoftmax([(0, 0)], 0.1)]}):
+    others: list[dict[str, Any]] = [{"max_new_tokens": 2}, {"interventions": [SplitSoftmax([(0, 0)], 0.1)]}]
+    for changes in others:
         with pytest.raises(ValueError, match="holds results of a different run"):
             contextual_scores(model, answered, case, out=path, **{**options, **changes})
 
