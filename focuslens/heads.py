@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 import random
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple, SupportsIndex, overload
 from jaxtyping import Float
 from torch import Tensor
 
+from focuslens.util.checks import checked_integer
 from focuslens.util.html import Markup, card, details, table
 from focuslens.util.rankings import read_ranking
 
@@ -108,7 +108,7 @@ _PAIRS = "heads are (layer, head) pairs, both counted from 0, such as [(12, 3), 
 def _as_head(pair: Any) -> Head:
     try:
         layer, head = pair
-        return Head(operator.index(layer), operator.index(head))
+        return Head(checked_integer(layer, "layer"), checked_integer(head, "head"))
     except (TypeError, ValueError) as error:
         raise TypeError(f"{pair!r} is not a head; {_PAIRS}") from error
 

@@ -84,10 +84,15 @@ def best_setting(sweep: Sweep, settings: Sequence[Setting] | None = None) -> Set
 
     def key(setting: Setting) -> tuple[float, float, int]:
         parameters = setting.parameters
-        strength = abs(parameters["alpha"]) if "alpha" in parameters else abs(math.log(parameters["tau"]))
+        strength = abs(parameters["alpha"]) if "alpha" in parameters else _distance(parameters["tau"])
         return sweep[setting.name].em.mean, -strength, -parameters.get("k", 0)
 
     return max(settings, key=key)
+
+
+def _distance(tau: float) -> float:
+    """Distance of ``tau`` from 1 on a log scale."""
+    return math.inf if tau == 0 else abs(math.log(tau))
 
 
 def _first(heads: Sequence[tuple[int, int]], k: int) -> Sequence[tuple[int, int]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
@@ -12,6 +11,7 @@ from torch import Tensor
 
 from focuslens.hooks import Cursor, HookTarget, PromptLike
 from focuslens.prompts.batch import PromptBatch, SpanLike
+from focuslens.util.checks import checked_integer
 
 __all__ = [
     "Positions",
@@ -45,10 +45,11 @@ def checked_span(span: Any) -> SpanLike:
     if isinstance(span, str):
         return span
     try:
-        start, end = (operator.index(position) for position in span)
+        start, end = (checked_integer(position, "span") for position in span)
     except (TypeError, ValueError):
         start, end = 0, 0
-    if not 0 <= start < end:
+    # The elements of a range are the positions themselves, and not their first and last.
+    if isinstance(span, range | bytes | Mapping | Set) or not 0 <= start < end:
         raise ValueError(f"span is {span!r}; it must be a name or one range of token positions with 0 <= start < end")
     return start, end
 

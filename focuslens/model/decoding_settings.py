@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import GenerationConfig
+from transformers.utils.hub import cached_file
 
 from focuslens.model.generation import Prefix
 
@@ -86,7 +88,10 @@ class DecodingSettings:
         except OSError as error:
             if (Path(name) / "generation_config.json").is_file():
                 raise ValueError(f"generation_config.json of {name!r} cannot be read ({error}); correct it") from error
-            declared = cast("Any", GenerationConfig).from_model_config(config)
+            # A configuration of transformers keeps none of these settings, so they are read from the file.
+            file = cached_file(name, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+            raw = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
+            declared = cast("Any", GenerationConfig).from_model_config({**config.to_dict(), **raw})
         ignored = {
             key: value
             for key, neutral in _NEUTRAL.items()

@@ -145,8 +145,10 @@ def _sequence(values: Any, name: str) -> tuple[Any, ...]:
 
 
 def prompts_digest(samples: Iterable[MultiDocSample], case: Case = "long") -> str:
-    """SHA-256 digest of the samples' ids, answers and prompts, which identifies the samples in result files."""
+    """SHA-256 digest of the samples' ids, answers, prompts and relevant documents, which identifies the samples."""
     digest = hashlib.sha256()
     for sample in samples:
-        digest.update(json.dumps([sample.id, sample.answers, str(sample.prompt(case))]).encode())
+        # The id of a sample without a name contains the index of the relevant document.
+        relevant = [sample.gold_index] if sample.name else []
+        digest.update(json.dumps([sample.id, sample.answers, str(sample.prompt(case)), *relevant]).encode())
     return digest.hexdigest()

@@ -17,7 +17,8 @@ def checked_integer(value: Any, name: str, wanted: str = "an integer") -> int:
     ``wanted`` says in the message what the argument ``name`` must be.
     """
     try:
-        if not isinstance(value, bool):
+        # Elements of a mask of torch are integers to Python.
+        if not isinstance(value, bool) and not str(getattr(value, "dtype", "")).endswith("bool"):
             return operator.index(value)
     except TypeError:
         pass

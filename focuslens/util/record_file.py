@@ -35,7 +35,8 @@ def read_records(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]
     entries = _entries(path, content[: content.rfind(b"\n") + 1])
     if not entries:
         raise ValueError(f"{path} contains no complete line: it is not a result file, or its run was killed at once")
-    return entries[0]["header"], entries[1:]
+    # Files of earlier versions, and joined files, can contain a sample twice. It counts once.
+    return entries[0]["header"], list({record["id"]: record for record in entries[1:]}.values())
 
 
 class RecordFile:
@@ -64,6 +65,7 @@ class RecordFile:
         self.parts: dict[str, dict[str, Any]] = {}
         self._unwritten: list[dict[str, Any]] = []
         self._last_write = time.monotonic()
+        self._sizes: dict[Path, int] = {}
         if self.path.exists():
             self.records = {record["id"]: record for record in self._read(self.path)}
         if self._parts_path.exists():
@@ -87,6 +89,7 @@ class RecordFile:
             raise kind(f"{path} is not a result file of these settings; name another file, or delete it")
         if len(complete_lines) < len(content):
             os.truncate(path, len(complete_lines))
+        self._sizes[path] = len(complete_lines)
         return entries[1:]
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
@@ -116,16 +119,28 @@ class RecordFile:
         self.parts = {name: results for name, results in self.parts.items() if name not in self.records}
         if not self.parts:
             self._unwritten = []
-            self._parts_path.unlink(missing_ok=True)
+            if self._sizes.pop(self._parts_path, None) is not None:
+                self._parts_path.unlink(missing_ok=True)
 
     def write(self, path: Path, entries: Sequence[dict[str, Any]]) -> None:
-        """Append entries to one of the run's files. When this method returns, they are on disk."""
+        """Append entries to one of the run's files. When this method returns, they are on disk.
+
+        Raises:
+            OtherResultsError: If another process has written to the file since this run read or wrote it.
+        """
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
-            header = [] if file.tell() else [{"header": self.header}]
+            size = os.fstat(file.fileno()).st_size
+            if size != self._sizes.get(path, 0):
+                raise OtherResultsError(
+                    f"{path} was changed by another process since this run opened it; two runs cannot share a file: "
+                    "name another file for one of them"
+                )
+            header = [] if size else [{"header": self.header}]
             file.write(b"".join(map(_line, [*header, *entries])))
             file.flush()
             os.fsync(file.fileno())
+            self._sizes[path] = os.fstat(file.fileno()).st_size
         self._last_write = time.monotonic()
 
 

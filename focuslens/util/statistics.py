@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -236,8 +237,11 @@ def _codes(groups: Iterable[Hashable] | None, n: int) -> npt.NDArray[np.intp]:
     """Index of each value's group. Groups are numbered in the order in which they first occur."""
     if groups is None:
         return np.arange(n)
+    # Elements of a tensor are hashed by identity, so that each would be a group of its own.
+    tolist: Any = getattr(groups, "tolist", None)
+    labels: Iterable[Hashable] = groups if tolist is None else tolist()
     indices: dict[Hashable, int] = {}
-    codes = np.array([indices.setdefault(group, len(indices)) for group in groups], dtype=np.intp)
+    codes = np.array([indices.setdefault(label, len(indices)) for label in labels], dtype=np.intp)
     if codes.size != n:
         raise ValueError(f"there are {codes.size} groups for {n} values; give one group per value")
     return codes

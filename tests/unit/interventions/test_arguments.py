@@ -124,3 +124,14 @@ def test_a_range_of_tokens_that_is_none_is_named(load_model) -> None:
 def test_spans_of_a_prompt_may_be_numpy_integers_and_iterators() -> None:
     prompt = fl.Prompt("a text", spans={"x": iter([(np.int64(0), np.int64(1))]), "y": ()})
     assert prompt.spans == {"x": ((0, 1),), "y": ()}
+
+
+@pytest.mark.parametrize("span", [range(5, 7), {5: 0, 9: 1}, b"\x05\x09", torch.tensor([False, True]), (True, 4)])
+def test_what_only_looks_like_a_range_of_tokens_is_refused(span: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match=r"span is .*; it must be"):
+        fl.SplitSoftmax([(0, 0)], 0.1, span=span)
+
+
+def test_a_mask_of_heads_is_no_list_of_heads() -> None:
+    with pytest.raises(TypeError, match="is not a head; heads are"):
+        fl.SplitSoftmax(torch.tensor([[True, True], [True, False]]), 0.1)  # pyright: ignore[reportArgumentType]

@@ -113,3 +113,18 @@ def test_a_generation_config_that_cannot_be_read_is_refused(checkpoint: Any, tmp
     (directory / "generation_config.json").write_text('{"eos_token_id": 1,}')
     with pytest.raises(ValueError, match=r"generation_config.json of .* cannot be read"):
         fl.FocusModel.from_pretrained(str(directory), device="cpu")
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_settings_left_in_config_json_hold_where_there_is_no_other_file(
+    name: str, checkpoint: Any, tmp_path: Path, samples: Any
+) -> None:
+    directory = copy_with(checkpoint, tmp_path)
+    (directory / "generation_config.json").unlink()
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **SETTINGS[name], "num_beams": 2}))
+    with pytest.warns(UserWarning, match=r"has num_beams=2, which FocusLens does not apply"):
+        model = fl.FocusModel.from_pretrained(str(directory), device="cpu")
+    tokens = model.encode(samples[0].prompt()).tokens
+    assert with_stop(model.generate(samples[0].prompt(), max_new_tokens=N)) == theirs(directory, tokens, num_beams=1)
+    assert model.decoding.describe()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 import focuslens as fl
-from focuslens.util.record_file import RecordFile
+from focuslens.util.record_file import RecordFile, read_records
 from focuslens.util.refused_runs import OtherResultsError
 from tests.support.multidoc_files import oracle_record, write
 
@@ -199,3 +200,36 @@ def test_half_a_header_of_other_results_is_that(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_bytes(b'{"header": {"seed": 1, "mod')
     with pytest.raises(OtherResultsError):
         RecordFile(tmp_path / "r.jsonl", {"seed": 2})
+
+
+@pytest.mark.parametrize("header", [HEADER, {**HEADER, "seed": 1}])
+def test_two_runs_at_once_do_not_share_a_file(tmp_path: Path, header: Any) -> None:
+    path = tmp_path / "r.jsonl"
+    one, other = RecordFile(path, HEADER), RecordFile(path, header)
+    one.append(RECORDS[:1])
+    content = path.read_bytes()
+    with pytest.raises(OtherResultsError, match=r"r\.jsonl was changed by another process since this run opened it"):
+        other.append(RECORDS[1:])
+    assert path.read_bytes() == content
+    one.append(RECORDS[1:])
+    assert list(RecordFile(path, HEADER).records) == [record["id"] for record in RECORDS]
+
+
+def test_a_sample_counts_once(tmp_path: Path) -> None:
+    path = tmp_path / "r.jsonl"
+    finished(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join([*lines, lines[1]]))
+    assert [record["id"] for record in read_records(path)[1]] == [record["id"] for record in RECORDS]
+
+
+def test_a_corrected_relevant_document_is_another_run(load_model, samples, tmp_path: Path) -> None:
+    out, model = tmp_path / "r.jsonl", load_model("llama")
+    named = [dataclasses.replace(sample, name=f"n{i}") for i, sample in enumerate(samples)]
+    corrected = [dataclasses.replace(sample, gold_index=0) for sample in named]
+    assert named != corrected
+    for work in (fl.evaluate, fl.contextual_scores):
+        out.unlink(missing_ok=True)
+        work(model, named, max_new_tokens=1, out=out)
+        with pytest.raises(OtherResultsError, match="data differ"):
+            work(model, corrected, max_new_tokens=1, out=out)

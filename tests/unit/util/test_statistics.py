@@ -12,6 +12,7 @@ from statistics import NormalDist
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -356,3 +357,12 @@ def test_many_groups_are_quick_and_keep_their_digits() -> None:
     gains = [True] * 1300 + [False] * 1300
     p = mcnemar_exact(gains, [not one for one in gains], groups=[i // 2 for i in range(2600)]).p_value
     assert p == pytest.approx(1.0)
+
+
+def test_groups_can_be_a_tensor_or_an_array():
+    values, groups = [1.0, 1, 1, 1, 0, 0, 0, 0], [0] * 4 + [1] * 4
+    expected = bootstrap_mean(values, groups=groups)
+    assert (expected.low, expected.high) == (0, 1)
+    for labels in (torch.tensor(groups), np.array(groups), (str(group) for group in groups)):
+        assert bootstrap_mean(values, groups=labels) == expected  # pyright: ignore[reportArgumentType]
+    assert mcnemar_exact([1] * 6, [0] * 6, groups=torch.tensor([0] * 6)).p_value == 1  # pyright: ignore[reportArgumentType]
