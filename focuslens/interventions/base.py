@@ -81,6 +81,7 @@ def first_row(
     n_rows, n_keys = tensor.shape[-2:]
     if not _known(cursor):
         _require_all_keys(model, layer, n_rows, n_keys)
+        _require_growing_cache(tensor)
         if n_keys < batch.width:
             raise ValueError(
                 f"these hooks are for a prompt of {batch.width} tokens, and the pass has {n_keys} keys; run the model "
@@ -149,6 +150,20 @@ def _require_all_keys(model: HookTarget, layer: int, n_rows: int, n_keys: int) -
             f"layer {layer} has a sliding window of {window} keys and its cache may hold only these, so parts of the "
             "prompt cannot be found; use model.generate, or generate without a cache"
         )
+
+
+def _require_growing_cache(tensor: Float[Tensor, "batch head row key"]) -> None:
+    """Raise ``ValueError`` if the last keys of the pass are room for later tokens, as in a static cache.
+
+    The number of keys then does not tell where the rows are. In a cache that grows, the last row sees the last key.
+    """
+    if tensor.shape[-1] > tensor.shape[-2]:
+        newest = tensor[..., -1, -1]
+        if bool((newest == 0).all()) or bool((newest < torch.finfo(tensor.dtype).min / 2).all()):
+            raise ValueError(
+                "the last key of this pass is masked, as in a static cache, whose columns do not tell the positions of "
+                "the rows; use a cache that grows (cache_implementation='dynamic'), or model.generate"
+            )
 
 
 def exactly(x: Tensor) -> Tensor:

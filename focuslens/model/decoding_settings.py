@@ -97,6 +97,8 @@ class DecodingSettings:
             for key, neutral in _NEUTRAL.items()
             if (value := getattr(declared, key, None)) is not None and value != neutral
         }
+        if declared.use_cache is False and _depends_on_cache(config):
+            ignored["use_cache"] = False
         if ignored:
             settings = ", ".join(f"{key}={value!r}" for key, value in sorted(ignored.items()))
             warnings.warn(
@@ -175,6 +177,16 @@ class DecodingSettings:
                 transformers.SuppressTokensAtBeginLogitsProcessor(list(self.begin_suppress_tokens), prompt_length)
             )
         return made
+
+
+def _depends_on_cache(config: Any) -> bool:
+    """Whether a model responds otherwise without a cache.
+
+    It does if its rotary tables depend on the length, or if only its cache has a window that attention ignores.
+    """
+    rope = cast("Mapping[str, Any]", getattr(config, "rope_parameters", None) or {})
+    left_over = getattr(config, "sliding_window", None) and "sliding_window" not in type(config)().to_dict()
+    return bool(left_over) or rope.get("rope_type") in ("dynamic", "longrope")
 
 
 def _ids(tokens: Any) -> tuple[int, ...]:

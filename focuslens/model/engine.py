@@ -296,9 +296,13 @@ def _in_dtype(point: Any, dtype: torch.dtype, exact: Tensor) -> Tensor:
     not affect results.
     """
     rounded = exact.to(dtype)
-    version = rounded._version
+    # Tensors of torch.inference_mode() do not count their edits.
+    version = None if rounded.is_inference() else rounded._version
     result = point(rounded)
-    return exact if result is rounded and rounded._version == version else result
+    if result is not rounded:
+        return result
+    is_same = torch.equal(rounded, exact.to(dtype)) if version is None else rounded._version == version
+    return exact if is_same else rounded
 
 
 def _row_wise(point: Any) -> bool:

@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from focuslens.model.exported import add_to_queries, is_exported, plain_config, taken_out
 from focuslens.model.hooked_weights import hooked_config, hooked_state_dict
 from focuslens.model.load_errors import explained_errors, require_checkpoint, require_decoder
-from focuslens.model.plain import PlainLoader, Reference, UnfitError
+from focuslens.model.plain import LENGTHS, OWN_CODE_LENGTHS, PlainLoader, Reference, UnfitError
 from focuslens.util.memory import is_out_of_memory
 
 __all__ = [
@@ -167,13 +167,18 @@ class Checkpoint:
         has_hooked = int(version("transformer-lens").split(".")[0]) < 4
         if backend == "hooked" and self.device_map is not None:
             raise ValueError("a HookedTransformer is on one device; with device_map use backend='bridge'")
+        own_attention = self.has_own_code and not self.exported
+        if backend == "hooked" and own_attention:
+            raise ValueError(
+                f"{self.name!r} contains code of its own, and a HookedTransformer would compute the architecture whose "
+                "name it has; use backend='bridge', which runs the checkpoint's code"
+            )
         if backend == "hooked" and not has_hooked:
             raise ValueError("this TransformerLens (4 or later) has no HookedTransformer; use backend='bridge'")
         if backend is not None:
             return (backend,)
-        return (
-            ("hooked", "bridge") if has_hooked and self.device_map is None and is_hooked(self.config) else ("bridge",)
-        )
+        fits = has_hooked and self.device_map is None and not own_attention and is_hooked(self.config)
+        return ("hooked", "bridge") if fits else ("bridge",)
 
     def load(self, backend: str, tokenizer: Any, *, n_ctx: int | None = None, measure: bool = False) -> Loaded:
         """The checkpoint as a TransformerLens model with unprocessed weights.
@@ -223,7 +228,9 @@ class Checkpoint:
 
         architecture = (self.config.architectures or ["unknown"])[0]
         model_class = get_hf_model_class_for_architecture(architecture)
-        loader = PlainLoader(model_class, self.device, measure=measure, n_ctx=n_ctx)
+        # What code does with longer prompts does not follow from a stand-in.
+        lengths = OWN_CODE_LENGTHS if self.has_own_code else LENGTHS
+        loader = PlainLoader(model_class, self.device, measure=measure, n_ctx=n_ctx, lengths=lengths)
         devices: dict[str, Any] = {"device": self.device, "trust_remote_code": self.trust_remote_code}
         if self.device_map is not None:
             maps = self.device_map
@@ -295,7 +302,7 @@ def is_hooked(config: Any) -> bool:
     """Whether a configuration can be that of a ``HookedTransformer``."""
     try:
         hooked_config(config, dtype=torch.float32, device="cpu")
-    except ValueError:
+    except (ValueError, AssertionError):  # TransformerLens asserts that it knows the activation function
         return False
     return True
 

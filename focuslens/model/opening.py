@@ -64,6 +64,8 @@ def _open(checkpoint: Checkpoint, tokenizer: Any, kind: str, n_ctx: int | None) 
     if n_ctx is not None:
         # The Hugging Face configuration stays as it is, because rotary tables can depend on its context length.
         loaded.hooked.cfg.n_ctx = n_ctx
+    elif (declared := _undeclared_to_bridges(checkpoint.config)) is not None:
+        loaded.hooked.cfg.n_ctx = declared
     backend = backend_for(loaded.hooked, checkpoint.config)
     if loaded.reference is not None:
         runner = _TokenRunner(backend, tokenizer, DecodingSettings())
@@ -108,6 +110,14 @@ def _require_same_stand_in(checkpoint: Checkpoint, tokenizer: Any, kind: str) ->
     runner = _TokenRunner(backend_for(hooked, plain.config), tokenizer, DecodingSettings())
     require_same_logits(runner, reference, checkpoint.name)
     return True
+
+
+def _undeclared_to_bridges(config: Any) -> int | None:
+    """Context length under a name that TransformerLens does not read, such as MPT's; ``None`` if there is none."""
+    if any(getattr(config, name, None) for name in ("max_position_embeddings", "n_positions")):
+        return None
+    names = ("max_seq_len", "seq_length")
+    return next((value for name in names if isinstance(value := getattr(config, name, None), int)), None)
 
 
 def require_context(config: Any, n_ctx: int | None) -> None:

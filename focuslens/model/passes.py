@@ -119,7 +119,7 @@ class PassRunner(ABC):
             # Passes can end before the unembedding, where tokens are forgotten, or begin after the embedding.
             self._running.forget()
             try:
-                with self.hooked.hooks(fwd_hooks=[*hooks, *observers]):
+                with _without_dropout(self.hooked), self.hooked.hooks(fwd_hooks=[*hooks, *observers]):
                     yield
             finally:
                 self._running.forget()
@@ -189,3 +189,18 @@ class PassRunner(ABC):
                 f"{length} tokens do not fit the model's context of {self.shape.n_ctx}; "
                 "shorten the prompt, or load the model with a larger n_ctx"
             )
+
+
+@contextmanager
+def _without_dropout(hooked: Any) -> Generator[None]:
+    """Put a model that is being trained into evaluation mode for the duration of a ``with`` block."""
+    # Some modules of a bridge's original model are none of the bridge's.
+    roots = (hooked, getattr(hooked, "original_model", None) or hooked) if hooked.training else ()
+    training = [module for root in roots for module in root.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

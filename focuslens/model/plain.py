@@ -18,16 +18,27 @@ from transformers import GenerationConfig
 
 from focuslens.util.memory import is_out_of_memory
 
-__all__ = ["MEASURED_TOKENS", "PlainLoader", "Reference", "UnfitError", "require_all_weights"]
+__all__ = [
+    "LENGTHS",
+    "MEASURED_TOKENS",
+    "OWN_CODE_LENGTHS",
+    "PlainLoader",
+    "Reference",
+    "UnfitError",
+    "require_all_weights",
+]
 
-_LENGTHS = (9, 14)
+LENGTHS = (9, 14)
 """Lengths of the reference prompts, in tokens."""
+
+OWN_CODE_LENGTHS = (*LENGTHS, 600)
+"""Lengths of the reference prompts for a checkpoint with code of its own."""
 
 _STEPS = 3
 """Number of tokens that follow each reference prompt."""
 
 
-MEASURED_TOKENS = max(_LENGTHS) + _STEPS
+MEASURED_TOKENS = max(LENGTHS) + _STEPS
 """Context length, in tokens, that a whole reference needs."""
 
 
@@ -55,13 +66,13 @@ class Reference:
     step_logits: tuple[Float[Tensor, "_ d_vocab"], ...]
 
     @classmethod
-    def of(cls, model: Any, n_ctx: int | None = None) -> Reference:
+    def of(cls, model: Any, n_ctx: int | None = None, lengths: Sequence[int] = LENGTHS) -> Reference:
         """Run a plain model on prompts of fixed pseudo-random tokens, which fit a context of ``n_ctx`` tokens.
 
         The shorter prompt is run first, because dynamic NTK remembers the longest sequence.
         """
         n_steps = _STEPS if n_ctx is None else max(1, min(_STEPS, n_ctx - 1))
-        lengths = [length if n_ctx is None else max(1, min(length, n_ctx - n_steps)) for length in _LENGTHS]
+        lengths = [length if n_ctx is None else max(1, min(length, n_ctx - n_steps)) for length in lengths]
         # A generation config of the checkpoint would be merged with ours, and can need a tokenizer (stop strings).
         declared, model.generation_config = model.generation_config, GenerationConfig()
         try:
@@ -105,15 +116,25 @@ class PlainLoader:
         device: Device to which a model without a device map is moved before it is measured.
         measure: Whether to measure a reference.
         n_ctx: Context length within which the reference is measured.
+        lengths: Lengths of the reference prompts, in tokens.
     """
 
     __name__ = "PlainLoader"
 
-    def __init__(self, model_class: Any, device: str | None, *, measure: bool, n_ctx: int | None = None) -> None:
+    def __init__(
+        self,
+        model_class: Any,
+        device: str | None,
+        *,
+        measure: bool,
+        n_ctx: int | None = None,
+        lengths: Sequence[int] = LENGTHS,
+    ) -> None:
         self._class = model_class
         self._device = device
         self._measure = measure
         self._n_ctx = n_ctx
+        self._lengths = lengths
         self.reference: Reference | None = None
         self.config: Any = None
 
@@ -130,14 +151,16 @@ class PlainLoader:
         if "device_map" not in settings and self._device is not None:
             model = model.to(self._device)
         if self._measure:
-            self.reference = _measured(model.eval(), name, self._n_ctx)
+            declared = getattr(model.config, "max_position_embeddings", None) if self._n_ctx is None else self._n_ctx
+            n_ctx = declared if self._n_ctx is not None or max(self._lengths) > max(LENGTHS) else None
+            self.reference = _measured(model.eval(), name, n_ctx, self._lengths)
         self.config = model.config
         return model
 
 
-def _measured(model: Any, name: str, n_ctx: int | None) -> Reference:
+def _measured(model: Any, name: str, n_ctx: int | None, lengths: Sequence[int]) -> Reference:
     try:
-        return Reference.of(model, n_ctx)
+        return Reference.of(model, n_ctx, lengths)
     except Exception as error:
         if is_out_of_memory(error):
             raise

@@ -17,6 +17,7 @@ from focuslens.hooks import Hook, Intervention, checked_interventions, hook_name
 from focuslens.model.batching import Pace, RunOptions, map_parts, require_fitting
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch
 from focuslens.prompts.sample import Case, MultiDocSample
+from focuslens.util.checks import items_of
 from focuslens.util.progress import progress_bar, track
 
 if TYPE_CHECKING:
@@ -163,6 +164,8 @@ class ResponseRun:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "interventions", checked_interventions(self.interventions))
+        if self.responses is not None:
+            items_of(self.responses, str, "responses", '"a response"')
 
     def masses(
         self, parts: Parts, label: str, *, skip: Collection[str] = (), written: bool = False

@@ -123,7 +123,44 @@ def test_other_code_is_run_if_trusted_and_compared(load_model, backend, checkpoi
         opened(tmp_path / "own", backend, trust_remote_code=False).logits(prompt), base.logits(prompt)
     )
     if backend == "hooked":
-        with pytest.raises(ValueError, match="as transformers does"):
+        with pytest.raises(ValueError, match="contains code of its own, and a HookedTransformer would compute"):
             opened(tmp_path / "own", backend)
     else:
-        torch.testing.assert_close(opened(tmp_path / "own", backend).logits(prompt), -base.logits(prompt))
+        own = opened(tmp_path / "own", backend)
+        torch.testing.assert_close(own.logits(prompt), -base.logits(prompt), atol=1e-4, rtol=0)
+
+
+OWN_ATTENTION = """
+import torch
+from transformers import LlamaForCausalLM as Base
+from transformers.models.llama.modeling_llama import LlamaAttention as BaseAttention
+
+
+class LlamaAttention(BaseAttention):
+    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, **other):
+        before = past_key_values.get_seq_length(self.layer_idx) if past_key_values is not None else 0
+        n = hidden_states.shape[1]
+        keys, rows = torch.arange(before + n)[None], torch.arange(before, before + n)[:, None]
+        hidden = (keys > rows) | (keys <= rows - 64)
+        mask = torch.where(hidden, torch.finfo(torch.float32).min, 0.0)[None, None]
+        return super().forward(hidden_states, position_embeddings, mask, past_key_values, **other)
+
+
+class LlamaForCausalLM(Base):
+    def __init__(self, config):
+        super().__init__(config)
+        for i, layer in enumerate(self.model.layers):
+            layer.self_attn = LlamaAttention(config, i)
+        self.post_init()
+"""
+
+
+def test_own_attention_of_a_known_name_is_not_taken_for_the_known_one(checkpoint, tmp_path):
+    """The window of 64 keys shows only behind the short prompts with which other checkpoints are compared."""
+    directory = shutil.copytree(checkpoint("llama"), tmp_path / "own")
+    config = json.loads((directory / "config.json").read_text())
+    config["auto_map"] = {"AutoModelForCausalLM": "modeling_own.LlamaForCausalLM"}
+    (directory / "config.json").write_text(json.dumps(config))
+    (directory / "modeling_own.py").write_text(OWN_ATTENTION)
+    with pytest.raises(ValueError, match="as transformers does: the logits of a pass of 600 tokens differ"):
+        fl.FocusModel.from_pretrained(str(directory), device="cpu", trust_remote_code=True)

@@ -227,12 +227,23 @@ per-head norms."""
 def _can_fuse(hooked: Any) -> bool:
     """Whether :func:`_forward` can compute every layer's attention, and every layer has its original ``forward``."""
     unusual = ("use_split_qkv_input", "use_attn_in", "use_attn_result", "gated_q_proj")
-    return not any(getattr(hooked.cfg, name, False) for name in unusual) and all(
-        type(block.attn).__name__ == "PositionEmbeddingsAttentionBridge"
-        and type(block.attn.original_component).__name__ in _PLAIN
-        and "forward" not in vars(block.attn)
-        for block in hooked.blocks
+    # A checkpoint's own code can have classes of the same names, and build other masks.
+    return (
+        not any(getattr(hooked.cfg, name, False) for name in unusual)
+        and _is_of_transformers(hooked.original_model)
+        and all(
+            type(block.attn).__name__ == "PositionEmbeddingsAttentionBridge"
+            and type(block.attn.original_component).__name__ in _PLAIN
+            and _is_of_transformers(block.attn.original_component)
+            and not block.attn.original_component._forward_pre_hooks
+            and "forward" not in vars(block.attn)
+            for block in hooked.blocks
+        )
     )
+
+
+def _is_of_transformers(module: Any) -> bool:
+    return type(module).__module__.startswith("transformers.models.")
 
 
 @contextmanager

@@ -155,3 +155,17 @@ def test_a_model_has_one_record_which_goes_along_with_copies(checkpoint, backend
         hooks = fl.SplitSoftmax([(1, 2)], 0.1).hooks(twin, PROMPT)
         with pytest.raises(ValueError, match=OTHER):
             twin.hooked.run_with_hooks(PROMPT.tokens[None].flip(1), fwd_hooks=hooks)
+
+
+def test_a_static_cache_is_refused(load_model):
+    model = load_model("llama", "bridge")
+    tokens = PROMPT.tokens[None]
+    for intervention in (fl.SplitSoftmax([(1, 2)], 0.1), INTERVENTIONS["knockout"]):
+        for cache in ("static", None):
+            settings = {"max_new_tokens": 30, "do_sample": False, "cache_implementation": cache}
+            with model.hooked.hooks(fwd_hooks=intervention.hooks(model, PROMPT)):
+                if cache is None:
+                    model.hooked.hf_generate(tokens, **settings)
+                    continue
+                with pytest.raises(ValueError, match="the last key of this pass is masked, as in a static cache"):
+                    model.hooked.hf_generate(tokens, **settings)

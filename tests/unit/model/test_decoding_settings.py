@@ -128,3 +128,14 @@ def test_settings_left_in_config_json_hold_where_there_is_no_other_file(
     tokens = model.encode(samples[0].prompt()).tokens
     assert with_stop(model.generate(samples[0].prompt(), max_new_tokens=N)) == theirs(directory, tokens, num_beams=1)
     assert model.decoding.describe()
+
+
+def test_a_declared_absence_of_the_cache_is_named_where_it_matters(checkpoint: Any, tmp_path: Path) -> None:
+    directory = copy_with(checkpoint, tmp_path, eos_token_id=1, use_cache=False)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*use_cache")
+        fl.FocusModel.from_pretrained(str(directory), device="cpu")
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "sliding_window": 24}))
+    with pytest.warns(UserWarning, match="has use_cache=False, which FocusLens does not apply"):
+        fl.FocusModel.from_pretrained(str(directory), device="cpu")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any, cast
 
 import pytest
@@ -18,7 +19,8 @@ from focuslens import (
     PromptBatch,
     SplitSoftmax,
 )
-from tests.support.checkpoints import VOCABULARY
+from tests.support.architectures import ARCHITECTURES, build_architecture
+from tests.support.checkpoints import VOCABULARY, _tokenizer
 
 HEADS = [(0, 1), (1, 3), (2, 0), (2, 2)]
 
@@ -395,3 +397,26 @@ def test_a_dtype_that_is_none_is_refused(checkpoint: Any, dtype: str) -> None:
 def test_a_backend_that_is_none_is_refused(checkpoint: Any) -> None:
     with pytest.raises(ValueError, match="backend is 'tpu'"):
         FocusModel.from_pretrained(str(checkpoint("llama")), backend=cast("Any", "tpu"))
+
+
+def test_a_model_that_is_being_trained_runs_without_dropout(tmp_path, samples):
+    (architecture,) = [one for one in ARCHITECTURES if one.name == "GPT-2"]
+    directory = build_architecture(architecture, tmp_path, _tokenizer(bos=True, chat_template=None))
+    model = FocusModel.from_pretrained(str(directory), device="cpu")
+    prompt = samples[0].prompt()
+    expected = model.logits(prompt)
+    model.hooked.train()
+    assert any(isinstance(module, torch.nn.Dropout) and module.p > 0 for module in model.hooked.modules())
+    torch.testing.assert_close(model.logits(prompt), expected, atol=0, rtol=0)
+    assert model.hooked.training
+    assert all(module.training for module in model.hooked.modules())
+
+
+@pytest.mark.parametrize("n", [60, 4096])
+def test_a_context_under_a_name_of_its_own_is_read(n, tmp_path):
+    (architecture,) = [one for one in ARCHITECTURES if one.name == "MPT"]
+    directory = build_architecture(architecture, tmp_path, _tokenizer(bos=True, chat_template=None))
+    config = json.loads((directory / "config.json").read_text())
+    config.pop("max_position_embeddings", None)
+    (directory / "config.json").write_text(json.dumps({**config, "max_seq_len": n}))
+    assert FocusModel.from_pretrained(str(directory), device="cpu").shape.n_ctx == n

@@ -346,3 +346,16 @@ def test_scores_of_two_samples_with_one_id_are_not_written(
 ) -> None:
     with pytest.raises(ValueError, match="occurs more than once; results are stored by id"):
         contextual_scores(load_model("llama"), [samples[0]] * 2, out=tmp_path / "s.jsonl", max_new_tokens=1)
+
+
+def test_a_response_that_is_missing_is_not_generated(load_model: Any, samples: list[MultiDocSample]) -> None:
+    with pytest.raises(TypeError, match="responses"):
+        contextual_scores(load_model("llama"), samples[:2], responses=["river", None])  # pyright: ignore[reportArgumentType]
+
+
+def test_scores_are_the_same_in_inference_mode(load_model: Any, samples: list[MultiDocSample]) -> None:
+    model = load_model("llama")
+    expected = contextual_scores(model, samples[:2], max_new_tokens=2)
+    with torch.inference_mode():
+        found = contextual_scores(model, samples[:2], max_new_tokens=2)
+    assert_equal(found, expected)
