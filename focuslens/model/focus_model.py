@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import operator
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
@@ -82,6 +84,7 @@ class FocusModel(ModelRunner):
         self.name = name or loading.shown_name(str(getattr(hooked.cfg, "model_name", "model")))
         self.revision = revision
         self._directory: Path | None = None
+        self._config_digest: str | None = None
 
     @classmethod
     def from_pretrained(
@@ -156,6 +159,7 @@ class FocusModel(ModelRunner):
             name=loading.shown_name(name),
             revision=revision or getattr(checkpoint.config, "_commit_hash", None),
         )
+        model._config_digest = _digest_of(checkpoint.config)
         model._directory = Path(path) if name != loading.EMBEDDED and Path(path).is_dir() else None
         return model
 
@@ -183,6 +187,7 @@ class FocusModel(ModelRunner):
         return {
             "name": self.name,
             "revision": self.revision,
+            **({} if self._config_digest is None else {"config": self._config_digest}),
             "chat": self.encoder.chat,
             "chat_template_kwargs": dict(self.encoder.template_kwargs),
             "prompt_format": self.encoder.digest,
@@ -294,3 +299,10 @@ class FocusModel(ModelRunner):
         prefix = self.prefill(prompts, interventions, hold_last=True)
         responses = self.decode(prefix, interventions, max_new_tokens=max_new_tokens)
         return responses[0] if is_one_prompt(prompts) else responses
+
+
+def _digest_of(config: Any) -> str:
+    """Digest of a configuration, which changes what the same weights compute."""
+    unrelated = ("_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype")
+    values = {name: value for name, value in config.to_dict().items() if name not in unrelated}
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,6 +18,8 @@ from focuslens.prompts.batch import EncodedPrompt, PromptInput, is_one_prompt
 from focuslens.prompts.prompt import Prompt, Span
 
 __all__ = ["PromptEncoder", "token_span"]
+
+_OF_CALLS = ("padding", "truncation")
 
 _MARK = "\ue000"
 """Placeholder for a prompt: a character from Unicode's private use area, which chat templates do not contain."""
@@ -67,7 +70,13 @@ class PromptEncoder:
         text = self._render(str(prompt))
         # The prompt starts at the index of the placeholder in a second rendering of the template. A search for the
         # prompt itself could match a word of the template, such as "user".
-        start = self._render(_MARK).find(_MARK)
+        marked = self._render(_MARK)
+        start = marked.find(_MARK)
+        if marked.count(_MARK) > 1 and getattr(prompt, "spans", None):
+            raise ValueError(
+                "the chat template writes a user's message more than once, so a span would cover one of its copies "
+                "only; use chat=False, or a tokenizer with another template"
+            )
         if start >= 0 and text.startswith(str(prompt), start):
             return text, start
         # Llama 3's template strips white space from both ends of the prompt. Spans without this white space can still
@@ -89,12 +98,21 @@ class PromptEncoder:
 
     @property
     def digest(self) -> str:
-        """Digest of the text and tokens that the encoder adds to every prompt: BOS and the rendered chat template.
+        """Digest of the vocabulary, and of the text and tokens that the encoder adds to every prompt.
 
-        If the template inserts today's date, the digest includes this date.
+        They are BOS and the rendered chat template. If the template inserts today's date, the digest includes the date.
         """
         text, _ = self._text(_MARK)
-        return hashlib.sha256(repr((text, self._tokenize(text)[0])).encode()).hexdigest()[:16]
+        return hashlib.sha256(repr((text, self._tokenize(text)[0], self._vocabulary)).encode()).hexdigest()[:16]
+
+    @cached_property
+    def _vocabulary(self) -> str:
+        """Digest of the tokenizer's rules and tokens. Padding and truncation are those of single calls."""
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return ""
+        rules = {name: rule for name, rule in json.loads(backend.to_str()).items() if name not in _OF_CALLS}
+        return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
     def _render(self, content: str) -> str:
         return self._fill_template(_turn([{"type": "text", "text": content}] if self._wants_parts else content))

@@ -61,3 +61,12 @@ def test_a_template_that_refuses_the_message_is_quoted(tokenizer: Any) -> None:
         ValueError, match=r"refuses a single message of the user \(a system message first\); use chat=Fal"
     ):
         PromptEncoder(tokenizer, True).encode("who?")
+
+
+def test_a_template_that_writes_the_message_twice_is_refused_for_spans(tokenizer: Any) -> None:
+    tokenizer.chat_template = CHATML.replace("message['content']", "message['content'] + message['content']")
+    assert CHATML != tokenizer.chat_template
+    encoder = PromptEncoder(tokenizer, True)
+    encoder.encode("who opened the bridge?")
+    with pytest.raises(ValueError, match="writes a user's message more than once"):
+        encoder.encode(fl.Prompt("who opened the bridge?", {"x": [(0, 3)]}))

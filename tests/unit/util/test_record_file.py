@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -233,3 +234,25 @@ def test_a_corrected_relevant_document_is_another_run(load_model, samples, tmp_p
         work(model, named, max_new_tokens=1, out=out)
         with pytest.raises(OtherResultsError, match="data differ"):
             work(model, corrected, max_new_tokens=1, out=out)
+
+
+def test_another_configuration_or_vocabulary_is_another_model(checkpoint, samples, tmp_path: Path) -> None:
+    directory, out = Path(shutil.copytree(checkpoint("llama"), tmp_path / "model")), tmp_path / "r.jsonl"
+
+    def run() -> None:
+        model = fl.FocusModel.from_pretrained(str(directory), device="cpu")
+        fl.evaluate(model, samples[:1], max_new_tokens=1, out=out)
+
+    run()
+    run()
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-2}))
+    with pytest.raises(OtherResultsError, match=r"model\.config was"):
+        run()
+    (directory / "config.json").write_text(json.dumps(config))
+    run()
+    vocabulary = json.loads((directory / "tokenizer.json").read_text())
+    vocabulary["model"]["merges"] = vocabulary["model"]["merges"][:-20]
+    (directory / "tokenizer.json").write_text(json.dumps(vocabulary))
+    with pytest.raises(OtherResultsError, match=r"prompt_format|prompts_sha256|model differ"):
+        run()
