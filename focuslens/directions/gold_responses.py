@@ -86,7 +86,8 @@ def _generate(
     done = {} if store is None else {name: record["tokens"] for name, record in store.records.items()}
     todo = [i for i, name in enumerate(ids) if name not in done]
     names, lengths = [samples[i].id for i in todo], [len(items[i][0].tokens) for i in todo]
-    pace = None if store is None else Pace.assumed(executor.shape, executor.device, 1)
+    work = 1 + len(todo) * options.max_new_tokens / max(1, sum(lengths))
+    pace = None if store is None else Pace.of(executor, store, work, options.batch_tokens)
     with progress_bar("gold responses", len(samples), done=len(samples) - len(todo), show=options.progress) as bar:
         for batch, (responses, seconds) in map_parts(
             executor, _run_batch, [items[i] for i in todo], names, lengths, options.batch_tokens, pace=pace

@@ -79,7 +79,8 @@ class RecordedRun:
         settings: Names of the settings, in the order of the records.
         record: Function that makes the record of a sample from the sample and its results.
         store: File of records; ``None`` for a run that writes nothing.
-        passes: Number of times that each prompt is run, for the size of the first batch.
+        passes: Number of times that each prompt is run.
+        max_new_tokens: Maximum length of a response, in tokens.
         alone: Whether each sample forms a batch by itself, in the order of the samples.
     """
 
@@ -89,6 +90,7 @@ class RecordedRun:
     record: Callable[[Any, Mapping[str, Any]], dict[str, Any]]
     store: RecordFile | None
     passes: int
+    max_new_tokens: int
     alone: bool = False
 
     def run(
@@ -105,7 +107,7 @@ class RecordedRun:
         """
         executor, n_settings = self.executor, len(self.settings)
         # A run that writes nothing loses everything when it is killed, whatever its batches are.
-        pace = None if self.store is None else Pace.assumed(executor.shape, executor.device, self.passes)
+        pace = None if self.store is None else Pace.of(executor, self.store, self._work(tasks), budget)
         done = n_done * n_settings + sum(len(task.results) for task in tasks)
         unit = "response" if n_settings > 1 else "sample"
         with progress_bar(label, (n_done + len(tasks)) * n_settings, unit=unit, done=done, show=show) as bar:
@@ -119,6 +121,11 @@ class RecordedRun:
                     if pace is not None and part.seconds is not None:
                         pace.measure(len(batch) * batch[-1].length, part.seconds)
                     yield self._finish(batch)
+
+    def _work(self, tasks: Sequence[Task]) -> float:
+        """Tokens to compute per prompt token."""
+        n = len(tasks) * len(self.settings) * self.max_new_tokens
+        return self.passes + n / max(1, sum(task.length for task in tasks))
 
     def _parts(self, tasks: Sequence[Task], budget: int, pace: Pace | None) -> Generator[tuple[list[Task], Any]]:
         names, lengths = [task.name for task in tasks], [task.length for task in tasks]

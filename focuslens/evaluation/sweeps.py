@@ -262,6 +262,7 @@ def run_sweep(
         _record,
         store,
         len({setting.case for setting in settings}) + count_passes(setting.interventions for setting in settings),
+        max_new_tokens,
     )
     tasks = _tasks(executor, [sample for sample in sample_list if sample.id not in records], store, options)
     for batch in run.run(tasks, options.batch_tokens, "evaluation", n_done=len(records), show=progress):

@@ -2,28 +2,30 @@
 
 from __future__ import annotations
 
+import math
+import time
 import warnings
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from types import GeneratorType
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 from focuslens.util.checks import checked_integer
 from focuslens.util.memory import is_out_of_memory, release_memory
 
 if TYPE_CHECKING:
-    import torch
-
-    from focuslens.heads import ModelShape
     from focuslens.model.execution import Executor
+    from focuslens.model.focus_model import FocusModel
 
 __all__ = [
     "BATCH_TOKENS",
     "Pace",
     "Parts",
+    "PlanRecord",
     "RunOptions",
     "WorkerLostError",
+    "assumed_seconds",
     "map_batches",
     "map_parts",
     "require_fitting",
@@ -61,51 +63,90 @@ _BATCH_SECONDS = 60.0
 """Longest duration of a batch whose results are written to a file. A killed run loses no more work than this."""
 
 _CPU_SPEED, _GPU_SPEED = 1e10, 1e13
-"""Assumed floating-point operations per second, of one CPU thread and of a GPU. Most machines are faster."""
+"""Floating-point operations per second, of a slow CPU and of a slow GPU."""
+
+_PROBED = 256
+"""Number of prompt tokens of the pass that is timed on models that may be slow."""
+
+
+@runtime_checkable
+class PlanRecord(Protocol):
+    """File of a run, which keeps the pace that the run was planned with."""
+
+    pace: float | None
 
 
 @dataclass
 class Pace:
-    """Measured duration of batches, from which the size of the next batches follows.
+    """Duration of batches, from which their size follows.
+
+    The pace is planned before the first batch and kept in the run's file, so that a resumed run has the same batches.
+    It only changes if a batch takes much longer than planned.
 
     Attributes:
-        seconds_per_token: Duration of a batch, divided by its prompt tokens. It includes all settings of the run.
+        planned: Planned duration of a batch per prompt token, in seconds, under all settings; 0 if batches are short.
+        measured: The longest duration per prompt token of a batch that took much longer than planned, or 0.
     """
 
-    seconds_per_token: float
+    planned: float
+    measured: float = 0.0
 
     @classmethod
-    def assumed(cls, shape: ModelShape, device: torch.device, passes: int, *, threads: int | None = None) -> Pace:
-        """Pace before the first batch.
+    def of(cls, executor: Executor, record: PlanRecord, work: float, budget: int) -> Pace:
+        """Pace of a run, from its file or, if the file has none, from a timed pass.
 
-        The estimate assumes slow hardware, so that a first batch is not too large. The estimate depends on nothing that
-        is measured. A run whose batches are all short enough therefore always has the same batches.
+        No pass is timed if batches of ``budget`` tokens are short on slow hardware. The batches of such runs depend on
+        nothing that is measured.
 
         Args:
-            shape: Sizes of the model.
-            device: Device of the model.
-            passes: Number of times that each prompt is run.
-            threads: Number of CPU threads; by default those of this process.
+            executor: Executor of the model.
+            record: File of the run.
+            work: Tokens to compute per prompt token: passes over the prompt, and response tokens of all settings.
+            budget: Maximum number of prompt tokens per batch.
         """
-        import torch  # not at the top, because commands read their options before they import torch
-
-        speed = _GPU_SPEED if device.type != "cpu" else _CPU_SPEED * (threads or torch.get_num_threads())
-        # A layer has about 12 d_model^2 weights, and a token takes one multiplication and one addition per weight.
-        return cls(24 * shape.n_layers * shape.d_model**2 * passes / speed)
+        if record.pace is None:
+            is_short = budget * work * assumed_seconds(executor) <= _BATCH_SECONDS
+            record.pace = 0.0 if is_short else work * next(executor.map(_seconds_per_token, [()]))
+        return cls(record.pace)
 
     def measure(self, n_tokens: int, seconds: float) -> None:
-        """Set the pace to that of a finished batch of ``n_tokens`` prompt tokens."""
-        self.seconds_per_token = seconds / n_tokens
+        """Take note of a finished batch of ``n_tokens`` prompt tokens."""
+        if seconds > 1.5 * _BATCH_SECONDS:
+            self.measured = max(self.measured, seconds / n_tokens)
 
     def limited(self, budget: int) -> int:
         """Token budget, halved until a batch of this size takes no longer than a minute."""
-        while budget > 1 and budget * self.seconds_per_token > _BATCH_SECONDS:
+        while budget > 1 and budget * max(self.planned, self.measured) > _BATCH_SECONDS:
             budget //= 2
         return budget
 
     def share(self, n_tokens: int) -> float:
-        """Fraction of a batch's work, from 0 to 1, that is done within a minute."""
-        return min(1.0, _BATCH_SECONDS / max(n_tokens * self.seconds_per_token, 1e-9))
+        """Fraction of a batch's work, from 0 to 1, that is done within a minute as planned."""
+        return min(1.0, _BATCH_SECONDS / max(n_tokens * self.planned, 1e-9))
+
+
+def assumed_seconds(executor: Executor) -> float:
+    """Duration of one token on slow hardware, from the model's sizes alone."""
+    shape = executor.shape
+    # A layer has about 12 d_model^2 weights, and a token takes one multiplication and one addition per weight.
+    operations = 24 * shape.n_layers * shape.d_model**2
+    return operations / (_CPU_SPEED if executor.device.type == "cpu" else _GPU_SPEED)
+
+
+def _seconds_per_token(model: FocusModel) -> float:
+    """Measured duration of one prompt token, rounded up to a power of two so that noise rarely changes it."""
+    import torch
+
+    from focuslens.prompts.batch import EncodedPrompt
+
+    n = max(1, min(_PROBED, model.shape.n_ctx // 2))
+    prompt = EncodedPrompt(1 + torch.arange(n) % (model.shape.d_vocab - 1), {})
+    seconds: list[float] = []
+    for _ in range(2):  # the first pass warms up
+        started = time.monotonic()
+        float(model.logits(prompt)[-1, 0])  # waits for a GPU
+        seconds.append(time.monotonic() - started)
+    return 2.0 ** math.ceil(math.log2(max(seconds[-1] / n, 1e-9)))
 
 
 class Parts(tuple[Any, ...]):

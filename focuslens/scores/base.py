@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.hooks import Hook, Intervention, checked_interventions, hook_name
-from focuslens.model.batching import Pace, RunOptions, map_parts, require_fitting
+from focuslens.model.batching import Pace, PlanRecord, RunOptions, map_parts, require_fitting
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch
 from focuslens.prompts.sample import Case, MultiDocSample
 from focuslens.util.checks import items_of
@@ -168,7 +168,7 @@ class ResponseRun:
             items_of(self.responses, str, "responses", '"a response"')
 
     def masses(
-        self, parts: Parts, label: str, *, skip: Collection[str] = (), written: bool = False
+        self, parts: Parts, label: str, *, skip: Collection[str] = (), record: PlanRecord | None = None
     ) -> Generator[tuple[list[int], Float[Tensor, "batch layer head part"], list[str]]]:
         """Run the samples in batches of similar prompt length, shortest prompts first.
 
@@ -177,7 +177,7 @@ class ResponseRun:
                 function.
             label: Text of the progress bar.
             skip: Ids of samples that are not run.
-            written: Whether the caller writes each batch to a file. Batches then take about a minute at most.
+            record: File to which the caller writes each batch. Batches then take about a minute at most.
 
         Yields:
             For each batch: the indices of the samples, the mean attention from each response to each part, and the
@@ -199,7 +199,8 @@ class ResponseRun:
             interventions=tuple(self.interventions),
             max_new_tokens=self.options.max_new_tokens,
         )
-        pace = Pace.assumed(executor.shape, executor.device, 1) if written else None
+        work = 1 + len(todo) * self.options.max_new_tokens / max(1, sum(lengths))
+        pace = None if record is None else Pace.of(executor, record, work, self.options.batch_tokens)
         n = len(self.samples)
         with progress_bar(label, n, done=n - len(todo), show=show) as bar:
             for batch, (masses, responses, seconds) in map_parts(

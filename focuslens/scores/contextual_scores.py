@@ -196,7 +196,7 @@ def _score_case(run: ResponseRun, store: RecordFile | None = None) -> Contextual
         for kind, values in scores_of_record(record).items():
             scores[kind][i] = values
     label, skip = f"contextual scores ({run.case})", {samples[i].id for i in done}
-    for indices, masses, texts in run.masses(sink_and_documents, label, skip=skip, written=store is not None):
+    for indices, masses, texts in run.masses(sink_and_documents, label, skip=skip, record=store):
         for kind, values in _scores_of(masses).items():
             scores[kind][indices] = values
         for i, response in zip(indices, texts, strict=True):

@@ -56,6 +56,7 @@ class RecordFile:
     Attributes:
         records: Record of each finished sample, by its id.
         parts: Results of each sample that has no record yet, by its id and by the name of the setting.
+        pace: Planned duration of the run per prompt token, in seconds; ``None`` until it is planned.
     """
 
     def __init__(self, path: str | Path, header: Mapping[str, Any]) -> None:
@@ -63,6 +64,7 @@ class RecordFile:
         self.header: dict[str, Any] = json.loads(json.dumps(header))
         self.records: dict[str, dict[str, Any]] = {}
         self.parts: dict[str, dict[str, Any]] = {}
+        self.pace: float | None = None
         self._unwritten: list[dict[str, Any]] = []
         self._last_write = time.monotonic()
         self._sizes: dict[Path, int] = {}
@@ -84,13 +86,18 @@ class RecordFile:
         entries = _entries(path, complete_lines)
         if entries:
             require_same_run(path, entries[0]["header"], self.header)
-        elif not _line({"header": self.header}).startswith(content):
+            self.pace = float(entries[0].get("seconds_per_token", 0.0))
+        elif not self._header_line().startswith(content[: len(_line({"header": self.header})) - 2]):
             kind = OtherResultsError if content.startswith(b'{"header"') else ValueError
             raise kind(f"{path} is not a result file of these settings; name another file, or delete it")
         if len(complete_lines) < len(content):
             os.truncate(path, len(complete_lines))
         self._sizes[path] = len(complete_lines)
         return entries[1:]
+
+    def _header_line(self) -> bytes:
+        """First line of the file: the header and, if batches were cut to save work, the pace they were cut by."""
+        return _line({"header": self.header, **({"seconds_per_token": self.pace} if self.pace else {})})
 
     def append(self, records: Sequence[dict[str, Any]]) -> None:
         """Append records to the file. When this method returns, the records are on disk."""
@@ -136,8 +143,7 @@ class RecordFile:
                     f"{path} was changed by another process since this run opened it; two runs cannot share a file: "
                     "name another file for one of them"
                 )
-            header = [] if size else [{"header": self.header}]
-            file.write(b"".join(map(_line, [*header, *entries])))
+            file.write((b"" if size else self._header_line()) + b"".join(map(_line, entries)))
             file.flush()
             os.fsync(file.fileno())
             self._sizes[path] = os.fstat(file.fileno()).st_size

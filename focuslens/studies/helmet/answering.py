@@ -254,6 +254,7 @@ def answer_entry(
         partial(_record, tokenizer=executor.tokenizer),
         store,
         1 + count_passes(setting.interventions for setting in answering.settings),
+        answering.max_new_tokens,
         alone=True,
     )
     for _ in run.run(tasks, batch_tokens, entry.label, n_done=len(samples) - len(todo), show=progress):

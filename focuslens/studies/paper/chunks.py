@@ -13,7 +13,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from focuslens.data.needles import NeedleSample
-from focuslens.model.batching import Pace
+from focuslens.model.batching import assumed_seconds
 from focuslens.prompts.sample import MultiDocSample
 from focuslens.util.files import write_atomically
 from focuslens.util.progress import progress_bar
@@ -26,12 +26,9 @@ __all__ = ["CHUNK", "Measured", "chunk_size", "measure_in_chunks"]
 CHUNK = 64
 """Maximum number of samples per chunk."""
 
-_CHUNK_SECONDS = 240.0
+_CHUNK_SECONDS = 480.0
 """Longest duration of a chunk on slow hardware, unless a single sample takes longer. Most machines are several times
 faster, so that a killed run loses about a minute of work."""
-
-_THREADS = 2
-"""Assumed number of CPU threads. A fixed number, so that a run resumes with the same chunks on another machine."""
 
 _T = TypeVar("_T")
 
@@ -52,8 +49,7 @@ class Measured:
 def chunk_size(executor: Executor, sample: MultiDocSample | NeedleSample) -> int:
     """Number of samples like ``sample`` per chunk: fewer for larger models and longer prompts."""
     prompt = sample.prompt("long") if isinstance(sample, MultiDocSample) else sample.prompt
-    pace = Pace.assumed(executor.shape, executor.device, 1, threads=_THREADS)
-    seconds, size = pace.seconds_per_token * len(executor.encode(prompt).tokens), CHUNK
+    seconds, size = assumed_seconds(executor) * len(executor.encode(prompt).tokens), CHUNK
     while size > 1 and size * seconds > _CHUNK_SECONDS:
         size //= 2
     return size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from focuslens import FocusModel, MultiDocSample, Setting, run_sweep
+from focuslens import FocusModel, MultiDocSample, Setting, contextual_scores, run_sweep
 from focuslens.evaluation import recorded_runs
 from focuslens.evaluation.recorded_runs import RecordedRun, Task
 from focuslens.heads import ModelShape
@@ -65,17 +66,23 @@ class Work:
             yield name, [f"{name}{sample}" for sample in samples]
 
 
-def run(work: Work, path: Path | None, n: int, budget: int = 80) -> list[list[str]]:
-    executor: Any = SimpleNamespace(
-        shape=SHAPE, device=torch.device("cpu"), map=lambda function, calls: (function(None, *call) for call in calls)
-    )
+def run(work: Work, path: Path | None, n: int, budget: int = 80, timed: float | None = None) -> list[list[str]]:
+    """Run ``n`` samples of 10 tokens. ``timed`` is the duration of a token that a timed pass gives."""
+
+    def mapped(function: Any, calls: Any) -> Any:
+        if function is batching._seconds_per_token:
+            assert timed is not None
+            return iter([timed])
+        return (function(None, *call) for call in calls)
+
+    executor: Any = SimpleNamespace(shape=SHAPE, device=torch.device("cpu"), map=mapped)
     store = None if path is None else RecordFile(path, HEADER)
     done = {} if store is None else store.records
     parts = {} if store is None else store.parts
     todo = [str(i) for i in range(n) if str(i) not in done]
     tasks = [Task(name, name, 10, dict(parts.get(name, {})), name) for name in todo]
     record = lambda sample, results: {"id": sample, "results": dict(results)}  # noqa: E731
-    recorded = RecordedRun(executor, work, tuple(work.names), record, store, 1)
+    recorded = RecordedRun(executor, work, tuple(work.names), record, store, 1, 1)
     return [[record["id"] for record in batch] for batch in recorded.run(tasks, budget, "work", n_done=n - len(todo))]
 
 
@@ -90,20 +97,43 @@ def test_batches_are_cut_to_a_minute_as_it_is_measured(clock: Clock, tmp_path: P
     assert work.batches[4:] == [8, 8, 4]
 
 
-def test_the_first_batch_is_small_on_a_model_that_may_be_slow(
-    clock: Clock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(batching, "_CPU_SPEED", 24 * 2 * 8**2 * 20 / 60 / torch.get_num_threads())
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every model be one that may be slow, so that a pass is timed."""
+    monkeypatch.setattr(batching, "_CPU_SPEED", 1.0)
+
+
+@pytest.mark.usefixtures("slow")
+def test_all_batches_are_small_on_a_model_that_is_slow(clock: Clock, tmp_path: Path) -> None:
+    # A prompt token takes one pass and 2 settings of 1 response token per 10 prompt tokens: 1.2 tokens of 2 s.
     work = Work(clock, 1.0)
-    run(work, tmp_path / "r.jsonl", 20)
-    assert work.batches == [2, 8, 8, 2]
+    run(work, tmp_path / "r.jsonl", 10, timed=2.0)
+    assert work.batches == [2, 2, 2, 2, 2]
+    first = json.loads((tmp_path / "r.jsonl").read_text().splitlines()[0])
+    assert first == {"header": HEADER, "seconds_per_token": pytest.approx(2.4)}
+    run(quick := Work(clock, 1.0), tmp_path / "quick.jsonl", 10, timed=0.1)
+    assert quick.batches == [8, 2]
 
 
+@pytest.mark.usefixtures("slow")
+def test_a_resumed_run_has_the_batches_it_was_planned_with(clock: Clock, tmp_path: Path) -> None:
+    whole, path = tmp_path / "whole.jsonl", tmp_path / "killed.jsonl"
+    run(Work(clock, 5.0), whole, 10, timed=1.0)
+    for lifetime in (1, 2):
+        with pytest.raises(KeyboardInterrupt):
+            run(Work(clock, 5.0, lifetime=lifetime), path, 10, timed=1.0)
+    resumed = Work(clock, 5.0)
+    run(resumed, path, 10, timed=None)  # no pass is timed again
+    assert resumed.batches == [4, 2]
+    assert path.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.usefixtures("slow")
 def test_a_sample_of_more_than_a_minute_runs_a_part_of_its_settings_at_a_time(clock: Clock, tmp_path: Path) -> None:
     work = Work(clock, 60.0, names=("a", "b", "c", "d"))
-    run(work, tmp_path / "r.jsonl", 3, budget=10)
+    run(work, tmp_path / "r.jsonl", 3, budget=10, timed=24 / 1.4)
     assert work.batches == [1, 1, 1]
-    assert work.shares == [1.0, 0.25, 0.25]
+    assert work.shares == pytest.approx([0.25, 0.25, 0.25])
 
 
 def test_a_run_that_writes_nothing_keeps_its_batches(clock: Clock) -> None:
@@ -213,10 +243,35 @@ def test_small_batches_give_the_records_of_large_ones(
     loaded = load_model("llama")
     model = FocusModel(loaded.hooked, loaded.tokenizer, stop_tokens=(), name="tiny")
     run_sweep(model, samples, settings(), out=tmp_path / "whole.jsonl", max_new_tokens=2)
-    monkeypatch.setattr(batching, "_BATCH_SECONDS", 1e-6)
+    monkeypatch.setattr(batching, "_BATCH_SECONDS", 1e-9)
     sizes: list[int] = []
     batch = model.batch
     monkeypatch.setattr(model, "batch", lambda prompts: sizes.append(len(prompts)) or batch(prompts))
     run_sweep(model, samples, settings(), out=tmp_path / "cut.jsonl", max_new_tokens=2)
     assert set(sizes) == {1}
-    assert (tmp_path / "cut.jsonl").read_bytes() == (tmp_path / "whole.jsonl").read_bytes()
+    lines = [(tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("cut", "whole")]
+    assert lines[0][1:] == lines[1][1:]
+
+
+def test_killed_scores_of_a_slow_model_are_resumed_to_the_same_bytes(
+    load_model: Any, samples: list[MultiDocSample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batching, "_CPU_SPEED", 1.0)
+    monkeypatch.setattr(batching, "_seconds_per_token", lambda _: 0.1)
+    model, many = load_model("llama"), [*samples, *(dataclasses.replace(one, name="again") for one in samples)]
+    options: dict[str, Any] = {"max_new_tokens": 2}
+    contextual_scores(model, many, out=tmp_path / "whole.jsonl", **options)
+    append, path = RecordFile.append, tmp_path / "killed.jsonl"
+
+    def dying(self: RecordFile, records: Any) -> None:
+        append(self, records)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RecordFile, "append", dying)
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                contextual_scores(model, many, out=path, **options)
+    assert len(path.read_text().splitlines()) < len(many)
+    contextual_scores(model, many, out=path, **options)
+    assert path.read_bytes() == (tmp_path / "whole.jsonl").read_bytes()

@@ -65,7 +65,7 @@ def test_a_template_that_refuses_the_message_is_quoted(tokenizer: Any) -> None:
 
 def test_a_template_that_writes_the_message_twice_is_refused_for_spans(tokenizer: Any) -> None:
     tokenizer.chat_template = CHATML.replace("message['content']", "message['content'] + message['content']")
-    assert CHATML != tokenizer.chat_template
+    assert tokenizer.chat_template != CHATML
     encoder = PromptEncoder(tokenizer, True)
     encoder.encode("who opened the bridge?")
     with pytest.raises(ValueError, match="writes a user's message more than once"):
