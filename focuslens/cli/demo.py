@@ -209,6 +209,7 @@ class _Demo:
         sweep starts from the beginning.
         """
         from focuslens.evaluation import OtherResultsError
+        from focuslens.util.record_file import unfinished_path
 
         records = self.out / f"{name}.jsonl"
         try:
@@ -216,7 +217,9 @@ class _Demo:
         except OtherResultsError:
             paths = (records.with_name(f"{records.stem}.{i}.jsonl") for i in itertools.count(1))
             aside = next(path for path in paths if not path.exists())
-            records.rename(aside)
+            unfinished_path(records).unlink(missing_ok=True)  # less than a minute of work
+            if records.exists():
+                records.rename(aside)
             _LOG.warning("%s belongs to a different run; it is renamed to %s", records.name, aside.name)
             return sweep_to(self.settings, self.model, data, grid, records)
 

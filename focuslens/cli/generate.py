@@ -177,5 +177,4 @@ COMMAND = Command(
     example="focuslens generate --sample 3 --tau 0.3 --top-k 4",
     add_options=_add_options,
     run=run,
-    resumes="with --out",
 )

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["count_heads", "get_ranking", "remove_scores", "score_intervals", "score_samples"]
 
+_LOG = logging.getLogger(__name__)
+
 _SCORES = "unfinished_scores.jsonl"
 """Name of the file in ``--out`` with the scores of a command that has not finished."""
 
@@ -33,8 +37,10 @@ def score_samples(
     the file when the command has finished.
     """
     from focuslens.scores.contextual_scores import contextual_scores
+    from focuslens.util.refused_runs import OtherResultsError
 
-    return contextual_scores(
+    work = partial(
+        contextual_scores,
         model,
         data.samples,
         case,
@@ -43,6 +49,12 @@ def score_samples(
         out=None if settings.out is None else settings.out / _SCORES,
         data=data.description,
     )
+    try:
+        return work()
+    except OtherResultsError:
+        _LOG.info("%s in --out is left of another command and cannot be resumed here; it is removed", _SCORES)
+        remove_scores(settings)
+        return work()
 
 
 def remove_scores(settings: RunSettings) -> None:

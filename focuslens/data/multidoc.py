@@ -88,7 +88,7 @@ def load_multidoc(
 
 
 def _positions(given: Sequence[int] | Literal["spread"] | None, num_documents: int) -> tuple[int, ...] | None:
-    if given == "spread":
+    if isinstance(given, str) and given == "spread":
         return spread_positions(num_documents)
     return None if given is None else checked_positions(given, num_documents)
 

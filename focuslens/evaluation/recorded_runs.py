@@ -10,15 +10,18 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from focuslens.model.batching import Pace, map_parts
+from focuslens.prompts.answers import sub_exact_match
 from focuslens.util.progress import progress_bar
 
 if TYPE_CHECKING:
     from focuslens.hooks import Intervention
     from focuslens.model.execution import Executor
     from focuslens.model.focus_model import FocusModel
+    from focuslens.model.generation import Generation
+    from focuslens.prompts.sample import MultiDocSample
     from focuslens.util.record_file import RecordFile
 
-__all__ = ["Answer", "RecordedRun", "Task", "count_passes"]
+__all__ = ["Answer", "RecordedRun", "Task", "count_passes", "record_of", "result_of"]
 
 
 @runtime_checkable
@@ -169,3 +172,15 @@ def _run_batch(
 def count_passes(settings: Iterable[Sequence[Intervention]]) -> int:
     """Number of settings that change the prompt, and that therefore run it again."""
     return sum(any(item.changes_prompt for item in interventions) for interventions in settings)
+
+
+def result_of(sample: MultiDocSample, response: Generation) -> dict[str, Any]:
+    """Result of one setting on a sample, as JSON values."""
+    correct = sub_exact_match(response.text, sample.answers)
+    return {"response": response.text, "correct": correct, "finished": response.finished}
+
+
+def record_of(sample: MultiDocSample, results: Mapping[str, Any]) -> dict[str, Any]:
+    """Record of a sample, with its results under all settings, as JSON values."""
+    described = {"id": sample.id, "question_id": sample.question_id, "answers": list(sample.answers)}
+    return {**described, "results": dict(results)}

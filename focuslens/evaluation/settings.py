@@ -9,7 +9,7 @@ from focuslens.evaluation.sweeps import Setting, Sweep
 from focuslens.interventions import FocusSteering, SplitSoftmax
 from focuslens.interventions.base import Positions
 from focuslens.interventions.directions import FocusDirections
-from focuslens.util.checks import integers
+from focuslens.util.checks import integers, numbers
 
 __all__ = ["BASELINES", "best_setting", "split_softmax_settings", "steering_settings"]
 
@@ -34,7 +34,7 @@ def split_softmax_settings(
             (SplitSoftmax(_first(heads, k), tau),),
             parameters={"heads": label, "tau": tau, "k": k},
         )
-        for tau in map(float, taus)
+        for tau in numbers(taus, "taus")
         for k in integers(ks, "ks")
     ]
 
@@ -58,7 +58,7 @@ def steering_settings(
             (FocusSteering(directions, alpha, _first(heads, k), positions),),
             parameters={"alpha": alpha, "k": k, "positions": positions},
         )
-        for alpha in map(float, alphas)
+        for alpha in numbers(alphas, "alphas")
         for k in integers(ks, "ks")
     ]
 

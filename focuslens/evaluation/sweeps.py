@@ -9,15 +9,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focuslens.evaluation.recorded_runs import RecordedRun, Task, count_passes
+from focuslens.evaluation.recorded_runs import RecordedRun, Task, count_passes, record_of, result_of
 from focuslens.evaluation.responses import respond
 from focuslens.hooks import Intervention, checked_interventions
 from focuslens.model.batching import BATCH_TOKENS, RunOptions, require_fitting
 from focuslens.model.execution import Executor, executor_for
-from focuslens.model.generation import Generation
-from focuslens.prompts.answers import list_samples, require_comparable_answers, sub_exact_match
+from focuslens.prompts.answers import list_samples, require_comparable_answers
 from focuslens.prompts.sample import Case, MultiDocSample, prompts_digest
-from focuslens.util.checks import checked_integer, items_of
+from focuslens.util.checks import checked_integer, checked_text, items_of
 from focuslens.util.files import versions
 from focuslens.util.html import Cell, Markup, bar, card, details, shorten, table
 from focuslens.util.progress import track
@@ -52,6 +51,7 @@ class Setting:
     parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
+        checked_text(self.name, "name")
         object.__setattr__(self, "interventions", checked_interventions(self.interventions))
 
     def describe(self) -> dict[str, Any]:
@@ -107,6 +107,8 @@ class Evaluation:
         Raises:
             ValueError: If the two evaluations do not have the same samples in the same order.
         """
+        if not isinstance(other, Evaluation):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"other is {other!r:.60}; it must be an Evaluation, such as sweep['baseline']")
         if self.sample_ids != other.sample_ids:
             raise ValueError(
                 "the evaluations are of different samples, or of the same samples in another order; compare two "
@@ -259,7 +261,7 @@ def run_sweep(
         executor,
         partial(_answer, settings=tuple(settings), max_new_tokens=max_new_tokens),
         tuple(setting.name for setting in settings),
-        _record,
+        record_of,
         store,
         len({setting.case for setting in settings}) + count_passes(setting.interventions for setting in settings),
         max_new_tokens,
@@ -365,17 +367,7 @@ def _answer(
             most=most,
         ):
             pairs = zip(samples, done.responses, strict=True)
-            yield of_case[done.setting].name, [_result(sample, response) for sample, response in pairs]
-
-
-def _result(sample: MultiDocSample, response: Generation) -> dict[str, Any]:
-    correct = sub_exact_match(response.text, sample.answers)
-    return {"response": response.text, "correct": correct, "finished": response.finished}
-
-
-def _record(sample: MultiDocSample, results: Mapping[str, Any]) -> dict[str, Any]:
-    described = {"id": sample.id, "question_id": sample.question_id, "answers": list(sample.answers)}
-    return {**described, "results": dict(results)}
+            yield of_case[done.setting].name, [result_of(sample, response) for sample, response in pairs]
 
 
 def evaluation_of(records: Sequence[Mapping[str, Any]], name: str, seed: int) -> Evaluation:

@@ -7,6 +7,7 @@ notes the tokens of each pass, and another one on the unembedding forgets them. 
 
 from __future__ import annotations
 
+import inspect
 from typing import Any
 
 from torch import Tensor
@@ -71,8 +72,23 @@ class RunningTokens:
             return  # tokens of an earlier pass
         if (difference := _difference(batch, start, tokens)) is not None:
             self.forget()
+            if _skips_embedding():
+                return
             raise ValueError(_another_prompt(batch, *difference))
         self._agreed.append(batch)
+
+
+def _skips_embedding() -> bool:
+    """Whether the pass that is running began behind the embedding, so that the known tokens are of an earlier pass.
+
+    TransformerLens's models take the argument ``start_at_layer`` for this. It is looked up only before an error.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_name == "forward" and "start_at_layer" in frame.f_locals:
+            return bool(frame.f_locals["start_at_layer"])  # 0 in a pass from the embedding on
+        frame = frame.f_back
+    return False
 
 
 def _difference(batch: PromptBatch, start: int, tokens: Tensor) -> tuple[int, int, int] | None:

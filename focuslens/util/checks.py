@@ -6,7 +6,7 @@ import operator
 from collections.abc import Iterable
 from typing import Any, TypeVar, cast
 
-__all__ = ["checked_integer", "checked_number", "checked_text", "integers", "is_range", "items_of"]
+__all__ = ["checked_integer", "checked_number", "checked_text", "integers", "is_range", "items_of", "numbers"]
 
 _T = TypeVar("_T")
 
@@ -40,6 +40,13 @@ def checked_number(value: Any, name: str) -> float:
     except (TypeError, ValueError, RuntimeError):  # RuntimeError: a tensor of several numbers
         pass
     raise TypeError(f"{name} is {value!r:.80}, a {type(value).__name__}; it must be one number")
+
+
+def numbers(values: Any, name: str) -> list[float]:
+    """Numbers of any kind as Python's ``float``. Anything else in the argument ``name`` raises ``TypeError``."""
+    if isinstance(values, str) or not hasattr(values, "__iter__"):
+        raise TypeError(f"{name} is {values!r}; it must be a sequence of numbers, such as [0.1, 0.3]")
+    return [checked_number(value, f"{name}[{i}]") for i, value in enumerate(values)]
 
 
 def is_range(value: Any) -> bool:

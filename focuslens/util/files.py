@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
-__all__ = ["umask", "versions", "without_folders", "write_atomically", "write_csv", "write_json"]
+__all__ = ["require_writable", "umask", "versions", "without_folders", "write_atomically", "write_csv", "write_json"]
 
 _ABANDONED_AGE = 3600.0
 """Age in seconds above which a temporary file is assumed to be left over from a killed process."""
@@ -50,6 +50,23 @@ def _remove_abandoned(path: Path) -> None:
         with suppress(OSError):
             if time.time() - temporary.stat().st_mtime > _ABANDONED_AGE:
                 temporary.unlink()
+
+
+def require_writable(path: str | Path) -> None:
+    """Check that a file can be written, before the work whose result goes into it. Its folder may not exist yet.
+
+    Raises:
+        ValueError: If the path is that of a directory, or below a file.
+        PermissionError: If its folder cannot be written to.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{str(path)!r} is a directory; name a file in it")
+    there = next(folder for folder in (*path.parents, Path()) if folder.exists())
+    if not there.is_dir():
+        raise ValueError(f"{str(there)!r} is a file, so there can be no {str(path)!r}; name another")
+    if not os.access(there, os.W_OK):
+        raise PermissionError(f"{str(there)!r} cannot be written to; name another folder")
 
 
 def umask() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -26,6 +27,8 @@ def without_library_bars() -> Generator[None]:
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
     from transformers.utils import logging
 
+    if "HF_HUB_DISABLE_PROGRESS_BARS" in os.environ:  # the user has decided, and huggingface_hub warns of other calls
+        disable_progress_bars = enable_progress_bars = lambda: None
     shown, downloads_hidden = logging.is_progress_bar_enabled(), are_progress_bars_disabled()
     logging.disable_progress_bar()
     disable_progress_bars()

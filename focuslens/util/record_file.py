@@ -13,12 +13,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+from focuslens.util.files import require_writable
 from focuslens.util.refused_runs import OtherResultsError, require_same_run
 
-__all__ = ["RecordFile", "read_records"]
+__all__ = ["RecordFile", "read_records", "unfinished_path"]
 
 _PART_SECONDS = 10.0
 """Finished settings of unfinished samples are written once they have taken this long. Short runs write no such file."""
+
+
+def unfinished_path(path: Path) -> Path:
+    """File beside a result file that keeps the finished settings of unfinished samples."""
+    return path.with_name(f"{path.name}.unfinished")
 
 
 def read_records(path: str | Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -51,7 +57,7 @@ class RecordFile:
 
     Raises:
         OtherResultsError: If the file belongs to a different run. The message names the difference.
-        ValueError: If the file is not a result file.
+        ValueError: If the file is not a result file, or the path is that of a directory or below a file.
 
     Attributes:
         records: Record of each finished sample, by its id.
@@ -68,6 +74,7 @@ class RecordFile:
         self._unwritten: list[dict[str, Any]] = []
         self._last_write = time.monotonic()
         self._sizes: dict[Path, int] = {}
+        require_writable(self.path)
         if self.path.exists():
             self.records = {record["id"]: record for record in self._read(self.path)}
         if self._parts_path.exists():
@@ -77,7 +84,7 @@ class RecordFile:
 
     @property
     def _parts_path(self) -> Path:
-        return self.path.with_name(f"{self.path.name}.unfinished")
+        return unfinished_path(self.path)
 
     def _read(self, path: Path) -> list[dict[str, Any]]:
         """Entries after the header. An incomplete last line is removed from the file."""

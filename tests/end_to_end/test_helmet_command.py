@@ -115,11 +115,21 @@ def test_directions_of_another_model_act_when_it_is_named(options, checkpoint, c
     assert main(options) == 1
     said = capsys.readouterr().err
     assert "to use them all the same, give --directions-of" in said
-    (name,) = [word for word in said.split() if "llama0" in word and word.startswith("/")][-1:]
+    assert "the directions belong to the model llama0" in said
     assert main([*options, "--directions-of", "someone/else"]) == 1
     assert "--directions-of names 'someone/else'" in capsys.readouterr().err
     few = ["--tasks", "json_kv", "--max-test-samples", "1", "--alpha", "0.2"]
-    assert main([*options, "--directions-of", Path(name).name, *few]) == 0
+    assert main([*options, "--directions-of", "llama0", *few]) == 0
+
+
+def test_directions_of_another_directory_of_the_same_name_are_refused(load_model):
+    one, other = load_model("llama"), load_model("llama_bias")
+    first, second = (fl.FocusModel(model.hooked, model.tokenizer, name="checkpoint-100") for model in (one, other))
+    directions = fl.FocusDirections([(0, 1)], torch.randn(1, 16), provenance={"model": first.description})
+    require_named(directions, first, None)
+    with pytest.raises(ValueError, match="the directions belong to the model checkpoint-100"):
+        require_named(directions, second, None)
+    require_named(directions, second, "checkpoint-100")
 
 
 def test_published_directions_need_a_ranking_and_know_their_model_by_name(load_model):

@@ -22,7 +22,7 @@ from typing import Any
 import yaml
 
 from focuslens.data.synthetic_words import FILLER_ENDS, FILLER_STARTS, PLACE_NAMES, VALUES
-from focuslens.util.files import versions, write_atomically, write_json
+from focuslens.util.files import versions, without_folders, write_atomically, write_json
 from focuslens.util.progress import track
 
 __all__ = ["NEEDLE", "Recall", "Rows", "make_recall", "wording_tokens", "write_sets"]
@@ -117,7 +117,10 @@ def make_recall(
                 )
             sets.append((dataset, file, length, new_tokens, rows))
     origin = {"samples": samples, "seed": seed, "needle": needle, "reserve": maker.wording, "lengths": list(lengths)}
-    origin |= {"tokenizer": str(getattr(tokenizer, "name_or_path", "")), "haystack": _digest(haystack or "")}
+    origin |= {
+        "tokenizer": without_folders(str(getattr(tokenizer, "name_or_path", ""))),
+        "haystack": _digest(haystack or ""),
+    }
     return write_sets(tokenizer, Path(out), "recall", sets, origin, shots=_DEMOS)
 
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from focuslens.evaluation import Setting, steering_settings
 from focuslens.heads import Head, check_heads
@@ -116,6 +116,12 @@ def require_named(directions: FocusDirections, model: FocusModel | Executor, nam
     # Equal names suffice, because the digest of the weights depends on the dtype and on the kind of TransformerLens
     # model. For the authors' files, the owner on the hub is not compared, because the folders may name another owner.
     same = _last(origin) == _last(model.name) if published else origin == model.name
+    if same and "/" not in origin and isinstance(recorded, Mapping):
+        # The last component of a directory, such as checkpoint-100, is the name of many models.
+        kind, described = cast("Mapping[str, Any]", recorded), model.description
+        same = kind.get("weights") == described["weights"] or any(
+            kind.get(key) != described[key] for key in ("backend", "dtype")
+        )
     if same or (not published and recorded.get("weights") == model.description["weights"]):  # pyright: ignore[reportOptionalMemberAccess, reportUnknownMemberType]
         return
     if named is not None and _last(origin) == _last(named):

@@ -10,7 +10,7 @@ from focuslens.studies.paper import anatomy, attribution, heads, retrieval, spli
 from focuslens.studies.paper.artefact import Artefact, load_artefact, save_artefact
 from focuslens.studies.paper.page import write_index
 from focuslens.studies.paper.study import Study
-from focuslens.util.files import versions
+from focuslens.util.files import versions, without_folders
 
 __all__ = ["ARTEFACTS", "reproduce"]
 
@@ -84,10 +84,10 @@ def _facts(study: Study) -> dict[str, str]:
     shape = study.executor.shape
     sizes = ", ".join(f"{len(study.samples(part))} {part}" for part in ("train", "validation", "test"))
     return {
-        "model": f"{settings.model}: {shape.n_layers} layers of {shape.n_heads} heads, d_head {shape.d_head}; "
-        f"weights {description['weights']}, {description['dtype']} on {description['device']}",
-        "questions": f"{settings.data.file}: {sizes} samples of {settings.data.documents} documents, gold document at "
-        f"positions {', '.join(map(str, settings.data.gold_positions))}",
+        "model": f"{without_folders(settings.model)}: {shape.n_layers} layers of {shape.n_heads} heads, "
+        f"d_head {shape.d_head}; weights {description['weights']}, {description['dtype']} on {description['device']}",
+        "questions": f"{Path(settings.data.file).name}: {sizes} samples of {settings.data.documents} documents, gold "
+        f"document at positions {', '.join(map(str, settings.data.gold_positions))}",
         "directions": settings.directions.source,
         "seed": str(settings.seed),
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),

@@ -18,7 +18,8 @@ from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
-from focuslens.data.selection import SampleSelection, open_selections
+from focuslens.data.selection import SYNTHETIC, SampleSelection, open_selections
+from focuslens.directions.gold_responses import responses_path
 from focuslens.directions.training import train_focus_directions
 from focuslens.evaluation import Interval, Setting, Sweep, bootstrap_mean, resampled_means, run_sweep
 from focuslens.heads import Head
@@ -78,8 +79,10 @@ class Study:
         """
         data = self.settings.data
         questions: dict[Part, int | None] = {"train": data.train, "validation": data.validation, "test": data.test}
+        # Result files can be published, and the folders of this machine are nobody's business.
+        name = data.file if data.file == SYNTHETIC else Path(data.file).name
         return SampleSelection(
-            data.file,
+            name,
             num_documents=data.documents,
             gold_positions=tuple(place - 1 for place in data.gold_positions),
             part=part,
@@ -87,7 +90,7 @@ class Study:
             every_position=data.every_position,
             validation=0.2 if data.validation is None else data.validation,
             seed=self.settings.seed,
-            path=self.data_file,
+            path=self.data_file if name == data.file or self.data_file is not None else Path(data.file),
         )
 
     def samples(self, part: Part) -> Sequence[MultiDocSample]:
@@ -273,7 +276,9 @@ class Study:
         (folder / "made_of.json").unlink(missing_ok=True)
         trained.save(folder)
         write_json(folder / "made_of.json", made_of)
-        (folder / f"checkpoint-{_short(made_of)}.pt").unlink(missing_ok=True)
+        checkpoint = folder / f"checkpoint-{_short(made_of)}.pt"
+        for unfinished in (checkpoint, responses_path(checkpoint)):
+            unfinished.unlink(missing_ok=True)
         return trained
 
 

@@ -220,8 +220,10 @@ class _Reader:
             return
         with path.open("rb") as file:
             first = file.readline()
-        # Files of scores have a header too.
-        if not first.startswith(b'{"header":') or b'"scores": [' in first:
+        if not first.startswith(b'{"header":'):
+            return
+        # Files of scores and of responses have a header too, without settings.
+        if first.endswith(b"\n") and "settings" not in json.loads(first)["header"]:
             return
         sweep = load_sweep(path, rows=_written_rows(path))
         wanted = int(sweep.header.get("data", {}).get("samples", 0))

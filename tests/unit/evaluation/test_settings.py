@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from focuslens import Evaluation, Setting, Sweep, best_setting
+from focuslens import Evaluation, Setting, Sweep, best_setting, split_softmax_settings
 from focuslens.evaluation import bootstrap_mean
 
 
@@ -56,3 +56,16 @@ def test_samples_of_one_question_are_compared_together():
     found = evaluation(20).compare(evaluation(5))
     assert (found.only_first, found.only_second) == (15, 0)
     assert found.p_value == pytest.approx(2 / 2**3)  # three questions, not fifteen samples
+
+
+def test_arguments_of_another_kind_are_named():
+    heads = [(0, 0)]
+    with pytest.raises(TypeError, match="taus"):
+        split_softmax_settings(heads, 0.3, [1])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="taus"):
+        split_softmax_settings(heads, ["x"], [1])  # pyright: ignore[reportArgumentType]
+    with pytest.raises(TypeError, match="name"):
+        Setting(3)  # pyright: ignore[reportArgumentType]
+    sweep = sweep_of([{"tau": 1.0}], [3])
+    with pytest.raises(TypeError, match="other"):
+        next(iter(sweep.evaluations.values())).compare(3)  # pyright: ignore[reportArgumentType]

@@ -12,6 +12,7 @@ import torch
 import focuslens as fl
 from focuslens.interventions.lanes import Lanes
 from focuslens.model.running_tokens import RunningTokens
+from tests.support.versions import needs_hooked
 
 OTHER = "these hooks are for another prompt"
 PROMPT = fl.EncodedPrompt(torch.arange(5, 25), {"relevant": ((3, 9),)})
@@ -169,3 +170,18 @@ def test_a_static_cache_is_refused(load_model):
                     continue
                 with pytest.raises(ValueError, match="the last key of this pass is masked, as in a static cache"):
                     model.hooked.hf_generate(tokens, **settings)
+
+
+@needs_hooked
+def test_a_pass_from_a_layer_on_is_not_taken_for_the_pass_before_it(load_model):
+    """Activation patching: the residuals of one prompt, after a pass of another that stopped early."""
+    model = load_model("llama", "hooked")
+    other = torch.arange(105, 125)[None]
+    hooks = INTERVENTIONS["split-softmax"].hooks(model, PROMPT)
+    residual = model.hooked(PROMPT.tokens[None], stop_at_layer=1)
+    expected = model.hooked.run_with_hooks(residual, start_at_layer=1, fwd_hooks=hooks)
+    model.hooked(other, stop_at_layer=1)
+    found = model.hooked.run_with_hooks(residual, start_at_layer=1, fwd_hooks=hooks)
+    torch.testing.assert_close(found, expected, atol=0, rtol=0)
+    with pytest.raises(ValueError, match=OTHER):
+        model.hooked.run_with_hooks(other, fwd_hooks=hooks)

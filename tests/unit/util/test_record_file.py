@@ -203,6 +203,21 @@ def test_half_a_header_of_other_results_is_that(tmp_path: Path) -> None:
         RecordFile(tmp_path / "r.jsonl", {"seed": 2})
 
 
+@pytest.mark.parametrize(
+    ("name", "message"), [("", "is a directory"), ("taken/r.jsonl", "is a file, so there can be no"), (".", "is a dir")]
+)
+def test_a_path_that_cannot_be_written_is_refused_before_any_work(
+    name: str, message: str, tmp_path: Path, load_model, samples, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("taken").write_text("x")
+    model = load_model("llama")
+    monkeypatch.setattr(type(model), "decode", lambda *_, **__: pytest.fail("the model ran"))
+    for work in (fl.evaluate, fl.contextual_scores):
+        with pytest.raises(ValueError, match=message):
+            work(model, samples, out=name)
+
+
 @pytest.mark.parametrize("header", [HEADER, {**HEADER, "seed": 1}])
 def test_two_runs_at_once_do_not_share_a_file(tmp_path: Path, header: Any) -> None:
     path = tmp_path / "r.jsonl"
