@@ -11,8 +11,11 @@ import pytest
 import torch
 
 import focuslens as fl
+from focuslens.cli.main import main
 from focuslens.directions.checkpoints import export, fold
+from focuslens.studies.paper.run import reproduce
 from focuslens.util.files import without_folders
+from tests.support.paper_runs import opened, write_files
 
 
 def paths_in(folder: Path) -> list[str]:
@@ -40,6 +43,23 @@ def test_checkpoints_and_their_cards_hold_no_paths(write, site, load_model, chec
     write(name, fl.FocusSteering(directions, 1.0), tmp_path / "out")
     assert paths_in(tmp_path / "out") == []
     assert Path(name).name in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_the_papers_artefacts_hold_no_paths(checkpoint, tmp_path):
+    files = write_files(tmp_path)
+    study = opened(tmp_path, files, str(checkpoint("llama")))
+    assert study.selection("test").describe()["file"] == "oracle.jsonl"
+    reproduce(study, ["steering"])
+    assert paths_in(tmp_path / "out") == []
+    page = (tmp_path / "out" / "index.html").read_text()
+    assert re.findall(r"/(?:tmp|home|root)/\S+", page) == []
+    assert "oracle.jsonl" in page
+
+
+def test_recall_sets_hold_no_paths(checkpoint, tmp_path):
+    made = ["helmet", "make-recall", "--lengths", "2000", "--samples", "2", "--quiet"]
+    assert main([*made, "--tokenizer", str(checkpoint("llama")), "--out", str(tmp_path / "out")]) == 0
+    assert paths_in(tmp_path / "out") == []
 
 
 def test_models_of_one_name_are_told_apart_by_their_weights(checkpoint, tmp_path, samples):
