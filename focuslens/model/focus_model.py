@@ -182,9 +182,7 @@ class FocusModel(ModelRunner):
     def description(self) -> dict[str, Any]:
         """Description of the model in result files."""
         facts = describe(self.backend)
-        if self._directory is not None:
-            remember_place(facts["weights"], self._directory)  # for reports on this machine
-        return {
+        description = {
             "name": self.name,
             "revision": self.revision,
             **({} if self._config_digest is None else {"config": self._config_digest}),
@@ -195,6 +193,9 @@ class FocusModel(ModelRunner):
             **({"decoding": settings} if (settings := self.decoding.describe()) else {}),
             **facts,
         }
+        if self._directory is not None:
+            remember_place(description, self._directory)  # for reports on this machine
+        return description
 
     def encode(self, prompt: PromptInput) -> EncodedPrompt:
         """Tokens and spans (token ranges) of a prompt. The tokens are exactly those of the checkpoint's tokenizer."""

@@ -73,7 +73,7 @@ def reopen_model(
     """
     if given is not None and _same(given, description):
         return given
-    place = remembered_place(str(description.get("weights")))
+    place = remembered_place(description)
     wanted = name or str(place or description.get("name"))
     try:
         model = FocusModel.from_pretrained(wanted, device=device, **_options(description))

@@ -107,7 +107,7 @@ def test_validation_samples_of_the_demo():
 )
 def test_samples_of_the_paper_on_a_file(every_position, validation, n, expected, files, tmp_path):
     data = DataSettings(str(files["retrieval"]), 5, (1, 3, 5), every_position, n, validation, n)
-    assert_parts(Study(PaperSettings("x", "demo", data=data, seed=5), tmp_path), expected)
+    assert_parts(Study(PaperSettings("x", "demo", data=data, seed=5), tmp_path), expected, files["retrieval"])
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,14 @@ def test_samples_of_the_paper_on_the_synthetic_corpus(every_position, n, expecte
     assert_parts(Study(PaperSettings("x", "demo", data=data, seed=5), tmp_path), expected)
 
 
-def assert_parts(study: Study, expected: tuple[str, ...]) -> None:
+def assert_parts(study: Study, expected: tuple[str, ...], file: Path | None = None) -> None:
     """Check that the study's parts and the parts reopened for the report are the expected samples."""
     assert tuple(digest(study.samples(part)) for part in PARTS) == expected
     for part in PARTS:
         samples = study.samples(part)
         described = {**study.selection(part).describe(), "prompts_sha256": prompts_digest(samples)}
-        assert reopen_samples({"data": json.loads(json.dumps(described))}) == list(samples)
+        assert str(file) not in described["file"]
+        assert reopen_samples({"data": json.loads(json.dumps(described))}, file) == list(samples)
 
 
 def test_samples_of_helmets_demo():

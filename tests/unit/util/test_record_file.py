@@ -271,3 +271,5 @@ def test_another_configuration_or_vocabulary_is_another_model(checkpoint, sample
     (directory / "tokenizer.json").write_text(json.dumps(vocabulary))
     with pytest.raises(OtherResultsError, match=r"prompt_format|prompts_sha256|model differ"):
         run()
+    # Reports would look here for the model of the same weights and configuration.
+    shutil.rmtree(directory)

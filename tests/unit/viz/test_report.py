@@ -239,7 +239,7 @@ def test_a_missing_model_is_said(copy: Path, recorded_run: Path, checkpoint: Any
 def test_missing_directions_are_said(copy: Path, recorded_run: Path):
     shutil.rmtree(copy / "train")
     _, missing = write_run_report(copy, sources=Sources(data=recorded_run / "oracle.jsonl"))
-    assert [one for one in missing if "directions with the digest" in one and "into the run's folder" in one]
+    assert [one for one in missing if "directions with the digest" in one and "into the run's folder" in one], missing
     assert len(views_of(page_of(copy))) == 4  # split-softmax needs no directions
 
 
