@@ -14,20 +14,31 @@ from focuslens.util.files import write_json
 __all__ = ["remember_place", "remembered_place"]
 
 
+_KEPT = 8
+"""Number of directories that are noted for one model, such as the original and copies."""
+
+
 def remember_place(description: Mapping[str, Any], directory: Path) -> None:
     """Note where the model of a description is. If the cache folder cannot be written, do nothing."""
-    if remembered_place(description) != directory:
+    places = _places(description)
+    if places[:1] != [directory]:
+        latest = [directory, *(place for place in places if place != directory)][:_KEPT]
         with suppress(OSError):
-            write_json(_path(description), {"directory": str(directory)})
+            write_json(_path(description), {"directories": [str(place) for place in latest]})
 
 
 def remembered_place(description: Mapping[str, Any]) -> Path | None:
-    """Directory of the model with these weights and this configuration; ``None`` if it is not known or not there."""
+    """Directory of the model with these weights and this configuration, the latest that is still there, or ``None``."""
+    return next((place for place in _places(description) if place.is_dir()), None)
+
+
+def _places(description: Mapping[str, Any]) -> list[Path]:
+    """All directories noted for a model, the latest first."""
     try:
-        directory = Path(json.loads(_path(description).read_text(encoding="utf-8"))["directory"])
+        content = json.loads(_path(description).read_text(encoding="utf-8"))
+        return [Path(place) for place in content["directories"]]
     except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return directory if directory.is_dir() else None
+        return []
 
 
 def _path(description: Mapping[str, Any]) -> Path:

@@ -15,6 +15,7 @@ from focuslens.cli.main import main
 from focuslens.directions.checkpoints import export, fold
 from focuslens.studies.paper.run import reproduce
 from focuslens.util.files import without_folders
+from focuslens.util.places import remember_place, remembered_place
 from tests.support.paper_runs import opened, write_files
 
 
@@ -79,3 +80,16 @@ def test_models_of_one_name_are_told_apart_by_their_weights(checkpoint, tmp_path
 def test_only_paths_lose_their_folders():
     value = {"a": ["/home/me/x", "owner/name", "/", "/a", "runs/x", "/a b\n/c"], "b": 3, "c": None}
     assert without_folders(value) == {"a": ["x", "owner/name", "/", "/a", "runs/x", "/a b\n/c"], "b": 3, "c": None}
+
+
+def test_the_latest_directory_that_is_still_there_is_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("FOCUSLENS_CACHE", str(tmp_path / "cache"))
+    model, other = {"weights": "w", "config": "c"}, {"weights": "w", "config": "d"}
+    assert remembered_place(model) is None
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        remember_place(model, tmp_path / name)
+    assert remembered_place(model) == tmp_path / "b"
+    assert remembered_place(other) is None
+    (tmp_path / "b").rmdir()
+    assert remembered_place(model) == tmp_path / "a"
