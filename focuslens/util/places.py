@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from contextlib import suppress
@@ -28,7 +29,7 @@ def remember_place(description: Mapping[str, Any], directory: Path) -> None:
 
 
 def remembered_place(description: Mapping[str, Any]) -> Path | None:
-    """Directory of the model with these weights and this configuration, the latest that is still there, or ``None``."""
+    """Directory of the model of a description, the latest that is still there; ``None`` if there is none."""
     return next((place for place in _places(description) if place.is_dir()), None)
 
 
@@ -42,5 +43,7 @@ def _places(description: Mapping[str, Any]) -> list[Path]:
 
 
 def _path(description: Mapping[str, Any]) -> Path:
-    name = "-".join(str(description.get(key)) for key in ("weights", "config"))
-    return cache_folder() / "places" / f"{name}.json"
+    # All that a copy of a checkpoint can change. A report reopens only a model that is the same in all of it.
+    keys = ("weights", "config", "dtype", "backend", "prompt_format", "stop_tokens", "decoding")
+    content = json.dumps([description.get(key) for key in keys], default=str)
+    return cache_folder() / "places" / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.json"
