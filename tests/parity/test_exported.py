@@ -137,13 +137,14 @@ from transformers.models.llama.modeling_llama import LlamaAttention as BaseAtten
 
 
 class LlamaAttention(BaseAttention):
-    def forward(self, hidden_states, position_embeddings=None, attention_mask=None, past_key_values=None, **other):
-        before = past_key_values.get_seq_length(self.layer_idx) if past_key_values is not None else 0
+    def forward(self, hidden_states, attention_mask=None, **other):
+        cache = other.get("cache") or other.get("past_key_values")  # its name since transformers 5.24, and before
+        before = cache.get_seq_length(self.layer_idx) if cache is not None else 0
         n = hidden_states.shape[1]
         keys, rows = torch.arange(before + n)[None], torch.arange(before, before + n)[:, None]
         hidden = (keys > rows) | (keys <= rows - 64)
         mask = torch.where(hidden, torch.finfo(torch.float32).min, 0.0)[None, None]
-        return super().forward(hidden_states, position_embeddings, mask, past_key_values, **other)
+        return super().forward(hidden_states, attention_mask=mask, **other)
 
 
 class LlamaForCausalLM(Base):
