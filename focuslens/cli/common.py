@@ -62,12 +62,14 @@ class ModelOptions:
     trust_remote_code: bool = False
     chat: bool | None = None
     chat_template_kwargs: Mapping[str, str] = field(default_factory=dict[str, str])
+    gguf_file: str | None = None
+    original: bool = False
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> ModelOptions:
         """Model options from parsed arguments. :func:`options.add_model` adds these options to a parser."""
         plain = ("device", "device_map", "dtype", "backend", "n_ctx", "revision", "trust_remote_code", "chat")
-        values = {name: getattr(args, name) for name in plain}
+        values = {name: getattr(args, name) for name in (*plain, "gguf_file", "original")}
         return cls(args.model, **values, chat_template_kwargs=dict(args.chat_template_arg))
 
     @property

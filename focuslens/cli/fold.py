@@ -19,7 +19,11 @@ __all__ = ["COMMAND", "add_options", "checkpoint_document", "print_left_out", "r
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that ``focuslens fold`` and ``focuslens export`` share."""
-    parser.add_argument("--model", required=True, help="directory or hub name of a checkpoint in safetensors")
+    parser.add_argument(
+        "--model",
+        required=True,
+        help="directory, hub name or GGUF file of a checkpoint, or a name that focuslens models lists",
+    )
     parser.add_argument("--revision", help="branch, tag or commit on the hub")
     options.add_directions(parser, required=True)
     parser.add_argument("--alpha", type=float, required=True, help="strength; write --alpha=-0.2 for a negative one")

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
 def _command(name: str, out: Path, task: str) -> str:
     """Shell command that runs the task on a model. The command works in any directory."""
-    from focuslens.model.loading import checkpoint_path
+    from focuslens.model.sources.names import checkpoint_path
 
     model = checkpoint_path(name)
     # --model_args gets JSON. In the form NAME=VALUE, lm-eval would cut a path at its first comma, and would read a name

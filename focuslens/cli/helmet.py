@@ -172,11 +172,12 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _make_recall(args: argparse.Namespace) -> dict[str, Any]:
     from focuslens.data.needles import load_haystack
     from focuslens.data.synthetic import build_tokenizer
-    from focuslens.model.loading import EMBEDDED, load_tokenizer
+    from focuslens.model.loading import load_tokenizer
+    from focuslens.model.sources.names import EMBEDDED, checkpoint_path
     from focuslens.studies.helmet.recall import NEEDLE, make_recall
 
     recall = make_recall(
-        build_tokenizer() if args.tokenizer == EMBEDDED else load_tokenizer(args.tokenizer),
+        build_tokenizer() if args.tokenizer == EMBEDDED else load_tokenizer(checkpoint_path(args.tokenizer)),
         args.out,
         args.lengths,
         samples=args.samples,

@@ -212,9 +212,14 @@ def add_checkpoint(group: Any) -> None:
         "--model",
         type=path_text,
         default="demo",
-        help="hub name, directory, or 'demo', the embedded model (default)",
+        help="hub name, directory, GGUF file, a name that focuslens models lists, or 'demo', the embedded model "
+        "(default)",
     )
     paths.remember(group, model, paths.checkpoint)
+    group.add_argument("--gguf-file", metavar="FILE", help="GGUF file in the directory or on the hub under --model")
+    group.add_argument(
+        "--original", action="store_true", help="take the original of a model that focuslens models lists from the hub"
+    )
     add_device(group)
     add_device_map(group)
     group.add_argument("--n-ctx", type=positive, help="context length in tokens; default: the checkpoint's")

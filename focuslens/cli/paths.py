@@ -149,10 +149,16 @@ def data_file(text: str) -> None:
 
 
 def checkpoint(text: str) -> None:
-    """Check that a model's name is the embedded model, a local checkpoint, or possibly a name on the hub."""
-    from focuslens.model.load_errors import require_checkpoint
+    """Check that a model's name is a known model, a GGUF file, a local checkpoint, or possibly a name on the hub."""
+    from focuslens.model.sources.names import is_gguf, is_known
 
-    if text != "demo":
+    if is_gguf(text):
+        from focuslens.model.sources.gguf_file import check_gguf
+
+        check_gguf(Path(text))
+    elif not is_known(text):
+        from focuslens.model.load_errors import require_checkpoint
+
         require_checkpoint(text)
 
 

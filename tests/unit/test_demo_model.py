@@ -10,7 +10,8 @@ import pytest
 
 import focuslens as fl
 from focuslens.data.synthetic import build_tokenizer
-from focuslens.model.loading import checkpoint_path, load_tokenizer
+from focuslens.model.loading import load_tokenizer
+from focuslens.model.sources.names import checkpoint_path
 from focuslens.viz.run_report.samples import reopen_model
 
 

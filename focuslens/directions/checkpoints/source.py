@@ -12,6 +12,7 @@ from typing import Any
 
 from focuslens.directions.checkpoints.shards import Shard, dtype_of, open_shard
 from focuslens.heads import ModelShape
+from focuslens.model.sources.names import checkpoint_path, shown_name
 from focuslens.util.library_bars import library_bars
 
 __all__ = ["CONFIG", "INDEX", "SINGLE", "TENSOR_SUFFIXES", "Checkpoint", "open_checkpoint"]
@@ -52,7 +53,7 @@ class Checkpoint:
     @property
     def label(self) -> str:
         """Name for files that can be published: the last component of a directory, or the name on the hub."""
-        return Path(self.name).resolve().name if Path(self.name).is_dir() else self.name
+        return shown_name(self.name)
 
     @cached_property
     def resolved(self) -> Any:
@@ -108,7 +109,7 @@ def open_checkpoint(source: str | Path, revision: str | None, families: Mapping[
     Of the weight files on the hub, only the safetensors files that the model uses are downloaded.
 
     Args:
-        source: Directory or hub name.
+        source: Directory, hub name, GGUF file or known model.
         revision: Branch, tag or commit on the hub.
         families: Accepted values of ``model_type``, mapped to the prefix of their class names.
         verb: Past participle for error messages, such as "folded".
@@ -118,8 +119,9 @@ def open_checkpoint(source: str | Path, revision: str | None, families: Mapping[
         ValueError: If the checkpoint is not a causal language model of an accepted type, contains custom code, is
             quantized, or has tensor names that do not fit its type.
     """
-    remote = not Path(source).is_dir()
-    directory = _fetched(str(source), revision, ignore=_FETCHED_LATER) if remote else Path(source)
+    path = checkpoint_path(str(source))
+    remote = not Path(path).is_dir()
+    directory = _fetched(path, revision, ignore=_FETCHED_LATER) if remote else Path(path)
     if not (directory / CONFIG).is_file():
         raise FileNotFoundError(f"{directory} holds no {CONFIG}; is it a Hugging Face checkpoint?")
     config: dict[str, Any] = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
