@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from focuslens.cli import (
+    cache,
     demo,
     export,
     fold,
@@ -17,6 +18,7 @@ from focuslens.cli import (
     harness,
     heads,
     helmet,
+    models,
     output,
     paper,
     paths,
@@ -50,6 +52,8 @@ COMMANDS = {
         helmet,
         report,
         published,
+        models,
+        cache,
     )
 }
 """All subcommands by name, in the order in which ``focuslens --help`` lists them."""

@@ -23,7 +23,7 @@ from focuslens.model.generation import Generation
 from focuslens.model.load_errors import explained_errors
 from focuslens.model.opening import open_backend
 from focuslens.model.runner import ModelRunner
-from focuslens.model.sources.gguf_conversion import gguf_origin
+from focuslens.model.sources.gguf_file import gguf_origin
 from focuslens.model.sources.names import EMBEDDED, checkpoint_path, shown_name
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch, PromptInput, is_one_prompt
 from focuslens.prompts.encoder import PromptEncoder

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
 from focuslens.model.sources.gguf_file import GgufFile
 
@@ -39,6 +41,12 @@ _LENGTHS = {
     "residual_scale": "residual_multiplier",
 }
 """Attributes of Hugging Face configurations, by the name of the entry."""
+
+_LLAMA3: Mapping[str, Any] = {
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 _EPSILONS = ("rms_norm_eps", "layer_norm_epsilon", "layer_norm_eps", "norm_eps", "norm_epsilon")
 _EXPERTS = ("num_experts", "num_local_experts")
@@ -158,32 +166,39 @@ def _without_rotary(config: Any, gguf: GgufFile, left: dict[str, Any]) -> dict[s
 
 
 def _llama3(gguf: GgufFile, width: int) -> dict[str, Any]:
-    """Rotary parameters of Llama 3.1 and later, out of the factors that the file holds in their place."""
-    factors = torch.as_tensor(gguf.tensor(ROTARY_FACTORS)).double().flatten()
-    base = float(gguf.settings.get("rope.freq_base", 10_000.0))
-    found: dict[str, Any] = {
-        "rope_type": "llama3",
-        "factor": float(factors.max()),
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-    }
-    if len(factors) != width // 2 or not torch.allclose(factors, _llama3_factors(base, width, found), rtol=1e-4):
-        raise ValueError(
-            f"{gguf.path.name} scales its rotary frequencies by factors ({ROTARY_FACTORS}) that are not those of Llama "
-            "3.1 or 3.2, so another model would be computed. Open the model in Hugging Face's format instead"
-        )
-    return found
+    """Rotary parameters of Llama 3.1 and later, out of the factors that the file holds in their place.
+
+    The reference implementation of Llama 3.1 has 1 and 4 as its frequency factors. The context length of the first
+    training follows from the factors between 1 and the largest.
+    """
+    factors = torch.tensor(gguf.tensor(ROTARY_FACTORS), dtype=torch.float64).flatten()
+    waves, largest = _waves(float(gguf.settings.get("rope.freq_base", 10_000.0)), width), float(factors.max())
+    found: dict[str, Any] = {"rope_type": "llama3", "factor": largest, **_LLAMA3}
+    if len(factors) == len(waves):
+        between = (factors > 1 + 1e-4) & (factors < largest - 1e-4)
+        share = (1 / factors[between] - 1 / largest) / (1 - 1 / largest)
+        low, high = _LLAMA3["low_freq_factor"], _LLAMA3["high_freq_factor"]
+        lengths = waves[between] * (share * (high - low) + low)
+        if len(lengths):
+            found["original_max_position_embeddings"] = round(float(lengths.median()))
+        if torch.allclose(factors, _llama3_factors(waves, found), rtol=1e-3):
+            return found
+    raise ValueError(
+        f"{gguf.path.name} scales its rotary frequencies by factors ({ROTARY_FACTORS}) that are not those of Llama 3.1 "
+        "and later, so another model would be computed. Open the model in Hugging Face's format instead"
+    )
 
 
-def _llama3_factors(base: float, width: int, parameters: Mapping[str, Any]) -> torch.Tensor:
-    """Factors ``[width / 2]`` by which the rotary frequencies of Llama 3.1 are divided.
+def _waves(base: float, width: int) -> Float[Tensor, "half"]:
+    """Lengths in tokens after which each rotated pair of dimensions comes back."""
+    return 2 * math.pi * base ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
+
+
+def _llama3_factors(waves: Float[Tensor, "half"], parameters: Mapping[str, Any]) -> Float[Tensor, "half"]:
+    """Factors by which the rotary frequencies of Llama 3.1 are divided.
 
     They are 1 for short waves and ``factor`` for long ones. Between them, the frequency is a mean of both frequencies.
     """
-    frequencies = base ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
-    waves = 2 * math.pi / frequencies
     low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
-    share = (parameters["original_max_position_embeddings"] / waves - low) / (high - low)
-    share = share.clamp(0, 1)
+    share = ((parameters["original_max_position_embeddings"] / waves - low) / (high - low)).clamp(0, 1)
     return 1 / (share + (1 - share) / parameters["factor"])

@@ -16,35 +16,18 @@ from filelock import FileLock, Timeout
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
 from focuslens.model.sources.gguf_config import ROTARY_FACTORS, complete_config
-from focuslens.model.sources.gguf_file import GgufFile, check_gguf, read_gguf
+from focuslens.model.sources.gguf_file import ORIGIN, GgufFile, check_gguf, gguf_folder, read_gguf
 from focuslens.model.sources.gguf_vocabulary import gguf_tokenizer, stop_tokens
-from focuslens.util.cache import cache_folder
 from focuslens.util.files import umask, versions, write_json
 from focuslens.util.library_bars import library_bars
+from focuslens.util.notes import announce
 
-__all__ = ["ORIGIN", "converted_gguf", "gguf_folder", "gguf_origin"]
-
-ORIGIN = "gguf.json"
-"""File beside a converted checkpoint that names the GGUF file. It is written last."""
+__all__ = ["converted_gguf"]
 
 _RULES = 1
 """Version of the conversion. A checkpoint that was converted under other rules is converted again."""
 
 _LOG = logging.getLogger(__name__)
-
-
-def gguf_folder() -> Path:
-    """Folder of the converted checkpoints. It may not exist yet."""
-    return cache_folder() / "gguf"
-
-
-def gguf_origin(directory: str | Path) -> dict[str, Any] | None:
-    """Name, digest and quantisation of the GGUF file of a converted checkpoint; ``None`` for other directories."""
-    try:
-        origin = json.loads((Path(directory) / ORIGIN).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return {key: origin.get(key) for key in ("file", "sha256", "quantization")}
 
 
 def converted_gguf(path: str | Path) -> Path:
@@ -97,7 +80,11 @@ def _locked(lock: Path, path: Path) -> Generator[None]:
 def _convert(path: Path, digest: str, target: Path) -> None:
     gguf = read_gguf(path)
     _require_room(gguf, target.parent)
-    _LOG.info("converting %s (%s, %.0f MB) once", path.name, gguf.quantization, path.stat().st_size / 1e6)
+    announce(
+        _LOG,
+        f"converting {path.name} ({gguf.quantization}) once: {4 * sum(gguf.elements.values()) / 1e6:.0f} MB in "
+        f"float32, in {target.parent}",
+    )
     for abandoned in target.parent.glob(f".{target.name}.*"):  # of a killed process: the lock is held
         shutil.rmtree(abandoned, ignore_errors=True)
     draft = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}."))

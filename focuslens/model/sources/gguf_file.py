@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Mapping
@@ -11,9 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from focuslens.util.cache import cache_folder
 from focuslens.util.progress import progress_bar
 
-__all__ = ["GgufFile", "check_gguf", "read_gguf"]
+__all__ = ["ORIGIN", "GgufFile", "check_gguf", "gguf_folder", "gguf_origin", "read_gguf"]
+
+ORIGIN = "gguf.json"
+"""File beside a converted checkpoint that names the GGUF file. It is written last."""
 
 _MAGIC = b"GGUF"
 _SPLIT = re.compile(r"-\d{5}-of-(\d{5})\.gguf$", re.IGNORECASE)
@@ -132,3 +137,17 @@ def read_gguf(path: str | Path) -> GgufFile:
     elements = {name: int(tensor.n_elements) for name, tensor in tensors.items()}
     types = {name: str(tensor.tensor_type.name) for name, tensor in tensors.items()}
     return GgufFile(path, metadata, elements, types)
+
+
+def gguf_folder() -> Path:
+    """Folder of the converted checkpoints. It may not exist yet."""
+    return cache_folder() / "gguf"
+
+
+def gguf_origin(directory: str | Path) -> dict[str, Any] | None:
+    """Name, digest and quantisation of the GGUF file of a converted checkpoint; ``None`` for other directories."""
+    try:
+        origin = json.loads((Path(directory) / ORIGIN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return {key: origin.get(key) for key in ("file", "sha256", "quantization")}

