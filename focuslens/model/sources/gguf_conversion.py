@@ -137,7 +137,8 @@ def _write(gguf: GgufFile, directory: Path) -> None:
     plain.generation_config = GenerationConfig(
         bos_token_id=first, eos_token_id=plain.config.eos_token_id, pad_token_id=padding
     )
-    plain.save_pretrained(directory)
+    with library_bars():
+        plain.save_pretrained(directory)
     tokenizer.save_pretrained(directory)
 
 
