@@ -12,7 +12,7 @@ from focuslens.heads import Head
 from focuslens.studies.paper.artefact import Finding, Verdict, signed, verdict_below
 from focuslens.viz import Table
 
-__all__ = ["chosen_table", "difference", "gain_of_more", "possible", "random_order", "verdict_of"]
+__all__ = ["chosen_table", "compared", "difference", "gain_of_more", "possible", "random_order", "verdict_of"]
 
 
 def possible(ks: Sequence[int], n: int) -> list[int]:
@@ -62,6 +62,12 @@ def chosen_table(validation: Sweep, test: Sweep, settings: Sequence[Setting]) ->
 def _comparison(sweep: Sweep, name: str) -> tuple[int, int, float]:
     comparison = sweep[name].compare(sweep["baseline"])
     return comparison.only_first, comparison.only_second, comparison.p_value
+
+
+def compared(sweep: Sweep, name: str) -> str:
+    """Numbers of questions gained and lost against the baseline, and McNemar's exact p, for the text of a finding."""
+    gained, lost, p = _comparison(sweep, name)
+    return f"{gained} gained, {lost} lost, p = {p:.2g}"
 
 
 def verdict_of(sweep: Sweep, name: str, *, higher: bool, level: float = 0.05) -> Verdict:

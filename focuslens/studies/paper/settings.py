@@ -78,12 +78,15 @@ class SplitSoftmaxSettings:
         random_tau: Exponent on random heads.
         exclude: Number of heads at the top of the ranking that count as contextual heads. These heads (at most half of
             all heads) come last in the random order of heads.
+        questions: Number of test questions of the sweep over exponents and heads; ``None`` means all. The prompts with
+            all documents, the relevant document alone and no relevant document run on all test questions.
     """
 
     taus: tuple[float, ...] = (0.1, 0.3, 0.6, 1.5, 1000.0)
     ks: tuple[int, ...] = (1, 5, 10, 20, 30, 50, 100, 150, 200, 300, 400, 500, 600)
     random_tau: float = 0.3
     exclude: int = 20
+    questions: int | None = None
 
 
 @dataclass(frozen=True)
@@ -118,11 +121,13 @@ class SteeringSettings:
         alphas: Strengths of the directions.
         ks: Numbers of steered heads.
         contextual: Number of contextual heads. According to the paper, steering more heads lowers accuracy.
+        questions: Number of test questions; ``None`` means all.
     """
 
     alphas: tuple[float, ...] = (-0.5, -0.2, -0.1, 0.1, 0.2, 0.3, 0.4, 0.5, 1.0)
     ks: tuple[int, ...] = (1, 5, 10, 20, 30, 50, 100, 150, 200, 300, 400, 500, 600)
     contextual: int = 20
+    questions: int | None = None
 
 
 @dataclass(frozen=True)
@@ -134,12 +139,14 @@ class SteeredScoreSettings:
         few_alphas: Strengths in the left half.
         many: Number of steered heads in the right half of the table.
         many_alphas: Strengths in the right half.
+        questions: Number of test questions; ``None`` means all.
     """
 
     few: int = 5
     few_alphas: tuple[float, ...] = (-0.2, 0.2, 0.5)
     many: int = 20
     many_alphas: tuple[float, ...] = (0.4, 0.5, 1.0)
+    questions: int | None = None
 
 
 @dataclass(frozen=True)

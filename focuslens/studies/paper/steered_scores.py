@@ -34,7 +34,7 @@ def run(study: Study) -> Artefact:
     """Measure the top heads' contextual scores on test questions, with few heads and with many heads steered."""
     settings, heads = study.settings.steered_scores, steerable(study)
     top = heads[: study.settings.scores.top]
-    plain = {case: study.scores("test", case) for case in ("long", "gold")}
+    plain = {case: _of_first(study, study.scores("test", case), settings.questions) for case in ("long", "gold")}
     few, many = (
         _steered(study, heads[:k], alphas)
         for k, alphas in ((settings.few, settings.few_alphas), (settings.many, settings.many_alphas))
@@ -59,10 +59,17 @@ def run(study: Study) -> Artefact:
 def _steered(study: Study, heads: Sequence[Head], alphas: Sequence[float]) -> dict[float, _Cases]:
     """Contextual scores with ``heads`` steered, by strength and case."""
     by_alpha: dict[float, _Cases] = {}
+    questions = study.settings.steered_scores.questions
     for alpha in alphas:
         focus = [FocusSteering(study.directions, alpha, heads)]
-        by_alpha[alpha] = {case: study.scores("test", case, focus) for case in ("long", "gold")}
+        by_alpha[alpha] = {case: study.scores("test", case, focus, questions) for case in ("long", "gold")}
     return by_alpha
+
+
+def _of_first(study: Study, scores: ContextualScores, questions: int | None) -> ContextualScores:
+    """Scores of the first questions alone, which are not measured again."""
+    ids = {sample.id for sample in study.samples("test", questions)}
+    return scores.where([id in ids for id in scores.sample_ids], scores.case)
 
 
 def _table(by_alpha: Mapping[float, _Cases], plain: _Cases, top: Sequence[Head], steered: Sequence[Head]) -> Table:

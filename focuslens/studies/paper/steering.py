@@ -6,7 +6,7 @@ from focuslens.evaluation import Setting, Sweep, best_setting, steering_settings
 from focuslens.heads import Head
 from focuslens.studies.paper import paper_values
 from focuslens.studies.paper.artefact import Artefact, Finding, keep_curves, keep_figure
-from focuslens.studies.paper.chosen_settings import chosen_table, gain_of_more, possible, verdict_of
+from focuslens.studies.paper.chosen_settings import chosen_table, compared, gain_of_more, possible, verdict_of
 from focuslens.studies.paper.study import Study
 from focuslens.util.files import write_csv
 from focuslens.viz import curves, direction_curves, loss_curves, sweep_table
@@ -32,7 +32,8 @@ def run(study: Study) -> Artefact:
     ks = possible(steering.ks, len(heads))
     grid = steering_settings(study.directions, heads, steering.alphas, ks)
     settings = [Setting("baseline"), *grid]
-    validation, test = study.sweep(KEY, "validation", settings), study.sweep(KEY, "test", settings)
+    validation = study.sweep(KEY, "validation", settings)
+    test = study.sweep(KEY, "test", settings, steering.questions)
     lines, level = curves(test, "alpha"), {"all documents": test["baseline"].em}
     keep_curves(direction_curves(lines, level), study.folder(KEY) / "steering.png", lines, level)
     table, _ = chosen_table(validation, test, grid)
@@ -71,7 +72,8 @@ def _findings(validation: Sweep, test: Sweep, grid: list[Setting], contextual: i
     findings = [
         Finding(
             f"A focus direction mitigates distraction: {chosen.name}, chosen on validation questions, gives "
-            f"{test[chosen.name].em} on test questions. No steering gives {test['baseline'].em}.",
+            f"{test[chosen.name].em} on test questions ({compared(test, chosen.name)}). No steering gives "
+            f"{test['baseline'].em}.",
             verdict_of(test, chosen.name, higher=True),
         )
     ]
@@ -80,5 +82,7 @@ def _findings(validation: Sweep, test: Sweep, grid: list[Setting], contextual: i
         ends.append((most, "Too strong a direction also distracts"))
     for setting, text in ends:
         verdict = verdict_of(test, setting.name, higher=False)
-        findings.append(Finding(f"{text}: {setting.name} gives {test[setting.name].em}.", verdict))
+        findings.append(
+            Finding(f"{text}: {setting.name} gives {test[setting.name].em} ({compared(test, setting.name)}).", verdict)
+        )
     return [*findings, gain_of_more(test, positive, contextual, "Steering")]

@@ -93,9 +93,13 @@ class Study:
             path=self.data_file if name == data.file or self.data_file is not None else Path(data.file),
         )
 
-    def samples(self, part: Part) -> Sequence[MultiDocSample]:
-        """Samples of one part of the data."""
-        return self._samples[part]
+    def samples(self, part: Part, questions: int | None = None) -> Sequence[MultiDocSample]:
+        """Samples of one part of the data, or of its first ``questions`` questions."""
+        samples = self._samples[part]
+        if questions is None:
+            return samples
+        first = set(list(dict.fromkeys(sample.question_id for sample in samples))[:questions])
+        return [sample for sample in samples if sample.question_id in first]
 
     def interval(self, part: Part, values: Tensor, sample_ids: Sequence[str]) -> Interval | None:
         """Mean over samples with its interval over questions, or ``None`` if all values are NaN.
@@ -179,12 +183,21 @@ class Study:
         return self.out / key
 
     def scores(
-        self, part: Part, case: Literal["long", "gold"], interventions: Sequence[Intervention] = ()
+        self,
+        part: Part,
+        case: Literal["long", "gold"],
+        interventions: Sequence[Intervention] = (),
+        questions: int | None = None,
     ) -> ContextualScores:
-        """Contextual scores of one part's prompts. Finished chunks are stored, and read again when a run resumes."""
+        """Contextual scores of one part's prompts, or of the prompts of its first ``questions`` questions.
+
+        Finished chunks are stored, and read again when a run resumes.
+        """
         descriptions = [intervention.describe() for intervention in interventions]
-        folder = self.kept(f"{part}-{case}", part=part, case=case, interventions=descriptions)
-        return score_in_chunks(self.executor, self.samples(part), case, folder, self.run_options(), interventions)
+        some = {} if questions is None else {"questions": questions}
+        folder = self.kept(f"{part}-{case}", part=part, case=case, interventions=descriptions, **some)
+        samples = self.samples(part, questions)
+        return score_in_chunks(self.executor, samples, case, folder, self.run_options(), interventions)
 
     def run_options(self, max_new_tokens: int | None = None) -> RunOptions:
         """Options of a model run. By default, ``max_new_tokens`` is the value in the settings."""
@@ -213,16 +226,20 @@ class Study:
         write_json(self.out / "ranking.json", {**self.header("ranking"), "heads": [list(head) for head in ranking]})
         return ranking
 
-    def sweep(self, key: str, part: Part, settings: Sequence[Setting]) -> Sweep:
-        """Evaluate one part's samples under every setting. A killed run resumes from the stored records."""
+    def sweep(self, key: str, part: Part, settings: Sequence[Setting], questions: int | None = None) -> Sweep:
+        """Evaluate one part's samples, or those of its first ``questions`` questions, under every setting.
+
+        A killed run resumes from the stored records.
+        """
+        some = {} if questions is None else {"questions_of_the_sweep": questions}
         return run_sweep(
             self.executor,
-            self.samples(part),
+            self.samples(part, questions),
             settings,
             max_new_tokens=self.settings.max_new_tokens,
             batch_tokens=self.settings.batch_tokens,
             out=self.folder(key) / f"{part}-{self._digest(settings)}.jsonl",
-            data=self.selection(part).describe(),
+            data={**self.selection(part).describe(), **some},
             seed=self.settings.seed,
             progress=self.progress,
         )
