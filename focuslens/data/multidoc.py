@@ -105,8 +105,9 @@ class MultiDocData(Sequence[MultiDocSample]):
     :func:`load_multidoc` returns the questions in file order, and the samples of each question in the order of
     ``gold_positions``. ``data[i]`` reads the line of one question and, for an oracle file, also the lines of its
     distractors. Slices, :meth:`split` and :meth:`sample` return views of the same file without copying data. Only line
-    numbers, line offsets and some parsed records (of an oracle file 4,096, about 8 MB) are kept in memory. A gzipped file is decompressed once, into a
-    temporary file. The temporary file is deleted by :meth:`close` or when the last view is garbage-collected.
+    numbers, line offsets and some parsed records (of an oracle file 4,096, about 8 MB) are kept in memory. A gzipped
+    file is decompressed once, into a temporary file. The temporary file is deleted by :meth:`close` or when the last
+    view is garbage-collected.
 
     The ``question_id`` of a sample is the number of the first line with its question, counted from 0. If a later line
     repeats the question, the samples of the later line have that line's number in their ``name``.
