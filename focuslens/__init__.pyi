@@ -1,6 +1,7 @@
 """Public names of the package and the modules that define them. Each name is imported on first use."""
 
 from . import viz as viz
+from .data.distractors import with_distractors
 from .data.multidoc import MultiDocData, load_multidoc
 from .data.needles import (
     Needle,
@@ -151,5 +152,6 @@ __all__ = [
     "token_preferences",
     "train_focus_directions",
     "window_attention",
+    "with_distractors",
     "write_harness_task",
 ]

@@ -20,7 +20,7 @@ from focuslens.cli.options import require_positions
 if TYPE_CHECKING:
     import pandas as pd
 
-    from focuslens.data.selection import Part, SampleSelection
+    from focuslens.data.selection import DistractorChoice, Part, SampleSelection
     from focuslens.evaluation import Sweep
     from focuslens.model.execution import Executor
     from focuslens.model.focus_model import FocusModel
@@ -98,13 +98,15 @@ class SampleOptions:
     split: Side | None = None
     documents: int | None = None
     seed: int = 42
+    distractors: DistractorChoice = "random"
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> SampleOptions:
         """Sample options from parsed arguments. :func:`options.add_samples` adds these options to a parser."""
         positions = None if args.gold_positions is None else tuple(args.gold_positions)
         require_positions(positions, args.documents or _DOCUMENT_COUNTS[0])
-        return cls(args.data, positions, args.samples, args.split, args.documents, args.seed)
+        _require_oracle(args.data, args.distractors)
+        return cls(args.data, positions, args.samples, args.split, args.documents, args.seed, args.distractors)
 
     def selection(self, part: Part, n: int | None = None) -> SampleSelection:
         """Selection of one sample per question, with the gold positions spread evenly over the questions.
@@ -134,7 +136,21 @@ class SampleOptions:
             part=part,
             questions=self.samples if n is None else n,
             seed=self.seed,
+            distractors=self.distractors,
             path=Path(self.file),
+        )
+
+
+def _require_oracle(file: str, distractors: DistractorChoice) -> None:
+    """Raise ``ValueError`` if the data have distractors of their own, and ``--distractors`` asks for others."""
+    from focuslens.data.selection import SYNTHETIC, check_first_line
+
+    kind = "" if distractors == "random" else SYNTHETIC if file == SYNTHETIC else check_first_line(file)
+    if kind not in ("", "oracle"):
+        whose = "the synthetic corpus has" if kind == SYNTHETIC else f"{file} is of the kind {kind!r}, and has"
+        raise ValueError(
+            f"--distractors {distractors} is for an oracle file, such as nq-open-oracle.jsonl.gz; {whose} distractors "
+            "of its own: leave --distractors out, or give --data an oracle file"
         )
 
 
@@ -259,7 +275,8 @@ def _facts(samples: Sequence[MultiDocSample]) -> dict[str, Any]:
     if not isinstance(samples, MultiDocData):
         return {}
     description = samples.description
-    return {name: description[name] for name in ("sha256", "kind", "dropped_answers", "questions")}
+    names = ("sha256", "kind", "left_out", "dropped_answers", "questions")
+    return {name: description[name] for name in names if name in description}
 
 
 # Results

@@ -265,6 +265,12 @@ def add_samples(parser: argparse.ArgumentParser, *, fixed_documents: bool = Fals
         type=integers,
         help="positions of the gold document, from 0; default: five, such as 0,4,9,14,19 of 20 documents",
     )
+    group.add_argument(
+        "--distractors",
+        choices=("random", "bm25"),
+        default="random",
+        help="distractors from an oracle file: random passages (default), or those most like the question by BM25",
+    )
     group.add_argument("--samples", type=positive, default=100, help="questions, one sample each (default 100)")
     group.add_argument("--split", choices=("train", "test", "all"), help="half of the data; default: the command's own")
     if fixed_documents:

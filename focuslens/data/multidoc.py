@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import random
-from array import array
-from collections import Counter, OrderedDict
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
 from typing import Any, Literal, overload
 
-from focuslens.data._distractors import draw_distractors
+from focuslens.data._distractors import DistractorChoice
 from focuslens.data._dropped import warn_of_dropped
 from focuslens.data._jsonl import LineStore
-from focuslens.data._records import Kind, Record, detect_kind, parse_object, parse_record
+from focuslens.data._source import Layout, Source
 from focuslens.data.positions import checked_positions, spread_positions
-from focuslens.prompts.sample import Document, MultiDocSample
+from focuslens.prompts.sample import MultiDocSample
 from focuslens.util.checks import checked_integer
 from focuslens.util.html import card, table
 
 __all__ = ["MultiDocData", "load_multidoc"]
-
-_CACHED_RECORDS = 64
 
 
 def load_multidoc(
@@ -34,6 +28,7 @@ def load_multidoc(
     gold_positions: Sequence[int] | Literal["spread"] | None = "spread",
     seed: int = 42,
     limit: int | None = None,
+    distractors: DistractorChoice = "random",
 ) -> MultiDocData:
     """Load samples from a lost-in-the-middle file, one sample per question and gold position.
 
@@ -48,8 +43,16 @@ def load_multidoc(
       for exactly one of them, the gold passage. The distractors are the first ``num_documents - 1`` other passages, in
       file order. The gold passage is moved to each of the ``gold_positions``.
     * **Oracle** (``nq-open-oracle``): ``ctxs`` contains only the gold passage. The distractors are gold passages of
-      other questions in the file. All distractors of a question are different, and no distractor contains an accepted
-      answer as a whole word. All samples of a question have the same distractors, but in different orders.
+      other questions in the file, drawn at random or, with ``distractors="bm25"``, most similar to the question. All
+      distractors of a question are different, and no distractor contains an accepted answer as a whole word. All
+      samples of a question have the same distractors, but in different orders.
+
+    With ``distractors="bm25"``, an oracle file gives distractors that distract: passages that share rare words with
+    the question. The score is that of BM25 in Lucene's variant, with ``k1`` 1.5 and ``b`` 0.75, over the words of title
+    and text in lower case. The passages are ranked in the whole file, also with a ``limit``. Passages with equal scores
+    are in file order. Near-duplicates of the gold passage, which share more than half of the word 5-grams of the
+    shorter passage with it, count as gold passages, and are left out.
+    :attr:`MultiDocData.description` says how many passages were left out.
 
     This function validates every line once, and keeps line offsets in memory instead of records. A line is read again
     when one of its samples is accessed (see :class:`MultiDocData`). If an accepted answer is empty after normalisation
@@ -63,9 +66,12 @@ def load_multidoc(
             ``"spread"`` means up to five positions, spread evenly over the documents: 0, 4, 9, 14 and 19 of 20
             documents, and 0, 1 and 2 of three. ``None`` keeps the gold document at its position in the file, which is
             possible only for placed files.
-        seed: Random seed for the order of the distractors and, for an oracle file, also for their choice.
+        seed: Random seed for the order of the distractors and, for an oracle file, also for their random choice.
         limit: Maximum number of questions, counted from the first line; ``None`` for no limit. Later lines are read
             only in an oracle file, where they provide distractors.
+        distractors: Choice of the distractors from an oracle file: ``"random"``, or ``"bm25"`` for the passages most
+            similar to the question. In other files, whose questions have distractors of their own, only ``"random"`` is
+            possible, and has no effect.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -73,16 +79,16 @@ def load_multidoc(
         TypeError: If an argument that must be an integer, or a sequence of integers, is something else.
         ValueError: If an argument is out of range, or if a line is invalid: broken JSON, a missing field, too few or
             too many gold passages, too few distractors, or no usable answer. For an invalid line, the message names
-            the file and the line number.
+            the file and the line number. Also if ``distractors`` is ``"bm25"`` and the file is no oracle file.
     """
     num_documents, seed = checked_integer(num_documents, "num_documents"), checked_integer(seed, "seed")
     if num_documents < 1:
         raise ValueError(f"num_documents is {num_documents}; it must be at least 1, the gold document")
-    layout = _Layout(num_documents, _positions(gold_positions, num_documents), seed)
+    layout = Layout(num_documents, _positions(gold_positions, num_documents), seed, distractors)
     limit = None if limit is None else checked_integer(limit, "limit")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; it must be at least 1 question, or None for all")
-    source = _Source(LineStore(path), layout, limit)
+    source = Source(LineStore(path), layout, limit)
     warn_of_dropped(source.store.path, source.dropped)
     return MultiDocData(source, range(source.questions * layout.slots))
 
@@ -93,159 +99,21 @@ def _positions(given: Sequence[int] | Literal["spread"] | None, num_documents: i
     return None if given is None else checked_positions(given, num_documents)
 
 
-@dataclass(frozen=True)
-class _Layout:
-    num_documents: int
-    gold_positions: tuple[int, ...] | None
-    seed: int
-
-    def __post_init__(self) -> None:
-        positions = self.gold_positions or ()
-        if len(set(positions)) < len(positions):
-            raise ValueError(f"gold_positions {positions} repeats a position; each gives one sample of every question")
-
-    @property
-    def slots(self) -> int:
-        """Number of samples per question."""
-        return 1 if self.gold_positions is None else len(self.gold_positions)
-
-
-class _Source:
-    """Validated lost-in-the-middle file, whose lines are converted to samples on access."""
-
-    def __init__(self, store: LineStore, layout: _Layout, limit: int | None) -> None:
-        self.store, self.layout, self.limit = store, layout, limit
-        self.needed = layout.num_documents - 1
-        # For each line, the index of the first line with the same question. Concatenated files can repeat questions.
-        self.first_lines = array("Q")
-        self.dropped: list[tuple[int, str]] = []
-        self._records: OrderedDict[int, Record] = OrderedDict()
-        self.kind: Kind = "retrieval"
-        self._scan()
-        self.questions = len(store) if limit is None else min(limit, len(store))
-        self._draws = list(self._draw())
-
-    def _scan(self) -> None:
-        seen: dict[bytes, int] = {}
-        for index, line in enumerate(self.store.scan()):
-            if index == 0:
-                self.kind = self._detect(line)
-            record = self._parse(index, line)
-            digest = hashlib.sha256(record.question.strip().lower().encode()).digest()[:16]
-            self.first_lines.append(seen.setdefault(digest, index))
-            if self.limit is None or index < self.limit:
-                self.dropped += [(index + 1, answer) for answer in record.dropped]
-            # An oracle file is read to its end, because lines after the limit also provide distractors.
-            if index + 1 == self.limit and self.kind != "oracle":
-                break
-        if not len(self.store):
-            raise ValueError(f"{self.store.path} is empty; it must hold one JSON object per line")
-
-    def _detect(self, line: bytes) -> Kind:
-        try:
-            kind = detect_kind(parse_object(line))
-        except ValueError as error:
-            raise self._refusal(0, error) from error
-        if kind != "placed" and self.layout.gold_positions is None:
-            raise ValueError(
-                f"gold_positions is None, but {self.store.path} is of the kind {kind!r}, which does not place the "
-                "gold document; give positions, such as (0, 4, 9, 14, 19)"
-            )
-        return kind
-
-    def _parse(self, index: int, line: bytes) -> Record:
-        try:
-            record = parse_record(parse_object(line), self.kind)
-            if self.kind != "oracle":
-                self._check_room(record)
-        except ValueError as error:
-            raise self._refusal(index, error) from error
-        return replace(record, distractors=record.distractors[: self.needed])
-
-    def _check_room(self, record: Record) -> None:
-        self._check_distractors(len(record.distractors))
-        place, count = record.gold_index, self.layout.num_documents
-        if self.layout.gold_positions is None and place >= count:
-            raise ValueError(
-                f"the gold passage is at {place}, which is not one of num_documents={count}; "
-                f"ask for at least {place + 1} documents, or give gold_positions"
-            )
-
-    def _check_distractors(self, count: int) -> None:
-        if count < self.needed:
-            raise ValueError(
-                f"there are {count} distractors, but num_documents={self.layout.num_documents} needs {self.needed}; "
-                f"ask for at most {count + 1} documents"
-            )
-
-    def _draw(self) -> Iterator[array[int]]:
-        if self.kind != "oracle":
-            return
-        draws = draw_distractors(self.record, len(self.store), self.questions, self.needed, self.layout.seed)
-        for index, drawn in enumerate(draws):
-            try:
-                self._check_distractors(len(drawn))
-            except ValueError as error:
-                raise self._refusal(index, error) from error
-            yield drawn
-
-    def _refusal(self, index: int, error: ValueError) -> ValueError:
-        return ValueError(f"{self.store.path}, line {index + 1}: {error}")
-
-    def record(self, index: int) -> Record:
-        """Return the record on line ``index``, counted from 0. A line is parsed again if its record is not cached."""
-        record = self._records.pop(index, None) or self._parse(index, self.store[index])
-        self._records[index] = record
-        if len(self._records) > _CACHED_RECORDS:
-            self._records.popitem(last=False)
-        return record
-
-    def sample(self, pick: int) -> MultiDocSample:
-        """Return sample number ``pick``. The samples of one question have consecutive numbers."""
-        index, slot = divmod(pick, self.layout.slots)
-        record = self.record(index)
-        positions = self.layout.gold_positions
-        place = record.gold_index if positions is None else positions[slot]
-        documents = self._distractors(index, record, place)
-        documents.insert(place, record.gold)
-        first = self.first_lines[index]
-        name = "" if first == index else f"{place}/{index}"
-        return MultiDocSample(record.question, record.answers, tuple(documents), place, str(first), name)
-
-    def _distractors(self, index: int, record: Record, place: int) -> list[Document]:
-        if self.kind == "placed":
-            return list(record.distractors)
-        oracle = self.kind == "oracle"
-        distractors = [self.record(line).gold for line in self._draws[index]] if oracle else list(record.distractors)
-        # ``random.Random`` hashes a string seed with SHA-512. Every machine therefore gives the same orders, and the
-        # orders of different lines are unrelated.
-        random.Random(f"{self.layout.seed}/{index}/{place}").shuffle(distractors)
-        return distractors
-
-    @cached_property
-    def sha256(self) -> str:
-        """SHA-256 digest of the file as stored on disk, before decompression."""
-        digest = hashlib.sha256()
-        with self.store.path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-        return digest.hexdigest()
-
-
 class MultiDocData(Sequence[MultiDocSample]):
     """Lazy sequence of samples from one file, as returned by :func:`load_multidoc`.
 
     :func:`load_multidoc` returns the questions in file order, and the samples of each question in the order of
     ``gold_positions``. ``data[i]`` reads the line of one question and, for an oracle file, also the lines of its
     distractors. Slices, :meth:`split` and :meth:`sample` return views of the same file without copying data. Only line
-    numbers, line offsets and a few parsed records are kept in memory. A gzipped file is decompressed once, into a
-    temporary file. The temporary file is deleted by :meth:`close` or when the last view is garbage-collected.
+    numbers, line offsets and some parsed records (of an oracle file 4,096, about 8 MB) are kept in memory. A gzipped
+    file is decompressed once, into a temporary file. The temporary file is deleted by :meth:`close` or when the last
+    view is garbage-collected.
 
     The ``question_id`` of a sample is the number of the first line with its question, counted from 0. If a later line
     repeats the question, the samples of the later line have that line's number in their ``name``.
     """
 
-    def __init__(self, source: _Source, picks: Sequence[int], selection: tuple[Mapping[str, Any], ...] = ()) -> None:
+    def __init__(self, source: Source, picks: Sequence[int], selection: tuple[Mapping[str, Any], ...] = ()) -> None:
         self._source, self._picks, self._selection = source, picks, selection
 
     def __len__(self) -> int:
@@ -303,6 +171,10 @@ class MultiDocData(Sequence[MultiDocSample]):
 
         ``sha256`` is the digest of the whole file, computed on first access. ``selection`` lists the slices, splits and
         draws that produced this view, in order. :meth:`SampleSelection.reopen` accepts the description.
+
+        With ``distractors="bm25"``, ``left_out`` counts the passages that were more similar to a question than its last
+        distractor, but contain an accepted answer (``answers``), or repeat the gold passage (``near_duplicates``). The
+        counts are sums over the questions of the file, up to the ``limit``.
         """
         source, positions = self._source, self._source.layout.gold_positions
         return {
@@ -313,6 +185,8 @@ class MultiDocData(Sequence[MultiDocSample]):
             "gold_positions": None if positions is None else list(positions),
             "seed": source.layout.seed,
             "limit": source.limit,
+            "distractors": source.layout.distractors,
+            **({} if source.layout.distractors == "random" else {"left_out": dict(source.left_out)}),
             "dropped_answers": len(source.dropped),
             "selection": [dict(step) for step in self._selection],
             "questions": self.questions,

@@ -8,14 +8,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from focuslens.data._distractors import DistractorChoice, checked_choice
 from focuslens.data._jsonl import LineStore
-from focuslens.data._records import detect_kind, parse_object, parse_record
+from focuslens.data._records import Kind, detect_kind, parse_object, parse_record
 from focuslens.data.multidoc import MultiDocData, load_multidoc
 from focuslens.data.positions import spread_positions
 from focuslens.data.synthetic import load_synthetic
 from focuslens.prompts.sample import MultiDocSample
 
-__all__ = ["SYNTHETIC", "Part", "SampleSelection", "check_first_line", "open_selections"]
+__all__ = ["SYNTHETIC", "DistractorChoice", "Part", "SampleSelection", "check_first_line", "open_selections"]
 
 Part: TypeAlias = Literal["train", "validation", "test", "all"]
 """Part of the data. ``train``, ``validation`` and ``test`` do not share any questions."""
@@ -49,12 +50,14 @@ class SampleSelection:
             of 1 or more is a number of questions, limited to half of the training half. 0 means no validation part.
         seed: Random seed of the corpus or of the file's distractors. It is also the seed of splits and draws.
         limit: Maximum number of questions to read from the start of the file; ``None`` for no limit.
+        distractors: Choice of the distractors from an oracle file, as in :func:`load_multidoc`. Other files and the
+            synthetic corpus have distractors of their own, and allow only ``random``.
         steps: Slices, splits and draws to apply to the file before the part and the questions are selected, in the
             format of ``selection`` in :attr:`MultiDocData.description`.
         path: Path to the file; ``None`` if ``file`` is the path. The path is not part of the description.
 
     Raises:
-        ValueError: If ``part`` is unknown.
+        ValueError: If ``part`` or ``distractors`` is unknown.
     """
 
     file: str = SYNTHETIC
@@ -67,11 +70,13 @@ class SampleSelection:
     seed: int = 42
     limit: int | None = None
     steps: tuple[Mapping[str, Any], ...] = ()
+    distractors: DistractorChoice = "random"
     path: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if self.part not in get_args(Part):
             raise ValueError(f"part is {self.part!r}; it must be one of {', '.join(get_args(Part))}")
+        checked_choice(self.distractors)
 
     @classmethod
     def reopen(cls, description: Mapping[str, Any], file: Path | None = None) -> SampleSelection:
@@ -93,6 +98,8 @@ class SampleSelection:
                 seed=int(description["seed"]),
                 limit=description["limit"],
                 steps=tuple(map(_known_step, description["selection"])),
+                # Descriptions of earlier versions have no such entry: distractors were always drawn at random.
+                distractors=description.get("distractors", "random"),
                 path=file,
                 # A description by ``MultiDocData`` has no part, because its steps define the whole selection.
                 **({name: description[name] for name in _CHOICE} if "part" in description else _WHOLE),
@@ -109,6 +116,7 @@ class SampleSelection:
             **{name: getattr(self, name) for name in _CHOICE},
             "seed": self.seed,
             "limit": self.limit,
+            "distractors": self.distractors,
             "selection": [dict(step) for step in self.steps],
         }
 
@@ -130,10 +138,16 @@ class SampleSelection:
             gold_positions=self.gold_positions,
             seed=self.seed,
             limit=self.limit,
+            distractors=self.distractors,
         )
         return self._drawn(self._part_of(_follow(whole, self.steps)))
 
     def _of_corpus(self) -> list[MultiDocSample]:
+        if self.distractors != "random":
+            raise ValueError(
+                f"distractors is {self.distractors!r}, but the synthetic corpus has distractors of its own; leave "
+                "distractors out, or name an oracle file"
+            )
         if self.part == "all":
             raise ValueError("the synthetic corpus has the parts train, validation and test; choose one of them")
         positions = spread_positions(self.num_documents) if self.gold_positions is None else self.gold_positions
@@ -195,8 +209,10 @@ def _follow(data: MultiDocData, steps: Iterable[Mapping[str, Any]]) -> MultiDocD
     return data
 
 
-def check_first_line(path: str | Path) -> None:
-    """Check the first line of a lost-in-the-middle file. :func:`load_multidoc` checks all lines.
+def check_first_line(path: str | Path) -> Kind:
+    """Check the first line of a lost-in-the-middle file, and return the file's kind.
+
+    :func:`load_multidoc` checks all lines.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -208,6 +224,8 @@ def check_first_line(path: str | Path) -> None:
         raise ValueError(f"{path} is empty; it must hold one JSON object per line")
     try:
         fields = parse_object(line)
-        parse_record(fields, detect_kind(fields))
+        kind = detect_kind(fields)
+        parse_record(fields, kind)
     except ValueError as error:
         raise ValueError(f"{path}, line 1: {error}") from error
+    return kind

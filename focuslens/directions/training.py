@@ -41,6 +41,7 @@ from focuslens.prompts.answers import list_samples
 from focuslens.prompts.sample import Case, MultiDocSample, prompts_digest
 from focuslens.util.files import versions, write_atomically
 from focuslens.util.progress import progress_bar
+from focuslens.util.refused_runs import without_defaults
 
 __all__ = ["TrainingConfig", "train_focus_directions"]
 
@@ -208,7 +209,8 @@ def train_focus_directions(
     groups = LayerHeads.group(chosen, executor.shape)
     state = _start(executor, chosen, groups, config)
     provenance = _provenance(executor, usable, config, data)
-    fingerprint = hashlib.sha256(json.dumps([provenance, chosen, [r.tolist() for r in responses]]).encode()).hexdigest()
+    made_of = [without_defaults(provenance), chosen, [response.tolist() for response in responses]]
+    fingerprint = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
     state_file = None if checkpoint is None else _Checkpoint(Path(checkpoint), fingerprint, checkpoint_every)
     if state_file is not None and state_file.path.exists():
         state_file.load(state)

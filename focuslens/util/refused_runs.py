@@ -7,7 +7,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-__all__ = ["OtherResultsError", "require_same_run"]
+__all__ = ["OtherResultsError", "require_same_run", "same_run", "without_defaults"]
+
+_DEFAULTS: Mapping[str, Any] = {"distractors": "random"}
+"""Entries that earlier versions did not write, and the value that their absence stands for."""
 
 
 class OtherResultsError(ValueError):
@@ -20,7 +23,8 @@ def require_same_run(path: Path, old: Mapping[str, Any], new: Mapping[str, Any])
     Raises:
         OtherResultsError: If the headers differ. The message names the difference.
     """
-    differing_keys = sorted(key for key in {**old, **new} if old.get(key) != new.get(key))
+    before, now = without_defaults(old), without_defaults(new)
+    differing_keys = sorted(key for key in {**before, **now} if before.get(key) != now.get(key))
     if differing_keys:
         key, before, now = _first_difference(differing_keys[0], old, new)
         raise OtherResultsError(
@@ -29,14 +33,35 @@ def require_same_run(path: Path, old: Mapping[str, Any], new: Mapping[str, Any])
         )
 
 
+def same_run(old: Mapping[str, Any], new: Mapping[str, Any]) -> bool:
+    """Whether two descriptions of runs are equal as JSON values, also if an earlier version wrote one of them."""
+    before, now = (json.loads(json.dumps(without_defaults(header))) for header in (old, new))
+    return before == now
+
+
+def without_defaults(value: Any) -> Any:
+    """A JSON value without the entries whose absence means the same, such as distractors that are drawn at random."""
+    if isinstance(value, Mapping):
+        entries = cast("Mapping[str, Any]", value)
+        return {key: without_defaults(entry) for key, entry in entries.items() if not _is_default(key, entry)}
+    if isinstance(value, list | tuple):
+        return [without_defaults(entry) for entry in cast("list[Any] | tuple[Any, ...]", value)]
+    return value
+
+
+def _is_default(key: str, entry: Any) -> bool:
+    return key in _DEFAULTS and entry == _DEFAULTS[key]
+
+
 def _first_difference(key: str, old_header: Any, new_header: Any) -> tuple[str, Any, Any]:
     """First nested key below ``key`` at which two headers differ, such as ``model.weights``, with both values."""
     old, new = old_header.get(key), new_header.get(key)
     while isinstance(old, dict) and isinstance(new, dict):
         old_object, new_object = cast("dict[str, Any]", old), cast("dict[str, Any]", new)
         names = {**old_object, **new_object}
-        inner = min(name for name in names if old_object.get(name) != new_object.get(name))
-        key, old, new = f"{key}.{inner}", old_object.get(inner), new_object.get(inner)
+        values = {name: [side.get(name, _DEFAULTS.get(name)) for side in (old_object, new_object)] for name in names}
+        inner = min(name for name, (before, now) in values.items() if before != now)
+        key, (old, new) = f"{key}.{inner}", values[inner]
     return key, old, new
 
 

@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from focuslens.evaluation import Interval
 from focuslens.util.files import write_csv, write_json
 from focuslens.util.html import Cell
+from focuslens.util.refused_runs import same_run
 from focuslens.viz import Curve, save_figure
 from focuslens.viz.report import Table
 
@@ -168,7 +169,7 @@ def load_artefact(folder: Path, header: Mapping[str, Any]) -> Artefact | None:
     if not path.is_file():
         return None
     content = json.loads(path.read_text())
-    if content["header"] != json.loads(json.dumps(header)):
+    if not same_run(content["header"], header):
         return None
     return Artefact(
         content["key"],

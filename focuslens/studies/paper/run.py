@@ -82,12 +82,14 @@ def make(study: Study, key: str, say: Callable[[str], None]) -> Artefact:
 def _facts(study: Study) -> dict[str, str]:
     settings, description = study.settings, study.executor.description
     shape = study.executor.shape
+    choice = settings.data.distractors
+    distractors = "" if choice == "random" else f", distractors by {choice}"
     sizes = ", ".join(f"{len(study.samples(part))} {part}" for part in ("train", "validation", "test"))
     return {
         "model": f"{without_folders(settings.model)}: {shape.n_layers} layers of {shape.n_heads} heads, "
         f"d_head {shape.d_head}; weights {description['weights']}, {description['dtype']} on {description['device']}",
         "questions": f"{Path(settings.data.file).name}: {sizes} samples of {settings.data.documents} documents, gold "
-        f"document at positions {', '.join(map(str, settings.data.gold_positions))}",
+        f"document at positions {', '.join(map(str, settings.data.gold_positions))}{distractors}",
         "directions": settings.directions.source,
         "seed": str(settings.seed),
         "versions": ", ".join(f"{name} {number}" for name, number in versions().items()),

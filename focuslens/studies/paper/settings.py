@@ -10,6 +10,7 @@ from typing import Any, Literal, cast, get_args, get_type_hints
 
 import yaml
 
+from focuslens.data.selection import DistractorChoice
 from focuslens.interventions.directions import Site
 
 __all__ = [
@@ -44,6 +45,8 @@ class DataSettings:
         validation: Number of validation questions, taken from a file's training half. For a file, ``None`` means a
             fifth of the training half.
         test: Number of test questions. For a file, ``None`` means all questions of the test half.
+        distractors: Choice of the distractors from an oracle file: ``random``, or ``bm25`` for the passages most
+            similar to the question. The paper's file has distractors of its own, for which only ``random`` is possible.
     """
 
     file: str = "nq-open-contriever-msmarco-retrieved-documents.jsonl.gz"
@@ -53,6 +56,7 @@ class DataSettings:
     train: int | None = None
     validation: int | None = None
     test: int | None = None
+    distractors: DistractorChoice = "random"
 
 
 @dataclass(frozen=True)

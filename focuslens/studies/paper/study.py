@@ -33,6 +33,7 @@ from focuslens.scores.contextual_scores import ContextualScores, by_outcome
 from focuslens.studies.paper.scored import score_in_chunks
 from focuslens.studies.paper.settings import PaperSettings
 from focuslens.util.files import versions, without_folders, write_json
+from focuslens.util.refused_runs import same_run, without_defaults
 
 __all__ = ["Part", "Study"]
 
@@ -90,6 +91,7 @@ class Study:
             every_position=data.every_position,
             validation=0.2 if data.validation is None else data.validation,
             seed=self.settings.seed,
+            distractors=data.distractors,
             path=self.data_file if name == data.file or self.data_file is not None else Path(data.file),
         )
 
@@ -301,11 +303,11 @@ class Study:
 
 def _short(content: Any, digits: int = 12) -> str:
     """First hexadecimal digits of the SHA-256 of a JSON value."""
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:digits]
+    return hashlib.sha256(json.dumps(without_defaults(content), sort_keys=True).encode()).hexdigest()[:digits]
 
 
 def _stored_directions(folder: Path, made_of: Mapping[str, Any]) -> FocusDirections | None:
     path = folder / "made_of.json"
-    if not path.is_file() or json.loads(path.read_text()) != json.loads(json.dumps(made_of)):
+    if not path.is_file() or not same_run(json.loads(path.read_text()), made_of):
         return None
     return FocusDirections.load(folder)

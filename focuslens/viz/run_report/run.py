@@ -132,8 +132,10 @@ def _model(description: Mapping[str, Any]) -> str:
 
 def _data(description: Mapping[str, Any]) -> str:
     part = "" if description.get("part") == "all" else description.get("part")
+    choice = description.get("distractors", "random")
+    distractors = "" if choice == "random" else f"distractors by {choice}, "
     return (
         f"{description.get('file')}{f' ({part})' if part else ''}: {description.get('samples')} samples of "
-        f"{description.get('num_documents')} documents, gold at {description.get('gold_positions')}, "
+        f"{description.get('num_documents')} documents, gold at {description.get('gold_positions')}, {distractors}"
         f"prompts {str(description.get('prompts_sha256'))[:16]}"
     )

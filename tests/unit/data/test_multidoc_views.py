@@ -11,6 +11,7 @@ import tempfile
 import tracemalloc
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -69,6 +70,7 @@ def test_description_is_json_and_tells_views_apart(data: MultiDocData, suffix: s
         "gold_positions": [0, 2, 4],
         "seed": 42,
         "limit": None,
+        "distractors": "random",
         "dropped_answers": 0,
         "selection": [],
         "questions": 11,
@@ -157,10 +159,12 @@ def test_sample_refuses_more_than_there_is(data: MultiDocData, n: int) -> None:
 # --- memory and files -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", MAKERS)
-def test_the_file_is_never_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
-    monkeypatch.setattr("focuslens.data._distractors._CACHED_RECORDS", 4)
-    monkeypatch.setattr("focuslens.data.multidoc._CACHED_RECORDS", 4)
+@pytest.mark.parametrize(("kind", "distractors"), [*((kind, "random") for kind in MAKERS), ("oracle", "bm25")])
+def test_the_file_is_never_in_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, distractors: Any
+) -> None:
+    monkeypatch.setattr("focuslens.data._distractors._CACHED_PASSAGES", 4)
+    monkeypatch.setattr("focuslens.data._source._CACHED_RECORDS", dict.fromkeys(MAKERS, 4))
     path, size = tmp_path / "big.jsonl.gz", 0
     with gzip.open(path, "wt", compresslevel=1) as file:
         for i in range(60):
@@ -171,7 +175,7 @@ def test_the_file_is_never_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert size > 6_000_000  # 100 kB per line
 
     tracemalloc.start()
-    data = load_multidoc(path, num_documents=2, gold_positions=(0,))
+    data = load_multidoc(path, num_documents=2, gold_positions=(0,), distractors=distractors)
     assert all(len(sample.documents) == 2 for sample in data)
     kept, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()

@@ -149,6 +149,7 @@ def test_samples_of_helmets_demo():
         SampleSelection(num_documents=3, gold_positions=(0, 2), part="train", questions=4, every_position=True),
         SampleSelection("a.jsonl", part="validation", validation=0.2, seed=7, limit=9),
         SampleSelection("a.jsonl", part="all", steps=({"step": "sample", "n": 3, "seed": 1},)),
+        SampleSelection("a.jsonl", distractors="bm25"),
     ],
 )
 def test_a_selection_survives_its_description(selection: SampleSelection):
@@ -161,6 +162,8 @@ def test_a_view_of_a_file_is_opened_again_from_its_own_description(files):
     whole = load_multidoc(files["retrieval"], num_documents=5, gold_positions=(0, 2, 4), seed=3, limit=20)
     train, test = whole.split(0.7, seed=1)
     placed = load_multidoc(files["placed"], num_documents=6, gold_positions=None)
+    similar = load_multidoc(files["oracle"], num_documents=6, gold_positions=(0, 3), distractors="bm25")
+    assert list(SampleSelection.reopen(similar[5:9].description, files["oracle"]).open()) == list(similar[5:9])
     for view in (whole, train, test[1:9:2], train.sample(5, 2), test[::-1], test[::-2][1:4].sample(2), placed[:7]):
         described = json.loads(json.dumps(view.description))
         file = files["placed" if view.description["kind"] == "placed" else "retrieval"]
@@ -189,6 +192,54 @@ def test_a_description_of_another_form_is_refused_by_name(description: dict[str,
         SampleSelection.reopen(description)
     with pytest.raises(UnavailableError, match="cannot be opened again: the description is not in the form"):
         reopen_samples({"data": description})
+
+
+def test_a_description_without_a_choice_of_distractors_means_random_ones(files):
+    data = load_multidoc(files["oracle"], num_documents=5, gold_positions=(0, 2))
+    for description in (data.description, SampleSelection("o", 5, (0, 2), part="all", every_position=True).describe()):
+        assert description.pop("distractors") == "random"
+        assert list(SampleSelection.reopen(description, files["oracle"]).open()) == list(data)
+
+
+def test_a_command_chooses_distractors_by_bm25_and_says_so(files, tmp_path):
+    options = ["--data", str(files["oracle"]), "--documents", "5", "--split", "all", "--samples", "24"]
+    similar, random = (
+        data_of_command(tmp_path / choice, *options, "--distractors", choice) for choice in ("bm25", "random")
+    )
+    assert (similar["distractors"], random["distractors"]) == ("bm25", "random")
+    assert set(similar["left_out"]) == {"answers", "near_duplicates"}
+    assert "left_out" not in random
+    assert data_of_command(tmp_path / "default", *options) == random
+    expected = load_multidoc(files["oracle"], num_documents=5, distractors="bm25").sample(24)
+    assert similar["prompts_sha256"] == prompts_digest(expected) != random["prompts_sha256"]
+    assert reopen_samples({"data": similar}, files["oracle"]) == list(expected)
+
+
+def test_commands_refuse_bm25_where_data_have_distractors_of_their_own(files, tmp_path, capsys):
+    for name, message in (
+        ("synthetic", "the synthetic corpus has distractors of its own: leave --distractors out"),
+        (str(files["placed"]), "placed.jsonl is of the kind 'placed', and has distractors of its own"),
+        (str(files["retrieval"]), "retrieval.jsonl.gz is of the kind 'retrieval', and has distractors of its own"),
+    ):
+        assert main(["heads", "--data", name, "--distractors", "bm25", "--out", str(tmp_path)]) == 1
+        assert message in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["heads", "--distractors", "tfidf"])
+    assert "invalid choice: 'tfidf'" in capsys.readouterr().err
+
+
+def test_the_paper_takes_distractors_by_bm25_from_its_settings(files, tmp_path):
+    data = DataSettings(str(files["oracle"]), 5, (1, 5), True, 4, 3, 4, "bm25")
+    study = Study(PaperSettings("x", "demo", data=data, seed=5), tmp_path)
+    whole = load_multidoc(files["oracle"], num_documents=5, gold_positions=(0, 4), seed=5, distractors="bm25")
+    by_id = {sample.id: sample for sample in whole}
+    for part in PARTS:
+        samples = study.samples(part)
+        assert samples
+        assert list(samples) == [by_id[sample.id] for sample in samples]
+        assert study.selection(part).describe()["distractors"] == "bm25"
+    other = replace(study, settings=replace(study.settings, data=replace(data, distractors="random")))
+    assert other.samples("test") != study.samples("test")
 
 
 # Opening
@@ -224,6 +275,7 @@ def test_without_a_number_a_part_of_a_file_is_whole_and_of_the_corpus_a_hundred(
         (SampleSelection(part="all"), "the synthetic corpus has the parts train, validation and test"),
         (SampleSelection("o", 5, (0,), part="validation"), "validation is 0; set it to the number"),
         (SampleSelection("o", 5, (0,), questions=0), "n is 0"),
+        (SampleSelection(distractors="bm25"), "distractors is 'bm25', but the synthetic corpus has distractors of its"),
     ],
 )
 def test_parts_that_are_not_there_are_refused(selection: SampleSelection, message: str, files):
@@ -236,3 +288,10 @@ def test_an_unknown_part_is_refused():
     part: Any = "half"
     with pytest.raises(ValueError, match="part is 'half'; it must be one of train, validation, test, all"):
         SampleSelection(part=part)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_an_unknown_choice_of_distractors_is_refused():
+    choice: Any = "tfidf"
+    with pytest.raises(ValueError, match="distractors is 'tfidf'; it must be one of random, bm25"):
+        SampleSelection(distractors=choice)

@@ -75,6 +75,7 @@ def test_the_checkpoint_of_another_training_is_refused(
         (model, samples[3:], HEADS[1::-1], {}),
         (model, samples[2:3], HEADS[:2], {}),
         (model, samples[3:], HEADS[:2], {"data": {"file": "other"}}),
+        (model, samples[3:], HEADS[:2], {"data": {"distractors": "bm25"}}),
         (load_model("mistral"), samples[3:], HEADS[:2], {}),
         # The question, answers and titles are the same, but one document's text differs.
         (model, [reworded(samples[3])], HEADS[:2], {}),
@@ -84,6 +85,8 @@ def test_the_checkpoint_of_another_training_is_refused(
             ValueError, match=r"state\.pt is a checkpoint of another|state\.responses\.jsonl holds results of a"
         ):
             train_focus_directions(other, chosen, heads, **{**arguments, **changed})
+    # A checkpoint without a choice of distractors has random ones.
+    train_focus_directions(model, samples[3:], HEADS[:2], data={"distractors": "random"}, **arguments)
     assert path.read_bytes() == content
 
 

@@ -9,8 +9,8 @@ from packaging.version import Version
 
 from tests.support.paths import ROOT
 
-TRIED = re.compile(r'^    "([a-z-]+)([<>=][^"]*)", # (\S+) to ([0-9.]+)(?:;.*)?$', flags=re.MULTILINE)
-ROW = re.compile(r"^\| ([a-z-]+) \| `(.*)` \| (.*) \| (.*) \| (.*) \|$", flags=re.MULTILINE)
+TRIED = re.compile(r'^    "([a-z0-9-]+)([<>=][^"]*)", # (\S+) to ([0-9.]+)(?:;.*)?$', flags=re.MULTILINE)
+ROW = re.compile(r"^\| ([a-z0-9-]+) \| `(.*)` \| (.*) \| (.*) \| (.*) \|$", flags=re.MULTILINE)
 PYTHON = {"python_full_version": "3.13.0", "python_version": "3.13"}
 
 

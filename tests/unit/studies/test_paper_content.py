@@ -27,6 +27,7 @@ from focuslens.studies.paper import (
     steering,
     study,
 )
+from focuslens.studies.paper.artefact import Artefact, load_artefact, save_artefact
 from tests.support.paper_runs import opened
 
 
@@ -250,6 +251,20 @@ def test_directions_never_stand_beside_a_description_of_others(made: study.Study
             study.Study.directions_at(other, "rotary")
     again = study.Study(made.settings, made.out, progress=False)
     assert again.directions.digest == first.digest
+
+
+def test_results_without_a_choice_of_distractors_are_those_of_random_ones(made: study.Study):
+    header = made.header("heads", *heads.SECTIONS)
+    assert header["settings"]["data"]["distractors"] == "random"
+    old = json.loads(json.dumps(header))
+    del old["settings"]["data"]["distractors"]
+    folder = made.out / "old"
+    save_artefact(folder, Artefact("heads", "title", "Figure 2"), old)
+    assert load_artefact(folder, header) == Artefact("heads", "title", "Figure 2")
+    assert study._short(old) == study._short(header)
+    other = {**header, "settings": {**header["settings"], "data": {**old["settings"]["data"], "distractors": "bm25"}}}
+    assert load_artefact(folder, other) is None
+    assert study._short(old) != study._short(other)
 
 
 def test_other_essays_make_other_results(made: study.Study, paper_files: Path, tmp_path: Path):

@@ -197,6 +197,28 @@ def test_a_difference_is_named_where_it_is(tmp_path: Path) -> None:
         RecordFile(tmp_path / "r.jsonl", {"model": {**long, "weights": "two"}})
 
 
+def test_a_run_with_another_choice_of_distractors_is_refused(load_model, tmp_path: Path) -> None:
+    path, out = write(tmp_path / "oracle.jsonl", [oracle_record(i) for i in range(6)]), tmp_path / "results.jsonl"
+    random, similar = (
+        fl.load_multidoc(path, num_documents=2, gold_positions=[0], limit=1, distractors=choice)
+        for choice in ("random", "bm25")
+    )
+    fl.evaluate(load_model("llama"), random, max_new_tokens=1, out=out)
+    with pytest.raises(OtherResultsError, match=r'data\.distractors was "random", is now "bm25"'):
+        fl.evaluate(load_model("llama"), similar, max_new_tokens=1, out=out)
+
+
+def test_a_header_without_a_choice_of_distractors_means_random_ones(tmp_path: Path) -> None:
+    data = {"file": "o", "seed": 1}
+    RecordFile(tmp_path / "r.jsonl", {"data": data}).append([{"id": "q"}])
+    assert RecordFile(tmp_path / "r.jsonl", {"data": {**data, "distractors": "random"}}).records == {"q": {"id": "q"}}
+    for other in ({"distractors": "bm25"}, {"distractors": "bm25", "seed": 2}):
+        with pytest.raises(OtherResultsError, match=r'data\.distractors was "random", is now "bm25"'):
+            RecordFile(tmp_path / "r.jsonl", {"data": {**data, **other}})
+    with pytest.raises(OtherResultsError, match=r"data\.seed was 1, is now 2"):
+        RecordFile(tmp_path / "r.jsonl", {"data": {"file": "o", "seed": 2, "distractors": "random"}})
+
+
 def test_half_a_header_of_other_results_is_that(tmp_path: Path) -> None:
     (tmp_path / "r.jsonl").write_bytes(b'{"header": {"seed": 1, "mod')
     with pytest.raises(OtherResultsError):
