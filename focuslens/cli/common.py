@@ -118,7 +118,7 @@ class SampleOptions:
         Raises:
             ValueError: If the data do not have this part.
         """
-        from focuslens.data.selection import SYNTHETIC, SampleSelection
+        from focuslens.data.selection import PASSAGES, SYNTHETIC, SampleSelection
         from focuslens.data.synthetic import spread_positions
 
         if self.file == SYNTHETIC and part == "all":
@@ -130,14 +130,14 @@ class SampleOptions:
         require_positions(self.gold_positions, documents)
         name = Path(self.file).name
         return SampleSelection(
-            self.file if name == SYNTHETIC else name,  # without a folder, the name means the corpus
+            self.file if name == SYNTHETIC else name,  # without a folder, the names mean the package's own data
             num_documents=documents,
             gold_positions=self.gold_positions or spread_positions(documents),
             part=part,
             questions=self.samples if n is None else n,
             seed=self.seed,
             distractors=self.distractors,
-            path=Path(self.file),
+            path=None if self.file == PASSAGES else Path(self.file),
         )
 
 

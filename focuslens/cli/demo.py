@@ -1,4 +1,4 @@
-"""``focuslens demo``: a complete study of the embedded model, from contextual heads to a report."""
+"""``focuslens demo``: a study of the embedded model or of a real one, from contextual heads to a report."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import argparse
 import itertools
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from focuslens.cli import options
+from focuslens.cli import options, paths
 from focuslens.cli.command import Command
 from focuslens.cli.common import (
     ModelOptions,
@@ -29,6 +29,7 @@ from focuslens.cli.sweeps import controls, sweep_to
 from focuslens.model.batching import BATCH_TOKENS
 
 if TYPE_CHECKING:
+    from focuslens.data.selection import DistractorChoice
     from focuslens.evaluation import Setting, Sweep
     from focuslens.heads import Head
     from focuslens.interventions.directions import FocusDirections
@@ -39,16 +40,21 @@ __all__ = ["COMMAND", "DemoSettings", "run"]
 
 _LOG = logging.getLogger(__name__)
 
-_TITLE = "FocusLens: where the embedded model looks, and what changes it"
 _RANDOM_TAU = 0.3
 
 
 @dataclass(frozen=True)
 class DemoSettings:
-    """Sizes of the demo. By default, the demo takes about a minute and has enough samples for meaningful intervals."""
+    """Data and sizes of the demo. By default, the demo takes about a minute, with enough samples for intervals.
 
+    Without training samples (``trained`` is 0), the demo ends after split-softmax.
+    """
+
+    file: str = "synthetic"
+    documents: int = 20
+    distractors: DistractorChoice = "random"
     # First and fifth of 20 documents. The embedded model is distracted most when the relevant document comes early.
-    gold_positions: tuple[int, ...] = (0, 4)
+    gold_positions: tuple[int, ...] | None = (0, 4)
     scored: int = 40
     trained: int = 30
     chosen: int = 40
@@ -64,34 +70,82 @@ class DemoSettings:
     max_new_tokens: int = 24
 
 
+REAL = DemoSettings(
+    file="passages",
+    documents=10,
+    distractors="bm25",
+    gold_positions=None,
+    scored=24,
+    trained=0,
+    tested=40,
+    taus=(0.3, 1000),
+    ks=(5, 20, 40),
+    max_new_tokens=40,
+)
+"""Data and sizes for a real model, for less than 15 minutes of a model of 135 million weights on two cores."""
+
+
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    model = parser.add_argument_group("model")
-    options.add_device(model)
-    model.add_argument("--dtype", default="float32", help="dtype of the weights: float32 (default), bfloat16, float16")
+    options.add_model(parser)
     group = parser.add_argument_group("run")
+    options.add_file(
+        group,
+        "--data",
+        check=paths.data_file,
+        help="with --model: an oracle file such as nq-open-oracle.jsonl.gz; default: the package's own passages",
+    )
     options.add_seed(group)
-    options.add_out_directory(group, type=options.path, default=Path("runs/demo"), help="directory for results")
+    options.add_out_directory(
+        group, type=options.path, help="directory for results (default runs/demo, or runs/demo-MODEL)"
+    )
 
 
 def run(args: argparse.Namespace, sizes: DemoSettings | None = None) -> dict[str, Any]:
     """Run the demo, write ``results.json`` and ``report.html`` to ``--out``, and return the results."""
-    note_figures(args.out)
-    sizes = sizes or DemoSettings()
+    sizes = _sizes(args) if sizes is None else sizes
     settings = run_settings(args, sizes)
+    note_figures(settings.out)
     model = settings.model.open()
+    print(f"{_prompts(sizes)}\n")
+    return _Demo(settings, sizes, Path(str(settings.out)), model).run()
+
+
+def _sizes(args: argparse.Namespace) -> DemoSettings:
+    if args.model == "demo":
+        if args.data is not None:
+            raise ValueError("--data needs --model: the embedded model knows the synthetic corpus only")
+        return DemoSettings()
+    return REAL if args.data is None else replace(REAL, file=args.data)
+
+
+def _prompts(sizes: DemoSettings) -> str:
+    """A sentence on the prompts of the demo."""
+    if sizes.gold_positions is None:
+        how = "the passages most like the question" if sizes.distractors == "bm25" else "passages"
+        return f"{sizes.documents} documents per question: the relevant one, and {how} of other questions"
     where = " or ".join(str(position + 1) for position in sizes.gold_positions)
-    print(f"20 documents per question, the relevant one at position {where}: there the model is distracted most\n")
-    return _Demo(settings, sizes, args.out, model).run()
+    return (
+        f"{sizes.documents} documents per question, the relevant one at position {where}: there the model is "
+        "distracted most"
+    )
 
 
 def run_settings(args: argparse.Namespace, sizes: DemoSettings) -> RunSettings:
-    """Settings of the demo in the format that all commands share. The model is always the embedded model."""
+    """Settings of the demo in the format that all commands share."""
+    model = ModelOptions.of(args)
+    name = "demo" if model.name == "demo" else f"demo-{Path(model.name).stem}"
     return RunSettings(
         command=args.command,
-        model=ModelOptions(device=args.device, dtype=args.dtype, backend=args.backend),
-        samples=SampleOptions(gold_positions=sizes.gold_positions, seed=args.seed),
+        model=model,
+        samples=SampleOptions(
+            sizes.file,
+            sizes.gold_positions,
+            documents=sizes.documents,
+            seed=args.seed,
+            distractors=sizes.distractors,
+        ),
         seed=args.seed,
-        out=args.out,
+        out=args.out or paths.default_out(Path("runs") / name),
         max_new_tokens=sizes.max_new_tokens,
         batch_tokens=BATCH_TOKENS,
     )
@@ -107,13 +161,27 @@ class _Demo:
     model: FocusModel
 
     def run(self) -> dict[str, Any]:
-        print("1/4  contextual heads")
+        steps = 4 if self.sizes.trained else 2
+        print(f"1/{steps}  contextual heads")
         scored = open_samples(self.settings.samples, "train", self.sizes.scored)
         cases = self.score(scored)
         ranking = cases["long"].ranking()
-        print("\n2/4  split-softmax on the relevant document, on held-out questions")
+        print(f"\n2/{steps}  split-softmax on the relevant document, on held-out questions")
         test = open_samples(self.settings.samples, "test", self.sizes.tested)
         split = self.split_softmax(ranking, test)
+        results = {
+            **run_description(self.settings, self.model, test),
+            "demo": asdict(self.sizes),
+            **self.scores_entries(cases, scored),
+            "split_softmax": split.rows(),
+        }
+        if self.sizes.trained:
+            return self.write({**results, **self.directions(ranking, test)}, ("steering_validation", "steering"))
+        _print_repaired(split, test)
+        return self.write(results)
+
+    def directions(self, ranking: Sequence[Head], test: Samples) -> dict[str, Any]:
+        """Train directions, steer with them, and return the entries of the result file."""
         print("\n3/4  training focus directions")
         directions = self.train(ranking[: self.sizes.trained_heads])
         print("\n4/4  steering: alpha and k chosen on validation questions, then measured on held-out ones")
@@ -123,17 +191,11 @@ class _Demo:
             f"\nbest on validation: {best}; on held-out questions {steering[best].em}, "
             f"baseline {steering['baseline'].em}"
         )
-        return self.write(
-            {
-                **run_description(self.settings, self.model, test),
-                "demo": asdict(self.sizes),
-                **self.scores_entries(cases, scored),
-                "split_softmax": split.rows(),
-                "steering": steering.rows(),
-                "steering_validation": validation.rows(),
-                "chosen_on_validation": best,
-            }
-        )
+        return {
+            "steering": steering.rows(),
+            "steering_validation": validation.rows(),
+            "chosen_on_validation": best,
+        }
 
     def score(self, data: Samples) -> dict[str, ContextualScores]:
         """Score every head in each case (long, gold, correct, wrong), and print the best heads of the case ``long``."""
@@ -223,29 +285,50 @@ class _Demo:
             _LOG.warning("%s belongs to a different run; it is renamed to %s", records.name, aside.name)
             return sweep_to(self.settings, self.model, data, grid, records)
 
-    def write(self, results: dict[str, Any]) -> dict[str, Any]:
+    def write(self, results: dict[str, Any], sweeps: Sequence[str] = ()) -> dict[str, Any]:
         """Write the results and the report, and return the content of the result file."""
         from focuslens.util.files import write_json
 
         write_json(self.out / "results.json", results)
         pages = self.write_report() if can_draw() else []
-        print(f"\nwrote results.json, directions, records{f' and {pages[0]}' if pages else f' to {self.out}'}")
-        records = (self.out / f"{name}.jsonl" for name in ("split_softmax", "steering_validation", "steering"))
-        return document(results, self.out / "results.json", self.out / "directions", *records, *pages)
+        directions = [self.out / "directions"] if sweeps else []
+        print(
+            f"\nwrote results.json, {'directions, ' if sweeps else ''}records"
+            f"{f' and {pages[0]}' if pages else f' to {self.out}'}"
+        )
+        records = (self.out / f"{name}.jsonl" for name in ("split_softmax", *sweeps))
+        return document(results, self.out / "results.json", *directions, *records, *pages)
 
     def write_report(self) -> list[Path]:
         """Write the report, and return its path."""
         from focuslens.viz.run_report import Sources, write_run_report
 
-        return [write_run_report(self.out, sources=Sources(model=self.model), title=_TITLE)[0]]
+        name = "the embedded model" if self.settings.model.name == "demo" else self.model.name
+        title = f"FocusLens: where {name} looks, and what changes it"
+        return [write_run_report(self.out, sources=Sources(model=self.model), title=title)[0]]
+
+
+def _print_repaired(split: Sweep, test: Samples) -> None:
+    """Print a question whose answer becomes right under the most accurate setting."""
+    raised = [setting.name for setting in split.settings if setting.parameters.get("tau", 1) < 1]
+    best = max(raised, key=lambda name: split[name].em.mean)
+    before, after = split["baseline"], split[best]
+    by_id = {sample.id: sample for sample in test.samples}
+    for place, (was, now) in enumerate(zip(before.correct, after.correct, strict=True)):
+        if now and not was:
+            sample = by_id[before.sample_ids[place]]
+            print(f"\none of the answers that {best} repairs:\n  {sample.question}")
+            print(f"  before: {before.responses[place]}\n  after:  {after.responses[place]}")
+            return
 
 
 COMMAND = Command(
     name="demo",
-    help="everything, on the embedded model and corpus",
+    help="everything, on the embedded model and corpus, or on a real model",
     description="Contextual heads, a split-softmax sweep, focus directions, steered answers, figures and a report,\n"
-    "on the embedded model and its synthetic corpus. Writes to runs/demo unless --out names another directory.",
-    example="focuslens demo --out runs/demo",
+    "on the embedded model and its synthetic corpus. With --model, heads, split-softmax and a report of a real\n"
+    "model on real passages, in less than 15 minutes for smollm2-135m-instruct on two cores.",
+    example="focuslens demo --model smollm2-135m-instruct",
     add_options=_add_options,
     run=run,
     resumes="always",

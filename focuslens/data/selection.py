@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -16,13 +17,25 @@ from focuslens.data.positions import spread_positions
 from focuslens.data.synthetic import load_synthetic
 from focuslens.prompts.sample import MultiDocSample
 
-__all__ = ["SYNTHETIC", "DistractorChoice", "Part", "SampleSelection", "check_first_line", "open_selections"]
+__all__ = [
+    "PASSAGES",
+    "SYNTHETIC",
+    "DistractorChoice",
+    "Part",
+    "SampleSelection",
+    "check_first_line",
+    "data_path",
+    "open_selections",
+]
 
 Part: TypeAlias = Literal["train", "validation", "test", "all"]
 """Part of the data. ``train``, ``validation`` and ``test`` do not share any questions."""
 
 SYNTHETIC = "synthetic"
 """Name that selects the corpus of the embedded demo model in place of a file."""
+
+PASSAGES = "passages"
+"""Name of the oracle file of passages that ships with the package, in place of a file."""
 
 _SYNTHETIC_QUESTIONS = 100
 _WHOLE: dict[str, Any] = {"part": "all", "questions": None, "every_position": True, "validation": 0}
@@ -133,7 +146,7 @@ class SampleSelection:
         if self.file == SYNTHETIC:
             return self._of_corpus()
         whole = read(
-            self.path or self.file,
+            self.path or data_path(self.file),
             num_documents=self.num_documents,
             gold_positions=self.gold_positions,
             seed=self.seed,
@@ -209,6 +222,13 @@ def _follow(data: MultiDocData, steps: Iterable[Mapping[str, Any]]) -> MultiDocD
     return data
 
 
+def data_path(name: str | Path) -> Path:
+    """Path of a data file. :data:`PASSAGES` is the name of the file that ships with the package."""
+    if str(name) == PASSAGES:
+        return Path(str(resources.files("focuslens"))) / "assets" / "passages.jsonl.gz"
+    return Path(name)
+
+
 def check_first_line(path: str | Path) -> Kind:
     """Check the first line of a lost-in-the-middle file, and return the file's kind.
 
@@ -219,6 +239,7 @@ def check_first_line(path: str | Path) -> Kind:
         IsADirectoryError: If ``path`` is a directory.
         ValueError: If the file is empty, or its first line is invalid.
     """
+    path = data_path(path)
     line = next(iter(LineStore(path).scan()), None)
     if line is None:
         raise ValueError(f"{path} is empty; it must hold one JSON object per line")

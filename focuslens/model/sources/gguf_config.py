@@ -75,6 +75,8 @@ def complete_config(config: Any, gguf: GgufFile) -> Any:
     """
     settings = gguf.settings
     _set_heads(config, settings)
+    if hasattr(config, "attention_bias"):
+        config.attention_bias = "blk.0.attn_q.bias" in gguf.elements
     left = {key: value for key, value in settings.items() if not _is_set(config, key, value)}
     left = _without_rotary(config, gguf, left)
     left = {key: value for key, value in left.items() if key not in _NEUTRAL or not _neutral(key, value)}
