@@ -3,6 +3,7 @@
 
 PYTHON ?= python3
 OUT ?= runs/demo
+OUT_REAL ?= runs/demo-real
 VENV := .venv
 VENV_TL4 := .venv-tl4
 TL4 := 4.3.0
@@ -21,7 +22,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Where Python may not write bytecode, every process compiles what it imports of torch, transformers and Ray: 5 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test test-all test-notebooks notebooks lint format docs floors test-tl4 test-newest demo-model bench \
+.PHONY: help demo demo-real test test-all test-notebooks notebooks lint format docs floors test-tl4 test-newest demo-model bench \
 	pictures release-check clean
 
 help: ## this list
@@ -29,6 +30,9 @@ help: ## this list
 
 demo: $(VENV)/.installed ## heads, split-softmax, directions and a report from the embedded model, into runs/demo
 	$(VENV)/bin/focuslens demo --out $(OUT)
+
+demo-real: $(VENV)/.installed ## the same without directions from a real model, SmolLM2-135M: a download of 93 MB, and 15 minutes
+	$(VENV)/bin/focuslens demo --model smollm2-135m-instruct --out $(OUT_REAL)
 
 test: $(VENV)/.installed ## unit and parity tests but the slow ones: under five minutes on two cores
 	$(VENV)/bin/python -m pytest -q $(IN_PARALLEL) -m "not slow" tests/unit tests/parity

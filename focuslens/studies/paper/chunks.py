@@ -21,7 +21,7 @@ from focuslens.util.progress import progress_bar
 if TYPE_CHECKING:
     from focuslens.model.execution import Executor
 
-__all__ = ["CHUNK", "Measured", "chunk_size", "measure_in_chunks"]
+__all__ = ["CHUNK", "Measured", "chunk_size", "measure_in_chunks", "read_chunks"]
 
 CHUNK = 64
 """Maximum number of samples per chunk."""
@@ -81,14 +81,24 @@ def measure_in_chunks(
     """
     if not samples:
         raise ValueError("there are no samples to score")
-    parts: list[Measured] = []
     with progress_bar(label, len(samples), show=progress) as bar:
         for start in range(0, len(samples), chunk):
             part, path = samples[start : start + chunk], folder / f"{start:06d}.safetensors"
             if not path.exists() or len(_unpacked(path.read_bytes()).about["sample_ids"]) != len(part):
                 write_atomically(path, _packed(measure(part)))
-            parts.append(_unpacked(path.read_bytes()))
             bar.update(len(part))
+    return read_chunks(folder)
+
+
+def read_chunks(folder: Path) -> Measured:
+    """All finished chunks of a folder, concatenated.
+
+    Raises:
+        FileNotFoundError: If the folder has no chunk.
+    """
+    parts = [_unpacked(path.read_bytes()) for path in sorted(folder.glob("*.safetensors"))]
+    if not parts:
+        raise FileNotFoundError(f"{folder} holds no measurements")
     return Measured(
         {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors},
         {name: [entry for part in parts for entry in part.about[name]] for name in parts[0].about},

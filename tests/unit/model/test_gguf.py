@@ -53,7 +53,9 @@ def opened(path: Path, **settings: Any) -> fl.FocusModel:
 # The model of the file
 
 
-@pytest.mark.parametrize("name", ["llama", "llama_tied", "llama_rope", "llama_linear", "llama_bias", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize(
+    "name", ["llama", "llama_tied", "llama_rope", "llama_linear", "llama_bias", "mistral", "qwen2", "qwen3"]
+)
 def test_a_file_in_float32_gives_the_checkpoints_logits_and_tokens(name, gguf, load_model, samples, cache):
     """The rotary scale of ``llama_rope`` is a tensor in the file, that of ``llama_linear`` an entry. transformers reads
     neither, and neither the width of heads of ``qwen3``."""
