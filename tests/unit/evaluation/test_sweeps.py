@@ -53,13 +53,15 @@ def settings() -> list[Setting]:
 
 @pytest.fixture
 def model(tiny_model: FocusModel) -> FocusModel:
-    return FocusModel(tiny_model.hooked, tiny_model.tokenizer, stop_tokens=(), name="tiny")
+    return FocusModel(tiny_model.hooked, tiny_model.tokenizer, stop_strings=(), stop_tokens=(), name="tiny")
 
 
 @pytest.fixture
 def one_model(load_model: Any) -> FocusModel:
     """The model on one backend, for tests that do not depend on the backend."""
-    return FocusModel(load_model("llama").hooked, load_model("llama").tokenizer, stop_tokens=(), name="tiny")
+    return FocusModel(
+        load_model("llama").hooked, load_model("llama").tokenizer, stop_strings=(), stop_tokens=(), name="tiny"
+    )
 
 
 # --- equal responses ---

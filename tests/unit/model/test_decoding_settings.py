@@ -56,7 +56,7 @@ def test_responses_are_those_of_transformers(
     expected = [theirs(directory, model.encode(prompt).tokens) for prompt in prompts]
     assert [with_stop(response) for response in model.generate(prompts, max_new_tokens=N)] == expected
     assert [with_stop(model.generate(prompt, max_new_tokens=N)) for prompt in prompts] == expected
-    plain = fl.FocusModel(model.backend, model.tokenizer, stop_tokens=model.stop_tokens)
+    plain = fl.FocusModel(model.backend, model.tokenizer, stop_strings=(), stop_tokens=model.stop_tokens)
     assert [with_stop(response) for response in plain.generate(prompts, max_new_tokens=N)] != expected
     texts = [model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in expected]
     assert list(fl.evaluate(model, samples[:3], max_new_tokens=N).responses) == texts

@@ -199,7 +199,7 @@ def test_the_token_that_ends_a_response_counts_and_an_empty_response_has_no_atte
     checkout, (entry, _) = entries(root)
     sample = read_samples(checkout, entry, load(checkout, entry), model.tokenizer)[0]
     first = results_of(Answering((fl.Setting("baseline"),), 6), model, sample)["baseline"]["tokens"][0]
-    stopping = fl.FocusModel(model.hooked, model.tokenizer, chat=False, stop_tokens=(first,))
+    stopping = fl.FocusModel(model.hooked, model.tokenizer, chat=False, stop_strings=(), stop_tokens=(first,))
     results = results_of(Answering((fl.Setting("baseline"),), 6, HEADS), stopping, sample)
     assert results["baseline"]["tokens"] == [first]
     assert results["baseline"]["output"] == model.tokenizer.decode([first])
