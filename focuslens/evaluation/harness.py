@@ -52,7 +52,8 @@ def write_harness_task(
 
     To run the task on a checkpoint ``steered``, use
     ``lm-eval run --model hf --model_args pretrained=steered --include_path DIRECTORY --tasks NAME``. The resulting
-    accuracy is the same as from :func:`focuslens.evaluate` on these samples. Instruct models need
+    accuracy is the same as from :func:`focuslens.evaluate` on these samples, if ``stop_strings`` are those of the
+    :class:`focuslens.FocusModel` (``model.decoding.stop_strings``). Instruct models need
     ``--apply_chat_template``. The task consists of three files: ``NAME.yaml``, ``NAME.jsonl`` and ``NAME_score.py``.
     ``NAME_score.py`` imports focuslens to compute the score.
 

@@ -26,7 +26,7 @@ HEADS = [(0, 0), (1, 1), (2, 3)]
 
 
 def spaced_tokenizer() -> PreTrainedTokenizerFast:
-    """A tokenizer in the style of Llama 2: words with a space before them, bytes for all else, a first space removed."""
+    """A tokenizer in the style of Llama 2: words after a space, bytes for all else, and a first space removed."""
     pieces = ["<s>", "▁Paris", "▁", ".\n", "▁The", "Qu", "estion", ":", "x", "\n\n"]
     vocabulary = {piece: index for index, piece in enumerate([*pieces, *(f"<0x{byte:02X}>" for byte in range(256))])}
     tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
