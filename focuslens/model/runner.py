@@ -351,7 +351,9 @@ class ModelRunner(PassRunner):
                 remedy = "float16 overflows above 65,504; load the model with dtype='bfloat16' or 'float32'"
             raise ValueError(f"logits are NaN in {dtype}; {remedy}")
 
-    def _generation(self, ids: list[int], stop_tokens: Sequence[int], searched: ResponseText | None) -> Generation:
+    def _generation(
+        self, ids: list[int], stop_tokens: Sequence[int], searched: ResponseText | None = None
+    ) -> Generation:
         """Response with the tokens before the first stop token or the first stop string."""
         if searched is not None and searched.ended:
             return Generation(searched.text.strip(), torch.tensor(ids[: searched.length], dtype=torch.long), True)

@@ -173,7 +173,7 @@ def test_a_checkpoints_repetition_penalty_is_that_of_hugging_face(root, model, c
     config = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps({**config, "repetition_penalty": 1.3}))
     theirs: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    own = fl.FocusModel.from_pretrained(str(folder), chat=False, device="cpu")
+    own = fl.FocusModel.from_pretrained(str(folder), chat=False, device="cpu", stop_strings=())
     checkout, (entry, _) = entries(root)
     assert declared_penalty(model) == 1
     penalty, chosen = declared_penalty(own), (*settings(), steered(-1))
