@@ -320,7 +320,7 @@ def fsync(handle):
 
 heads = [(layer, head) for layer in range(3) for head in range(4)]
 settings = [Setting("baseline"), Setting("split", (SplitSoftmax(heads, 0.0),))]
-model = FocusModel.from_pretrained({model!r}, device="cpu", backend="bridge")
+model = FocusModel.from_pretrained({model!r}, device="cpu", backend="bridge", stop_strings=())
 os.fsync = fsync  # only now: opening a model can write a record of its comparison
 run_sweep(model, multidoc_samples(), settings, max_new_tokens=3, out={out!r}, batch_tokens=1)
 """

@@ -145,12 +145,12 @@ def test_few_tokens_are_decoded_with_each_token(rest: list[int], monkeypatch: py
     assert len(decoded) <= 2 * len(tokens)
 
 
-def stop_of(model: fl.FocusModel, prompt: Any, interventions: Sequence[Any] = ()) -> str:
-    """A text in the middle of a response, which begins and ends inside tokens where they have several characters."""
+def stop_of(model: fl.FocusModel, prompt: Any, interventions: Sequence[Any] = (), n: int = N // 2) -> str:
+    """Three characters of a response, of which the first is the last character of token ``n``."""
     response = model.generate(prompt, interventions, max_new_tokens=N)
     texts = model.encoder.response_texts(model.encode(prompt), response.tokens)
     text = "".join(texts)
-    place = len("".join(texts[: N // 2])) - 1
+    place = len("".join(texts[:n])) - 1
     assert text[: place - 2].strip()
     return text[place : place + 3]
 
@@ -183,7 +183,7 @@ def interventions() -> list[list[Any]]:
 def test_rows_of_a_batch_and_lanes_of_a_sweep_end_at_different_steps(unending: fl.FocusModel, samples: Any) -> None:
     prompts = [sample.prompt() for sample in samples[2:]]
     settings = interventions()
-    strings = tuple({stop_of(unending, prompts[0], setting) for setting in settings})
+    strings = tuple(stop_of(unending, prompts[i % 2], setting, 4 + 2 * i) for i, setting in enumerate(settings))
     stopped = with_stops(unending, *strings)
     lengths: set[int] = set()
     named = [fl.Setting(f"s{i}", tuple(setting)) for i, setting in enumerate(settings)]
