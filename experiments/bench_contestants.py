@@ -116,7 +116,7 @@ class Bench:
         model = fl.FocusModel.from_pretrained(
             str(self.directory), device=self.device, dtype=self.dtype, backend=backend
         )
-        return fl.FocusModel(in_memory(model.hooked), model.tokenizer, stop_tokens=(), name="bench")
+        return fl.FocusModel(in_memory(model.hooked), model.tokenizer, stop_strings=(), stop_tokens=(), name="bench")
 
     def encoded(self) -> fl.EncodedPrompt:
         """Tokens and spans of the prompt, computed without a model."""

@@ -107,7 +107,8 @@ def load_model(checkpoint: Checkpoints) -> LoadModel:
 
         key = (name, backend, *sorted(settings.items()))
         if key not in loaded:
-            options: dict[str, Any] = {"backend": backend, "device": "cpu", **settings}
+            # Random responses contain new lines by chance, and plain transformers would go on.
+            options: dict[str, Any] = {"backend": backend, "device": "cpu", "stop_strings": (), **settings}
             with shared_work():
                 loaded[key] = FocusModel.from_pretrained(str(checkpoint(name)), **options)
         return loaded[key]

@@ -62,6 +62,7 @@ class ModelOptions:
     trust_remote_code: bool = False
     chat: bool | None = None
     chat_template_kwargs: Mapping[str, str] = field(default_factory=dict[str, str])
+    stop_strings: tuple[str, ...] | None = None
     gguf_file: str | None = None
     original: bool = False
 
@@ -70,7 +71,8 @@ class ModelOptions:
         """Model options from parsed arguments. :func:`options.add_model` adds these options to a parser."""
         plain = ("device", "device_map", "dtype", "backend", "n_ctx", "revision", "trust_remote_code", "chat")
         values = {name: getattr(args, name) for name in (*plain, "gguf_file", "original")}
-        return cls(args.model, **values, chat_template_kwargs=dict(args.chat_template_arg))
+        stops = None if args.stop is None else tuple(args.stop)
+        return cls(args.model, **values, chat_template_kwargs=dict(args.chat_template_arg), stop_strings=stops)
 
     @property
     def arguments(self) -> dict[str, Any]:

@@ -33,6 +33,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=options.positive, default=100, help="maximum tokens of a response (default 100)"
     )
+    options.add_stops(parser, "'\\n' and 'Question:' if the model has no chat template; none for 'demo'")
     parser.add_argument("--seed", type=int, default=42, help="seed of the choice of samples (default 42)")
     options.add_out_directory(parser, required=True, help="directory for the task's files")
 
@@ -43,14 +44,23 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from focuslens.util.files import versions, write_json
 
     command = _command(args.model, Path(args.out), args.name)
+    stops = _default_stops(args.model) if args.stop is None else args.stop
     data = open_samples(SampleOptions.of(args), "test")
-    path = write_harness_task(data.samples, args.out, args.name, case=args.case, max_new_tokens=args.max_new_tokens)
+    path = write_harness_task(
+        data.samples,
+        args.out,
+        args.name,
+        case=args.case,
+        max_new_tokens=args.max_new_tokens,
+        stop_strings=stops,
+    )
     result = {
         "command": args.command,
         "task": args.name,
         "case": args.case,
         "data": data.identify(),
         "max_new_tokens": args.max_new_tokens,
+        "stop_strings": list(stops),
         "seed": args.seed,
         "versions": versions(),
     }
@@ -82,10 +92,21 @@ def _brings_code(model: str) -> bool:
 
 def _is_chat(model: str) -> bool:
     """Whether the tokenizer has a chat template. FocusLens applies it by default, lm-eval only on request."""
+    return bool(_tokenizer(model).chat_template)
+
+
+def _default_stops(name: str) -> tuple[str, ...]:
+    """Stop strings with which FocusLens opens the model, except those of its generation config."""
+    from focuslens.model.sources.names import EMBEDDED, checkpoint_path
+    from focuslens.model.stop_strings import default_stop_strings
+
+    return () if name == EMBEDDED else default_stop_strings(_tokenizer(checkpoint_path(name)), chat=None)
+
+
+def _tokenizer(model: str) -> Any:
     from transformers import AutoTokenizer
 
-    tokenizer = cast("Any", AutoTokenizer).from_pretrained(model, trust_remote_code=False)
-    return bool(tokenizer.chat_template)
+    return cast("Any", AutoTokenizer).from_pretrained(model, trust_remote_code=False)
 
 
 COMMAND = Command(

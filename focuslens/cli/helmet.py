@@ -19,6 +19,7 @@ from focuslens.cli.options import (
     add_directory,
     add_file,
     add_out_directory,
+    add_stops,
     integers,
     names,
     numbers,
@@ -137,6 +138,7 @@ def _model_options(group: Any) -> None:
         type=float,
         help="repetition penalty of responses; 1 for none (default: the checkpoint's own, as in HELMET)",
     )
+    add_stops(group, "none, as in HELMET, whose own options set stop tokens")
     group.add_argument(
         "--chat-template-arg",
         type=pair,
@@ -237,6 +239,7 @@ def _model(args: argparse.Namespace) -> ModelOptions:
         trust_remote_code=args.trust_remote_code,
         chat=False,  # HELMET itself applies the chat template
         chat_template_kwargs=dict(args.chat_template_arg),
+        stop_strings=tuple(args.stop or ()),
     )
 
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -31,6 +32,7 @@ __all__ = [
     "add_run",
     "add_samples",
     "add_seed",
+    "add_stops",
     "count",
     "dtype",
     "integers",
@@ -42,6 +44,7 @@ __all__ = [
     "positive",
     "positives",
     "require_positions",
+    "stop_string",
 ]
 
 
@@ -129,6 +132,26 @@ def dtype(text: str) -> str:
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
+def stop_string(text: str) -> str:
+    r"""Parse a stop string, in which ``\n``, ``\t`` and ``\\`` stand for a new line, a tab and a backslash.
+
+    Raises:
+        argparse.ArgumentTypeError: If the text is empty, or a backslash is followed by something else.
+    """
+    if not text:
+        raise argparse.ArgumentTypeError("the stop string is empty; give --no-stop for no stop strings")
+    return re.sub(r"\\(.?)", _unescaped, text, flags=re.DOTALL)
+
+
+def _unescaped(escape: re.Match[str]) -> str:
+    if escape[1] not in _ESCAPES:
+        raise argparse.ArgumentTypeError(f"{escape.string!r} has {escape[0]!r}, which is none of \\n, \\t and \\\\")
+    return _ESCAPES[escape[1]]
+
+
+_ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
+
+
 def names(text: str) -> list[str]:
     """Parse names separated by commas, such as ``json_kv,kilt_nq``."""
     return [part.strip() for part in text.split(",") if part.strip()]
@@ -204,6 +227,22 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         metavar="NAME=VALUE",
         help="argument of the chat template, e.g. date_string='26 Jul 2024' (Llama 3 otherwise uses today's date)",
     )
+    add_stops(
+        group,
+        "those of the checkpoint's generation config; without any, '\\n' and 'Question:' if there is no chat template",
+    )
+
+
+def add_stops(group: Any, default: str) -> None:
+    """Add ``--stop`` and ``--no-stop``. ``default`` describes the stop strings without these options."""
+    group.add_argument(
+        "--stop",
+        type=stop_string,
+        action="append",
+        metavar="TEXT",
+        help=f"text that ends a response, such as '\\n'; repeatable; default: {default}",
+    )
+    group.add_argument("--no-stop", dest="stop", action="store_const", const=[], help="no text ends a response")
 
 
 def add_checkpoint(group: Any) -> None:

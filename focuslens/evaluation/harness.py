@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from focuslens.model.stop_strings import checked_stop_strings
 from focuslens.prompts.answers import require_comparable_answers
 from focuslens.prompts.sample import MultiDocSample
 from focuslens.util.files import write_atomically
@@ -23,6 +24,9 @@ from pathlib import Path
 from datasets import Dataset
 
 from focuslens import sub_exact_match
+from focuslens.model.stop_strings import text_before_stop
+
+STOP_STRINGS = {stops!r}
 
 
 def load(**_):
@@ -30,7 +34,8 @@ def load(**_):
 
 
 def score(document, responses):
-    return {{"em": float(sub_exact_match(responses[0], document["answers"]))}}
+    response = text_before_stop(responses[0], STOP_STRINGS)
+    return {{"em": float(sub_exact_match(response, document["answers"]))}}
 '''
 
 
@@ -41,12 +46,14 @@ def write_harness_task(
     *,
     case: str = "long",
     max_new_tokens: int = 100,
+    stop_strings: Sequence[str] = (),
 ) -> Path:
     """Write a task for lm-evaluation-harness that scores greedy responses by sub-span exact match.
 
     To run the task on a checkpoint ``steered``, use
     ``lm-eval run --model hf --model_args pretrained=steered --include_path DIRECTORY --tasks NAME``. The resulting
-    accuracy is the same as from :func:`focuslens.evaluate` on these samples. Instruct models need
+    accuracy is the same as from :func:`focuslens.evaluate` on these samples, if ``stop_strings`` are those of the
+    :class:`focuslens.FocusModel` (``model.decoding.stop_strings``). Instruct models need
     ``--apply_chat_template``. The task consists of three files: ``NAME.yaml``, ``NAME.jsonl`` and ``NAME_score.py``.
     ``NAME_score.py`` imports focuslens to compute the score.
 
@@ -56,23 +63,28 @@ def write_harness_task(
         name: Name of the task. It consists of letters, digits and underscores, and does not begin with a digit.
         case: Case of the prompts: ``long``, ``gold`` or ``negative``.
         max_new_tokens: Maximum length of a response, in tokens.
+        stop_strings: Texts that end a response. Those with other characters than white space are the ``until`` of the
+            task. A harness would also cut an answer at a new line before it, which FocusLens does not. The score
+            therefore cuts responses at the others.
 
     Returns:
         Path of the YAML file.
 
     Raises:
         ValueError: If there are no samples, if an answer is empty after normalisation, or if the name is not valid.
+        TypeError: If ``stop_strings`` is not a sequence of texts.
     """
     if not samples:
         raise ValueError("there are no samples to make a task of")
     if not re.fullmatch(r"[A-Za-z_]\w*", name, flags=re.ASCII):
         raise ValueError(f"{name!r} is not a valid name of a task: use letters, digits and underscores")
     require_comparable_answers(samples)
+    stops = checked_stop_strings(stop_strings)
     directory = Path(directory)
     lines = [json.dumps(_document(sample, case), ensure_ascii=False) + "\n" for sample in samples]
     write_atomically(directory / f"{name}.jsonl", "".join(lines).encode())
-    write_atomically(directory / f"{name}_score.py", _CODE.format(name=name).encode())
-    write_atomically(directory / f"{name}.yaml", _task(name, max_new_tokens).encode())
+    write_atomically(directory / f"{name}_score.py", _CODE.format(name=name, stops=stops).encode())
+    write_atomically(directory / f"{name}.yaml", _task(name, max_new_tokens, stops).encode())
     return directory / f"{name}.yaml"
 
 
@@ -85,7 +97,8 @@ def _document(sample: MultiDocSample, case: Any) -> dict[str, Any]:
     }
 
 
-def _task(name: str, max_new_tokens: int) -> str:
+def _task(name: str, max_new_tokens: int, stops: Sequence[str]) -> str:
+    until = [text for text in stops if text.strip()]
     settings = {
         "task": name,
         "custom_dataset": f"!function {name}_score.load",
@@ -94,8 +107,8 @@ def _task(name: str, max_new_tokens: int) -> str:
         "doc_to_text": "{{prompt}}",
         "doc_to_target": "{{answers[0]}}",
         "process_results": f"!function {name}_score.score",
-        # Only the end-of-text token ends a response. By default, the harness also ends a response at an empty line.
-        "generation_kwargs": {"until": [], "do_sample": False, "max_gen_toks": max_new_tokens},
+        # Given even if it is empty, because the harness otherwise ends a response at an empty line.
+        "generation_kwargs": {"until": until, "do_sample": False, "max_gen_toks": max_new_tokens},
         "metric_list": [{"metric": "em", "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": 1.0},
     }

@@ -68,7 +68,7 @@ def respond(
         budget: Maximum number of prompt tokens per forward pass. Each setting in a pass has its own copy of the
             prompts, and all copies count. Copies that share keys and values count less.
         parts: Function that returns the parts of the prompts. Attention to these parts is measured during generation.
-        decoding: Stop tokens and penalties; by default those of the checkpoint, :attr:`FocusModel.decoding`.
+        decoding: Stop tokens, stop strings and penalties; by default those of the model, :attr:`FocusModel.decoding`.
         skip: Indices of settings whose results are not needed. They do not change how the others are computed.
         most: Maximum number of settings per pass; by default as many as the budget allows.
     """

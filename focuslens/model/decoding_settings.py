@@ -1,4 +1,4 @@
-"""Greedy decoding as a checkpoint declares it: stop tokens, penalties, and tokens that responses must not contain."""
+"""Greedy decoding as a checkpoint declares it: ends of responses, penalties, and tokens that must not occur."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from transformers import GenerationConfig
 from transformers.utils.hub import cached_file
 
 from focuslens.model.generation import Prefix
+from focuslens.model.stop_strings import checked_stop_strings
 
 __all__ = ["DecodingSettings", "LogitsRule"]
 
@@ -32,7 +33,6 @@ _NEUTRAL: Mapping[str, Any] = {
     "constraints": None,
     "force_words_ids": None,
     "prompt_lookup_num_tokens": None,
-    "stop_strings": None,
     "max_time": None,
     "forced_bos_token_id": None,
     "forced_eos_token_id": None,
@@ -59,6 +59,12 @@ class DecodingSettings:
         min_new_tokens: Number of tokens before which no stop token may occur.
         suppress_tokens: Tokens that a response must not contain.
         begin_suppress_tokens: Tokens with which a response must not begin.
+        stop_strings: Texts that end a response, which ends before the text; see
+            :class:`focuslens.model.stop_strings.ResponseText`.
+
+    Raises:
+        TypeError: If the stop strings are not a sequence of texts.
+        ValueError: If a stop string is empty, or the penalty is not positive.
     """
 
     stop_tokens: tuple[int, ...] = ()
@@ -68,8 +74,10 @@ class DecodingSettings:
     min_new_tokens: int = 0
     suppress_tokens: tuple[int, ...] = ()
     begin_suppress_tokens: tuple[int, ...] = ()
+    stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "stop_strings", checked_stop_strings(self.stop_strings))
         if not self.repetition_penalty > 0:
             raise ValueError(
                 f"repetition_penalty is {self.repetition_penalty}; it must be above 0, and 1 means no penalty"
@@ -106,7 +114,7 @@ class DecodingSettings:
                 "greedy, and differ from those of transformers",
                 stacklevel=4,
             )
-        stops = declared.eos_token_id
+        stops, strings = declared.eos_token_id, declared.stop_strings
         return cls(
             stop_tokens=_ids(tokenizer.eos_token_id if stops is None else stops),
             repetition_penalty=float(declared.repetition_penalty or 1.0),
@@ -115,21 +123,27 @@ class DecodingSettings:
             min_new_tokens=int(declared.min_new_tokens or 0),
             suppress_tokens=_ids(declared.suppress_tokens),
             begin_suppress_tokens=_ids(declared.begin_suppress_tokens),
+            stop_strings=(strings,) if isinstance(strings, str) else tuple(strings or ()),
         )
 
     def describe(self) -> dict[str, Any]:
-        """The settings that change the logits, as JSON values, for result files."""
+        """All settings that are not the defaults, except stop tokens, as JSON values, for result files."""
         neutral = DecodingSettings()
         names = [name for name in self.__dataclass_fields__ if name != "stop_tokens"]
         settings = {name: getattr(self, name) for name in names if getattr(self, name) != getattr(neutral, name)}
         return {name: _lists(value) for name, value in settings.items()}
+
+    @property
+    def changes_logits(self) -> bool:
+        """Whether a setting changes the logits. Stop tokens and stop strings alone do not."""
+        return not self.describe().keys() <= {"stop_strings"}
 
     def rule(self, prefix: Prefix) -> LogitsRule:
         """Function that applies the settings to the logits after a prefix, in the order in which Hugging Face does.
 
         Each row is processed alone, because Hugging Face's processors would count padding as tokens of the prompt.
         """
-        if not self.describe():
+        if not self.changes_logits:
             return lambda logits, steps: logits
         rows = zip(prefix.tokens, prefix.mask, prefix.batch.prompts, strict=True)
         # The last prompt token may be held back. It is then not part of the prefix.

@@ -25,6 +25,7 @@ from focuslens.model.opening import open_backend
 from focuslens.model.runner import ModelRunner
 from focuslens.model.sources.gguf_file import gguf_origin
 from focuslens.model.sources.names import EMBEDDED, checkpoint_path, shown_name
+from focuslens.model.stop_strings import checked_stop_strings, default_stop_strings
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch, PromptInput, is_one_prompt
 from focuslens.prompts.encoder import PromptEncoder
 from focuslens.util.library_bars import library_bars
@@ -48,14 +49,18 @@ class FocusModel(ModelRunner):
             template. Some base models ship with a chat template. Pass ``False`` for these models.
         chat_template_kwargs: Additional arguments of the chat template, e.g. ``{"date_string": "26 Jul 2024"}``.
         stop_tokens: Tokens that end a response; by default those of ``decoding``.
-        decoding: Stop tokens and penalties; by default the tokenizer's EOS token and no penalty.
+        stop_strings: Texts that end a response, which ends before the text; by default those of ``decoding``. Without
+            ``decoding``, they are a new line and ``"Question:"`` if prompts are not put into a chat template, because a
+            base model goes on after its answer, and none otherwise. Pass ``()`` for none.
+        decoding: Stop tokens, stop strings and penalties; by default the tokenizer's EOS token and no penalty.
         name: Name of the model in result files. By default, a directory has its last component as its name, because
             result files and directions can be published. A digest of the weights tells models of one name apart.
         revision: Branch, tag or commit of the checkpoint, for result files.
 
     Raises:
-        TypeError: If ``hooked`` is not a TransformerLens model.
-        ValueError: If there is no tokenizer, or ``chat`` is true and the tokenizer has no chat template.
+        TypeError: If ``hooked`` is not a TransformerLens model, or ``stop_strings`` is not a sequence of texts.
+        ValueError: If there is no tokenizer, ``chat`` is true and the tokenizer has no chat template, or a stop string
+            is empty.
     """
 
     def __init__(
@@ -66,6 +71,7 @@ class FocusModel(ModelRunner):
         chat: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
         stop_tokens: Sequence[int] | None = None,
+        stop_strings: Sequence[str] | None = None,
         decoding: DecodingSettings | None = None,
         name: str | None = None,
         revision: str | None = None,
@@ -79,7 +85,10 @@ class FocusModel(ModelRunner):
             chat = bool(getattr(tokenizer, "chat_template", None))
         self.encoder = PromptEncoder(tokenizer, chat, dict(chat_template_kwargs or {}))
         if decoding is None:
-            decoding = DecodingSettings(() if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,))
+            ends = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
+            decoding = DecodingSettings(ends, stop_strings=default_stop_strings(tokenizer, chat))
+        if stop_strings is not None:
+            decoding = replace(decoding, stop_strings=checked_stop_strings(stop_strings))
         if stop_tokens is not None:
             decoding = replace(decoding, stop_tokens=tuple(map(operator.index, stop_tokens)))
         super().__init__(backend, tokenizer, decoding)
@@ -103,6 +112,7 @@ class FocusModel(ModelRunner):
         trust_remote_code: bool = False,
         chat: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        stop_strings: Sequence[str] | None = None,
         gguf_file: str | None = None,
         original: bool = False,
     ) -> FocusModel:
@@ -129,6 +139,9 @@ class FocusModel(ModelRunner):
                 its base, with its directions added to the queries in every pass.
             chat: See :class:`FocusModel`.
             chat_template_kwargs: See :class:`FocusModel`.
+            stop_strings: Texts that end a response, which ends before the text. By default they are those that
+                ``generation_config.json`` declares. If it declares none, they are those of :class:`FocusModel`, and
+                none for the embedded model, which was trained to end its answers. Pass ``()`` for none.
             gguf_file: Name of a GGUF file in the directory or in the repository on the hub that ``name`` names.
             original: Whether to take the original of a known model from the hub.
 
@@ -163,11 +176,14 @@ class FocusModel(ModelRunner):
             )
             opened = open_backend(checkpoint, tokenizer, backend, n_ctx)
             decoding = DecodingSettings.of(path, checkpoint.config, tokenizer, revision)
+        if stop_strings is None and path != checkpoint_path(EMBEDDED):
+            stop_strings = decoding.stop_strings or default_stop_strings(tokenizer, chat)
         model = cls(
             opened,
             tokenizer,
             chat=chat,
             chat_template_kwargs=chat_template_kwargs,
+            stop_strings=stop_strings,
             decoding=decoding,
             name=shown_name(name, gguf_file),
             revision=revision or getattr(checkpoint.config, "_commit_hash", None),

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from focuslens.hooks import Intervention
+from focuslens.model.stop_strings import ResponseText
 from focuslens.prompts.batch import PromptBatch
 
 __all__ = ["Generation", "Prefix", "Responses"]
@@ -21,11 +22,12 @@ class Generation:
     """A generated response.
 
     Attributes:
-        text: Text of the response, without special tokens or surrounding white space.
-        tokens: Token ids of the response, without the stop token.
-        finished: Whether a stop token ended the response. It is ``False`` if the response reached the maximum length or
-            the end of the context.
-        stop: Stop token that ended the response; ``None`` if ``finished`` is ``False``.
+        text: Text of the response before a stop string, without special tokens or surrounding white space.
+        tokens: Token ids of the response, without the stop token. If a stop string ended the response, they are the
+            tokens whose text begins before it.
+        finished: Whether a stop token or a stop string ended the response. It is ``False`` if the response reached the
+            maximum length or the end of the context.
+        stop: Stop token that ended the response; ``None`` if a stop string ended it, or if ``finished`` is ``False``.
     """
 
     text: str
@@ -94,6 +96,7 @@ class Responses:
         limits: Maximum length of each response, in tokens.
         stops: Tokens that end a response.
         newest: Newest token of each row; before the first step, the last token of the prompt.
+        texts: Text of each response, which is searched for stop strings; empty if there are no stop strings.
         steps: One tensor ``[batch]`` of tokens per step. Tokens after the end of a response are arbitrary.
         pending: Whether each response needs another token.
         running: Whether the newest token of each row is part of the prompt or the response. If ``False``, the row is
@@ -103,6 +106,7 @@ class Responses:
     limits: Int[Tensor, "batch"]
     stops: Int[Tensor, "stop"]
     newest: Int[Tensor, "batch"]
+    texts: Sequence[ResponseText] = ()
     steps: list[Int[Tensor, "batch"]] = field(default_factory=list[Tensor])
     pending: Bool[Tensor, "batch"] = field(init=False)
     running: Bool[Tensor, "batch"] = field(init=False)
@@ -117,6 +121,11 @@ class Responses:
             self.steps.append(tokens)
         self.running = self.pending & ~torch.isin(tokens, self.stops)
         self.pending = self.running & (len(self.steps) < self.limits)
+        for row, text in enumerate(self.texts):
+            if self.running[row] and text.append(int(tokens[row])):
+                self.pending[row] = False
+                # A token that begins before the stop string is part of the response.
+                self.running[row] = text.length == len(self.steps)
 
     def rows(self) -> list[list[int]]:
         """Token ids of each row, up to the row's limit. A row may include a stop token and tokens after it."""

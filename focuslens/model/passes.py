@@ -28,7 +28,7 @@ class PassRunner(ABC):
     Attributes:
         backend: Interface to the TransformerLens model.
         tokenizer: Tokenizer of the checkpoint.
-        decoding: Stop tokens and penalties of the checkpoint.
+        decoding: Stop tokens, stop strings and penalties of the checkpoint.
         points: Checks that the model's hook points fire, and that edits of their activations change the logits.
     """
 

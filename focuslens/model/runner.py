@@ -16,6 +16,7 @@ from focuslens.model.decoding_settings import DecodingSettings, LogitsRule
 from focuslens.model.engine import KeyValueCache
 from focuslens.model.generation import Generation, Prefix, Responses
 from focuslens.model.passes import PassRunner
+from focuslens.model.stop_strings import ResponseText
 from focuslens.prompts.batch import PromptBatch
 
 __all__ = ["ModelRunner", "first_layer"]
@@ -277,7 +278,7 @@ class ModelRunner(PassRunner):
             observers: Plain hooks, which run after the hooks of the interventions. Each pass has one row per prompt. If
                 the last prompt tokens were held back, the first pass runs them. Each later pass runs one token of every
                 response.
-            decoding: Stop tokens and penalties; by default :attr:`decoding`.
+            decoding: Stop tokens, stop strings and penalties; by default :attr:`decoding`.
 
         Raises:
             ValueError: If an intervention acts on rows of the prefix that were run without it, if a hook point never
@@ -294,10 +295,15 @@ class ModelRunner(PassRunner):
         length = prefix.mask.sum(dim=1) + (prefix.logits is None)
         limits = (self.shape.n_ctx - length).clamp(min=0, max=max_new_tokens)
         stops, last = torch.tensor(decoding.stop_tokens, dtype=torch.long), prefix.batch.tokens(self.pad_token)[:, -1]
-        responses = Responses(limits, stops, last)
+        strings = decoding.stop_strings
+        texts = [ResponseText(self.tokenizer, strings) for _ in limits] if strings else []
+        responses = Responses(limits, stops, last, texts)
         self._require_no_gaps(prefix)
         self._decode(responses, prefix, interventions, observers, decoding.rule(prefix))
-        return [self._generation(ids, decoding.stop_tokens) for ids in responses.rows()]
+        return [
+            self._generation(ids, decoding.stop_tokens, texts[row] if texts else None)
+            for row, ids in enumerate(responses.rows())
+        ]
 
     def _decode(
         self,
@@ -345,8 +351,12 @@ class ModelRunner(PassRunner):
                 remedy = "float16 overflows above 65,504; load the model with dtype='bfloat16' or 'float32'"
             raise ValueError(f"logits are NaN in {dtype}; {remedy}")
 
-    def _generation(self, ids: list[int], stop_tokens: Sequence[int]) -> Generation:
-        """Response with the tokens before the first stop token."""
+    def _generation(
+        self, ids: list[int], stop_tokens: Sequence[int], searched: ResponseText | None = None
+    ) -> Generation:
+        """Response with the tokens before the first stop token or the first stop string."""
+        if searched is not None and searched.ended:
+            return Generation(searched.text.strip(), torch.tensor(ids[: searched.length], dtype=torch.long), True)
         end = next((i for i, token in enumerate(ids) if token in stop_tokens), None)
         text = cast("str", self.tokenizer.decode(ids[:end], skip_special_tokens=True))
         tokens: Int[Tensor, "response"] = torch.tensor(ids[:end], dtype=torch.long)

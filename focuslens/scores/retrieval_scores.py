@@ -257,7 +257,8 @@ def retrieval_scores(
     a head in a run is the number of copied tokens divided by the number of needle tokens. The retrieval score is the
     mean copy score over the runs that count (see ``min_recall``). Only each decode row's most attended key is stored.
 
-    A response ends at a stop token of the model. (The code of Wu et al. stops at Llama 2's line-break token instead.)
+    A response ends at a stop token or a stop string of the model. (The code of Wu et al. stops at Llama 2's line-break
+    token instead.)
 
     Args:
         model: The model, or an executor that runs the model in other processes, such as :class:`RayPool`.

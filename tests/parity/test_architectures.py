@@ -80,7 +80,7 @@ def outcome_of(directory: Path, architecture: Architecture) -> Outcome:
     # Longer than the windows, and on both sides of the lengths at which rotary tables change (64 tokens).
     prompts = [(5 + (torch.arange(length) * 31) % 490) for length in (90, 59, 30)]
     logits, responses = reference_of(directory, prompts, 9)
-    unending = FocusModel(model.backend, model.tokenizer, chat=False, stop_tokens=())
+    unending = FocusModel(model.backend, model.tokenizer, chat=False, stop_strings=(), stop_tokens=())
     batch = [model.batch([EncodedPrompt(tokens, {})]).prompts[0] for tokens in prompts]
     differences = [
         float((model.logits(tokens) - right).abs().max()) for tokens, right in zip(prompts, logits, strict=True)

@@ -31,7 +31,8 @@ def steering(model: fl.FocusModel, heads: Any = HEADS) -> fl.FocusSteering:
 
 
 def opened(directory: Path, backend: str, **settings: Any) -> fl.FocusModel:
-    options: dict[str, Any] = {"backend": backend, "device": "cpu", "trust_remote_code": True, **settings}
+    settings = {"trust_remote_code": True, "stop_strings": (), **settings}
+    options: dict[str, Any] = {"backend": backend, "device": "cpu", **settings}
     return fl.FocusModel.from_pretrained(str(directory), **options)
 
 

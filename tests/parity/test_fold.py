@@ -88,7 +88,7 @@ def test_greedy_texts_are_those_of_the_hooks(name, load_model, checkpoint, sampl
     model = load_model(name)
     chosen = steering(model)
     fold(checkpoint(name), chosen, tmp_path / "out")
-    folded = fl.FocusModel.from_pretrained(str(tmp_path / "out"), device="cpu")
+    folded = fl.FocusModel.from_pretrained(str(tmp_path / "out"), device="cpu", stop_strings=())
     for sample in samples:
         expected = model.generate(sample.prompt(), [chosen], max_new_tokens=8).tokens
         assert torch.equal(folded.generate(sample.prompt(), max_new_tokens=8).tokens, expected)

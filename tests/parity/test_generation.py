@@ -117,7 +117,7 @@ def own_generation(hooked: Any, tokens: Tensor) -> list[int]:
 
 def check_every_way(model: FocusModel, interventions: list[Intervention], pair: list[MultiDocSample]) -> None:
     # Without stop tokens, all ways generate the same number of tokens.
-    model = FocusModel(model.hooked, model.tokenizer, stop_tokens=())
+    model = FocusModel(model.hooked, model.tokenizer, stop_strings=(), stop_tokens=())
     prompts = [sample.prompt("long") for sample in pair]
     ids = [model.encode(prompt).tokens for prompt in prompts]
     assert len(ids[0]) != len(ids[1])
@@ -139,7 +139,7 @@ def check_every_way(model: FocusModel, interventions: list[Intervention], pair: 
 
 def check_own_generation(model: FocusModel, interventions: list[Intervention], sample: MultiDocSample) -> None:
     """Hooks act alike in FocusLens's generation and, inside a ``hooks()`` context, in TransformerLens's own."""
-    model = FocusModel(model.hooked, model.tokenizer, stop_tokens=())
+    model = FocusModel(model.hooked, model.tokenizer, stop_strings=(), stop_tokens=())
     prompt = sample.prompt("long")
     expected = model.generate(prompt, interventions, max_new_tokens=NEW).tokens.tolist()
     with model.hooked.hooks(fwd_hooks=[hook for one in interventions for hook in one.hooks(model, prompt)]):
@@ -209,7 +209,7 @@ WINDOWED: dict[str, Callable[[FocusModel], list[Intervention]]] = {
 def test_parts_of_the_prompt_inside_a_window(kind, backend, load_model, pair):
     """Edits of the question, which lies inside the window of 24 keys, act with and without FocusLens's cache."""
     model = load_model("mistral_window", backend)
-    model = FocusModel(model.hooked, model.tokenizer, stop_tokens=())
+    model = FocusModel(model.hooked, model.tokenizer, stop_strings=(), stop_tokens=())
     interventions = WINDOWED[kind](model)
     prompts = [sample.prompt("long") for sample in pair]
     responses = [response.tokens.tolist() for response in model.generate(prompts, interventions, max_new_tokens=NEW)]
@@ -229,7 +229,7 @@ def test_a_cache_that_forgets_keys_is_served_or_refused(kind, backend, load_mode
     pattern are then not absolute positions.
     """
     model = load_model("mistral_window", backend)
-    model = FocusModel(model.hooked, model.tokenizer, stop_tokens=())
+    model = FocusModel(model.hooked, model.tokenizer, stop_strings=(), stop_tokens=())
     prompt = pair[0].prompt("long")
     ids, interventions = model.encode(prompt).tokens, WINDOWED[kind](model)
     expected = model.generate(prompt, interventions, max_new_tokens=NEW).tokens.tolist()

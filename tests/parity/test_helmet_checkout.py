@@ -143,7 +143,7 @@ def test_prompts_are_helmets_byte_for_byte(dataset, name, checkout, world, folde
     entry = entry_of(checkout, world, dataset, *options)
     theirs = own_model(checkout, folders[name], entry, monkeypatch)
     data = load(checkout, entry)
-    model = fl.FocusModel.from_pretrained(str(folders[name]), chat=False, device="cpu")
+    model = fl.FocusModel.from_pretrained(str(folders[name]), chat=False, device="cpu", stop_strings=())
     samples = read_samples(checkout, entry, data, model.tokenizer)
     again = load(checkout, entry)
     # For KILT, HELMET draws questions. Each question has two samples, one per depth of its passage.
@@ -163,7 +163,7 @@ def test_prompts_are_helmets_byte_for_byte(dataset, name, checkout, world, folde
 @pytest.mark.usefixtures("inside")
 def test_metrics_are_helmets_on_the_same_outputs(dataset, checkout, world, folders, tmp_path):
     entry = entry_of(checkout, world, dataset, "--tag", "v1")
-    model = fl.FocusModel.from_pretrained(str(folders["llama"]), chat=False, device="cpu", n_ctx=4096)
+    model = fl.FocusModel.from_pretrained(str(folders["llama"]), chat=False, device="cpu", stop_strings=(), n_ctx=4096)
     answering = Answering((fl.Setting("baseline"),), entry.max_new_tokens)
     data, store = answer_entry(model, checkout, entry, answering, tmp_path / "records")
     # Outputs are correct, partly correct or wrong. All outputs of a random model would be wrong.
@@ -195,7 +195,7 @@ def test_responses_are_those_of_helmets_model_where_a_checkpoint_penalises_repet
     (folder / "generation_config.json").write_text(json.dumps({**config, "repetition_penalty": 1.3}))
     entry = entry_of(checkout, world, "kilt_nq", "--stop_newline", "True", "--generation_max_length", "30")
     theirs = own_model(checkout, folder, entry, monkeypatch)
-    executor = fl.FocusModel.from_pretrained(str(folder), chat=False, device="cpu", n_ctx=4096)
+    executor = fl.FocusModel.from_pretrained(str(folder), chat=False, device="cpu", stop_strings=(), n_ctx=4096)
     penalty = declared_penalty(executor)
     answering = answering_for(executor, entry, (fl.Setting("baseline"),), (), penalty)
     data, store = answer_entry(executor, checkout, entry, answering, tmp_path / "records")
@@ -213,7 +213,7 @@ def test_responses_are_those_of_helmets_model_where_a_checkpoint_penalises_repet
 @pytest.mark.usefixtures("inside")
 def test_helmets_own_script_reads_the_files(checkout, world, folders, tmp_path, monkeypatch):
     entry = entry_of(checkout, world, "json_kv", "--tag", "v1")
-    model = fl.FocusModel.from_pretrained(str(folders["llama"]), chat=False, device="cpu", n_ctx=4096)
+    model = fl.FocusModel.from_pretrained(str(folders["llama"]), chat=False, device="cpu", stop_strings=(), n_ctx=4096)
     answering = Answering((fl.Setting("baseline"),), entry.max_new_tokens)
     data, store = answer_entry(model, checkout, entry, answering, tmp_path / "records")
     for record in store.records.values():

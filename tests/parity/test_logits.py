@@ -119,7 +119,7 @@ def test_responses_in_a_batch_end_where_each_alone_would(name, backend, load_mod
     assert len({len(tokens) for tokens in expected}) > 1
     assert [] in expected
     loaded = load_model(name, backend)
-    model = FocusModel(loaded.hooked, loaded.tokenizer, stop_tokens=stop)
+    model = FocusModel(loaded.hooked, loaded.tokenizer, stop_strings=(), stop_tokens=stop)
     batched = model.generate([sample.prompt("long") for sample in samples], max_new_tokens=8)
     assert [one.tokens.tolist() for one in batched] == expected
     assert [one.finished for one in batched] == [len(tokens) < 8 for tokens in expected]

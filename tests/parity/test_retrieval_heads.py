@@ -105,7 +105,9 @@ class Speaker:
         if backend not in self._models:
             options: dict[str, Any] = {"backend": backend, "device": "cpu"}
             self._models[backend] = FocusModel.from_pretrained(str(self.directory), **options)
-        return FocusModel(self._models[backend].hooked, self._models[backend].tokenizer, stop_tokens=stop)
+        return FocusModel(
+            self._models[backend].hooked, self._models[backend].tokenizer, stop_strings=(), stop_tokens=stop
+        )
 
     def trace(self, prompt: str) -> list[tuple[int, list[Tensor]]]:
         """For each step, the generated token and every layer's attention ``[head row key]``, without a cache."""

@@ -123,7 +123,7 @@ def test_scores_of_generated_responses(name, backend, load_model, reference, sam
     assert [] in responses
     assert len({len(response) for response in responses}) > 1
     loaded = load_model(name, backend)
-    model = FocusModel(loaded.hooked, loaded.tokenizer, stop_tokens=stop)
+    model = FocusModel(loaded.hooked, loaded.tokenizer, stop_strings=(), stop_tokens=stop)
     expected = [
         scores_by_hand(hf, sample, "long", torch.tensor(response)) if response else None
         for sample, response in zip(samples, responses, strict=True)

@@ -51,7 +51,7 @@ def build(changes: dict[str, Any], tokenizer: Any) -> fl.FocusModel:
         for name, parameter in hooked.named_parameters():
             if name.split(".")[-1].startswith("b_"):
                 parameter.normal_(0, 0.3)
-    return fl.FocusModel(hooked, tokenizer, stop_tokens=(), chat=False)
+    return fl.FocusModel(hooked, tokenizer, stop_strings=(), stop_tokens=(), chat=False)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.support.versions import needs_hooked
 
 def test_a_short_prompt_has_the_same_room_in_a_batch_as_alone(load_model, backend):
     model = load_model("llama", backend, n_ctx=64)
-    model = fl.FocusModel(model.hooked, model.tokenizer, stop_tokens=())
+    model = fl.FocusModel(model.hooked, model.tokenizer, stop_strings=(), stop_tokens=())
     ids = torch.arange(5, 67)
     prompts = [fl.EncodedPrompt(ids, {}), fl.EncodedPrompt(ids[:20], {}), fl.EncodedPrompt(ids.repeat(2)[:64], {})]
     together = model.generate(prompts, max_new_tokens=10)
@@ -102,7 +102,7 @@ def test_steering_without_a_ranking_takes_the_best_heads_not_the_first_of_the_fi
 def test_scores_have_the_same_room_in_a_batch_as_alone(load_model, backend, samples):
     longest = max(len(load_model("llama", backend).encode(s.prompt()).tokens) for s in samples)
     model = load_model("llama", backend, n_ctx=longest + 4)
-    model = fl.FocusModel(model.hooked, model.tokenizer, stop_tokens=())
+    model = fl.FocusModel(model.hooked, model.tokenizer, stop_strings=(), stop_tokens=())
     together = fl.contextual_scores(model, samples, max_new_tokens=20, batch_tokens=600)
     alone = fl.contextual_scores(model, samples, max_new_tokens=20)
     assert together.responses == alone.responses
@@ -113,7 +113,7 @@ def test_scores_have_the_same_room_in_a_batch_as_alone(load_model, backend, samp
 def test_interventions_have_the_same_room_in_a_batch_as_alone(load_model, backend, samples):
     longest = max(len(load_model("llama", backend).encode(s.prompt()).tokens) for s in samples)
     model = load_model("llama", backend, n_ctx=longest + 4)
-    model = fl.FocusModel(model.hooked, model.tokenizer, stop_tokens=())
+    model = fl.FocusModel(model.hooked, model.tokenizer, stop_strings=(), stop_tokens=())
     split, prompts = fl.SplitSoftmax([(0, 1), (2, 2)], 0.1), [sample.prompt() for sample in samples]
     together = model.generate(prompts, [split], max_new_tokens=20)
     assert [one.text for one in together] == [model.generate(p, [split], max_new_tokens=20).text for p in prompts]
@@ -159,7 +159,7 @@ def test_a_heads_direction_does_not_depend_on_the_heads_trained_beside_it(load_m
 def test_training_uses_the_room_that_the_context_leaves(load_model, samples):
     length = len(load_model("llama").encode(samples[0].prompt()).tokens)
     tight = load_model("llama", n_ctx=length + 2)
-    tight = fl.FocusModel(tight.hooked, tight.tokenizer, stop_tokens=())
+    tight = fl.FocusModel(tight.hooked, tight.tokenizer, stop_strings=(), stop_tokens=())
     fl.train_focus_directions(tight, samples[:1], [(1, 2)], epochs=1, max_new_tokens=50)
     full = load_model("llama", n_ctx=length)
     with pytest.raises(ValueError, match=r"the long prompt of sample q0@2 leaves no room for a response"):

@@ -119,7 +119,12 @@ def _of_heads(masses: Float[Tensor, "layer head 1"], heads: Sequence[Head]) -> l
 
 
 def _output(model: FocusModel, response: Generation) -> dict[str, Any]:
-    """Text and tokens of a response, in HELMET's form: white space is not stripped, and the stop token is kept."""
+    """Text and tokens of a response, in HELMET's form: white space is not stripped, and the stop token is kept.
+
+    If a stop string ended the response, the text ends before the string, without white space at its ends.
+    """
+    if response.finished and response.stop is None:
+        return {"output": response.text, "tokens": response.tokens.tolist()}
     tokens = [*response.tokens.tolist(), *([] if response.stop is None else [response.stop])]
     return {"output": model.tokenizer.decode(tokens, skip_special_tokens=True), "tokens": tokens}
 

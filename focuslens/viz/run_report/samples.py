@@ -68,8 +68,8 @@ def reopen_model(
         given: A loaded model, which may be the model of the run.
 
     Raises:
-        UnavailableError: If the model cannot be opened, or its weights, dtype, backend, prompt format or stop tokens
-            differ from those of the run.
+        UnavailableError: If the model cannot be opened, or its weights, dtype, backend, prompt format, stop tokens or
+            other settings of decoding differ from those of the run.
     """
     if given is not None and _same(given, description):
         return given
@@ -85,8 +85,8 @@ def reopen_model(
         ) from error
     if not _same(model, description):
         raise UnavailableError(
-            f"the model {Path(wanted).name} is not the one of the run: its weights, dtype or prompt format differ; "
-            "say with --model where the run's own model is"
+            f"the model {Path(wanted).name} is not the one of the run: its weights, dtype, prompt format or decoding "
+            "differ; say with --model where the run's own model is"
         )
     return model
 
@@ -94,6 +94,8 @@ def reopen_model(
 def _options(description: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments for ``FocusModel.from_pretrained``, according to a model's description."""
     return {
+        # Also without stop strings in the description, because the model then had none.
+        "stop_strings": description.get("decoding", {}).get("stop_strings", ()),
         "dtype": description.get("dtype", "float32"),
         "backend": _BACKENDS.get(str(description.get("backend"))),
         **{name: description.get(name) for name in ("chat", "chat_template_kwargs", "revision", "n_ctx")},
@@ -101,5 +103,5 @@ def _options(description: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _same(model: FocusModel, description: Mapping[str, Any]) -> bool:
-    keys = ("weights", "dtype", "backend", "prompt_format", "stop_tokens")
+    keys = ("weights", "dtype", "backend", "prompt_format", "stop_tokens", "decoding")
     return all(model.description.get(key) == description.get(key) for key in keys)

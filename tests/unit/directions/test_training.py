@@ -32,7 +32,7 @@ QUICK: dict[str, Any] = {"epochs": 2, "max_new_tokens": 3, "learning_rate": 0.01
 
 @pytest.fixture
 def model(tiny_model: FocusModel) -> FocusModel:
-    return FocusModel(tiny_model.hooked, tiny_model.tokenizer, stop_tokens=(), name="tiny")
+    return FocusModel(tiny_model.hooked, tiny_model.tokenizer, stop_strings=(), stop_tokens=(), name="tiny")
 
 
 def same(one: FocusDirections, other: FocusDirections) -> bool:
@@ -418,7 +418,7 @@ def test_nothing_to_train_on_is_refused(
     with pytest.raises(ValueError, match="none of the 1 samples has a gold document and a response"):
         train_focus_directions(model, [without_gold], HEADS)
     first = int(model.generate(samples[3].prompt("gold"), max_new_tokens=1).tokens[0])
-    silent = FocusModel(tiny_model.hooked, tiny_model.tokenizer, stop_tokens=(first,))
+    silent = FocusModel(tiny_model.hooked, tiny_model.tokenizer, stop_strings=(), stop_tokens=(first,))
     with pytest.raises(ValueError, match="none of the 1 samples has a gold document and a response"):
         train_focus_directions(silent, samples[3:], HEADS)
     with pytest.raises(ValueError, match="there are no heads to train"):

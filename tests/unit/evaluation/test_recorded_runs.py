@@ -209,7 +209,7 @@ def test_a_sweep_killed_between_settings_resumes_to_the_same_bytes(
     killed_after: int,
 ) -> None:
     loaded = load_model("llama")
-    model = FocusModel(loaded.hooked, loaded.tokenizer, stop_tokens=(), name="tiny")
+    model = FocusModel(loaded.hooked, loaded.tokenizer, stop_strings=(), stop_tokens=(), name="tiny")
     chosen = [*settings(), Setting("steered more", (steering(2.0),))]
     options: dict[str, Any] = {"max_new_tokens": 2, "batch_tokens": 700}
     run_sweep(model, samples, chosen, out=tmp_path / "whole.jsonl", **options)
@@ -241,7 +241,7 @@ def test_small_batches_give_the_records_of_large_ones(
     load_model: Any, samples: list[MultiDocSample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = load_model("llama")
-    model = FocusModel(loaded.hooked, loaded.tokenizer, stop_tokens=(), name="tiny")
+    model = FocusModel(loaded.hooked, loaded.tokenizer, stop_strings=(), stop_tokens=(), name="tiny")
     run_sweep(model, samples, settings(), out=tmp_path / "whole.jsonl", max_new_tokens=2)
     monkeypatch.setattr(batching, "_BATCH_SECONDS", 1e-9)
     sizes: list[int] = []

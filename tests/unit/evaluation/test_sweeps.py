@@ -53,13 +53,15 @@ def settings() -> list[Setting]:
 
 @pytest.fixture
 def model(tiny_model: FocusModel) -> FocusModel:
-    return FocusModel(tiny_model.hooked, tiny_model.tokenizer, stop_tokens=(), name="tiny")
+    return FocusModel(tiny_model.hooked, tiny_model.tokenizer, stop_strings=(), stop_tokens=(), name="tiny")
 
 
 @pytest.fixture
 def one_model(load_model: Any) -> FocusModel:
     """The model on one backend, for tests that do not depend on the backend."""
-    return FocusModel(load_model("llama").hooked, load_model("llama").tokenizer, stop_tokens=(), name="tiny")
+    return FocusModel(
+        load_model("llama").hooked, load_model("llama").tokenizer, stop_strings=(), stop_tokens=(), name="tiny"
+    )
 
 
 # --- equal responses ---
@@ -318,7 +320,7 @@ def fsync(handle):
 
 heads = [(layer, head) for layer in range(3) for head in range(4)]
 settings = [Setting("baseline"), Setting("split", (SplitSoftmax(heads, 0.0),))]
-model = FocusModel.from_pretrained({model!r}, device="cpu", backend="bridge")
+model = FocusModel.from_pretrained({model!r}, device="cpu", backend="bridge", stop_strings=())
 os.fsync = fsync  # only now: opening a model can write a record of its comparison
 run_sweep(model, multidoc_samples(), settings, max_new_tokens=3, out={out!r}, batch_tokens=1)
 """

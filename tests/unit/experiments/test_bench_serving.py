@@ -38,7 +38,7 @@ def test_what_is_timed_is_steered(checkpoints):
     options = bench_serving.parse(SHORT)
     prompt = bench_serving.Bench(checkpoints / "original", 100).encoded().tokens
     model = fl.FocusModel.from_pretrained(str(checkpoints / "original"), device="cpu")
-    model = fl.FocusModel(model.hooked, model.tokenizer, stop_tokens=())
+    model = fl.FocusModel(model.hooked, model.tokenizer, stop_strings=(), stop_tokens=())
     found: dict[str, Any] = {}
     for name in bench_serving.CONTESTANTS:
         found[name] = bench_serving.generation(checkpoints, name, options)()

@@ -62,7 +62,7 @@ def rows(model: fl.FocusModel, prefix: Any, interventions: list[fl.Intervention]
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral_window"])
 def test_every_lane_is_its_setting_alone(name, load_model, backend, samples):
     model = load_model(name, backend)
-    model = fl.FocusModel(model.hooked, model.tokenizer, stop_tokens=())
+    model = fl.FocusModel(model.hooked, model.tokenizer, stop_strings=(), stop_tokens=())
     lanes = settings(model)
     prompts = [model.encode(sample.prompt()) for sample in samples[:2]]
     held = model.prefill(prompts, hold_last=True)
@@ -80,7 +80,7 @@ def test_every_lane_is_its_setting_alone(name, load_model, backend, samples):
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral_window"])
 def test_prompts_run_again_from_a_layer_are_prompts_run_from_the_first(name, load_model, backend, samples):
     model = load_model(name, backend)
-    model = fl.FocusModel(model.hooked, model.tokenizer, stop_tokens=())
+    model = fl.FocusModel(model.hooked, model.tokenizer, stop_strings=(), stop_tokens=())
     lanes = Lanes(changing(model)[:5])
     prompts = model.batch([model.encode(sample.prompt()) for sample in samples[:2]])
     base = model.prefill(prompts, hold_last=True, keep=[1])

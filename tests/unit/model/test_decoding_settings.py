@@ -51,12 +51,12 @@ def test_responses_are_those_of_transformers(
     name: str, checkpoint: Any, tmp_path: Path, backend: Any, samples: Any
 ) -> None:
     directory = copy_with(checkpoint, tmp_path, eos_token_id=1, pad_token_id=2, **SETTINGS[name])
-    model = fl.FocusModel.from_pretrained(str(directory), device="cpu", backend=backend)
+    model = fl.FocusModel.from_pretrained(str(directory), device="cpu", backend=backend, stop_strings=())
     prompts = [sample.prompt() for sample in samples[:3]]
     expected = [theirs(directory, model.encode(prompt).tokens) for prompt in prompts]
     assert [with_stop(response) for response in model.generate(prompts, max_new_tokens=N)] == expected
     assert [with_stop(model.generate(prompt, max_new_tokens=N)) for prompt in prompts] == expected
-    plain = fl.FocusModel(model.backend, model.tokenizer, stop_tokens=model.stop_tokens)
+    plain = fl.FocusModel(model.backend, model.tokenizer, stop_strings=(), stop_tokens=model.stop_tokens)
     assert [with_stop(response) for response in plain.generate(prompts, max_new_tokens=N)] != expected
     texts = [model.tokenizer.decode(ids, skip_special_tokens=True).strip() for ids in expected]
     assert list(fl.evaluate(model, samples[:3], max_new_tokens=N).responses) == texts
@@ -67,11 +67,11 @@ def test_responses_are_those_of_transformers(
 def test_a_stop_token_comes_no_sooner_than_declared(checkpoint: Any, tmp_path: Path, samples: Any) -> None:
     first = copy_with(checkpoint, tmp_path, eos_token_id=None)
     prompt = samples[0].prompt()
-    model = fl.FocusModel.from_pretrained(str(first), device="cpu")
+    model = fl.FocusModel.from_pretrained(str(first), device="cpu", stop_strings=())
     stop = theirs(first, model.encode(prompt).tokens)[2]
     settings = {"eos_token_id": stop, "min_new_tokens": 8}
     (first / "generation_config.json").write_text(json.dumps(settings))
-    model = fl.FocusModel.from_pretrained(str(first), device="cpu")
+    model = fl.FocusModel.from_pretrained(str(first), device="cpu", stop_strings=())
     expected = theirs(first, model.encode(prompt).tokens)
     assert with_stop(model.generate(prompt, max_new_tokens=N)) == expected
     assert len(expected) > 3
@@ -100,7 +100,7 @@ def test_a_penalty_that_is_not_positive_is_refused(penalty: float) -> None:
 
 def test_penalties_count_the_tokens_of_an_extended_prefix(checkpoint: Any, tmp_path: Path, samples: Any) -> None:
     directory = copy_with(checkpoint, tmp_path, eos_token_id=1, pad_token_id=2, repetition_penalty=1.5)
-    model = fl.FocusModel.from_pretrained(str(directory), device="cpu")
+    model = fl.FocusModel.from_pretrained(str(directory), device="cpu", stop_strings=())
     prompt = model.encode(samples[0].prompt())
     more = torch.tensor([[11, 12, 13]])
     _, longer = model.extend(model.prefill(prompt, hold_last=True), more)
@@ -124,7 +124,7 @@ def test_settings_left_in_config_json_hold_where_there_is_no_other_file(
     config = json.loads((directory / "config.json").read_text())
     (directory / "config.json").write_text(json.dumps({**config, **SETTINGS[name], "num_beams": 2}))
     with pytest.warns(UserWarning, match=r"has num_beams=2, which FocusLens does not apply"):
-        model = fl.FocusModel.from_pretrained(str(directory), device="cpu")
+        model = fl.FocusModel.from_pretrained(str(directory), device="cpu", stop_strings=())
     tokens = model.encode(samples[0].prompt()).tokens
     assert with_stop(model.generate(samples[0].prompt(), max_new_tokens=N)) == theirs(directory, tokens, num_beams=1)
     assert model.decoding.describe()

@@ -283,7 +283,7 @@ def test_split_softmax_writes_out_the_rows_of_the_response_alone(load_model, bac
 
 def test_scores_come_out_of_the_generation_that_is_done_anyway(load_model, backend, samples, monkeypatch):
     model = load_model("llama", backend)
-    model = fl.FocusModel(model.hooked, model.tokenizer, stop_tokens=())
+    model = fl.FocusModel(model.hooked, model.tokenizer, stop_strings=(), stop_tokens=())
     fl.contextual_scores(model, samples[:1], max_new_tokens=1)
     rows = passes(model, monkeypatch)
     fl.contextual_scores(model, samples[:1], max_new_tokens=3)

@@ -33,7 +33,7 @@ def directory_of(tmp_path_factory: pytest.TempPathFactory, checkpoint: Any) -> A
 
 def opened(directory: Path) -> fl.FocusModel:
     model = fl.FocusModel.from_pretrained(str(directory), device="cpu", n_ctx=512)
-    return fl.FocusModel(model.backend, model.tokenizer, chat=False, stop_tokens=())
+    return fl.FocusModel(model.backend, model.tokenizer, chat=False, stop_strings=(), stop_tokens=())
 
 
 def prompt(length: int) -> fl.EncodedPrompt:

@@ -376,7 +376,7 @@ def generated(model: FocusModel) -> Any:
 def test_a_device_map_changes_where_a_model_is_and_nothing_else(
     checkpoint: Any, load_model: Any, device_map: Any
 ) -> None:
-    mapped = FocusModel.from_pretrained(str(checkpoint("llama")), device_map=device_map)
+    mapped = FocusModel.from_pretrained(str(checkpoint("llama")), device_map=device_map, stop_strings=())
     assert type(mapped.hooked).__name__ == "TransformerBridge"
     if mapped.description["device"] == "cpu":  # with a GPU, "auto" uses the GPU
         assert mapped.description == load_model("llama").description
@@ -400,7 +400,7 @@ def test_a_model_that_accelerate_moves_piece_by_piece_gives_the_same(checkpoint:
         assert hasattr(hf.model.layers[1].self_attn.q_proj, "_hf_hook")
         boot: Any = TransformerBridge.boot_transformers
         bridge = boot(directory, hf_model=hf, tokenizer=model.tokenizer)
-        settings: dict[str, Any] = {"stop_tokens": model.stop_tokens, "chat": model.encoder.chat, "name": model.name}
+        settings: dict[str, Any] = {"decoding": model.decoding, "chat": model.encoder.chat, "name": model.name}
         assert generated(FocusModel(bridge, model.tokenizer, **settings)) == generated(model)
 
 

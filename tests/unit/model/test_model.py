@@ -30,7 +30,7 @@ def prompt_of(length: int, start: int = 5) -> EncodedPrompt:
 
 
 def without_stops(model: FocusModel) -> FocusModel:
-    return FocusModel(model.hooked, model.tokenizer, chat=False, stop_tokens=())
+    return FocusModel(model.hooked, model.tokenizer, chat=False, stop_strings=(), stop_tokens=())
 
 
 def greedy(
@@ -70,13 +70,13 @@ def test_generation_is_greedy_and_ends_at_the_maximum(model: FocusModel) -> None
 def test_generation_ends_before_a_stop_token(model: FocusModel) -> None:
     expected = greedy(model, prompt_of(20), 7)
     for place in (0, 3, 6):
-        stopped = FocusModel(model.hooked, model.tokenizer, stop_tokens=(2, expected[place]))
+        stopped = FocusModel(model.hooked, model.tokenizer, stop_strings=(), stop_tokens=(2, expected[place]))
         first = expected.index(expected[place])
         response = stopped.generate(prompt_of(20), max_new_tokens=7)
         assert response.tokens.tolist() == expected[:first]
         assert response.finished is True
     # With a limit of six tokens, the seventh token, which stops the response, is not generated.
-    stopped = FocusModel(model.hooked, model.tokenizer, stop_tokens=(expected[6],))
+    stopped = FocusModel(model.hooked, model.tokenizer, stop_strings=(), stop_tokens=(expected[6],))
     if expected.index(expected[6]) == 6:
         assert stopped.generate(prompt_of(20), max_new_tokens=6).finished is False
 
@@ -86,7 +86,7 @@ def test_each_prompt_of_a_batch_ends_for_itself(model: FocusModel) -> None:
     alone = [greedy(model, prompt, 8) for prompt in prompts]
     # The stop token is only in the first response, but not at its beginning.
     stop = next(token for token in alone[0][1:] if token != alone[0][0] and token not in alone[1] + alone[2])
-    stopped = FocusModel(model.hooked, model.tokenizer, stop_tokens=(stop,))
+    stopped = FocusModel(model.hooked, model.tokenizer, stop_strings=(), stop_tokens=(stop,))
     responses = stopped.generate(prompts, max_new_tokens=8)
     assert [one.tokens.tolist() for one in responses] == [alone[0][: alone[0].index(stop)], *alone[1:]]
     assert [one.finished for one in responses] == [True, False, False]

@@ -173,7 +173,7 @@ def test_what_cannot_be_looked_at_is_refused(tiny_model: FocusModel, samples: li
     with pytest.raises(ValueError, match="the response is empty"):
         response_attention(tiny_model, prompt, [(0, 0)], response=" ")
     first = int(tiny_model.logits(prompt)[-1].argmax())
-    silent = FocusModel(tiny_model.hooked, tiny_model.tokenizer, stop_tokens=[first])
+    silent = FocusModel(tiny_model.hooked, tiny_model.tokenizer, stop_strings=(), stop_tokens=[first])
     with pytest.raises(ValueError, match="ended its response at once"):
         response_attention(silent, prompt, [(0, 0)])
     with pytest.raises(ValueError, match="there are no heads to read"):

@@ -170,7 +170,7 @@ def by_hand(model: FocusModel, sample: MultiDocSample, case: Any, response: list
 
 @pytest.fixture
 def model(tiny_model: FocusModel) -> FocusModel:
-    return FocusModel(tiny_model.hooked, tiny_model.tokenizer, stop_tokens=())
+    return FocusModel(tiny_model.hooked, tiny_model.tokenizer, stop_strings=(), stop_tokens=())
 
 
 @pytest.mark.parametrize("case", ["long", "gold", "negative"])

@@ -173,7 +173,7 @@ def test_a_checkpoints_repetition_penalty_is_that_of_hugging_face(root, model, c
     config = json.loads((folder / "generation_config.json").read_text())
     (folder / "generation_config.json").write_text(json.dumps({**config, "repetition_penalty": 1.3}))
     theirs: Any = AutoModelForCausalLM.from_pretrained(folder, attn_implementation="eager")
-    own = fl.FocusModel.from_pretrained(str(folder), chat=False, device="cpu")
+    own = fl.FocusModel.from_pretrained(str(folder), chat=False, device="cpu", stop_strings=())
     checkout, (entry, _) = entries(root)
     assert declared_penalty(model) == 1
     penalty, chosen = declared_penalty(own), (*settings(), steered(-1))
@@ -199,11 +199,27 @@ def test_the_token_that_ends_a_response_counts_and_an_empty_response_has_no_atte
     checkout, (entry, _) = entries(root)
     sample = read_samples(checkout, entry, load(checkout, entry), model.tokenizer)[0]
     first = results_of(Answering((fl.Setting("baseline"),), 6), model, sample)["baseline"]["tokens"][0]
-    stopping = fl.FocusModel(model.hooked, model.tokenizer, chat=False, stop_tokens=(first,))
+    stopping = fl.FocusModel(model.hooked, model.tokenizer, chat=False, stop_strings=(), stop_tokens=(first,))
     results = results_of(Answering((fl.Setting("baseline"),), 6, HEADS), stopping, sample)
     assert results["baseline"]["tokens"] == [first]
     assert results["baseline"]["output"] == model.tokenizer.decode([first])
     assert results["baseline"]["sink"] == [None] * 3
+
+
+def test_a_response_ends_before_a_stop_string_of_the_model(root, model):
+    """Text and tokens then contain neither the string nor anything after it."""
+    checkout, (entry, _) = entries(root)
+    sample = read_samples(checkout, entry, load(checkout, entry), model.tokenizer)[0]
+    answering = Answering((fl.Setting("baseline"),), 12, HEADS)
+    whole = results_of(answering, model, sample)["baseline"]
+    stop = whole["output"].strip()[8:10]
+    stopping = fl.FocusModel(model.hooked, model.tokenizer, chat=False, stop_strings=(stop,))
+    found = results_of(answering, stopping, sample)["baseline"]
+    assert found["output"] == whole["output"][: whole["output"].index(stop)].strip()
+    assert found["tokens"] == whole["tokens"][: len(found["tokens"])]
+    assert 0 < len(found["tokens"]) < len(whole["tokens"])
+    assert len(model.tokenizer.decode(found["tokens"][:-1]).strip()) <= len(found["output"])
+    assert found["sink"] != whole["sink"]
 
 
 def test_the_work_on_a_sample_is_a_plain_value(root, model):
