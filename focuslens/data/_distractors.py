@@ -110,10 +110,7 @@ def draw_at_random(passages: Passages, queries: Iterable[Query], count: int, see
     """
     for place, query in enumerate(queries):
         gold = {normalised_text(text) for text in query.gold}
-
-        def order(place: int = place) -> Iterable[int]:
-            return _permutation(passages.count, random.Random(f"{seed}/{place}"))
-
+        order = partial(_permutation, passages.count, f"{seed}/{place}")
         yield _choose(passages, query, order, gold.__contains__, count)
 
 
@@ -134,7 +131,8 @@ def draw_similar(passages: Passages, queries: Iterable[Query], count: int) -> It
     index = PassageIndex(passages)
     for query in queries:
         order = partial(iter, index.ranking(query.question).tolist())
-        yield _choose(passages, query, order, _near_duplicate_of(query.gold), count)
+        gold = [_grams(normalised_text(text)) for text in query.gold]
+        yield _choose(passages, query, order, partial(_is_near, gold), count)
 
 
 def _choose(
@@ -175,15 +173,10 @@ def _choose(
     return Draw(array("I", taken.values()), left_out["answer"], left_out["gold"])
 
 
-def _near_duplicate_of(gold: Sequence[str]) -> Callable[[str], bool]:
-    """Function that returns whether a normalised passage is a near-duplicate of a gold passage."""
-    of_gold = [_grams(normalised_text(text)) for text in gold]
-
-    def is_near(passage: str) -> bool:
-        grams = _grams(passage)
-        return any(2 * len(grams & other) > min(len(grams), len(other)) for other in of_gold)
-
-    return is_near
+def _is_near(gold: Sequence[set[tuple[str, ...]]], passage: str) -> bool:
+    """Whether a normalised passage is a near-duplicate of a gold passage, given the n-grams of all gold passages."""
+    grams = _grams(passage)
+    return any(2 * len(grams & other) > min(len(grams), len(other)) for other in gold)
 
 
 def _grams(text: str) -> set[tuple[str, ...]]:
@@ -192,9 +185,9 @@ def _grams(text: str) -> set[tuple[str, ...]]:
     return set(zip(*(words[i:] for i in range(_GRAM)), strict=False)) or {tuple(words)}
 
 
-def _permutation(size: int, rng: random.Random) -> Iterator[int]:
+def _permutation(size: int, seed: str) -> Iterator[int]:
     """Random permutation of ``range(size)``, computed lazily with the Fisher-Yates shuffle."""
-    moved: dict[int, int] = {}
+    rng, moved = random.Random(seed), dict[int, int]()
     for i in range(size):
         j = rng.randrange(i, size)
         yield moved.get(j, j)
