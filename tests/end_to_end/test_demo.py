@@ -98,3 +98,49 @@ def test_the_report_loads_nothing_from_the_network_and_holds_a_circuitsvis_view(
     assert not re.search(r"""(?:src|href)\s*=\s*["']?(?:https?:)?//""", page)
     assert "CircuitsVis" in page or "circuitsvis" in page
     assert "data:image/png;base64," in page
+
+
+def test_the_demo_of_another_model_measures_heads_and_split_softmax_alone(checkpoint, tmp_path, capsys):
+    from dataclasses import replace
+
+    from focuslens.cli.demo import REAL, run
+
+    model, out = str(checkpoint("llama")), tmp_path / "out"
+    sizes = replace(REAL, documents=2, scored=2, tested=3, ks=(1, 2), max_new_tokens=3)
+    run(_parser().parse_args(["demo", "--model", model, "--n-ctx", "4096", "--out", str(out)]), sizes)
+    printed = capsys.readouterr().out
+    assert "2 documents per question: the relevant one, and the passages most like the question of other" in printed
+    assert "1/2  contextual heads" in printed
+    results = json.loads((out / "results.json").read_text())
+    assert results["data"]["file"] == "passages"
+    assert results["data"]["distractors"] == "bm25"
+    assert {row["name"] for row in results["split_softmax"]} >= {"baseline", "gold", "negative"}
+    assert "steering" not in results
+    assert not (out / "directions").exists()
+    assert f"where {checkpoint('llama').name} looks" in (out / "report.html").read_text()
+
+
+def test_the_embedded_model_has_its_own_corpus(capsys, tmp_path):
+    from focuslens.cli.main import main
+
+    assert main(["demo", "--data", "passages"]) == 1
+    assert "--data needs --model: the embedded model knows the synthetic corpus only" in capsys.readouterr().err
+
+
+def test_a_repaired_answer_is_printed(capsys):
+    from focuslens.cli.common import Samples
+    from focuslens.cli.demo import _print_repaired
+
+    samples = load_synthetic(2, split="test")
+    ids = tuple(sample.id for sample in samples)
+    em = bootstrap_mean([0.0, 1.0])
+
+    def answered(*correct: bool) -> Evaluation:
+        return Evaluation(ids, ids, tuple(f"answer {i} {right}" for i, right in enumerate(correct)), correct, em)
+
+    raised = Setting("tau 0.3", parameters={"tau": 0.3})
+    evaluations = {"baseline": answered(True, False), "tau 0.3": answered(True, True)}
+    _print_repaired(Sweep((Setting("baseline"), raised), evaluations, {}), Samples(samples, {}))
+    printed = capsys.readouterr().out
+    assert samples[1].question in printed
+    assert "before: answer 1 False\n  after:  answer 1 True" in printed

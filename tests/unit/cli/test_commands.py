@@ -129,7 +129,7 @@ def test_intervals_of_scores_draw_questions_and_leave_out_what_has_no_response()
 
 
 def test_the_demo_offers_only_what_it_uses(capsys):
-    for option in ("--model", "--data", "--samples", "--documents", "--split", "--batch-tokens", "--chat"):
+    for option in ("--samples", "--documents", "--split", "--batch-tokens"):
         with pytest.raises(SystemExit):
             _parser().parse_args(["demo", option, "1"])
     settings = demo.run_settings(_parser().parse_args(["demo", "--dtype", "float64"]), demo.DemoSettings())

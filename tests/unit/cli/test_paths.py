@@ -24,7 +24,7 @@ REQUIRED = {
     "report": ["."],
     "published": ["."],
 }
-DIRECTORY_COMMANDS = [*(name for name in COMMANDS if name != "report"), "helmet make-recall"]
+DIRECTORY_COMMANDS = [*(name for name in COMMANDS if name not in ("report", "models", "cache")), "helmet make-recall"]
 
 
 @pytest.fixture(autouse=True)
@@ -79,8 +79,9 @@ def test_default_folders_that_cannot_be_written_to(monkeypatch, capsys):
     Path("runs").touch()
     monkeypatch.setattr("focuslens.cli.common.ModelOptions.open", lambda _: pytest.fail("the command began its work"))
     assert main(["demo"]) == 1
-    assert "--out: 'runs' is a file, so there can be no 'runs/demo'" in capsys.readouterr().err
+    assert "without --out, results go to runs/demo: 'runs' is a file" in capsys.readouterr().err
     for arguments, path in (
+        (["demo", "--model", "smollm2-135m-instruct"], "runs/demo-smollm2-135m-instruct"),
         (["train"], "runs/train"),
         (["paper"], "runs/paper/demo"),
         (["helmet", "--helmet", "a-folder", "--config", "demo"], "runs/helmet/demo"),
