@@ -120,7 +120,8 @@ class SampleOptions:
         Raises:
             ValueError: If the data do not have this part.
         """
-        from focuslens.data.selection import PASSAGES, SYNTHETIC, SampleSelection
+        from focuslens.data.passages import PASSAGES
+        from focuslens.data.selection import SYNTHETIC, SampleSelection
         from focuslens.data.synthetic import spread_positions
 
         if self.file == SYNTHETIC and part == "all":

@@ -13,6 +13,7 @@ from focuslens.data._distractors import DistractorChoice
 from focuslens.data._dropped import warn_of_dropped
 from focuslens.data._jsonl import LineStore
 from focuslens.data._source import Layout, Source
+from focuslens.data.passages import data_name, data_path
 from focuslens.data.positions import checked_positions, spread_positions
 from focuslens.prompts.sample import MultiDocSample
 from focuslens.util.checks import checked_integer
@@ -60,7 +61,7 @@ def load_multidoc(
     has one such answer: "*". Commands show the warning with ``--verbose``, or if there are more than five such answers.
 
     Args:
-        path: Path to the file.
+        path: Path to the file, or ``"passages"`` for the oracle file of 144 questions that ships with the package.
         num_documents: Number of documents per sample, including the gold document.
         gold_positions: Positions of the gold document, counted from 0. Each position gives one sample per question.
             ``"spread"`` means up to five positions, spread evenly over the documents: 0, 4, 9, 14 and 19 of 20
@@ -88,7 +89,7 @@ def load_multidoc(
     limit = None if limit is None else checked_integer(limit, "limit")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; it must be at least 1 question, or None for all")
-    source = Source(LineStore(path), layout, limit)
+    source = Source(LineStore(data_path(path)), layout, limit)
     warn_of_dropped(source.store.path, source.dropped)
     return MultiDocData(source, range(source.questions * layout.slots))
 
@@ -178,7 +179,7 @@ class MultiDocData(Sequence[MultiDocSample]):
         """
         source, positions = self._source, self._source.layout.gold_positions
         return {
-            "file": source.store.path.name,
+            "file": data_name(source.store.path),
             "sha256": source.sha256,
             "kind": source.kind,
             "num_documents": source.layout.num_documents,

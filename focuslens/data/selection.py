@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
-from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -13,29 +12,18 @@ from focuslens.data._distractors import DistractorChoice, checked_choice
 from focuslens.data._jsonl import LineStore
 from focuslens.data._records import Kind, detect_kind, parse_object, parse_record
 from focuslens.data.multidoc import MultiDocData, load_multidoc
+from focuslens.data.passages import data_path
 from focuslens.data.positions import spread_positions
 from focuslens.data.synthetic import load_synthetic
 from focuslens.prompts.sample import MultiDocSample
 
-__all__ = [
-    "PASSAGES",
-    "SYNTHETIC",
-    "DistractorChoice",
-    "Part",
-    "SampleSelection",
-    "check_first_line",
-    "data_path",
-    "open_selections",
-]
+__all__ = ["SYNTHETIC", "DistractorChoice", "Part", "SampleSelection", "check_first_line", "open_selections"]
 
 Part: TypeAlias = Literal["train", "validation", "test", "all"]
 """Part of the data. ``train``, ``validation`` and ``test`` do not share any questions."""
 
 SYNTHETIC = "synthetic"
 """Name that selects the corpus of the embedded demo model in place of a file."""
-
-PASSAGES = "passages"
-"""Name of the oracle file of passages that ships with the package, in place of a file."""
 
 _SYNTHETIC_QUESTIONS = 100
 _WHOLE: dict[str, Any] = {"part": "all", "questions": None, "every_position": True, "validation": 0}
@@ -146,7 +134,7 @@ class SampleSelection:
         if self.file == SYNTHETIC:
             return self._of_corpus()
         whole = read(
-            self.path or data_path(self.file),
+            self.path or self.file,
             num_documents=self.num_documents,
             gold_positions=self.gold_positions,
             seed=self.seed,
@@ -220,13 +208,6 @@ def _follow(data: MultiDocData, steps: Iterable[Mapping[str, Any]]) -> MultiDocD
         else:
             data = data[step["start"] : step["stop"] : step["by"]]
     return data
-
-
-def data_path(name: str | Path) -> Path:
-    """Path of a data file. :data:`PASSAGES` is the name of the file that ships with the package."""
-    if str(name) == PASSAGES:
-        return Path(str(resources.files("focuslens"))) / "assets" / "passages.jsonl.gz"
-    return Path(name)
 
 
 def check_first_line(path: str | Path) -> Kind:
