@@ -108,6 +108,24 @@ def test_a_gguf_file_in_a_directory_is_named_by_an_argument(gguf, cache):
     assert model.name == path.name
 
 
+def test_a_gguf_file_on_the_hub_is_named_by_an_argument(gguf, cache, monkeypatch):
+    asked: list[tuple[str, str, str | None]] = []
+
+    def download(name: str, file: str, revision: str | None = None) -> str:
+        asked.append((name, file, revision))
+        return str(gguf("llama"))
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", download)
+    model = fl.FocusModel.from_pretrained("owner/tiny", gguf_file="tiny.gguf", revision="main", device="cpu")
+    assert asked == [("owner/tiny", "tiny.gguf", "main")]
+    assert (model.name, model.revision) == ("tiny.gguf", "main")
+
+
+def test_without_a_hub_the_error_names_the_model(cache):
+    with pytest.raises(FileNotFoundError, match="there is no directory 'owner/tiny', and the hub cannot be reached"):
+        fl.FocusModel.from_pretrained("owner/tiny", gguf_file="tiny.gguf", device="cpu")
+
+
 def test_the_stop_tokens_are_those_of_texts_turns_and_messages(gguf, cache):
     path = gguf("qwen2", entries={"tokenizer.ggml.eot_token_id": 4, "tokenizer.ggml.eom_token_id": 1})
     assert opened(path).stop_tokens == (1, 4)
