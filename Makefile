@@ -22,8 +22,8 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # Where Python may not write bytecode, every process compiles what it imports of torch, transformers and Ray: 5 s each.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo demo-real test test-all test-notebooks notebooks lint format docs floors test-tl4 test-newest demo-model bench \
-	pictures release-check clean
+.PHONY: help demo demo-real test test-all test-real test-notebooks notebooks lint format docs floors test-tl4 test-newest \
+	demo-model bench pictures release-check clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -38,9 +38,15 @@ test: $(VENV)/.installed ## unit and parity tests but the slow ones: under five 
 	$(VENV)/bin/python -m pytest -q $(IN_PARALLEL) -m "not slow" tests/unit tests/parity
 
 # Under coverage a test takes up to twice the processor time.
-test-all: $(VENV)/.installed ## every test, with the coverage, and then the notebooks
-	$(VENV)/bin/python -m pytest -q $(IN_PARALLEL) --cov -o processor_seconds=10
+test-all: $(VENV)/.installed ## every test but those of real models, with the coverage, and then the notebooks
+	$(VENV)/bin/python -m pytest -q $(IN_PARALLEL) -m "not download" --cov -o processor_seconds=10
 	@$(MAKE) --no-print-directory test-notebooks
+
+# The models take 2 GB of disk, and stay in the folder for the next run. It is the package's cache, unless named.
+FOCUSLENS_REAL_MODELS ?= $(shell $(VENV)/bin/python -c 'from focuslens.util import cache; print(cache.cache_folder())')
+test-real: $(VENV)/.installed ## the tests of real models, which the first run downloads (330 MB)
+	FOCUSLENS_REAL_MODELS='$(FOCUSLENS_REAL_MODELS)' $(VENV)/bin/python -m pytest -q $(IN_PARALLEL) -m download \
+		--durations=0 --durations-min=1 tests/services
 
 # A thread for each of the processes; tests see to theirs by themselves.
 test-notebooks: export OMP_NUM_THREADS ?= 1

@@ -43,8 +43,20 @@ hypothesis.settings.register_profile("focuslens", deadline=None, derandomize=Tru
 hypothesis.settings.load_profile("focuslens")
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "download: needs a real model, in the folder named by FOCUSLENS_REAL_MODELS")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run files with slow tests first, so that parallel test processes finish at about the same time."""
+    """Run files with slow tests first, so that parallel test processes finish at about the same time.
+
+    Tests of real models are skipped unless ``FOCUSLENS_REAL_MODELS`` names the folder for the models.
+    """
+    if not os.environ.get("FOCUSLENS_REAL_MODELS"):
+        no_models = pytest.mark.skip(reason="FOCUSLENS_REAL_MODELS names no folder for models; see make test-real")
+        for item in items:
+            if item.get_closest_marker("download"):
+                item.add_marker(no_models)
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
 

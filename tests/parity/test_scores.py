@@ -18,6 +18,7 @@ from tests.support.reference import (
     document_ranges,
     gap,
     prompt_text,
+    scores_of_rows,
     split_softmax_rows,
     tokens_of_ranges,
 )
@@ -44,26 +45,9 @@ def scores_by_hand(
     hf: ReferenceModel, sample: MultiDocSample, case: str, response: Tensor, edits: Edits | None = None, shift: int = 0
 ) -> dict[str, Tensor]:
     """The four scores ``[layer head]`` from equation 1, computed on the full pattern. ``shift`` moves the rows."""
-    prompt = prompt_text(sample, case)
-    text, offsets, ids = hf.text(prompt), hf.offsets(prompt), hf.ids(prompt)
-    patterns = hf.patterns(torch.cat((ids, response)), edits).double()
-    rows = patterns[:, :, len(ids) + shift : len(ids) + len(response) + shift]
-
-    def score(tokens: list[int]) -> Tensor:
-        return rows[..., tokens].sum(dim=-1).mean(dim=-1)
-
-    documents = {
-        index: score(tokens_of_ranges(offsets, characters))
-        for index, characters in document_ranges(sample, text).items()
-    }
-    nothing = torch.zeros_like(score([0]))
-    others = [documents[index] for index in documents if index != sample.gold_index]
-    return {
-        "relevant": documents.get(sample.gold_index or 0, nothing) if case != "negative" else nothing,
-        "irrelevant": sum(others, start=nothing),
-        "irrelevant_max": torch.stack(others).amax(dim=0) if others else nothing,
-        "sink": score([0, 1]),
-    }
+    ids = hf.ids(prompt_text(sample, case))
+    patterns = hf.patterns(torch.cat((ids, response)), edits)
+    return scores_of_rows(hf, sample, case, patterns[:, :, len(ids) + shift : len(ids) + len(response) + shift])
 
 
 def given_response(hf: ReferenceModel, sample: MultiDocSample, case: str, response: str) -> Tensor:

@@ -7,7 +7,7 @@ implementation allows edits of rotated queries, rotated keys and the attention p
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -29,6 +29,7 @@ __all__ = [
     "gap",
     "largest",
     "prompt_text",
+    "scores_of_rows",
     "split_softmax_rows",
     "tokens_of_ranges",
 ]
@@ -82,6 +83,31 @@ def tokens_of_ranges(offsets: Sequence[tuple[int, int]], characters: tuple[int, 
     """Tokens that contain at least one character of a range, found character by character."""
     wanted = set(range(*characters))
     return [i for i, (start, end) in enumerate(offsets) if wanted.intersection(range(start, end))]
+
+
+def scores_of_rows(hf: ReferenceModel, sample: MultiDocSample, case: str, rows: Tensor) -> dict[str, Tensor]:
+    """The four contextual scores ``[layer head]`` (equation 1) from attention ``[layer head row key]``.
+
+    The rows are those of the response, and the keys those of the prompt and of the response.
+    """
+    prompt = prompt_text(sample, case)
+    offsets, rows = hf.offsets(prompt), rows.double()
+
+    def score(tokens: list[int]) -> Tensor:
+        return rows[..., tokens].sum(dim=-1).mean(dim=-1)
+
+    documents = {
+        index: score(tokens_of_ranges(offsets, characters))
+        for index, characters in document_ranges(sample, hf.text(prompt)).items()
+    }
+    nothing = torch.zeros_like(score([0]))
+    others = [documents[index] for index in documents if index != sample.gold_index]
+    return {
+        "relevant": documents.get(sample.gold_index or 0, nothing) if case != "negative" else nothing,
+        "irrelevant": sum(others, start=nothing),
+        "irrelevant_max": torch.stack(others).amax(dim=0) if others else nothing,
+        "sink": score([0, 1]),
+    }
 
 
 @dataclass(frozen=True)
@@ -204,6 +230,42 @@ class ReferenceModel:
                 return torch.cat([self.state.patterns[layer] for layer in sorted(self.state.patterns)])
             finally:
                 self.state.patterns = None
+
+    def pattern_rows(self, tokens: Tensor, first: int) -> Tensor:
+        """Rows of ``eager``'s attention patterns from position ``first`` on, ``[layer head row key]``.
+
+        Only one layer's full pattern is in memory at a time.
+        """
+        rows: list[Tensor] = []
+
+        def keep(module: Any, arguments: Any, output: tuple[Tensor, Tensor]) -> None:
+            rows.append(output[1][0, :, first:].clone())
+
+        with ExitStack() as stack, torch.no_grad():
+            for layer in self.eager.model.layers:
+                stack.callback(layer.self_attn.register_forward_hook(keep).remove)
+            self.eager(tokens[None], use_cache=False, logits_to_keep=1)
+        return torch.stack(rows)
+
+    @contextmanager
+    def biased(self, biases: dict[str, dict[tuple[int, int], Tensor]]) -> Generator[None]:
+        """Context in which ``eager`` adds vectors to outputs of projections.
+
+        Args:
+            biases: Vector ``[d_head]`` by layer and head of the projection, by the projection's name (``q_proj``).
+        """
+        with ExitStack() as stack:
+            for name, vectors in biases.items():
+                for (where, head), vector in vectors.items():
+
+                    def add(_: Any, __: Any, output: Tensor, head: int = head, vector: Tensor = vector) -> Tensor:
+                        output = output.clone()
+                        output[..., head * len(vector) : (head + 1) * len(vector)] += vector
+                        return output
+
+                    projection = getattr(self.eager.model.layers[where].self_attn, name)
+                    stack.callback(projection.register_forward_hook(add).remove)
+            yield
 
     def generate(self, tokens: Tensor, n: int, edits: Edits | None = None, stop: Sequence[int] = (1,)) -> list[int]:
         """Greedy tokens from Hugging Face's ``generate`` with its cache, without the stop token."""

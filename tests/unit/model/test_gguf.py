@@ -21,12 +21,7 @@ import focuslens as fl
 from focuslens.model.sources import gguf_conversion
 from focuslens.model.sources.gguf_conversion import converted_gguf
 from tests.support.gguf_files import write_gguf
-
-HARD_TEXT = (
-    "Plain words, don't we'll I'M. 12345 3.14159 1,000,000 ½ ² ①② ١٢٣ \uff11\uff12\n\n\n  two  spaces\ttabs \r\n"
-    "café cafe\u0301 naïve Zoë 漢字かな 한국어 🙂👩‍👩‍👧\u200b x=1;y+=22 //// ((a[b]{c})) CamelCaseWORDS snake_case"
-    "   \n trailing  "
-)
+from tests.support.hard_text import HARD_TEXT
 
 
 @pytest.fixture
