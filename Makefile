@@ -42,7 +42,7 @@ test-all: $(VENV)/.installed ## every test but those of real models, with the co
 	$(VENV)/bin/python -m pytest -q $(IN_PARALLEL) -m "not download" --cov -o processor_seconds=10
 	@$(MAKE) --no-print-directory test-notebooks
 
-# The models take 2 GB of disk, and stay in the folder for the next run. It is the package's cache, unless named.
+# The downloads (350 MB on disk) stay in this folder, by default the package's cache. The tests convert them anew.
 FOCUSLENS_REAL_MODELS ?= $(shell $(VENV)/bin/python -c 'from focuslens.util import cache; print(cache.cache_folder())')
 test-real: $(VENV)/.installed ## the tests of real models, which the first run downloads (330 MB)
 	FOCUSLENS_REAL_MODELS='$(FOCUSLENS_REAL_MODELS)' $(VENV)/bin/python -m pytest -q $(IN_PARALLEL) -m download \

@@ -44,7 +44,9 @@ hypothesis.settings.load_profile("focuslens")
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "download: needs a real model, in the folder named by FOCUSLENS_REAL_MODELS")
+    config.addinivalue_line(
+        "markers", "download: needs a real model, downloaded into the folder that FOCUSLENS_REAL_MODELS names"
+    )
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,8 +1,9 @@
-"""Real models, in a cache folder that lasts from run to run."""
+"""Real models, whose downloads last from run to run."""
 
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -20,10 +21,11 @@ class RealModel(Protocol):
 
 
 @pytest.fixture(scope="module")
-def real_model() -> Iterator[RealModel]:
-    """``real_model(name)`` downloads and converts a known model, if no earlier run has done so.
+def real_model(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RealModel]:
+    """``real_model(name)`` converts a known model, and downloads it if no earlier run has done so.
 
-    In a module that uses this fixture, the cache folder is the one that ``FOCUSLENS_REAL_MODELS`` names.
+    Downloads are in the cache folder that ``FOCUSLENS_REAL_MODELS`` names. Everything else in the cache folder is made
+    anew for each test file, so that the code of today converts and opens the model.
     """
     from focuslens.model.sources.gguf_conversion import converted_gguf
     from focuslens.model.sources.known_models import KNOWN_MODELS, fetched_gguf
@@ -33,6 +35,10 @@ def real_model() -> Iterator[RealModel]:
         path = fetched_gguf(model)
         return path, converted_gguf(path)
 
+    downloads, cache = Path(os.environ["FOCUSLENS_REAL_MODELS"]).absolute() / "models", tmp_path_factory.mktemp("cache")
+    downloads.mkdir(parents=True, exist_ok=True)
+    (cache / "models").symlink_to(downloads)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("FOCUSLENS_CACHE", str(Path(os.environ["FOCUSLENS_REAL_MODELS"]).absolute()))
+        patch.setenv("FOCUSLENS_CACHE", str(cache))
         yield files
+    shutil.rmtree(cache)  # of 0.5 to 1.1 GB

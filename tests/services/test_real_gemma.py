@@ -1,7 +1,7 @@
 """Gemma 3 270M, with a SentencePiece vocabulary and windows of 512 tokens, against transformers on its GGUF file.
 
 transformers rebuilds this vocabulary correctly, unlike that of SmolLM2. ``FOCUSLENS_REAL_MODELS`` names the folder for
-the model.
+the download.
 """
 
 from __future__ import annotations
@@ -52,11 +52,13 @@ def test_a_page_of_hard_text_has_the_tokens_of_transformers(gguf, model):
 
 def test_logits_are_those_of_transformers_on_the_file(gguf, model, prompt):
     tokens = model.encode(prompt).tokens
+    # Every fourth row: with a vocabulary of 262,144 tokens, all rows would take 1 GB.
+    rows = torch.arange(3, len(tokens), 4)
     with torch.no_grad():
-        expected = gguf_model(gguf)(tokens[None]).logits[0]
+        expected = gguf_model(gguf)(tokens[None], logits_to_keep=rows).logits[0]
     assert len(tokens) > WINDOW + 100
     # Logits reach 30 or so, and 1.4e-4 is measured: float32 sums in another order.
-    assert gap(model.logits(tokens), expected) < 1e-3
+    assert gap(model.logits(tokens)[rows], expected) < 1e-3
 
 
 def test_three_layers_see_everything_and_the_others_512_tokens(model, prompt):

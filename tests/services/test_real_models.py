@@ -2,11 +2,13 @@
 
 Unlike the tiny checkpoints of the other tests, this model was trained: it has 30 layers, 9 heads on 3 key-value heads,
 logits with a standard deviation of about 8, and sinks that receive most of the attention. ``FOCUSLENS_REAL_MODELS``
-names the folder for the model.
+names the folder for the download.
 """
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -226,7 +228,7 @@ def test_contextual_scores_at_2500_tokens_are_those_of_full_patterns(model, hf, 
         assert gap(getattr(scores, kind)[0], values) < SCORES, kind
         assert values.max() > 100 * SCORES, kind
     shifted = scores_of_rows(hf, long.sample, "long", long.rows[:, :, :-1])
-    assert gap(scores.relevant[0], shifted["relevant"]) > 100 * SCORES
+    assert gap(scores.relevant[0], shifted["relevant"]) > 10 * SCORES
 
 
 @pytest.mark.parametrize("tau", [0.1, 1000])
@@ -268,10 +270,11 @@ def test_projection_steering_is_that_of_biases(model, hf, short):
 
 
 @pytest.fixture(scope="module")
-def folded(directory, tmp_path_factory) -> ReferenceModel:
+def folded(directory, tmp_path_factory) -> Iterator[ReferenceModel]:
     """The checkpoint with the directions folded into it, in plain transformers."""
     out = fl.fold(directory, projection_steering(), tmp_path_factory.mktemp("folded") / "model").directory
-    return ReferenceModel(out)
+    yield ReferenceModel(out)
+    shutil.rmtree(out)
 
 
 def test_the_folded_checkpoint_gives_the_steered_answers(model, hf, folded, short):
