@@ -45,7 +45,7 @@ def made_up_sweeps(monkeypatch: Any, right: Any) -> list[tuple[str, str]]:
     asked: list[tuple[str, str]] = []
     names = tuple(str(i) for i in range(30))
 
-    def sweep(self: Any, key: str, part: str, settings: Any) -> Sweep:
+    def sweep(self: Any, key: str, part: str, settings: Any, questions: int | None = None) -> Sweep:
         asked.append((key, part))
         evaluations: dict[str, fl.Evaluation] = {}
         for one in settings:
@@ -94,6 +94,19 @@ def test_random_heads_matter_little_only_if_their_interval_says_so(
 ):
     made_up_sweeps(monkeypatch, lambda part, one: right if one.parameters.get("heads") == "random" else 15)
     assert split_softmax.run(made).findings[-1].verdict == expected
+
+
+def test_a_grid_on_fewer_questions_leaves_the_cases_on_all(made: study.Study):
+    fewer = replace(made.settings.split_softmax, questions=1)
+    few = study.Study(replace(made.settings, split_softmax=fewer), made.out, progress=False)
+    one, every = few.samples("test", 1), few.samples("test")
+    assert {sample.question_id for sample in one} == {every[0].question_id}
+    assert len(one) < len(every)
+    _, cases, grid = split_softmax.run(few).tables
+    assert [row[0] for row in cases.rows] == ["baseline", "gold", "negative"]
+    assert "gold" not in [row[0] for row in grid.rows]
+    sweeps = [fl.load_sweep(path) for path in few.folder("split_softmax").glob("test-*.jsonl")]
+    assert sorted(len(sweep["baseline"]) for sweep in sweeps) == [len(one), len(every)]
 
 
 def test_table_1_holds_the_scores_of_held_out_questions(made: study.Study):
