@@ -1,7 +1,8 @@
 """Gemma 3 270M, with a SentencePiece vocabulary and windows of 512 tokens, against transformers on its GGUF file.
 
-transformers rebuilds this vocabulary correctly, unlike that of SmolLM2. ``FOCUSLENS_REAL_MODELS`` names the folder for
-the download.
+transformers rebuilds this vocabulary correctly, unlike that of SmolLM2. TransformerLens's bridge computes this family, and
+not FocusLens's attention engine, so these tests are about the conversion: tokens, configuration and weights.
+``FOCUSLENS_REAL_MODELS`` names the folder for the download.
 """
 
 from __future__ import annotations
