@@ -22,6 +22,7 @@ from tests.support.paths import ROOT
 LANGUAGES = {"bash", "given", "json", "python", "text", "yaml"}
 
 NOT_RUN: dict[str, tuple[str, ...]] = {
+    "docs/how-to/own-model.md": ("needs a GGUF file", "downloads a model"),
     "docs/how-to/cluster.md": ("needs a cluster; tests/services/test_ray.py starts one",),
     "docs/serving.md": ("needs the server; tests/services/test_served.py starts one",),
 }

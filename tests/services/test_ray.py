@@ -48,7 +48,7 @@ def cluster() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def pool(cluster: None, checkpoint: Any) -> Iterator[fl.RayPool]:
-    with fl.RayPool(str(checkpoint("llama")), workers=2, threads=1, backend="bridge") as pool:
+    with fl.RayPool(str(checkpoint("llama")), workers=2, threads=1, backend="bridge", stop_strings=()) as pool:
         yield pool
 
 
