@@ -107,7 +107,7 @@ def run(args: argparse.Namespace, sizes: DemoSettings | None = None) -> dict[str
     note_figures(settings.out)
     model = settings.model.open()
     print(f"{_prompts(sizes)}\n")
-    return _Demo(settings, sizes, Path(str(settings.out)), model).run()
+    return _Demo(settings, sizes, _out(args), model).run()
 
 
 def _sizes(args: argparse.Namespace) -> DemoSettings:
@@ -130,10 +130,14 @@ def _prompts(sizes: DemoSettings) -> str:
     )
 
 
+def _out(args: argparse.Namespace) -> Path:
+    name = "demo" if args.model == "demo" else f"demo-{Path(args.model).stem}"
+    return Path(args.out or paths.default_out(Path("runs") / name))
+
+
 def run_settings(args: argparse.Namespace, sizes: DemoSettings) -> RunSettings:
     """Settings of the demo in the format that all commands share."""
     model = ModelOptions.of(args)
-    name = "demo" if model.name == "demo" else f"demo-{Path(model.name).stem}"
     return RunSettings(
         command=args.command,
         model=model,
@@ -145,7 +149,7 @@ def run_settings(args: argparse.Namespace, sizes: DemoSettings) -> RunSettings:
             distractors=sizes.distractors,
         ),
         seed=args.seed,
-        out=args.out or paths.default_out(Path("runs") / name),
+        out=_out(args),
         max_new_tokens=sizes.max_new_tokens,
         batch_tokens=BATCH_TOKENS,
     )

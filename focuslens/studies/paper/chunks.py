@@ -66,7 +66,8 @@ def measure_in_chunks(
 ) -> Measured:
     """Measure samples in chunks. Finished chunks are read from ``folder``.
 
-    Interruptions do not change the chunks. A resumed run therefore gives bit-identical results.
+    Interruptions do not change the chunks. A resumed run therefore gives bit-identical results. Chunks of another size,
+    which an earlier version can have left, are measured again.
 
     Args:
         samples: Samples to measure.
@@ -81,13 +82,19 @@ def measure_in_chunks(
     """
     if not samples:
         raise ValueError("there are no samples to score")
+    starts, parts = range(0, len(samples), chunk), list[Measured]()
     with progress_bar(label, len(samples), show=progress) as bar:
-        for start in range(0, len(samples), chunk):
+        for start in starts:
             part, path = samples[start : start + chunk], folder / f"{start:06d}.safetensors"
-            if not path.exists() or len(_unpacked(path.read_bytes()).about["sample_ids"]) != len(part):
+            measured = _unpacked(path.read_bytes()) if path.exists() else None
+            if measured is None or len(measured.about["sample_ids"]) != len(part):
                 write_atomically(path, _packed(measure(part)))
+                measured = _unpacked(path.read_bytes())
+            parts.append(measured)
             bar.update(len(part))
-    return read_chunks(folder)
+    for path in set(folder.glob("*.safetensors")) - {folder / f"{i:06d}.safetensors" for i in starts}:
+        path.unlink()
+    return _joined(parts)
 
 
 def read_chunks(folder: Path) -> Measured:
@@ -99,6 +106,10 @@ def read_chunks(folder: Path) -> Measured:
     parts = [_unpacked(path.read_bytes()) for path in sorted(folder.glob("*.safetensors"))]
     if not parts:
         raise FileNotFoundError(f"{folder} holds no measurements")
+    return _joined(parts)
+
+
+def _joined(parts: Sequence[Measured]) -> Measured:
     return Measured(
         {name: torch.cat([part.tensors[name] for part in parts]) for name in parts[0].tensors},
         {name: [entry for part in parts for entry in part.about[name]] for name in parts[0].about},

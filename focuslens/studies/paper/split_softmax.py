@@ -15,16 +15,15 @@ from focuslens.studies.paper.chosen_settings import (
     verdict_of,
 )
 from focuslens.studies.paper.study import Study
-from focuslens.viz import curves, split_softmax_curves, sweep_table
+from focuslens.viz import Table, curves, split_softmax_curves, sweep_table
 
 __all__ = ["KEY", "SECTIONS", "run"]
 
 KEY = "split_softmax"
 SECTIONS = ("split_softmax",)
-_CAPTION = (
-    "Split-softmax on test questions (baseline: all documents; gold: only the relevant one; negative: only the others)"
-)
-_ALL = "The three cases on all test questions. The sweep below has the first of them"
+_CAPTION = "Split-softmax on test questions"
+_CASES = "baseline: all documents; gold: only the relevant one; negative: only the others"
+_ALL = f"The three cases on all test questions ({_CASES}). The sweep below has the first of them"
 _LITTLE = 0.05
 """Maximum change of exact match that counts as little."""
 
@@ -65,9 +64,16 @@ def run(study: Study) -> Artefact:
                 "split_softmax.png",
             ),
         ),
-        (table, *(() if whole is None else (sweep_table(_ALL, whole),)), sweep_table(_CAPTION, test)),
+        (table, *_sweep_tables(test, whole)),
         (paper_values.FIGURE_3,),
     )
+
+
+def _sweep_tables(test: Sweep, whole: Sweep | None) -> tuple[Table, ...]:
+    """The table of the sweep, after a table of the three cases if these ran on more questions."""
+    if whole is None:
+        return (sweep_table(f"{_CAPTION} ({_CASES})", test),)
+    return sweep_table(_ALL, whole), sweep_table(_CAPTION, test)
 
 
 def _findings(

@@ -109,6 +109,14 @@ def test_chunks_together_are_the_whole(load_model: Any, samples: Any, tmp_path: 
         assert getattr(documents, name) == getattr(at_once, name)
 
 
+def test_chunks_of_another_size_are_not_read(load_model: Any, samples: Any, tmp_path: Path, monkeypatch: Any):
+    model, ids = load_model("qwen2"), tuple(sample.id for sample in samples)
+    for size in (1, 2, 4):  # a chunk of one sample stays, unless it is taken away
+        monkeypatch.setattr(chunks, "CHUNK", size)
+        assert scored.score_in_chunks(model, samples, "long", tmp_path, OPTIONS).sample_ids == ids
+        assert tuple(chunks.read_chunks(tmp_path).about["sample_ids"]) == ids
+
+
 def test_needles_that_were_asked_for_are_not_asked_for_again(prefills: Any, tmp_path: Path, monkeypatch: Any):
     monkeypatch.setattr(chunks, "CHUNK", 2)
     model, needles = fl.FocusModel.demo(device="cpu"), fl.synthetic_needles(3, n=5)
