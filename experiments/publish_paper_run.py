@@ -2,7 +2,8 @@
 
 Kept are, per artefact, ``artefact.json`` with its findings and tables; per sweep, which samples were right under each
 setting; and the relevant score of every head for each scored prompt. The README of the folder says which command made
-them.
+them. With ``--assets``, the ranking and the directions go into the package too, where ``fl.load_ranking`` and
+``FocusDirections.load`` find them by the name of the run.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of focuslens paper")
     parser.add_argument("--out", type=Path, required=True, help="folder of the published files")
+    parser.add_argument("--assets", type=Path, help="the package's folder of assets, focuslens/assets")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
     for key in ARTEFACTS:
@@ -36,7 +39,30 @@ def main(argv: Sequence[str] | None = None) -> None:
         publish_sweep(records, args.out / f"{records.parent.name}-{records.stem}.jsonl.gz")
     publish_scores(args.run / "measured", args.out / "relevant_scores.safetensors")
     if (ranking := args.run / "ranking.json").is_file():
-        (args.out / "ranking.json").write_text(ranking.read_text())
+        (args.out / "ranking.json").write_text(compact(ranking))
+        if args.assets is not None:
+            publish_assets(args.run, args.out.name, args.assets)
+
+
+def publish_assets(run: Path, name: str, assets: Path) -> None:
+    """Copy the ranking, and the directions of both sites; those at the rotary site have the name of the run."""
+    (assets / "rankings").mkdir(exist_ok=True)
+    (assets / "rankings" / f"{name}.json").write_text(compact(run / "ranking.json"))
+    for site in ("rotary", "projection"):
+        source = run / "directions" / site
+        if not (source / "made_of.json").is_file():  # training has not ended
+            continue
+        target = assets / "directions" / (name if site == "rotary" else f"{name}-{site}")
+        target.mkdir(parents=True, exist_ok=True)
+        for file in sorted(source.iterdir()):
+            if file.name != "made_of.json":
+                shutil.copyfile(file, target / file.name)
+
+
+def compact(ranking: Path) -> str:
+    """A ranking file with one line for each entry."""
+    entries = json.loads(ranking.read_text()).items()
+    return "{\n" + ",\n".join(f" {json.dumps(name)}: {json.dumps(value)}" for name, value in entries) + "\n}\n"
 
 
 def publish_artefact(path: Path, out: Path) -> None:

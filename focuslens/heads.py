@@ -229,12 +229,14 @@ def sparsity(
 
 
 def load_ranking(path: str | Path) -> HeadList:
-    """Read a ranking of heads, best first, from a JSON file.
+    """Read a ranking of heads, best first, from a JSON file, or one that ships with the package by the model's name.
 
-    The file contains either a list ``[[layer, head], ...]``, which is the format of the paper's authors, or an object
-    with such a list under the key ``"heads"``, which is the format of ``focuslens heads``.
+    The rankings of ``smollm2-135m-instruct`` and ``gemma-3-270m`` ship with the package; ``docs/real-models.md`` says
+    how they were made. A file contains either a list ``[[layer, head], ...]``, which is the format of the paper's
+    authors, or an object with such a list under the key ``"heads"``, which is the format of ``focuslens heads``.
 
     Raises:
+        FileNotFoundError: If there is neither a file nor a ranking of this name.
         ValueError: If the file is in neither format.
     """
     return HeadList(Head(layer, head) for layer, head in read_ranking(path))

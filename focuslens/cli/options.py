@@ -360,7 +360,8 @@ def add_ranking(group: Any) -> None:
         group,
         "--heads",
         check=paths.ranking,
-        help="ranking of heads: heads.json of focuslens heads; default: score training samples",
+        help="ranking of heads: heads.json of focuslens heads, or the name of a small real model; default: score "
+        "training samples",
     )
 
 
@@ -371,7 +372,7 @@ def add_directions(group: Any, *, required: bool = False) -> None:
         "--directions",
         check=paths.directions,
         required=required,
-        help="directory of focuslens train, the authors' files, or USER/NAME on the hub",
+        help="directory of focuslens train, the authors' files, USER/NAME on the hub, or a small real model",
     )
 
 

@@ -133,10 +133,10 @@ def _nowhere(text: str) -> str:
 
 
 def ranking(text: str) -> None:
-    """Check that a file contains a ranking of heads."""
-    from focuslens.util.rankings import read_ranking
+    """Check that a file contains a ranking of heads, or that the name of one that ships with the package is given."""
+    from focuslens.util.rankings import ranking_path, read_ranking
 
-    input_file(text)
+    input_file(str(ranking_path(text)))
     read_ranking(text)
 
 
@@ -163,13 +163,21 @@ def checkpoint(text: str) -> None:
 
 
 def directions(text: str) -> None:
-    """Check that directions are a directory, or possibly a name on the hub."""
+    """Check that directions are a directory, the name of shipped directions, or possibly a name on the hub."""
+    from focuslens.util.shipped import shipped_directions, shipped_names
+
+    if shipped_directions(text) is not None:
+        return
     if Path(text).is_dir():
         input_directory(text)
     elif Path(text).exists():
         raise NotADirectoryError(f"{text!r} is a file; name the directory that holds it")
     elif text.count("/") != 1 or text.startswith((".", "/", "~")):
-        raise FileNotFoundError(f"{_nowhere(text)}; directions are a directory or USER/NAME on the hub")
+        names = ", ".join(shipped_names("directions"))
+        raise FileNotFoundError(
+            f"{_nowhere(text)}; directions are a directory, USER/NAME on the hub, or the name of those that ship with "
+            f"FocusLens ({names})"
+        )
 
 
 def settings_file(text: str) -> None:

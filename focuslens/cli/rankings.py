@@ -99,9 +99,10 @@ def get_ranking(
         ValueError: If heads would be ranked on samples that the command then evaluates.
     """
     from focuslens.heads import load_ranking
+    from focuslens.util.rankings import ranking_path
 
     if file:
-        digest = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        digest = hashlib.sha256(ranking_path(file).read_bytes()).hexdigest()
         return load_ranking(file), {"file": Path(file).name, "sha256": digest}
     split = settings.samples.split
     if evaluated and split in ("train", "all"):

@@ -19,6 +19,7 @@ from torch import Tensor
 from focuslens.heads import Head, HeadList, as_heads, check_heads
 from focuslens.util.files import write_atomically
 from focuslens.util.html import bar, card, details, shorten, table
+from focuslens.util.shipped import shipped_directions, shipped_names
 
 if TYPE_CHECKING:
     from focuslens.heads import ModelShape
@@ -219,11 +220,15 @@ class FocusDirections:
     def load(cls, source: str | Path, *, revision: str | None = None) -> FocusDirections:
         """Load directions from a directory written by :meth:`save`, or from the Hugging Face hub (``user/name``).
 
+        Directions of a small real model ship with the package, under the model's name (at the rotary site) and the name
+        with ``-projection``: ``smollm2-135m-instruct``, ``smollm2-135m-instruct-projection``. ``docs/real-models.md``
+        says how they were trained.
+
         Raises:
             FileNotFoundError: If the directory or repository does not exist, or if a file is missing from it.
             ValueError: If the format is not supported, or if the two files do not belong together.
         """
-        directory = Path(source)
+        directory = shipped_directions(source) or Path(source)
         if not directory.is_dir():
             directory = _download(str(source), revision)
         for name in (_VECTORS, _CONFIG):
@@ -296,7 +301,8 @@ def open_directions(source: str | Path) -> FocusDirections:
     """Load directions in the format of this package or of the paper's authors.
 
     Args:
-        source: Directory with files in either format, or repository on the Hugging Face hub (``user/name``).
+        source: Directory with files in either format, repository on the Hugging Face hub (``user/name``), or name of
+            directions that ship with the package.
 
     Raises:
         FileNotFoundError: If the directory or repository does not exist, or if a file is missing from it.
@@ -305,8 +311,12 @@ def open_directions(source: str | Path) -> FocusDirections:
     if any(Path(source).glob("head_q_directions_*.pth")):
         return FocusDirections.from_published(source)
     name = str(source)
-    if not Path(source).is_dir() and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
-        raise FileNotFoundError(f"there is no directory {name!r}; directions are a directory or USER/NAME on the hub")
+    known = Path(source).is_dir() or shipped_directions(source) is not None
+    if not known and (name.count("/") != 1 or name.startswith((".", "/", "~"))):
+        raise FileNotFoundError(
+            f"there is no directory {name!r}; directions are a directory, USER/NAME on the hub, or the name of those "
+            f"that ship with FocusLens ({', '.join(shipped_names('directions'))})"
+        )
     return FocusDirections.load(source)
 
 

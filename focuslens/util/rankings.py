@@ -6,17 +6,33 @@ import json
 from pathlib import Path
 from typing import Any, TypeGuard
 
-__all__ = ["read_ranking"]
+from focuslens.util.shipped import shipped_names, shipped_ranking
+
+__all__ = ["ranking_path", "read_ranking"]
+
+
+def ranking_path(source: str | Path) -> Path:
+    """Path of a ranking: the path itself, or that of the ranking that ships with the package under this name.
+
+    Raises:
+        FileNotFoundError: If there is neither a file nor a ranking of this name.
+    """
+    path = shipped_ranking(source) or Path(source)
+    if not path.exists():
+        names = ", ".join(shipped_names("rankings"))
+        raise FileNotFoundError(f"there is no file {str(source)!r}; rankings that ship with FocusLens are: {names}")
+    return path
 
 
 def read_ranking(path: str | Path) -> list[list[int]]:
     """``[layer, head]`` pairs of a ranking file, best first; :func:`focuslens.load_ranking` describes the formats.
 
     Raises:
+        FileNotFoundError: If there is neither a file nor a ranking of this name.
         ValueError: If the file is in neither format.
     """
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        entries = json.loads(ranking_path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is not a ranking of heads: it is not JSON ({error})") from error
     if isinstance(entries, dict):
