@@ -1,7 +1,7 @@
 """Tables of ``docs/real-models.md`` out of the published results in ``experiments/real_models``.
 
 python experiments/real_models_page.py          # print the tables
-python experiments/real_models_page.py --write  # put them into the page, between its comments
+python experiments/real_models_page.py --write  # put them into the page, between its comments, and draw its figure
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,16 @@ import numpy as np
 from safetensors import safe_open
 
 from focuslens.evaluation import Interval, Setting, Sweep, load_sweep
+from focuslens.util.files import write_atomically
 from focuslens.util.statistics import percentile_interval
+from focuslens.viz import curves, split_softmax_curves
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "experiments" / "real_models"
 PAGE = ROOT / "docs" / "real-models.md"
+FIGURE = ROOT / "docs" / "real_split_softmax.png"
+FIRST = "smollm2-135m-instruct"
+"""Settings whose results the figure shows."""
 RESAMPLES = 2000
 
 CONDITIONS = {
@@ -42,6 +48,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.write:
         PAGE.write_text(filled(PAGE.read_text()))
+        draw(RESULTS / FIRST, FIGURE)
     else:
         for name, table in tables().items():
             print(f"## {name}\n\n{table}\n")
@@ -284,6 +291,25 @@ def runs(found: dict[str, Path]) -> str:
             (name, f"{gguf['file']}, {gguf['quantization']}, SHA-256 {gguf['sha256'][:12]}", questions, versions)
         )
     return markdown(("settings", "weights", "questions", "versions"), rows)
+
+
+def draw(folder: Path, path: Path) -> None:
+    """Draw exact match by exponent and number of heads, with the levels of the three cases (Figure 3)."""
+    loaded = sweeps(folder, "test")
+    cases = next((sweep for sweep in loaded if "gold" in sweep.evaluations), None)
+    if cases is None:
+        return
+    levels = {
+        "all documents": cases["baseline"].em,
+        "relevant document only": cases["gold"].em,
+        "no relevant document": cases["negative"].em,
+    }
+    lines = curves(loaded[0], "tau", heads="contextual") + curves(loaded[0], "tau", heads="random")
+    axes = split_softmax_curves(lines, levels, title=CONDITIONS[folder.name])
+    picture = BytesIO()
+    figure: Any = axes.get_figure(root=True)
+    figure.savefig(picture, dpi=144, bbox_inches="tight", metadata={"Software": None})
+    write_atomically(path, picture.getvalue())
 
 
 if __name__ == "__main__":
