@@ -31,7 +31,7 @@ help: ## this list
 demo: $(VENV)/.installed ## heads, split-softmax, directions and a report from the embedded model, into runs/demo
 	$(VENV)/bin/focuslens demo --out $(OUT)
 
-demo-real: $(VENV)/.installed ## the same without directions from a real model, SmolLM2-135M: a download of 93 MB, and 15 minutes
+demo-real: $(VENV)/.installed ## the same without directions from a real model, SmolLM2-135M: a download of 93 MB, and about 8 minutes
 	$(VENV)/bin/focuslens demo --model smollm2-135m-instruct --out $(OUT_REAL)
 
 test: $(VENV)/.installed ## unit and parity tests but the slow ones: under five minutes on two cores

@@ -72,7 +72,7 @@ def publish_artefact(path: Path, out: Path) -> None:
 def publish_sweep(path: Path, out: Path) -> None:
     """Records of a sweep without responses. The bytes depend on the records alone."""
     header, records = read_records(path)
-    lines = [json.dumps(header, sort_keys=True)]
+    lines = [json.dumps({"header": header}, sort_keys=True)]
     for record in sorted(records, key=lambda record: str(record["id"])):
         results = {name: without_texts(result) for name, result in record["results"].items()}
         lines.append(json.dumps({**record, "results": results}, sort_keys=True))

@@ -82,7 +82,7 @@ REAL = DemoSettings(
     ks=(5, 20, 40),
     max_new_tokens=40,
 )
-"""Data and sizes for a real model, for less than 15 minutes of a model of 135 million weights on two cores."""
+"""Data and sizes for a real model: about eight minutes for 135 million weights on two cores."""
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -331,7 +331,7 @@ COMMAND = Command(
     help="everything, on the embedded model and corpus, or on a real model",
     description="Contextual heads, a split-softmax sweep, focus directions, steered answers, figures and a report,\n"
     "on the embedded model and its synthetic corpus. With --model, heads, split-softmax and a report of a real\n"
-    "model on real passages, in less than 15 minutes for smollm2-135m-instruct on two cores.",
+    "model on real passages, in about 8 minutes for smollm2-135m-instruct on two cores.",
     example="focuslens demo --model smollm2-135m-instruct",
     add_options=_add_options,
     run=run,

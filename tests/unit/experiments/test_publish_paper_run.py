@@ -37,6 +37,8 @@ def test_records_lose_their_responses_and_nothing_else(tmp_path: Path):
     assert read_records(source)[1] == [record]
     publish_paper_run.publish_sweep(source, out)
     published = gzip.decompress(out.read_bytes()).decode()
+    (tmp_path / "published.jsonl").write_text(published)
+    assert read_records(tmp_path / "published.jsonl")[0] == {"seed": 1}
     assert "Paris" not in published
     assert json.loads(published.splitlines()[1])["results"]["baseline"] == {"correct": True, "response": ""}
 
