@@ -231,9 +231,9 @@ def sparsity(
 def load_ranking(path: str | Path) -> HeadList:
     """Read a ranking of heads, best first, from a JSON file, or one that ships with the package by the model's name.
 
-    The rankings of ``smollm2-135m-instruct`` and ``gemma-3-270m`` ship with the package; ``docs/real-models.md`` says
-    how they were made. A file contains either a list ``[[layer, head], ...]``, which is the format of the paper's
-    authors, or an object with such a list under the key ``"heads"``, which is the format of ``focuslens heads``.
+    The ranking of ``smollm2-135m-instruct`` ships with the package; ``docs/real-models.md`` says how it was made. A
+    file contains either a list ``[[layer, head], ...]``, which is the format of the paper's authors, or an object with
+    such a list under the key ``"heads"``, which is the format of ``focuslens heads``.
 
     Raises:
         FileNotFoundError: If there is neither a file nor a ranking of this name.

@@ -220,9 +220,8 @@ class FocusDirections:
     def load(cls, source: str | Path, *, revision: str | None = None) -> FocusDirections:
         """Load directions from a directory written by :meth:`save`, or from the Hugging Face hub (``user/name``).
 
-        Directions of a small real model ship with the package, under the model's name (at the rotary site) and the name
-        with ``-projection``: ``smollm2-135m-instruct``, ``smollm2-135m-instruct-projection``. ``docs/real-models.md``
-        says how they were trained.
+        Directions of a small real model ship with the package under its name, ``smollm2-135m-instruct``. They act at
+        the rotary site; ``docs/real-models.md`` says how they were trained.
 
         Raises:
             FileNotFoundError: If the directory or repository does not exist, or if a file is missing from it.
