@@ -27,6 +27,7 @@ __all__ = [
     "HookTarget",
     "Intervention",
     "PromptLike",
+    "RowHook",
     "checked_interventions",
     "hook_name",
     "is_intervention",
@@ -81,6 +82,36 @@ def row_wise(hook: _F) -> _F:
 def is_row_wise(hook: Any) -> bool:
     """Whether a hook was marked with :func:`row_wise`."""
     return bool(getattr(hook, "row_wise", False))
+
+
+class RowHook:
+    """Hook of TransformerLens with a function for passes in which it changes every row.
+
+    While the model decodes, every row of a pass belongs to the response. FocusLens then computes layers without
+    TransformerLens's hook points if all hooks of a layer are of this class, and calls ``on_rows`` where the hook point
+    would have called the hook. It does the same for prompts if ``every_row`` is true.
+
+    Args:
+        hook: The hook, ``(tensor, hook) -> tensor or None``. It finds the rows to change.
+        on_rows: Function ``(tensor) -> tensor or None`` that changes all rows of a tensor, in place or in a copy;
+            ``None`` means the tensor itself. The axes are ``[batch row head d_head]`` for queries, keys and outputs of
+            heads, and ``[batch head row key]`` for scores and patterns, whose keys are all columns so far.
+        every_row: Whether the hook changes the rows of prompts too.
+    """
+
+    def __init__(
+        self,
+        hook: Callable[[Tensor, Any], Tensor | None],
+        on_rows: Callable[[Tensor], Tensor | None],
+        *,
+        every_row: bool = False,
+    ) -> None:
+        self.hook, self.on_rows, self.every_row = hook, on_rows, every_row
+        self.row_wise = is_row_wise(hook)
+
+    def __call__(self, tensor: Tensor, hook: Any) -> Tensor | None:
+        """Call the hook."""
+        return self.hook(tensor, hook)
 
 
 @dataclass

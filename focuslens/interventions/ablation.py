@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
-from einops import rearrange, reduce
+from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.heads import Head, as_heads, check_heads, heads_by_layer
-from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, hook_name, row_wise
+from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, RowHook, hook_name, row_wise
 from focuslens.interventions.base import (
     Positions,
     check_positions,
@@ -199,13 +199,16 @@ class HeadAblation:
         batch: PromptBatch | None,
         cursor: Cursor | None,
     ) -> Any:
-        def replace(z: Float[Tensor, "batch row head d_head"], hook: Any) -> Tensor:
-            first = first_query_row(model, batch, self.positions, cursor, z)
+        def replace_all(z: Float[Tensor, "batch row head d_head"]) -> Tensor:
             result = z.clone()
-            result[:, first:, torch.as_tensor(heads, device=z.device)] = vectors.to(device=z.device, dtype=z.dtype)
+            result[:, :, torch.as_tensor(heads, device=z.device)] = vectors.to(device=z.device, dtype=z.dtype)
             return result
 
-        return replace
+        def replace(z: Float[Tensor, "batch row head d_head"], hook: Any) -> Tensor:
+            first = first_query_row(model, batch, self.positions, cursor, z)
+            return torch.cat((z[:, :first], replace_all(z[:, first:])), dim=1)
+
+        return RowHook(replace, replace_all, every_row=self.positions == "all")
 
     def _cut(
         self,
@@ -216,16 +219,24 @@ class HeadAblation:
         batch: PromptBatch,
         span: SpanLike,
     ) -> Any:
+        columns = batch.columns(span, batch.width)
+
+        def cut_all(scores: Float[Tensor, "batch head row key"]) -> Tensor:
+            n_keys = scores.shape[-1]
+            later = columns.new_zeros(len(columns), max(0, n_keys - columns.shape[1]))
+            inside = torch.cat((columns[:, :n_keys], later), dim=1)[:, None, None].to(scores.device)
+            rows = scores[:, torch.as_tensor(heads, device=scores.device)]
+            # Masked scores are minus infinity in TransformerLens, and the dtype's most negative number in Hugging Face.
+            visible = rows > torch.finfo(rows.dtype).min / 2
+            has_other_key = (visible & ~inside).any(dim=-1, keepdim=True)
+            return rows_of(scores, heads, 0, rows.masked_fill(inside & has_other_key, -torch.inf))
+
         @row_wise
         def cut(scores: Float[Tensor, "batch head row key"], hook: Any) -> Tensor | None:
             first = first_row(model, layer, batch, self.positions, cursor, scores)
             if first >= scores.shape[-2]:
                 return None
-            inside = rearrange(batch.columns(span, scores.shape[-1]).to(scores.device), "batch key -> batch 1 1 key")
-            rows = scores[:, torch.as_tensor(heads, device=scores.device), first:]
-            # Masked scores are minus infinity in TransformerLens, and the dtype's most negative number in Hugging Face.
-            visible = rows > torch.finfo(rows.dtype).min / 2
-            has_other_key = (visible & ~inside).any(dim=-1, keepdim=True)
-            return rows_of(scores, heads, first, rows.masked_fill(inside & has_other_key, -torch.inf))
+            edited = cut_all(scores[:, :, first:])
+            return edited if first == 0 else torch.cat((scores[:, :, :first], edited), dim=2)
 
-        return cut
+        return RowHook(cut, cut_all)

@@ -9,13 +9,12 @@ focus steering edit the rows of all settings in one operation.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import einsum, rearrange
-from jaxtyping import Float
+from einops import repeat
 from torch import Tensor
 
 from focuslens.heads import Head, check_heads
@@ -25,16 +24,16 @@ from focuslens.hooks import (
     HookTarget,
     Intervention,
     PromptLike,
+    RowHook,
     checked_interventions,
-    hook_name,
     is_row_wise,
     on_prompt,
     row_wise,
 )
-from focuslens.interventions.base import Positions, exactly, first_query_row, first_row, require_prompt
-from focuslens.interventions.split_softmax import SplitSoftmax, split_factors
-from focuslens.interventions.steering import FocusSteering, require_layout
-from focuslens.prompts.batch import PromptBatch, SpanLike, disjoint
+from focuslens.interventions.base import Positions, require_prompt
+from focuslens.interventions.split_softmax import SplitSoftmax, split_hooks
+from focuslens.interventions.steering import FocusSteering, adding
+from focuslens.prompts.batch import PromptBatch, SpanLike
 
 __all__ = ["Lanes"]
 
@@ -122,15 +121,22 @@ class Lanes:
 def _on_lane(lane_hook: Any, lane: int, copies: int) -> Any:
     """Hook of one setting, limited to the rows of this setting in the batch."""
 
-    def act(tensor: Tensor, hook: Any) -> Tensor | None:
-        changed = lane_hook(tensor[lane::copies], hook)
+    def on_lane(change: Callable[[Tensor], Tensor | None], tensor: Tensor) -> Tensor | None:
+        changed = change(tensor[lane::copies])
         if changed is None:
             return None
         result = tensor.clone()
         result[lane::copies] = changed
         return result
 
-    return row_wise(act) if is_row_wise(lane_hook) else act
+    def act(tensor: Tensor, hook: Any) -> Tensor | None:
+        return on_lane(lambda rows: lane_hook(rows, hook), tensor)
+
+    hook = row_wise(act) if is_row_wise(lane_hook) else act
+    if not isinstance(lane_hook, RowHook):
+        return hook
+    on_rows = lane_hook.on_rows
+    return RowHook(hook, lambda tensor: on_lane(on_rows, tensor), every_row=lane_hook.every_row)
 
 
 def _split_hooks(
@@ -145,59 +151,13 @@ def _split_hooks(
 
     Each lane and head can have a different ``tau``. The default is 1, which changes nothing.
     """
-    batch.columns(span, batch.width)  # raises KeyError for an unknown span before any forward pass
     taus = torch.ones(copies, model.shape.n_layers, model.shape.n_heads, dtype=torch.float64)
     for lane, split in lanes.items():
         for layer, head in check_heads(split.heads, model.shape.n_layers, model.shape.n_heads):
             taus[lane, layer, head] = split.tau
     layers = [layer for layer in range(model.shape.n_layers) if (taus[:, layer] != 1).any()]
-    return [
-        (hook_name(layer, "hook_pattern"), _split_rows(model, batch, span, taus[:, layer], layer, copies, cursor))
-        for layer in layers
-    ]
-
-
-def _split_rows(
-    model: HookTarget,
-    batch: PromptBatch,
-    span: SpanLike,
-    taus: Float[Tensor, "copy head"],
-    layer: int,
-    copies: int,
-    cursor: Cursor | None,
-) -> Any:
-    prompts = PromptBatch(batch.prompts[::copies])
-    tau = rearrange(taus, "copy head -> 1 copy head 1")
-    places = [
-        (i, slice(padding + start, padding + end))
-        for i, (prompt, padding) in enumerate(zip(prompts.prompts, prompts.padding, strict=True))
-        for start, end in disjoint(prompt.resolve(span))
-    ]
-
-    @row_wise
-    def rescale(pattern: Float[Tensor, "batch head row key"], hook: Any) -> Tensor | None:
-        first, n_keys = first_row(model, layer, batch, "response", cursor, pattern), pattern.shape[-1]
-        if first >= pattern.shape[-2]:
-            return None
-        rows = rearrange(pattern[:, :, first:], "(prompt copy) head row key -> prompt copy head row key", copy=copies)
-        outside = (~prompts.columns(span, n_keys)).to(rows)
-        elsewhere = einsum(rows, outside, "prompt copy head row key, prompt key -> prompt copy head row")
-        elsewhere = exactly(elsewhere)
-        # Weights on the span need double precision, because the factor for a tiny mass would overflow single precision.
-        # The cost is low because the span is short.
-        parts = [(i, part, exactly(rows[i, ..., part])) for i, part in places]
-        on_span = torch.zeros_like(elsewhere)
-        for i, _, weights in parts:
-            on_span[i] += weights.sum(dim=-1)
-        raised, lowered = split_factors(on_span, elsewhere, tau.to(elsewhere))
-        result = pattern.clone()
-        edited = rearrange(result[:, :, first:], "(prompt copy) head row key -> prompt copy head row key", copy=copies)
-        edited *= lowered[..., None].to(rows.dtype)
-        for i, part, weights in parts:
-            edited[i, ..., part] = (weights * raised[i, ..., None]).to(rows.dtype)
-        return result
-
-    return rescale
+    by_row = repeat(taus, "copy layer head -> (prompt copy) layer head", prompt=len(batch) // copies)
+    return split_hooks(model, batch, span, by_row, layers, cursor)
 
 
 def _steering_hooks(
@@ -206,33 +166,20 @@ def _steering_hooks(
     """Steering hooks for all lanes, one hook per hook point and value of ``positions``."""
     additions: dict[tuple[str, Positions], Tensor] = {}
     for lane, steering in lanes.items():
-        for name, heads, vectors in steering.additions(model.shape):
-            n_heads = model.shape.n_key_value_heads if name.endswith("hook_k") else model.shape.n_heads
-            zeros = torch.zeros(copies, n_heads, model.shape.d_head)
-            additions.setdefault((name, steering.positions), zeros)[lane, heads] = vectors
+        for name, vectors in steering.additions(model.shape).items():
+            zeros = torch.zeros(copies, *vectors.shape)
+            additions.setdefault((name, steering.positions), zeros)[lane] = vectors
     return [
-        (name, _add_rows(name, model, batch, vectors, copies, positions, cursor))
+        (
+            name,
+            adding(
+                name,
+                model,
+                repeat(vectors, "copy head d -> (prompt copy) head d", prompt=len(batch) // copies),
+                batch,
+                positions,
+                cursor,
+            ),
+        )
         for (name, positions), vectors in additions.items()
     ]
-
-
-def _add_rows(
-    name: str,
-    model: HookTarget,
-    batch: PromptBatch,
-    vectors: Float[Tensor, "copy head d_head"],
-    copies: int,
-    positions: Positions,
-    cursor: Cursor | None,
-) -> Any:
-    def add(activation: Float[Tensor, "batch row head d_head"], hook: Any) -> Tensor | None:
-        require_layout(activation, name, model.shape)
-        first = first_query_row(model, batch, positions, cursor, activation)
-        if first >= activation.shape[1]:
-            return None
-        result = activation.clone()
-        rows = rearrange(result[:, first:], "(prompt copy) row head d -> prompt copy row head d", copy=copies)
-        rows += rearrange(vectors.to(result), "copy head d -> copy 1 head d")
-        return result
-
-    return add

@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from einops import rearrange
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from focuslens.heads import Head, as_heads, check_heads, heads_by_layer
-from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, hook_name, row_wise
-from focuslens.interventions.base import checked_span, exactly, first_row, require_prompt, rows_of
-from focuslens.prompts.batch import SpanLike
+from focuslens.heads import Head, as_heads, check_heads
+from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, RowHook, hook_name, row_wise
+from focuslens.interventions.base import checked_span, exactly, first_row, require_prompt
+from focuslens.prompts.batch import PromptBatch, SpanLike
 from focuslens.util.checks import checked_number, is_range
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
     from focuslens.prompts.prompt import Span
 
-__all__ = ["SplitSoftmax", "split_factors", "split_softmax"]
+__all__ = ["SplitSoftmax", "split_hooks", "split_softmax"]
 
 
 def _check_tau(tau: float) -> None:
@@ -69,28 +68,40 @@ def split_softmax(
     exact = exactly(pattern)
     on_span = torch.where(inside, exact, 0).sum(dim=-1, keepdim=True)
     elsewhere = torch.where(inside, 0, exact).sum(dim=-1, keepdim=True)
-    raised, lowered = split_factors(on_span, elsewhere, tau)
+    raised, lowered = _factors(on_span, elsewhere, _Exponent(1 - tau, -tau, math.inf))
     return (exact * torch.where(inside, raised, lowered)).to(pattern.dtype)
 
 
-def split_factors(
-    on_span: Float[Tensor, "*rows"], elsewhere: Float[Tensor, "*rows"], tau: float | Float[Tensor, "*#rows"]
+class _Exponent(NamedTuple):
+    """Values of ``tau`` in the form in which :func:`_factors` needs them."""
+
+    rest: float | Tensor
+    negative: float | Tensor
+    most: float | Tensor
+    """Upper limit of the ratio of the masses: 0 where ``tau`` is 1, and infinity elsewhere."""
+
+    @classmethod
+    def of(cls, tau: Float[Tensor, "*values"]) -> _Exponent:
+        return cls(1 - tau, -tau, torch.where(tau == 1, 0.0, torch.inf))
+
+
+def _factors(
+    on_span: Float[Tensor, "*rows"], elsewhere: Float[Tensor, "*rows"], exponent: _Exponent
 ) -> tuple[Float[Tensor, "*rows"], Float[Tensor, "*rows"]]:
     """Factors by which split-softmax multiplies the attention inside and outside the span.
 
     ``on_span`` and ``elsewhere`` are the attention masses of each row inside and outside the span. Both factors are 1
     if either mass is zero or if ``tau`` is 1.
     """
-    split = (on_span > 0) & (elsewhere > 0)
-    # Because of rounding, a row does not sum exactly to one. Both masses are therefore divided by the sum. The share
-    # outside the span is not computed as 1 - p. For p close to 1, the difference 1 - p would be mostly rounding error,
-    # and a large tau would amplify this error.
-    total = torch.where(split, on_span + elsewhere, 1)
-    p, rest = (torch.where(split, side / total, 0.5) for side in (on_span, elsewhere))
-    log_p = torch.log(p)
-    raised, lowered = torch.exp((tau - 1) * log_p), -torch.expm1(tau * log_p) / rest
-    changed = split & (torch.as_tensor(tau, device=p.device) != 1)
-    return torch.where(changed, raised, 1), torch.where(changed, lowered, 1)
+    # With r = (1 - p) / p, log p is -log(1 + r), and 1 / (1 - p) is 1 + 1 / r. Rows need not sum exactly to one, and no
+    # difference 1 - p is formed, which for p close to 1 would be mostly rounding error that a large tau amplifies.
+    changed = (elsewhere > 0) & (elsewhere < on_span * exponent.most)
+    # Other rows get the ratio 1, so that gradients are finite.
+    ratio = torch.where(changed, elsewhere, 1.0) / torch.where(changed, on_span, 1.0)
+    surprise = torch.log1p(ratio)
+    raised = torch.exp(exponent.rest * surprise)
+    lowered = -torch.expm1(exponent.negative * surprise) * (1 + 1 / ratio)
+    return torch.where(changed, raised, 1.0), torch.where(changed, lowered, 1.0)
 
 
 def _check_pattern(pattern: Any) -> None:
@@ -181,24 +192,125 @@ class SplitSoftmax:
             KeyError: If ``span`` is a name and the prompt has no span with this name.
         """
         batch = require_prompt(model, prompt, "split-softmax")
-        batch.columns(self.span, batch.width)  # raises KeyError for an unknown span before any forward pass
-        heads = check_heads(self.heads, model.shape.n_layers, model.shape.n_heads)
-
-        def edit(layer: int, chosen: list[int]) -> Any:
-            @row_wise
-            def rescale(pattern: Float[Tensor, "batch head row key"], hook: Any) -> Tensor | None:
-                first = first_row(model, layer, batch, "response", cursor, pattern)
-                if first >= pattern.shape[-2]:
-                    return None
-                inside = batch.columns(self.span, pattern.shape[-1]).to(pattern.device)
-                rows = pattern[:, torch.as_tensor(chosen, device=pattern.device), first:]
-                edited = split_softmax(rows, rearrange(inside, "batch key -> batch 1 1 key"), self.tau)
-                return rows_of(pattern, chosen, first, edited)
-
-            return rescale
-
-        hooks = [
-            (hook_name(layer, "hook_pattern"), edit(layer, chosen)) for layer, chosen in heads_by_layer(heads).items()
-        ]
+        taus = torch.ones(1, model.shape.n_layers, model.shape.n_heads, dtype=torch.float64)
+        for layer, head in check_heads(self.heads, model.shape.n_layers, model.shape.n_heads):
+            taus[0, layer, head] = self.tau
+        hooks = split_hooks(model, batch, self.span, taus, sorted({head.layer for head in self.heads}), cursor)
         model.require_acting(name for name, _ in hooks)
         return hooks
+
+
+def split_hooks(
+    model: HookTarget,
+    batch: PromptBatch,
+    span: SpanLike,
+    taus: Float[Tensor, "#batch layer head"],
+    layers: Sequence[int],
+    cursor: Cursor | None,
+) -> list[Hook]:
+    """Split-softmax hooks, one per layer. Heads whose ``tau`` is 1 do not change.
+
+    Raises:
+        KeyError: If ``span`` is a name and a prompt has no span with this name.
+    """
+    columns = SpanColumns(batch, span)
+
+    def edit(layer: int) -> RowHook:
+        rescaling = _Rescaling(columns, taus[:, layer])
+
+        @row_wise
+        def rescale(pattern: Float[Tensor, "batch head row key"], hook: Any) -> Tensor | None:
+            first = first_row(model, layer, batch, "response", cursor, pattern)
+            if first >= pattern.shape[-2] or columns.empty:
+                return None
+            edited = rescaling(pattern[:, :, first:].clone())
+            return edited if first == 0 else torch.cat((pattern[:, :, :first], edited), dim=2)
+
+        return RowHook(rescale, rescaling)
+
+    return [(hook_name(layer, "hook_pattern"), edit(layer)) for layer in layers]
+
+
+class SpanColumns:
+    """Columns of a span in every prompt of a batch, as tensors on the device of the patterns.
+
+    Attributes:
+        index: Columns ``[batch n]`` of each prompt's span. Shorter spans repeat their first column.
+        counted: 1 for the columns of the span, 0 for repeated ones.
+    """
+
+    def __init__(self, batch: PromptBatch, span: SpanLike) -> None:
+        inside = batch.columns(span, batch.width)
+        columns = [row.nonzero()[:, 0] for row in inside]
+        n = max(len(row) for row in columns)
+        filled = [torch.cat((row, row.new_full((n - len(row),), int(row[0]) if len(row) else 0))) for row in columns]
+        self.index = torch.stack(filled)
+        self.counted = torch.arange(n) < torch.tensor([[len(row)] for row in columns])
+        first = self.index[0]
+        # Copies of one prompt with one range: a slice is cheaper than an index.
+        one_range = n > 0 and bool(self.counted.all()) and torch.equal(first, torch.arange(n) + first[0])
+        is_same = one_range and torch.equal(self.index, first.expand_as(self.index))
+        self._part = slice(int(first[0]), int(first[0]) + n) if is_same else None
+
+    @property
+    def empty(self) -> bool:
+        """Whether the span is empty in every prompt."""
+        return not self.index.shape[1]
+
+    def taken(self, rows: Float[Tensor, "batch head row key"]) -> Float[Tensor, "batch head row n"]:
+        """Attention to the columns of the span, in double precision, which is set to zero in ``rows``.
+
+        Repeated columns occur again.
+        """
+        if self._part is not None:
+            part = rows[..., self._part]
+            weights = exactly(part)
+            weights = weights.clone() if weights is part else weights
+            part.zero_()
+            return weights
+        weights = exactly(rows.gather(-1, self._expanded(rows)))
+        rows.scatter_(-1, self._expanded(rows), 0)
+        return weights
+
+    def mass(self, weights: Float[Tensor, "batch head row n"]) -> Float[Tensor, "batch head row"]:
+        """Sum of weights. Repeated columns do not count."""
+        if self._part is None:
+            weights = weights * self.counted.to(weights)[:, None, None]
+        return weights.sum(dim=-1)
+
+    def put(self, rows: Float[Tensor, "batch head row key"], weights: Float[Tensor, "batch head row n"]) -> None:
+        """Replace the attention to the columns of the span, in place."""
+        if self._part is not None:
+            rows[..., self._part].copy_(weights)
+        else:
+            rows.scatter_(-1, self._expanded(rows), weights.to(rows.dtype))
+
+    def _expanded(self, rows: Tensor) -> Tensor:
+        if self.index.device != rows.device:
+            self.index = self.index.to(rows.device)
+        return self.index[:, None, None].expand(*rows.shape[:3], -1)
+
+
+class _Rescaling:
+    """Split-softmax of all rows of a pattern, which is edited, with an exponent for each prompt and head."""
+
+    def __init__(self, columns: SpanColumns, tau: Float[Tensor, "#batch head"]) -> None:
+        self._columns, self._tau, self._exponent = columns, tau[..., None], _Exponent.of(tau[..., None])
+
+    def __call__(self, rows: Float[Tensor, "batch head row key"]) -> Float[Tensor, "batch head row key"]:
+        columns = self._columns
+        if columns.empty:
+            return rows
+        exact = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
+        if self._tau.device != rows.device:
+            self._tau = self._tau.to(rows.device, None if rows.device.type != "mps" else torch.float32)
+            self._exponent = _Exponent.of(self._tau)
+        # Weights on the span need double precision, because the factor for a tiny mass would overflow single precision.
+        # The cost is low because the span is short.
+        weights = columns.taken(exact)
+        elsewhere = exact.sum(dim=-1).to(weights.dtype)
+        raised, lowered = _factors(columns.mass(weights), elsewhere, self._exponent)
+        # This factor is at most 1 or tau, whichever is larger.
+        edited = exact * lowered.clamp(max=torch.finfo(exact.dtype).max).to(exact.dtype)[..., None]
+        columns.put(edited, weights * raised[..., None])
+        return edited.to(rows.dtype)

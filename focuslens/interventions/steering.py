@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from einops import rearrange
 from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.heads import Head, check_heads, heads_by_layer
-from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, hook_name
+from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, RowHook, hook_name
 from focuslens.interventions.base import Positions, check_positions, first_query_row, require_prompt
 from focuslens.interventions.directions import FocusDirections
 from focuslens.prompts.batch import PromptBatch
@@ -22,7 +23,7 @@ from focuslens.util.checks import checked_number
 if TYPE_CHECKING:
     from focuslens.heads import ModelShape
 
-__all__ = ["FocusSteering", "require_layout"]
+__all__ = ["FocusSteering", "adding"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,12 +98,15 @@ class FocusSteering:
         """
         additions = self.additions(model.shape)
         batch = require_prompt(model, prompt, 'positions="response"') if self.positions == "response" else None
-        hooks = [(name, self._add(name, model, heads, vectors, batch, cursor)) for name, heads, vectors in additions]
+        hooks = [
+            (name, adding(name, model, vectors[None], batch, self.positions, cursor))
+            for name, vectors in additions.items()
+        ]
         model.require_acting(name for name, _ in hooks)
         return hooks
 
-    def additions(self, shape: ModelShape) -> list[tuple[str, list[int], Float[Tensor, "n d_head"]]]:
-        """One tuple per hook point: its name, the heads (query or key-value) and the vectors to add, times ``alpha``.
+    def additions(self, shape: ModelShape) -> dict[str, Float[Tensor, "head d_head"]]:
+        """Vectors to add, times ``alpha``, by name of the hook point. They are zero for heads that are not steered.
 
         Raises:
             ValueError: If the directions do not fit the model.
@@ -110,16 +114,23 @@ class FocusSteering:
         self.directions.require_shape(shape)
         check_heads(self.heads, shape.n_layers, shape.n_heads)
         at_rotary = self.directions.site == "rotary"
-        additions = [
-            (hook_name(layer, "hook_rot_q" if at_rotary else "hook_q"), chosen, self.alpha * vectors)
+        additions = {
+            hook_name(layer, "hook_rot_q" if at_rotary else "hook_q"): self._placed(shape.n_heads, chosen, vectors)
             for layer, chosen, vectors in self._query_vectors()
-        ]
+        }
         if not at_rotary and self.directions.key is not None:
-            additions += [
-                (hook_name(layer, "hook_k"), chosen, self.alpha * vectors)
+            additions |= {
+                hook_name(layer, "hook_k"): self._placed(shape.n_key_value_heads, chosen, vectors)
                 for layer, chosen, vectors in self._key_vectors(shape)
-            ]
+            }
         return additions
+
+    def _placed(
+        self, n_heads: int, heads: Sequence[int], vectors: Float[Tensor, "n d_head"]
+    ) -> Float[Tensor, "head d_head"]:
+        placed = torch.zeros(n_heads, vectors.shape[1])
+        placed[heads] = self.alpha * vectors
+        return placed
 
     def _query_vectors(self) -> list[tuple[int, list[int], Float[Tensor, "n d_head"]]]:
         place = {head: i for i, head in enumerate(self.heads)}
@@ -141,29 +152,36 @@ class FocusSteering:
             for layer, chosen in heads_by_layer(means).items()
         ]
 
-    def _add(
-        self,
-        name: str,
-        model: HookTarget,
-        heads: Sequence[int],
-        vectors: Float[Tensor, "n d_head"],
-        batch: PromptBatch | None,
-        cursor: Cursor | None,
-    ) -> Any:
-        def add(activation: Float[Tensor, "batch row head d_head"], hook: Any) -> Tensor | None:
-            require_layout(activation, name, model.shape)
-            first = first_query_row(model, batch, self.positions, cursor, activation)
-            if first >= activation.shape[1]:
-                return None
-            steered = activation.clone()
-            step = vectors.to(device=activation.device, dtype=activation.dtype)
-            steered[:, first:, torch.as_tensor(heads, device=activation.device)] += step
-            return steered
 
-        return add
+def adding(
+    name: str,
+    model: HookTarget,
+    vectors: Float[Tensor, "#batch head d_head"],
+    batch: PromptBatch | None,
+    positions: Positions,
+    cursor: Cursor | None,
+) -> RowHook:
+    """Hook that adds vectors to the queries or keys of a layer, in the rows that ``positions`` selects."""
+    placed = rearrange(vectors, "batch head d -> batch 1 head d")
+
+    def add_to_all(activation: Float[Tensor, "batch row head d_head"]) -> Tensor:
+        nonlocal placed
+        if placed.device != activation.device or placed.dtype != activation.dtype:
+            placed = placed.to(activation)
+        return activation + placed
+
+    def add(activation: Float[Tensor, "batch row head d_head"], hook: Any) -> Tensor | None:
+        _require_layout(activation, name, model.shape)
+        first = first_query_row(model, batch, positions, cursor, activation)
+        if first >= activation.shape[1]:
+            return None
+        steered = add_to_all(activation[:, first:])
+        return steered if first == 0 else torch.cat((activation[:, :first], steered), dim=1)
+
+    return RowHook(add, add_to_all, every_row=positions == "all")
 
 
-def require_layout(activation: Tensor, name: str, shape: ModelShape) -> None:
+def _require_layout(activation: Tensor, name: str, shape: ModelShape) -> None:
     """Check that a query or key tensor has the axes ``[batch row head d_head]``, to which directions are added.
 
     Raises:

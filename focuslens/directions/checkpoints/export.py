@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from einops import rearrange
 from jaxtyping import Float
 from safetensors.torch import save
@@ -108,13 +107,10 @@ def _require_exportable(steering: FocusSteering) -> None:
 
 def _vectors(steering: FocusSteering, base: Checkpoint) -> dict[str, Float[Tensor, "head 1 d_head"]]:
     """Values of the ``focus_query`` buffers of the steered layers, keyed by tensor name, in float32."""
-    vectors: dict[str, Tensor] = {}
-    for point, heads, added in steering.additions(base.shape):
-        all_heads = torch.zeros(base.shape.n_heads, base.shape.d_head)
-        all_heads[heads] = added
-        layer = int(point.split(".")[1])
-        vectors[f"model.layers.{layer}.self_attn.focus_query"] = rearrange(all_heads, "head d_head -> head 1 d_head")
-    return vectors
+    return {
+        f"model.layers.{int(point.split('.')[1])}.self_attn.focus_query": rearrange(added, "head d -> head 1 d")
+        for point, added in steering.additions(base.shape).items()
+    }
 
 
 def _config(base: Checkpoint, layers: list[int]) -> dict[str, Any]:

@@ -147,11 +147,9 @@ def _folded_config(base: Checkpoint) -> dict[str, Any]:
 def _biases(steering: FocusSteering, shape: ModelShape) -> dict[str, Float[Tensor, "out"]]:
     """Vector to add to each bias, keyed by the name of the bias, in float32."""
     added: dict[str, Tensor] = {}
-    for point, heads, vectors in steering.additions(shape):
-        layer, of_queries = int(point.split(".")[1]), point.endswith("hook_q")
-        bias = torch.zeros(shape.n_heads if of_queries else shape.n_key_value_heads, shape.d_head)
-        bias[heads] = vectors
-        added[_bias_name(layer, "q_proj" if of_queries else "k_proj")] = bias.flatten()
+    for point, vectors in steering.additions(shape).items():
+        projection = "q_proj" if point.endswith("hook_q") else "k_proj"
+        added[_bias_name(int(point.split(".")[1]), projection)] = vectors.flatten()
     return added
 
 
