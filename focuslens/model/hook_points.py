@@ -20,7 +20,7 @@ from torch import Tensor
 from focuslens.hooks import hook_name
 from focuslens.model.backends import Backend
 
-__all__ = ["HookPoints", "attention_points", "kind_of", "lock_of"]
+__all__ = ["HookPoints", "attention_points", "kind_of", "lock_of", "without_hooks"]
 
 _locks: WeakKeyDictionary[Any, RLock] = WeakKeyDictionary()
 
@@ -121,7 +121,7 @@ class HookPoints:
         hooked = self._backend.hooked
         tokens = torch.arange(1, 5, device=self._backend.device)[None] % self._backend.shape.d_vocab
         # The check removes all hooks for one pass, so it waits for passes under the hooks of other threads.
-        with lock_of(hooked), _without_hooks(hooked), hooked.hooks(fwd_hooks=list(hooks)):
+        with lock_of(hooked), without_hooks(hooked), hooked.hooks(fwd_hooks=list(hooks)):
             return self._backend.forward(tokens, torch.ones_like(tokens), None, last_only=True)
 
     @property
@@ -130,7 +130,7 @@ class HookPoints:
 
 
 @contextmanager
-def _without_hooks(hooked: Any) -> Generator[None]:
+def without_hooks(hooked: Any) -> Generator[None]:
     """Remove all hooks of a model for the duration of a ``with`` block, so that they do not run on test tokens."""
     points = list({id(point): point for point in hooked.hook_dict.values()}.values())
     contents = [(store, list(store.items())) for p in points for store in (p._forward_hooks, p._forward_pre_hooks)]

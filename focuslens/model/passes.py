@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable, Sequence
-from contextlib import contextmanager
-from typing import Any, cast
+from collections.abc import Callable, Collection, Generator, Iterable, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, TypeAlias, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from focuslens.heads import ModelShape
-from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, checked_interventions, last_layer
+from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, checked_interventions, last_layer, layer_of
 from focuslens.model.backends import Backend
 from focuslens.model.decoding_settings import DecodingSettings
-from focuslens.model.hook_points import HookPoints, lock_of
+from focuslens.model.engine import KeyValueCache
+from focuslens.model.hook_points import HookPoints, lock_of, without_hooks
+from focuslens.model.lean import LeanDecoder, LeanPrompts, lean_agrees, lean_plan
+from focuslens.model.lean_layer import LeanLayer
 from focuslens.model.running_tokens import RunningTokens
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch, PromptInput, is_one_prompt
 
 __all__ = ["PassRunner"]
+
+Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""Function from the newest tokens ``[batch 1]`` and the mask of all columns to logits ``[batch d_vocab]``."""
 
 
 class PassRunner(ABC):
@@ -30,7 +36,10 @@ class PassRunner(ABC):
         tokenizer: Tokenizer of the checkpoint.
         decoding: Stop tokens, stop strings and penalties of the checkpoint.
         points: Checks that the model's hook points fire, and that edits of their activations change the logits.
+        lean: Whether layers without hooks of others may run from their weights while the model decodes.
     """
+
+    lean: bool = True
 
     def __init__(self, backend: Backend, tokenizer: Any, decoding: DecodingSettings) -> None:
         self.backend = backend
@@ -38,6 +47,7 @@ class PassRunner(ABC):
         self.decoding = decoding
         self.points = HookPoints(backend)
         self._running = RunningTokens.of(backend.hooked)
+        self._lean_agrees: bool | None = None
 
     @abstractmethod
     def encode(self, prompt: PromptInput) -> EncodedPrompt:
@@ -113,16 +123,149 @@ class PassRunner(ABC):
         """
         acting = checked_interventions(interventions)
         # Hooks are set on the model itself. Without the lock, a pass would also run under the hooks of other threads.
+        with lock_of(self.hooked), self._hooked([*self._hooks_of(acting, prompt, cursor), *observers]):
+            yield
+
+    @contextmanager
+    def stepping(
+        self,
+        interventions: Sequence[Intervention],
+        prompt: PromptBatch,
+        cursor: Cursor,
+        observers: Sequence[Hook],
+        cache: Any,
+        limit: int,
+    ) -> Generator[Step]:
+        """Like :meth:`intervened`, for passes of one row per prompt. Layers without other hooks run from their weights.
+
+        Args:
+            interventions: Interventions, applied in order.
+            prompt: The prompts.
+            cursor: Cursor, which the caller sets before each pass.
+            observers: Plain hooks, which run after the hooks of the interventions.
+            cache: Keys and values of the earlier columns. It may change.
+            limit: Maximum number of passes.
+
+        Yields:
+            Function from the newest tokens and the mask of all columns to the logits of the newest tokens.
+        """
         with lock_of(self.hooked):
-            hooks = [hook for item in acting for hook in item.hooks(self, prompt, cursor=cursor)]
-            self.require_acting(name for name, _ in hooks)
-            # Passes can end before the unembedding, where tokens are forgotten, or begin after the embedding.
+            hooks = [*self._hooks_of(interventions, prompt, cursor), *observers]
+            plan = lean_plan(self.backend, hooks) if self._can_be_lean(cache) else []
+            own, others = _divided(hooks, plan)
+            with self._hooked(others):
+                if any(plan):
+                    decoder = LeanDecoder(self.backend, plan, own, cache, limit)
+                    yield lambda tokens, mask: decoder.step(tokens.to(self.device), mask)
+                else:
+                    yield lambda tokens, mask: self.run(tokens, mask, cache, last_only=True)[:, -1]
+
+    def run_prompts(
+        self,
+        interventions: Sequence[Intervention],
+        prompt: PromptBatch,
+        tokens: Int[Tensor, "batch column"],
+        mask: Int[Tensor, "batch column"],
+        cache: Any,
+        *,
+        logits: bool = False,
+        keep: Collection[int] = (),
+    ) -> tuple[Float[Tensor, "batch d_vocab"] | None, dict[int, Tensor]]:
+        """Fill an empty cache with the keys and values of prompts.
+
+        Args:
+            interventions: Interventions, applied in order.
+            prompt: The prompts.
+            tokens: Tokens of the prompts, with or without the last one.
+            mask: Attention mask of the tokens.
+            cache: Cache without columns.
+            logits: Whether the logits of the last token are needed.
+            keep: Layers whose inputs are returned.
+
+        Returns:
+            The logits, and the inputs of layers, before hooks change them.
+        """
+        stored: dict[int, Tensor] = {}
+        with lock_of(self.hooked):
+            hooks = self._hooks_of(interventions, prompt, Cursor(0))
+            plan = lean_plan(self.backend, hooks, prompts=True) if self._can_be_lean(cache) else []
+            own, others = _divided(hooks, plan)
+            with self._hooked(others):
+                if any(plan):
+                    prompts = LeanPrompts(self.backend, plan, own, cache, mask, held=0 if logits else 1)
+                    return prompts.run(self.backend.embed(tokens.to(self.device)), keep=keep, logits=logits)
+                # Rows of other caches cannot be run from a layer on.
+                with self._stored_inputs(keep if isinstance(cache, KeyValueCache) else (), stored):
+                    if logits:
+                        return self.run(tokens, mask, cache, last_only=True)[:, -1], stored
+                    self.backend.fill(tokens.to(self.device), mask, cache)
+        return None, stored
+
+    def run_prompts_from(
+        self,
+        layer: int,
+        residual: Float[Tensor, "batch column d_model"],
+        interventions: Sequence[Intervention],
+        prompt: PromptBatch,
+        mask: Int[Tensor, "batch column"],
+        cache: KeyValueCache,
+    ) -> None:
+        """Fill the part of a cache from ``layer`` on, which has the input ``residual``."""
+        with lock_of(self.hooked):
+            hooks = self._hooks_of(interventions, prompt, Cursor(0))
+            plan = lean_plan(self.backend, hooks, prompts=True) if self._can_be_lean(cache) else []
+            own, others = _divided(hooks, plan)
+            with self._hooked(others):
+                if any(plan[layer:]):
+                    LeanPrompts(self.backend, plan, own, cache, mask, held=1).run(residual, first=layer)
+                else:
+                    self.backend.run_from(layer, residual, mask, cache)
+
+    @contextmanager
+    def _stored_inputs(self, layers: Collection[int], residuals: dict[int, Tensor]) -> Generator[None]:
+        """Store the inputs of layers in ``residuals`` for the duration of a ``with`` block.
+
+        The inputs are stored before hooks change them, because a rerun sets hooks on the same layers again.
+        """
+
+        def storing(layer: int) -> Any:
+            def store(point: Any, arguments: tuple[Tensor, ...]) -> None:
+                residuals[layer] = arguments[0]
+
+            return store
+
+        handles = [self.backend.residual_point(layer).register_forward_pre_hook(storing(layer)) for layer in layers]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def _can_be_lean(self, cache: Any) -> bool:
+        if not self.lean or not isinstance(cache, KeyValueCache):
+            return False
+        if self._lean_agrees is None:
+            with without_hooks(self.hooked):
+                self._lean_agrees = lean_agrees(self.backend)
+        return self._lean_agrees
+
+    def _hooks_of(
+        self, interventions: Sequence[Intervention], prompt: PromptLike | None, cursor: Cursor | None
+    ) -> list[Hook]:
+        hooks = [hook for item in interventions for hook in item.hooks(self, prompt, cursor=cursor)]
+        self.require_acting(name for name, _ in hooks)
+        return hooks
+
+    @contextmanager
+    def _hooked(self, hooks: Sequence[Hook]) -> Generator[None]:
+        """Set hooks on the model for the duration of a ``with`` block."""
+        # Passes can end before the unembedding, where tokens are forgotten, or begin after the embedding.
+        self._running.forget()
+        try:
+            with _without_dropout(self.hooked), self.hooked.hooks(fwd_hooks=list(hooks)) if hooks else nullcontext():
+                yield
+        finally:
             self._running.forget()
-            try:
-                with _without_dropout(self.hooked), self.hooked.hooks(fwd_hooks=[*hooks, *observers]):
-                    yield
-            finally:
-                self._running.forget()
 
     def run(
         self, tokens: Int[Tensor, "batch row"], mask: Int[Tensor, "batch column"], cache: Any | None, *, last_only: bool
@@ -189,6 +332,13 @@ class PassRunner(ABC):
                 f"{length} tokens do not fit the model's context of {self.shape.n_ctx}; "
                 "shorten the prompt, or load the model with a larger n_ctx"
             )
+
+
+def _divided(hooks: Sequence[Hook], plan: Sequence[LeanLayer | None]) -> tuple[list[Hook], list[Hook]]:
+    """Hooks of lean layers, and all other hooks."""
+    lean = {layer for layer, form in enumerate(plan) if form is not None}
+    own = [hook for hook in hooks if layer_of(hook[0]) in lean]
+    return own, [hook for hook in hooks if layer_of(hook[0]) not in lean]
 
 
 @contextmanager

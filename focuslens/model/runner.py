@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Generator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -68,33 +67,8 @@ class ModelRunner(PassRunner):
         acting = on_prompt(interventions) if hold_last else interventions
         logits = None
         if tokens.shape[1]:
-            layers = keep if isinstance(cache, KeyValueCache) else ()
-            with self.intervened(acting, batch, Cursor(0)), self._stored_inputs(layers, residuals):
-                if hold_last:
-                    self.backend.fill(tokens.to(self.device), mask, cache)
-                else:
-                    logits = self.run(tokens, mask, cache, last_only=True)[:, -1]
+            logits, residuals = self.run_prompts(acting, batch, tokens, mask, cache, logits=not hold_last, keep=keep)
         return Prefix(batch, tokens, cache, mask, logits, interventions, residuals)
-
-    @contextmanager
-    def _stored_inputs(self, layers: Collection[int], residuals: dict[int, Tensor]) -> Generator[None]:
-        """Store the inputs of layers in ``residuals`` for the duration of a ``with`` block.
-
-        The inputs are stored before hooks change them, because a rerun sets hooks on the same layers again.
-        """
-
-        def storing(layer: int) -> Any:
-            def store(point: Any, arguments: tuple[Tensor, ...]) -> None:
-                residuals[layer] = arguments[0]
-
-            return store
-
-        handles = [self.backend.residual_point(layer).register_forward_pre_hook(storing(layer)) for layer in layers]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
 
     @torch.no_grad()
     def rerun(self, prefix: Prefix, interventions: Sequence[Intervention], *, copies: int = 1) -> Prefix:
@@ -121,8 +95,8 @@ class ModelRunner(PassRunner):
             return self.prefill(batch, interventions, hold_last=True)
         cache = prefix.cache.below(first, copies)
         tokens, mask = (x.repeat_interleave(copies, dim=0) for x in (prefix.tokens, prefix.mask))
-        with self.intervened(on_prompt(interventions), batch, Cursor(0)):
-            self.backend.run_from(first, residual.repeat_interleave(copies, dim=0), mask, cache)
+        copied = residual.repeat_interleave(copies, dim=0)
+        self.run_prompts_from(first, copied, on_prompt(interventions), batch, mask, cache)
         return Prefix(batch, tokens, cache, mask, None, interventions)
 
     def copies(self, prefix: Prefix, n: int) -> Prefix:
@@ -221,8 +195,7 @@ class ModelRunner(PassRunner):
                 "interventions under which the prefix was run"
             )
         cache = self.backend.new_cache(len(prefix.batch))
-        with self.intervened(interventions, prefix.batch, Cursor(0)):
-            self.backend.fill(tokens.to(self.device), mask, cache)
+        self.run_prompts(interventions, prefix.batch, tokens, mask, cache)
         return cache
 
     def _require_no_gaps(self, prefix: Prefix) -> None:
@@ -321,7 +294,8 @@ class ModelRunner(PassRunner):
             return bool(responses.pending.any() or (observers and responses.running.any()))
 
         while unfinished():
-            with self.intervened(interventions, prefix.batch, cursor, observers):
+            limit = int((responses.limits - len(responses.steps)).max()) + 1
+            with self.stepping(interventions, prefix.batch, cursor, observers, cache, limit) as step:
                 while unfinished():
                     if logits is None:
                         columns = torch.cat((mask, responses.running.long()[:, None]), dim=1)
@@ -329,7 +303,7 @@ class ModelRunner(PassRunner):
                             break
                         cursor.start, mask = mask.shape[1], columns
                         tokens = torch.cat((tokens, responses.newest[:, None]), dim=1)
-                        logits = self.run(responses.newest[:, None], mask, cache, last_only=True)[:, -1]
+                        logits = step(responses.newest[:, None], mask)
                         renewed = False
                     self._require_numbers(logits[responses.pending.to(logits.device)])
                     responses.append(rule(logits, responses.steps).argmax(dim=-1).cpu())

@@ -13,7 +13,7 @@ from einops import einsum
 from jaxtyping import Float
 from torch import Tensor
 
-from focuslens.hooks import Hook, Intervention, checked_interventions, hook_name
+from focuslens.hooks import Hook, Intervention, RowHook, checked_interventions, hook_name
 from focuslens.model.batching import Pace, PlanRecord, RunOptions, map_parts, require_fitting
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch
 from focuslens.prompts.sample import Case, MultiDocSample
@@ -82,17 +82,18 @@ class ResponseMasses:
         return [(hook_name(layer, "hook_pattern"), self._observer(rows)) for layer, rows in enumerate(self._rows)]
 
     def _observer(self, rows: list[Tensor]) -> Any:
-        def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
+        def read(pattern: Float[Tensor, "batch head row key"]) -> None:
             n_rows, n_keys = pattern.shape[-2:]
             # If the first row is in the prompt, this pass runs the last prompt token, which the prefill held back. That
             # row is not part of the response.
             if n_keys - n_rows < self._parts.shape[1]:
                 return
-            self._parts = self._parts.to(pattern.device)
+            if self._parts.device != pattern.device:
+                self._parts = self._parts.to(pattern.device)
             on_prompt = pattern[..., : self._parts.shape[1]].float()
-            rows.append(attention_to_parts(on_prompt, self._parts))
+            rows.append((on_prompt.flatten(1, 2) @ self._parts).unflatten(1, on_prompt.shape[1:3]))
 
-        return observe
+        return RowHook(lambda pattern, hook: read(pattern), read)
 
     def means(self, lengths: Sequence[int]) -> Float[Tensor, "batch layer head part"]:
         """Mean attention from the rows of each response to each part, per head.

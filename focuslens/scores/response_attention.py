@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.heads import Head, check_heads, heads_by_layer
-from focuslens.hooks import Hook, Intervention, checked_interventions, hook_name, row_wise
+from focuslens.hooks import Hook, Intervention, RowHook, checked_interventions, hook_name, row_wise
 from focuslens.prompts.batch import EncodedPrompt
 from focuslens.prompts.prompt import Span
 from focuslens.scores.base import SINK
@@ -256,12 +256,15 @@ class _Reader:
     def _observer(self, layer: int) -> Any:
         head_indices = heads_by_layer(self._heads)[layer]
 
-        @row_wise
-        def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
+        def read(pattern: Float[Tensor, "batch head row key"]) -> None:
             part = pattern[0, torch.as_tensor(head_indices, device=pattern.device)].float().cpu()
             self._rows[layer] += list(part.unbind(dim=1))
 
-        return observe
+        @row_wise
+        def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
+            read(pattern)
+
+        return RowHook(observe, read)
 
     def rows(self, n_prompt: int, n_response: int, first: int) -> Float[Tensor, "head response key"]:
         """Attention rows of the response tokens. Collected rows before index ``first`` are skipped."""

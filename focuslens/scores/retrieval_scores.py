@@ -20,7 +20,7 @@ from torch import Tensor
 
 from focuslens.data.needles import NeedleSample
 from focuslens.heads import Head, rank_heads, top_heads
-from focuslens.hooks import Hook, hook_name
+from focuslens.hooks import Hook, RowHook, hook_name
 from focuslens.model.batching import BATCH_TOKENS, RunOptions, map_batches, require_fitting
 from focuslens.model.execution import Executor, executor_for
 from focuslens.prompts.batch import EncodedPrompt
@@ -162,10 +162,10 @@ class _MostAttended:
         return [(hook_name(layer, "hook_pattern"), self._observer(steps)) for layer, steps in enumerate(self._steps)]
 
     def _observer(self, steps: list[Tensor]) -> Any:
-        def observe(pattern: Float[Tensor, "batch head 1 key"], hook: Any) -> None:
+        def read(pattern: Float[Tensor, "batch head 1 key"]) -> None:
             steps.append(pattern[:, :, 0].argmax(dim=-1))
 
-        return observe
+        return RowHook(lambda pattern, hook: read(pattern), read)
 
     def columns(self) -> Int[Tensor, "batch layer head step"]:
         """Columns of the most attended keys. A column is a token position plus the left padding of the prompt."""

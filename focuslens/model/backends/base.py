@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -12,6 +13,7 @@ from transformers import DynamicCache
 
 from focuslens.heads import ModelShape
 from focuslens.model.engine import Forgetting
+from focuslens.model.lean_layer import LeanLayer, Turn
 from focuslens.model.rotary import Rotary
 
 __all__ = ["Backend", "describe", "forgetting_of", "shape_of"]
@@ -78,6 +80,43 @@ class Backend(Protocol):
 
     def unusual_attention(self) -> str | None:
         """Name of the setting that makes attention differ from ``softmax(Q K^T * scale) V``; ``None`` by default."""
+        ...
+
+    def run_layers(
+        self,
+        layers: range,
+        residual: Float[Tensor, "batch pos d_model"],
+        mask: Int[Tensor, "batch key"],
+        cache: Any,
+        *,
+        to_keys: bool = False,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        """Output of consecutive layers, whose part of the cache is extended. The mask of the cache does not change.
+
+        The cache must be a cache of the attention engine. If ``to_keys`` is true, the output is not needed, and the
+        last of the layers may end once its keys and values are complete.
+        """
+        ...
+
+    def lean_layers(self) -> list[LeanLayer | None]:
+        """Weights of each layer for :mod:`focuslens.model.lean_layer`; ``None`` for a layer that has other parts."""
+        ...
+
+    def embed(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        """Input of the first layer. It is used only for models with lean layers."""
+        ...
+
+    def unembed(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        """Logits of the output of the last layer. It is used only for models with lean layers."""
+        ...
+
+    def turns(
+        self, plan: Sequence[LeanLayer | None], mask: Int[Tensor, "batch key"], n_rows: int, like: Tensor, held: int = 0
+    ) -> dict[object, Turn]:
+        """Rotary tables of the last ``n_rows`` columns, by the layers' key, in the dtype and on the device of ``like``.
+
+        The rows of the first prompt come first. Each prompt has ``held`` further tokens, which a later pass runs.
+        """
         ...
 
     def residual_point(self, layer: int) -> Any:

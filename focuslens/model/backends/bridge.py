@@ -18,9 +18,11 @@ from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from focuslens.model.attention import LayerCache
 from focuslens.model.backends.base import forgetting_of, shape_of
+from focuslens.model.backends.lean_weights import bridge_layer
 from focuslens.model.backends.length_tables import LengthTables
 from focuslens.model.backends.unread_caches import reading_cache
 from focuslens.model.engine import Filled, KeyValueCache, Pass, attend, replaced_forwards, stop_layer
+from focuslens.model.lean_layer import LeanLayer, Turn
 from focuslens.model.rotary import Rotary
 
 __all__ = ["BridgeBackend"]
@@ -119,6 +121,49 @@ class BridgeBackend:
         with self._fused(Pass(n_rows, mask.cpu()), cache, last=self.shape.n_layers - 1), suppress(Filled):
             for block in base.layers[layer:]:
                 residual = block(residual, position_ids=positions, position_embeddings=embeddings, use_cache=False)
+
+    def run_layers(
+        self,
+        layers: range,
+        residual: Float[Tensor, "batch pos d_model"],
+        mask: Int[Tensor, "batch key"],
+        cache: Any,
+        *,
+        to_keys: bool = False,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        n_rows, base = residual.shape[1], self.hooked.original_model.base_model
+        positions = self._positions(mask, n_rows)
+        with self._length_tables(mask, n_rows, held=0):
+            embeddings = base.rotary_emb(residual, positions.to(residual.device))
+        last = layers.stop - 1 if to_keys else None
+        with self._fused(Pass(n_rows, mask.cpu()), cache, last=last), suppress(Filled):
+            for block in base.layers[layers.start : layers.stop]:
+                residual = block(residual, position_ids=positions, position_embeddings=embeddings, use_cache=False)
+        return residual
+
+    def embed(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        return self.hooked.original_model.base_model.embed_tokens(tokens)
+
+    def unembed(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        model = self.hooked.original_model
+        return model.lm_head(model.base_model.norm(residual))
+
+    def lean_layers(self) -> list[LeanLayer | None]:
+        if not _can_fuse(self.hooked):
+            return [None] * self.shape.n_layers
+        return [
+            bridge_layer(block, self.scale(layer), self.window(layer)) for layer, block in enumerate(self.hooked.blocks)
+        ]
+
+    def turns(
+        self, plan: Sequence[LeanLayer | None], mask: Int[Tensor, "batch key"], n_rows: int, like: Tensor, held: int = 0
+    ) -> dict[object, Turn]:
+        positions = self._positions(mask, n_rows)
+        with self._length_tables(mask, n_rows, held):
+            tables = self.hooked.original_model.base_model.rotary_emb(like, positions.to(like.device))
+        # Without padding, Hugging Face has one table for all prompts.
+        cos, sin = (table.expand(len(mask), -1, -1).flatten(0, 1).to(like) for table in tables)
+        return {"all": Turn.of(cos, sin, adjacent_pairs=False)}
 
     def _length_tables(self, mask: Tensor, n_rows: int, held: int) -> AbstractContextManager[None]:
         """Let each row of a pass use the rotary table of its own length.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from focuslens.model.attention import LayerCache
 from focuslens.model.backends.base import forgetting_of, shape_of
+from focuslens.model.backends.lean_weights import hooked_layer
 from focuslens.model.engine import (
     CacheEntry,
     Filled,
@@ -31,6 +33,7 @@ from focuslens.model.engine import (
     stop_layer,
     under_hook,
 )
+from focuslens.model.lean_layer import LeanLayer, Turn
 from focuslens.model.rotary import Rotary
 
 __all__ = ["HookedBackend"]
@@ -105,11 +108,39 @@ class HookedBackend:
             # For a long prompt, the logits of all rows would need more memory than the pass itself. The unembedding
             # therefore runs on the last row only.
             residual = hooked(tokens, stop_at_layer=self.shape.n_layers, **arguments)[:, -1:]
+        return self.unembed(residual)
+
+    def unembed(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
+        hooked = self.hooked
         if hooked.cfg.normalization_type is not None:
             residual = hooked.ln_final(residual)
         logits = hooked.unembed(residual)
         cap = hooked.cfg.output_logits_soft_cap
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
+
+    def embed(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        return self.hooked.hook_embed(self.hooked.embed(tokens))
+
+    def lean_layers(self) -> list[LeanLayer | None]:
+        if not _can_fuse(self.hooked) or getattr(self.hooked.cfg, "post_embedding_ln", False):
+            return [None] * self.shape.n_layers
+        return [
+            hooked_layer(block, self.scale(layer), self.window(layer)) for layer, block in enumerate(self.hooked.blocks)
+        ]
+
+    def turns(
+        self, plan: Sequence[LeanLayer | None], mask: Int[Tensor, "batch key"], n_rows: int, like: Tensor, held: int = 0
+    ) -> dict[object, Turn]:
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -n_rows:].flatten().to(like.device)
+        turns: dict[object, Turn] = {}
+        for block, layer in zip(self.hooked.blocks, plan, strict=True):
+            if layer is not None and layer.rotary not in turns:
+                attention = block.attn
+                if mask.shape[1] > len(attention.rotary_cos):
+                    attention._extend_rotary_embeddings(min(self.shape.n_ctx, 2 * mask.shape[1]))
+                cos, sin = (table[positions].to(like) for table in (attention.rotary_cos, attention.rotary_sin))
+                turns[layer.rotary] = Turn.of(cos, sin, layer.adjacent_pairs)
+        return turns
 
     def fill(self, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"], cache: Any) -> None:
         new, n_layers = mask[:, -tokens.shape[1] :].to(self.device), self.shape.n_layers
@@ -134,6 +165,27 @@ class HookedBackend:
             self.hooked(
                 residual, start_at_layer=layer, stop_at_layer=n_layers, attention_mask=columns, past_kv_cache=cache
             )
+
+    def run_layers(
+        self,
+        layers: range,
+        residual: Float[Tensor, "batch pos d_model"],
+        mask: Int[Tensor, "batch key"],
+        cache: Any,
+        *,
+        to_keys: bool = False,
+    ) -> Float[Tensor, "batch pos d_model"]:
+        columns = mask.to(self.device)
+        rows, last = Pass(residual.shape[1], mask.cpu()), layers.stop - 1 if to_keys else None
+        with self._fused(rows, cache, last=last), suppress(Filled):
+            residual = self.hooked(
+                residual,
+                start_at_layer=layers.start,
+                stop_at_layer=layers.stop,
+                attention_mask=columns,
+                past_kv_cache=cache,
+            )
+        return residual
 
     def _fused(
         self, rows: Pass, cache: KeyValueCache | None, *, last: int | None = None

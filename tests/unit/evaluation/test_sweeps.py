@@ -86,18 +86,18 @@ def test_settings_that_leave_the_prompt_share_one_run_of_it(
     one_model: FocusModel, samples: list[MultiDocSample], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runs: list[Any] = []
-    prefill, run_from = one_model.prefill, one_model.backend.run_from
+    prefill, run_from = one_model.prefill, one_model.run_prompts_from
 
     def count(prompts: Any, interventions: Any = (), *, hold_last: bool = False, keep: Any = ()) -> Any:
         runs.append((len(prompts), len(interventions), hold_last, keep))
         return prefill(prompts, interventions, hold_last=hold_last, keep=keep)
 
-    def count_from(layer: int, residual: Any, mask: Any, cache: Any) -> None:
+    def count_from(layer: int, residual: Any, *others: Any) -> None:
         runs.append((len(residual), layer))
-        run_from(layer, residual, mask, cache)
+        run_from(layer, residual, *others)
 
     monkeypatch.setattr(one_model, "prefill", count)
-    monkeypatch.setattr(one_model.backend, "run_from", count_from)
+    monkeypatch.setattr(one_model, "run_prompts_from", count_from)
     run_sweep(one_model, samples[2:], settings(), max_new_tokens=2, batch_tokens=600)
     # Settings that leave the prompt unchanged share one prefill per case (long, gold). The steered and ablated settings
     # rerun the prompt from the first layer that they change.

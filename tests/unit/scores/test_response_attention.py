@@ -146,6 +146,7 @@ def test_no_more_rows_are_made_than_the_response_has(
         return explicit(q, *others)
 
     monkeypatch.setattr(engine, "attend_explicitly", watched)
+    monkeypatch.setattr(tiny_model, "lean", False)  # lean layers have one row per prompt
     prompt, heads = samples[0].prompt("long"), [(1, 1), (2, 0)]
     found = response_attention(tiny_model, prompt, heads, response="The silver lantern hangs")
     assert rows, "the engine was not asked"

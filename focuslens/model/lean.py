@@ -1,0 +1,261 @@
+"""Passes over prompts and the rows after them, layer by layer: from the weights where possible, else under hooks.
+
+A layer is *lean* if its parts are known and if nobody but FocusLens looks at it: all its hooks are functions on rows
+(:class:`focuslens.hooks.RowHook`). Other layers run as in every other pass, on the attention engine, and fire all their
+hook points. Both kinds can alternate.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from focuslens.hooks import Hook, RowHook, layer_of
+from focuslens.model.attention import attend_causally
+from focuslens.model.backends import Backend
+from focuslens.model.engine import KeyValueCache, Pass, is_hooked
+from focuslens.model.lean_layer import LeanLayer, Tail, keys_and_values, run_layer
+
+__all__ = ["LeanDecoder", "LeanPrompts", "lean_agrees", "lean_plan"]
+
+
+def lean_plan(backend: Backend, hooks: Sequence[Hook], *, prompts: bool = False) -> list[LeanLayer | None]:
+    """The lean form of each layer under ``hooks``; ``None`` for a layer that has to run under TransformerLens.
+
+    Hooks that are already set on the model belong to somebody else. Their layers are not lean.
+
+    Args:
+        backend: The model.
+        hooks: Hooks of FocusLens.
+        prompts: Whether the plan is for whole prompts, whose attention a fused kernel computes. Hooks must then change
+            every row, and patterns have none. Otherwise the plan is for response rows.
+    """
+    others = {layer_of(name) for name, hook in hooks if not _is_on_rows(name, hook, prompts)}
+    if None in others or any("forward" in vars(module) or is_hooked(module) for module in _roots(backend.hooked)):
+        return [None] * backend.shape.n_layers
+    layers = backend.lean_layers()
+    if len({layer.q.weight.device for layer in layers if layer is not None}) > 1:
+        return [None] * len(layers)
+    return [
+        None if layer is None or i in others or _is_watched(block) else layer
+        for i, (layer, block) in enumerate(zip(layers, backend.hooked.blocks, strict=True))
+    ]
+
+
+def _is_on_rows(name: str, hook: Any, prompts: bool) -> bool:
+    point = name.rsplit(".", 1)[-1]
+    if not isinstance(hook, RowHook) or point not in (*_LINEAR, *_PATTERNS):
+        return False
+    return not prompts or (hook.every_row and point in _LINEAR)
+
+
+_LINEAR = ("hook_q", "hook_k", "hook_rot_q", "hook_z")
+_PATTERNS = ("hook_attn_scores", "hook_pattern")
+
+
+def _roots(hooked: Any) -> list[Any]:
+    """Modules whose calls lean layers leave out: the model itself, and the list of its blocks."""
+    original = getattr(hooked, "original_model", None)
+    own = [] if original is None else [original, original.base_model]
+    return [hooked, hooked.blocks, *own]
+
+
+def _is_watched(block: Any) -> bool:
+    """Whether a module of a block has hooks of somebody else."""
+    return any(
+        (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
+        and is_hooked(module)
+        for module in block.modules()
+    )
+
+
+class _Layers:
+    """Layers of a model in order: runs of lean layers, and runs of other ones.
+
+    Args:
+        backend: The model.
+        plan: Lean form of each layer.
+        hooks: Hooks of the lean layers.
+    """
+
+    def __init__(self, backend: Backend, plan: Sequence[LeanLayer | None], hooks: Sequence[Hook]) -> None:
+        self.backend, self.plan = backend, plan
+        self.edits: dict[int, dict[str, list[Callable[[Tensor], Tensor | None]]]] = defaultdict(dict)
+        for name, hook in hooks:
+            layer = layer_of(name)
+            if layer is not None and isinstance(hook, RowHook):
+                self.edits[layer].setdefault(name.rsplit(".", 1)[-1], []).append(hook.on_rows)
+
+    def runs(self, first: int = 0) -> list[tuple[bool, range]]:
+        """Whether each run of layers from ``first`` on is lean, and the places of its layers."""
+        runs: list[tuple[bool, range]] = []
+        for is_lean, group in groupby(range(first, len(self.plan)), key=lambda i: self.plan[i] is not None):
+            places = list(group)
+            runs.append((is_lean, range(places[0], places[-1] + 1)))
+        return runs
+
+    def lean(self, place: int) -> LeanLayer:
+        layer = self.plan[place]
+        assert layer is not None
+        return layer
+
+
+class LeanDecoder:
+    """Passes of one row per prompt after a prefix, with lean layers.
+
+    Args:
+        backend: The model.
+        plan: Lean form of each layer, at least one of which is not ``None``.
+        hooks: Hooks of the lean layers.
+        cache: Keys and values of the prefix. Layers that are not lean extend it.
+        limit: Maximum number of passes.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        plan: Sequence[LeanLayer | None],
+        hooks: Sequence[Hook],
+        cache: KeyValueCache,
+        limit: int,
+    ) -> None:
+        self._layers, self._cache = _Layers(backend, plan, hooks), cache
+        self._runs = self._layers.runs()
+        self._tails = {i: Tail(cache.layers[i].segments, limit) for i, layer in enumerate(plan) if layer is not None}
+
+    def step(self, tokens: Int[Tensor, "batch 1"], mask: Int[Tensor, "batch key"]) -> Float[Tensor, "batch d_vocab"]:
+        """Logits of one new token per prompt.
+
+        Args:
+            tokens: The new tokens.
+            mask: Attention mask of all columns, the new one included.
+        """
+        rows, backend = Pass(1, mask.cpu()), self._layers.backend
+        self._cache.append_attention_mask(mask[:, -1:])
+        residual = backend.embed(tokens)
+        turns = backend.turns(self._layers.plan, mask, 1, residual)
+        hidden: dict[int | None, Tensor | None] = {}
+        for is_lean, places in self._runs:
+            if not is_lean:
+                residual = backend.run_layers(places, residual, mask, self._cache)
+                continue
+            x = residual[:, 0]
+            for i in places:
+                layer, edits = self._layers.lean(i), self._layers.edits[i]
+                window = self._cache.window(i, layer.window, rows)
+                if window not in hidden:
+                    visible = rows.visible(window, x.device)
+                    hidden[window] = None if visible is None else ~visible
+                attend = partial(self._tails[i].attend, hidden=hidden[window], scale=layer.scale, edits=edits)
+                x = run_layer(layer, x, 1, turns[layer.rotary], attend, edits)
+            residual = x[:, None]
+        return backend.unembed(residual)[:, -1]
+
+
+class LeanPrompts:
+    """One pass over whole prompts with lean layers, which fills a cache.
+
+    Args:
+        backend: The model.
+        plan: Lean form of each layer for prompts, at least one of which is not ``None``.
+        hooks: Hooks of the lean layers.
+        cache: Cache without columns in the layers that run.
+        mask: Attention mask of the prompts: 1 for a token, 0 for padding on the left.
+        held: Number of further tokens of each prompt, which a later pass runs.
+    """
+
+    def __init__(
+        self,
+        backend: Backend,
+        plan: Sequence[LeanLayer | None],
+        hooks: Sequence[Hook],
+        cache: KeyValueCache,
+        mask: Int[Tensor, "batch column"],
+        held: int,
+    ) -> None:
+        self._layers, self._cache, self._mask, self._held = _Layers(backend, plan, hooks), cache, mask, held
+        self._rows = Pass(mask.shape[1], mask.cpu())
+
+    def run(
+        self,
+        residual: Float[Tensor, "batch row d_model"],
+        *,
+        first: int = 0,
+        keep: Collection[int] = (),
+        logits: bool = False,
+    ) -> tuple[Float[Tensor, "batch d_vocab"] | None, dict[int, Tensor]]:
+        """Run the layers from ``first`` on.
+
+        Args:
+            residual: Input of the layer ``first``.
+            first: First layer to run.
+            keep: Layers whose inputs are returned.
+            logits: Whether the logits of the last row are needed. Otherwise the pass ends when the cache is complete.
+
+        Returns:
+            The logits, and the inputs ``[batch row d_model]`` by layer.
+        """
+        backend, n_rows, last = self._layers.backend, self._mask.shape[1], len(self._layers.plan) - 1
+        self._cache.append_attention_mask(self._mask)
+        turns = backend.turns(self._layers.plan, self._mask, n_rows, residual, self._held)
+        stored: dict[int, Tensor] = {}
+        for is_lean, places in self._layers.runs(first):
+            for part in [places] if is_lean else [range(i, i + 1) for i in places]:
+                if not is_lean:
+                    stored |= {part.start: residual} if part.start in keep else {}
+                    to_keys = not logits and part.start == last
+                    residual = backend.run_layers(part, residual, self._mask, self._cache, to_keys=to_keys)
+                    continue
+                x = residual.flatten(0, 1)
+                for i in part:
+                    stored |= {i: x.unflatten(0, (-1, n_rows))} if i in keep else {}
+                    layer, edits = self._layers.lean(i), self._layers.edits[i]
+                    turn = turns[layer.rotary]
+                    if i == last and not logits:
+                        self._append(i, *keys_and_values(layer, x, n_rows, turn, edits))
+                        break
+                    x = run_layer(layer, x, n_rows, turn, partial(self._attend, i), edits)
+                residual = x.unflatten(0, (-1, n_rows))
+        return (backend.unembed(residual[:, -1:])[:, -1] if logits else None), stored
+
+    def _append(self, place: int, keys: Tensor, values: Tensor) -> None:
+        self._cache.layers[place].append(*(x.unflatten(0, (-1, self._mask.shape[1])) for x in (keys, values)))
+
+    def _attend(self, place: int, q: Tensor, keys: Tensor, values: Tensor) -> Float[Tensor, "row head d_head"]:
+        self._append(place, keys, values)
+        layer = self._layers.lean(place)
+        window = self._cache.window(place, layer.window, self._rows)
+        segment, padding = self._cache.layers[place].segments[0], self._rows.left_padding
+        rows = q.unflatten(0, (-1, self._mask.shape[1]))
+        return attend_causally(rows, segment, padding, window, layer.scale).flatten(0, 1)
+
+
+@torch.no_grad()
+def lean_agrees(backend: Backend) -> bool:
+    """Whether lean layers give the logits of plain passes, up to rounding, for four test tokens and a fifth after them.
+
+    The model must have no hooks.
+    """
+    plan = lean_plan(backend, ())
+    tokens = torch.arange(1, 6, device=backend.device)[None] % backend.shape.d_vocab
+    mask, plain, lean = torch.ones(1, 5, dtype=torch.long), backend.new_cache(1, 4), backend.new_cache(1, 4)
+    if not any(plan) or not isinstance(plain, KeyValueCache):
+        return False
+    expected = [backend.forward(tokens[:, :4], mask[:, :4], plain, last_only=True)[:, -1]]
+    expected.append(backend.forward(tokens[:, 4:], mask, plain, last_only=True)[:, -1])
+    prompts = LeanPrompts(backend, plan, (), lean, mask[:, :4], held=0)
+    first, _ = prompts.run(backend.embed(tokens[:, :4]), logits=True)
+    assert first is not None
+    second = LeanDecoder(backend, plan, (), lean, 1).step(tokens[:, 4:], mask)
+    tolerance = 1e-4 if first.dtype in (torch.float32, torch.float64) else 0.05
+    return all(
+        bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())
+        for ours, theirs in zip((first, second), expected, strict=True)
+    )
