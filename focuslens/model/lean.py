@@ -211,7 +211,9 @@ class LeanPrompts:
                 if not is_lean:
                     stored |= {part.start: residual} if part.start in keep else {}
                     to_keys = not logits and part.start == last
-                    residual = backend.run_layers(part, residual, self._mask, self._cache, to_keys=to_keys)
+                    residual = backend.run_layers(
+                        part, residual, self._mask, self._cache, to_keys=to_keys, held=self._held
+                    )
                     continue
                 x = residual.flatten(0, 1)
                 for i in part:
@@ -238,16 +240,16 @@ class LeanPrompts:
 
 
 @torch.no_grad()
-def lean_agrees(backend: Backend) -> bool:
+def lean_agrees(backend: Backend) -> bool | None:
     """Whether lean layers give the logits of plain passes, up to rounding, for four test tokens and a fifth after them.
 
-    The model must have no hooks.
+    The model must have no hooks on hook points. The result is ``None`` if it has no lean layers now.
     """
     plan = lean_plan(backend, ())
     tokens = torch.arange(1, 6, device=backend.device)[None] % backend.shape.d_vocab
     mask, plain, lean = torch.ones(1, 5, dtype=torch.long), backend.new_cache(1, 4), backend.new_cache(1, 4)
     if not any(plan) or not isinstance(plain, KeyValueCache):
-        return False
+        return None
     expected = [backend.forward(tokens[:, :4], mask[:, :4], plain, last_only=True)[:, -1]]
     expected.append(backend.forward(tokens[:, 4:], mask, plain, last_only=True)[:, -1])
     prompts = LeanPrompts(backend, plan, (), lean, mask[:, :4], held=0)

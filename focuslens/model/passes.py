@@ -219,7 +219,9 @@ class PassRunner(ABC):
                 if any(plan[layer:]):
                     LeanPrompts(self.backend, plan, own, cache, mask, held=1).run(residual, first=layer)
                 else:
-                    self.backend.run_from(layer, residual, mask, cache)
+                    cache.append_attention_mask(mask)
+                    layers = range(layer, self.shape.n_layers)
+                    self.backend.run_layers(layers, residual, mask, cache, to_keys=True, held=1)
 
     @contextmanager
     def _stored_inputs(self, layers: Collection[int], residuals: dict[int, Tensor]) -> Generator[None]:
@@ -245,9 +247,9 @@ class PassRunner(ABC):
         if not self.lean or not isinstance(cache, KeyValueCache):
             return False
         if self._lean_agrees is None:
-            with without_hooks(self.hooked):
+            with without_hooks(self.hooked), _without_dropout(self.hooked):
                 self._lean_agrees = lean_agrees(self.backend)
-        return self._lean_agrees
+        return bool(self._lean_agrees)
 
     def _hooks_of(
         self, interventions: Sequence[Intervention], prompt: PromptLike | None, cursor: Cursor | None

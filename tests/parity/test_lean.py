@@ -154,6 +154,20 @@ def test_hooks_of_pytorch_on_any_module_are_called(tiny_model: fl.FocusModel, sa
         assert (len(ran) > 0) == (module not in (hooked, *modules[7:])), type(module)
 
 
+def test_a_hook_on_the_whole_model_at_first_does_not_turn_lean_layers_off_for_good(
+    tiny_model: fl.FocusModel, samples: Any, ran: list[int]
+) -> None:
+    model, prompt = fl.FocusModel(tiny_model.hooked, tiny_model.tokenizer), samples[0].prompt()
+    handle = model.hooked.register_forward_hook(lambda *_: None)
+    try:
+        model.generate(prompt, max_new_tokens=2)
+    finally:
+        handle.remove()
+    assert not ran
+    model.generate(prompt, max_new_tokens=2)
+    assert ran
+
+
 PLACES = ("hook_resid_pre", "attn.hook_z", "attn.hook_pattern", "attn.hook_q", "hook_mlp_out")
 
 

@@ -69,15 +69,6 @@ class Backend(Protocol):
         """Run prompts, so that all hooks on the layers 0 to ``layer`` are called. Later layers may be skipped."""
         ...
 
-    def run_from(
-        self, layer: int, residual: Float[Tensor, "batch pos d_model"], mask: Int[Tensor, "batch key"], cache: Any
-    ) -> None:
-        """Run ``layer`` and all later layers on the input of ``layer``, to fill their part of the cache.
-
-        The cache must be a cache of the attention engine.
-        """
-        ...
-
     def unusual_attention(self) -> str | None:
         """Name of the setting that makes attention differ from ``softmax(Q K^T * scale) V``; ``None`` by default."""
         ...
@@ -90,11 +81,13 @@ class Backend(Protocol):
         cache: Any,
         *,
         to_keys: bool = False,
+        held: int = 0,
     ) -> Float[Tensor, "batch pos d_model"]:
         """Output of consecutive layers, whose part of the cache is extended. The mask of the cache does not change.
 
         The cache must be a cache of the attention engine. If ``to_keys`` is true, the output is not needed, and the
-        last of the layers may end once its keys and values are complete.
+        last of the layers may end once its keys and values are complete. Each prompt has ``held`` further tokens, which
+        a later pass runs.
         """
         ...
 

@@ -110,18 +110,6 @@ class BridgeBackend:
         with self._length_tables(mask, n_rows, held), self._fused(Pass(n_rows, mask.cpu()), cache, last=last):
             return self.hooked(tokens, return_type="logits", **arguments)
 
-    def run_from(
-        self, layer: int, residual: Float[Tensor, "batch pos d_model"], mask: Int[Tensor, "batch key"], cache: Any
-    ) -> None:
-        cache.append_attention_mask(mask)
-        n_rows, base = residual.shape[1], self.hooked.original_model.base_model
-        positions = self._positions(mask, n_rows)
-        with self._length_tables(mask, n_rows, held=1):
-            embeddings = base.rotary_emb(residual, positions.to(residual.device))
-        with self._fused(Pass(n_rows, mask.cpu()), cache, last=self.shape.n_layers - 1), suppress(Filled):
-            for block in base.layers[layer:]:
-                residual = block(residual, position_ids=positions, position_embeddings=embeddings, use_cache=False)
-
     def run_layers(
         self,
         layers: range,
@@ -130,10 +118,11 @@ class BridgeBackend:
         cache: Any,
         *,
         to_keys: bool = False,
+        held: int = 0,
     ) -> Float[Tensor, "batch pos d_model"]:
         n_rows, base = residual.shape[1], self.hooked.original_model.base_model
         positions = self._positions(mask, n_rows)
-        with self._length_tables(mask, n_rows, held=0):
+        with self._length_tables(mask, n_rows, held):
             embeddings = base.rotary_emb(residual, positions.to(residual.device))
         last = layers.stop - 1 if to_keys else None
         with self._fused(Pass(n_rows, mask.cpu()), cache, last=last), suppress(Filled):

@@ -157,15 +157,6 @@ class HookedBackend:
         with self._fused(rows, None, last=layer) if _can_fuse(self.hooked) else nullcontext(), suppress(Filled):
             self.hooked(tokens, stop_at_layer=layer + 1, attention_mask=mask.to(self.device))
 
-    def run_from(
-        self, layer: int, residual: Float[Tensor, "batch pos d_model"], mask: Int[Tensor, "batch key"], cache: Any
-    ) -> None:
-        columns, n_layers = cache.append_attention_mask(mask), self.shape.n_layers
-        with self._fused(Pass(residual.shape[1], mask.cpu()), cache, last=n_layers - 1), suppress(Filled):
-            self.hooked(
-                residual, start_at_layer=layer, stop_at_layer=n_layers, attention_mask=columns, past_kv_cache=cache
-            )
-
     def run_layers(
         self,
         layers: range,
@@ -174,6 +165,7 @@ class HookedBackend:
         cache: Any,
         *,
         to_keys: bool = False,
+        held: int = 0,
     ) -> Float[Tensor, "batch pos d_model"]:
         columns = mask.to(self.device)
         rows, last = Pass(residual.shape[1], mask.cpu()), layers.stop - 1 if to_keys else None

@@ -59,6 +59,21 @@ def test_responses_on_both_sides_of_the_limit_and_across_it(name: str, length: i
     assert model.generate(encoded, max_new_tokens=N).tokens.tolist() == expected  # after longer prompts
 
 
+@pytest.mark.parametrize("name", NAMES[1:])
+@pytest.mark.parametrize("length", [LIMIT, LIMIT + 1])
+def test_a_layer_under_a_hook_of_others_has_the_table_of_the_layers_around_it(
+    name: str, length: int, directory_of: Any
+) -> None:
+    """Keys of a prompt without its last token, which is held back, have the table of the whole prompt."""
+    model, encoded, seen = opened(directory_of(name)), prompt(length), list[int]()
+    expected = model.prefill(encoded, hold_last=True)
+    with model.hooked.hooks(fwd_hooks=[("blocks.1.mlp.hook_out", lambda x, hook: seen.append(x.shape[1]))]):
+        prefix = model.prefill(encoded, hold_last=True)
+    assert seen == [length - 1]
+    for ours, plain in zip(prefix.cache.layers, expected.cache.layers, strict=True):
+        torch.testing.assert_close(ours.segments[0].keys, plain.segments[0].keys, atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_interventions_and_prefixes_across_the_limit_equal_whole_passes(name: str, directory_of: Any) -> None:
     """For each row, the pattern after a crossing is the one of a pass over the whole sequence, if keys are renewed."""
