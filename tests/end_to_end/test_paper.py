@@ -156,6 +156,8 @@ def test_an_artefact_survives_its_file(tmp_path: Path):
     table = Table("c", ("x", "y"), (("a", 1.25), ("b", 2)))
     made = kept.Artefact("k", "t", "p", (kept.Finding("f", "holds"),), (("c", "p.png"),), (table,), (table,))
     kept.save_artefact(tmp_path, made, {"seed": 1})
+    assert kept.load_artefact(tmp_path, {"seed": 1}) is None  # the picture is not drawn
+    (tmp_path / "p.png").touch()
     assert kept.load_artefact(tmp_path, {"seed": 1}) == made
     assert kept.load_artefact(tmp_path, {"seed": 2}) is None
     assert kept.load_artefact(tmp_path / "nowhere", {"seed": 1}) is None

@@ -164,12 +164,17 @@ def save_artefact(folder: Path, artefact: Artefact, header: Mapping[str, Any]) -
 
 
 def load_artefact(folder: Path, header: Mapping[str, Any]) -> Artefact | None:
-    """Load the finished artefact in a folder. Returns ``None`` if there is none with this header."""
+    """Load the finished artefact in a folder.
+
+    Returns ``None`` if there is none with this header, or if one of its pictures or CSV files is gone.
+    """
     path = folder / "artefact.json"
     if not path.is_file():
         return None
     content = json.loads(path.read_text())
-    if not same_run(content["header"], header):
+    files = [name for _, name in content["figures"]]
+    files += [f"table_{place}.csv" for place in range(1, len(content["tables"]) + 1)]
+    if not same_run(content["header"], header) or not all((folder / name).is_file() for name in files):
         return None
     return Artefact(
         content["key"],
