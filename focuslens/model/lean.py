@@ -21,7 +21,8 @@ from focuslens.hooks import Hook, RowHook, layer_of
 from focuslens.model.attention import attend_causally
 from focuslens.model.backends import Backend
 from focuslens.model.engine import KeyValueCache, Pass, is_hooked
-from focuslens.model.lean_layer import LeanLayer, Tail, keys_and_values, run_layer
+from focuslens.model.lean_attention import Tail
+from focuslens.model.lean_layer import LeanLayer, keys_and_values, run_layer
 
 __all__ = ["LeanDecoder", "LeanPrompts", "lean_agrees", "lean_plan"]
 
@@ -69,11 +70,14 @@ def _roots(hooked: Any) -> list[Any]:
 
 def _is_watched(block: Any) -> bool:
     """Whether a module of a block has hooks of somebody else."""
-    return any(
-        (module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
-        and is_hooked(module)
-        for module in block.modules()
-    )
+    found: list[Any] = [block]
+    for module in found:  # ``block.modules()`` also makes the names, which takes as long as decoding a token
+        if (
+            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+        ) and is_hooked(module):
+            return True
+        found += [child for child in module._modules.values() if child is not None]
+    return False
 
 
 class _Layers:
@@ -128,7 +132,11 @@ class LeanDecoder:
     ) -> None:
         self._layers, self._cache = _Layers(backend, plan, hooks), cache
         self._runs = self._layers.runs()
-        self._tails = {i: Tail(cache.layers[i].segments, limit) for i, layer in enumerate(plan) if layer is not None}
+        self._tails = {
+            i: Tail(cache.layers[i].segments, limit, layer.scale, self._layers.edits[i])
+            for i, layer in enumerate(plan)
+            if layer is not None
+        }
 
     def step(self, tokens: Int[Tensor, "batch 1"], mask: Int[Tensor, "batch key"]) -> Float[Tensor, "batch d_vocab"]:
         """Logits of one new token per prompt.
@@ -148,13 +156,13 @@ class LeanDecoder:
                 continue
             x = residual[:, 0]
             for i in places:
-                layer, edits = self._layers.lean(i), self._layers.edits[i]
+                layer, tail = self._layers.lean(i), self._tails[i]
                 window = self._cache.window(i, layer.window, rows)
                 if window not in hidden:
                     visible = rows.visible(window, x.device)
                     hidden[window] = None if visible is None else ~visible
-                attend = partial(self._tails[i].attend, hidden=hidden[window], scale=layer.scale, edits=edits)
-                x = run_layer(layer, x, 1, turns[layer.rotary], attend, edits)
+                tail.hidden = hidden[window]
+                x = run_layer(layer, x, 1, turns[layer.rotary], tail.attend, self._layers.edits[i])
             residual = x[:, None]
         return backend.unembed(residual)[:, -1]
 

@@ -9,35 +9,19 @@ Hooks that have a function for rows (:class:`focuslens.hooks.RowHook`) are appli
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
-from focuslens.model.attention import Segment
+from focuslens.model.lean_attention import EXACT, Edits
 
-__all__ = [
-    "Edits",
-    "Gated",
-    "LeanLayer",
-    "Linear",
-    "Norm",
-    "Tail",
-    "Turn",
-    "keys_and_values",
-    "run_layer",
-]
-
-Edits: TypeAlias = Mapping[str, Sequence[Callable[[Tensor], Tensor | None]]]
-"""Functions on rows, by hook point (``hook_q``, ``hook_k``, ``hook_rot_q``, ``hook_attn_scores``, ``hook_pattern`` or
-``hook_z``), in the order in which hooks would run."""
-
-_BLOCK = 256
-"""Maximum number of columns of a tail's buffer."""
+__all__ = ["Gated", "LeanLayer", "Linear", "Norm", "Turn", "keys_and_values", "run_layer"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,26 +33,37 @@ class Norm:
 
     def __call__(self, x: Float[Tensor, "*rows d"]) -> Float[Tensor, "*rows d"]:
         """The normed rows."""
-        size = x.shape[-1:]
-        if self.weight is None or x.dtype in (torch.float32, torch.float64):
-            return F.rms_norm(x, size, self.weight, self.eps)
-        return F.rms_norm(x, size, None, self.eps) * self.weight
+        size, weight = x.shape[-1:], self.weight
+        if x.dtype not in EXACT:
+            normed = F.rms_norm(x, size, None, self.eps)
+            return normed if weight is None else normed * weight
+        if weight is None or x.ndim != 2 or len(x) > _FEW or x.device.type != "cpu":
+            return F.rms_norm(x, size, weight, self.eps)
+        # On a CPU, PyTorch has no kernel for this norm. For a few rows, the calls that it makes instead take longer.
+        share, eps = _norm_constants(size[0], self.eps, x.dtype)
+        return (x * weight).mul_(torch.addmm(eps, x * x, share).rsqrt_())
 
 
-@dataclass(frozen=True, eq=False)
-class Linear:
+_FEW = 128
+"""Number of rows up to which a norm is computed by a product with a constant column."""
+
+
+@lru_cache(maxsize=64)
+def _norm_constants(d: int, eps: float, dtype: torch.dtype) -> tuple[Float[Tensor, "d 1"], Float[Tensor, "1"]]:
+    """Column of ``1 / d``, whose product with the squares of a row is their mean, and ``eps``."""
+    with torch.inference_mode(False):
+        return torch.full((d, 1), 1 / d, dtype=dtype), torch.tensor([eps], dtype=dtype)
+
+
+class Linear(NamedTuple):
     """Weight ``[out in]`` and bias of a linear map."""
 
     weight: Tensor
     bias: Tensor | None = None
 
-    def __call__(self, x: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
-        """The map of ``x``."""
-        return F.linear(x, self.weight, self.bias)
-
     def added_to(self, sum: Float[Tensor, "row out"], x: Float[Tensor, "row in"]) -> Float[Tensor, "row out"]:
         """The map of ``x`` plus ``sum``, in one kernel where this rounds as two do."""
-        if self.bias is None and x.dtype in (torch.float32, torch.float64):
+        if self.bias is None and x.dtype in EXACT:
             return torch.addmm(sum, x, self.weight.T)
         return sum + F.linear(x, self.weight, self.bias)
 
@@ -85,7 +80,7 @@ class Gated:
 
     def added_to(self, sum: Float[Tensor, "row d_model"], x: Float[Tensor, "row d_model"]) -> Tensor:
         """The MLP's output for ``x`` plus ``sum``."""
-        inner = self.act(self.gate(x)) * self.up(x)
+        inner = self.act(F.linear(x, *self.gate)) * F.linear(x, *self.up)
         return self.down.added_to(sum, inner if self.bias is None else inner + self.bias)
 
 
@@ -149,75 +144,7 @@ class Turn:
     def _rotate(self, x: Tensor) -> Tensor:
         partner = x.unflatten(-1, (-1, 2)).flip(-1).flatten(-2) if self.adjacent_pairs else x.roll(x.shape[-1] // 2, -1)
         # In half precision each product is rounded, as in the models' own code.
-        return (x * self.cos).addcmul_(partner, self.sin) if x.dtype in _EXACT else x * self.cos + partner * self.sin
-
-
-_EXACT = (torch.float32, torch.float64)
-
-
-class _Part(NamedTuple):
-    """Keys and values of a segment, with one matrix for each prompt and key-value head."""
-
-    keys: Float[Tensor, "matrix d_head column"]
-    values: Float[Tensor, "matrix column d_head"]
-    prompts: int
-    copies: int
-
-
-class Tail:
-    """Keys and values of one layer: those of the prompt, which are shared, and those of later rows.
-
-    Later rows are written into buffers of up to 256 columns, which are allocated ahead.
-
-    Args:
-        segments: Keys (rotated) and values of the columns so far. They are not changed.
-        limit: Number of rows that will follow.
-    """
-
-    def __init__(self, segments: Sequence[Segment], limit: int) -> None:
-        self._parts = [
-            _Part(part.keys.flatten(0, 1).mT, part.values.flatten(0, 1), len(part.keys), part.copies)
-            for part in segments
-        ]
-        self._limit, self._n, self._size = limit, 0, 0
-        self._keys = self._values = torch.empty(0)
-
-    def attend(
-        self,
-        q: Float[Tensor, "row head d_head"],
-        keys: Float[Tensor, "row kv d_head"],
-        values: Float[Tensor, "row kv d_head"],
-        *,
-        hidden: Bool[Tensor, "#row 1 1 key"] | None,
-        scale: float,
-        edits: Edits,
-    ) -> Float[Tensor, "row head d_head"]:
-        """Append the column of one new row per prompt, and return the outputs of heads.
-
-        Args:
-            q: Rotated queries.
-            keys: Rotated keys of the new column.
-            values: Values of the new column.
-            hidden: Keys that each row does not attend to; ``None`` if it attends to all.
-            scale: Factor that multiplies the query-key products.
-            edits: Functions on scores and patterns.
-        """
-        return _attend_row(q, self._append(keys, values), keys.shape[1], hidden, scale, edits)
-
-    def _append(self, keys: Float[Tensor, "row kv d_head"], values: Float[Tensor, "row kv d_head"]) -> list[_Part]:
-        """Append a column, and return the parts of all columns."""
-        rows, kv, d_head = keys.shape
-        if self._n == self._size:
-            if self._size:
-                self._parts.append(_Part(self._keys.mT, self._values, rows, 1))
-                self._limit -= self._size
-            self._size, self._n = max(1, min(_BLOCK, self._limit)), 0
-            self._keys, self._values = (x.new_empty(rows * kv, self._size, d_head) for x in (keys, values))
-        self._keys.select(1, self._n).copy_(keys.flatten(0, 1))
-        self._values.select(1, self._n).copy_(values.flatten(0, 1))
-        self._n += 1
-        newest = _Part(self._keys[:, : self._n].mT, self._values[:, : self._n], rows, 1)
-        return [*self._parts, newest]
+        return (x * self.cos).addcmul_(partner, self.sin) if x.dtype in EXACT else x * self.cos + partner * self.sin
 
 
 Attend: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -243,11 +170,11 @@ def run_layer(
         edits: Functions of hooks.
     """
     qk, v = _projected(layer, layer.input_norm(x), n_rows, edits)
-    qk, n_heads = turn(qk), qk.shape[1] - v.shape[1]
-    q = qk[:, :n_heads]
+    kv = v.shape[1]
+    q, k = turn(qk).split((qk.shape[1] - kv, kv), dim=1)
     if edits:
         q = _edited(edits, "hook_rot_q", q, n_rows)
-    z = attend(q, qk[:, n_heads:], v)
+    z = attend(q, k, v)
     if edits:
         z = _edited(edits, "hook_z", z, n_rows)
     x = layer.o.added_to(x, z.reshape(len(x), -1))
@@ -266,8 +193,9 @@ def _projected(
     layer: LeanLayer, inner: Float[Tensor, "row d_model"], n_rows: int, edits: Edits
 ) -> tuple[Float[Tensor, "row heads d_head"], Float[Tensor, "row kv d_head"]]:
     """Queries and keys in one tensor, before their rotation, and values."""
-    rows, d_head = len(inner), layer.d_head
-    q, k, v = (project(inner).view(rows, -1, d_head) for project in (layer.q, layer.k, layer.v))
+    size = (len(inner), -1, layer.d_head)
+    q, k, v = F.linear(inner, *layer.q), F.linear(inner, *layer.k), F.linear(inner, *layer.v)
+    q, k, v = q.view(size), k.view(size), v.view(size)
     if edits:
         q, k = _edited(edits, "hook_q", q, n_rows), _edited(edits, "hook_k", k, n_rows)
     if layer.q_norm is not None and layer.k_norm is not None:
@@ -281,77 +209,3 @@ def _edited(edits: Edits, point: str, tensor: Float[Tensor, "row head d"], n_row
         changed = edit(tensor.unflatten(0, (-1, n_rows)))
         tensor = tensor if changed is None else changed.flatten(0, 1)
     return tensor
-
-
-def _attend_row(
-    q: Float[Tensor, "row head d_head"],
-    parts: Sequence[_Part],
-    kv: int,
-    hidden: Bool[Tensor, "#row 1 1 key"] | None,
-    scale: float,
-    edits: Edits,
-) -> Float[Tensor, "row head d_head"]:
-    """Attention outputs of one new row per prompt, computed in float32 if ``q`` has half precision.
-
-    :func:`focuslens.model.attention.attend_explicitly` does the same for any number of rows.
-    """
-    rows, heads, d_head = q.shape
-    exact = (q if q.dtype in _EXACT else q.float()) * scale
-    grouped = exact.reshape(rows * kv, -1, d_head)
-    scores = _joined([_products(grouped, part, kv) for part in parts]).view(rows, heads, 1, -1)
-    if hidden is not None:
-        scores.masked_fill_(hidden, -torch.inf)
-    pattern = _pattern(scores, edits) if edits else scores.softmax(dim=-1)
-    weights, first, z = pattern.view(rows * kv, heads // kv, -1), 0, grouped
-    for i, part in enumerate(parts):
-        end = first + part.values.shape[1]
-        z = _mixture(weights[..., first:end], part, kv, None if i == 0 else z)
-        first = end
-    return z.view(rows, heads, d_head).to(q.dtype)
-
-
-def _pattern(scores: Float[Tensor, "row head 1 key"], edits: Edits) -> Float[Tensor, "row head 1 key"]:
-    """Softmax of scores, with the functions on scores and pattern."""
-    dtype, on_scores = scores.dtype, edits.get("hook_attn_scores", ())
-    for edit in on_scores:
-        changed = edit(scores)
-        scores = scores if changed is None else changed.to(dtype)
-    pattern = scores.softmax(dim=-1)
-    if on_scores:  # If a hook masks every key of a row, the softmax of that row is NaN. Its output is set to zero.
-        pattern = torch.where(pattern.isnan(), 0, pattern)
-    for edit in edits.get("hook_pattern", ()):
-        changed = edit(pattern)
-        pattern = pattern if changed is None else changed.to(dtype)
-    return pattern.contiguous()
-
-
-def _products(
-    grouped: Float[Tensor, "matrix group d_head"], part: _Part, kv: int
-) -> Float[Tensor, "prompt copy kv group key"]:
-    """Query-key products. Those over shared keys are strided, so that they are copied only where they are joined."""
-    keys, copies, prompts = part.keys.to(grouped.dtype), part.copies, part.prompts
-    _, group, d_head = grouped.shape
-    if copies == 1:
-        return torch.bmm(grouped, keys).view(prompts, 1, kv, group, -1)
-    by_prompt = grouped.view(prompts, copies, kv, group, d_head).transpose(1, 2).reshape(prompts * kv, -1, d_head)
-    return torch.bmm(by_prompt, keys).view(prompts, kv, copies, group, -1).transpose(1, 2)
-
-
-def _joined(products: Sequence[Tensor]) -> Tensor:
-    """Products of all columns, in the order of axes of the most shared ones."""
-    prompts = min(len(product) for product in products)
-    return torch.cat([product.reshape(prompts, -1, *product.shape[2:]) for product in products], dim=-1)
-
-
-def _mixture(
-    weights: Float[Tensor, "matrix group key"], part: _Part, kv: int, earlier: Float[Tensor, "matrix group d"] | None
-) -> Float[Tensor, "matrix group d"]:
-    """Sums of the values, weighted by the pattern, added to those of earlier parts."""
-    values, copies, prompts = part.values.to(weights.dtype), part.copies, part.prompts
-    if copies == 1:
-        return torch.bmm(weights, values) if earlier is None else torch.baddbmm(earlier, weights, values)
-    matrices, group, n = weights.shape
-    by_prompt = weights.view(prompts, copies, kv, group, n).transpose(1, 2).reshape(prompts * kv, -1, n)
-    mixed = torch.bmm(by_prompt, values).view(prompts, kv, copies, group, -1).transpose(1, 2)
-    mixed = mixed.reshape(matrices, group, -1)
-    return mixed if earlier is None else earlier + mixed

@@ -1,0 +1,199 @@
+"""Attention of one new row per prompt over the columns so far, in buffers that are allocated ahead.
+
+:func:`focuslens.model.attention.attend_explicitly` does the same for any number of rows. Functions here call as few
+kernels as possible, and convert nothing that has the right type: for one row, a call takes longer than its arithmetic.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple, TypeAlias
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from focuslens.model.attention import Segment
+
+__all__ = ["EXACT", "Edits", "Tail"]
+
+Edits: TypeAlias = Mapping[str, Sequence[Callable[[Tensor], Tensor | None]]]
+"""Functions on rows, by hook point (``hook_q``, ``hook_k``, ``hook_rot_q``, ``hook_attn_scores``, ``hook_pattern`` or
+``hook_z``), in the order in which hooks would run."""
+
+EXACT = (torch.float32, torch.float64)
+"""Types in which attention is computed as it is. Half precision is converted to float32."""
+
+_BLOCK = 256
+"""Maximum number of columns for later rows in one buffer."""
+
+_SMALL = 2**20
+"""Keys of a prompt up to this number of bytes are copied into the buffer of later rows, which saves three calls a row.
+For longer prompts, reading the keys takes longer than the calls."""
+
+
+class _Part(NamedTuple):
+    """Keys and values of a segment, with one matrix for each prompt and key-value head."""
+
+    keys: Float[Tensor, "matrix d_head column"]
+    values: Float[Tensor, "matrix column d_head"]
+    prompts: int
+    copies: int
+
+
+class Tail:
+    """Keys and values of one layer: those of the prompt, which are shared, and those of later rows.
+
+    Later rows are written into buffers of up to 256 columns, which are allocated ahead. A short prompt that belongs to
+    one row only is copied to the beginning of the first buffer.
+
+    Args:
+        segments: Keys (rotated) and values of the columns so far. They are not changed.
+        limit: Number of rows that will follow.
+        scale: Factor that multiplies the query-key products.
+        edits: Functions on scores and patterns.
+
+    Attributes:
+        hidden: Keys that the rows of the current pass do not attend to, ``[#row 1 1 key]``; ``None`` if they attend to
+            all. The caller sets it before each pass.
+    """
+
+    def __init__(self, segments: Sequence[Segment], limit: int, scale: float, edits: Edits) -> None:
+        self._limit, self._n, self._size, self._edits = limit, 0, 0, edits
+        self._scale = scale
+        self._keys = self._values = torch.empty(0)
+        self._parts: list[_Part] = []
+        self.hidden: Bool[Tensor, "#row 1 1 key"] | None = None
+        if _is_small(segments):
+            self._copy(segments)
+        else:
+            self._parts += [
+                _Part(part.keys.flatten(0, 1).mT, part.values.flatten(0, 1), len(part.keys), part.copies)
+                for part in segments
+            ]
+
+    def attend(
+        self,
+        q: Float[Tensor, "row head d_head"],
+        keys: Float[Tensor, "row kv d_head"],
+        values: Float[Tensor, "row kv d_head"],
+    ) -> Float[Tensor, "row head d_head"]:
+        """Append the column of one new row per prompt, and return the outputs of heads.
+
+        They are computed in float32 if ``q`` has half precision.
+
+        Args:
+            q: Rotated queries.
+            keys: Rotated keys of the new column.
+            values: Values of the new column.
+        """
+        rows, heads, d_head = q.shape
+        kv = keys.shape[1]
+        newest = self._append(keys, values)
+        grouped = ((q if q.dtype in EXACT else q.float()) * self._scale).reshape(rows * kv, heads // kv, d_head)
+        if self._parts:
+            scores = _joined([_products(grouped, part, kv) for part in (*self._parts, newest)])
+        else:
+            scores = torch.bmm(grouped, _as(newest.keys, grouped))
+        scores = scores.view(rows, heads, 1, -1)
+        if self.hidden is not None:
+            scores.masked_fill_(self.hidden, -torch.inf)
+        pattern = _pattern(scores, self._edits) if self._edits else scores.softmax(dim=-1)
+        weights = pattern.view(rows * kv, heads // kv, -1)
+        z = self._mixed(weights, newest, kv) if self._parts else torch.bmm(weights, _as(newest.values, weights))
+        z = z.view(rows, heads, d_head)
+        return z if q.dtype in EXACT else z.to(q.dtype)
+
+    def _mixed(self, weights: Float[Tensor, "matrix group key"], newest: _Part, kv: int) -> Tensor:
+        """Sums of all values, weighted by the pattern."""
+        first, mixed = 0, None
+        for part in (*self._parts, newest):
+            end = first + part.values.shape[1]
+            mixed, first = _mixture(weights[..., first:end], part, kv, mixed), end
+        assert mixed is not None
+        return mixed
+
+    def _append(self, keys: Float[Tensor, "row kv d_head"], values: Float[Tensor, "row kv d_head"]) -> _Part:
+        """Append a column, and return the part of all columns in its buffer."""
+        n, rows = self._n, len(keys)
+        if n == self._size:
+            if n:
+                self._parts.append(_Part(self._keys.flatten(0, 1).mT, self._values.flatten(0, 1), rows, 1))
+            n = 0
+            self._allocate(keys, 0)
+        self._keys.select(2, n).copy_(keys)
+        self._values.select(2, n).copy_(values)
+        self._n = n = n + 1
+        return _Part(self._key_matrices[:, :, :n], self._value_matrices[:, :n], rows, 1)
+
+    def _allocate(self, like: Float[Tensor, "row kv ..."], columns: int) -> None:
+        """New buffers, for ``columns`` columns of the prompt and the next ones."""
+        later = max(1, min(_BLOCK, self._limit))
+        self._limit -= later
+        self._size = columns + later
+        shape = (*like.shape[:2], self._size, like.shape[-1])
+        self._keys, self._values = like.new_empty(shape), like.new_empty(shape)
+        self._key_matrices, self._value_matrices = self._keys.flatten(0, 1).mT, self._values.flatten(0, 1)
+
+    def _copy(self, segments: Sequence[Segment]) -> None:
+        """Begin the buffers with the columns of segments."""
+        self._n = sum(segment.columns for segment in segments)
+        self._allocate(segments[0].keys, self._n)
+        torch.cat([segment.keys for segment in segments], dim=2, out=self._keys[:, :, : self._n])
+        torch.cat([segment.values for segment in segments], dim=2, out=self._values[:, :, : self._n])
+
+
+def _is_small(segments: Sequence[Segment]) -> bool:
+    size = sum(segment.keys.numel() * segment.keys.element_size() for segment in segments)
+    return 0 < size <= _SMALL and all(segment.copies == 1 for segment in segments)
+
+
+def _as(x: Tensor, like: Tensor) -> Tensor:
+    return x if x.dtype == like.dtype else x.to(like.dtype)
+
+
+def _pattern(scores: Float[Tensor, "row head 1 key"], edits: Edits) -> Float[Tensor, "row head 1 key"]:
+    """Softmax of scores, with the functions on scores and pattern."""
+    dtype, on_scores = scores.dtype, edits.get("hook_attn_scores", ())
+    for edit in on_scores:
+        changed = edit(scores)
+        scores = scores if changed is None else changed.to(dtype)
+    pattern = scores.softmax(dim=-1)
+    if on_scores:  # If a hook masks every key of a row, the softmax of that row is NaN. Its output is set to zero.
+        pattern = torch.where(pattern.isnan(), 0, pattern)
+    for edit in edits.get("hook_pattern", ()):
+        changed = edit(pattern)
+        pattern = pattern if changed is None else changed.to(dtype)
+    return pattern.contiguous()
+
+
+def _products(
+    grouped: Float[Tensor, "matrix group d_head"], part: _Part, kv: int
+) -> Float[Tensor, "prompt copy kv group key"]:
+    """Query-key products. Those over shared keys are strided, so that they are copied only where they are joined."""
+    keys, copies, prompts = _as(part.keys, grouped), part.copies, part.prompts
+    _, group, d_head = grouped.shape
+    if copies == 1:
+        return torch.bmm(grouped, keys).view(prompts, 1, kv, group, -1)
+    by_prompt = grouped.view(prompts, copies, kv, group, d_head).transpose(1, 2).reshape(prompts * kv, -1, d_head)
+    return torch.bmm(by_prompt, keys).view(prompts, kv, copies, group, -1).transpose(1, 2)
+
+
+def _joined(products: Sequence[Tensor]) -> Tensor:
+    """Products of all columns, in the order of axes of the most shared ones."""
+    prompts = min(len(product) for product in products)
+    return torch.cat([product.reshape(prompts, -1, *product.shape[2:]) for product in products], dim=-1)
+
+
+def _mixture(
+    weights: Float[Tensor, "matrix group key"], part: _Part, kv: int, earlier: Float[Tensor, "matrix group d"] | None
+) -> Float[Tensor, "matrix group d"]:
+    """Sums of the values, weighted by the pattern, added to those of earlier parts."""
+    values, copies, prompts = _as(part.values, weights), part.copies, part.prompts
+    if copies == 1:
+        return torch.bmm(weights, values) if earlier is None else torch.baddbmm(earlier, weights, values)
+    matrices, group, n = weights.shape
+    by_prompt = weights.view(prompts, copies, kv, group, n).transpose(1, 2).reshape(prompts * kv, -1, n)
+    mixed = torch.bmm(by_prompt, values).view(prompts, kv, copies, group, -1).transpose(1, 2)
+    mixed = mixed.reshape(matrices, group, -1)
+    return mixed if earlier is None else earlier + mixed
