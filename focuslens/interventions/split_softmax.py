@@ -68,7 +68,7 @@ def split_softmax(
     exact = exactly(pattern)
     on_span = torch.where(inside, exact, 0).sum(dim=-1, keepdim=True)
     elsewhere = torch.where(inside, 0, exact).sum(dim=-1, keepdim=True)
-    raised, lowered = _factors(on_span, elsewhere, _Exponent(1 - tau, -tau, math.inf))
+    raised, lowered = _factors(on_span, elsewhere, _Exponent(1 - tau, -tau, None))
     return (exact * torch.where(inside, raised, lowered)).to(pattern.dtype)
 
 
@@ -77,12 +77,12 @@ class _Exponent(NamedTuple):
 
     rest: float | Tensor
     negative: float | Tensor
-    most: float | Tensor
-    """Upper limit of the ratio of the masses: 0 where ``tau`` is 1, and infinity elsewhere."""
+    acts: Tensor | None
+    """1 where ``tau`` is not 1, and 0 elsewhere; ``None`` if ``tau`` is 1 nowhere."""
 
     @classmethod
     def of(cls, tau: Float[Tensor, "*values"]) -> _Exponent:
-        return cls(1 - tau, -tau, torch.where(tau == 1, 0.0, torch.inf))
+        return cls(1 - tau, -tau, (tau != 1).to(tau) if bool((tau == 1).any()) else None)
 
 
 def _factors(
@@ -95,12 +95,14 @@ def _factors(
     """
     # With r = (1 - p) / p, log p is -log(1 + r), and 1 / (1 - p) is 1 + 1 / r. Rows need not sum exactly to one, and no
     # difference 1 - p is formed, which for p close to 1 would be mostly rounding error that a large tau amplifies.
-    changed = (elsewhere > 0) & (elsewhere < on_span * exponent.most)
-    # Other rows get the ratio 1, so that gradients are finite.
-    ratio = torch.where(changed, elsewhere, 1.0) / torch.where(changed, on_span, 1.0)
+    acting = on_span if exponent.acts is None else on_span * exponent.acts
+    changed = acting * elsewhere > 0
+    # In other rows, elements are divided by 1, and r is not zero, so that gradients are finite.
+    tiny = torch.finfo(on_span.dtype).tiny
+    ratio = (elsewhere / torch.where(changed, acting, 1.0)).clamp(tiny, 1 / tiny)
     surprise = torch.log1p(ratio)
     raised = torch.exp(exponent.rest * surprise)
-    lowered = -torch.expm1(exponent.negative * surprise) * (1 + 1 / ratio)
+    lowered = torch.expm1(exponent.negative * surprise) * (-1 - ratio.reciprocal())
     return torch.where(changed, raised, 1.0), torch.where(changed, lowered, 1.0)
 
 
@@ -272,11 +274,11 @@ class SpanColumns:
         rows.scatter_(-1, self._expanded(rows), 0)
         return weights
 
-    def mass(self, weights: Float[Tensor, "batch head row n"]) -> Float[Tensor, "batch head row"]:
+    def mass(self, weights: Float[Tensor, "batch head row n"]) -> Float[Tensor, "batch head row 1"]:
         """Sum of weights. Repeated columns do not count."""
         if self._part is None:
             weights = weights * self.counted.to(weights)[:, None, None]
-        return weights.sum(dim=-1)
+        return weights.sum(dim=-1, keepdim=True)
 
     def put(self, rows: Float[Tensor, "batch head row key"], weights: Float[Tensor, "batch head row n"]) -> None:
         """Replace the attention to the columns of the span, in place."""
@@ -295,7 +297,9 @@ class _Rescaling:
     """Split-softmax of all rows of a pattern, which is edited, with an exponent for each prompt and head."""
 
     def __init__(self, columns: SpanColumns, tau: Float[Tensor, "#batch head"]) -> None:
-        self._columns, self._tau, self._exponent = columns, tau[..., None], _Exponent.of(tau[..., None])
+        self._columns, self._tau = columns, tau[..., None, None]
+        self._exponent = _Exponent.of(self._tau)
+        self._may_overflow = bool(tau.max() > 1e30)  # the factor outside the span is at most 1 or tau
 
     def __call__(self, rows: Float[Tensor, "batch head row key"]) -> Float[Tensor, "batch head row key"]:
         columns = self._columns
@@ -308,9 +312,10 @@ class _Rescaling:
         # Weights on the span need double precision, because the factor for a tiny mass would overflow single precision.
         # The cost is low because the span is short.
         weights = columns.taken(exact)
-        elsewhere = exact.sum(dim=-1).to(weights.dtype)
+        elsewhere = exact.sum(dim=-1, keepdim=True).to(weights.dtype)
         raised, lowered = _factors(columns.mass(weights), elsewhere, self._exponent)
-        # This factor is at most 1 or tau, whichever is larger.
-        edited = exact * lowered.clamp(max=torch.finfo(exact.dtype).max).to(exact.dtype)[..., None]
-        columns.put(edited, weights * raised[..., None])
-        return edited.to(rows.dtype)
+        if self._may_overflow:
+            lowered = lowered.clamp(max=torch.finfo(exact.dtype).max)
+        edited = exact * lowered.to(exact.dtype)
+        columns.put(edited, weights * raised)
+        return edited if edited.dtype == rows.dtype else edited.to(rows.dtype)
