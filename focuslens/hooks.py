@@ -97,6 +97,9 @@ class RowHook:
             ``None`` means the tensor itself. The axes are ``[batch row head d_head]`` for queries, keys and outputs of
             heads, and ``[batch head row key]`` for scores and patterns, whose keys are all columns so far.
         every_row: Whether the hook changes the rows of prompts too.
+        reads: Whether ``on_rows`` only reads its tensor. The tensor may change after the call. Other functions must
+            depend on nothing but the tensor, because passes can be recorded (``compile=True``). In recorded passes
+            the keys include later columns, whose scores are minus infinity.
     """
 
     def __init__(
@@ -105,8 +108,9 @@ class RowHook:
         on_rows: Callable[[Tensor], Tensor | None],
         *,
         every_row: bool = False,
+        reads: bool = False,
     ) -> None:
-        self.hook, self.on_rows, self.every_row = hook, on_rows, every_row
+        self.hook, self.on_rows, self.every_row, self.reads = hook, on_rows, every_row, reads
         self.row_wise = is_row_wise(hook)
 
     def __call__(self, tensor: Tensor, hook: Any) -> Tensor | None:

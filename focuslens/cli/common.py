@@ -65,12 +65,13 @@ class ModelOptions:
     stop_strings: tuple[str, ...] | None = None
     gguf_file: str | None = None
     original: bool = False
+    compile: bool = False
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> ModelOptions:
         """Model options from parsed arguments. :func:`options.add_model` adds these options to a parser."""
         plain = ("device", "device_map", "dtype", "backend", "n_ctx", "revision", "trust_remote_code", "chat")
-        values = {name: getattr(args, name) for name in (*plain, "gguf_file", "original")}
+        values = {name: getattr(args, name) for name in (*plain, "gguf_file", "original", "compile")}
         stops = None if args.stop is None else tuple(args.stop)
         return cls(args.model, **values, chat_template_kwargs=dict(args.chat_template_arg), stop_strings=stops)
 

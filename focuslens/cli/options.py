@@ -261,6 +261,9 @@ def add_checkpoint(group: Any) -> None:
     )
     add_device(group)
     add_device_map(group)
+    group.add_argument(
+        "--compile", action="store_true", help="on a GPU, record the passes over a response's rows and replay them"
+    )
     group.add_argument("--n-ctx", type=positive, help="context length in tokens; default: the checkpoint's")
     group.add_argument("--revision", help="branch, tag or commit on the hub")
     group.add_argument(

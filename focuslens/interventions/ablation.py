@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
+import torch.nn.functional as F
 from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
@@ -15,6 +16,7 @@ from torch import Tensor
 from focuslens.heads import Head, as_heads, check_heads, heads_by_layer
 from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, RowHook, hook_name, row_wise
 from focuslens.interventions.base import (
+    Placed,
     Positions,
     check_positions,
     checked_span,
@@ -199,9 +201,11 @@ class HeadAblation:
         batch: PromptBatch | None,
         cursor: Cursor | None,
     ) -> Any:
+        index, means = Placed(torch.as_tensor(heads)), Placed(vectors)
+
         def replace_all(z: Float[Tensor, "batch row head d_head"]) -> Tensor:
             result = z.clone()
-            result[:, :, torch.as_tensor(heads, device=z.device)] = vectors.to(device=z.device, dtype=z.dtype)
+            result[:, :, index.on(z.device)] = means.on(z.device, z.dtype)
             return result
 
         def replace(z: Float[Tensor, "batch row head d_head"], hook: Any) -> Tensor:
@@ -219,17 +223,17 @@ class HeadAblation:
         batch: PromptBatch,
         span: SpanLike,
     ) -> Any:
-        columns = batch.columns(span, batch.width)
+        index, columns = Placed(torch.as_tensor(heads)), Placed(batch.columns(span, batch.width)[:, None, None])
 
         def cut_all(scores: Float[Tensor, "batch head row key"]) -> Tensor:
-            n_keys = scores.shape[-1]
-            later = columns.new_zeros(len(columns), max(0, n_keys - columns.shape[1]))
-            inside = torch.cat((columns[:, :n_keys], later), dim=1)[:, None, None].to(scores.device)
-            rows = scores[:, torch.as_tensor(heads, device=scores.device)]
+            n_keys, inside = scores.shape[-1], columns.on(scores.device)
+            inside = F.pad(inside[..., :n_keys], (0, max(0, n_keys - inside.shape[-1])))
+            rows = scores[:, index.on(scores.device)]
             # Masked scores are minus infinity in TransformerLens, and the dtype's most negative number in Hugging Face.
             visible = rows > torch.finfo(rows.dtype).min / 2
             has_other_key = (visible & ~inside).any(dim=-1, keepdim=True)
-            return rows_of(scores, heads, 0, rows.masked_fill(inside & has_other_key, -torch.inf))
+            edited = rows.masked_fill(inside & has_other_key, -torch.inf)
+            return rows_of(scores, index.on(scores.device), edited)
 
         @row_wise
         def cut(scores: Float[Tensor, "batch head row key"], hook: Any) -> Tensor | None:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Mapping, Set
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from focuslens.hooks import Cursor, HookTarget, PromptLike
@@ -14,6 +14,7 @@ from focuslens.prompts.batch import PromptBatch, SpanLike
 from focuslens.util.checks import checked_integer
 
 __all__ = [
+    "Placed",
     "Positions",
     "check_positions",
     "checked_span",
@@ -171,11 +172,25 @@ def exactly(x: Tensor) -> Tensor:
     return x if x.device.type == "mps" else x.double()
 
 
-def rows_of(tensor: Tensor, heads: Sequence[int], first: int, edited: Tensor) -> Tensor:
-    """Copy of ``tensor [batch head row key]`` in which ``edited`` replaces the rows of ``heads`` from row ``first`` on.
+class Placed:
+    """Tensor that is copied once to the device and dtype of the activations that it is used with."""
+
+    def __init__(self, tensor: Tensor) -> None:
+        self._tensor = tensor
+
+    def on(self, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+        """The tensor on a device, by default with its own dtype."""
+        dtype = self._tensor.dtype if dtype is None else dtype
+        if self._tensor.device != device or self._tensor.dtype != dtype:
+            self._tensor = self._tensor.to(device=device, dtype=dtype)
+        return self._tensor
+
+
+def rows_of(tensor: Tensor, heads: Int[Tensor, "n"], edited: Tensor) -> Tensor:
+    """Copy of ``tensor [batch head row key]`` in which ``edited`` replaces the rows of ``heads``.
 
     ``tensor`` itself must not change, because an activation cache may already contain it.
     """
     result = tensor.clone()
-    result[:, torch.as_tensor(heads, device=tensor.device), first:] = edited.to(tensor.dtype)
+    result[:, heads] = edited.to(tensor.dtype)
     return result

@@ -56,6 +56,8 @@ class FocusModel(ModelRunner):
         name: Name of the model in result files. By default, a directory has its last component as its name, because
             result files and directions can be published. A digest of the weights tells models of one name apart.
         revision: Branch, tag or commit of the checkpoint, for result files.
+        compile: Whether to record the passes over a response's rows and to replay them, which saves most of the time of
+            a token on a GPU. A warning gives the reason if they cannot be recorded.
 
     Raises:
         TypeError: If ``hooked`` is not a TransformerLens model, or ``stop_strings`` is not a sequence of texts.
@@ -75,6 +77,7 @@ class FocusModel(ModelRunner):
         decoding: DecodingSettings | None = None,
         name: str | None = None,
         revision: str | None = None,
+        compile: bool = False,
     ) -> None:
         backend = hooked if isinstance(hooked, BridgeBackend | HookedBackend) else backend_for(hooked)
         hooked = backend.hooked
@@ -93,7 +96,7 @@ class FocusModel(ModelRunner):
             decoding = replace(decoding, stop_tokens=tuple(map(operator.index, stop_tokens)))
         super().__init__(backend, tokenizer, decoding)
         self.name = name or shown_name(str(getattr(hooked.cfg, "model_name", "model")))
-        self.revision = revision
+        self.revision, self.compile = revision, compile
         self._directory: Path | None = None
         self._config_digest: str | None = None
         self._gguf: dict[str, Any] | None = None
@@ -115,6 +118,7 @@ class FocusModel(ModelRunner):
         stop_strings: Sequence[str] | None = None,
         gguf_file: str | None = None,
         original: bool = False,
+        compile: bool = False,
     ) -> FocusModel:
         """Load a model with unprocessed weights: from the hub, a directory or a GGUF file, or by a known name.
 
@@ -144,6 +148,7 @@ class FocusModel(ModelRunner):
                 none for the embedded model, which was trained to end its answers. Pass ``()`` for none.
             gguf_file: Name of a GGUF file in the directory or in the repository on the hub that ``name`` names.
             original: Whether to take the original of a known model from the hub.
+            compile: See :class:`FocusModel`.
 
         Raises:
             FileNotFoundError: If ``name`` is neither a directory nor a model on the hub, or the hub or the package
@@ -187,6 +192,7 @@ class FocusModel(ModelRunner):
             decoding=decoding,
             name=shown_name(name, gguf_file),
             revision=revision or getattr(checkpoint.config, "_commit_hash", None),
+            compile=compile,
         )
         model._config_digest = _digest_of(checkpoint.config)
         model._gguf = gguf_origin(path)

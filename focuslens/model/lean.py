@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Float, Int
@@ -23,6 +23,7 @@ from focuslens.model.backends import Backend
 from focuslens.model.engine import KeyValueCache, Pass, is_hooked
 from focuslens.model.lean_attention import Tail
 from focuslens.model.lean_layer import LeanLayer, keys_and_values, run_layer
+from focuslens.model.lean_recorded import NotRecorded, PassInputs, RecordedLayer, RecordedRun, Recorder
 
 __all__ = ["LeanDecoder", "LeanPrompts", "lean_agrees", "lean_plan"]
 
@@ -91,11 +92,12 @@ class _Layers:
 
     def __init__(self, backend: Backend, plan: Sequence[LeanLayer | None], hooks: Sequence[Hook]) -> None:
         self.backend, self.plan = backend, plan
-        self.edits: dict[int, dict[str, list[Callable[[Tensor], Tensor | None]]]] = defaultdict(dict)
+        self._hooks: dict[int, dict[str, list[RowHook]]] = defaultdict(dict)
         for name, hook in hooks:
             layer = layer_of(name)
             if layer is not None and isinstance(hook, RowHook):
-                self.edits[layer].setdefault(name.rsplit(".", 1)[-1], []).append(hook.on_rows)
+                self._hooks[layer].setdefault(name.rsplit(".", 1)[-1], []).append(hook)
+        self.edits = {i: self.functions(i) for i in range(len(plan))}
 
     def runs(self, first: int = 0) -> list[tuple[bool, range]]:
         """Whether each run of layers from ``first`` on is lean, and the places of its layers."""
@@ -104,6 +106,21 @@ class _Layers:
             places = list(group)
             runs.append((is_lean, range(places[0], places[-1] + 1)))
         return runs
+
+    def functions(self, place: int, *, reads: bool | None = None) -> dict[str, list[Callable[[Tensor], Tensor | None]]]:
+        """Functions of a layer's hooks by hook point: all, those that only read, or those that change something."""
+        chosen = {
+            point: [hook.on_rows for hook in hooks if reads in (None, hook.reads)]
+            for point, hooks in self._hooks[place].items()
+        }
+        return {point: functions for point, functions in chosen.items() if functions}
+
+    def reads_last(self, place: int) -> bool:
+        """Whether the functions of a layer that only read come after those that change something."""
+        return all(
+            [hook.reads for hook in hooks] == sorted(hook.reads for hook in hooks)
+            for hooks in self._hooks[place].values()
+        )
 
     def lean(self, place: int) -> LeanLayer:
         layer = self.plan[place]
@@ -120,6 +137,10 @@ class LeanDecoder:
         hooks: Hooks of the lean layers.
         cache: Keys and values of the prefix. Layers that are not lean extend it.
         limit: Maximum number of passes.
+        recorder: Way to record passes over lean layers, which are then replayed; ``None`` for none.
+
+    Attributes:
+        not_recorded: Reason why passes are not recorded although there is a recorder; ``None`` if they are.
     """
 
     def __init__(
@@ -129,14 +150,17 @@ class LeanDecoder:
         hooks: Sequence[Hook],
         cache: KeyValueCache,
         limit: int,
+        recorder: Recorder | None = None,
     ) -> None:
-        self._layers, self._cache = _Layers(backend, plan, hooks), cache
+        self._layers, self._cache, self._recorder = _Layers(backend, plan, hooks), cache, recorder
         self._runs = self._layers.runs()
         self._tails = {
-            i: Tail(cache.layers[i].segments, limit, layer.scale, self._layers.edits[i])
+            i: Tail(cache.layers[i].segments, limit, layer.scale, self._layers.edits[i], recorded=recorder is not None)
             for i, layer in enumerate(plan)
             if layer is not None
         }
+        self._recorded: dict[int, tuple[Sequence[int | None], RecordedRun]] = {}
+        self.not_recorded: str | None = None
 
     def step(self, tokens: Int[Tensor, "batch 1"], mask: Int[Tensor, "batch key"]) -> Float[Tensor, "batch d_vocab"]:
         """Logits of one new token per prompt.
@@ -149,22 +173,70 @@ class LeanDecoder:
         self._cache.append_attention_mask(mask[:, -1:])
         residual = backend.embed(tokens)
         turns = backend.turns(self._layers.plan, mask, 1, residual)
-        hidden: dict[int | None, Tensor | None] = {}
+        hidden: Hidden = {}
         for is_lean, places in self._runs:
-            if not is_lean:
+            if is_lean:
+                residual = self._run(places, residual[:, 0], rows, PassInputs(turns, hidden))[:, None]
+            else:
                 residual = backend.run_layers(places, residual, mask, self._cache)
-                continue
-            x = residual[:, 0]
-            for i in places:
-                layer, tail = self._layers.lean(i), self._tails[i]
-                window = self._cache.window(i, layer.window, rows)
-                if window not in hidden:
-                    visible = rows.visible(window, x.device)
-                    hidden[window] = None if visible is None else ~visible
-                tail.hidden = hidden[window]
-                x = run_layer(layer, x, 1, turns[layer.rotary], tail.attend, self._layers.edits[i])
-            residual = x[:, None]
         return backend.unembed(residual)[:, -1]
+
+    def _run(
+        self, places: range, x: Float[Tensor, "row d_model"], rows: Pass, inputs: PassInputs
+    ) -> Float[Tensor, "row d_model"]:
+        """Output of successive lean layers."""
+        windows = [self._window(i, rows, inputs.hidden, x.device) for i in places]
+        if self._recorder is not None:
+            try:
+                return self._recorded_run(places, windows, len(x), self._recorder)(x, inputs)
+            except NotRecorded as error:
+                self._give_up(str(error))
+        for i, window in zip(places, windows, strict=True):
+            layer, tail = self._layers.lean(i), self._tails[i]
+            tail.hidden = inputs.hidden[window]
+            x = run_layer(layer, x, 1, inputs.turns[layer.rotary], tail.attend, self._layers.edits[i])
+        return x
+
+    def _window(self, place: int, rows: Pass, hidden: Hidden, device: torch.device) -> int | None:
+        """Window of a layer in this pass. Its mask is in ``hidden`` afterwards."""
+        window = self._cache.window(place, self._layers.lean(place).window, rows)
+        if window not in hidden:
+            visible = rows.visible(window, device)
+            hidden[window] = None if visible is None else ~visible
+        return window
+
+    def _recorded_run(
+        self, places: range, windows: Sequence[int | None], n_rows: int, recorder: Recorder
+    ) -> RecordedRun:
+        known, run = self._recorded.get(places.start, (None, None))
+        if run is None or known != windows:  # windows can change after the last prompt token
+            if not all(self._layers.reads_last(i) for i in places):
+                raise NotRecorded("a hook that changes an activation comes after one that reads it")
+            layers = [
+                RecordedLayer(
+                    self._layers.lean(i),
+                    self._tails[i],
+                    window,
+                    self._layers.functions(i, reads=False),
+                    self._layers.functions(i, reads=True),
+                )
+                for i, window in zip(places, windows, strict=True)
+            ]
+            run = RecordedRun(layers, n_rows, recorder)
+            self._recorded[places.start] = (windows, run)
+        return run
+
+    def _give_up(self, reason: str) -> None:
+        """Go on without recordings."""
+        self._recorder, self.not_recorded = None, reason
+        self._recorded.clear()
+        for i, tail in self._tails.items():
+            tail.release()
+            tail.edits = self._layers.edits[i]
+
+
+Hidden: TypeAlias = dict[int | None, "Tensor | None"]
+"""Keys that rows do not attend to, by window; ``None`` if they attend to all."""
 
 
 class LeanPrompts:

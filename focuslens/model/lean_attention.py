@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from focuslens.model.attention import Segment
@@ -52,25 +52,80 @@ class Tail:
         limit: Number of rows that will follow.
         scale: Factor that multiplies the query-key products.
         edits: Functions on scores and patterns.
+        recorded: Whether passes will be recorded, which begins with :meth:`reserve`.
 
     Attributes:
         hidden: Keys that the rows of the current pass do not attend to, ``[#row 1 1 key]``; ``None`` if they attend to
             all. The caller sets it before each pass.
+        edits: Functions on scores and patterns.
     """
 
-    def __init__(self, segments: Sequence[Segment], limit: int, scale: float, edits: Edits) -> None:
-        self._limit, self._n, self._size, self._edits = limit, 0, 0, edits
-        self._scale = scale
+    def __init__(
+        self, segments: Sequence[Segment], limit: int, scale: float, edits: Edits, *, recorded: bool = False
+    ) -> None:
+        self._limit, self._scale, self.edits = limit, scale, edits
+        self._n, self._size = 0, 0
         self._keys = self._values = torch.empty(0)
         self._parts: list[_Part] = []
+        self._slot: Tensor | None = None
         self.hidden: Bool[Tensor, "#row 1 1 key"] | None = None
-        if _is_small(segments):
+        if not recorded and _is_small(segments):
             self._copy(segments)
         else:
             self._parts += [
                 _Part(part.keys.flatten(0, 1).mT, part.values.flatten(0, 1), len(part.keys), part.copies)
                 for part in segments
             ]
+
+    # --- recorded passes ---
+
+    @property
+    def filled(self) -> int:
+        """Number of columns in the newest buffer."""
+        return self._n
+
+    @property
+    def columns(self) -> int:
+        """Number of all columns so far."""
+        return self._n + sum(part.values.shape[1] for part in self._parts)
+
+    @property
+    def capacity(self) -> int:
+        """Number of columns that recorded passes attend to, hidden ones included."""
+        return self._size + sum(part.values.shape[1] for part in self._parts)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether the next column needs a new buffer."""
+        return self._n == self._size
+
+    def reserve(self, rows: int, like: Float[Tensor, "out in"], kv: int, slot: Int[Tensor, "1"]) -> None:
+        """Make a buffer for recorded passes.
+
+        They write the new column to the place that ``slot`` contains, and attend to the whole buffer. The caller hides
+        the columns after the new one, and calls :meth:`advance` after each pass.
+
+        Args:
+            rows: Number of rows in a pass.
+            like: Weight that the keys are computed with, whose type and device they have.
+            kv: Number of key-value heads.
+            slot: Place in the buffer. The caller sets it before each pass.
+        """
+        self._slot = slot
+        if self.is_full:
+            self._renew(like.new_empty(rows, kv, len(like) // kv))
+        # A weight of zero times an uninitialised number can be NaN.
+        self._keys[:, :, self._n :], self._values[:, :, self._n :] = 0, 0
+
+    def advance(self) -> None:
+        """Count the column of a recorded pass."""
+        self._n += 1
+
+    def release(self) -> None:
+        """Go on with passes that are not recorded."""
+        self._slot = None
+
+    # --- passes ---
 
     def attend(
         self,
@@ -98,7 +153,7 @@ class Tail:
         scores = scores.view(rows, heads, 1, -1)
         if self.hidden is not None:
             scores.masked_fill_(self.hidden, -torch.inf)
-        pattern = _pattern(scores, self._edits) if self._edits else scores.softmax(dim=-1)
+        pattern = _pattern(scores, self.edits) if self.edits else scores.softmax(dim=-1)
         weights = pattern.view(rows * kv, heads // kv, -1)
         z = self._mixed(weights, newest, kv) if self._parts else torch.bmm(weights, _as(newest.values, weights))
         z = z.view(rows, heads, d_head)
@@ -115,16 +170,24 @@ class Tail:
 
     def _append(self, keys: Float[Tensor, "row kv d_head"], values: Float[Tensor, "row kv d_head"]) -> _Part:
         """Append a column, and return the part of all columns in its buffer."""
-        n, rows = self._n, len(keys)
-        if n == self._size:
-            if n:
-                self._parts.append(_Part(self._keys.flatten(0, 1).mT, self._values.flatten(0, 1), rows, 1))
-            n = 0
-            self._allocate(keys, 0)
+        if self._slot is not None:
+            self._keys.index_copy_(2, self._slot, keys.unsqueeze(2))
+            self._values.index_copy_(2, self._slot, values.unsqueeze(2))
+            return _Part(self._key_matrices, self._value_matrices, len(keys), 1)
+        if self.is_full:
+            self._renew(keys)
+        n = self._n
         self._keys.select(2, n).copy_(keys)
         self._values.select(2, n).copy_(values)
         self._n = n = n + 1
-        return _Part(self._key_matrices[:, :, :n], self._value_matrices[:, :n], rows, 1)
+        return _Part(self._key_matrices[:, :, :n], self._value_matrices[:, :n], len(keys), 1)
+
+    def _renew(self, like: Float[Tensor, "row kv d_head"]) -> None:
+        """Keep a full buffer, and make the next one."""
+        if self._n:
+            self._parts.append(_Part(self._key_matrices, self._value_matrices, len(like), 1))
+        self._n = 0
+        self._allocate(like, 0)
 
     def _allocate(self, like: Float[Tensor, "row kv ..."], columns: int) -> None:
         """New buffers, for ``columns`` columns of the prompt and the next ones."""

@@ -134,6 +134,15 @@ class Turn:
             signed[:, : sin.shape[1] // 2].neg_()
         return cls(cos[:, None], signed[:, None], adjacent_pairs)
 
+    def copied(self) -> Turn:
+        """Tables of their own."""
+        return Turn(self.cos.clone(), self.sin.clone(), self.adjacent_pairs)
+
+    def copy_(self, other: Turn) -> None:
+        """Take the numbers of other tables."""
+        self.cos.copy_(other.cos)
+        self.sin.copy_(other.sin)
+
     def __call__(self, x: Float[Tensor, "row head d_head"]) -> Float[Tensor, "row head d_head"]:
         """Queries or keys of the new rows, rotated."""
         n = self.cos.shape[-1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
 from contextlib import contextmanager, nullcontext
@@ -19,6 +20,7 @@ from focuslens.model.engine import KeyValueCache
 from focuslens.model.hook_points import HookPoints, lock_of, without_hooks
 from focuslens.model.lean import LeanDecoder, LeanPrompts, lean_agrees, lean_plan
 from focuslens.model.lean_layer import LeanLayer
+from focuslens.model.lean_recorded import CudaGraphs, Recorder
 from focuslens.model.running_tokens import RunningTokens
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch, PromptInput, is_one_prompt
 
@@ -36,10 +38,13 @@ class PassRunner(ABC):
         tokenizer: Tokenizer of the checkpoint.
         decoding: Stop tokens, stop strings and penalties of the checkpoint.
         points: Checks that the model's hook points fire, and that edits of their activations change the logits.
-        lean: Whether layers without hooks of others may run from their weights while the model decodes.
+        lean: Whether layers without hooks of others may run from their weights.
+        compile: Whether passes over the rows of a response are recorded and replayed on a GPU; see
+            :mod:`focuslens.model.lean_recorded`. Results differ by rounding at most.
     """
 
     lean: bool = True
+    compile: bool = False
 
     def __init__(self, backend: Backend, tokenizer: Any, decoding: DecodingSettings) -> None:
         self.backend = backend
@@ -48,6 +53,7 @@ class PassRunner(ABC):
         self.points = HookPoints(backend)
         self._running = RunningTokens.of(backend.hooked)
         self._lean_agrees: bool | None = None
+        self._told: set[str] = set()
 
     @abstractmethod
     def encode(self, prompt: PromptInput) -> EncodedPrompt:
@@ -155,9 +161,11 @@ class PassRunner(ABC):
             own, others = _divided(hooks, plan)
             with self._hooked(others):
                 if any(plan):
-                    decoder = LeanDecoder(self.backend, plan, own, cache, limit)
+                    decoder = LeanDecoder(self.backend, plan, own, cache, limit, self._recorder())
                     yield lambda tokens, mask: decoder.step(tokens.to(self.device), mask)
+                    self._tell(decoder.not_recorded)
                 else:
+                    self._tell("every layer has hooks that FocusLens did not set, or no lean form")
                     yield lambda tokens, mask: self.run(tokens, mask, cache, last_only=True)[:, -1]
 
     def run_prompts(
@@ -250,6 +258,19 @@ class PassRunner(ABC):
             with without_hooks(self.hooked), _without_dropout(self.hooked):
                 self._lean_agrees = lean_agrees(self.backend)
         return bool(self._lean_agrees)
+
+    def _recorder(self) -> Recorder | None:
+        """Way to record passes; ``None`` if the user does not want it, or the device has none."""
+        if self.compile and self.device.type == "cuda":
+            return CudaGraphs(self.device)
+        self._tell(f"the model is on {self.device.type}, and passes are recorded on CUDA only")
+        return None
+
+    def _tell(self, reason: str | None) -> None:
+        """Warn once that passes are not recorded although the user wants it."""
+        if self.compile and reason is not None and reason not in self._told:
+            self._told.add(reason)
+            warnings.warn(f"compile=True has no effect: {reason}", stacklevel=2)
 
     def _hooks_of(
         self, interventions: Sequence[Intervention], prompt: PromptLike | None, cursor: Cursor | None

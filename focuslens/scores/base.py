@@ -93,7 +93,7 @@ class ResponseMasses:
             on_prompt = pattern[..., : self._parts.shape[1]].float()
             rows.append((on_prompt.flatten(1, 2) @ self._parts).unflatten(1, on_prompt.shape[1:3]))
 
-        return RowHook(lambda pattern, hook: read(pattern), read)
+        return RowHook(lambda pattern, hook: read(pattern), read, reads=True)
 
     def means(self, lengths: Sequence[int]) -> Float[Tensor, "batch layer head part"]:
         """Mean attention from the rows of each response to each part, per head.

@@ -264,7 +264,7 @@ class _Reader:
         def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
             read(pattern)
 
-        return RowHook(observe, read)
+        return RowHook(observe, read, reads=True)
 
     def rows(self, n_prompt: int, n_response: int, first: int) -> Float[Tensor, "head response key"]:
         """Attention rows of the response tokens. Collected rows before index ``first`` are skipped."""

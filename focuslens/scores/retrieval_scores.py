@@ -165,7 +165,7 @@ class _MostAttended:
         def read(pattern: Float[Tensor, "batch head 1 key"]) -> None:
             steps.append(pattern[:, :, 0].argmax(dim=-1))
 
-        return RowHook(lambda pattern, hook: read(pattern), read)
+        return RowHook(lambda pattern, hook: read(pattern), read, reads=True)
 
     def columns(self) -> Int[Tensor, "batch layer head step"]:
         """Columns of the most attended keys. A column is a token position plus the left padding of the prompt."""

@@ -76,6 +76,22 @@ def test_a_sweep(pair, samples):
     assert len({tuple(one) for one in made[0].values()}) > 2
 
 
+def test_recorded_passes_give_what_passes_give(pair, samples, recwarn):
+    _, model = pair
+    swept = [fl.Setting(name, chosen) for name, chosen in interventions(model).items()]
+    found: list[Any] = []
+    for compiled in (False, True):
+        model.compile = compiled
+        scores = fl.contextual_scores(model, samples, max_new_tokens=5)
+        sweep = fl.run_sweep(model, samples, swept, max_new_tokens=4)
+        found.append((scores, {name: one.responses for name, one in sweep.evaluations.items()}))
+    model.compile = False
+    assert not [one for one in recwarn if "compile=True" in str(one.message)]
+    (plain, responses), (recorded, again) = found
+    assert (again, recorded.responses) == (responses, plain.responses)
+    torch.testing.assert_close(recorded.mean("relevant"), plain.mean("relevant"), atol=MASS, rtol=0)
+
+
 @pytest.mark.parametrize("site", ["rotary", "projection"])
 def test_training(pair, samples, site):
     settings: dict[str, Any] = {"epochs": 2, "learning_rate": 0.02, "site": site, "max_new_tokens": 3}
