@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 import torch
 
+from focuslens.model import lean
+from focuslens.model.passes import PassRunner
+
 if TYPE_CHECKING:
     from tests.support.reference import ReferenceModel
 
@@ -31,6 +34,23 @@ def reference(checkpoint) -> References:
         return opened[name, dtype]
 
     return open_reference
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run the tests of models on both paths: layers from their weights, and every layer on the attention engine."""
+    if "backend" in metafunc.fixturenames and not metafunc.module.__name__.rpartition(".")[2].startswith("test_lean"):
+        metafunc.parametrize("path", ["lean", pytest.param("engine", marks=pytest.mark.slow)], indirect=True)
+
+
+@pytest.fixture(autouse=True)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Path that the layers of a model take. On the path ``engine``, a layer that runs from its weights is an error."""
+    chosen = getattr(request, "param", "lean")
+    if chosen == "engine":
+        monkeypatch.setattr(PassRunner, "lean", False)
+        for name in ("run_layer", "keys_and_values"):
+            monkeypatch.setattr(lean, name, lambda *_: pytest.fail("a layer ran from its weights"))
+    return chosen
 
 
 @pytest.fixture(scope="session")
