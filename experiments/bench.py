@@ -30,28 +30,23 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
-from bench_contestants import CONTESTANTS, SHORTEST, WORK, Bench, Contestant, PaperTraining, focus_training
+from bench_contestants import CONTESTANTS as TASKS
+from bench_contestants import WORK, PaperTraining, focus_training
+from bench_model import SHORTEST, Bench, Contestant
+from bench_overhead import OVERHEAD, OVERHEAD_TITLES, overhead_bench
+from bench_page import DEMO_BAR, TITLES, table, write
+from bench_real import REAL, REAL_DOCUMENTS, REAL_TITLES, RealBench
 from tqdm.auto import tqdm
 
 from focuslens.directions import training
 from focuslens.interventions import directions
-from focuslens.util.files import versions, write_atomically, write_json
+from focuslens.util.files import versions, write_atomically
 from focuslens.util.record_file import RecordFile
 
-TITLES = {
-    "score": f"Generate {WORK['new_tokens']} tokens and score all heads",
-    "sweep": f"Run {WORK['sweep_settings']} split-softmax settings on one sample",
-    "train": f"Train the directions of {WORK['heads']} heads on {WORK['samples']} samples for {WORK['epochs']} epochs",
-    "steer": f"Generate {WORK['new_tokens']} tokens with a HookedTransformer, steered or not",
-    "steer_bridge": f"Generate {WORK['new_tokens']} tokens with a TransformerBridge, steered or not",
-}
+CONTESTANTS = {**TASKS, **OVERHEAD, **REAL}
 LENGTHS = (1024, 4096, 16384, 32768)
-MEMORY_BAR, DEMO_BAR = 24 * 2**30, 90
-"""Upper limits for results: bytes of peak memory at every prompt length, and seconds of the demo."""
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 FORMULA = "samples * (caching + heads * epochs * step)"
-MARKER = "<!-- `make bench` writes the rest of this page -->\n\n"
-"""Last line of the introduction in ``bench.md``. This script does not generate the introduction."""
 
 
 # --- time ---
@@ -99,7 +94,7 @@ def timed_work(contestant: Contestant, run: Any, device: str) -> dict[str, float
 
 def time_work(bench: Bench, work: str, rounds: int) -> dict[str, dict[str, Any]]:
     """Measure the times of all contestants of one task in interleaved rounds, after one warm-up round."""
-    contestants = CONTESTANTS[work]
+    contestants = {name: one for name, one in CONTESTANTS[work].items() if bench.device == "cuda" or not one.on_gpu}
     runs = {name: contestant.prepare(bench) for name, contestant in contestants.items()}
     taken: dict[str, list[dict[str, float]]] = {name: [] for name in runs}
     for number in tqdm(range(rounds + 1), desc=work, unit="round"):
@@ -123,6 +118,37 @@ def timing(contestant: Contestant, taken: Sequence[Mapping[str, float]], first: 
         "times": contestant.times,
         **({"parts": parts, "formula": FORMULA} if parts else {}),
     }
+
+
+@contextmanager
+def one_thread() -> Generator[None]:
+    """Run models in one thread in a ``with`` block."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def overhead(options: argparse.Namespace, device: str, dtype: str) -> dict[str, Any]:
+    """Times of the tasks that are almost nothing but calls."""
+    with tempfile.TemporaryDirectory() as folder, one_thread():
+        bench = overhead_bench(Path(folder) / "model", device, dtype)
+        bench.make_checkpoint()
+        return {work: time_work(bench, work, options.rounds) for work in OVERHEAD_TITLES}
+
+
+def real(options: argparse.Namespace, device: str, dtype: str) -> dict[str, Any] | str:
+    """Times on the real model, and the tokens of the prompts; the reason in words if the model cannot be had."""
+    found: dict[str, Any] = {}
+    for documents, work in zip(REAL_DOCUMENTS, REAL_TITLES, strict=True):
+        try:
+            bench = RealBench.of(documents, device, dtype)
+        except FileNotFoundError as error:
+            return f"The real model could not be had: {error}"
+        found[work] = {"tokens": len(bench.encoded().tokens), "time": time_work(bench, work, options.rounds)}
+    return found
 
 
 def demo_seconds() -> float:
@@ -268,7 +294,14 @@ def measure(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
     }
     focuslens = ("FocusLens, HookedTransformer", "FocusLens, TransformerBridge")
     lengths = {name: by_length(options, bench, name) for name in focuslens}
-    return {"time": times, "memory": memory, "length": lengths, "written": written_bytes(bench)}
+    return {
+        "time": times,
+        "overhead": overhead(options, bench.device, bench.dtype),
+        "real": real(options, bench.device, bench.dtype),
+        "memory": memory,
+        "length": lengths,
+        "written": written_bytes(bench),
+    }
 
 
 # --- output ---
@@ -308,99 +341,6 @@ def description(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
         "versions": versions(),
         "commit": commit(),
     }
-
-
-def rows_of(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Lines of a Markdown table."""
-    return [f"| {' | '.join(row)} |" for row in (header, ["---"] * len(header), *rows)]
-
-
-def shared_tables(measured: Mapping[str, Any]) -> list[str]:
-    """Markdown tables of all times, and of the peak memory of scoring."""
-    lines: list[str] = []
-    for work, rows in measured["time"].items():
-        header = ["", "seconds", f"ratio to {next(iter(rows))}", "timed part"]
-        body = [[name, f"{row['seconds']:.2f}", f"{row['ratio']:.2f}", row["measured"]] for name, row in rows.items()]
-        lines += [f"**{TITLES[work]}**", "", *rows_of(header, body), ""]
-    memory = measured["memory"]
-    least = next(iter(memory.values()))["bytes"]
-    body = [[name, f"{row['bytes'] / 2**20:.0f}", f"{row['bytes'] / least:.2f}"] for name, row in memory.items()]
-    header = ["", "MiB", f"ratio to {next(iter(memory))}"]
-    caption = "**Peak memory of generation and scoring, above the memory of the loaded model**"
-    return [*lines, caption, "", *rows_of(header, body), ""]
-
-
-def device_tables(measured: Mapping[str, Any]) -> list[str]:
-    """Markdown tables of all measurements on one device."""
-    lines = shared_tables(measured)
-    lengths = list(next(iter(measured["length"].values()))["lengths"])
-    header = ["", *(f"{length:,}" for length in lengths)]
-    above = [
-        [name, *(f"{row['lengths'][n]['bytes'] / 2**20:.0f}" for n in lengths), f"{row['slope']:.2f}"]
-        for name, row in measured["length"].items()
-    ]
-    caption = "Peak memory of generation and scoring by prompt length"
-    lines += [f"**{caption}, in MiB above the memory of the loaded model**", ""]
-    lines += [*rows_of([*header, "slope"], above), ""]
-    total = [
-        [name, *(f"{row['lengths'][n]['total_bytes'] / 2**30:.2f}" for n in lengths)]
-        for name, row in measured["length"].items()
-    ]
-    lines += [f"**{caption}, in GiB including the loaded model (limit: {MEMORY_BAR / 2**30:.0f} GiB)**", ""]
-    lines += [*rows_of(header, total), ""]
-    focuslens, paper = (measured["written"][name] / 2**20 for name in ("FocusLens", "the paper's procedure"))
-    lines += ["**Data that the training writes to disk, first with FocusLens and then with the paper's procedure**", ""]
-    return [*lines, f"Training writes {focuslens:.2f} MiB; the paper's procedure {paper:,.0f} MiB."]
-
-
-def table(results: Mapping[str, Any]) -> str:
-    """Markdown text with all measurements."""
-    settings = results["settings"]
-    lines = [
-        f"- Prompts of {settings['length']:,} tokens were used for all tables except the tables by prompt length.",
-        f"- Each time is the median over {settings['rounds']} interleaved rounds.",
-        f"- Each memory figure is the median over {settings['processes']} processes.",
-        "- In the tables by prompt length, the column headings are numbers of tokens. There, each figure is from one",
-        "  process.",
-        f"- The processor is {results['processor']}, {settings['threads']} threads of which ran the models.",
-    ]
-    for device, measured in results["results"].items():
-        lines += ["", f"### {device}", "", *device_tables(measured)]
-    demo = f"{results['demo']['seconds']:.0f} s (bar: {DEMO_BAR})"
-    lines += ["", f"After installation, `make demo` takes {demo}. The *bar* is the limit in seconds."]
-    return "\n".join(lines) + "\n"
-
-
-def draw(results: Mapping[str, Any], path: Path) -> None:
-    """Draw time ratios as bars on logarithmic axes, with one row of plots per task and one column per device."""
-    import matplotlib.pyplot as plt
-
-    from focuslens.viz import save_figure
-
-    devices = results["results"]
-    size = (8 * len(devices), 2 * len(TITLES))
-    figure, all_axes = plt.subplots(len(TITLES), len(devices), figsize=size, layout="constrained", squeeze=False)
-    for column, (device, measured) in enumerate(devices.items()):
-        for axes, (work, rows) in zip(all_axes[:, column], measured["time"].items(), strict=True):
-            names, ratios = list(rows), [row["ratio"] for row in rows.values()]
-            bars = axes.barh(names[::-1], ratios[::-1], color="#0072B2")
-            axes.bar_label(bars, fmt="%.2f", padding=3, fontsize=8)
-            # With tight limits, a ratio of 1.02 would look several times as large as 1, so the axis starts at 0.5.
-            limits = (0.5, max(4.0, 3 * max(ratios)))
-            title = f"{TITLES[work]} ({device})"
-            axes.set(xscale="log", xlim=limits, title=title, xlabel=f"time, divided by the time of {names[0]}")
-    save_figure(figure, path)
-    plt.close(figure)
-
-
-def write(results: Mapping[str, Any], folder: Path) -> None:
-    """Write ``bench.json``, ``bench.md`` and ``bench.png``. An existing ``bench.md`` keeps its introduction."""
-    write_json(folder / "bench.json", results)
-    page = folder / "bench.md"
-    old = page.read_text() if page.exists() else ""
-    introduction = old[: old.index(MARKER) + len(MARKER)] if MARKER in old else ""
-    write_atomically(page, (introduction + table(results)).encode())
-    draw(results, folder / "bench.png")
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:

@@ -11,156 +11,24 @@ import random
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
+from bench_model import DOCUMENTS, SEED, Bench, Contestant, generate, plain_generation
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface, LlamaConfig, LlamaForCausalLM
+from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 from transformers.models.llama.modeling_llama import eager_attention_forward
 
 import focuslens as fl
-from focuslens.data.synthetic import build_tokenizer
 
-__all__ = ["CONTESTANTS", "SHORTEST", "WORK", "Bench", "Contestant", "PaperTraining", "focus_training", "in_memory"]
+__all__ = ["CONTESTANTS", "WORK", "PaperTraining", "focus_training", "split_softmax_grid"]
 
-SEED = 0
-NEW_TOKENS = 16
 HEADS = 20
 TAUS = (0.1, 0.3, 0.6, 1.5, 1000.0)
 KS = (1, 2, 3, 5, 8, 12, 16, 20, 25, 30, 40, 50, 60)
 SAMPLES, TRAINED_SAMPLES, EPOCHS = 100, 5, 10
-DOCUMENTS, SHORTEST = 20, 90
-
-
-@dataclass(frozen=True)
-class Bench:
-    """Checkpoint and sample that all contestants use.
-
-    Args:
-        directory: Folder of the checkpoint.
-        length: Number of tokens in the prompt.
-        device: Device of the models.
-        dtype: Dtype of the models' weights.
-    """
-
-    directory: Path
-    length: int = 3072
-    device: str = "cpu"
-    dtype: str = "float32"
-
-    def make_checkpoint(self) -> None:
-        """Write the random model. Every call writes the same weights.
-
-        Raises:
-            FileExistsError: If the folder is not empty, because it may contain a user's model.
-        """
-        if self.directory.exists() and (not self.directory.is_dir() or any(self.directory.iterdir())):
-            raise FileExistsError(
-                f"{self.directory} is not an empty folder; the random model is written to a new or an empty one, so "
-                "name another, or none for a temporary one"
-            )
-        tokenizer = build_tokenizer()
-        torch.manual_seed(SEED)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=256,
-            intermediate_size=704,
-            num_hidden_layers=8,
-            num_attention_heads=8,
-            num_key_value_heads=8,
-            max_position_embeddings=65536,
-            bos_token_id=1,
-            eos_token_id=2,
-            pad_token_id=0,
-            initializer_range=0.1,
-        )
-        LlamaForCausalLM(config).save_pretrained(self.directory)
-        tokenizer.save_pretrained(self.directory)
-
-    @cached_property
-    def sample(self) -> fl.MultiDocSample:
-        """Sample with documents of random one-token words, and the gold document in the middle.
-
-        The sample has 20 documents, or fewer if the titles of 20 documents would leave no room for words.
-        """
-        tokenizer, rng, documents = build_tokenizer(), random.Random(SEED), min(DOCUMENTS, self.length // 30)
-        vocabulary = (token.removeprefix("Ġ") for token in tokenizer.get_vocab() if token.startswith("Ġ"))
-        plain = sorted(word for word in vocabulary if word.isalpha() and len(tokenizer.tokenize(f"a {word}")) == 2)
-        words = [rng.choice(plain) for _ in range(self.length)]
-
-        def with_words(n: int) -> fl.MultiDocSample:
-            cuts = [i * n // documents for i in range(documents + 1)]
-            texts = tuple(fl.Document("The", " ".join(words[a:b])) for a, b in pairwise(cuts))
-            return fl.MultiDocSample("What was it?", ("nothing at all",), texts, documents // 2, "bench")
-
-        if self.length < SHORTEST:
-            raise ValueError(f"length is {self.length}; a prompt with some documents has at least {SHORTEST} tokens")
-        n = self.length
-        while (excess := len(tokenizer(str(with_words(n).prompt())).input_ids) - self.length) > 0:
-            n -= excess
-        return with_words(n)
-
-    def hugging_face(self, attention: str) -> Any:
-        """Load the Hugging Face model with an attention implementation, such as ``sdpa``."""
-        model: Any = LlamaForCausalLM.from_pretrained(
-            self.directory, attn_implementation=attention, dtype=getattr(torch, self.dtype)
-        )
-        return in_memory(model.eval().to(self.device))
-
-    def focus(self, backend: Any) -> fl.FocusModel:
-        """Load the ``FocusModel`` without stop tokens, so that all responses have the same length."""
-        model = fl.FocusModel.from_pretrained(
-            str(self.directory), device=self.device, dtype=self.dtype, backend=backend
-        )
-        return fl.FocusModel(in_memory(model.hooked), model.tokenizer, stop_strings=(), stop_tokens=(), name="bench")
-
-    def encoded(self) -> fl.EncodedPrompt:
-        """Tokens and spans of the prompt, computed without a model."""
-        from focuslens.prompts.encoder import PromptEncoder
-
-        return PromptEncoder(build_tokenizer(), False, {}).encode(self.sample.prompt())
-
-
-def in_memory(model: Any) -> Any:
-    """Read all weights of a model, and return the model.
-
-    Weights in a memory-mapped file would otherwise be read during the first timed run.
-    """
-    for weights in model.parameters():
-        weights.sum()
-    return model
-
-
-@dataclass(frozen=True)
-class Contestant:
-    """Contestant of the benchmark.
-
-    Args:
-        prepare: Function that loads the inputs and returns the function to time.
-        times: Ratio of the whole work to the timed part.
-        part: Description of the timed part; empty if the whole work is timed.
-    """
-
-    prepare: Callable[[Bench], Callable[[], Any]]
-    times: float = 1.0
-    part: str = ""
-
-
-def _generate(model: Any, tokens: Tensor) -> Tensor:
-    with torch.no_grad():
-        mask = torch.ones_like(tokens)
-        return model.generate(
-            tokens, attention_mask=mask, max_new_tokens=NEW_TOKENS, do_sample=False, eos_token_id=None, pad_token_id=0
-        )
-
-
-def _floor(bench: Bench) -> Callable[[], Any]:
-    model, tokens = bench.hugging_face("sdpa"), bench.encoded().tokens[None].to(bench.device)
-    return lambda: _generate(model, tokens)
 
 
 # --- scores of all heads ---
@@ -169,7 +37,7 @@ def _floor(bench: Bench) -> Callable[[], Any]:
 def _focus_scores(backend: str) -> Callable[[Bench], Callable[[], Any]]:
     def prepare(bench: Bench) -> Callable[[], Any]:
         model, sample = bench.focus(backend), bench.sample
-        return lambda: fl.contextual_scores(model, [sample], max_new_tokens=NEW_TOKENS)
+        return lambda: fl.contextual_scores(model, [sample], max_new_tokens=bench.new_tokens)
 
     return prepare
 
@@ -198,7 +66,7 @@ def _paper_scores(bench: Bench) -> Callable[[], Any]:
     tokens = prompt.tokens[None].to(bench.device)
 
     def run() -> _Scored:
-        whole = _generate(model, tokens)
+        whole = generate(model, tokens, bench.new_tokens)
         with torch.no_grad():
             return _scored(whole, model(whole, output_attentions=True).attentions, prompt)
 
@@ -213,7 +81,7 @@ def _lens_scores(bench: Bench) -> Callable[[], Any]:
     def run() -> _Scored:
         with torch.no_grad():
             whole = hooked.generate(
-                tokens, max_new_tokens=NEW_TOKENS, do_sample=False, stop_at_eos=False, verbose=False
+                tokens, max_new_tokens=bench.new_tokens, do_sample=False, stop_at_eos=False, verbose=False
             )
             _, cache = hooked.run_with_cache(whole, names_filter=names)
         return _scored(whole, list(cache.values()), prompt)
@@ -224,7 +92,8 @@ def _lens_scores(bench: Bench) -> Callable[[], Any]:
 # --- a sweep of split-softmax ---
 
 
-def _settings(model: fl.FocusModel) -> list[fl.Setting]:
+def split_softmax_grid(model: fl.FocusModel) -> list[fl.Setting]:
+    """78 settings of split-softmax: five strengths and one strength of heads in another order, each in 13 sizes."""
     heads = [fl.Head(layer, head) for layer in range(model.shape.n_layers) for head in range(model.shape.n_heads)]
     random.Random(1).shuffle(heads)
     drawn = heads[::-1]
@@ -234,25 +103,27 @@ def _settings(model: fl.FocusModel) -> list[fl.Setting]:
 def _focus_sweep(backend: str) -> Callable[[Bench], Callable[[], Any]]:
     def prepare(bench: Bench) -> Callable[[], Any]:
         model, sample = bench.focus(backend), bench.sample
-        settings = _settings(model)
-        return lambda: fl.run_sweep(model, [sample], settings, max_new_tokens=NEW_TOKENS)
+        settings = split_softmax_grid(model)
+        return lambda: fl.run_sweep(model, [sample], settings, max_new_tokens=bench.new_tokens)
 
     return prepare
 
 
 def _paper_run(bench: Bench) -> Callable[[], Any]:
     model, tokens = bench.hugging_face("eager"), bench.encoded().tokens[None].to(bench.device)
-    return lambda: _generate(model, tokens)
+    return lambda: generate(model, tokens, bench.new_tokens)
 
 
 def _lens_run(bench: Bench) -> Callable[[], Any]:
     model, prompt = bench.focus("hooked"), bench.encoded()
     hooked, tokens = model.hooked, prompt.tokens[None].to(bench.device)
-    hooks = _settings(model)[5].interventions[0].hooks(model, prompt)
+    hooks = split_softmax_grid(model)[5].interventions[0].hooks(model, prompt)
 
     def run() -> Tensor:
         with torch.no_grad(), hooked.hooks(fwd_hooks=hooks):
-            return hooked.generate(tokens, max_new_tokens=NEW_TOKENS, do_sample=False, stop_at_eos=False, verbose=False)
+            return hooked.generate(
+                tokens, max_new_tokens=bench.new_tokens, do_sample=False, stop_at_eos=False, verbose=False
+            )
 
     return run
 
@@ -271,7 +142,7 @@ def focus_training(backend: str, **more: Any) -> Callable[[Bench], Callable[[], 
     def prepare(bench: Bench) -> Callable[[], fl.FocusDirections]:
         model = bench.focus(backend)
         samples, heads = [bench.sample] * TRAINED_SAMPLES, _heads(model)
-        settings: dict[str, Any] = {"epochs": EPOCHS, "max_new_tokens": NEW_TOKENS, **more}
+        settings: dict[str, Any] = {"epochs": EPOCHS, "max_new_tokens": bench.new_tokens, **more}
         return lambda: fl.train_focus_directions(model, samples, heads, **settings)
 
     return prepare
@@ -309,7 +180,7 @@ class PaperTraining:
 
     def __init__(self, bench: Bench) -> None:
         self._model, prompt = bench.hugging_face(_KEEPING), bench.encoded()
-        self.tokens = torch.cat((prompt.tokens, prompt.tokens[:NEW_TOKENS]))[None].to(bench.device)
+        self.tokens = torch.cat((prompt.tokens, prompt.tokens[: bench.new_tokens]))[None].to(bench.device)
         self._device, self._first, n = bench.device, len(prompt.tokens), self.tokens.shape[1]
         ((self._start, self._end),) = prompt.spans["relevant"]
         self._folder = tempfile.TemporaryDirectory(prefix="bench-")  # deleted with this object
@@ -366,14 +237,14 @@ def _focus_generation(backend: str, steered: bool) -> Callable[[Bench], Callable
         vectors = torch.randn(len(heads), model.shape.d_head, generator=torch.Generator().manual_seed(0))
         drawn = fl.FocusDirections(heads=heads, query=vectors, key=None, site="rotary")
         acting = [fl.FocusSteering(drawn, 0.3)] if steered else []
-        return lambda: model.generate(prompt, acting, max_new_tokens=NEW_TOKENS)
+        return lambda: model.generate(prompt, acting, max_new_tokens=bench.new_tokens)
 
     return prepare
 
 
 N_SETTINGS = len(TAUS) * len(KS) + len(KS)
 WORK: dict[str, Any] = {
-    "new_tokens": NEW_TOKENS,
+    "new_tokens": Bench.new_tokens,
     "documents": DOCUMENTS,
     "taus": TAUS,
     "ks": KS,
@@ -390,14 +261,14 @@ PART = f"{TRAINED_SAMPLES} samples, all copies of one, times {SAMPLES // TRAINED
 PAPER_PART = f"caching a sample + {HEADS * EPOCHS} x a head's step, times {SAMPLES}"
 CONTESTANTS: dict[str, dict[str, Contestant]] = {
     "score": {
-        FLOOR: Contestant(_floor),
+        FLOOR: Contestant(plain_generation),
         "FocusLens, HookedTransformer": Contestant(_focus_scores("hooked")),
         "FocusLens, TransformerBridge": Contestant(_focus_scores("bridge")),
         "the paper's procedure": Contestant(_paper_scores),
         "TransformerLens, run_with_cache": Contestant(_lens_scores),
     },
     "sweep": {
-        FLOOR: Contestant(_floor, part="one generation, unswept"),
+        FLOOR: Contestant(plain_generation, part="one generation, unswept"),
         "FocusLens, HookedTransformer": Contestant(_focus_sweep("hooked")),
         "FocusLens, TransformerBridge": Contestant(_focus_sweep("bridge")),
         "the paper's procedure": Contestant(_paper_run, N_SETTINGS, "one run without an edit, times the settings"),

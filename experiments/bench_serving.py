@@ -27,8 +27,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from bench import DTYPES, commit, in_order, output_of, peak_of, processor, rows_of
-from bench_contestants import HEADS, SEED, Bench, in_memory
+from bench import DTYPES, commit, in_order, output_of, peak_of, processor
+from bench_contestants import HEADS
+from bench_model import SEED, Bench, in_memory
+from bench_page import rows_of
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM
 

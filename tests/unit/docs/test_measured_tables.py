@@ -14,7 +14,7 @@ from tests.support.paths import ROOT
 
 sys.path.insert(0, str(ROOT / "experiments"))
 
-bench: Any = pytest.importorskip("bench", reason="the experiments are not here")
+bench_page: Any = pytest.importorskip("bench_page", reason="the experiments are not here")
 DOCS = ROOT / "docs"
 PAPER = "the paper's procedure"
 
@@ -50,8 +50,8 @@ def prose(path: Path) -> str:
 
 
 def test_the_benchmark_s_page_is_its_file_s() -> None:
-    introduction, _, page = (DOCS / "bench.md").read_text().partition(bench.MARKER)
-    assert page == bench.table(measured(DOCS / "bench.json"))
+    introduction, _, written = (DOCS / "bench.md").read_text().partition(bench_page.MARKER)
+    assert written == bench_page.table(measured(DOCS / "bench.json"))
     assert not tables(introduction)
 
 
@@ -95,7 +95,7 @@ def test_the_gpu_s_page_is_its_file_s() -> None:
     lengths = found["length_bytes"]
     header = ["", *(f"{length:,}" for length in next(iter(lengths.values())))]
     above = [[name, *(f"{size / 2**20:.0f}" for size in sizes.values())] for name, sizes in lengths.items()]
-    known = [*tables("\n".join(bench.shared_tables(found))), bench.rows_of(header, above)]
+    known = [*tables("\n".join(bench_page.shared_tables(found))), bench_page.rows_of(header, above)]
     assert tables((DOCS / "gpu.md").read_text()) == known
     page = prose(DOCS / "gpu.md").partition("**These figures say little")[0]
     said = {figure for work in ("score", "sweep", "train") for figure in ratios(found, work).values()}

@@ -6,6 +6,7 @@ import json
 import math
 import os
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,10 +15,15 @@ from typing import Any
 import pytest
 import torch
 
+from focuslens.data.synthetic import build_tokenizer
 from tests.support.versions import needs_hooked
 
 bench = pytest.importorskip("bench", reason="the experiments are not here")
 import bench_contestants as contestants  # noqa: E402
+import bench_model as models  # noqa: E402
+import bench_overhead  # noqa: E402
+import bench_page  # noqa: E402
+import bench_real  # noqa: E402
 
 LENGTH = 200
 FLOOR = "Hugging Face, fused"
@@ -28,13 +34,13 @@ needs_linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), rea
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Directory of the benchmark's random model."""
     directory = tmp_path_factory.mktemp("bench")
-    contestants.Bench(directory).make_checkpoint()
+    models.Bench(directory).make_checkpoint()
     return directory
 
 
 @pytest.fixture(scope="module")
-def short(directory: Path) -> contestants.Bench:
-    return contestants.Bench(directory, LENGTH)
+def short(directory: Path) -> models.Bench:
+    return models.Bench(directory, LENGTH)
 
 
 @pytest.fixture(autouse=True)
@@ -65,7 +71,7 @@ def test_a_folder_that_holds_something_is_left_as_it_is(tmp_path: Path, monkeypa
 def test_the_random_model_is_the_same_every_time(directory: Path, tmp_path: Path):
     (tmp_path / "empty").mkdir()
     for name in ("new", "empty"):
-        contestants.Bench(tmp_path / name).make_checkpoint()
+        models.Bench(tmp_path / name).make_checkpoint()
         made = (tmp_path / name / "model.safetensors").read_bytes()
         assert made == (directory / "model.safetensors").read_bytes()
 
@@ -100,7 +106,7 @@ def test_contestants_take_every_place_and_follow_each_other_equally_often(n: int
 def test_a_work_runs_in_those_orders_and_its_first_round_warms_up(monkeypatch: pytest.MonkeyPatch):
     ran: list[str] = []
     durations = {"a": 2.0, "b": 3.0, "c": 8.0}
-    made = {name: contestants.Contestant(lambda _, name=name: lambda: ran.append(name), 2) for name in durations}
+    made = {name: models.Contestant(lambda _, name=name: lambda: ran.append(name), 2) for name in durations}
     monkeypatch.setattr(bench, "CONTESTANTS", {"work": made})
     monkeypatch.setattr(bench, "seconds_of", lambda run, _: (run(), len(ran) / 1000 + durations[ran[-1]])[1])
     found = bench.time_work(SimpleNamespace(device="cpu"), "work", 3)
@@ -122,11 +128,11 @@ def test_the_papers_training_is_put_together_from_its_parts(monkeypatch: pytest.
     for name in ("cache_activations", "load", "step"):
         monkeypatch.setattr(run, name, lambda name=name: done.append(name))
     monkeypatch.setattr(bench, "seconds_of", seconds_of)
-    taken = bench.timed_work(contestants.Contestant(lambda _: run), run, "cpu")
+    taken = bench.timed_work(models.Contestant(lambda _: run), run, "cpu")
     assert done == ["cache_activations", "load", "step"]
     # For 100 samples, caching takes 3 s each, and a step takes 0.5 s for each of 20 heads in each of 10 epochs.
     assert taken == {"whole": 10_300, "caching": 3, "step": 0.5}
-    written = bench.timing(contestants.Contestant(lambda _: run, 1, "a part"), [taken, taken], 103.0)
+    written = bench.timing(models.Contestant(lambda _: run, 1, "a part"), [taken, taken], 103.0)
     assert written["ratio"] == 100
     assert written["parts"] == {"caching": [3, 3], "step": [0.5, 0.5]}
     names = {"samples": 100, "caching": 3, "heads": 20, "epochs": 10, "step": 0.5}
@@ -159,7 +165,7 @@ def test_memory_freed_before_the_run_is_not_had_for_nothing(monkeypatch: pytest.
         del freed
         return lambda: held.append(blocks())
 
-    monkeypatch.setattr(bench, "CONTESTANTS", {"work": {"name": contestants.Contestant(prepare)}})
+    monkeypatch.setattr(bench, "CONTESTANTS", {"work": {"name": models.Contestant(prepare)}})
     assert bench.peak_here(short, "work", "name")["bytes"] > 40e6
 
 
@@ -205,18 +211,18 @@ def test_every_write_of_ours_counts_and_all_samples_of_the_papers(short: Any, mo
 
 
 @pytest.fixture(scope="module")
-def stopping(short: Any, tmp_path_factory: pytest.TempPathFactory) -> contestants.Bench:
+def stopping(short: Any, tmp_path_factory: pytest.TempPathFactory) -> models.Bench:
     """The same model, with the third token of its response as end-of-sequence token."""
     response = contestants.CONTESTANTS["score"][FLOOR].prepare(short)()[0, LENGTH:].tolist()
     directory = tmp_path_factory.mktemp("stopping")
     for path in short.directory.iterdir():
         (directory / path.name).write_bytes(path.read_bytes())
-    end = {"eos_token_id": response[2], "eos_token": contestants.build_tokenizer().convert_ids_to_tokens(response[2])}
+    end = {"eos_token_id": response[2], "eos_token": build_tokenizer().convert_ids_to_tokens(response[2])}
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         settings = json.loads((directory / name).read_text())
         changed = {key: value for key, value in end.items() if key in settings}
         (directory / name).write_text(json.dumps({**settings, **changed}))
-    return contestants.Bench(directory, LENGTH)
+    return models.Bench(directory, LENGTH)
 
 
 @needs_hooked
@@ -243,7 +249,8 @@ def test_all_score_the_same_response_alike(stopping: Any):
 
 def test_sweep_and_floor_see_the_same_tokens(short: Any, monkeypatch: pytest.MonkeyPatch):
     seen: list[torch.Tensor] = []
-    monkeypatch.setattr(contestants, "_generate", lambda _, tokens: seen.append(tokens))
+    for module in (contestants, models):
+        monkeypatch.setattr(module, "generate", lambda _, tokens, n: seen.append(tokens))
     for name in (FLOOR, "the paper's procedure"):
         contestants.CONTESTANTS["sweep"][name].prepare(short)()
     floor, paper = (tokens.tolist() for tokens in seen)
@@ -303,6 +310,61 @@ def test_steering_acts_and_differs_in_nothing_else(work: str, short: Any):
     assert steered.tokens.tolist() != expected
 
 
+# --- the price of a decoded token ---
+
+
+@pytest.fixture(scope="module")
+def many_layers(tmp_path_factory: pytest.TempPathFactory) -> models.Bench:
+    """The model whose passes are almost nothing but calls, and a shorter response."""
+    made = bench_overhead.overhead_bench(tmp_path_factory.mktemp("overhead") / "model", "cpu", "float32")
+    made.make_checkpoint()
+    return replace(made, new_tokens=8)
+
+
+def response_of(found: Any) -> list[int]:
+    """Tokens of the response, whoever generated them."""
+    whole = found[0] if isinstance(found, tuple) else found
+    tokens = (whole.tokens if hasattr(whole, "tokens") else whole.flatten()).tolist()
+    return tokens[256:] if len(tokens) > 256 else tokens
+
+
+@pytest.mark.slow
+@needs_hooked
+@pytest.mark.parametrize("work", ["overhead_plain", "overhead_split", "overhead_steered"])
+def test_all_generate_the_same_tokens_under_the_same_edits(work: str, many_layers: Any):
+    pytest.importorskip("nnsight")
+    contestants_ = bench_overhead.OVERHEAD[work]
+    found = {name: response_of(one.prepare(many_layers)()) for name, one in contestants_.items() if not one.on_gpu}
+    plain = found.pop(FLOOR)
+    assert len(plain) == 8
+    assert len(found) == 4
+    expected = found["FocusLens, HookedTransformer"]
+    assert all(tokens == expected for tokens in found.values())
+    assert (expected == plain) is (work == "overhead_plain")
+
+
+@pytest.mark.slow
+@needs_hooked
+def test_peers_read_the_masses_that_are_scored(many_layers: Any):
+    pytest.importorskip("nnsight")
+    work = bench_overhead.OVERHEAD["overhead_scored"]
+    scores = work["FocusLens, HookedTransformer"].prepare(many_layers)().relevant
+    # Its first row is the last one of the prompt, and its last token is not run. FocusLens runs the last token too.
+    _, masses = work["nnsight"].prepare(replace(many_layers, new_tokens=9))()
+    rows = torch.stack([mass[0] for mass in masses]).unflatten(0, (9, 28))[1:]
+    torch.testing.assert_close(rows.mean(dim=0)[None], torch.as_tensor(scores), atol=1e-5, rtol=1e-3)
+
+
+def test_without_the_real_model_the_page_says_why(monkeypatch: pytest.MonkeyPatch):
+    def of(*_: Any) -> Any:
+        raise FileNotFoundError("no network")
+
+    monkeypatch.setattr(bench_real.RealBench, "of", of)
+    reason = bench.real(bench.parse(["--rounds", "1"]), "cpu", "float32")
+    assert "no network" in reason
+    assert reason in bench_page.decoding_tables({"overhead": {}, "real": reason})
+
+
 # --- results ---
 
 
@@ -314,7 +376,7 @@ def fake_results() -> dict[str, Any]:
         return {"bytes": next(number) * 2**20, "total_bytes": next(number) * 2**30 * scale}
 
     def device() -> dict[str, Any]:
-        names = {work: ["first", *(f"{work} {i}" for i in range(3))] for work in bench.TITLES}
+        names = {work: ["first", *(f"{work} {i}" for i in range(3))] for work in bench_page.TITLES}
         return {
             "time": {
                 work: {
@@ -322,6 +384,23 @@ def fake_results() -> dict[str, Any]:
                     for name in of
                 }
                 for work, of in names.items()
+            },
+            "overhead": {
+                work: {
+                    name: {"seconds": next(number) + 0.125, "ratio": next(number) + 0.75, "measured": f"part of {name}"}
+                    for name in ("first", "ours")
+                }
+                for work in bench_overhead.OVERHEAD_TITLES
+            },
+            "real": {
+                work: {
+                    "tokens": next(number),
+                    "time": {
+                        name: {"seconds": seconds, "ratio": next(number) + 0.75, "measured": "all of it"}
+                        for name, seconds in zip(rows, (5, 6, 7, 2, 3, 4), strict=True)
+                    },
+                }
+                for work, rows in bench_real.REAL.items()
             },
             "memory": {name: peak() for name in ("first", "second")},
             "length": {"ours": {"slope": next(number) + 0.5, "lengths": {1024: peak(0.1), 4096: peak(0.1)}}},
@@ -338,7 +417,7 @@ def fake_results() -> dict[str, Any]:
 
 def test_the_table_has_the_numbers_of_the_results():
     results = fake_results()
-    table = bench.table(results)
+    table = bench_page.table(results)
     lines = table.splitlines()
     assert "Prompts of 3,072 tokens" in table
     assert "7 interleaved rounds" in table
@@ -350,6 +429,14 @@ def test_the_table_has_the_numbers_of_the_results():
         for rows in found["time"].values():
             for name, row in rows.items():
                 assert f"| {name} | {row['seconds']:.2f} | {row['ratio']:.2f} | part of {name} |" in part
+        for rows in found["overhead"].values():
+            for name, row in rows.items():
+                assert f"| {name} | {row['seconds']:.3f} | {row['ratio']:.2f} | part of {name} |" in part
+        for task in found["real"].values():
+            tokens = task["tokens"]
+            # The prompt takes 2, 3 and 4 seconds, and 63 more tokens take 3 seconds each time.
+            for name, prompt in ((FLOOR, 2), ("FocusLens, HookedTransformer", 3), ("FocusLens, TransformerBridge", 4)):
+                assert f"| {name} | {tokens / prompt:,.0f} | 21 |" in part
         first, second = (row["bytes"] / 2**20 for row in found["memory"].values())
         assert f"| first | {first:.0f} | 1.00 |" in part
         assert f"| second | {second:.0f} | {second / first:.2f} |" in part
@@ -411,10 +498,11 @@ def test_the_whole_of_it_writes_its_files(tmp_path: Path, monkeypatch: pytest.Mo
         return {"rev-parse": "abc\n", "status": " M file\n"}.get(command[3], "")
 
     monkeypatch.setattr(bench, "output_of", output_of)
+    monkeypatch.setattr(bench, "real", lambda *_: "No real model.")
     for name, value in {"TAUS": (0.1, 0.3, 0.6), "KS": (1, 2), "TRAINED_SAMPLES": 1, "EPOCHS": 1}.items():
         monkeypatch.setattr(contestants, name, value)
     folders = [tmp_path / "out", tmp_path / "docs"]
-    introduction = f"# Speed and memory\n\nBy hand.\n\n{bench.MARKER}"
+    introduction = f"# Speed and memory\n\nBy hand.\n\n{bench_page.MARKER}"
     folders[1].mkdir()
     (folders[1] / "bench.md").write_text(f"{introduction}| old |\n")
     tiny = ["--device", "cpu", "--length", "200", "--lengths", "100", "200", "--rounds", "1", "--processes", "1"]
@@ -431,11 +519,20 @@ def test_the_whole_of_it_writes_its_files(tmp_path: Path, monkeypatch: pytest.Mo
     assert results["cores"] == os.cpu_count()
     assert sum(command[1:4] == ["-m", "focuslens", "demo"] for command in commands) == 1
     found = results["results"]["cpu, float32"]
-    assert set(found) == {"time", "memory", "length", "written"}
+    assert set(found) == {"time", "overhead", "real", "memory", "length", "written"}
+    assert set(found["overhead"]) == set(bench_overhead.OVERHEAD_TITLES)
+    ours = "FocusLens, HookedTransformer"
+    assert set(found["overhead"]["overhead_plain"]) == {
+        FLOOR,
+        ours,
+        "FocusLens, TransformerBridge",
+        "nnsight",
+        "TransformerLens",
+    }
     for work, rows in found["time"].items():
         assert set(rows) == set(contestants.CONTESTANTS[work])
         assert all(math.isfinite(row["seconds"]) and row["seconds"] > 0 for row in rows.values())
-    assert set(found["time"]) == set(bench.TITLES)
+    assert set(found["time"]) == set(bench_page.TITLES)
     ours = found["length"]["FocusLens, TransformerBridge"]
     assert ours["slope"] == pytest.approx(1)
     assert ours["lengths"]["200"]["total_bytes"] == 200 * 2**21
