@@ -316,6 +316,6 @@ class _Rescaling:
         raised, lowered = _factors(columns.mass(weights), elsewhere, self._exponent)
         if self._may_overflow:
             lowered = lowered.clamp(max=torch.finfo(exact.dtype).max)
-        edited = exact * lowered.to(exact.dtype)
-        columns.put(edited, weights * raised)
-        return edited if edited.dtype == rows.dtype else edited.to(rows.dtype)
+        exact.mul_(lowered.to(exact.dtype))
+        columns.put(exact, weights * raised)
+        return exact if exact.dtype == rows.dtype else exact.to(rows.dtype)

@@ -80,7 +80,9 @@ class Gated:
 
     def added_to(self, sum: Float[Tensor, "row d_model"], x: Float[Tensor, "row d_model"]) -> Tensor:
         """The MLP's output for ``x`` plus ``sum``."""
-        inner = self.act(F.linear(x, *self.gate)) * F.linear(x, *self.up)
+        # In place, and with no name for the gate: for whole prompts, these are the largest tensors.
+        inner = self.act(F.linear(x, *self.gate))
+        inner.mul_(F.linear(x, *self.up))
         return self.down.added_to(sum, inner if self.bias is None else inner + self.bias)
 
 
@@ -178,38 +180,48 @@ def run_layer(
         attend: Attention over the new columns and earlier ones.
         edits: Functions of hooks.
     """
-    qk, v = _projected(layer, layer.input_norm(x), n_rows, edits)
-    kv = v.shape[1]
-    q, k = turn(qk).split((qk.shape[1] - kv, kv), dim=1)
+    # Queries, keys and values of a whole prompt are gone before the MLP runs.
+    x = _attended(layer, x, n_rows, turn, attend, edits)
+    return layer.mlp.added_to(x, layer.mlp_norm(x))
+
+
+def _attended(
+    layer: LeanLayer, x: Float[Tensor, "row d_model"], n_rows: int, turn: Turn, attend: Attend, edits: Edits
+) -> Float[Tensor, "row d_model"]:
+    """Input of a layer plus the output of its attention."""
+    q, k, v = _turned(layer, x, n_rows, turn, edits)
     if edits:
         q = _edited(edits, "hook_rot_q", q, n_rows)
     z = attend(q, k, v)
     if edits:
         z = _edited(edits, "hook_z", z, n_rows)
-    x = layer.o.added_to(x, z.reshape(len(x), -1))
-    return layer.mlp.added_to(x, layer.mlp_norm(x))
+    return layer.o.added_to(x, z.reshape(len(x), -1))
 
 
 def keys_and_values(
     layer: LeanLayer, x: Float[Tensor, "row d_model"], n_rows: int, turn: Turn, edits: Edits
 ) -> tuple[Float[Tensor, "row kv d_head"], Float[Tensor, "row kv d_head"]]:
     """Rotated keys and values of a layer, whose output is not needed."""
-    qk, v = _projected(layer, layer.input_norm(x), n_rows, edits)
-    return turn(qk)[:, qk.shape[1] - v.shape[1] :], v
+    _, k, v = _turned(layer, x, n_rows, turn, edits)
+    return k, v
 
 
-def _projected(
-    layer: LeanLayer, inner: Float[Tensor, "row d_model"], n_rows: int, edits: Edits
-) -> tuple[Float[Tensor, "row heads d_head"], Float[Tensor, "row kv d_head"]]:
-    """Queries and keys in one tensor, before their rotation, and values."""
-    size = (len(inner), -1, layer.d_head)
+def _turned(
+    layer: LeanLayer, x: Float[Tensor, "row d_model"], n_rows: int, turn: Turn, edits: Edits
+) -> tuple[Float[Tensor, "row head d_head"], Float[Tensor, "row kv d_head"], Float[Tensor, "row kv d_head"]]:
+    """Rotated queries and keys, and values."""
+    inner, size = layer.input_norm(x), (len(x), -1, layer.d_head)
     q, k, v = F.linear(inner, *layer.q), F.linear(inner, *layer.k), F.linear(inner, *layer.v)
     q, k, v = q.view(size), k.view(size), v.view(size)
     if edits:
         q, k = _edited(edits, "hook_q", q, n_rows), _edited(edits, "hook_k", k, n_rows)
     if layer.q_norm is not None and layer.k_norm is not None:
         q, k = layer.q_norm(q), layer.k_norm(k)
-    return torch.cat((q, k), dim=1), v
+    if n_rows > 1:
+        return turn(q), turn(k), v
+    # One rotation of both takes less time for a few rows, and more memory for whole prompts.
+    q, k = turn(torch.cat((q, k), dim=1)).split((q.shape[1], k.shape[1]), dim=1)
+    return q, k, v
 
 
 def _edited(edits: Edits, point: str, tensor: Float[Tensor, "row head d"], n_rows: int) -> Float[Tensor, "row head d"]:

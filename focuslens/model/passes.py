@@ -53,7 +53,7 @@ class PassRunner(ABC):
         self.points = HookPoints(backend)
         self._running = RunningTokens.of(backend.hooked)
         self._lean_agrees: bool | None = None
-        self._told: set[str] = set()
+        self._reasons: set[str] = set()
 
     @abstractmethod
     def encode(self, prompt: PromptInput) -> EncodedPrompt:
@@ -163,9 +163,9 @@ class PassRunner(ABC):
                 if any(plan):
                     decoder = LeanDecoder(self.backend, plan, own, cache, limit, self._recorder())
                     yield lambda tokens, mask: decoder.step(tokens.to(self.device), mask)
-                    self._tell(decoder.not_recorded)
+                    self._warn_of(decoder.not_recorded)
                 else:
-                    self._tell("every layer has hooks that FocusLens did not set, or no lean form")
+                    self._warn_of("every layer has hooks that FocusLens did not set, or no lean form")
                     yield lambda tokens, mask: self.run(tokens, mask, cache, last_only=True)[:, -1]
 
     def run_prompts(
@@ -263,13 +263,13 @@ class PassRunner(ABC):
         """Way to record passes; ``None`` if the user does not want it, or the device has none."""
         if self.compile and self.device.type == "cuda":
             return CudaGraphs(self.device)
-        self._tell(f"the model is on {self.device.type}, and passes are recorded on CUDA only")
+        self._warn_of(f"the model is on {self.device.type}, and passes are recorded on CUDA only")
         return None
 
-    def _tell(self, reason: str | None) -> None:
+    def _warn_of(self, reason: str | None) -> None:
         """Warn once that passes are not recorded although the user wants it."""
-        if self.compile and reason is not None and reason not in self._told:
-            self._told.add(reason)
+        if self.compile and reason is not None and reason not in self._reasons:
+            self._reasons.add(reason)
             warnings.warn(f"compile=True has no effect: {reason}", stacklevel=2)
 
     def _hooks_of(

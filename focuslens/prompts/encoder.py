@@ -25,14 +25,14 @@ _MARK = "\ue000"
 """Placeholder for a prompt: a character from Unicode's private use area, which chat templates do not contain."""
 
 
-def token_span(offsets: list[Span], span: Span) -> Span | None:
+def token_span(offsets: Int[Tensor, "token 2"], span: Span) -> Span | None:
     """Half-open range of the tokens that overlap a half-open character range; ``None`` if no token overlaps the range.
 
     ``offsets`` contains the character range of each token.
     """
     start, end = span
-    inside = [i for i, (first, last) in enumerate(offsets) if first < end and last > start]
-    return (inside[0], inside[-1] + 1) if inside else None
+    inside = ((offsets[:, 0] < end) & (offsets[:, 1] > start)).nonzero()
+    return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else None
 
 
 def _turn(content: Any) -> list[dict[str, Any]]:
@@ -159,9 +159,10 @@ class PromptEncoder:
             return self._encode_other(prompt)
         text, shift = self._text(prompt)
         ids, offsets = self._tokenize(text)
+        bounds = torch.tensor(offsets, dtype=torch.long).reshape(-1, 2)
         spans: dict[str, tuple[Span, ...]] = {}
         for name, ranges in (prompt.spans if isinstance(prompt, Prompt) else {}).items():
-            token_spans = [token_span(offsets, (start + shift, end + shift)) for start, end in ranges]
+            token_spans = [token_span(bounds, (start + shift, end + shift)) for start, end in ranges]
             if None in token_spans:
                 raise ValueError(f"span {name!r} of the prompt has no token; is it only white space?")
             spans[name] = tuple(span for span in token_spans if span is not None)

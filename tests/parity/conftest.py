@@ -38,7 +38,7 @@ def reference(checkpoint) -> References:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run the tests of models on both paths: layers from their weights, and every layer on the attention engine."""
-    if "backend" in metafunc.fixturenames and not metafunc.module.__name__.rpartition(".")[2].startswith("test_lean"):
+    if "backend" in metafunc.fixturenames and not metafunc.definition.path.name.startswith("test_lean"):
         metafunc.parametrize("path", ["lean", pytest.param("engine", marks=pytest.mark.slow)], indirect=True)
 
 

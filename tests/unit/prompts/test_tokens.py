@@ -47,13 +47,14 @@ def pieces(tokenizer: Any, ids: torch.Tensor) -> list[str]:
     ],
 )
 def test_tokens_that_share_a_character_belong_to_a_span(span: tuple[int, int], tokens: tuple[int, int] | None) -> None:
-    assert token_span([(0, 3), (3, 4), (4, 5), (6, 7)], span) == tokens
+    assert token_span(torch.tensor([(0, 3), (3, 4), (4, 5), (6, 7)]), span) == tokens
 
 
 def test_tokens_that_cover_nothing_belong_to_no_span() -> None:
     # Special tokens have the offsets (0, 0).
-    assert token_span([(0, 0), (0, 2), (2, 4), (0, 0)], (0, 2)) == (1, 2)
-    assert token_span([(0, 0), (0, 2), (2, 4), (0, 0)], (2, 4)) == (2, 3)
+    offsets = torch.tensor([(0, 0), (0, 2), (2, 4), (0, 0)])
+    assert token_span(offsets, (0, 2)) == (1, 2)
+    assert token_span(offsets, (2, 4)) == (2, 3)
 
 
 def test_a_token_that_straddles_a_part_belongs_to_it() -> None:
