@@ -59,6 +59,7 @@ from .prompts.batch import EncodedPrompt, PromptBatch
 from .prompts.prompt import Prompt
 from .prompts.sample import Document, MultiDocSample
 from .scores.contextual_scores import ContextualScores, contextual_scores, contextual_scores_by_case
+from .scores.question_scores import QuestionScores, Reranking, question_scores, rerank
 from .scores.response_attention import ResponseAttention, UnitAttention, response_attention
 from .scores.retrieval_scores import RetrievalScores, retrieval_scores
 from .scores.window_attention import WindowAttention, window_attention
@@ -100,7 +101,9 @@ __all__ = [
     "Prompt",
     "PromptBatch",
     "PublishedModel",
+    "QuestionScores",
     "RayPool",
+    "Reranking",
     "ResponseAttention",
     "RetrievalScores",
     "Setting",
@@ -138,8 +141,10 @@ __all__ = [
     "needle_samples",
     "normalize_answer",
     "position_bias",
+    "question_scores",
     "random_heads",
     "rank_heads",
+    "rerank",
     "response_attention",
     "retrieval_scores",
     "run_sweep",

@@ -102,6 +102,11 @@ class KeyValueCache:
         mask = repeat(self.mask, "batch column -> (batch copy) column", copy=copies)
         return KeyValueCache([layer.shared(copies) for layer in self.layers], mask, self.heads, self.forgetting)
 
+    def truncated(self, columns: int) -> KeyValueCache:
+        """A new cache with the first ``columns`` columns of this cache, whose segments it shares."""
+        layers = [LayerCache(trim(layer.segments, columns)) for layer in self.layers]
+        return KeyValueCache(layers, self.mask[:, :columns], self.heads, self.forgetting)
+
     def below(self, layer: int, copies: int) -> KeyValueCache:
         """A new cache that shares this cache's layers below ``layer``, with ``copies`` consecutive rows per prompt.
 

@@ -10,7 +10,16 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, checked_interventions, layer_of, on_prompt
+from focuslens.hooks import (
+    Cursor,
+    Hook,
+    Intervention,
+    PromptLike,
+    checked_interventions,
+    last_layer,
+    layer_of,
+    on_prompt,
+)
 from focuslens.model.decoding_settings import DecodingSettings, LogitsRule
 from focuslens.model.engine import KeyValueCache
 from focuslens.model.generation import Generation, Prefix, Responses
@@ -164,6 +173,51 @@ class ModelRunner(PassRunner):
             newest = torch.where(new.any(dim=1, keepdim=True).to(logits.device), newest, prefix.logits)
         ids = torch.cat((prefix.tokens, tokens.cpu()), dim=1)
         return logits, Prefix(prefix.batch, ids, cache, columns, newest, prefix.under)
+
+    @torch.no_grad()
+    def read_rows(
+        self,
+        prefix: Prefix,
+        start: int,
+        observers: Sequence[Hook],
+        *,
+        tokens: Int[Tensor, "batch new"] | None = None,
+        mask: Int[Tensor, "batch new"] | None = None,
+    ) -> None:
+        """Run the last columns of the prompts again, so that observers read their rows. The prefix does not change.
+
+        Keys and values of earlier columns are taken from the prefix, and layers after the last observer are not run.
+
+        Args:
+            prefix: Prefix of the prompts.
+            start: First column to run.
+            observers: Plain hooks on layers. They read each row once, but possibly also rows of earlier columns.
+            tokens: Tokens to run in place of the prompts' own from ``start`` on.
+            mask: 1 for a token of ``tokens``, 0 for padding at the end of a shorter row; ``None`` for no padding.
+
+        Raises:
+            ValueError: If a hook point never fires, or if the tokens do not fit the context.
+        """
+        self.points.require_firing(name for name, _ in observers)
+        last = last_layer(name for name, _ in observers)
+        whole = prefix.batch.tokens(self.pad_token), prefix.batch.mask()
+        if tokens is None:
+            tokens, mask = (x[:, start:] for x in whole)
+        elif mask is None:
+            mask = torch.ones_like(tokens)
+        assert mask is not None
+        columns = torch.cat((whole[1][:, :start], mask.long()), dim=1)
+        self.require_room(int(columns.sum(dim=1).max()))
+        acting = on_prompt(prefix.under)
+        is_shared = isinstance(prefix.cache, KeyValueCache) and not self.backend.outgrown(columns, tokens.shape[1])
+        if last is None or not is_shared:
+            with self.intervened(acting, prefix.batch, Cursor(0), observers):
+                self.run(torch.cat((whole[0][:, :start], tokens.cpu()), dim=1), columns, None, last_only=True)
+            return
+        cache = prefix.cache.truncated(start)
+        with self.intervened(acting, prefix.batch, Cursor(start), observers):
+            cache.append_attention_mask(mask.long())
+            self.backend.run_layers(range(last + 1), self.backend.embed(tokens.to(self.device)), columns, cache)
 
     def _extend_one_by_one(
         self,

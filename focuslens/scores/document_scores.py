@@ -31,6 +31,7 @@ __all__ = [
     "DocumentScores",
     "attention_budget",
     "document_scores",
+    "rank_documents",
 ]
 
 BUDGET_PARTS = ("sink", "relevant", "irrelevant", "question", "template", "response")
@@ -120,25 +121,46 @@ class DocumentScores:
         Raises:
             ValueError: If ``heads`` is empty or contains a head that does not exist, or if all samples are left out.
         """
-        rankings: list[tuple[int, int, str]] = []
-        for scores, gold, question, is_right in zip(
-            self.of(heads), self.gold, self.question_ids, self.correct, strict=True
-        ):
-            if gold is None or bool(scores.isnan().any()) or correct not in (None, is_right):
-                continue
-            rankings.append((int(scores.argmax()), int((scores >= scores[gold]).sum()), question))
-        if not rankings:
-            raise ValueError("no sample has a gold document and a response, so there is nothing to attribute")
-        top, rank, questions = (tuple(column) for column in zip(*rankings, strict=True))
-        accuracy, mrr, ndcg = (
-            bootstrap_mean(values, groups=questions, seed=seed)
-            for values in (
-                [float(gold_rank == 1) for gold_rank in rank],
-                [1 / gold_rank for gold_rank in rank],
-                [1 / math.log2(1 + gold_rank) for gold_rank in rank],
-            )
+        used = [correct in (None, is_right) for is_right in self.correct]
+        scores = [
+            torch.full_like(one, torch.nan) if not use else one for one, use in zip(self.of(heads), used, strict=True)
+        ]
+        return rank_documents(scores, self.gold, self.question_ids, seed=seed)
+
+
+def rank_documents(
+    scores: Sequence[Float[Tensor, "_"]], gold: Sequence[int | None], question_ids: Sequence[str], *, seed: int = 0
+) -> Attribution:
+    """Rank the documents of each sample by score, and return the ranks of the gold documents.
+
+    Samples without a gold document and samples whose scores are NaN are left out.
+
+    Args:
+        scores: Score of each document, one tensor per sample.
+        gold: Index of the gold document per sample.
+        question_ids: Question of each sample.
+        seed: Random seed of the bootstrap.
+
+    Raises:
+        ValueError: If all samples are left out.
+    """
+    rankings = [
+        (int(values.argmax()), int((values >= values[place]).sum()), question)
+        for values, place, question in zip(scores, gold, question_ids, strict=True)
+        if place is not None and not bool(values.isnan().any())
+    ]
+    if not rankings:
+        raise ValueError("no sample has a gold document and a response, so there is nothing to attribute")
+    top, rank, questions = (tuple(column) for column in zip(*rankings, strict=True))
+    accuracy, mrr, ndcg = (
+        bootstrap_mean(values, groups=questions, seed=seed)
+        for values in (
+            [float(gold_rank == 1) for gold_rank in rank],
+            [1 / gold_rank for gold_rank in rank],
+            [1 / math.log2(1 + gold_rank) for gold_rank in rank],
         )
-        return Attribution(top, rank, accuracy, mrr, ndcg)
+    )
+    return Attribution(top, rank, accuracy, mrr, ndcg)
 
 
 @dataclass(frozen=True, eq=False)

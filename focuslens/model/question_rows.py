@@ -1,0 +1,180 @@
+"""Attention from a prompt's question to every token before it, per head, before anything is generated."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+
+import torch
+from einops import einsum
+from jaxtyping import Float
+from torch import Tensor
+
+from focuslens.heads import Head, heads_by_layer
+from focuslens.hooks import Hook, RowHook, hook_name, row_wise
+from focuslens.prompts.batch import EncodedPrompt, PromptBatch
+from focuslens.prompts.prompt import Span
+
+if TYPE_CHECKING:
+    from focuslens.model.generation import Prefix
+    from focuslens.model.runner import ModelRunner
+
+__all__ = ["QuestionAttention", "QuestionRows", "RowMeans", "check_rows", "question_attention", "row_weights"]
+
+QuestionRows: TypeAlias = Literal["question", "tail", "last"]
+"""Rows to read: those of the question's tokens, those from the question's first token to the prompt's end, or the row
+of the prompt's last token."""
+
+
+def check_rows(rows: str) -> None:
+    """Raise ``ValueError`` unless ``rows`` is ``question``, ``tail`` or ``last``."""
+    if rows not in get_args(QuestionRows):
+        raise ValueError(f"rows is {rows!r}; it must be one of {', '.join(get_args(QuestionRows))}")
+
+
+def row_weights(batch: PromptBatch, rows: QuestionRows) -> Float[Tensor, "batch column"]:
+    """Weight of each row in the mean over the chosen rows. The weights of a prompt sum to 1.
+
+    Raises:
+        KeyError: If the rows depend on the question, and a prompt has no span ``question``.
+        ValueError: If the span is empty.
+    """
+    weights = torch.zeros(len(batch), batch.width)
+    for row, prompt, padding in zip(weights, batch.prompts, batch.padding, strict=True):
+        for start, end in _ranges(prompt, rows):
+            row[padding + start : padding + end] = 1
+    return weights / weights.sum(dim=1, keepdim=True)
+
+
+def _ranges(prompt: EncodedPrompt, rows: QuestionRows) -> Sequence[Span]:
+    """Token ranges of the rows."""
+    n = len(prompt.tokens)
+    if rows == "last":
+        return [(n - 1, n)]
+    spans = prompt.resolve("question")
+    if not spans:
+        raise ValueError("a prompt has an empty span 'question', so no row of its question can be read")
+    return spans if rows == "question" else [(spans[0][0], n)]
+
+
+@dataclass(frozen=True, eq=False)
+class QuestionAttention:
+    """Mean attention from the rows of a question to each token, for a batch of prompts.
+
+    Attributes:
+        heads: The heads, in the order of the second axis.
+        attention: Mean attention to each column, ``[batch head column]``.
+        null: The same for a question without content after the same documents; ``None`` if it was not measured. Columns
+            that the two prompts do not share are zero.
+    """
+
+    heads: tuple[Head, ...]
+    attention: Float[Tensor, "batch head column"]
+    null: Float[Tensor, "batch head column"] | None = None
+
+
+def question_attention(
+    model: ModelRunner,
+    prefix: Prefix,
+    heads: Sequence[Head],
+    rows: QuestionRows,
+    null_prompts: Sequence[EncodedPrompt] | None = None,
+) -> QuestionAttention:
+    """Attention of the rows of each question of a prefix.
+
+    The rows are run once more over the keys and values of the prefix: a few per prompt, up to the last layer that
+    contains one of the heads. A null question is run over the columns that its prompt shares with the prompt.
+
+    Args:
+        model: The model.
+        prefix: Prefix of the prompts.
+        heads: The heads to read.
+        rows: Rows to read.
+        null_prompts: Each prompt with a null question in place of its question.
+
+    Raises:
+        KeyError: If the rows depend on the question, and a prompt has no span ``question``.
+        ValueError: If the span is empty, or there are no heads.
+    """
+    if not heads:
+        raise ValueError("there are no heads to read; give at least one, such as scores.top_heads(16)")
+    weights = row_weights(prefix.batch, rows)
+    means = RowMeans(heads, weights)
+    model.read_rows(prefix, int(weights.any(dim=0).nonzero()[0]), means.hooks())
+    if null_prompts is None:
+        return QuestionAttention(tuple(heads), means.means())
+    return QuestionAttention(tuple(heads), means.means(), _null_attention(model, prefix, heads, rows, null_prompts))
+
+
+def _null_attention(
+    model: ModelRunner, prefix: Prefix, heads: Sequence[Head], rows: QuestionRows, nulls: Sequence[EncodedPrompt]
+) -> Float[Tensor, "batch head column"]:
+    batch = prefix.batch
+    shared = [_shared_length(own, null, rows) for own, null in zip(batch.prompts, nulls, strict=True)]
+    start = min(padding + n for padding, n in zip(batch.padding, shared, strict=True))
+    parts = [null.tokens[start - padding :] for null, padding in zip(nulls, batch.padding, strict=True)]
+    n_new = max(map(len, parts))
+    tokens, mask = (torch.zeros(len(batch), n_new, dtype=torch.long) for _ in range(2))
+    weights = torch.zeros(len(batch), start + n_new)
+    for i, (part, null, padding) in enumerate(zip(parts, nulls, batch.padding, strict=True)):
+        tokens[i, : len(part)], mask[i, : len(part)] = part, 1
+        weights[i, padding : padding + len(null.tokens)] = row_weights(PromptBatch.of([null]), rows)[0]
+    means = RowMeans(heads, weights)
+    model.read_rows(prefix, start, means.hooks(), tokens=tokens, mask=mask)
+    attention = torch.zeros(len(batch), len(heads), batch.width)
+    for i, (padding, n) in enumerate(zip(batch.padding, shared, strict=True)):
+        attention[i, :, : padding + n] = means.means()[i, :, : padding + n]
+    return attention
+
+
+def _shared_length(own: EncodedPrompt, null: EncodedPrompt, rows: QuestionRows) -> int:
+    """Number of tokens with which both prompts begin, up to the first row to read of the null question."""
+    first = _ranges(null, rows)[0][0]
+    n = min(len(own.tokens), first)
+    differs = (own.tokens[:n] != null.tokens[:n]).nonzero()
+    return int(differs[0]) if len(differs) else n
+
+
+class RowMeans:
+    """Collector of the weighted mean attention of rows, per head. Hooks on ``hook_pattern`` read the rows.
+
+    Args:
+        heads: The heads to read.
+        weights: Weight of the row of each column, ``[batch column]``. The weights of a prompt sum to 1.
+    """
+
+    def __init__(self, heads: Sequence[Head], weights: Float[Tensor, "batch column"]) -> None:
+        self._heads, self._weights = tuple(heads), weights
+        self._sums: dict[int, Float[Tensor, "batch head key"]] = {}
+
+    def hooks(self) -> list[Hook]:
+        """Hooks for passes over the rows."""
+        return [
+            (hook_name(layer, "hook_pattern"), self._observer(layer, torch.as_tensor(chosen)))
+            for layer, chosen in heads_by_layer(self._heads).items()
+        ]
+
+    def _observer(self, layer: int, chosen: Tensor) -> RowHook:
+        def read(pattern: Float[Tensor, "batch head row key"]) -> None:
+            n_rows, n_keys = pattern.shape[-2:]
+            weights = self._weights[:, n_keys - n_rows : n_keys].to(pattern.device)
+            rows = pattern[:, chosen.to(pattern.device)].float()
+            means = einsum(rows, weights, "batch head row key, batch row -> batch head key").cpu()
+            sums = self._sums.setdefault(layer, torch.zeros(*means.shape[:2], self._weights.shape[1]))
+            sums[..., :n_keys] += means
+
+        @row_wise
+        def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
+            read(pattern)
+
+        return RowHook(observe, read, reads=True)
+
+    def means(self) -> Float[Tensor, "batch head column"]:
+        """Mean attention to each column, with the heads in their given order."""
+        place = {
+            Head(layer, head): (layer, i)
+            for layer, chosen in heads_by_layer(self._heads).items()
+            for i, head in enumerate(chosen)
+        }
+        return torch.stack([self._sums[layer][:, i] for layer, i in (place[head] for head in self._heads)], dim=1)
