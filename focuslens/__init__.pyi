@@ -47,7 +47,15 @@ from .evaluation import (
 from .evaluation.harness import write_harness_task
 from .heads import Head, HeadList, Sparsity, load_ranking, random_heads, rank_heads, sparsity
 from .hooks import Cursor, HookTarget, Intervention
-from .interventions import FocusSteering, HeadAblation, SplitSoftmax, mean_head_outputs, split_softmax
+from .interventions import (
+    Choice,
+    FocusSteering,
+    HeadAblation,
+    SelfFocus,
+    SplitSoftmax,
+    mean_head_outputs,
+    split_softmax,
+)
 from .interventions.directions import FocusDirections
 from .model.batching import WorkerLostError
 from .model.cluster import RayPool
@@ -70,6 +78,7 @@ __version__: str
 __all__ = [
     "AttentionBudget",
     "Attribution",
+    "Choice",
     "ContextualScores",
     "Cursor",
     "Decomposition",
@@ -106,6 +115,7 @@ __all__ = [
     "Reranking",
     "ResponseAttention",
     "RetrievalScores",
+    "SelfFocus",
     "Setting",
     "Sparsity",
     "SplitSoftmax",

@@ -229,14 +229,23 @@ def sparsity(
 
 
 def load_ranking(path: str | Path) -> HeadList:
-    """Read a ranking of heads, best first, from a JSON file, or one that ships with the package by the model's name.
+    """Read a ranking of heads, best first, from a file, or one that ships with the package by the model's name.
 
     The ranking of ``smollm2-135m-instruct`` ships with the package; ``docs/real-models.md`` says how it was made. A
-    file contains either a list ``[[layer, head], ...]``, which is the format of the paper's authors, or an object with
-    such a list under the key ``"heads"``, which is the format of ``focuslens heads``.
+    JSON file contains a list ``[[layer, head], ...]``, which is the format of the paper's authors, or an object with
+    such a list under the key ``"heads"``, which is the format of ``focuslens heads``. These published formats are read
+    too:
+
+    * **QRHead** (``configs/*.yaml``): ``attn_head_set: "13-16,12-12"``, as layer and head.
+    * **DySCO** (``dysco_cfgs/*.yaml``): ``selected_heads: "[(17,24),(14,31)]"``.
+    * **CoRe** (``head_data/*.json``): ``{"0-0": score, ...}``; the head with the largest score comes first.
+    * **Retrieval heads** (``head_score/*.json``): ``{"0-0": [scores], ...}``; the largest mean comes first.
+    * **PASTA** (``config/*.json``): ``{"layer": [heads], ...}``, in the order of the file.
+
+    Heads are counted from 0 in all of them, and query heads are meant.
 
     Raises:
         FileNotFoundError: If there is neither a file nor a ranking of this name.
-        ValueError: If the file is in neither format.
+        ValueError: If the file is in none of the formats.
     """
     return HeadList(Head(layer, head) for layer, head in read_ranking(path))

@@ -13,7 +13,7 @@ from focuslens.hooks import Intervention
 from focuslens.interventions.lanes import Lanes
 from focuslens.model.decoding_settings import DecodingSettings
 from focuslens.model.generation import Generation, Prefix
-from focuslens.model.runner import first_layer
+from focuslens.model.resolving import first_layer, needs_prefix, resolved
 from focuslens.prompts.batch import PromptBatch
 from focuslens.scores.base import Parts, ResponseMasses
 
@@ -81,14 +81,23 @@ def respond(
         layer = first_layer(model, interventions, batch) if changes_prompt else None
         groups.setdefault(layer, []).append(index)
     shared = _shared_run(model, batch, groups)
+    settings = list(settings)
+    if shared is not None:
+        for index in groups.get(None, ()):
+            shared, settings[index] = resolved(model, shared, settings[index], max_new_tokens)
     for layer, group in groups.items():
         # Settings that share the prompt's keys and values need additional memory only for the scores of response rows.
         shares_cache = layer is None and shared is not None and shared.is_shared
         cost = model.shape.n_heads / _SCORES_PER_TOKEN if shares_cache else 1
-        for indices in _pieces(group, min(most or len(group), int(budget / (len(batch) * batch.width * cost)))):
+        # A setting that changes the prompt and then chooses from it needs a run of its own.
+        alone = [index for index in group if any(needs_prefix(item) for item in settings[index])]
+        together = [index for index in group if index not in alone]
+        size = min(most or len(group), int(budget / (len(batch) * batch.width * cost)))
+        for indices in (*_pieces(together, size), *([index] for index in alone)):
             if all(index in skip for index in indices):
                 continue
-            n, lanes = len(indices), [Lanes([settings[index] for index in indices])]
+            n, first = len(indices), settings[indices[0]]
+            lanes = first if indices[0] in alone else [Lanes([settings[index] for index in indices])]
             if shared is None:
                 prefix = model.prefill(batch.repeated(n), lanes, hold_last=True)
             else:

@@ -8,6 +8,7 @@ from typing import Any
 from focuslens.hooks import Intervention
 from focuslens.interventions.ablation import HeadAblation
 from focuslens.interventions.directions import FocusDirections
+from focuslens.interventions.self_focus import SelfFocus
 from focuslens.interventions.split_softmax import SplitSoftmax
 from focuslens.interventions.steering import FocusSteering
 from focuslens.prompts.batch import SpanLike
@@ -29,6 +30,10 @@ def intervention_from(description: Mapping[str, Any], directions: Iterable[Focus
     kind, heads = description.get("kind"), [(layer, head) for layer, head in description.get("heads", ())]
     if kind == "split_softmax":
         return SplitSoftmax(heads, description["tau"], _span(description["span"]))
+    if kind == "self_focus":
+        settings = {name: value for name, value in description.items() if name not in ("kind", "heads", "tau")}
+        focused = [(layer, head) for layer, head in settings.pop("focused")]
+        return SelfFocus(heads, description["tau"], focused=focused, **settings)
     if kind == "focus_steering":
         digest = description["directions_sha256"]
         for candidate in directions:

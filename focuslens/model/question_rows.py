@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeAlias, get_args, runtime_checkable
 
 import torch
 from einops import einsum
@@ -17,10 +17,46 @@ from focuslens.prompts.batch import EncodedPrompt, PromptBatch
 from focuslens.prompts.prompt import Span
 
 if TYPE_CHECKING:
-    from focuslens.model.generation import Prefix
-    from focuslens.model.runner import ModelRunner
+    from focuslens.model.generation import Generation, Prefix
 
-__all__ = ["QuestionAttention", "QuestionRows", "RowMeans", "check_rows", "question_attention", "row_weights"]
+__all__ = [
+    "QuestionAttention",
+    "QuestionRows",
+    "RowMeans",
+    "answer_attention",
+    "check_rows",
+    "question_attention",
+    "row_weights",
+]
+
+
+@runtime_checkable
+class RowReader(Protocol):
+    """Model interface that reads rows of prompts, implemented by :class:`focuslens.FocusModel`."""
+
+    def read_rows(
+        self,
+        prefix: Prefix,
+        start: int,
+        observers: Sequence[Hook],
+        *,
+        tokens: Tensor | None = None,
+        mask: Tensor | None = None,
+    ) -> None:
+        """Run the last columns of the prompts again; see :meth:`ModelRunner.read_rows`."""
+        ...
+
+    def decode(
+        self,
+        prefix: Prefix,
+        interventions: Sequence[Any] = (),
+        *,
+        max_new_tokens: int = 100,
+        observers: Sequence[Hook] = (),
+    ) -> list[Generation]:
+        """Generate responses; see :meth:`ModelRunner.decode`."""
+        ...
+
 
 QuestionRows: TypeAlias = Literal["question", "tail", "last"]
 """Rows to read: those of the question's tokens, those from the question's first token to the prompt's end, or the row
@@ -75,7 +111,7 @@ class QuestionAttention:
 
 
 def question_attention(
-    model: ModelRunner,
+    model: RowReader,
     prefix: Prefix,
     heads: Sequence[Head],
     rows: QuestionRows,
@@ -108,7 +144,7 @@ def question_attention(
 
 
 def _null_attention(
-    model: ModelRunner, prefix: Prefix, heads: Sequence[Head], rows: QuestionRows, nulls: Sequence[EncodedPrompt]
+    model: RowReader, prefix: Prefix, heads: Sequence[Head], rows: QuestionRows, nulls: Sequence[EncodedPrompt]
 ) -> Float[Tensor, "batch head column"]:
     batch = prefix.batch
     shared = [_shared_length(own, null, rows) for own, null in zip(batch.prompts, nulls, strict=True)]
@@ -178,3 +214,57 @@ class RowMeans:
             for i, head in enumerate(chosen)
         }
         return torch.stack([self._sums[layer][:, i] for layer, i in (place[head] for head in self._heads)], dim=1)
+
+
+def answer_attention(
+    model: RowReader, prefix: Prefix, heads: Sequence[Head], n_rows: int
+) -> Float[Tensor, "batch head column"]:
+    """Mean attention from the rows of an answer to each column of the prompt.
+
+    Only interventions that changed the prompt act on the answer.
+
+    Args:
+        model: The model.
+        prefix: Prefix of the prompts, without their last tokens.
+        heads: The heads to read.
+        n_rows: Maximum number of response tokens. The mean of an empty response is zero.
+    """
+    rows = _AnswerRows(heads, prefix.batch.width)
+    acting = [item for item in prefix.under if item.changes_prompt]
+    generated = model.decode(prefix, acting, max_new_tokens=n_rows, observers=rows.hooks())
+    return rows.means([len(response.tokens) for response in generated])
+
+
+class _AnswerRows:
+    """Collector of the attention of response rows to the columns of the prompt, per head."""
+
+    def __init__(self, heads: Sequence[Head], width: int) -> None:
+        self._heads, self._width = tuple(heads), width
+        self._rows: dict[int, list[Float[Tensor, "batch head column"]]] = {}
+
+    def hooks(self) -> list[Hook]:
+        return [
+            (hook_name(layer, "hook_pattern"), self._observer(layer, torch.as_tensor(chosen)))
+            for layer, chosen in heads_by_layer(self._heads).items()
+        ]
+
+    def _observer(self, layer: int, chosen: Tensor) -> RowHook:
+        rows = self._rows.setdefault(layer, [])
+
+        def read(pattern: Float[Tensor, "batch head 1 key"]) -> None:
+            if pattern.shape[-1] > self._width:  # otherwise the row is the last one of the prompt
+                rows.append(pattern[:, chosen.to(pattern.device), 0, : self._width].float().cpu())
+
+        return RowHook(lambda pattern, hook: read(pattern), read, reads=True)
+
+    def means(self, lengths: Sequence[int]) -> Float[Tensor, "batch head column"]:
+        """Mean over the rows of each response. A batch also contains rows after the end of a shorter one."""
+        means = torch.zeros(len(lengths), len(self._heads), self._width)
+        for layer, chosen in heads_by_layer(self._heads).items():
+            for i, head in enumerate(chosen):
+                place = self._heads.index(Head(layer, head))
+                for prompt, length in enumerate(lengths):
+                    if length:
+                        rows = [row[prompt, i] for row in self._rows[layer][:length]]
+                        means[prompt, place] = torch.stack(rows).mean(dim=0)
+        return means

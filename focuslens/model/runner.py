@@ -10,24 +10,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from focuslens.hooks import (
-    Cursor,
-    Hook,
-    Intervention,
-    PromptLike,
-    checked_interventions,
-    last_layer,
-    layer_of,
-    on_prompt,
-)
+from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, checked_interventions, last_layer, on_prompt
 from focuslens.model.decoding_settings import DecodingSettings, LogitsRule
 from focuslens.model.engine import KeyValueCache
 from focuslens.model.generation import Generation, Prefix, Responses
 from focuslens.model.passes import PassRunner
+from focuslens.model.resolving import first_layer, resolved
 from focuslens.model.stop_strings import ResponseText
-from focuslens.prompts.batch import PromptBatch
 
-__all__ = ["ModelRunner", "first_layer"]
+__all__ = ["ModelRunner"]
 
 
 class ModelRunner(PassRunner):
@@ -154,7 +145,7 @@ class ModelRunner(PassRunner):
                 f"{len(prefix.batch)} prompt(s) both must be ({len(prefix.batch)}, new), with at least one new token"
             )
         self.points.require_firing(name for name, _ in observers)
-        prefix = self.completed(prefix, interventions)
+        prefix, interventions = resolved(self, self.completed(prefix, interventions), interventions, 100)
         start, columns = prefix.mask.shape[1], torch.cat((prefix.mask, new), dim=1)
         self.require_room(int(columns.sum(dim=1).max()))
         self._require_no_gaps(prefix)
@@ -318,6 +309,7 @@ class ModelRunner(PassRunner):
             raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
         decoding = self.decoding if decoding is None else decoding
         prefix.require_run_under(interventions)
+        prefix, interventions = resolved(self, prefix, interventions, max_new_tokens)
         # Padding does not count towards the context length. A token that was held back does.
         length = prefix.mask.sum(dim=1) + (prefix.logits is None)
         limits = (self.shape.n_ctx - length).clamp(min=0, max=max_new_tokens)
@@ -389,13 +381,3 @@ class ModelRunner(PassRunner):
         text = cast("str", self.tokenizer.decode(ids[:end], skip_special_tokens=True))
         tokens: Int[Tensor, "response"] = torch.tensor(ids[:end], dtype=torch.long)
         return Generation(text.strip(), tokens, end is not None, None if end is None else ids[end])
-
-
-def first_layer(model: ModelRunner, interventions: Sequence[Intervention], batch: PromptBatch) -> int:
-    """First layer in which interventions change rows of the prompt; ``n_layers`` if none of them changes the prompt.
-
-    The result is -1 if an intervention acts outside the layers, for example on the embedding.
-    """
-    hooks = [hook for item in on_prompt(interventions) for hook in item.hooks(model, batch, cursor=Cursor(0))]
-    layers = [layer_of(name) for name, _ in hooks]
-    return min((-1 if layer is None else layer for layer in layers), default=model.shape.n_layers)

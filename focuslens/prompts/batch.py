@@ -45,11 +45,13 @@ class EncodedPrompt:
         spans: Half-open ranges of token positions, by span name. A token belongs to a span if it shares at least one
             character with the span.
         text: The text that was tokenised, including the chat template; empty if only the tokens are known.
+        characters: Half-open ranges of characters of ``text``, by span name; empty if they are unknown.
     """
 
     tokens: Int[Tensor, "pos"]
     spans: Mapping[str, tuple[Span, ...]]
     text: str = ""
+    characters: Mapping[str, tuple[Span, ...]] = field(default_factory=dict[str, tuple[Span, ...]])
 
     def resolve(self, span: SpanLike) -> tuple[Span, ...]:
         """Token ranges of a span that is given by name or as a single range.

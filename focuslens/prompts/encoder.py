@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -17,7 +18,7 @@ from torch import Tensor
 from focuslens.prompts.batch import EncodedPrompt, PromptInput, is_one_prompt
 from focuslens.prompts.prompt import Prompt, Span
 
-__all__ = ["PromptEncoder", "token_span"]
+__all__ = ["PromptEncoder", "sentence_ranges", "token_span"]
 
 _OF_CALLS = ("padding", "truncation")
 
@@ -33,6 +34,37 @@ def token_span(offsets: Int[Tensor, "token 2"], span: Span) -> Span | None:
     start, end = span
     inside = ((offsets[:, 0] < end) & (offsets[:, 1] > start)).nonzero()
     return (int(inside[0]), int(inside[-1]) + 1) if len(inside) else None
+
+
+_SENTENCE_END = re.compile(r"(?<=[.!?])[\"')\]]*\s+|\n+")
+
+
+def sentence_ranges(text: str) -> list[Span]:
+    """Character ranges of the sentences of a text, without the white space between them.
+
+    A sentence ends with a full stop, a question mark or an exclamation mark before white space, or with the line.
+    """
+    ends = [match.span() for match in _SENTENCE_END.finditer(text)]
+    starts = [0, *(end for _, end in ends)]
+    # Closing quotation marks belong to the sentence that they end.
+    stops = [start + len(text[start:end].rstrip()) for start, end in ends] + [len(text.rstrip())]
+    return [(start, stop) for start, stop in zip(starts, stops, strict=True) if text[start:stop].strip()]
+
+
+def _token_spans(offsets: Sequence[Span], characters: Mapping[str, Sequence[Span]]) -> dict[str, tuple[Span, ...]]:
+    """Token ranges of named character ranges.
+
+    Raises:
+        ValueError: If a range does not overlap any token.
+    """
+    bounds = torch.tensor(offsets, dtype=torch.long).reshape(-1, 2)
+    spans: dict[str, tuple[Span, ...]] = {}
+    for name, ranges in characters.items():
+        found = [token_span(bounds, span) for span in ranges]
+        if None in found:
+            raise ValueError(f"span {name!r} of the prompt has no token; is it only white space?")
+        spans[name] = tuple(span for span in found if span is not None)
+    return spans
 
 
 def _turn(content: Any) -> list[dict[str, Any]]:
@@ -159,14 +191,56 @@ class PromptEncoder:
             return self._encode_other(prompt)
         text, shift = self._text(prompt)
         ids, offsets = self._tokenize(text)
+        characters = {
+            name: tuple((start + shift, end + shift) for start, end in ranges)
+            for name, ranges in (prompt.spans if isinstance(prompt, Prompt) else {}).items()
+        }
+        spans = _token_spans(offsets, characters)
+        return EncodedPrompt(torch.tensor(ids, dtype=torch.long), spans, text, characters)
+
+    def with_question(self, prompt: EncodedPrompt, question: str) -> EncodedPrompt:
+        """The prompt with another text in place of its span ``question``.
+
+        Raises:
+            ValueError: If the text of the prompt or the characters of its question are unknown.
+        """
+        if not prompt.characters.get("question"):
+            raise ValueError(
+                "the prompt has no text with a span 'question' that could be replaced; give sample.prompt(), or "
+                "fl.Prompt(text, spans={'question': [(start, end)]}) with character positions"
+            )
+        (start, end) = prompt.characters["question"][0]
+        text, change = prompt.text[:start] + question + prompt.text[end:], len(question) - (end - start)
+        moved = {
+            name: tuple(
+                (first if first <= start else first + change, last if last <= start else last + change)
+                for first, last in ranges
+            )
+            for name, ranges in prompt.characters.items()
+        }
+        ids, offsets = self._tokenize(text)
+        return EncodedPrompt(torch.tensor(ids, dtype=torch.long), _token_spans(offsets, moved), text, moved)
+
+    def sentences(self, prompt: EncodedPrompt) -> list[Span]:
+        """Token ranges of the sentences of a prompt, of its documents if it has the span ``document``.
+
+        A token that belongs to two sentences counts for the first.
+
+        Raises:
+            ValueError: If the text of the prompt is unknown.
+        """
+        if not prompt.text:
+            raise ValueError("the text of the prompt is unknown, so it has no sentences; give a text, not tokens")
+        _, offsets = self._tokenize(prompt.text)
         bounds = torch.tensor(offsets, dtype=torch.long).reshape(-1, 2)
-        spans: dict[str, tuple[Span, ...]] = {}
-        for name, ranges in (prompt.spans if isinstance(prompt, Prompt) else {}).items():
-            token_spans = [token_span(bounds, (start + shift, end + shift)) for start, end in ranges]
-            if None in token_spans:
-                raise ValueError(f"span {name!r} of the prompt has no token; is it only white space?")
-            spans[name] = tuple(span for span in token_spans if span is not None)
-        return EncodedPrompt(torch.tensor(ids, dtype=torch.long), spans, text)
+        ranges: list[Span] = []
+        for first, last in prompt.characters.get("document") or ((0, len(prompt.text)),):
+            for start, end in sentence_ranges(prompt.text[first:last]):
+                span = token_span(bounds, (first + start, first + end))
+                reached = ranges[-1][1] if ranges else 0
+                if span is not None and span[1] > max(span[0], reached):
+                    ranges.append((max(span[0], reached), span[1]))
+        return ranges
 
     def _encode_other(self, prompt: Any) -> EncodedPrompt:
         """Encode a prompt that is not a text.

@@ -62,6 +62,7 @@ class QuestionScores:
             standard deviations, per head. Empty without a null question.
         ranked: Scores ``[document]`` of the scoring ``filtered`` for the heads :attr:`heads` together. Empty without a
             null question.
+        ranked_by_all: The same for all heads of the model together.
         heads: Heads whose attention is summed in :attr:`ranked`.
         gold: Index of the gold document per sample; ``None`` for a sample without a gold document.
         sample_ids: ``MultiDocSample.id`` of each sample.
@@ -72,6 +73,7 @@ class QuestionScores:
     calibrated: tuple[Float[Tensor, "layer head _"], ...]
     filtered: tuple[Float[Tensor, "layer head _"], ...]
     ranked: tuple[Float[Tensor, "_"], ...]
+    ranked_by_all: tuple[Float[Tensor, "_"], ...]
     heads: tuple[Head, ...]
     gold: tuple[int | None, ...]
     sample_ids: tuple[str, ...]
@@ -90,7 +92,7 @@ class QuestionScores:
         """Score of each document, one tensor per sample.
 
         Args:
-            heads: The heads to sum over; by default :attr:`heads`. The scoring ``filtered`` knows only these.
+            heads: The heads to sum over; by default :attr:`heads`. The scoring ``filtered`` knows these and all heads.
             scoring: How documents are scored; see :mod:`focuslens.scores.question_scores`.
 
         Raises:
@@ -104,6 +106,8 @@ class QuestionScores:
         if not chosen:
             raise ValueError("there are no heads to rank by; give at least one, such as scores.top_heads(16)")
         if scoring == "filtered":
+            if len(set(chosen)) == math.prod(self.attention[0].shape[:2]):
+                return list(self.ranked_by_all)
             if set(chosen) != set(self.heads):
                 raise ValueError(
                     "the scoring 'filtered' drops tokens by the sum over the heads, so it is computed for the heads "
@@ -270,6 +274,7 @@ def question_scores(
         tuple(one.calibrated for one in complete if one.calibrated is not None),
         tuple(one.filtered for one in complete if one.filtered is not None),
         tuple(one.ranked for one in complete if one.ranked is not None),
+        tuple(one.ranked_by_all for one in complete if one.ranked_by_all is not None),
         chosen,
         tuple(sample.gold_index for sample in sample_list),
         tuple(sample.id for sample in sample_list),
@@ -285,6 +290,7 @@ class _Scores:
     calibrated: Float[Tensor, "layer head document"] | None = None
     filtered: Float[Tensor, "layer head document"] | None = None
     ranked: Float[Tensor, "document"] | None = None
+    ranked_by_all: Float[Tensor, "document"] | None = None
 
 
 @torch.no_grad()
@@ -317,6 +323,7 @@ def _read_batch(
                 document_sums(change, item.documents).unflatten(0, (-1, n_heads)),
                 filtered_sums(change, item.documents).unflatten(0, (-1, n_heads)),
                 filtered_sums(change[places].sum(dim=0), item.documents),
+                filtered_sums(change.sum(dim=0), item.documents),
             )
         )
     return scores

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any, TypeGuard, cast
 
 from focuslens.util.shipped import shipped_names, shipped_ranking
 
@@ -29,17 +30,60 @@ def read_ranking(path: str | Path) -> list[list[int]]:
 
     Raises:
         FileNotFoundError: If there is neither a file nor a ranking of this name.
-        ValueError: If the file is in neither format.
+        ValueError: If the file is in none of the formats.
     """
+    import yaml
+
+    place = ranking_path(path)
+    text, is_yaml = place.read_text(encoding="utf-8"), place.suffix in (".yaml", ".yml")
     try:
-        entries = json.loads(ranking_path(path).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not a ranking of heads: it is not JSON ({error})") from error
-    if isinstance(entries, dict):
-        entries = entries.get("heads")  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
-    if not _are_heads(entries):
-        raise ValueError(f"{path} is not a ranking of heads: expected JSON [[layer, head], ...], best first")
-    return entries
+        entries = yaml.safe_load(text) if is_yaml else json.loads(text)
+    except (ValueError, yaml.YAMLError) as error:
+        kind = "YAML" if is_yaml else "JSON"
+        raise ValueError(f"{path} is not a ranking of heads: it is not {kind} ({error})") from error
+    heads = _ranked(entries)
+    if not _are_heads(heads):
+        raise ValueError(
+            f"{path} is not a ranking of heads: expected JSON [[layer, head], ...], best first, or one of the formats "
+            "that fl.load_ranking describes"
+        )
+    return heads
+
+
+def _ranked(entries: Any) -> Any:
+    """The list of heads in the content of a file; anything else if it is in no known format."""
+    if not isinstance(entries, dict):
+        return entries
+    table = cast("dict[Any, Any]", entries)
+    for key, pattern in _TEXTS.items():
+        if key in table:
+            return [[int(layer), int(head)] for layer, head in re.findall(pattern, str(table[key]))]
+    if "heads" in table or not table:
+        return table.get("heads")
+    if all(_NAME.fullmatch(str(name)) for name in table):
+        values = {name: _mean(value) for name, value in table.items()}
+        if None in values.values():
+            return None
+        ranked = sorted(table, key=lambda name: -cast("float", values[name]))  # equal values keep the file's order
+        return [[int(number) for number in str(name).split("-")] for name in ranked]
+    if all(str(layer).isdigit() and isinstance(heads, list) for layer, heads in table.items()):
+        return [[int(layer), head] for layer, heads in table.items() for head in heads]
+    return None
+
+
+_TEXTS = {"attn_head_set": r"(\d+)-(\d+)", "selected_heads": r"[(\[]\s*(\d+)\s*,\s*(\d+)\s*[)\]]"}
+"""Patterns of heads in the configurations of QRHead and DySCO, by key."""
+
+_NAME = re.compile(r"\d+-\d+")
+"""Name of a head in the files of CoRe and of retrieval heads: ``layer-head``."""
+
+
+def _mean(value: Any) -> float | None:
+    """A score, or the mean of a list of scores; ``None`` for anything else."""
+    scores = cast("list[Any]", value) if isinstance(value, list) else [value]
+    if not scores or not all(isinstance(score, int | float) and not isinstance(score, bool) for score in scores):
+        return None
+    return sum(scores) / len(scores)
 
 
 def _are_heads(entries: Any) -> TypeGuard[list[list[int]]]:

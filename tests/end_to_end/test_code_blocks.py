@@ -51,6 +51,7 @@ SMALL: dict[str, list[str]] = {
     "split-softmax": [*_RUN, "--tau", "0.1", "--k", "1"],
     "steer": [*_RUN, "--alpha=1", "--k", "1"],
     "generate": [*_RUN, "--top-k", "2"],
+    "rerank": [*_RUN, "--top-k", "2", "--train-samples", "2"],
     "fold": ["--top-k", "3"],
     "export": ["--top-k", "3"],
     "harness": _DATA,

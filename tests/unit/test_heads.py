@@ -125,3 +125,47 @@ def test_what_is_no_ranking_is_refused(tmp_path: Path, content: str) -> None:
     path.write_text(content)
     with pytest.raises(ValueError, match=r"not a ranking of heads|Expecting value"):
         load_ranking(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "heads"),
+    [
+        (
+            "qrhead.yaml",
+            '# Default\n\nattn_head_set: "13-16,12-12,2-0" # top16\nmodel_base_class: "X"',
+            [(13, 16), (12, 12), (2, 0)],
+        ),
+        ("dysco.yaml", 'selected_heads: "[(17,24), (14,31)]"\ntop_k: 4096\nlist:\n  - [128000]', [(17, 24), (14, 31)]),
+        ("core.json", '{"0-0": 0.01, "12-3": 0.5, "2-1": 0.2}', [(12, 3), (2, 1), (0, 0)]),
+        ("retrieval.json", '{"0-0": [0.2, 0.4], "5-1": [0.9, 0.1], "1-1": [0]}', [(5, 1), (0, 0), (1, 1)]),
+        ("pasta.json", '{"3": [1, 2], "0": [7]}', [(3, 1), (3, 2), (0, 7)]),
+        ("plain.yml", "- [1, 2]\n- [0, 3]", [(1, 2), (0, 3)]),
+    ],
+)
+def test_rankings_in_the_forms_of_others_are_read(
+    name: str, text: str, heads: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(text)
+    assert list(load_ranking(tmp_path / name)) == heads
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", '{"0-0": "best"}'),
+        ("b.json", '{"0-0": []}'),
+        ("c.json", '{"layer": [1]}'),
+        ("d.yaml", "model: x"),
+        ("e.json", '{"1": 2}'),
+    ],
+)
+def test_files_in_no_form_are_refused(name: str, text: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ValueError, match=r"is not a ranking of heads: expected JSON"):
+        load_ranking(tmp_path / name)
+
+
+def test_broken_yaml_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("a: [1")
+    with pytest.raises(ValueError, match="it is not YAML"):
+        load_ranking(tmp_path / "a.yaml")
