@@ -220,20 +220,25 @@ class SelfFocus:
         """
         heads = check_heads(self.heads, model.shape.n_layers, model.shape.n_heads)
         parts = [_parts(model, prompt, self.parts) for prompt in prefix.batch.prompts]
+        if self.null is not None:
+            _require_question_last(prefix.batch.prompts, parts)
         if self.rows == "response":
-            attention = answer_attention(model, prefix, heads, self.n_rows or max_new_tokens)
+            plain = attention = answer_attention(model, prefix, heads, self.n_rows or max_new_tokens)
         else:
             nulls = (
                 None if self.null is None else [model.encoder.with_question(p, self.null) for p in prefix.batch.prompts]
             )
             read = question_attention(model, prefix, heads, self.rows, nulls)
-            attention = read.attention if read.null is None else read.attention - read.null
+            plain = read.attention
+            attention = plain if read.null is None else plain - read.null
+        # The null question changes what documents get, not what the sink takes.
+        sinks = [float(plain[i, :, n : n + SINK].sum(dim=-1).mean()) for i, n in enumerate(prefix.batch.padding)]
         return [
-            self._choice(attention[i, :, padding:].mean(dim=0).double(), parts[i])
+            self._choice(attention[i, :, padding:].mean(dim=0).double(), parts[i], sinks[i])
             for i, padding in enumerate(prefix.batch.padding)
         ]
 
-    def _choice(self, attention: Float[Tensor, "pos"], parts: Sequence[Span]) -> Choice:
+    def _choice(self, attention: Float[Tensor, "pos"], parts: Sequence[Span], sink: float) -> Choice:
         sums = torch.stack([attention[start:end].sum() for start, end in parts]).clamp(min=0)
         shares = (sums / sums.sum()).nan_to_num(0.0)
         order = sorted(range(len(parts)), key=lambda i: (-float(shares[i]), i))
@@ -241,7 +246,6 @@ class SelfFocus:
         if self.top_p is not None:
             within = shares[order].cumsum(dim=0) < self.top_p - 1e-12
             chosen = order[: int(within.sum()) + 1]
-        sink = float(attention[:SINK].sum())
         if not self._is_sure(shares[order], sink):
             chosen = []
         return Choice(tuple(parts), tuple(shares.tolist()), tuple(chosen), sink)
@@ -252,7 +256,18 @@ class SelfFocus:
             return False
         margin = float(shares[0] - shares[1]) if len(shares) > 1 else 1.0
         entropy = float(torch.special.entr(shares).sum()) / math.log(len(shares)) if len(shares) > 1 else 0.0
-        return margin >= self.min_margin and entropy <= self.max_entropy + 1e-9 and sink <= self.max_sink
+        return margin >= self.min_margin and entropy <= self.max_entropy + 1e-9 and sink <= self.max_sink + 1e-6
+
+
+def _require_question_last(prompts: Sequence[EncodedPrompt], parts: Sequence[Sequence[Span]]) -> None:
+    """Raise ``ValueError`` if a part follows the question, whose tokens then differ with a null question."""
+    for prompt, spans in zip(prompts, parts, strict=True):
+        question = prompt.spans.get("question")
+        if question and question[0][0] < max(end for _, end in spans):
+            raise ValueError(
+                "a prompt asks its question before a part to choose from, whose attention another "
+                "question changes too; pass null=None"
+            )
 
 
 def _positive(value: Any, name: str) -> int:

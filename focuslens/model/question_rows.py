@@ -149,18 +149,20 @@ def _null_attention(
     batch = prefix.batch
     shared = [_shared_length(own, null, rows) for own, null in zip(batch.prompts, nulls, strict=True)]
     start = min(padding + n for padding, n in zip(batch.padding, shared, strict=True))
-    parts = [null.tokens[start - padding :] for null, padding in zip(nulls, batch.padding, strict=True)]
-    n_new = max(map(len, parts))
+    # A short prompt beside one whose question stands early can begin after ``start``. Padding then comes before it.
+    before = [max(0, padding - start) for padding in batch.padding]
+    parts = [null.tokens[max(0, start - padding) :] for null, padding in zip(nulls, batch.padding, strict=True)]
+    n_new = max(n + len(part) for n, part in zip(before, parts, strict=True))
     tokens, mask = (torch.zeros(len(batch), n_new, dtype=torch.long) for _ in range(2))
     weights = torch.zeros(len(batch), start + n_new)
-    for i, (part, null, padding) in enumerate(zip(parts, nulls, batch.padding, strict=True)):
-        tokens[i, : len(part)], mask[i, : len(part)] = part, 1
+    for i, (n, part, null, padding) in enumerate(zip(before, parts, nulls, batch.padding, strict=True)):
+        tokens[i, n : n + len(part)], mask[i, n : n + len(part)] = part, 1
         weights[i, padding : padding + len(null.tokens)] = row_weights(PromptBatch.of([null]), rows)[0]
-    means = RowMeans(heads, weights)
-    model.read_rows(prefix, start, means.hooks(), tokens=tokens, mask=mask)
-    attention = torch.zeros(len(batch), len(heads), batch.width)
+    reader = RowMeans(heads, weights)
+    model.read_rows(prefix, start, reader.hooks(), tokens=tokens, mask=mask)
+    means, attention = reader.means(), torch.zeros(len(batch), len(heads), batch.width)
     for i, (padding, n) in enumerate(zip(batch.padding, shared, strict=True)):
-        attention[i, :, : padding + n] = means.means()[i, :, : padding + n]
+        attention[i, :, : padding + n] = means[i, :, : padding + n]
     return attention
 
 

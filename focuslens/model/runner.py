@@ -145,7 +145,8 @@ class ModelRunner(PassRunner):
                 f"{len(prefix.batch)} prompt(s) both must be ({len(prefix.batch)}, new), with at least one new token"
             )
         self.points.require_firing(name for name, _ in observers)
-        prefix, interventions = resolved(self, self.completed(prefix, interventions), interventions, 100)
+        prefix, interventions = resolved(self, prefix, interventions, 100)
+        prefix = self.completed(prefix, interventions)
         start, columns = prefix.mask.shape[1], torch.cat((prefix.mask, new), dim=1)
         self.require_room(int(columns.sum(dim=1).max()))
         self._require_no_gaps(prefix)

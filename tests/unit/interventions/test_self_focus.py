@@ -95,6 +95,41 @@ def test_after_steering_the_steered_prompt_chooses(tiny_model: fl.FocusModel, sa
     assert list(sweep.evaluations["both"].responses) == expected
 
 
+def test_given_responses_are_scored_under_the_choice(tiny_model: fl.FocusModel, samples: Any) -> None:
+    responses, focus = ["queen 42.", "the bridge", "x", "a silver lantern"], fl.SelfFocus(HEADS, 0.05)
+    found = fl.contextual_scores(tiny_model, samples, interventions=[focus], responses=responses).relevant
+    for i, sample in enumerate(samples):
+        (choice,) = choices(tiny_model, focus, sample.prompt())
+        split = fl.SplitSoftmax(HEADS, 0.05, choice.parts[choice.chosen[0]])
+        one = fl.contextual_scores(tiny_model, [sample], interventions=[split], responses=responses[i : i + 1])
+        torch.testing.assert_close(torch.as_tensor(found[i]), torch.as_tensor(one.relevant[0]), atol=1e-5, rtol=1e-4)
+
+
+def asking(documents: tuple[str, str], question: str, rest: str) -> fl.Prompt:
+    """Prompt of two documents, a question and a text after it."""
+    text = f"{documents[0]} {documents[1]} {question}{rest}"
+    second = len(documents[0]) + 1
+    asked = second + len(documents[1]) + 1
+    spans = {"document": [(0, second - 1), (second, asked - 1)], "question": [(asked, asked + len(question))]}
+    return fl.Prompt(text, spans=spans)
+
+
+def test_a_short_prompt_beside_one_that_asks_early_is_calibrated_alike(tiny_model: fl.FocusModel) -> None:
+    early = asking(("the queen sleeps.", "the bridge is cold."), "where is the queen?", " the winter harbour" * 30)
+    prompts = [early, asking(("a silver lantern.", "the winter harbour."), "where is the lantern?", "")]
+    focus = fl.SelfFocus(HEADS, 0.1, rows="last", null="N/A")
+    for prompt, choice in zip(prompts, choices(tiny_model, focus, prompts), strict=True):
+        (alone,) = choices(tiny_model, focus, prompt)
+        assert choice.shares == pytest.approx(alone.shares, abs=1e-4)
+        assert choice.sink == pytest.approx(alone.sink, abs=1e-5)
+
+
+def test_a_null_question_needs_the_question_after_the_documents(tiny_model: fl.FocusModel) -> None:
+    prompt = fl.Prompt("where? the queen sleeps.", spans={"question": [(0, 6)], "document": [(7, 24)]})
+    with pytest.raises(ValueError, match="asks its question before a part to choose from"):
+        choices(tiny_model, fl.SelfFocus(HEADS, 0.1, null="N/A"), prompt)
+
+
 def test_an_unsure_choice_leaves_the_prompt_alone(tiny_model: fl.FocusModel, samples: Any) -> None:
     prompts = [one.prompt() for one in samples]
     plain = [one.text for one in tiny_model.generate(prompts, max_new_tokens=5)]
@@ -116,13 +151,13 @@ def test_the_gate_of_a_hand_worked_choice() -> None:
         ({"max_sink": 0.51}, True),
         ({"max_sink": 0.49}, False),
     ):
-        choice = fl.SelfFocus(HEADS, 0.1, **cast("Any", gate))._choice(attention.double(), parts)
+        choice = fl.SelfFocus(HEADS, 0.1, **cast("Any", gate))._choice(attention.double(), parts, 0.5)
         assert choice.chosen == ((0,) if sure else ())
         assert choice.shares == pytest.approx((0.6, 0.2, 0.2))
         assert choice.sink == pytest.approx(0.5)
-    assert fl.SelfFocus(HEADS, 0.1, top=2)._choice(attention.double(), parts).chosen == (0, 1)
+    assert fl.SelfFocus(HEADS, 0.1, top=2)._choice(attention.double(), parts, 0.5).chosen == (0, 1)
     for top_p, n in ((0.5, 1), (0.6, 1), (0.61, 2), (0.8, 2), (1.0, 3)):
-        assert len(fl.SelfFocus(HEADS, 0.1, top_p=top_p)._choice(attention.double(), parts).chosen) == n
+        assert len(fl.SelfFocus(HEADS, 0.1, top_p=top_p)._choice(attention.double(), parts, 0.5).chosen) == n
 
 
 def test_windows_and_sentences_are_parts_of_any_prompt(tiny_model: fl.FocusModel) -> None:
