@@ -163,6 +163,14 @@ class HookTarget(Protocol):
         """Maximum number of keys that TransformerLens's cache keeps in a layer; ``None`` if there is no limit."""
         ...
 
+    @property
+    def sink_layers(self) -> frozenset[int]:
+        """Layers whose heads have a further logit without a value (gpt-oss).
+
+        Rows of their patterns sum to less than one. The rest is the mass of this logit, the sink.
+        """
+        ...
+
     def require_running(self, batch: PromptBatch, start: int, n_rows: int | None) -> None:
         """Check that the pass that is running runs the tokens of ``batch``. Hooks call this method.
 
@@ -185,8 +193,8 @@ class Intervention(Protocol):
     """Immutable description of a change to the forward pass. The hooks that :meth:`hooks` returns make the change."""
 
     @property
-    def heads(self) -> tuple[Head, ...]:
-        """Heads that the intervention acts on."""
+    def heads(self) -> tuple[Head, ...] | None:
+        """Heads that the intervention acts on; ``None`` for all heads of the layers that it acts on."""
         ...
 
     @property

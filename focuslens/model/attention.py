@@ -15,14 +15,17 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
-from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int
+from einops import rearrange
+from jaxtyping import Bool, Float
 from torch import Tensor
 
+from focuslens.model.kernels import causal, causal_with_sinks, visible_keys
+
 __all__ = [
+    "PLAIN",
     "LayerCache",
     "Segment",
+    "Steps",
     "attend_causally",
     "attend_explicitly",
     "row_blocks",
@@ -35,6 +38,26 @@ SEALED = 256
 
 BLOCK = 2**24
 """Maximum number of attention scores in memory at a time, unless a hook needs all rows at once."""
+
+
+@dataclass(frozen=True, eq=False)
+class Steps:
+    """Steps of some architectures between the query-key products and the pattern.
+
+    Attributes:
+        cap: Soft cap ``c`` of the scaled products ``s``, which become ``c * tanh(s / c)`` (Gemma 2).
+        chunk: Length of the chunks of a prompt's tokens outside of which a row sees nothing (Llama 4).
+        sinks: One further logit per head, which takes part in the softmax and has no value (gpt-oss). Rows of the
+            pattern then sum to less than one.
+    """
+
+    cap: float | None = None
+    chunk: int | None = None
+    sinks: Float[Tensor, "head"] | None = None
+
+
+PLAIN = Steps()
+"""No further steps."""
 
 
 class Segment(NamedTuple):
@@ -88,25 +111,6 @@ def trim(segments: Sequence[Segment], columns: int) -> tuple[Segment, ...]:
     return tuple(parts)
 
 
-def visible_keys(
-    n_rows: int, n_keys: int, padding_mask: Int[Tensor, "batch key"] | None, window: int | None, device: torch.device
-) -> Bool[Tensor, "#batch 1 row key"]:
-    """Mask of the keys that each row attends to: up to the row's column, inside the window, and not padding.
-
-    A padding row also attends to its own column, because a softmax over no keys would be NaN. This does not affect
-    token rows, which never attend to padding.
-    """
-    columns = torch.arange(n_keys, device=device)
-    rows = columns[n_keys - n_rows :, None]
-    visible = columns <= rows
-    if window is not None:
-        visible = visible & (columns > rows - window)
-    visible = rearrange(visible, "row key -> 1 1 row key")
-    if padding_mask is not None:
-        visible = visible & rearrange(padding_mask.bool(), "batch key -> batch 1 1 key")
-    return visible | (columns == rows)
-
-
 def row_blocks(n_rows: int, scores_per_row: int) -> list[tuple[int, int]]:
     """Ranges ``(start, end)`` of rows. Each range has at most :data:`BLOCK` scores, or is a single row."""
     size = max(1, BLOCK // max(1, scores_per_row))
@@ -119,8 +123,11 @@ def attend_causally(
     padding: Sequence[int] | None,
     window: int | None,
     scale: float,
+    steps: Steps = PLAIN,
 ) -> Float[Tensor, "batch row head d_head"]:
     """Attention outputs of whole prompts, computed by the fused kernel.
+
+    No kernel caps scores. With a cap, blocks of rows are computed explicitly, of which no pattern is stored either.
 
     Args:
         q: Rotated queries.
@@ -129,11 +136,12 @@ def attend_causally(
             padding rows are zero.
         window: Maximum number of keys that a row attends to, including the row's own key; ``None`` for no limit.
         scale: Factor that multiplies the query-key products.
+        steps: Further steps of the architecture.
     """
     q = rearrange(q, "batch row head d -> batch head row d")
     keys, values = segment.keys, segment.values
     if padding is None or not any(padding):
-        z = _causal(q, keys, values, window, scale)
+        z = _chunked(q, keys, values, window, scale, steps)
     else:
         # The kernel is called once per prompt. A mask for the padding would need memory quadratic in the prompt's
         # length, and the fast kernels do not accept masks.
@@ -142,42 +150,57 @@ def attend_causally(
             if left == q.shape[2]:
                 continue
             prompt_q, prompt_keys, prompt_values = (x[i : i + 1, :, left:] for x in (q, keys, values))
-            z[i : i + 1, :, left:] = _causal(prompt_q, prompt_keys, prompt_values, window, scale)
+            z[i : i + 1, :, left:] = _chunked(prompt_q, prompt_keys, prompt_values, window, scale, steps)
     return rearrange(z, "batch head row d -> batch row head d")
 
 
-def _causal(
+def _chunked(
     q: Float[Tensor, "batch head row d_head"],
     keys: Float[Tensor, "batch kv_head row d_head"],
     values: Float[Tensor, "batch kv_head row d_head"],
     window: int | None,
     scale: float,
+    steps: Steps,
 ) -> Float[Tensor, "batch head row d_head"]:
-    """Causal attention of rows without padding. If there is a window, ``window`` rows are computed at a time."""
+    """Causal attention of rows without padding, chunk by chunk if there are chunks."""
     length = q.shape[2]
-    masked = window is not None and window < length
-    if not _kernel_groups(q.device.type, q.dtype, masked=masked):
-        group = q.shape[1] // keys.shape[1]
-        keys, values = (repeat(x, "batch kv row d -> batch (kv group) row d", group=group) for x in (keys, values))
-    grouped = q.shape[1] != keys.shape[1]
-    if window is None or window >= length:
-        return F.scaled_dot_product_attention(q, keys, values, is_causal=True, scale=scale, enable_gqa=grouped)
+    size = length if steps.chunk is None else min(steps.chunk, length)
     parts: list[Tensor] = []
-    for start in range(0, length, window):
-        end, first = min(start + window, length), max(0, start - window + 1)
-        mask = visible_keys(end - start, end - first, None, window, q.device)
-        block = (q[:, :, start:end], keys[:, :, first:end], values[:, :, first:end])
-        parts.append(F.scaled_dot_product_attention(*block, attn_mask=mask, scale=scale, enable_gqa=grouped))
-    return torch.cat(parts, dim=2)
+    for start in range(0, length, size):
+        rows, seen, mixed = (x[:, :, start : start + size] for x in (q, keys, values))
+        if steps.cap is not None:
+            parts.append(_capped(rows, seen, mixed, window, scale, steps))
+        elif steps.sinks is not None:
+            parts.append(causal_with_sinks(rows, seen, mixed, window, scale, steps.sinks))
+        else:
+            parts.append(causal(rows, seen, mixed, window, scale))
+    return torch.cat(parts, dim=2) if len(parts) > 1 else parts[0]
 
 
-def _kernel_groups(device: str, dtype: torch.dtype, *, masked: bool) -> bool:
-    """Whether a kernel with linear memory accepts grouped keys. If not, keys must be repeated for every query head.
+def _capped(
+    q: Float[Tensor, "batch head row d_head"],
+    keys: Float[Tensor, "batch kv_head row d_head"],
+    values: Float[Tensor, "batch kv_head row d_head"],
+    window: int | None,
+    scale: float,
+    steps: Steps,
+) -> Float[Tensor, "batch head row d_head"]:
+    """Causal attention of rows without padding, computed explicitly for one block of rows at a time."""
+    length = q.shape[2]
+    size = min(max(1, BLOCK // (q.shape[0] * q.shape[1] * length)), _CAPPED_ROWS, length)
+    parts: list[Tensor] = []
+    for start in range(0, length, size):
+        end = min(start + size, length)
+        first = 0 if window is None else max(0, start - window + 1)
+        rows = rearrange(q[:, :, start:end], "batch head row d -> batch row head d")
+        visible = visible_keys(end - start, end - first, None, window, q.device)
+        segment = Segment(keys[:, :, first:end], values[:, :, first:end])
+        parts.append(attend_explicitly(rows, [segment], visible, scale, steps=steps))
+    return rearrange(torch.cat(parts, dim=1), "batch row head d -> batch head row d")
 
-    On the CPU, every kernel accepts grouped keys. On other devices, only flash attention accepts grouped keys. Flash
-    attention needs half precision and does not accept masks.
-    """
-    return device == "cpu" or (dtype in (torch.float16, torch.bfloat16) and not masked)
+
+_CAPPED_ROWS = 512
+"""Maximum number of rows in a block of :func:`_capped`. In smaller blocks fewer keys after the row are computed."""
 
 
 def attend_explicitly(
@@ -187,6 +210,8 @@ def attend_explicitly(
     scale: float,
     on_scores: Callable[[Tensor], Tensor] | None = None,
     on_pattern: Callable[[Tensor], Tensor] | None = None,
+    *,
+    steps: Steps = PLAIN,
 ) -> Float[Tensor, "batch row head d_head"]:
     """Attention outputs of rows over all columns of the segments, with callbacks for scores and pattern.
 
@@ -200,21 +225,35 @@ def attend_explicitly(
         scale: Factor that multiplies the query-key products.
         on_scores: Callback that receives the scores ``[batch head row key]`` before the softmax and returns the scores
             to use. Masked scores are minus infinity.
-        on_pattern: Callback that receives the pattern ``[batch head row key]`` and returns the pattern to use.
+        on_pattern: Callback that receives the pattern ``[batch head row key]`` and returns the pattern to use. With
+            sinks, its rows sum to less than one: the rest is the mass of the sink.
+        steps: Further steps of the architecture. Chunks are a part of ``visible``.
     """
     exact = q if q.dtype in (torch.float32, torch.float64) else q.float()
     scores = torch.cat([_products(exact, segment, scale) for segment in segments], dim=-1)
+    if steps.cap is not None:
+        scores = torch.tanh(scores / steps.cap) * steps.cap
     if visible is not None:
         scores.masked_fill_(~visible, -torch.inf)
     if on_scores is None:
-        pattern = scores.softmax(dim=-1)
+        pattern = _softmax(scores, steps.sinks)
     else:
-        pattern = on_scores(scores).to(exact.dtype).softmax(dim=-1)
+        pattern = _softmax(on_scores(scores).to(exact.dtype), steps.sinks)
         # If a hook masks every key of a row, the softmax of that row is NaN. The output of the row is set to zero.
         pattern = torch.where(pattern.isnan(), 0, pattern)
     if on_pattern is not None:
         pattern = on_pattern(pattern).to(exact.dtype)
     return _mixtures(pattern, segments).to(q.dtype)
+
+
+def _softmax(
+    scores: Float[Tensor, "batch head row key"], sinks: Float[Tensor, "head"] | None
+) -> Float[Tensor, "batch head row key"]:
+    """Softmax over the keys, and over the head's sink if there are sinks, whose share is left out of the result."""
+    if sinks is None:
+        return scores.softmax(dim=-1)
+    sink = rearrange(sinks.to(scores), "head -> head 1 1").expand(*scores.shape[:3], 1)
+    return torch.cat((scores, sink), dim=-1).softmax(dim=-1)[..., :-1].contiguous()
 
 
 def _products(

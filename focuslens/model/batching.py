@@ -12,6 +12,7 @@ from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar, cast, runtime_checkable
 
 from focuslens.util.checks import checked_integer
+from focuslens.util.estimates import Estimate
 from focuslens.util.memory import is_out_of_memory, release_memory
 
 if TYPE_CHECKING:
@@ -245,6 +246,7 @@ def map_parts(
     if budget < 1:
         raise ValueError(f"batch_tokens is {budget}; it must be at least 1")
     order = list(range(len(lengths))) if alone else sorted(range(len(lengths)), key=lambda index: lengths[index])
+    estimate = Estimate(len(lengths), sum(lengths))
     while order:
         started: deque[list[int]] = deque()
 
@@ -273,7 +275,9 @@ def map_parts(
                     raise MemoryError(f"memory ran out on a single prompt of {n_tokens:,} tokens ({error})") from error
                 budget = max(1, min(budget, n_tokens) // 2)
             else:
-                order = order[len(started.popleft()) :]
+                at_once, batch = len(started), started.popleft()
+                estimate.finish(len(batch), sum(lengths[i] for i in batch), at_once=at_once)
+                order = order[len(batch) :]
                 continue
             # Inside the ``except`` block, the error keeps the tensors of the failed pass alive. Memory is therefore
             # released here.

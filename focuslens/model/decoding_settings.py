@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -18,8 +18,9 @@ from transformers.utils.hub import cached_file
 
 from focuslens.model.generation import Prefix
 from focuslens.model.stop_strings import checked_stop_strings
+from focuslens.util.checks import checked_integer
 
-__all__ = ["DecodingSettings", "LogitsRule"]
+__all__ = ["DecodingSettings", "LogitsRule", "checked_stop_tokens"]
 
 LogitsRule: TypeAlias = Callable[[Tensor, Sequence[Tensor]], Tensor]
 """Function of logits ``[batch d_vocab]`` and of the tokens of each step, ``[batch]``, that returns changed logits."""
@@ -100,6 +101,17 @@ class DecodingSettings:
             file = cached_file(name, "config.json", revision=revision, _raise_exceptions_for_missing_entries=False)
             raw = {} if file is None else json.loads(Path(file).read_text(encoding="utf-8"))
             declared = cast("Any", GenerationConfig).from_model_config({**config.to_dict(), **raw})
+        return cls.of_generation_config(declared, config, tokenizer, name, stacklevel=5)
+
+    @classmethod
+    def of_generation_config(
+        cls, declared: Any, config: Any, tokenizer: Any, name: str, *, stacklevel: int = 3
+    ) -> DecodingSettings:
+        """Settings of a ``GenerationConfig``, as Hugging Face's ``generate`` applies them.
+
+        Settings that are not applied give a warning, whose line is ``stacklevel`` calls above.
+        """
+        declared = cast("Any", GenerationConfig)() if declared is None else declared
         ignored = {
             key: value
             for key, neutral in _NEUTRAL.items()
@@ -112,7 +124,7 @@ class DecodingSettings:
             warnings.warn(
                 f"the generation config of {name!r} has {settings}, which FocusLens does not apply: its responses are "
                 "greedy, and differ from those of transformers",
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
         stops, strings = declared.eos_token_id, declared.stop_strings
         return cls(
@@ -125,6 +137,26 @@ class DecodingSettings:
             begin_suppress_tokens=_ids(declared.begin_suppress_tokens),
             stop_strings=(strings,) if isinstance(strings, str) else tuple(strings or ()),
         )
+
+    def ending(
+        self,
+        stop_tokens: Sequence[int | str] | None,
+        stop_strings: Sequence[str] | None,
+        tokenizer: Any,
+        d_vocab: int,
+    ) -> DecodingSettings:
+        """The settings with other ends of responses; ``None`` for those of these settings.
+
+        Raises:
+            TypeError: If stop tokens or stop strings are no sequence of such.
+            ValueError: If a stop token is not in the vocabulary, or a stop string is empty.
+        """
+        changes: dict[str, Any] = {}
+        if stop_tokens is not None:
+            changes["stop_tokens"] = checked_stop_tokens(stop_tokens, tokenizer, d_vocab)
+        if stop_strings is not None:
+            changes["stop_strings"] = checked_stop_strings(stop_strings)
+        return replace(self, **changes) if changes else self
 
     def describe(self) -> dict[str, Any]:
         """All settings that are not the defaults, except stop tokens, as JSON values, for result files."""
@@ -191,6 +223,31 @@ class DecodingSettings:
                 transformers.SuppressTokensAtBeginLogitsProcessor(list(self.begin_suppress_tokens), prompt_length)
             )
         return made
+
+
+def checked_stop_tokens(tokens: Sequence[int | str], tokenizer: Any, d_vocab: int) -> tuple[int, ...]:
+    """Ids of stop tokens that are given as ids, or as the texts that the vocabulary has for them, such as ``"</s>"``.
+
+    Raises:
+        TypeError: If the argument is a text, or no sequence of ids and texts.
+        ValueError: If an id or a text is not in the vocabulary.
+    """
+    wanted = "give a list of token ids, or of tokens such as '</s>', or [] for none"
+    if isinstance(tokens, str | bytes) or not isinstance(tokens, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"stop_tokens is {tokens!r}; {wanted}")
+    ids: list[int] = []
+    for token in tokens:
+        if isinstance(token, str):
+            known: Mapping[str, int] = tokenizer.get_vocab()
+            if token not in known:
+                raise ValueError(f"stop_tokens has {token!r}, which is no single token of the vocabulary; {wanted}")
+            token = known[token]
+        number = checked_integer(token, "a stop token", "a token id, or a token such as '</s>'")
+        # Tokenizers can have tokens that the model has no embedding for. Such tokens never occur.
+        if not 0 <= number < max(d_vocab, len(tokenizer)):
+            raise ValueError(f"stop_tokens has {number}; the vocabulary has the ids 0 to {d_vocab - 1}")
+        ids.append(number)
+    return tuple(ids)
 
 
 def _depends_on_cache(config: Any) -> bool:

@@ -19,10 +19,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from focuslens.heads import ModelShape
-from focuslens.hooks import is_row_wise
+from focuslens.hooks import RowHook, is_row_wise
 from focuslens.model.attention import (
+    PLAIN,
     LayerCache,
     Segment,
+    Steps,
     attend_causally,
     attend_explicitly,
     row_blocks,
@@ -41,6 +43,8 @@ __all__ = [
     "replaced_forwards",
     "stop_layer",
     "under_hook",
+    "without_dropout",
+    "without_hooks",
 ]
 
 
@@ -176,7 +180,7 @@ class Pass:
 
     n_rows: int
     mask: Int[Tensor, "batch column"]
-    _visible: dict[tuple[int | None, torch.device], Tensor | None] = field(default_factory=dict[Any, Any])
+    _visible: dict[tuple[int | None, int | None, torch.device], Tensor | None] = field(default_factory=dict[Any, Any])
 
     @cached_property
     def padded(self) -> bool:
@@ -195,15 +199,18 @@ class Pass:
         whole = self.n_rows == n_columns and torch.equal(left_padded, self.mask.long())
         return tuple(padding.tolist()) if whole else None
 
-    def visible(self, window: int | None, device: torch.device) -> Bool[Tensor, "#batch 1 row column"] | None:
+    def visible(
+        self, window: int | None, device: torch.device, chunk: int | None = None
+    ) -> Bool[Tensor, "#batch 1 row column"] | None:
         """Mask of the keys that each row attends to; ``None`` if every row attends to all keys."""
         n_columns = self.mask.shape[1]
-        if self.n_rows == 1 and not self.padded and (window is None or window >= n_columns):
+        all_within = all(limit is None or limit >= n_columns for limit in (window, chunk))
+        if self.n_rows == 1 and not self.padded and all_within:
             return None
-        key = (window, device)
+        key = (window, chunk, device)
         if key not in self._visible:
             mask = self.mask.to(device) if self.padded else None
-            self._visible[key] = visible_keys(self.n_rows, n_columns, mask, window, device)
+            self._visible[key] = visible_keys(self.n_rows, n_columns, mask, window, device, chunk)
         return self._visible[key]
 
     def require(self, layer_input: Float[Tensor, "batch row *head d_model"], cache: LayerCache) -> None:
@@ -243,6 +250,7 @@ def attend(
     segments: tuple[Segment, ...],
     window: int | None,
     scale: float,
+    steps: Steps = PLAIN,
 ) -> Float[Tensor, "batch row head d_head"]:
     """Attention outputs of one layer, by the cheapest method that the layer's hooks on scores and pattern allow.
 
@@ -253,23 +261,26 @@ def attend(
         segments: Keys (rotated) and values of all columns.
         window: Maximum number of keys that a row attends to, including the row's own key; ``None`` for no limit.
         scale: Factor that multiplies the query-key products.
+        steps: Further steps of the architecture.
     """
     hooked = [point if is_hooked(point) else None for point in (points.hook_attn_scores, points.hook_pattern)]
     if not any(hooked) and rows.left_padding is not None:
-        return attend_causally(q, segments[0], rows.left_padding, window, scale)
+        return attend_causally(q, segments[0], rows.left_padding, window, scale, steps)
     n_columns = rows.mask.shape[1]
     blocks = row_blocks(rows.n_rows, q.shape[0] * q.shape[2] * n_columns)
-    whole = [point for point in hooked if point is not None and not _row_wise(point)]
+    whole = [point for point in hooked if point is not None and not _every_hook(point, is_row_wise)]
     if len(blocks) == 1 or whole:
-        callbacks = [partial(_in_dtype, point, q.dtype) if point in whole else point for point in hooked]
-        return attend_explicitly(q, segments, rows.visible(window, q.device), scale, *callbacks)
+        # Lean layers give functions on rows the weights before rounding, too.
+        rounded = [point for point in whole if not _every_hook(point, lambda hook: isinstance(hook, RowHook))]
+        callbacks = [partial(_in_dtype, point, q.dtype) if point in rounded else point for point in hooked]
+        visible = rows.visible(window, q.device, steps.chunk)
+        return attend_explicitly(q, segments, visible, scale, *callbacks, steps=steps)
     parts: list[Tensor] = []
     for start, end in blocks:
         block = rows.block(start, end)
         block_segments = trim(segments, block.mask.shape[1])
-        parts.append(
-            attend_explicitly(q[:, start:end], block_segments, block.visible(window, q.device), scale, *hooked)
-        )
+        visible = block.visible(window, q.device, steps.chunk)
+        parts.append(attend_explicitly(q[:, start:end], block_segments, visible, scale, *hooked, steps=steps))
     return torch.cat(parts, dim=1)
 
 
@@ -288,10 +299,57 @@ def _per_row(x: Float[Tensor, "prompt kv_head key d_head"], copies: int) -> Floa
 
 def is_hooked(module: Any) -> bool:
     """Whether a module has hooks, other than those that transformers and TransformerLens set outside hook points."""
-    libraries = ("transformers.", "transformer_lens.") if not hasattr(module, "fwd_hooks") else ()
     stores = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
     hooks = [hook for store in stores for hook in store.values()]
-    return any(not str(getattr(hook, "__module__", "")).startswith(libraries) for hook in hooks)
+    return bool(hooks) if hasattr(module, "fwd_hooks") else any(map(_is_of_others, hooks))
+
+
+def _is_of_others(hook: Any) -> bool:
+    return not str(getattr(hook, "__module__", "")).startswith(("transformers.", "transformer_lens."))
+
+
+@contextmanager
+def without_hooks(hooked: Any) -> Generator[None]:
+    """Remove the hooks of a model for the duration of a ``with`` block, so that none of them sees test tokens.
+
+    These are all hooks on hook points, and PyTorch's hooks on any module, except those that transformers and
+    TransformerLens need.
+    """
+    original, points = getattr(hooked, "original_model", None) or hooked, list(hooked.hook_dict.values())
+    modules = {id(module): module for module in (*hooked.modules(), *original.modules(), *points)}
+    contents = [
+        (store, dict(store)) for module in modules.values() if is_hooked(module) for store in _forward_stores(module)
+    ]
+    of_points = {id(store) for point in points for store in _forward_stores(point)}
+    for store, entries in contents:
+        for key, hook in entries.items():
+            if id(store) in of_points or _is_of_others(hook):
+                del store[key]
+    try:
+        yield
+    finally:
+        for store, entries in contents:
+            store.clear()
+            store.update(entries)
+
+
+def _forward_stores(module: Any) -> tuple[Any, Any]:
+    return module._forward_hooks, module._forward_pre_hooks
+
+
+@contextmanager
+def without_dropout(hooked: Any) -> Generator[None]:
+    """Put a model that is being trained into evaluation mode for the duration of a ``with`` block."""
+    # Some modules of a bridge's original model are none of the bridge's.
+    roots = (hooked, getattr(hooked, "original_model", None) or hooked) if hooked.training else ()
+    training = [module for root in roots for module in root.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 def _in_dtype(point: Any, dtype: torch.dtype, exact: Tensor) -> Tensor:
@@ -310,7 +368,7 @@ def _in_dtype(point: Any, dtype: torch.dtype, exact: Tensor) -> Tensor:
     return exact if is_same else rounded
 
 
-def _row_wise(point: Any) -> bool:
-    """Whether every hook on a hook point accepts blocks of rows; see :func:`focuslens.hooks.row_wise`."""
-    row_wise = [handle for handle in point.fwd_hooks if is_row_wise(getattr(handle, "user_hook", None))]
-    return not point.bwd_hooks and len(row_wise) == len(point._forward_hooks) and not point._forward_pre_hooks
+def _every_hook(point: Any, condition: Callable[[Any], bool]) -> bool:
+    """Whether every hook on a hook point fulfils a condition."""
+    fulfilled = [handle for handle in point.fwd_hooks if condition(getattr(handle, "user_hook", None))]
+    return not point.bwd_hooks and len(fulfilled) == len(point._forward_hooks) and not point._forward_pre_hooks

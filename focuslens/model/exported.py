@@ -60,7 +60,7 @@ def plain_config(config: Any) -> Any:
     """Turn the configuration of an exported checkpoint into that of its base, in place, and return it."""
     config.architectures = [name.removeprefix(_CLASS) for name in config.architectures]
     config.__class__ = type(config).__mro__[1]
-    for entry in ("focus_layers", "auto_map"):
+    for entry in ("focus_layers", "focus_biases", "auto_map"):
         vars(config).pop(entry, None)
     return config
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
-import operator
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, TypeVar, overload
 
@@ -19,17 +15,20 @@ from focuslens.hooks import Cursor, Intervention, checked_interventions
 from focuslens.model import loading
 from focuslens.model.backends import BridgeBackend, HookedBackend, backend_for, describe
 from focuslens.model.decoding_settings import DecodingSettings
-from focuslens.model.generation import Generation
+from focuslens.model.generation import Generation, Prefix
 from focuslens.model.load_errors import explained_errors
+from focuslens.model.loaded import OpensLoaded, config_digest
 from focuslens.model.opening import open_backend
+from focuslens.model.prefilled import prefilled
 from focuslens.model.runner import ModelRunner
 from focuslens.model.sources.gguf_file import gguf_origin
 from focuslens.model.sources.names import EMBEDDED, checkpoint_path, shown_name
-from focuslens.model.stop_strings import checked_stop_strings, default_stop_strings
+from focuslens.model.stop_strings import default_stop_strings
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch, PromptInput, is_one_prompt
 from focuslens.prompts.encoder import PromptEncoder
 from focuslens.util.library_bars import library_bars
 from focuslens.util.places import remember_place
+from focuslens.util.progress import bars_inside
 
 __all__ = ["FocusModel"]
 
@@ -38,7 +37,7 @@ _LOG = logging.getLogger(__name__)
 _R = TypeVar("_R")
 
 
-class FocusModel(ModelRunner):
+class FocusModel(OpensLoaded, ModelRunner):
     """A TransformerLens model that runs prompts with named spans under interventions.
 
     Args:
@@ -48,7 +47,8 @@ class FocusModel(ModelRunner):
         chat: Whether to apply the tokenizer's chat template to prompts. The default is true if the tokenizer has a chat
             template. Some base models ship with a chat template. Pass ``False`` for these models.
         chat_template_kwargs: Additional arguments of the chat template, e.g. ``{"date_string": "26 Jul 2024"}``.
-        stop_tokens: Tokens that end a response; by default those of ``decoding``.
+        stop_tokens: Tokens that end a response, as ids or as tokens of the vocabulary such as ``"</s>"``; by default
+            those of ``decoding``. Pass ``()`` for none.
         stop_strings: Texts that end a response, which ends before the text; by default those of ``decoding``. Without
             ``decoding``, they are a new line and ``"Question:"`` if prompts are not put into a chat template, because a
             base model goes on after its answer, and none otherwise. Pass ``()`` for none.
@@ -60,9 +60,10 @@ class FocusModel(ModelRunner):
             a token on a GPU. A warning gives the reason if they cannot be recorded.
 
     Raises:
-        TypeError: If ``hooked`` is not a TransformerLens model, or ``stop_strings`` is not a sequence of texts.
-        ValueError: If there is no tokenizer, ``chat`` is true and the tokenizer has no chat template, or a stop string
-            is empty.
+        TypeError: If ``hooked`` is not a TransformerLens model, ``stop_tokens`` is not a sequence of ids or tokens, or
+            ``stop_strings`` is not a sequence of texts.
+        ValueError: If there is no tokenizer, ``chat`` is true and the tokenizer has no chat template, a stop token is
+            not in the vocabulary, or a stop string is empty.
     """
 
     def __init__(
@@ -72,7 +73,7 @@ class FocusModel(ModelRunner):
         *,
         chat: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
-        stop_tokens: Sequence[int] | None = None,
+        stop_tokens: Sequence[int | str] | None = None,
         stop_strings: Sequence[str] | None = None,
         decoding: DecodingSettings | None = None,
         name: str | None = None,
@@ -90,10 +91,7 @@ class FocusModel(ModelRunner):
         if decoding is None:
             ends = () if tokenizer.eos_token_id is None else (tokenizer.eos_token_id,)
             decoding = DecodingSettings(ends, stop_strings=default_stop_strings(tokenizer, chat))
-        if stop_strings is not None:
-            decoding = replace(decoding, stop_strings=checked_stop_strings(stop_strings))
-        if stop_tokens is not None:
-            decoding = replace(decoding, stop_tokens=tuple(map(operator.index, stop_tokens)))
+        decoding = decoding.ending(stop_tokens, stop_strings, tokenizer, backend.shape.d_vocab)
         super().__init__(backend, tokenizer, decoding)
         self.name = name or shown_name(str(getattr(hooked.cfg, "model_name", "model")))
         self.revision, self.compile = revision, compile
@@ -115,6 +113,7 @@ class FocusModel(ModelRunner):
         trust_remote_code: bool = False,
         chat: bool | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        stop_tokens: Sequence[int | str] | None = None,
         stop_strings: Sequence[str] | None = None,
         gguf_file: str | None = None,
         original: bool = False,
@@ -143,6 +142,10 @@ class FocusModel(ModelRunner):
                 its base, with its directions added to the queries in every pass.
             chat: See :class:`FocusModel`.
             chat_template_kwargs: See :class:`FocusModel`.
+            stop_tokens: Tokens that end a response, as ids or as tokens of the vocabulary such as ``"<|im_end|>"``, in
+                all later generations, evaluations and scores. Result files name them. By default they are those that
+                ``generation_config.json`` declares, or the tokenizer's EOS token if it declares none. Pass ``()`` for
+                none.
             stop_strings: Texts that end a response, which ends before the text. By default they are those that
                 ``generation_config.json`` declares. If it declares none, they are those of :class:`FocusModel`, and
                 none for the embedded model, which was trained to end its answers. Pass ``()`` for none.
@@ -188,13 +191,14 @@ class FocusModel(ModelRunner):
             tokenizer,
             chat=chat,
             chat_template_kwargs=chat_template_kwargs,
+            stop_tokens=stop_tokens,
             stop_strings=stop_strings,
             decoding=decoding,
             name=shown_name(name, gguf_file),
             revision=revision or getattr(checkpoint.config, "_commit_hash", None),
             compile=compile,
         )
-        model._config_digest = _digest_of(checkpoint.config)
+        model._config_digest = config_digest(checkpoint.config)
         model._gguf = gguf_origin(path)
         model._directory = Path(path) if name != EMBEDDED and Path(path).is_dir() else None
         return model
@@ -208,10 +212,11 @@ class FocusModel(ModelRunner):
         return cls.from_pretrained(EMBEDDED, **settings)
 
     def __repr__(self) -> str:
-        shape, cfg = self.shape, self.hooked.cfg
+        shape, cfg, slow = self.shape, self.hooked.cfg, self.slow_attention
         return (
             f"FocusModel({self.name!r}: {type(self.hooked).__name__}, {shape.n_layers} layers x {shape.n_heads} heads, "
-            f"d_head {shape.d_head}, {str(cfg.dtype).removeprefix('torch.')} on {self.device.type})"
+            f"d_head {shape.d_head}, {str(cfg.dtype).removeprefix('torch.')} on {self.device.type}"
+            f"{'' if slow is None else f'; attention of TransformerLens: {slow}'})"
         )
 
     @property
@@ -293,6 +298,9 @@ class FocusModel(ModelRunner):
         interventions: Sequence[Intervention] = ...,
         *,
         max_new_tokens: int = ...,
+        stop_tokens: Sequence[int | str] | None = ...,
+        stop_strings: Sequence[str] | None = ...,
+        progress: bool | None = ...,
     ) -> Generation: ...
     @overload
     def generate(
@@ -301,6 +309,9 @@ class FocusModel(ModelRunner):
         interventions: Sequence[Intervention] = ...,
         *,
         max_new_tokens: int = ...,
+        stop_tokens: Sequence[int | str] | None = ...,
+        stop_strings: Sequence[str] | None = ...,
+        progress: bool | None = ...,
     ) -> list[Generation]: ...
     @overload
     def generate(
@@ -309,13 +320,30 @@ class FocusModel(ModelRunner):
         interventions: Sequence[Intervention] = ...,
         *,
         max_new_tokens: int = ...,
+        stop_tokens: Sequence[int | str] | None = ...,
+        stop_strings: Sequence[str] | None = ...,
+        progress: bool | None = ...,
     ) -> Generation: ...
+    @overload
     def generate(
         self,
-        prompts: PromptInput | Sequence[PromptInput],
+        prompts: Prefix,
+        interventions: Sequence[Intervention] = ...,
+        *,
+        max_new_tokens: int = ...,
+        stop_tokens: Sequence[int | str] | None = ...,
+        stop_strings: Sequence[str] | None = ...,
+        progress: bool | None = ...,
+    ) -> Generation | list[Generation]: ...
+    def generate(
+        self,
+        prompts: PromptInput | Sequence[PromptInput] | Prefix,
         interventions: Sequence[Intervention] = (),
         *,
         max_new_tokens: int = 100,
+        stop_tokens: Sequence[int | str] | None = None,
+        stop_strings: Sequence[str] | None = None,
+        progress: bool | None = None,
     ) -> Generation | list[Generation]:
         """Generate the greedy response to a prompt, or the responses to a list of prompts.
 
@@ -323,24 +351,28 @@ class FocusModel(ModelRunner):
 
         Args:
             prompts: One prompt or several: texts, encoded prompts, token ids, or lists of chat messages. If
-                :attr:`encoder` uses a chat template, it is applied to texts and messages.
+                :attr:`encoder` uses a chat template, it is applied to texts and messages. A prefix that :meth:`prefill`
+                returned stands for its prompts, whose rows are then not run again, except for the last one. A prefix of
+                one prompt gives one response, and a prefix of several prompts gives a list.
             interventions: Interventions, applied in order.
             max_new_tokens: Maximum length of a response, in tokens. A response also ends when the context is full.
+            stop_tokens: Tokens that end these responses; by default those of the model.
+            stop_strings: Texts that end these responses; by default those of the model.
+            progress: Whether to show a progress bar while a long prompt is run; :mod:`focuslens.util.progress`
+                describes the default.
 
         Raises:
-            ValueError: If a prompt does not fit the context.
+            ValueError: If a prompt does not fit the context, if a stop token is not in the vocabulary, if a prefix was
+                run without an intervention that changes the prompt, or if it was run under one that is not in
+                ``interventions``.
             TypeError: If ``interventions`` is not a sequence of interventions.
         """
         interventions = checked_interventions(interventions)
+        decoding = self.decoding.ending(stop_tokens, stop_strings, self.tokenizer, self.shape.d_vocab)
         # The last token is always held back. Its row is therefore computed in the same way with and without
         # interventions.
-        prefix = self.prefill(prompts, interventions, hold_last=True)
-        responses = self.decode(prefix, interventions, max_new_tokens=max_new_tokens)
-        return responses[0] if is_one_prompt(prompts) else responses
-
-
-def _digest_of(config: Any) -> str:
-    """Digest of a configuration, which changes what the same weights compute."""
-    unrelated = ("_name_or_path", "_commit_hash", "transformers_version", "dtype", "torch_dtype")
-    values = {name: value for name, value in config.to_dict().items() if name not in unrelated}
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=str).encode()).hexdigest()[:16]
+        with bars_inside(progress):
+            prefix = prefilled(self, prompts, interventions)
+        responses = self.decode(prefix, interventions, max_new_tokens=max_new_tokens, decoding=decoding)
+        is_one = len(prefix.batch) == 1 if isinstance(prompts, Prefix) else is_one_prompt(prompts)
+        return responses[0] if is_one else responses

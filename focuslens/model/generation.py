@@ -39,7 +39,7 @@ class Generation:
         return f"Generation({self.text!r}, {len(self.tokens)} tokens, finished={self.finished})"
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Prefix:
     """A batch of prompts that have been run, with a key-value cache. A prefix can be extended any number of times.
 
@@ -52,6 +52,8 @@ class Prefix:
         under: Interventions under which the prompts were run.
         residuals: Layer inputs ``[batch column d_model]`` by layer index, for the layers in ``keep`` of
             :meth:`ModelRunner.prefill`.
+        measured: What interventions have measured in the prompts, so that the settings of a sweep measure it once;
+            ``None`` for a prefix whose next use may run under other hooks on the model.
     """
 
     batch: PromptBatch
@@ -61,6 +63,11 @@ class Prefix:
     logits: Float[Tensor, "batch d_vocab"] | None
     under: tuple[Any, ...] = ()
     residuals: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
+    measured: dict[str, Any] | None = None
+
+    def __repr__(self) -> str:
+        held = "" if self.logits is not None else ", without the rows of their last tokens"
+        return f"Prefix({len(self.batch)} prompts, {self.mask.shape[1]} columns{held})"
 
     @property
     def is_shared(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
+from contextvars import ContextVar
 from threading import RLock
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from focuslens.hooks import hook_name
 from focuslens.model.backends import Backend
+from focuslens.model.engine import without_hooks
 
-__all__ = ["HookPoints", "attention_points", "kind_of", "lock_of", "without_hooks"]
+__all__ = ["HookPoints", "attention_points", "kind_of", "lock_of", "own_passes"]
 
 _locks: WeakKeyDictionary[Any, RLock] = WeakKeyDictionary()
 
@@ -50,6 +52,19 @@ def attention_points(backend: Backend, point: str) -> list[str]:
     return [name for name in names if name in points]
 
 
+_own: ContextVar[bool] = ContextVar("_own", default=False)
+
+
+@contextmanager
+def own_passes() -> Generator[None]:
+    """Context in which hooks are made for passes of FocusLens, rather than for TransformerLens's ``run_with_hooks``."""
+    token = _own.set(True)
+    try:
+        yield
+    finally:
+        _own.reset(token)
+
+
 class HookPoints:
     """Verifier of attention hook points: they must fire, and edits of their activations must change the logits."""
 
@@ -59,6 +74,7 @@ class HookPoints:
         self._present: set[str] = set()
         self._firing: set[str] = set()
         self._acting: set[str] = set()
+        self._acting_plainly: set[str] = set()
 
     def require_firing(self, names: Iterable[str]) -> None:
         """Check that hooks on the named hook points are called.
@@ -103,6 +119,30 @@ class HookPoints:
                     )
                 self._acting.add(point)
 
+    def require_acting_plainly(self, names: Iterable[str]) -> None:
+        """Check that hooks change the logits of TransformerLens's own passes too, for hooks that may run there.
+
+        On the attention engine, hook points can act that TransformerLens's own attention ignores (Llama 4, Phi-3).
+
+        Raises:
+            ValueError: If the edits of a hook point change nothing.
+        """
+        if _own.get() or not self._backend.is_measured:
+            return
+        for name in sorted(set(names)):
+            point = _point(name)
+            if point not in _POINTS or point in self._acting_plainly:
+                continue
+            firing = attention_points(self._backend, point)
+            observed = self._run(((n, _observe) for n in firing), plain=True)
+            if torch.equal(observed, self._run(((n, _disturb) for n in firing), plain=True)):
+                raise ValueError(
+                    f"{name} of this {self._kind} acts in the passes of a FocusModel only; in TransformerLens's own "
+                    "passes, hooks there would have no effect. Pass the intervention to the FocusModel instead, as in "
+                    "model.generate(prompt, [intervention])"
+                )
+            self._acting_plainly.add(point)
+
     def _watch(self, point: str) -> None:
         """Record the layers in which a hook point fires."""
 
@@ -116,32 +156,22 @@ class HookPoints:
         self._run(recording(name) for name in attention_points(self._backend, point))
 
     @torch.no_grad()
-    def _run(self, hooks: Iterable[tuple[str, Any]]) -> Tensor:
-        """Logits of the last of four test tokens, from a pass with ``hooks`` as the only hooks."""
+    def _run(self, hooks: Iterable[tuple[str, Any]], *, plain: bool = False) -> Tensor:
+        """Logits of the last of four test tokens, from a pass with ``hooks`` as the only hooks.
+
+        With ``plain``, the pass is TransformerLens's own.
+        """
         hooked = self._backend.hooked
         tokens = torch.arange(1, 5, device=self._backend.device)[None] % self._backend.shape.d_vocab
         # The check removes all hooks for one pass, so it waits for passes under the hooks of other threads.
         with lock_of(hooked), without_hooks(hooked), hooked.hooks(fwd_hooks=list(hooks)):
+            if plain:
+                return hooked(tokens, return_type="logits", attention_mask=torch.ones_like(tokens))[:, -1:]
             return self._backend.forward(tokens, torch.ones_like(tokens), None, last_only=True)
 
     @property
     def _kind(self) -> str:
         return kind_of(self._backend.hooked)
-
-
-@contextmanager
-def without_hooks(hooked: Any) -> Generator[None]:
-    """Remove all hooks of a model for the duration of a ``with`` block, so that they do not run on test tokens."""
-    points = list({id(point): point for point in hooked.hook_dict.values()}.values())
-    contents = [(store, list(store.items())) for p in points for store in (p._forward_hooks, p._forward_pre_hooks)]
-    for store, _ in contents:
-        store.clear()
-    try:
-        yield
-    finally:
-        for store, entries in contents:
-            store.clear()
-            store.update(entries)
 
 
 def _observe(tensor: Tensor, hook: Any) -> None:

@@ -7,6 +7,7 @@ hook points. Both kinds can alternate.
 
 from __future__ import annotations
 
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
@@ -16,14 +17,17 @@ from typing import Any, TypeAlias
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.utils.hooks import RemovableHandle
 
 from focuslens.hooks import Hook, RowHook, layer_of
 from focuslens.model.attention import attend_causally
 from focuslens.model.backends import Backend
 from focuslens.model.engine import KeyValueCache, Pass, is_hooked
 from focuslens.model.lean_attention import Tail
+from focuslens.model.lean_choice import Watch, has_global_hooks, roots_of
 from focuslens.model.lean_layer import LeanLayer, keys_and_values, run_layer
 from focuslens.model.lean_recorded import NotRecorded, PassInputs, RecordedLayer, RecordedRun, Recorder
+from focuslens.util.notes import MinorWarning
 
 __all__ = ["LeanDecoder", "LeanPrompts", "lean_agrees", "lean_plan"]
 
@@ -40,13 +44,17 @@ def lean_plan(backend: Backend, hooks: Sequence[Hook], *, prompts: bool = False)
             every row, and patterns have none. Otherwise the plan is for response rows.
     """
     others = {layer_of(name) for name, hook in hooks if not _is_on_rows(name, hook, prompts)}
-    if None in others or any("forward" in vars(module) or is_hooked(module) for module in _roots(backend.hooked)):
+    roots = roots_of(backend.hooked)
+    watched = has_global_hooks() or any("forward" in vars(module) or is_hooked(module) for module in roots)
+    # Kernels of torch.autocast round where single operations would not.
+    if None in others or watched or torch.is_autocast_enabled(backend.device.type):
         return [None] * backend.shape.n_layers
     layers = backend.lean_layers()
     if len({layer.q.weight.device for layer in layers if layer is not None}) > 1:
         return [None] * len(layers)
+    watch = Watch()
     return [
-        None if layer is None or i in others or _is_watched(block) else layer
+        None if layer is None or i in others or watch.acts_on(block) else layer
         for i, (layer, block) in enumerate(zip(layers, backend.hooked.blocks, strict=True))
     ]
 
@@ -62,25 +70,6 @@ _LINEAR = ("hook_q", "hook_k", "hook_rot_q", "hook_z")
 _PATTERNS = ("hook_attn_scores", "hook_pattern")
 
 
-def _roots(hooked: Any) -> list[Any]:
-    """Modules whose calls lean layers leave out: the model itself, and the list of its blocks."""
-    original = getattr(hooked, "original_model", None)
-    own = [] if original is None else [original, original.base_model]
-    return [hooked, hooked.blocks, *own]
-
-
-def _is_watched(block: Any) -> bool:
-    """Whether a module of a block has hooks of somebody else."""
-    found: list[Any] = [block]
-    for module in found:  # ``block.modules()`` also makes the names, which takes as long as decoding a token
-        if (
-            module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-        ) and is_hooked(module):
-            return True
-        found += [child for child in module._modules.values() if child is not None]
-    return False
-
-
 class _Layers:
     """Layers of a model in order: runs of lean layers, and runs of other ones.
 
@@ -92,6 +81,7 @@ class _Layers:
 
     def __init__(self, backend: Backend, plan: Sequence[LeanLayer | None], hooks: Sequence[Hook]) -> None:
         self.backend, self.plan = backend, plan
+        self._given, self._handles = hooks, RemovableHandle.next_id
         self._hooks: dict[int, dict[str, list[RowHook]]] = defaultdict(dict)
         for name, hook in hooks:
             layer = layer_of(name)
@@ -121,6 +111,19 @@ class _Layers:
             [hook.reads for hook in hooks] == sorted(hook.reads for hook in hooks)
             for hooks in self._hooks[place].values()
         )
+
+    def require_unwatched(self, during: str, *, prompts: bool = False) -> None:
+        """Raise ``RuntimeError`` if lean layers have hooks of others, which can only have been added meanwhile."""
+        if RemovableHandle.next_id == self._handles:  # PyTorch counts the hooks that have been added
+            return
+        plan = lean_plan(self.backend, self._given, prompts=prompts)
+        watched = [i for i, layer in enumerate(plan) if layer is None and self.plan[i] is not None]
+        if watched:
+            raise RuntimeError(
+                f"hooks were added to layers {watched} during {during}, where they would not act; add them before it, "
+                "or set model.lean = False"
+            )
+        self._handles = RemovableHandle.next_id
 
     def lean(self, place: int) -> LeanLayer:
         layer = self.plan[place]
@@ -168,6 +171,9 @@ class LeanDecoder:
         Args:
             tokens: The new tokens.
             mask: Attention mask of all columns, the new one included.
+
+        Raises:
+            RuntimeError: If a hook of somebody else has been added to a lean layer since the first pass.
         """
         rows, backend = Pass(1, mask.cpu()), self._layers.backend
         self._cache.append_attention_mask(mask[:, -1:])
@@ -179,6 +185,7 @@ class LeanDecoder:
                 residual = self._run(places, residual[:, 0], rows, PassInputs(turns, hidden))[:, None]
             else:
                 residual = backend.run_layers(places, residual, mask, self._cache)
+        self._layers.require_unwatched("a response")
         return backend.unembed(residual)[:, -1]
 
     def _run(
@@ -270,6 +277,7 @@ class LeanPrompts:
         first: int = 0,
         keep: Collection[int] = (),
         logits: bool = False,
+        reach: Callable[[int], None] = lambda layer: None,
     ) -> tuple[Float[Tensor, "batch d_vocab"] | None, dict[int, Tensor]]:
         """Run the layers from ``first`` on.
 
@@ -278,9 +286,13 @@ class LeanPrompts:
             first: First layer to run.
             keep: Layers whose inputs are returned.
             logits: Whether the logits of the last row are needed. Otherwise the pass ends when the cache is complete.
+            reach: Function that is called with the index of each layer that begins.
 
         Returns:
             The logits, and the inputs ``[batch row d_model]`` by layer.
+
+        Raises:
+            RuntimeError: If a hook of somebody else has been added to a lean layer meanwhile.
         """
         backend, n_rows, last = self._layers.backend, self._mask.shape[1], len(self._layers.plan) - 1
         self._cache.append_attention_mask(self._mask)
@@ -289,6 +301,7 @@ class LeanPrompts:
         for is_lean, places in self._layers.runs(first):
             for part in [places] if is_lean else [range(i, i + 1) for i in places]:
                 if not is_lean:
+                    reach(part.start)
                     stored |= {part.start: residual} if part.start in keep else {}
                     to_keys = not logits and part.start == last
                     residual = backend.run_layers(
@@ -297,6 +310,7 @@ class LeanPrompts:
                     continue
                 x = residual.flatten(0, 1)
                 for i in part:
+                    reach(i)
                     stored |= {i: x.unflatten(0, (-1, n_rows))} if i in keep else {}
                     layer, edits = self._layers.lean(i), self._layers.edits[i]
                     turn = turns[layer.rotary]
@@ -305,6 +319,7 @@ class LeanPrompts:
                         break
                     x = run_layer(layer, x, n_rows, turn, partial(self._attend, i), edits)
                 residual = x.unflatten(0, (-1, n_rows))
+        self._layers.require_unwatched("the prompts", prompts=True)
         return (backend.unembed(residual[:, -1:])[:, -1] if logits else None), stored
 
     def _append(self, place: int, keys: Tensor, values: Tensor) -> None:
@@ -315,6 +330,7 @@ class LeanPrompts:
         layer = self._layers.lean(place)
         window = self._cache.window(place, layer.window, self._rows)
         segment, padding = self._cache.layers[place].segments[0], self._rows.left_padding
+        assert padding is not None, "lean layers run whole prompts, padded on the left"
         rows = q.unflatten(0, (-1, self._mask.shape[1]))
         return attend_causally(rows, segment, padding, window, layer.scale).flatten(0, 1)
 
@@ -337,7 +353,11 @@ def lean_agrees(backend: Backend) -> bool | None:
     assert first is not None
     second = LeanDecoder(backend, plan, (), lean, 1).step(tokens[:, 4:], mask)
     tolerance = 1e-4 if first.dtype in (torch.float32, torch.float64) else 0.05
-    return all(
+    agree = all(
         bool((ours - theirs).abs().max() <= tolerance * theirs.abs().max())
         for ours, theirs in zip((first, second), expected, strict=True)
     )
+    if not agree:
+        text = "layers that are computed from their weights give other logits, so all run under TransformerLens"
+        warnings.warn(text, MinorWarning, stacklevel=3)
+    return agree

@@ -28,8 +28,12 @@ _BLOCK = 256
 """Maximum number of columns for later rows in one buffer."""
 
 _SMALL = 2**20
-"""Keys of a prompt up to this number of bytes are copied into the buffer of later rows, which saves three calls a row.
-For longer prompts, reading the keys takes longer than the calls."""
+"""Keys of all prompts of a batch up to this number of bytes are copied into the buffer of later rows, which saves three
+calls per row. For more keys, reading them takes longer than the calls."""
+
+_NARROW = 16
+"""On a CPU, a product with fewer columns than this takes up to four times as long as its transpose. They are the
+dimensions of a head."""
 
 
 class _Part(NamedTuple):
@@ -257,6 +261,7 @@ def _mixture(
         return torch.bmm(weights, values) if earlier is None else torch.baddbmm(earlier, weights, values)
     matrices, group, n = weights.shape
     by_prompt = weights.view(prompts, copies, kv, group, n).transpose(1, 2).reshape(prompts * kv, -1, n)
-    mixed = torch.bmm(by_prompt, values).view(prompts, kv, copies, group, -1).transpose(1, 2)
-    mixed = mixed.reshape(matrices, group, -1)
+    narrow = values.shape[-1] < _NARROW
+    mixed = torch.bmm(values.mT, by_prompt.mT).mT if narrow else torch.bmm(by_prompt, values)
+    mixed = mixed.view(prompts, kv, copies, group, -1).transpose(1, 2).reshape(matrices, group, -1)
     return mixed if earlier is None else earlier + mixed

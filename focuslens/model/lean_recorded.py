@@ -8,6 +8,7 @@ into its own tensors before each replay. Functions that only read activations ar
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -42,6 +43,10 @@ class Recorder(Protocol):
         ...
 
 
+_capturing = threading.Lock()
+"""Lock of captures. PyTorch captures one graph of a process at a time."""
+
+
 @dataclass(frozen=True)
 class CudaGraphs:
     """Recorder that makes a CUDA graph.
@@ -55,10 +60,17 @@ class CudaGraphs:
     def record(self, compute: Callable[[], Tensor]) -> tuple[Callable[[], None], Tensor]:
         """Capture one call. Its kernels are not run."""
         graph = torch.cuda.CUDAGraph()
-        torch.cuda.synchronize(self.device)
-        # Other threads may use the GPU meanwhile, for example to load a model.
-        with torch.cuda.device(self.device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
-            result = compute()
+        with _capturing, torch.cuda.device(self.device):
+            torch.cuda.synchronize()
+            # PyTorch's own stream for captures belongs to the first device that captured. After a failed capture,
+            # PyTorch leaves the thread on the stream of the capture.
+            before = torch.cuda.current_stream()
+            try:
+                # Other threads may use the GPU meanwhile, for example to load a model.
+                with torch.cuda.graph(graph, stream=torch.cuda.Stream(), capture_error_mode="thread_local"):
+                    result = compute()
+            finally:
+                torch.cuda.set_stream(before)
         return graph.replay, result
 
 
@@ -104,13 +116,14 @@ class RecordedRun:
     def __init__(self, layers: Sequence[RecordedLayer], rows: int, recorder: Recorder) -> None:
         self._layers, self._rows, self._recorder = layers, rows, recorder
         self._replay: Callable[[], None] | None = None
+        self._is_checked = False
         self._x = self._result = self._slot = torch.empty(0)
         self._turns: dict[object, Turn] = {}
         self._hidden: dict[int | None, Tensor] = {}
         self._kept: list[dict[str, Tensor]] = []
 
     def __call__(self, x: Float[Tensor, "row d_model"], inputs: PassInputs) -> Float[Tensor, "row d_model"]:
-        """Output of the last layer. The columns of the new rows are appended.
+        """Output of the last layer, in a tensor of its own. The columns of the new rows are appended.
 
         Raises:
             NotRecorded: If the run cannot be recorded. Then no column has been appended.
@@ -120,7 +133,7 @@ class RecordedRun:
             self._record(x, inputs)
         else:
             self._set(x, inputs)
-            self._replay()
+            self._run_again(self._replay)
         for tail in tails:
             tail.advance()
         n_keys = tails[0].columns
@@ -129,7 +142,33 @@ class RecordedRun:
                 value = kept[point][..., :n_keys] if point in _OVER_KEYS else kept[point]
                 for read in readers:
                     read(value)
-        return self._result
+        # Hooks of others may keep what they get, and the next replay changes the result.
+        return self._result.clone()
+
+    def _run_again(self, replay: Callable[[], None]) -> None:
+        """Replay the recorded pass. The first time, compare it with the pass itself."""
+        if self._is_checked:
+            replay()
+            return
+        recorded = self._kept
+        expected = self._compute().clone()
+        self._kept = recorded
+        replay()
+        self._require_same(self._result, expected)
+        self._is_checked = True
+
+    def _require_same(self, result: Float[Tensor, "row d_model"], expected: Float[Tensor, "row d_model"]) -> None:
+        """Check that a recorded pass gives the numbers of the pass itself.
+
+        Other numbers mean that a function of a hook did not read the run's own tensors alone: in the pass that is
+        recorded, if it reads another tensor, and in the next one, if it depends on the number of the pass.
+
+        Raises:
+            NotRecorded: If it does not.
+        """
+        tolerance = 1e-4 if result.dtype in EXACT else 0.05
+        if not bool((result - expected).abs().max() <= tolerance * expected.abs().max()):
+            raise NotRecorded("the recorded pass gave other numbers than the pass itself")
 
     def _record(self, x: Float[Tensor, "row d_model"], inputs: PassInputs) -> None:
         """Make tensors for the next columns, run the layers once, and record and compare a second run."""
@@ -149,12 +188,11 @@ class RecordedRun:
             replay, result = self._recorder.record(self._compute)
             replay()
         except Exception as error:
-            raise NotRecorded(f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}") from error
-        # Other numbers mean that a function of a hook did not read the run's own tensors.
-        tolerance = 1e-4 if x.dtype in EXACT else 0.05
-        if not bool((result - expected).abs().max() <= tolerance * expected.abs().max()):
-            raise NotRecorded("the recorded pass gave other numbers than the pass itself")
-        self._replay, self._result = replay, result
+            # The end of a capture that failed raises another error, which comes from the cause.
+            cause = error.__context__ or error
+            raise NotRecorded(f"{type(cause).__name__}: {str(cause).strip().partition(chr(10))[0]}") from error
+        self._require_same(result, expected)
+        self._replay, self._result, self._is_checked = replay, result, False
 
     def _set(self, x: Float[Tensor, "row d_model"], inputs: PassInputs) -> None:
         """Copy what a pass reads into the tensors of this run."""

@@ -5,29 +5,33 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Generator, Iterable, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, TypeAlias, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from focuslens.heads import ModelShape
-from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, checked_interventions, last_layer, layer_of
+from focuslens.heads import HeadKind, ModelShape
+from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, checked_interventions, last_layer
 from focuslens.model.backends import Backend
 from focuslens.model.decoding_settings import DecodingSettings
-from focuslens.model.engine import KeyValueCache
-from focuslens.model.hook_points import HookPoints, lock_of, without_hooks
+from focuslens.model.engine import KeyValueCache, without_dropout, without_hooks
+from focuslens.model.hook_points import HookPoints, lock_of, own_passes
 from focuslens.model.lean import LeanDecoder, LeanPrompts, lean_agrees, lean_plan
-from focuslens.model.lean_layer import LeanLayer
+from focuslens.model.lean_choice import WORTH_RECORDING, divided, why_not_lean
 from focuslens.model.lean_recorded import CudaGraphs, Recorder
+from focuslens.model.long_prompts import layers_counted, layers_shown
 from focuslens.model.running_tokens import RunningTokens
 from focuslens.prompts.batch import EncodedPrompt, PromptBatch, PromptInput, is_one_prompt
 
-__all__ = ["PassRunner"]
+__all__ = ["PassRunner", "Stepping"]
 
 Step: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 """Function from the newest tokens ``[batch 1]`` and the mask of all columns to logits ``[batch d_vocab]``."""
+
+Stepping: TypeAlias = Callable[..., AbstractContextManager[Step]]
+"""Function with the arguments of :meth:`PassRunner.stepping`."""
 
 
 class PassRunner(ABC):
@@ -101,11 +105,32 @@ class PassRunner(ABC):
 
     def require_acting(self, names: Iterable[str]) -> None:
         """Check that hooks on the named hook points can change the logits; see :meth:`HookPoints.require_acting`."""
+        names = list(names)
         self.points.require_acting(names)
+        self.points.require_acting_plainly(names)
 
     def cache_window(self, layer: int) -> int | None:
         """Maximum number of keys that TransformerLens's cache keeps in a layer; ``None`` for no limit."""
         return self.backend.window(layer) if self.backend.is_bridge else None
+
+    @property
+    def sink_layers(self) -> frozenset[int]:
+        """Layers whose heads have a further logit without a value; see :class:`focuslens.HookTarget`."""
+        return self.backend.sink_layers
+
+    @property
+    def slow_attention(self) -> str | None:
+        """Reason why attention runs on TransformerLens's own path, which stores every pattern; ``None`` for the engine.
+
+        A measurement of a few tokens, once per model, finds the reason.
+        """
+        return self.backend.slow_attention()
+
+    @property
+    def head_kinds(self) -> tuple[HeadKind, ...]:
+        """Kind of the attention heads of each layer."""
+        self.backend.slow_attention()  # the measurement tells more than the attributes of modules
+        return tuple(self.backend.head_kind(layer) for layer in range(self.shape.n_layers))
 
     def require_running(self, batch: PromptBatch, start: int, n_rows: int | None) -> None:
         """Check that the pass that is running runs the tokens of ``batch``; see :class:`focuslens.HookTarget`."""
@@ -158,14 +183,15 @@ class PassRunner(ABC):
         with lock_of(self.hooked):
             hooks = [*self._hooks_of(interventions, prompt, cursor), *observers]
             plan = lean_plan(self.backend, hooks) if self._can_be_lean(cache) else []
-            own, others = _divided(hooks, plan)
+            own, others = divided(hooks, plan)
             with self._hooked(others):
                 if any(plan):
-                    decoder = LeanDecoder(self.backend, plan, own, cache, limit, self._recorder())
+                    recorder = self._recorder() if limit >= WORTH_RECORDING else None
+                    decoder = LeanDecoder(self.backend, plan, own, cache, limit, recorder)
                     yield lambda tokens, mask: decoder.step(tokens.to(self.device), mask)
                     self._warn_of(decoder.not_recorded)
                 else:
-                    self._warn_of("every layer has hooks that FocusLens did not set, or no lean form")
+                    self._warn_of(why_not_lean(cache, plan, self.lean, self._lean_agrees))
                     yield lambda tokens, mask: self.run(tokens, mask, cache, last_only=True)[:, -1]
 
     def run_prompts(
@@ -194,16 +220,18 @@ class PassRunner(ABC):
             The logits, and the inputs of layers, before hooks change them.
         """
         stored: dict[int, Tensor] = {}
-        with lock_of(self.hooked):
+        with lock_of(self.hooked), layers_shown(tokens, self.shape.n_layers) as reach:
             hooks = self._hooks_of(interventions, prompt, Cursor(0))
             plan = lean_plan(self.backend, hooks, prompts=True) if self._can_be_lean(cache) else []
-            own, others = _divided(hooks, plan)
+            own, others = divided(hooks, plan)
             with self._hooked(others):
                 if any(plan):
                     prompts = LeanPrompts(self.backend, plan, own, cache, mask, held=0 if logits else 1)
-                    return prompts.run(self.backend.embed(tokens.to(self.device)), keep=keep, logits=logits)
+                    residual = self.backend.embed(tokens.to(self.device))
+                    return prompts.run(residual, keep=keep, logits=logits, reach=reach)
                 # Rows of other caches cannot be run from a layer on.
-                with self._stored_inputs(keep if isinstance(cache, KeyValueCache) else (), stored):
+                kept = keep if isinstance(cache, KeyValueCache) else ()
+                with layers_counted(self.backend, reach), self._stored_inputs(kept, stored):
                     if logits:
                         return self.run(tokens, mask, cache, last_only=True)[:, -1], stored
                     self.backend.fill(tokens.to(self.device), mask, cache)
@@ -219,13 +247,14 @@ class PassRunner(ABC):
         cache: KeyValueCache,
     ) -> None:
         """Fill the part of a cache from ``layer`` on, which has the input ``residual``."""
-        with lock_of(self.hooked):
+        with lock_of(self.hooked), layers_shown(residual, self.shape.n_layers - layer) as reach:
             hooks = self._hooks_of(interventions, prompt, Cursor(0))
             plan = lean_plan(self.backend, hooks, prompts=True) if self._can_be_lean(cache) else []
-            own, others = _divided(hooks, plan)
+            own, others = divided(hooks, plan)
             with self._hooked(others):
                 if any(plan[layer:]):
-                    LeanPrompts(self.backend, plan, own, cache, mask, held=1).run(residual, first=layer)
+                    prompts = LeanPrompts(self.backend, plan, own, cache, mask, held=1)
+                    prompts.run(residual, first=layer, reach=lambda reached: reach(reached - layer))
                 else:
                     cache.append_attention_mask(mask)
                     layers = range(layer, self.shape.n_layers)
@@ -255,7 +284,7 @@ class PassRunner(ABC):
         if not self.lean or not isinstance(cache, KeyValueCache):
             return False
         if self._lean_agrees is None:
-            with without_hooks(self.hooked), _without_dropout(self.hooked):
+            with without_hooks(self.hooked), without_dropout(self.hooked):
                 self._lean_agrees = lean_agrees(self.backend)
         return bool(self._lean_agrees)
 
@@ -270,13 +299,14 @@ class PassRunner(ABC):
         """Warn once that passes are not recorded although the user wants it."""
         if self.compile and reason is not None and reason not in self._reasons:
             self._reasons.add(reason)
-            warnings.warn(f"compile=True has no effect: {reason}", stacklevel=2)
+            warnings.warn(f"compile=True: passes are not recorded: {reason}", stacklevel=2)
 
     def _hooks_of(
         self, interventions: Sequence[Intervention], prompt: PromptLike | None, cursor: Cursor | None
     ) -> list[Hook]:
-        hooks = [hook for item in interventions for hook in item.hooks(self, prompt, cursor=cursor)]
-        self.require_acting(name for name, _ in hooks)
+        with own_passes():
+            hooks = [hook for item in interventions for hook in item.hooks(self, prompt, cursor=cursor)]
+            self.require_acting(name for name, _ in hooks)
         return hooks
 
     @contextmanager
@@ -285,7 +315,7 @@ class PassRunner(ABC):
         # Passes can end before the unembedding, where tokens are forgotten, or begin after the embedding.
         self._running.forget()
         try:
-            with _without_dropout(self.hooked), self.hooked.hooks(fwd_hooks=list(hooks)) if hooks else nullcontext():
+            with without_dropout(self.hooked), self.hooked.hooks(fwd_hooks=list(hooks)) if hooks else nullcontext():
                 yield
         finally:
             self._running.forget()
@@ -303,6 +333,16 @@ class PassRunner(ABC):
             last_only: Whether to return only the logits of the last row.
         """
         return self.backend.forward(tokens.to(self.device), mask, cache, last_only=last_only)
+
+    def run_to(
+        self, last: int, tokens: Int[Tensor, "batch row"], mask: Int[Tensor, "batch column"], cache: Any
+    ) -> None:
+        """Run rows over a cache, up to the layer ``last``, under the hooks that are currently set. The cache grows."""
+        if isinstance(cache, KeyValueCache):
+            cache.append_attention_mask(mask[:, -tokens.shape[1] :].long())
+            self.backend.run_layers(range(last + 1), self.backend.embed(tokens.to(self.device)), mask, cache)
+        else:
+            self.run(tokens, mask, cache, last_only=True)
 
     @torch.no_grad()
     def observe(
@@ -330,7 +370,9 @@ class PassRunner(ABC):
         self.points.require_firing(name for name, _ in observers)
         batch = None if prompt is None else PromptBatch.of([prompt])
         mask, last = torch.ones(1, len(tokens), dtype=torch.long), last_layer(name for name, _ in observers)
-        with self.intervened(interventions, batch, Cursor(0), observers):
+        n_layers = self.shape.n_layers if last is None else last + 1
+        acting = self.intervened(interventions, batch, Cursor(0), observers)
+        with acting, layers_shown(tokens[None], n_layers) as reach, layers_counted(self.backend, reach):
             if last is None:
                 self.run(tokens[None], mask, None, last_only=True)
             else:
@@ -355,25 +397,3 @@ class PassRunner(ABC):
                 f"{length} tokens do not fit the model's context of {self.shape.n_ctx}; "
                 "shorten the prompt, or load the model with a larger n_ctx"
             )
-
-
-def _divided(hooks: Sequence[Hook], plan: Sequence[LeanLayer | None]) -> tuple[list[Hook], list[Hook]]:
-    """Hooks of lean layers, and all other hooks."""
-    lean = {layer for layer, form in enumerate(plan) if form is not None}
-    own = [hook for hook in hooks if layer_of(hook[0]) in lean]
-    return own, [hook for hook in hooks if layer_of(hook[0]) not in lean]
-
-
-@contextmanager
-def _without_dropout(hooked: Any) -> Generator[None]:
-    """Put a model that is being trained into evaluation mode for the duration of a ``with`` block."""
-    # Some modules of a bridge's original model are none of the bridge's.
-    roots = (hooked, getattr(hooked, "original_model", None) or hooked) if hooked.training else ()
-    training = [module for root in roots for module in root.modules() if module.training]
-    for module in training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True

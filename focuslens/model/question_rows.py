@@ -27,6 +27,7 @@ __all__ = [
     "check_rows",
     "question_attention",
     "row_weights",
+    "variant_attention",
 ]
 
 
@@ -91,7 +92,16 @@ def _ranges(prompt: EncodedPrompt, rows: QuestionRows) -> Sequence[Span]:
     spans = prompt.resolve("question")
     if not spans:
         raise ValueError("a prompt has an empty span 'question', so no row of its question can be read")
-    return spans if rows == "question" else [(spans[0][0], n)]
+    # The rows of a question before the documents do not see them.
+    documents = prompt.spans.get("document") or ()
+    first = min((start for start, _ in documents), default=0)
+    after = [span for span in spans if span[0] >= first]
+    if not after:
+        raise ValueError(
+            "a prompt asks its question before its documents, so the rows of the question do not see them; read the "
+            "rows 'last', or ask the question after the documents (question_place='after' or 'both')"
+        )
+    return after if rows == "question" else [(after[0][0], n)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,31 +156,54 @@ def question_attention(
 def _null_attention(
     model: RowReader, prefix: Prefix, heads: Sequence[Head], rows: QuestionRows, nulls: Sequence[EncodedPrompt]
 ) -> Float[Tensor, "batch head column"]:
+    """Attention of the null questions to the columns that each prompt shares with its null question's prompt."""
     batch = prefix.batch
-    shared = [_shared_length(own, null, rows) for own, null in zip(batch.prompts, nulls, strict=True)]
-    start = min(padding + n for padding, n in zip(batch.padding, shared, strict=True))
-    # A short prompt beside one whose question stands early can begin after ``start``. Padding then comes before it.
-    before = [max(0, padding - start) for padding in batch.padding]
-    parts = [null.tokens[max(0, start - padding) :] for null, padding in zip(nulls, batch.padding, strict=True)]
-    n_new = max(n + len(part) for n, part in zip(before, parts, strict=True))
-    tokens, mask = (torch.zeros(len(batch), n_new, dtype=torch.long) for _ in range(2))
-    weights = torch.zeros(len(batch), start + n_new)
-    for i, (n, part, null, padding) in enumerate(zip(before, parts, nulls, batch.padding, strict=True)):
-        tokens[i, n : n + len(part)], mask[i, n : n + len(part)] = part, 1
-        weights[i, padding : padding + len(null.tokens)] = row_weights(PromptBatch.of([null]), rows)[0]
-    reader = RowMeans(heads, weights)
-    model.read_rows(prefix, start, reader.hooks(), tokens=tokens, mask=mask)
-    means, attention = reader.means(), torch.zeros(len(batch), len(heads), batch.width)
-    for i, (padding, n) in enumerate(zip(batch.padding, shared, strict=True)):
-        attention[i, :, : padding + n] = means[i, :, : padding + n]
+    means, attention = (
+        variant_attention(model, prefix, heads, rows, nulls),
+        torch.zeros(len(batch), len(heads), batch.width),
+    )
+    for i, (own, null, padding) in enumerate(zip(batch.prompts, nulls, batch.padding, strict=True)):
+        end = padding + _shared_length(own, null, rows)
+        attention[i, :, :end] = means[i, :, :end]
     return attention
 
 
-def _shared_length(own: EncodedPrompt, null: EncodedPrompt, rows: QuestionRows) -> int:
-    """Number of tokens with which both prompts begin, up to the first row to read of the null question."""
-    first = _ranges(null, rows)[0][0]
+def variant_attention(
+    model: RowReader, prefix: Prefix, heads: Sequence[Head], rows: QuestionRows, variants: Sequence[EncodedPrompt]
+) -> Float[Tensor, "batch head column"]:
+    """Attention of the rows of variants of prompts to each column. The column of a token is padding + position.
+
+    Tokens with which a prompt and its variant begin are not run again.
+
+    Args:
+        model: The model.
+        prefix: Prefix of the prompts.
+        heads: The heads to read.
+        rows: Rows to read, which are those of the variants.
+        variants: One variant of each prompt.
+    """
+    batch = prefix.batch
+    shared = [_shared_length(own, variant, rows) for own, variant in zip(batch.prompts, variants, strict=True)]
+    start = min(padding + n for padding, n in zip(batch.padding, shared, strict=True))
+    # A short prompt beside one whose variant differs early can begin after ``start``. Padding then comes before it.
+    before = [max(0, padding - start) for padding in batch.padding]
+    parts = [variant.tokens[max(0, start - n) :] for variant, n in zip(variants, batch.padding, strict=True)]
+    n_new = max(n + len(part) for n, part in zip(before, parts, strict=True))
+    tokens, mask = (torch.zeros(len(batch), n_new, dtype=torch.long) for _ in range(2))
+    weights = torch.zeros(len(batch), start + n_new)
+    for i, (n, part, variant, padding) in enumerate(zip(before, parts, variants, batch.padding, strict=True)):
+        tokens[i, n : n + len(part)], mask[i, n : n + len(part)] = part, 1
+        weights[i, padding : padding + len(variant.tokens)] = row_weights(PromptBatch.of([variant]), rows)[0]
+    reader = RowMeans(heads, weights)
+    model.read_rows(prefix, start, reader.hooks(), tokens=tokens, mask=mask)
+    return reader.means()
+
+
+def _shared_length(own: EncodedPrompt, variant: EncodedPrompt, rows: QuestionRows) -> int:
+    """Number of tokens with which both prompts begin, up to the first row to read of the variant."""
+    first = _ranges(variant, rows)[0][0]
     n = min(len(own.tokens), first)
-    differs = (own.tokens[:n] != null.tokens[:n]).nonzero()
+    differs = (own.tokens[:n] != variant.tokens[:n]).nonzero()
     return int(differs[0]) if len(differs) else n
 
 

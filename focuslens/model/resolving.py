@@ -4,13 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, Protocol, cast, runtime_checkable
 
-from focuslens.hooks import Cursor, HookTarget, Intervention, layer_of, on_prompt
+from focuslens.hooks import Cursor, HookTarget, Intervention, PromptLike, layer_of, on_prompt
 from focuslens.model.generation import Prefix
+from focuslens.model.hook_points import own_passes
 from focuslens.prompts.batch import PromptBatch
 
-__all__ = ["first_layer", "needs_prefix", "resolved"]
+__all__ = ["first_layer", "needs_prefix", "resolved", "resolved_before"]
+
+
+@runtime_checkable
+class PromptRunner(Protocol):
+    """Model that runs prompts; the part of :class:`ModelRunner` that is needed here."""
+
+    def prefill(self, prompts: PromptLike, *, hold_last: bool = False) -> Prefix:
+        """Run prompts once; see :meth:`ModelRunner.prefill`."""
+        ...
 
 
 def needs_prefix(intervention: Any) -> bool:
@@ -24,7 +34,9 @@ def needs_prefix(intervention: Any) -> bool:
 def resolved(
     model: HookTarget, prefix: Prefix, interventions: Sequence[Intervention], max_new_tokens: int
 ) -> tuple[Prefix, tuple[Intervention, ...]]:
-    """The prefix and the interventions after all choices.
+    """The prefix and the interventions after all choices from the prefix.
+
+    An intervention that changes the prompt has chosen before the prefix was run; see :func:`resolved_before`.
 
     Args:
         model: The model.
@@ -34,13 +46,34 @@ def resolved(
     """
     applied: list[Intervention] = []
     for item in interventions:
-        if needs_prefix(item):
-            batch, chosen = cast("Any", item).resolve(model, prefix, max_new_tokens)
+        # A choice can be an intervention that chooses in turn, such as a strength for the chosen part.
+        while needs_prefix(item) and not item.changes_prompt:
+            batch, item = cast("Any", item).resolve(model, prefix, max_new_tokens)
             prefix = replace(prefix, batch=batch)
-            applied.append(chosen)
-        else:
-            applied.append(item)
+        applied.append(item)
     return prefix, tuple(applied)
+
+
+def resolved_before(
+    model: PromptRunner, batch: PromptBatch, settings: Sequence[Sequence[Intervention]]
+) -> list[Sequence[Intervention]]:
+    """Settings whose interventions that change the prompt have chosen, from a run of the prompts without any.
+
+    Args:
+        model: The model.
+        batch: The prompts.
+        settings: Interventions of each setting.
+    """
+    if not any(needs_prefix(item) and item.changes_prompt for items in settings for item in items):
+        return list(settings)
+    prefix = model.prefill(batch, hold_last=True)
+    return [
+        [
+            cast("Any", item).resolve(model, prefix, 1)[1] if needs_prefix(item) and item.changes_prompt else item
+            for item in items
+        ]
+        for items in settings
+    ]
 
 
 def first_layer(model: HookTarget, interventions: Sequence[Intervention], batch: PromptBatch) -> int:
@@ -48,6 +81,7 @@ def first_layer(model: HookTarget, interventions: Sequence[Intervention], batch:
 
     The result is -1 if an intervention acts outside the layers, for example on the embedding.
     """
-    hooks = [hook for item in on_prompt(interventions) for hook in item.hooks(model, batch, cursor=Cursor(0))]
+    with own_passes():
+        hooks = [hook for item in on_prompt(interventions) for hook in item.hooks(model, batch, cursor=Cursor(0))]
     layers = [layer_of(name) for name, _ in hooks]
     return min((-1 if layer is None else layer for layer in layers), default=model.shape.n_layers)

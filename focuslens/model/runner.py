@@ -14,9 +14,12 @@ from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, checked_inte
 from focuslens.model.decoding_settings import DecodingSettings, LogitsRule
 from focuslens.model.engine import KeyValueCache
 from focuslens.model.generation import Generation, Prefix, Responses
-from focuslens.model.passes import PassRunner
+from focuslens.model.hook_points import lock_of
+from focuslens.model.lean_rows import lean_rows_plan, read_lean_rows
+from focuslens.model.passes import PassRunner, Stepping
 from focuslens.model.resolving import first_layer, resolved
 from focuslens.model.stop_strings import ResponseText
+from focuslens.util.progress import bars_inside
 
 __all__ = ["ModelRunner"]
 
@@ -32,8 +35,11 @@ class ModelRunner(PassRunner):
         *,
         hold_last: bool = False,
         keep: Collection[int] = (),
+        progress: bool | None = None,
     ) -> Prefix:
         """Run prompts once, and return a prefix for any number of calls of :meth:`extend` and :meth:`decode`.
+
+        The prefix also stands for its prompts in :meth:`FocusModel.generate` and in functions that read attention.
 
         The row of a prompt's last token produces the first response token. Interventions on the response therefore
         begin at this row. If the last token is held back, each setting of a sweep can run this row under different
@@ -44,6 +50,7 @@ class ModelRunner(PassRunner):
             interventions: Interventions, applied in order.
             hold_last: Whether to hold back the last token of each prompt, which later calls then run.
             keep: Layers whose inputs are stored in the prefix. :meth:`rerun` can start at any of these layers.
+            progress: Whether to show a progress bar for a long prompt; :mod:`focuslens.util.progress` has the default.
 
         Raises:
             ValueError: If a prompt does not fit the context, or ``keep`` names a layer that does not exist.
@@ -52,11 +59,8 @@ class ModelRunner(PassRunner):
         interventions = checked_interventions(interventions)
         batch = self.batch(prompts)
         self.require_room(batch.width)
-        cache, mask, tokens = (
-            self.backend.new_cache(len(batch), batch.width),
-            batch.mask(),
-            batch.tokens(self.pad_token),
-        )
+        cache, mask = self.backend.new_cache(len(batch), batch.width), batch.mask()
+        tokens = batch.tokens(self.pad_token)
         if hold_last:
             mask, tokens = mask[:, :-1], tokens[:, :-1]
         missing = [layer for layer in keep if not 0 <= layer < self.shape.n_layers]
@@ -67,7 +71,10 @@ class ModelRunner(PassRunner):
         acting = on_prompt(interventions) if hold_last else interventions
         logits = None
         if tokens.shape[1]:
-            logits, residuals = self.run_prompts(acting, batch, tokens, mask, cache, logits=not hold_last, keep=keep)
+            with bars_inside(progress):
+                logits, residuals = self.run_prompts(
+                    acting, batch, tokens, mask, cache, logits=not hold_last, keep=keep
+                )
         return Prefix(batch, tokens, cache, mask, logits, interventions, residuals)
 
     @torch.no_grad()
@@ -207,9 +214,14 @@ class ModelRunner(PassRunner):
                 self.run(torch.cat((whole[0][:, :start], tokens.cpu()), dim=1), columns, None, last_only=True)
             return
         cache = prefix.cache.truncated(start)
+        with lock_of(self.hooked):
+            lean = None if acting or not self._can_be_lean(cache) else lean_rows_plan(self.backend, observers, last)
+            if lean is not None:
+                with self._hooked(()):
+                    read_lean_rows(self.backend, lean, observers, tokens.to(self.device), columns, cache)
+                return
         with self.intervened(acting, prefix.batch, Cursor(start), observers):
-            cache.append_attention_mask(mask.long())
-            self.backend.run_layers(range(last + 1), self.backend.embed(tokens.to(self.device)), columns, cache)
+            self.run_to(last, tokens, columns, cache)
 
     def _extend_one_by_one(
         self,
@@ -287,6 +299,7 @@ class ModelRunner(PassRunner):
         max_new_tokens: int = 100,
         observers: Sequence[Hook] = (),
         decoding: DecodingSettings | None = None,
+        stepping: Stepping | None = None,
     ) -> list[Generation]:
         """Generate greedy responses to the prompts of a prefix. The prefix itself does not change.
 
@@ -298,6 +311,7 @@ class ModelRunner(PassRunner):
                 the last prompt tokens were held back, the first pass runs them. Each later pass runs one token of every
                 response.
             decoding: Stop tokens, stop strings and penalties; by default :attr:`decoding`.
+            stepping: Passes to make in place of those of :meth:`stepping`.
 
         Raises:
             ValueError: If an intervention acts on rows of the prefix that were run without it, if a hook point never
@@ -319,7 +333,7 @@ class ModelRunner(PassRunner):
         texts = [ResponseText(self.tokenizer, strings) for _ in limits] if strings else []
         responses = Responses(limits, stops, last, texts)
         self._require_no_gaps(prefix)
-        self._decode(responses, prefix, interventions, observers, decoding.rule(prefix))
+        self._decode(responses, prefix, interventions, observers, decoding.rule(prefix), stepping or self.stepping)
         return [
             self._generation(ids, decoding.stop_tokens, texts[row] if texts else None)
             for row, ids in enumerate(responses.rows())
@@ -332,6 +346,7 @@ class ModelRunner(PassRunner):
         interventions: Sequence[Intervention],
         observers: Sequence[Hook],
         rule: LogitsRule,
+        stepping: Stepping,
     ) -> None:
         """Append tokens until every response has ended. If there are observers, also run each response's last token."""
         cursor, cache, logits = Cursor(), self.backend.fork(prefix.cache), prefix.logits
@@ -342,7 +357,7 @@ class ModelRunner(PassRunner):
 
         while unfinished():
             limit = int((responses.limits - len(responses.steps)).max()) + 1
-            with self.stepping(interventions, prefix.batch, cursor, observers, cache, limit) as step:
+            with stepping(interventions, prefix.batch, cursor, observers, cache, limit) as step:
                 while unfinished():
                     if logits is None:
                         columns = torch.cat((mask, responses.running.long()[:, None]), dim=1)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import pytest
 import torch
 
-from focuslens.model import lean
+from focuslens.model import lean, lean_rows
 from focuslens.model.passes import PassRunner
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
         monkeypatch.setattr(PassRunner, "lean", False)
         for name in ("run_layer", "keys_and_values"):
             monkeypatch.setattr(lean, name, lambda *_: pytest.fail("a layer ran from its weights"))
+        monkeypatch.setattr(lean_rows, "run_layer", lambda *_: pytest.fail("a layer ran from its weights"))
     return chosen
 
 

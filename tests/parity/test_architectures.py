@@ -50,7 +50,7 @@ def acting_points(model: FocusModel) -> tuple[str, ...]:
     acting: list[str] = []
     for point in POINTS:
         try:
-            model.require_acting([f"blocks.0.attn.{point}"])
+            model.points.require_acting([f"blocks.0.attn.{point}"])
         except ValueError:
             continue
         acting.append(point)

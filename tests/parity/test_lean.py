@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 import focuslens as fl
 from focuslens.interventions.lanes import Lanes
-from focuslens.model import lean
+from focuslens.model import lean, lean_attention
 from focuslens.model.decoding_settings import DecodingSettings
 from focuslens.model.runner import ModelRunner
 
@@ -57,6 +57,10 @@ INTERVENTIONS: dict[str, Callable[[int], list[Any]]] = {
     "zero": lambda d_head: [fl.HeadAblation(HEADS)],
     "mean": lambda d_head: [fl.HeadAblation(HEADS, "mean", mean=torch.ones(len(HEADS), d_head))],
     "knockout": lambda d_head: [fl.HeadAblation(HEADS, "knockout", span="relevant")],
+    "logit bias": lambda d_head: [fl.LogitBias(HEADS, 2.0), fl.LogitBias(None, -90.0, "question")],
+    "PASTA": lambda d_head: [fl.Pasta(HEADS, 0.01, "irrelevant", positions="response")],
+    "SpotLight": lambda d_head: [fl.SpotLight(0.6, positions="response")],
+    "position calibration": lambda d_head: [fl.PositionCalibration(0.004, 2)],
     "all together": lambda d_head: [
         fl.FocusSteering(directions(d_head), 2.0),
         fl.HeadAblation(HEADS[:1], "knockout", span="irrelevant"),
@@ -106,10 +110,12 @@ def test_lean_layers_give_what_the_engine_gives(
     torch.testing.assert_close(scores, expected[2], atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("narrow", [0, 1000], ids=["wide heads", "narrow heads"])
 @pytest.mark.parametrize("name", MODELS)
 def test_lanes_over_one_prefix_give_what_each_setting_gives_alone(
-    name: str, load_model: Any, backend: str, samples: Any, ran: list[int]
+    name: str, narrow: int, load_model: Any, backend: str, samples: Any, ran: list[int], monkeypatch: Any
 ) -> None:
+    monkeypatch.setattr(lean_attention, "_NARROW", narrow)
     model, prompts = load_model(name, backend), [sample.prompt() for sample in samples[:2]]
     given = [
         INTERVENTIONS[kind](model.shape.d_head) for kind in ("none", "split-softmax", "steered response", "knockout")
@@ -163,9 +169,21 @@ def test_a_hook_on_the_whole_model_at_first_does_not_turn_lean_layers_off_for_go
         model.generate(prompt, max_new_tokens=2)
     finally:
         handle.remove()
-    assert not ran
+    n = model.shape.n_layers
+    assert ran == [4] * n + [1] * n  # only the comparison of the two paths, without the hook
+    ran.clear()
     model.generate(prompt, max_new_tokens=2)
     assert ran
+
+
+def as_measured(model: fl.FocusModel, prompt: fl.Prompt, interventions: list[Any]) -> list[Any]:
+    """The interventions, with what position calibration measures on a prompt that the others have changed."""
+    return [
+        item.resolve(model, model.prefill(prompt, interventions, hold_last=True))[1]
+        if isinstance(item, fl.PositionCalibration)
+        else item
+        for item in interventions
+    ]
 
 
 PLACES = ("hook_resid_pre", "attn.hook_z", "attn.hook_pattern", "attn.hook_q", "hook_mlp_out")
@@ -180,10 +198,12 @@ PLACES = ("hook_resid_pre", "attn.hook_z", "attn.hook_pattern", "attn.hook_q", "
 @given(data=st.data())
 @pytest.mark.slow
 def test_any_mixture_of_hooks_interventions_and_prompts_gives_plain_transformer_lens(
-    data: st.DataObject, load_model: Any, backend: str, samples: Any
+    data: st.DataObject, load_model: Any, backend: str, samples: Any, ran: list[int]
 ) -> None:
     """Logits after any response, with hooks of the user in some layers, are those of one pass over the whole text."""
     model = load_model(data.draw(st.sampled_from(MODELS)), backend)
+    model.generate(samples[0].prompt(), max_new_tokens=1)
+    ran.clear()
     chosen = data.draw(st.lists(st.sampled_from(sorted(INTERVENTIONS)), max_size=2, unique=True))
     interventions = [item for kind in chosen for item in INTERVENTIONS[kind](model.shape.d_head)]
     hooked = data.draw(st.lists(st.tuples(st.integers(0, 2), st.sampled_from(PLACES)), max_size=2, unique=True))
@@ -196,10 +216,12 @@ def test_any_mixture_of_hooks_interventions_and_prompts_gives_plain_transformer_
         patched.setattr(ModelRunner, "_require_numbers", lambda self, x: (logits.append(x), require(self, x)))
         prefix = model.prefill(prompts, interventions, hold_last=True)
         found = model.decode(prefix, interventions, max_new_tokens=4, decoding=DecodingSettings((-1,)))
+    lean_layers = model.shape.n_layers - len({layer for layer, _ in hooked})
+    assert ran.count(1) >= 4 * lean_layers
     for row, (prompt, response) in enumerate(zip(prompts, found, strict=True)):
         encoded = model.encode(prompt)
         tokens = torch.cat((encoded.tokens, response.tokens))[None]
-        hooks = [hook for item in interventions for hook in item.hooks(model, prompt)]
         with model.hooked.hooks(fwd_hooks=user):
+            hooks = [hook for item in as_measured(model, prompt, interventions) for hook in item.hooks(model, prompt)]
             plain = model.hooked.run_with_hooks(tokens, fwd_hooks=hooks)[0, len(encoded.tokens) - 1 : -1]
         torch.testing.assert_close(torch.stack(logits)[:, row], plain, atol=3e-4, rtol=0)

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 import focuslens as fl
 from focuslens.hooks import RowHook
 from focuslens.interventions.lanes import Lanes
-from focuslens.model import lean_attention
+from focuslens.model import lean_attention, passes
 from focuslens.model.decoding_settings import DecodingSettings
 from focuslens.model.passes import PassRunner
 from focuslens.scores.base import ResponseMasses, sink_and_documents
@@ -78,6 +78,7 @@ def recorder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     """Recorder of every pass in this test."""
     recorder = Recorder()
     monkeypatch.setattr(PassRunner, "_recorder", lambda _: recorder)
+    monkeypatch.setattr(passes, "WORTH_RECORDING", 1)
     return recorder
 
 
@@ -147,6 +148,25 @@ def test_layers_around_one_with_hooks_of_others_are_recorded(
     torch.testing.assert_close(found[1], expected[1], atol=TOLERANCE, rtol=0)
 
 
+def test_hooks_of_others_may_keep_what_they_get_from_recorded_passes(
+    tiny_model: fl.FocusModel, samples: Any, recorder: Recorder, monkeypatch: Any
+) -> None:
+    point = "blocks.1.hook_in" if tiny_model.backend.is_bridge else "blocks.1.hook_resid_pre"
+
+    def kept() -> Tensor:
+        seen: list[Tensor] = []
+        with tiny_model.hooked.hooks(fwd_hooks=[(point, lambda x, hook: seen.append(x))]):
+            prefix = tiny_model.prefill(samples[0].prompt())
+            tiny_model.decode(prefix, max_new_tokens=5, decoding=DecodingSettings((-1,)))
+        return torch.cat([x for x in seen if x.shape[1] == 1])
+
+    found = kept()
+    assert recorder.recorded == 2
+    assert len({tuple(row) for row in found[:, 0].tolist()}) > 1
+    unrecorded(monkeypatch)
+    torch.testing.assert_close(found, kept(), atol=1e-5, rtol=0)
+
+
 class _Own:
     """Intervention whose function on rows depends on more than its tensor, or cannot be recorded."""
 
@@ -159,6 +179,7 @@ class _Own:
         return {"kind": "own"}
 
     def hooks(self, model: Any, prompt: Any = None, *, cursor: Any = None) -> list[Any]:
+        self.cursor = cursor
         return [("blocks.1.attn.hook_z", RowHook(lambda z, hook: self.on_rows(z), self.on_rows))]
 
 
@@ -175,15 +196,29 @@ def test_functions_that_cannot_be_recorded_run_without_and_a_warning_says_so(
         return z * (1 + float(z.abs().max() > 0))
 
     model = fl.FocusModel(tiny_model.hooked, tiny_model.tokenizer, compile=True)
-    with pytest.warns(UserWarning, match="compile=True has no effect: the recorded pass gave other numbers"):
+    with pytest.warns(UserWarning, match="compile=True: passes are not recorded: the recorded pass gave other numbers"):
         model.generate(samples[0].prompt(), [_Own(counting)], max_new_tokens=3)
-    with pytest.warns(UserWarning, match="has no effect: RuntimeError: operation not permitted when stream is captur"):
+    with pytest.warns(UserWarning, match="not recorded: RuntimeError: operation not permitted when stream is captur"):
         found = traced(model, [samples[0].prompt()], [_Own(reading)], monkeypatch)
     unrecorded(monkeypatch)
     expected = traced(model, [samples[0].prompt()], [_Own(reading)], monkeypatch)
     assert found[0] == expected[0]
     torch.testing.assert_close(found[1], expected[1], atol=TOLERANCE, rtol=0)
     torch.testing.assert_close(found[2], expected[2], atol=1e-5, rtol=0)
+
+
+def test_a_function_that_depends_on_the_number_of_the_pass_is_noticed(
+    tiny_model: fl.FocusModel, samples: Any, recorder: Recorder, monkeypatch: Any
+) -> None:
+    """Its recording gives the numbers of the pass that was recorded, but not those of the next one."""
+    own = _Own(lambda z: z * (1 + own.cursor.start % 2))
+    model = fl.FocusModel(tiny_model.hooked, tiny_model.tokenizer, compile=True)
+    with pytest.warns(UserWarning, match="the recorded pass gave other numbers"):
+        found = traced(model, [samples[0].prompt()], [own], monkeypatch)
+    unrecorded(monkeypatch)
+    expected = traced(model, [samples[0].prompt()], [own], monkeypatch)
+    assert found[0] == expected[0]
+    torch.testing.assert_close(found[1], expected[1], atol=TOLERANCE, rtol=0)
 
 
 def test_an_edit_after_a_reader_is_not_recorded(tiny_model: fl.FocusModel, samples: Any, recorder: Recorder) -> None:
@@ -198,8 +233,8 @@ def test_an_edit_after_a_reader_is_not_recorded(tiny_model: fl.FocusModel, sampl
 
 def test_on_a_cpu_a_warning_says_once_that_nothing_is_compiled(tiny_model: fl.FocusModel, samples: Any) -> None:
     model = fl.FocusModel(tiny_model.hooked, tiny_model.tokenizer, compile=True)
-    with pytest.warns(UserWarning, match="compile=True has no effect: the model is on cpu"):
-        model.generate(samples[0].prompt(), max_new_tokens=2)
+    with pytest.warns(UserWarning, match="compile=True: passes are not recorded: the model is on cpu"):
+        model.generate(samples[0].prompt(), max_new_tokens=12)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        model.generate(samples[0].prompt(), max_new_tokens=2)
+        model.generate(samples[0].prompt(), max_new_tokens=12)

@@ -255,7 +255,13 @@ ARCHITECTURES = (
         "Llama 4",
         "chunked attention, layers without rotary embedding",
         "Llama4TextConfig",
-        {"head_dim": 16, "intermediate_size_mlp": 96, "num_local_experts": 2, "attention_chunk_size": 64},
+        {
+            "head_dim": 16,
+            "intermediate_size_mlp": 96,
+            "num_local_experts": 2,
+            "attention_chunk_size": 64,
+            "no_rope_layers": [1, 0, 1],
+        },
     ),
     Architecture("HunYuan", "norms after the rotary embedding", "HunYuanDenseV1Config", {"head_dim": 16}),
     Architecture("BitNet", "norms inside attention and MLP", "BitNetConfig"),
@@ -282,6 +288,8 @@ def build_architecture(architecture: Architecture, directory: Path, tokenizer: A
             for name, parameter in model.named_parameters():
                 if name.endswith("bias"):
                     parameter.normal_(0, 0.3)
+                elif name.endswith("sinks"):
+                    parameter.normal_(3, 2)
                 elif "norm" in name and name.endswith("weight"):
                     parameter.add_(torch.randn_like(parameter) * 0.2)
     model.save_pretrained(directory)

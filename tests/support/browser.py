@@ -145,8 +145,12 @@ class Browser:
 
 
 @contextmanager
-def chromium() -> Generator[Browser]:
-    """A browser window that is closed at the end. If no browser is installed, the test is skipped."""
+def chromium(*, local: bool = False) -> Generator[Browser]:
+    """A browser window that is closed at the end. If no browser is installed, the test is skipped.
+
+    Args:
+        local: Whether the browser can reach servers at 127.0.0.1. It can reach no others.
+    """
     paths = found()
     if paths is None and not required():
         pytest.skip("no chromium and chromedriver found (Debian: apt-get install chromium chromium-driver)")
@@ -166,9 +170,9 @@ def chromium() -> Generator[Browser]:
         "--force-color-profile=srgb",
         "--hide-scrollbars",
         "--disable-features=IsolateSandboxedIframes",  # otherwise the log omits requests of sandboxed frames
-        "--host-resolver-rules=MAP * ~NOTFOUND",
+        f"--host-resolver-rules=MAP * ~NOTFOUND{', EXCLUDE 127.0.0.1' if local else ''}",
         "--proxy-server=127.0.0.1:9",
-        "--proxy-bypass-list=<-loopback>",
+        f"--proxy-bypass-list={'127.0.0.1' if local else '<-loopback>'}",
     ):
         options.add_argument(argument)
     options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})

@@ -22,7 +22,13 @@ directions: {{heads: 3, epochs: 1}}
 steering: {{alphas: [-1, 2], ks: [1, 3, 20]}}
 steered_scores: {{few: 2, few_alphas: [1], many: 20, many_alphas: [1]}}
 retrieval: {{haystack: {haystack}, lengths: [60], depths: [0.0, 1.0], max_new_tokens: 4, top: 3}}
+faithfulness: {{questions: 3, removal: 2, k: 2}}
 anatomy: {{heads: 2, samples: 2, alphas: [1], k: 2, tokens: 2}}
+focus:
+  {{taus: [0.1, 0.5], ks: [2], choosing: [2], penalties: [0.1], margins: [0.1], masses: [0.5], sink: [0.5], biases: [1],
+  targets: [0.3], scales: [0.1], temperatures: [0.0005], contrasts: [1], kept: [2], alphas: [1], steered: [2],
+  ranks: [1], epochs: 1,
+  timed: 1}}
 """
 
 

@@ -128,7 +128,15 @@ class _State:
 
 
 def _reference_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, scaling: float, **_: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
 ) -> tuple[Tensor, Tensor]:
     """Eager attention on rotated queries and keys, with the edits of the module's reference model."""
     state: _State = module.reference_state
@@ -141,9 +149,20 @@ def _reference_attention(
     if state.edits.key is not None:
         keys = state.edits.key(layer, keys, 0)
     scores = query @ keys.mT * scaling
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
     if attention_mask is not None:
         scores = scores + attention_mask[..., : keys.shape[2]]
-    pattern = scores.softmax(dim=-1)
+    if s_aux is None:
+        pattern = scores.softmax(dim=-1)
+    else:  # written out, one head at a time: the sink is a term of the sum
+        heads: list[Tensor] = []
+        for head, sink in enumerate(s_aux.double()):
+            exact = scores[:, head].double()
+            largest = torch.maximum(exact.amax(dim=-1, keepdim=True), sink)
+            terms = (exact - largest).exp()
+            heads.append(terms / (terms.sum(dim=-1, keepdim=True) + (sink - largest).exp()))
+        pattern = torch.stack(heads, dim=1).to(scores.dtype)
     if state.edits.pattern is not None:
         pattern = state.edits.pattern(layer, pattern, first)
     if state.patterns is not None:
@@ -298,8 +317,13 @@ def add_to_rows(vectors: dict[tuple[int, int], Tensor], alpha: float, from_row: 
     return add
 
 
-def split_softmax_rows(heads: Sequence[tuple[int, int]], tau: float, span: Sequence[int], from_row: int) -> Rows:
-    """Split-softmax (equations 2 and 3 of the paper) in float64, one row and one key at a time."""
+def split_softmax_rows(
+    heads: Sequence[tuple[int, int]], tau: float, span: Sequence[int], from_row: int, *, sinks: bool = False
+) -> Rows:
+    """Split-softmax (equations 2 and 3 of the paper) in float64, one row and one key at a time.
+
+    With ``sinks``, the mass that a row lacks to one is a further weight outside the span.
+    """
 
     def turn(layer: int, pattern: Tensor, first: int) -> Tensor:
         result = pattern.clone()
@@ -309,6 +333,7 @@ def split_softmax_rows(heads: Sequence[tuple[int, int]], tau: float, span: Seque
                 inside = set(span)
                 p = sum(weights[j] for j in inside)
                 rest = sum(weight for j, weight in enumerate(weights) if j not in inside)
+                rest += 1 - p - rest if sinks else 0
                 if p == 0 or rest == 0:
                     continue
                 p /= p + rest

@@ -33,5 +33,5 @@ def backend_for(hooked: Any, config: Any = None) -> Backend:
         return HookedBackend(hooked, config)
     raise TypeError(
         f"expected a HookedTransformer or a TransformerBridge, got {type(hooked).__name__}; "
-        "to load a checkpoint use FocusModel.from_pretrained"
+        "for a checkpoint use FocusModel.from_pretrained, for a loaded Hugging Face model FocusModel.from_loaded"
     )

@@ -11,7 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import DynamicCache
 
-from focuslens.heads import ModelShape
+from focuslens.heads import HeadKind, ModelShape
 from focuslens.model.engine import Forgetting
 from focuslens.model.lean_layer import LeanLayer, Turn
 from focuslens.model.rotary import Rotary
@@ -110,6 +110,27 @@ class Backend(Protocol):
 
         The rows of the first prompt come first. Each prompt has ``held`` further tokens, which a later pass runs.
         """
+        ...
+
+    @property
+    def sink_layers(self) -> frozenset[int]:
+        """Layers whose heads have a further logit without a value, so that rows of patterns sum to less than one."""
+        ...
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the engine runs the model through transformers' attention interface.
+
+        Hook points can then act that TransformerLens's own attention ignores.
+        """
+        ...
+
+    def head_kind(self, layer: int) -> HeadKind:
+        """Kind of the attention heads of a layer, as far as it is known."""
+        ...
+
+    def slow_attention(self) -> str | None:
+        """Reason why passes run on TransformerLens's own attention; ``None`` if they run on the attention engine."""
         ...
 
     def residual_point(self, layer: int) -> Any:

@@ -6,6 +6,7 @@ import copy
 import inspect
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any, cast
 
@@ -16,12 +17,33 @@ from torch import Tensor
 from transformers import DynamicCache
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
+from focuslens.heads import HeadKind
 from focuslens.model.attention import LayerCache
 from focuslens.model.backends.base import forgetting_of, shape_of
+from focuslens.model.backends.block_ranges import block_input, run_blocks
+from focuslens.model.backends.interfaced import (
+    ENGINE,
+    LayerForm,
+    LayerPass,
+    configs_of,
+    engine_forward,
+    implemented,
+    is_of_transformers,
+)
 from focuslens.model.backends.lean_weights import bridge_layer
 from focuslens.model.backends.length_tables import LengthTables
+from focuslens.model.backends.measuring import NotInterfaced, difference_of, measured_forms, require_unchanged
 from focuslens.model.backends.unread_caches import reading_cache
-from focuslens.model.engine import Filled, KeyValueCache, Pass, attend, replaced_forwards, stop_layer
+from focuslens.model.engine import (
+    Filled,
+    KeyValueCache,
+    Pass,
+    attend,
+    replaced_forwards,
+    stop_layer,
+    without_dropout,
+    without_hooks,
+)
 from focuslens.model.lean_layer import LeanLayer, Turn
 from focuslens.model.rotary import Rotary
 
@@ -32,6 +54,7 @@ class BridgeBackend:
     """Backend for a ``TransformerBridge`` (TransformerLens 3.x and 4.x): a Hugging Face model with hook points."""
 
     is_bridge = True
+    _measured: tuple[LayerForm, ...] | str | None = None
 
     def __init__(self, hooked: Any) -> None:
         self.hooked = hooked
@@ -46,8 +69,46 @@ class BridgeBackend:
     def require_supported(self) -> None:
         pass
 
-    def new_cache(self, batch: int, n_prompt: int = 0) -> Any:
+    def head_kind(self, layer: int) -> HeadKind:
+        sink, forms = layer in self.sink_layers, self._forms()
+        if forms is None:
+            return HeadKind(self.window(layer), sink=sink)
+        form = forms[layer]
+        return HeadKind(form.window, form.steps.chunk, sink=sink, rotary=form.rotary)
+
+    def slow_attention(self) -> str | None:
         if _can_fuse(self.hooked):
+            return None
+        try:
+            require_unchanged(self.hooked)
+        except NotInterfaced as error:
+            return str(error)
+        if self._measured is None:
+            self._measured = self._measure()
+        return self._measured if isinstance(self._measured, str) else None
+
+    @property
+    def is_measured(self) -> bool:
+        return self._forms() is not None
+
+    def _forms(self) -> tuple[LayerForm, ...] | None:
+        """Form of each layer's attention if it was measured; ``None`` for the families of :data:`_PLAIN`."""
+        return self._measured if isinstance(self._measured, tuple) and not _can_fuse(self.hooked) else None
+
+    def _measure(self) -> tuple[LayerForm, ...] | str:
+        """Forms of the layers, or the reason why the engine cannot compute them."""
+        with without_hooks(self.hooked), without_dropout(self.hooked):
+            try:
+                self._measured = forms = measured_forms(self.hooked, self.shape)
+                difference = difference_of(self)
+            except NotInterfaced as error:
+                return str(error)
+            finally:
+                self._measured = None
+        return forms if difference is None else f"the attention engine gives {difference}"
+
+    def new_cache(self, batch: int, n_prompt: int = 0) -> Any:
+        if self.slow_attention() is None:
             forgetting = forgetting_of(self._config, self.shape, n_prompt)
             return KeyValueCache.empty(self.shape, batch, self.device, forgetting)
         # Hooks need absolute key columns. If no config is passed, the cache keeps every key, even in layers with a
@@ -70,7 +131,7 @@ class BridgeBackend:
 
     def _forward(self, tokens: Tensor, mask: Tensor, cache: Any | None, *, held: int = 0, **arguments: Any) -> Tensor:
         """Run one pass. Each prompt has ``held`` further tokens, which a later pass runs."""
-        if isinstance(cache, KeyValueCache) or (cache is None and _can_fuse(self.hooked)):
+        if isinstance(cache, KeyValueCache) or (cache is None and self.slow_attention() is None):
             return self._fused_forward(tokens, mask, cache, held=held, **arguments)
         if cache is not None:
             arguments["past_key_values"] = cache
@@ -88,7 +149,7 @@ class BridgeBackend:
         return self._tables is not None and self._tables.outgrown(mask, n_rows)
 
     def run_to(self, layer: int, tokens: Int[Tensor, "batch pos"], mask: Int[Tensor, "batch key"]) -> None:
-        last = {"last": layer} if _can_fuse(self.hooked) else {}
+        last = {"last": layer} if self.slow_attention() is None else {}
         with suppress(Filled):
             self._forward(tokens, mask, None, logits_to_keep=1, **last)
 
@@ -121,16 +182,20 @@ class BridgeBackend:
         held: int = 0,
     ) -> Float[Tensor, "batch pos d_model"]:
         n_rows, base = residual.shape[1], self.hooked.original_model.base_model
-        positions = self._positions(mask, n_rows)
+        positions, last = self._positions(mask, n_rows), layers.stop - 1 if to_keys else None
+        if self._forms() is not None:
+            with self._length_tables(mask, n_rows, held), self._fused(Pass(n_rows, mask.cpu()), cache, last=last):
+                return run_blocks(self.hooked, layers, residual, positions)
         with self._length_tables(mask, n_rows, held):
             embeddings = base.rotary_emb(residual, positions.to(residual.device))
-        last = layers.stop - 1 if to_keys else None
         with self._fused(Pass(n_rows, mask.cpu()), cache, last=last), suppress(Filled):
             for block in base.layers[layers.start : layers.stop]:
                 residual = block(residual, position_ids=positions, position_embeddings=embeddings, use_cache=False)
         return residual
 
     def embed(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
+        if self._forms() is not None:
+            return block_input(self.hooked, tokens)
         return self.hooked.original_model.base_model.embed_tokens(tokens)
 
     def unembed(self, residual: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_vocab"]:
@@ -173,13 +238,24 @@ class BridgeBackend:
         If ``last`` is given, the pass may end once the keys and values of layer ``last`` are complete.
         """
         attentions = [block.attn for block in self.hooked.blocks]
-        stop = stop_layer(self.hooked.blocks, last, _EARLY)
         windows = [cache.window(layer, self.window(layer), rows) for layer in range(self.shape.n_layers)]
+        if (forms := self._forms()) is not None:
+            # Some architectures norm after attention, so that a hook on a norm may need the whole layer.
+            stop = stop_layer(self.hooked.blocks, last, [name for name in _EARLY if name != "ln1"])
+            passes = [
+                LayerPass(attention, rows, entries, replace(form, window=window), layer == stop)
+                for layer, (attention, entries, form, window) in enumerate(
+                    zip(attentions, cache.layers, forms, windows, strict=True)
+                )
+            ]
+            measured = [partial(engine_forward, layer) for layer in passes]
+            return _on_the_engine(attentions, measured, configs_of(self.hooked))
+        stop = stop_layer(self.hooked.blocks, last, _EARLY)
         forwards = [
             partial(_forward, attention, rows, entries, windows[layer], self.scale(layer), layer == stop)
             for layer, (attention, entries) in enumerate(zip(attentions, cache.layers, strict=True))
         ]
-        return _on_the_engine(attentions, forwards, self.hooked.original_model.config)
+        return _on_the_engine(attentions, forwards, [self.hooked.original_model.config])
 
     def _positions(self, mask: Tensor, n_rows: int) -> Tensor:
         """Token positions ``[batch row]`` of the last ``n_rows`` columns. Positions do not count padding columns."""
@@ -191,7 +267,12 @@ class BridgeBackend:
     def unusual_attention(self) -> str | None:
         if getattr(self.hooked.original_model.config, "attn_logit_softcapping", None):
             return "attn_logit_softcapping"
-        return "sinks" if hasattr(self._attention(0), "sinks") else None
+        return "sinks" if self.sink_layers else None
+
+    @property
+    def sink_layers(self) -> frozenset[int]:
+        attentions = [getattr(getattr(block, "attn", None), "original_component", None) for block in self.hooked.blocks]
+        return frozenset(i for i, layer in enumerate(attentions) if getattr(layer, "sinks", None) is not None)
 
     def residual_point(self, layer: int) -> Any:
         return self.hooked.blocks[layer].hook_in
@@ -220,12 +301,16 @@ class BridgeBackend:
         return Rotary(cos=cos[0], sin=sin[0], adjacent_pairs=False, query_norm=query_norm, key_norm=key_norm)
 
     def scale(self, layer: int) -> float:
+        if (forms := self._forms()) is not None:
+            return forms[layer].scale
         attention = self._attention(layer)
         if not hasattr(attention, "scaling"):
             raise ValueError(f"{type(attention).__name__} does not tell by what it scales attention scores")
         return float(attention.scaling)
 
     def window(self, layer: int) -> int | None:
+        if (forms := self._forms()) is not None:
+            return forms[layer].window
         attention, config = self._attention(layer), self.hooked.original_model.config
         if hasattr(attention, "sliding_window"):
             return cast("int | None", attention.sliding_window if getattr(attention, "is_sliding", True) else None)
@@ -264,11 +349,11 @@ def _can_fuse(hooked: Any) -> bool:
     # A checkpoint's own code can have classes of the same names, and build other masks.
     return (
         not any(getattr(hooked.cfg, name, False) for name in unusual)
-        and _is_of_transformers(hooked.original_model)
+        and is_of_transformers(hooked.original_model)
         and all(
             type(block.attn).__name__ == "PositionEmbeddingsAttentionBridge"
             and type(block.attn.original_component).__name__ in _PLAIN
-            and _is_of_transformers(block.attn.original_component)
+            and is_of_transformers(block.attn.original_component)
             and not block.attn.original_component._forward_pre_hooks
             and "forward" not in vars(block.attn)
             for block in hooked.blocks
@@ -276,20 +361,11 @@ def _can_fuse(hooked: Any) -> bool:
     )
 
 
-def _is_of_transformers(module: Any) -> bool:
-    return type(module).__module__.startswith("transformers.models.")
-
-
 @contextmanager
-def _on_the_engine(attentions: Sequence[Any], forwards: Sequence[Any], config: Any) -> Generator[None]:
+def _on_the_engine(attentions: Sequence[Any], forwards: Sequence[Any], configs: Sequence[Any]) -> Generator[None]:
     """Replace the ``forward`` of attention layers, and prevent Hugging Face from building a full attention mask."""
-    implementation = config._attn_implementation
-    config._attn_implementation = "focuslens"  # Hugging Face builds no mask if the name is unknown
-    try:
-        with replaced_forwards(attentions, forwards):
-            yield
-    finally:
-        config._attn_implementation = implementation
+    with implemented(configs, ENGINE), replaced_forwards(attentions, forwards):
+        yield
 
 
 def _forward(

@@ -19,9 +19,11 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from focuslens.heads import HeadKind
 from focuslens.model.attention import LayerCache
 from focuslens.model.backends.base import forgetting_of, shape_of
 from focuslens.model.backends.lean_weights import hooked_layer
+from focuslens.model.backends.rotary_keys import RotaryKeys
 from focuslens.model.engine import (
     CacheEntry,
     Filled,
@@ -51,6 +53,7 @@ class HookedBackend:
     def __init__(self, hooked: Any, config: Any = None) -> None:
         self.hooked = hooked
         self._config = config
+        self._rotary_keys = RotaryKeys(hooked)
         _lay_out(hooked)
         self.shape = shape_of(hooked.cfg)
 
@@ -119,13 +122,16 @@ class HookedBackend:
         return cap * torch.tanh(logits / cap) if cap > 0 else logits
 
     def embed(self, tokens: Int[Tensor, "batch pos"]) -> Float[Tensor, "batch pos d_model"]:
-        return self.hooked.hook_embed(self.hooked.embed(tokens))
+        hooked = self.hooked
+        tokens = hooked.hook_tokens(tokens) if hooked.cfg.use_hook_tokens else tokens
+        return hooked.hook_embed(hooked.embed(tokens))
 
     def lean_layers(self) -> list[LeanLayer | None]:
         if not _can_fuse(self.hooked) or getattr(self.hooked.cfg, "post_embedding_ln", False):
             return [None] * self.shape.n_layers
         return [
-            hooked_layer(block, self.scale(layer), self.window(layer)) for layer, block in enumerate(self.hooked.blocks)
+            hooked_layer(block, self.scale(layer), self.window(layer), key)
+            for layer, (block, key) in enumerate(zip(self.hooked.blocks, self._rotary_keys.current(), strict=True))
         ]
 
     def turns(
@@ -206,6 +212,15 @@ class HookedBackend:
         if cfg.attn_scores_soft_cap > 0:
             return "attn_scores_soft_cap"
         return next((name for name in ("use_attention_sinks", "use_logn_attn") if getattr(cfg, name, False)), None)
+
+    sink_layers: frozenset[int] = frozenset()
+    is_measured = False
+
+    def head_kind(self, layer: int) -> HeadKind:
+        return HeadKind(self.window(layer))
+
+    def slow_attention(self) -> str | None:
+        return None if _can_fuse(self.hooked) else "its attention is none that the attention engine computes"
 
     def residual_point(self, layer: int) -> Any:
         return self.hooked.blocks[layer].hook_resid_pre

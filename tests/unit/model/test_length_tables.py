@@ -150,3 +150,14 @@ def test_a_method_that_another_library_replaced_is_called_and_stays(directory_of
         assert vars(embedding)["forward"] is forward
     finally:
         vars(embedding).pop("forward")
+
+
+def test_rows_with_scaled_attention_are_not_computed_again_without_it(directory_of: Any) -> None:
+    model, method = opened(directory_of("Phi-3, longrope")), fl.DySCO([(0, 0)], strength=1)
+    for length in (LIMIT - N, LIMIT + 20):
+        encoded = prompt(length)
+        (response,) = method.respond(model, model.batch(encoded), max_new_tokens=N)
+        assert response.tokens.tolist() == model.generate(encoded, max_new_tokens=N).tokens.tolist()
+    for length in (LIMIT - 4, LIMIT + 1):  # the response outgrows the table, or the last rows of the prompt do
+        with pytest.raises(ValueError, match=f"the sequence outgrows a rotary table at {LIMIT + 1} tokens"):
+            method.respond(model, model.batch(prompt(length)), max_new_tokens=N)

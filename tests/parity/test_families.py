@@ -1,0 +1,167 @@
+"""Families whose attention runs on the engine through the attention interface, against Hugging Face."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import focuslens as fl
+from tests.support.families import (
+    FAMILIES,
+    HEADS,
+    Family,
+    counted_layers,
+    generation_gap,
+    logit_gap,
+    open_family,
+    score_gap,
+    split_gap,
+    steering_gap,
+)
+from tests.support.processor_time import shared_work
+from tests.support.reference import gap
+
+ALL = pytest.mark.parametrize("name", list(FAMILIES))
+Open = Callable[[str], Family]
+
+
+@pytest.fixture(scope="module")
+def family(tmp_path_factory: pytest.TempPathFactory) -> Open:
+    opened: dict[str, Family] = {}
+
+    def open_once(name: str) -> Family:
+        if name not in opened:
+            with shared_work():
+                opened[name] = open_family(name, tmp_path_factory.mktemp("family"))
+        return opened[name]
+
+    return open_once
+
+
+@ALL
+def test_every_layer_runs_on_the_engine(name: str, family: Open) -> None:
+    """Otherwise the tests below would compare TransformerLens's own attention with Hugging Face's."""
+    model = family(name).model
+    assert model.slow_attention is None
+    prompt = model.encode(family(name).samples[0].prompt("long"))
+    with counted_layers() as rows:
+        model.generate(prompt, max_new_tokens=3)
+    n, layers = len(prompt.tokens), model.shape.n_layers
+    assert rows.count(n - 1) == layers - 1, "the last layer only fills the cache"
+    assert rows.count(1) == layers * 3
+
+
+@ALL
+def test_logits_are_hugging_faces(name: str, family: Open) -> None:
+    assert logit_gap(family(name)) < 1e-4
+
+
+@ALL
+def test_responses_are_hugging_faces(name: str, family: Open) -> None:
+    assert generation_gap(family(name)) == 0
+
+
+@ALL
+def test_scores_are_those_of_eager_patterns(name: str, family: Open) -> None:
+    assert score_gap(family(name)) < 1e-4
+
+
+@ALL
+def test_split_softmax_is_that_of_patched_attention(name: str, family: Open) -> None:
+    assert split_gap(family(name)) < 1e-3
+
+
+@ALL
+@pytest.mark.parametrize("site", ["rotary", "projection"])
+def test_steering_is_that_of_patched_attention(name: str, site: str, family: Open) -> None:
+    assert steering_gap(family(name), site) < 1e-3
+
+
+@ALL
+def test_head_kinds(name: str, family: Open) -> None:
+    kinds = family(name).model.head_kinds
+    assert tuple(map(str, kinds)) == FAMILIES[name]
+    prompt = len(family(name).model.encode(family(name).samples[0].prompt("long")).tokens)
+    seeing = fl.whole_prompt_heads(HEADS, kinds)
+    # A row that cannot see the whole prompt gives its first token no attention.
+    patterns = family(name).hf.patterns(family(name).hf.ids("a" * 10 + "b c d " * prompt)[:prompt])
+    blind = [bool(patterns[layer, head, -1, 0] == 0) for layer, head in HEADS]
+    assert [head in seeing for head in HEADS] == [not unseen for unseen in blind]
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "Llama 4"])
+def test_hooks_give_the_same_numbers_in_plain_transformer_lens(name: str, family: Open) -> None:
+    model, sample = family(name).model, family(name).samples[0]
+    prompt = sample.prompt("long")
+    directions = fl.FocusDirections(HEADS, torch.ones(4, model.shape.d_head), None, "rotary")
+    acting = [fl.SplitSoftmax(HEADS, 0.3)]
+    acting += [] if name == "Phi-3" else [fl.FocusSteering(directions, 0.2)]
+    hooks = [hook for one in acting for hook in one.hooks(model, prompt)]
+    with torch.no_grad():
+        plain = model.hooked.run_with_hooks(model.to_tokens(prompt), fwd_hooks=hooks)[0]
+    assert gap(model.logits(prompt, acting), plain) < 1e-4
+    assert gap(model.logits(prompt), plain) > 0.01
+
+
+def test_plain_hooks_that_would_do_nothing_are_refused(family: Open) -> None:
+    """Llama 4's attention is Hugging Face's own in TransformerLens, whose pattern no hook can edit."""
+    model, prompt = family("Llama 4").model, family("Llama 4").samples[0].prompt("long")
+    with pytest.raises(ValueError, match="acts in the passes of a FocusModel only"):
+        fl.SplitSoftmax(HEADS, 0.3).hooks(model, prompt)
+
+
+@pytest.mark.parametrize("name", ["Gemma 3", "gpt-oss"])
+def test_a_part_of_the_layers_runs_alone(name: str, family: Open) -> None:
+    """Reruns of prompts from a layer on, and rows that end at a layer, give the numbers of whole passes."""
+    model, sample = family(name).model, family(name).samples[0]
+    directions = fl.FocusDirections([(2, 0)], torch.ones(1, model.shape.d_head), None, "rotary")
+    steering = fl.FocusSteering(directions, 0.5)
+    whole = model.completed(model.prefill(sample.prompt("long"), [steering], hold_last=True), [steering])
+    kept = model.prefill(sample.prompt("long"), hold_last=True, keep=[2])
+    assert list(kept.residuals) == [2]
+    again = model.completed(model.rerun(kept, [steering]), [steering])
+    assert whole.logits is not None
+    assert again.logits is not None
+    assert gap(again.logits, whole.logits) < 1e-5
+    read: list[torch.Tensor] = []
+    model.read_rows(kept, 20, [("blocks.1.attn.hook_pattern", lambda pattern, hook: read.append(pattern.clone()))])
+    rows = family(name).hf.patterns(model.encode(sample.prompt("long")).tokens)[1, :, 20:]
+    assert gap(read[-1][0], rows) < 1e-5
+
+
+@pytest.mark.parametrize("name", ["Qwen3-MoE", "Gemma 3", "OLMo 2"])
+def test_hooks_after_norms_fire(name: str, family: Open) -> None:
+    """Hook points of TransformerLens after the norms of queries and keys have the same tensors on the engine."""
+    model = family(name).model
+    tokens = model.encode(family(name).samples[0].prompt("long")).tokens[:11]
+    names = ["blocks.1.attn.hook_q_normed", "blocks.1.attn.hook_k_normed", "blocks.1.attn.hook_cos"]
+
+    def noted(run: Callable[[], object]) -> dict[str, torch.Tensor]:
+        seen: dict[str, torch.Tensor] = {}
+        hooks = [(one, lambda x, hook, one=one: seen.__setitem__(one, x.clone())) for one in names]
+        with torch.no_grad(), model.hooked.hooks(fwd_hooks=hooks):
+            run()
+        return seen
+
+    ours, plain = noted(lambda: model.logits(tokens)), noted(lambda: model.hooked(tokens[None]))
+    assert set(ours) == set(plain) == set(names)
+    for one in names:
+        assert gap(ours[one], plain[one]) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("GPT-2", "GPT2Attention does not rotate queries and keys"),
+        ("GPT-NeoX", "the fused projection of GPTNeoXAttention does not hold queries, keys and values in succession"),
+        ("BLOOM", "BloomAttention does not call transformers' attention interface"),
+        ("DeepSeek V2", "queries, keys and values of DeepseekV2Attention have the shapes"),
+    ],
+)
+def test_other_attention_is_named(name: str, reason: str, tmp_path, samples) -> None:
+    model = open_family(name, tmp_path).model
+    assert model.slow_attention is not None
+    assert model.slow_attention.startswith(reason)
+    assert "attention of TransformerLens: " in repr(model)
