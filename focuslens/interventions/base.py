@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from focuslens.heads import Head, as_heads, check_heads
 from focuslens.hooks import Cursor, HookTarget, PromptLike
 from focuslens.prompts.batch import PromptBatch, SpanLike
 from focuslens.util.checks import checked_integer
@@ -21,6 +22,9 @@ __all__ = [
     "exactly",
     "first_query_row",
     "first_row",
+    "heads_described",
+    "heads_mask",
+    "optional_heads",
     "require_prompt",
     "rows_of",
 ]
@@ -170,6 +174,31 @@ def _require_growing_cache(tensor: Float[Tensor, "batch head row key"]) -> None:
 def exactly(x: Tensor) -> Tensor:
     """The tensor in double precision. On Apple GPUs, which lack double precision, the tensor is returned unchanged."""
     return x if x.device.type == "mps" else x.double()
+
+
+def optional_heads(heads: Iterable[tuple[int, int]] | None) -> tuple[Head, ...] | None:
+    """The heads of an argument; ``None`` for all heads."""
+    return None if heads is None else as_heads(heads)
+
+
+def heads_described(heads: tuple[Head, ...] | None) -> list[list[int]] | None:
+    """Heads as JSON values."""
+    return None if heads is None else [list(head) for head in heads]
+
+
+def heads_mask(model: HookTarget, heads: tuple[Head, ...] | None) -> Float[Tensor, "layer head"]:
+    """1 for the heads, and 0 for all others, in double precision.
+
+    Raises:
+        ValueError: If a head does not exist or occurs twice.
+    """
+    n_layers, n_heads = model.shape.n_layers, model.shape.n_heads
+    if heads is None:
+        return torch.ones(n_layers, n_heads, dtype=torch.float64)
+    mask = torch.zeros(n_layers, n_heads, dtype=torch.float64)
+    for layer, head in check_heads(heads, n_layers, n_heads):
+        mask[layer, head] = 1
+    return mask
 
 
 class Placed:

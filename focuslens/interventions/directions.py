@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -17,11 +18,15 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from focuslens.heads import Head, HeadList, as_heads, check_heads
+from focuslens.interventions.low_rank import LowRank, check_matrices
 from focuslens.util.files import write_atomically
+from focuslens.util.frames import rows_frame
 from focuslens.util.html import bar, card, details, shorten, table
 from focuslens.util.shipped import shipped_directions, shipped_names
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from focuslens.heads import ModelShape
 
 __all__ = ["FocusDirections", "Site", "open_directions"]
@@ -30,7 +35,9 @@ Site: TypeAlias = Literal["rotary", "projection"]
 """Site where vectors are added: after the rotary embedding (``hook_rot_q``) or before it (``hook_q``, ``hook_k``)."""
 
 _VECTORS, _CONFIG = "directions.safetensors", "directions.json"
-_FORMAT = 1
+_PLAIN, _LOW_RANK = 1, 2
+"""Format of the files of one vector per head, and of files that also contain ``u`` and ``v``."""
+
 _PUBLISHED = "published files, "
 _SHOWN = 20
 
@@ -39,12 +46,17 @@ _SHOWN = 20
 class FocusDirections:
     """Focus directions: one query vector per head and, for the projection site, one key vector per head.
 
+    With ``u`` and ``v``, the query vector of a head depends on the query ``q`` to which it is added:
+    ``d_Q(q) = query + U V^T q``.
+
     Args:
         heads: The heads, best first if there is a ranking.
-        query: ``d_Q`` of each head.
+        query: ``d_Q`` of each head; the constant part of ``d_Q(q)`` if there are ``u`` and ``v``.
         key: ``d_K`` of each head, or ``None``. ``d_K`` has no effect at the rotary site (see :class:`FocusSteering`).
         site: Site of the vectors. A vector that was trained at one site has no meaning at the other site.
         provenance: Model, data, settings, seed and versions of the training.
+        u: ``U`` of each head, or ``None`` if the query vectors are constant.
+        v: ``V`` of each head, or ``None`` if the query vectors are constant.
 
     Raises:
         ValueError: If shapes do not match, a vector is not finite, a head occurs twice, or the site is unknown.
@@ -55,6 +67,8 @@ class FocusDirections:
     key: Float[Tensor, "n d_head"] | None
     site: Site
     provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    u: Float[Tensor, "n d_head rank"] | None = None
+    v: Float[Tensor, "n d_head rank"] | None = None
 
     def __init__(
         self,
@@ -63,6 +77,8 @@ class FocusDirections:
         key: Float[Tensor, "n d_head"] | None = None,
         site: Site = "rotary",
         provenance: Mapping[str, Any] | None = None,
+        u: Float[Tensor, "n d_head rank"] | None = None,
+        v: Float[Tensor, "n d_head rank"] | None = None,
     ) -> None:
         chosen = as_heads(heads)
         if len(set(chosen)) < len(chosen):
@@ -82,10 +98,11 @@ class FocusDirections:
                 raise ValueError(f"{name} holds values that are not finite")
         if key is not None and key.shape != query.shape:
             raise ValueError(f"query is {tuple(query.shape)} and key {tuple(key.shape)}; they must have the same shape")
+        check_matrices(query, u, v)
         object.__setattr__(self, "heads", chosen)
         # The tensors are copied, so that later edits by the caller do not change this object.
-        object.__setattr__(self, "query", query.detach().float().cpu().clone())
-        object.__setattr__(self, "key", None if key is None else key.detach().float().cpu().clone())
+        for name, values in (("query", query), ("key", key), ("u", u), ("v", v)):
+            object.__setattr__(self, name, None if values is None else values.detach().float().cpu().clone())
         object.__setattr__(self, "site", site)
         object.__setattr__(self, "provenance", dict(provenance or {}))
 
@@ -94,7 +111,7 @@ class FocusDirections:
 
     def __repr__(self) -> str:
         norms = self.query.norm(dim=1)
-        key = "" if self.key is None else " with key vectors"
+        key = ("" if self.key is None else " with key vectors") + (f", rank {self.rank}" if self.rank else "")
         spread = f", norms of d_Q {float(norms.min()):.2f} to {float(norms.max()):.2f}" if len(self) else ""
         return (
             f"FocusDirections({len(self)} heads at the {self.site} site{key}, d_head {self.d_head}{spread}: "
@@ -104,17 +121,20 @@ class FocusDirections:
     def _repr_html_(self) -> str:
         losses, norms = self.losses, self.query.norm(dim=1).tolist()
         key = None if self.key is None else self.key.norm(dim=1).tolist()
+        product = None if self.u is None else self.product_norms.tolist()
         trained = losses is not None and len(losses) > 0
         rows = [
             (
                 str(head),
                 bar(norms[i], full=max(norms)),
                 *(() if key is None else (float(key[i]),)),
+                *(() if product is None else (float(product[i]),)),
                 *((-float(losses[0, i]), -float(losses[-1, i])) if losses is not None and trained else ()),
             )
             for i, head in enumerate(self.heads[:_SHOWN])
         ]
         columns = ("head", "norm of d_Q", *(() if key is None else ("norm of d_K",)))
+        columns += () if product is None else ("norm of U V^T",)
         columns += ("score, first epoch", "score, last epoch") if trained else ()
         shown = f", the first {_SHOWN} shown" if len(self) > _SHOWN else ""
         provenance = [
@@ -122,13 +142,32 @@ class FocusDirections:
             for name, value in self.provenance.items()
             if name != "losses"
         ]
-        title = f"Focus directions of {len(self)} heads at the {self.site} site, d_head {self.d_head}{shown}"
+        rank = f", rank {self.rank}" if self.rank else ""
+        title = f"Focus directions of {len(self)} heads at the {self.site} site, d_head {self.d_head}{rank}{shown}"
         return card(title, table(columns, rows), details("How they were made", table(("", ""), provenance)))
 
     @property
     def d_head(self) -> int:
         """Length of each vector."""
         return self.query.shape[1]
+
+    @property
+    def rank(self) -> int:
+        """Rank of ``U V^T``; 0 if the query vectors are constant."""
+        return 0 if self.u is None else self.u.shape[2]
+
+    @property
+    def product_norms(self) -> Float[Tensor, "n"]:
+        """Frobenius norm of ``U V^T`` of each head."""
+        if self.u is None or self.v is None:
+            return torch.zeros(len(self))
+        return (self.u.double() @ self.v.double().mT).flatten(1).norm(dim=1).float()
+
+    def at(self, queries: Float[Tensor, "*rows n d_head"]) -> Float[Tensor, "*rows n d_head"]:
+        """``d_Q(q)`` of each head at queries of these heads, which were recorded at :attr:`site`."""
+        if self.u is None or self.v is None:
+            return self.query.expand_as(queries)
+        return self.query + LowRank(self.u, self.v)(queries.float().cpu())
 
     @property
     def origin(self) -> str | None:
@@ -144,11 +183,23 @@ class FocusDirections:
         recorded = self.provenance.get("losses")
         return None if recorded is None else torch.tensor(recorded)
 
+    def to_frame(self) -> pd.DataFrame:
+        """Data frame with one row per head: norms of ``d_Q``, of ``d_K`` (NaN without key vectors) and of ``U V^T``."""
+        key = [math.nan] * len(self) if self.key is None else self.key.norm(dim=1).tolist()
+        columns = (self.heads, self.query.norm(dim=1).tolist(), key, self.product_norms.tolist())
+        names = ("query_norm", "key_norm", "product_norm")
+        rows = [
+            {"layer": head.layer, "head": head.head} | dict(zip(names, norms, strict=True))
+            for head, *norms in zip(*columns, strict=True)
+        ]
+        return rows_frame(rows, dict.fromkeys(names, "norm, units of the activations"), ("layer", "head", *names))
+
     @property
     def digest(self) -> str:
-        """SHA-256 of heads, site and vectors, which identifies a set of directions in result files."""
-        content = hashlib.sha256(json.dumps([self.site, self.heads]).encode())
-        for vectors in (self.query, self.key):
+        """SHA-256 of heads, site, rank and vectors, which identifies a set of directions in result files."""
+        kind = [self.site, self.heads, *([self.rank] if self.rank else [])]
+        content = hashlib.sha256(json.dumps(kind).encode())
+        for vectors in (self.query, self.key, self.u, self.v):
             content.update(b"" if vectors is None else vectors.contiguous().numpy().tobytes())
         return content.hexdigest()
 
@@ -169,9 +220,8 @@ class FocusDirections:
         provenance = dict(self.provenance)
         if self.losses is not None:
             provenance["losses"] = self.losses[:, rows].tolist()
-        return FocusDirections(
-            chosen, self.query[rows], None if self.key is None else self.key[rows], self.site, provenance
-        )
+        key, u, v = (None if x is None else x[rows] for x in (self.key, self.u, self.v))
+        return FocusDirections(chosen, self.query[rows], key, self.site, provenance, u, v)
 
     def require_shape(self, shape: ModelShape) -> None:
         """Check that these directions fit the shape of a model.
@@ -200,11 +250,11 @@ class FocusDirections:
         If the directory does not exist, it is created.
         """
         directory = Path(directory)
-        vectors = {"query": self.query.contiguous()}
-        if self.key is not None:
-            vectors["key"] = self.key.contiguous()
+        named = {"query": self.query, "key": self.key, "u": self.u, "v": self.v}
+        vectors = {name: x.contiguous() for name, x in named.items() if x is not None}
         config = {
-            "format": _FORMAT,
+            # Earlier versions would ignore ``u`` and ``v``, and refuse the other format.
+            "format": _LOW_RANK if self.rank else _PLAIN,
             "site": self.site,
             "d_head": self.d_head,
             "heads": [list(head) for head in self.heads],
@@ -236,13 +286,15 @@ class FocusDirections:
                     f"{directory} holds no {name}; is it a directory written by FocusDirections.save?"
                 )
         config = json.loads((directory / _CONFIG).read_text())
-        if config.get("format") != _FORMAT:
-            raise ValueError(
-                f"{directory / _CONFIG} has format {config.get('format')!r}; this version reads format {_FORMAT}"
-            )
         vectors = load((directory / _VECTORS).read_bytes())
+        if config.get("format") != (_LOW_RANK if "u" in vectors else _PLAIN):
+            raise ValueError(
+                f"{directory / _CONFIG} has format {config.get('format')!r}; this version reads format {_PLAIN}, and "
+                f"format {_LOW_RANK} if there are u and v"
+            )
         heads = [Head(*head) for head in config["heads"]]
-        loaded = cls(heads, vectors["query"], vectors.get("key"), config["site"], config["provenance"])
+        key, u, v = (vectors.get(name) for name in ("key", "u", "v"))
+        loaded = cls(heads, vectors["query"], key, config["site"], config["provenance"], u, v)
         if loaded.digest != config.get("sha256"):
             raise ValueError(
                 f"{_VECTORS} and {_CONFIG} in {directory} do not belong together: one was changed, or a save into it "

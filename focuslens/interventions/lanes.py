@@ -31,6 +31,7 @@ from focuslens.hooks import (
     row_wise,
 )
 from focuslens.interventions.base import Positions, require_prompt
+from focuslens.interventions.low_rank import LowRank
 from focuslens.interventions.split_softmax import SplitSoftmax, split_hooks
 from focuslens.interventions.steering import FocusSteering, adding
 from focuslens.prompts.batch import PromptBatch, SpanLike
@@ -59,10 +60,11 @@ class Lanes:
         )
 
     @property
-    def heads(self) -> tuple[Head, ...]:
-        """Heads that at least one setting acts on."""
-        interventions = [intervention for setting in self.settings for intervention in setting]
-        return tuple(dict.fromkeys(head for intervention in interventions for head in intervention.heads))
+    def heads(self) -> tuple[Head, ...] | None:
+        """Heads that at least one setting acts on; ``None`` if a setting acts on all heads."""
+        chosen = [intervention.heads for setting in self.settings for intervention in setting]
+        given = [heads for heads in chosen if heads is not None]
+        return None if len(given) < len(chosen) else tuple(dict.fromkeys(head for heads in given for head in heads))
 
     @property
     def changes_prompt(self) -> bool:
@@ -165,20 +167,25 @@ def _steering_hooks(
 ) -> list[Hook]:
     """Steering hooks for all lanes, one hook per hook point and value of ``positions``."""
     additions: dict[tuple[str, Positions], Tensor] = {}
+    products: defaultdict[tuple[str, Positions], dict[int, LowRank]] = defaultdict(dict)
     for lane, steering in lanes.items():
         for name, vectors in steering.additions(model.shape).items():
             zeros = torch.zeros(copies, *vectors.shape)
             additions.setdefault((name, steering.positions), zeros)[lane] = vectors
+        for name, product in steering.products(model.shape).items():
+            products[name, steering.positions][lane] = product
+    prompts = len(batch) // copies
     return [
         (
             name,
             adding(
                 name,
                 model,
-                repeat(vectors, "copy head d -> (prompt copy) head d", prompt=len(batch) // copies),
+                repeat(vectors, "copy head d -> (prompt copy) head d", prompt=prompts),
                 batch,
                 positions,
                 cursor,
+                LowRank.of_lanes(by_lane, copies, prompts) if (by_lane := products.get((name, positions))) else None,
             ),
         )
         for (name, positions), vectors in additions.items()

@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from focuslens.heads import Head, as_heads, check_heads
-from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, RowHook, hook_name, row_wise
-from focuslens.interventions.base import checked_span, exactly, first_row, require_prompt
+from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike
+from focuslens.interventions.base import checked_span, exactly, require_prompt
+from focuslens.interventions.rescaling import ChosenHeads, Rescaling, RowEdit, SpanColumns, pattern_hooks
 from focuslens.prompts.batch import PromptBatch, SpanLike
 from focuslens.util.checks import checked_number, is_range
 
@@ -21,7 +22,11 @@ if TYPE_CHECKING:
 
     from focuslens.prompts.prompt import Span
 
-__all__ = ["SplitSoftmax", "split_hooks", "split_softmax"]
+__all__ = ["SplitSoftmax", "split_factors", "split_hooks", "split_softmax"]
+
+
+_WORTH_CHOOSING = 2**15
+"""Weights in one row of every other head from which the calls that choose some heads take less time than they save."""
 
 
 def _check_tau(tau: float) -> None:
@@ -104,6 +109,15 @@ def _factors(
     raised = torch.exp(exponent.rest * surprise)
     lowered = torch.expm1(exponent.negative * surprise) * (-1 - ratio.reciprocal())
     return torch.where(changed, raised, 1.0), torch.where(changed, lowered, 1.0)
+
+
+def split_factors(
+    on_span: Float[Tensor, "*rows"], elsewhere: Float[Tensor, "*rows"], tau: float
+) -> tuple[Float[Tensor, "*rows"], Float[Tensor, "*rows"]]:
+    """Factors by which split-softmax multiplies the attention inside and outside a span with the mass ``on_span``."""
+    if tau == 1:
+        return torch.ones_like(on_span), torch.ones_like(on_span)
+    return _factors(on_span, elsewhere, _Exponent(1 - tau, -tau, None))
 
 
 def _check_pattern(pattern: Any) -> None:
@@ -215,107 +229,35 @@ def split_hooks(
     Raises:
         KeyError: If ``span`` is a name and a prompt has no span with this name.
     """
-    columns = SpanColumns(batch, span)
-
-    def edit(layer: int) -> RowHook:
-        rescaling = _Rescaling(columns, taus[:, layer])
-
-        @row_wise
-        def rescale(pattern: Float[Tensor, "batch head row key"], hook: Any) -> Tensor | None:
-            first = first_row(model, layer, batch, "response", cursor, pattern)
-            if first >= pattern.shape[-2] or columns.empty:
-                return None
-            edited = rescaling(pattern[:, :, first:].clone())
-            return edited if first == 0 else torch.cat((pattern[:, :, :first], edited), dim=2)
-
-        return RowHook(rescale, rescaling)
-
-    return [(hook_name(layer, "hook_pattern"), edit(layer)) for layer in layers]
+    columns = SpanColumns(batch.columns(span, batch.width))
+    taus = taus.expand(len(batch), -1, -1)
+    edits = {layer: _edit_of(columns, taus[:, layer], batch.width) for layer in layers}
+    return pattern_hooks(model, batch, edits, "response", cursor)
 
 
-class SpanColumns:
-    """Columns of a span in every prompt of a batch, as tensors on the device of the patterns.
-
-    Attributes:
-        index: Columns ``[batch n]`` of each prompt's span. Shorter spans repeat their first column.
-        counted: 1 for the columns of the span, 0 for repeated ones.
-    """
-
-    def __init__(self, batch: PromptBatch, span: SpanLike) -> None:
-        inside = batch.columns(span, batch.width)
-        columns = [row.nonzero()[:, 0] for row in inside]
-        n = max(len(row) for row in columns)
-        filled = [torch.cat((row, row.new_full((n - len(row),), int(row[0]) if len(row) else 0))) for row in columns]
-        self.index = torch.stack(filled)
-        self.counted = torch.arange(n) < torch.tensor([[len(row)] for row in columns])
-        first = self.index[0]
-        # Copies of one prompt with one range: a slice is cheaper than an index.
-        one_range = n > 0 and bool(self.counted.all()) and torch.equal(first, torch.arange(n) + first[0])
-        is_same = one_range and torch.equal(self.index, first.expand_as(self.index))
-        self._part = slice(int(first[0]), int(first[0]) + n) if is_same else None
-
-    @property
-    def empty(self) -> bool:
-        """Whether the span is empty in every prompt."""
-        return not self.index.shape[1]
-
-    def taken(self, rows: Float[Tensor, "batch head row key"]) -> Float[Tensor, "batch head row n"]:
-        """Attention to the columns of the span, in double precision, which is set to zero in ``rows``.
-
-        Repeated columns occur again.
-        """
-        if self._part is not None:
-            part = rows[..., self._part]
-            weights = exactly(part)
-            weights = weights.clone() if weights is part else weights
-            part.zero_()
-            return weights
-        weights = exactly(rows.gather(-1, self._expanded(rows)))
-        rows.scatter_(-1, self._expanded(rows), 0)
-        return weights
-
-    def mass(self, weights: Float[Tensor, "batch head row n"]) -> Float[Tensor, "batch head row 1"]:
-        """Sum of weights. Repeated columns do not count."""
-        if self._part is None:
-            weights = weights * self.counted.to(weights)[:, None, None]
-        return weights.sum(dim=-1, keepdim=True)
-
-    def put(self, rows: Float[Tensor, "batch head row key"], weights: Float[Tensor, "batch head row n"]) -> None:
-        """Replace the attention to the columns of the span, in place."""
-        if self._part is not None:
-            rows[..., self._part].copy_(weights)
-        else:
-            rows.scatter_(-1, self._expanded(rows), weights.to(rows.dtype))
-
-    def _expanded(self, rows: Tensor) -> Tensor:
-        if self.index.device != rows.device:
-            self.index = self.index.to(rows.device)
-        return self.index[:, None, None].expand(*rows.shape[:3], -1)
+def _edit_of(columns: SpanColumns, taus: Float[Tensor, "batch head"], width: int) -> RowEdit:
+    """Split-softmax of one layer: of all heads, or of those whose ``tau`` is not 1 if this touches less."""
+    chosen = taus != 1
+    n_chosen, n = int(chosen.sum()), chosen.numel()
+    if not n_chosen or (n - n_chosen) * width < _WORTH_CHOOSING:
+        return Rescaling(columns, _Powers(taus))
+    pairs = chosen.flatten().nonzero()[:, 0]
+    of_pairs = columns.of_prompts(pairs // taus.shape[1])
+    return ChosenHeads(Rescaling(of_pairs, _Powers(taus[chosen][:, None])), pairs)
 
 
-class _Rescaling:
-    """Split-softmax of all rows of a pattern, which is edited, with an exponent for each prompt and head."""
+class _Powers:
+    """Factors of split-softmax, with an exponent for each prompt and head."""
 
-    def __init__(self, columns: SpanColumns, tau: Float[Tensor, "#batch head"]) -> None:
-        self._columns, self._tau = columns, tau[..., None, None]
+    def __init__(self, tau: Float[Tensor, "#batch head"]) -> None:
+        self._tau = tau[..., None, None]
         self._exponent = _Exponent.of(self._tau)
-        self._may_overflow = bool(tau.max() > 1e30)  # the factor outside the span is at most 1 or tau
+        self.may_overflow = bool(tau.max() > 1e30)  # the factor outside the span is at most 1 or tau
 
-    def __call__(self, rows: Float[Tensor, "batch head row key"]) -> Float[Tensor, "batch head row key"]:
-        columns = self._columns
-        if columns.empty:
-            return rows
-        exact = rows if rows.dtype in (torch.float32, torch.float64) else rows.float()
-        if self._tau.device != rows.device:
-            self._tau = self._tau.to(rows.device, None if rows.device.type != "mps" else torch.float32)
+    def __call__(
+        self, on_span: Float[Tensor, "batch head row 1"], elsewhere: Float[Tensor, "batch head row 1"]
+    ) -> tuple[Float[Tensor, "batch head row 1"], Float[Tensor, "batch head row 1"]]:
+        if self._tau.device != on_span.device:
+            self._tau = self._tau.to(on_span.device, on_span.dtype)
             self._exponent = _Exponent.of(self._tau)
-        # Weights on the span need double precision, because the factor for a tiny mass would overflow single precision.
-        # The cost is low because the span is short.
-        weights = columns.taken(exact)
-        elsewhere = exact.sum(dim=-1, keepdim=True).to(weights.dtype)
-        raised, lowered = _factors(columns.mass(weights), elsewhere, self._exponent)
-        if self._may_overflow:
-            lowered = lowered.clamp(max=torch.finfo(exact.dtype).max)
-        exact.mul_(lowered.to(exact.dtype))
-        columns.put(exact, weights * raised)
-        return exact if exact.dtype == rows.dtype else exact.to(rows.dtype)
+        return _factors(on_span, elsewhere, self._exponent)

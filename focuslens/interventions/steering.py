@@ -17,6 +17,7 @@ from focuslens.heads import Head, check_heads, heads_by_layer
 from focuslens.hooks import Cursor, Hook, HookTarget, PromptLike, RowHook, hook_name
 from focuslens.interventions.base import Positions, check_positions, first_query_row, require_prompt
 from focuslens.interventions.directions import FocusDirections
+from focuslens.interventions.low_rank import LowRank
 from focuslens.prompts.batch import PromptBatch
 from focuslens.util.checks import checked_number
 
@@ -34,6 +35,9 @@ class FocusSteering:
     the same for every key and does not affect the softmax. At the ``projection`` site, ``d_Q`` is added to ``hook_q``
     and ``d_K`` to ``hook_k``, which has one vector per key-value head. If several steered heads share a key-value head,
     the mean of their key vectors is added. (Training produces equal key vectors for such heads.)
+
+    If the directions have a rank, ``d_Q`` is ``d_Q(q) = query + U V^T q``. Here, ``q`` is the head's own query in the
+    steered row, at the site of the directions and before the addition.
 
     Args:
         directions: Focus directions, trained with this package or published by the paper's authors.
@@ -85,6 +89,7 @@ class FocusSteering:
             "alpha": self.alpha,
             "site": self.directions.site,
             "positions": self.positions,
+            **({"rank": self.directions.rank} if self.directions.rank else {}),
             "directions_sha256": self.directions.digest,
             "heads": [list(head) for head in self.heads],
         }
@@ -96,10 +101,10 @@ class FocusSteering:
             ValueError: If the directions do not fit the model, or if the prompt is needed but missing. The hooks raise
                 it too, if the model's queries or keys do not have the layout that directions assume.
         """
-        additions = self.additions(model.shape)
+        additions, products = self.additions(model.shape), self.products(model.shape)
         batch = require_prompt(model, prompt, 'positions="response"') if self.positions == "response" else None
         hooks = [
-            (name, adding(name, model, vectors[None], batch, self.positions, cursor))
+            (name, adding(name, model, vectors[None], batch, self.positions, cursor, products.get(name)))
             for name, vectors in additions.items()
         ]
         model.require_acting(name for name, _ in hooks)
@@ -108,34 +113,48 @@ class FocusSteering:
     def additions(self, shape: ModelShape) -> dict[str, Float[Tensor, "head d_head"]]:
         """Vectors to add, times ``alpha``, by name of the hook point. They are zero for heads that are not steered.
 
+        If the directions have a rank, these are the constant parts of the vectors.
+
         Raises:
             ValueError: If the directions do not fit the model.
         """
         self.directions.require_shape(shape)
         check_heads(self.heads, shape.n_layers, shape.n_heads)
-        at_rotary = self.directions.site == "rotary"
         additions = {
-            hook_name(layer, "hook_rot_q" if at_rotary else "hook_q"): self._placed(shape.n_heads, chosen, vectors)
-            for layer, chosen, vectors in self._query_vectors()
+            hook_name(layer, self._query_point): _placed(shape.n_heads, chosen, self.alpha * vectors)
+            for layer, chosen, vectors in self._by_layer(self.directions.query)
         }
-        if not at_rotary and self.directions.key is not None:
+        if self.directions.site == "projection" and self.directions.key is not None:
             additions |= {
-                hook_name(layer, "hook_k"): self._placed(shape.n_key_value_heads, chosen, vectors)
+                hook_name(layer, "hook_k"): _placed(shape.n_key_value_heads, chosen, self.alpha * vectors)
                 for layer, chosen, vectors in self._key_vectors(shape)
             }
         return additions
 
-    def _placed(
-        self, n_heads: int, heads: Sequence[int], vectors: Float[Tensor, "n d_head"]
-    ) -> Float[Tensor, "head d_head"]:
-        placed = torch.zeros(n_heads, vectors.shape[1])
-        placed[heads] = self.alpha * vectors
-        return placed
+    def products(self, shape: ModelShape) -> dict[str, LowRank]:
+        """Matrices ``alpha U`` and ``V`` by name of the hook point, zero for heads that are not steered.
 
-    def _query_vectors(self) -> list[tuple[int, list[int], Float[Tensor, "n d_head"]]]:
+        There are none if the directions have no rank.
+        """
+        if self.directions.u is None or self.directions.v is None:
+            return {}
+        by_layer = zip(self._by_layer(self.directions.u), self._by_layer(self.directions.v), strict=True)
+        return {
+            hook_name(layer, self._query_point): LowRank(
+                _placed(shape.n_heads, chosen, self.alpha * u), _placed(shape.n_heads, chosen, v)
+            )
+            for (layer, chosen, u), (_, _, v) in by_layer
+        }
+
+    @property
+    def _query_point(self) -> str:
+        return "hook_rot_q" if self.directions.site == "rotary" else "hook_q"
+
+    def _by_layer(self, tensor: Float[Tensor, "n ..."]) -> list[tuple[int, list[int], Float[Tensor, "chosen ..."]]]:
+        """Layer, heads, and the entries of a tensor for these heads."""
         place = {head: i for i, head in enumerate(self.heads)}
         return [
-            (layer, chosen, torch.stack([self.directions.query[place[Head(layer, head)]] for head in chosen]))
+            (layer, chosen, torch.stack([tensor[place[Head(layer, head)]] for head in chosen]))
             for layer, chosen in heads_by_layer(self.heads).items()
         ]
 
@@ -153,6 +172,13 @@ class FocusSteering:
         ]
 
 
+def _placed(n_heads: int, heads: Sequence[int], values: Float[Tensor, "n ..."]) -> Float[Tensor, "head ..."]:
+    """Values of all heads of a layer, which are zero except for ``heads``."""
+    placed = torch.zeros(n_heads, *values.shape[1:])
+    placed[heads] = values
+    return placed
+
+
 def adding(
     name: str,
     model: HookTarget,
@@ -160,15 +186,27 @@ def adding(
     batch: PromptBatch | None,
     positions: Positions,
     cursor: Cursor | None,
+    product: LowRank | None = None,
 ) -> RowHook:
-    """Hook that adds vectors to the queries or keys of a layer, in the rows that ``positions`` selects."""
+    """Hook that adds vectors to the queries or keys of a layer, in the rows that ``positions`` selects.
+
+    With ``product``, the hook also adds ``U V^T q`` to each query ``q``. In half precision, the sum of both additions
+    is computed in float32 and rounded once.
+    """
     placed = rearrange(vectors, "batch head d -> batch 1 head d")
+    product = None if product is None else product.by_row()
 
     def add_to_all(activation: Float[Tensor, "batch row head d_head"]) -> Tensor:
-        nonlocal placed
-        if placed.device != activation.device or placed.dtype != activation.dtype:
-            placed = placed.to(activation)
-        return activation + placed
+        nonlocal placed, product
+        dtype = activation.dtype
+        if product is not None and dtype.itemsize < 4:
+            dtype = torch.float32
+        if placed.device != activation.device or placed.dtype != dtype:
+            placed = placed.to(activation.device, dtype)
+            product = None if product is None else product.to(activation.device, dtype)
+        if product is None:
+            return activation + placed
+        return activation + (placed + product(activation.to(dtype))).to(activation.dtype)
 
     def add(activation: Float[Tensor, "batch row head d_head"], hook: Any) -> Tensor | None:
         _require_layout(activation, name, model.shape)

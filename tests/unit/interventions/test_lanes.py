@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 import focuslens as fl
 from focuslens.hooks import is_row_wise
 from focuslens.interventions import Lanes
+from focuslens.interventions.rescaling import SpanColumns
 from focuslens.model import attention
 
 HEADS = [fl.Head(0, 1), fl.Head(1, 3), fl.Head(1, 0), fl.Head(2, 2)]
@@ -75,6 +77,32 @@ def test_every_lane_is_its_setting_alone(name, load_model, backend, samples):
     # The lanes must differ to show anything.
     assert (together.std(dim=0) > 1e-3).any()
     assert len({tuple(one) for one in responses[: len(lanes)]}) > 3
+
+
+def test_edits_of_chosen_rows_are_edits_of_all_rows_to_the_last_bit(load_model, samples, monkeypatch):
+    model, module = load_model("llama"), sys.modules["focuslens.interventions.split_softmax"]
+    prompts = [model.encode(sample.prompt()) for sample in samples[:2]]
+    lanes = settings(model)[:4]
+    held, kinds, found = model.prefill(prompts, hold_last=True), list[str](), list[torch.Tensor]()
+    edit_of = module._edit_of
+    monkeypatch.setattr(module, "_edit_of", lambda *given: (kinds.append(type(x := edit_of(*given)).__name__), x)[1])
+    for worth in (10**9, 0):
+        monkeypatch.setattr(module, "_WORTH_CHOOSING", worth)
+        found.append(rows(model, model.copies(held, len(lanes)), [Lanes(lanes)], 4)[1])
+    assert kinds == [*["Rescaling"] * (len(kinds) // 2), *["ChosenHeads"] * (len(kinds) // 2)]
+    assert torch.equal(*found)
+
+
+def test_chosen_rows_know_the_columns_of_their_prompts():
+    """Spans of two lengths, also where rows have not all keys of the prompts, as in a pass over part of a prompt."""
+    inside = torch.tensor([[0, 1, 1, 0, 0, 0], [0, 0, 0, 1, 0, 1]]).bool()
+    columns = SpanColumns(inside).of_prompts(torch.tensor([1, 0, 1]))
+    for n_keys in (6, 4):
+        pattern = torch.rand(3, 1, 1, n_keys)
+        within = columns.within(n_keys)
+        mass = within.mass(within.taken(pattern.clone()))[:, 0, 0, 0]
+        expected = (pattern[:, 0, 0] * inside[[1, 0, 1], :n_keys]).sum(dim=-1)
+        torch.testing.assert_close(mass.float(), expected)
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3", "mistral_window"])

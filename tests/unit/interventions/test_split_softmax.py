@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from decimal import Decimal, localcontext
 from typing import Any, cast
@@ -221,8 +222,11 @@ PROMPT = EncodedPrompt(torch.arange(6), {"relevant": ((1, 3),), "other": ((4, 5)
 SHORT = EncodedPrompt(torch.arange(4), {"relevant": ((0, 1), (2, 3))})
 
 
-@pytest.fixture(scope="module")
-def model(load_model: Any) -> FocusModel:
+@pytest.fixture(params=[10**9, -1], ids=["edits all heads", "edits chosen heads"])
+def model(load_model: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> FocusModel:
+    """A model whose other heads are multiplied by one, or left out of the edit. Both give the same numbers."""
+    module = sys.modules["focuslens.interventions.split_softmax"]  # the package re-exports a function of this name
+    monkeypatch.setattr(module, "_WORTH_CHOOSING", request.param)
     return load_model("llama")
 
 
@@ -301,6 +305,14 @@ def test_any_part_or_range_can_be_the_span(model: FocusModel, span: Any, columns
 def test_a_part_that_is_empty_in_this_prompt_changes_nothing(model: FocusModel) -> None:
     ((_, hook),) = SplitSoftmax([(1, 2)], 0.3, "nothing").hooks(model, PROMPT)
     assert hook(causal(1, 2, 7), None) is None
+
+
+def test_tau_one_changes_nothing(model: FocusModel) -> None:
+    ((_, hook),) = SplitSoftmax([(1, 2)], 1.0).hooks(model, PROMPT)
+    pattern = causal(1, 1, 8)
+    result = hook(pattern, None)
+    assert result is not None
+    assert torch.equal(result, pattern)
 
 
 def test_half_precision_stays_half_precision(model: FocusModel) -> None:
