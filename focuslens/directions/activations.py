@@ -21,6 +21,7 @@ from focuslens.hooks import Hook, hook_name
 from focuslens.interventions.directions import Site
 from focuslens.prompts.batch import EncodedPrompt
 from focuslens.prompts.sample import Case, MultiDocSample
+from focuslens.prompts.spans import require_spans
 
 if TYPE_CHECKING:
     from focuslens.heads import ModelShape
@@ -184,7 +185,9 @@ def sample_rows(
     site: Site,
 ) -> RowActivations:
     """Activations of one sample, recorded by :func:`capture_rows` on the prompt ``sample.prompt(case)``."""
-    return capture_rows(model, model.encode(sample.prompt(case)), response, groups, site)
+    prompt = model.encode(sample.prompt(case))
+    require_spans([sample], [prompt], ("relevant",), case)
+    return capture_rows(model, prompt, response, groups, site)
 
 
 class ActivationStore:

@@ -25,6 +25,7 @@ from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from focuslens.directions.activations import LayerHeads
+from focuslens.directions.head_keys import HeadKeys
 from focuslens.heads import Head, check_heads
 from focuslens.hooks import Hook, hook_name
 from focuslens.interventions.directions import FocusDirections
@@ -66,21 +67,6 @@ class Decomposition:
     content: float
     position: float
     interaction: float
-
-
-@dataclass(frozen=True, eq=False)
-class HeadKeys:
-    """Keys that a query head reads, taken before the rotary embedding.
-
-    Attributes:
-        contents: Keys before the rotary embedding. If the model has a key norm, the keys are normalised.
-        token_ids: Token id of each key.
-        positions: Absolute position of each key.
-    """
-
-    contents: Float[Tensor, "key d_head"]
-    token_ids: Int[Tensor, "key"]
-    positions: Int[Tensor, "key"]
 
 
 def frequency_energy(
@@ -298,7 +284,8 @@ def decompose_heads(
 
     Args:
         model: Model from which the keys were collected.
-        directions: Directions of this model at the rotary site.
+        directions: Directions of this model at the rotary site. If they have a rank, only their constant part is
+            decomposed; see :func:`attention_shift` for the other.
         keys: Keys of each head, from :func:`collect_keys`.
         positions: Absolute positions, with equal weights. By default, a head's positions range from 0 to the largest
             position of its keys.

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from focuslens.directions.activations import LayerHeads, RowActivations, measured_scores, row_scores
 from focuslens.interventions.directions import Site
+from focuslens.interventions.low_rank import LowRank
 from focuslens.model.rotary import Rotary
 from focuslens.prompts.batch import EncodedPrompt
 
@@ -98,6 +99,7 @@ def direction_losses(
     groups: Sequence[LayerHeads],
     sample: RowActivations,
     site: Site,
+    product: LowRank | None = None,
 ) -> Float[Tensor, "n"]:
     """Loss ``-S_C`` per head on one sample (equation 4).
 
@@ -108,11 +110,15 @@ def direction_losses(
         groups: Heads to train, grouped by layer.
         sample: Activations of these heads on the sample.
         site: Site of the directions.
+        product: ``U`` and ``V`` of each head, if ``d_Q`` depends on the query.
     """
     losses = torch.zeros(len(query), device=query.device)
     first_key = 0
     for group in groups:
-        q = sample.queries[group.layer].float() + query[list(group.places)]
+        plain, places = sample.queries[group.layer].float(), list(group.places)
+        q = plain + query[places]
+        if product is not None:
+            q = q + LowRank(product.u[places], product.v[places])(plain)
         k = sample.keys[group.layer].float()
         if site == "projection" and key is not None:
             k = k + key[first_key : first_key + len(group.key_value_heads)]

@@ -13,40 +13,40 @@ key. Softmax ignores such a constant, and the gradient of ``d_K`` is zero.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import math
-import time
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from focuslens.directions.activations import ActivationStore, LayerHeads, RowActivations, sample_rows
+from focuslens.directions.answer_objective import AnsweredPrompts, answer_loss
 from focuslens.directions.gold_responses import gold_responses, response_limits
 from focuslens.directions.objective import Attention, direction_losses, record_attention, require_same_attention
 from focuslens.directions.sites import trainable_heads
+from focuslens.directions.training_state import StateFile, TrainedVectors, TrainingState, initial_vectors
 from focuslens.heads import Head
 from focuslens.interventions.directions import FocusDirections, Site
 from focuslens.model.batching import BATCH_TOKENS, RunOptions
 from focuslens.model.execution import Executor, executor_for
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.answers import list_samples
+from focuslens.prompts.batch import EncodedPrompt
 from focuslens.prompts.sample import Case, MultiDocSample, prompts_digest
-from focuslens.util.files import versions, write_atomically
+from focuslens.util.checks import checked_integer
+from focuslens.util.estimates import Estimate
+from focuslens.util.files import versions
 from focuslens.util.progress import progress_bar
 from focuslens.util.refused_runs import without_defaults
 
 __all__ = ["TrainingConfig", "train_focus_directions"]
-
-_CHECKPOINT_SECONDS = 60.0
-"""Longest time between two checkpoints, unless a single step takes longer."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,12 @@ class TrainingConfig:
         init_std: Standard deviation of the normal distribution from which the initial vectors are drawn.
         max_new_tokens: Maximum length of the response to the gold prompt, in tokens.
         seed: Seed of the initial vectors and of the sample order.
+        rank: Rank of ``U V^T`` in ``d_Q(q) = d_Q + U V^T q``, where ``q`` is the query to which ``d_Q(q)`` is added.
+            With 0, as in the paper, every query gets the same vector. ``U`` and ``V`` are updated like ``d_Q``: they
+            are not normalised, and the weight decay acts on each of them.
+        objective: Loss of the training: ``score``, the paper's ``-S_C``, or ``answer``, the mean negative
+            log-likelihood of the response's tokens while all heads are steered together, which takes gradients through
+            the whole model. One sample is run at a time.
     """
 
     site: Site = "rotary"
@@ -76,78 +82,24 @@ class TrainingConfig:
     init_std: float = 0.01
     max_new_tokens: int = 100
     seed: int = 0
+    rank: int = 0
+    objective: Literal["score", "answer"] = "score"
 
     def __post_init__(self) -> None:
         if self.site not in get_args(Site):
             raise ValueError(f"site is {self.site!r}; it must be one of {', '.join(get_args(Site))}")
         if self.prompts not in ("long", "gold"):
             raise ValueError(f"prompts is {self.prompts!r}; it must be 'long' or 'gold'")
+        if self.objective not in ("score", "answer"):
+            raise ValueError(f"objective is {self.objective!r}; it must be 'score' or 'answer'")
+        if checked_integer(self.rank, "rank") < 0:
+            raise ValueError(f"rank is {self.rank}; it must not be negative")
         for name in ("epochs", "batch_size", "learning_rate", "max_new_tokens"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be more than 0")
         for name in ("weight_decay", "init_std"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must not be negative")
-
-
-@dataclass(eq=False)
-class _State:
-    """Mutable state of a training run."""
-
-    query: Float[Tensor, "n d_head"]
-    key: Float[Tensor, "m d_head"] | None
-    optimizer: torch.optim.Optimizer
-    step: int = 0
-    losses: list[Float[Tensor, "n"]] = field(default_factory=list[Tensor])
-    running: Float[Tensor, "n"] | None = None
-
-    @property
-    def vectors(self) -> list[Tensor]:
-        return [self.query] if self.key is None else [self.query, self.key]
-
-
-@dataclass
-class _Checkpoint:
-    """File from which an interrupted training run resumes. The fingerprint identifies the run that wrote the file."""
-
-    path: Path
-    fingerprint: str
-    every: int
-    saved: float = field(default_factory=time.monotonic)
-
-    def is_due(self, state: _State) -> bool:
-        """Whether to save: after ``every`` steps, at the end of an epoch, and a minute after the last time."""
-        late = time.monotonic() - self.saved >= _CHECKPOINT_SECONDS
-        return late or state.step % self.every == 0 or state.running is None
-
-    def save(self, state: _State) -> None:
-        content = io.BytesIO()
-        torch.save(
-            {
-                "fingerprint": self.fingerprint,
-                "vectors": [v.detach().cpu() for v in state.vectors],
-                "step": state.step,
-                "optimizer": state.optimizer.state_dict(),
-                "losses": state.losses,
-                "running": state.running,
-            },
-            content,
-        )
-        write_atomically(self.path, content.getvalue())
-        self.saved = time.monotonic()
-
-    def load(self, state: _State) -> None:
-        saved = torch.load(self.path, map_location="cpu", weights_only=True)
-        if saved["fingerprint"] != self.fingerprint:
-            raise ValueError(
-                f"{self.path} is a checkpoint of another training (other model, samples, gold responses, heads or "
-                "settings); name another file, or delete it"
-            )
-        with torch.no_grad():
-            for vector, value in zip(state.vectors, saved["vectors"], strict=True):
-                vector.copy_(value)
-        state.optimizer.load_state_dict(saved["optimizer"])
-        state.step, state.losses, state.running = saved["step"], saved["losses"], saved["running"]
 
 
 @torch.inference_mode(False)  # TransformerLens's notebooks disable gradients globally
@@ -168,7 +120,8 @@ def train_focus_directions(
 ) -> FocusDirections:
     """Train one focus direction per head, for all heads together, on a frozen model (equation 4, loss ``-S_C``).
 
-    The ``losses`` attribute of the result contains the mean loss of each head in each epoch.
+    The ``losses`` attribute of the result contains the mean loss of each head in each epoch. With
+    ``objective="answer"``, all heads share one loss. Its mean in each epoch is in ``provenance["answer_losses"]``.
 
     Args:
         model: The model, whose weights stay unchanged, or an executor such as :class:`RayPool` that runs the forward
@@ -190,7 +143,8 @@ def train_focus_directions(
 
     Raises:
         ValueError: If no sample has both a gold document and a response, if a prompt leaves no room for a response, if
-            the model's attention is not supported, or if ``checkpoint`` belongs to a different training run.
+            the model's attention is not supported, if ``checkpoint`` belongs to a different training run, if the rank
+            exceeds ``d_head``, or if ``objective`` is ``answer`` and the model runs in other processes.
         TypeError: If both ``config`` and settings by name are passed, or if a setting is unknown.
     """
     if config is not None and settings:
@@ -200,6 +154,8 @@ def train_focus_directions(
     executor = executor_for(model)
     options = RunOptions(config.max_new_tokens, batch_tokens, progress)
     sample_list = list_samples(samples)
+    if config.objective == "answer":
+        _require_model(executor)
     limited = response_limits(executor, sample_list, config.prompts, options)
     chosen = trainable_heads(executor, heads, config.site)
     usable, responses = gold_responses(executor, limited, config.prompts, options, checkpoint)
@@ -211,22 +167,70 @@ def train_focus_directions(
     provenance = _provenance(executor, usable, config, data)
     made_of = [without_defaults(provenance), chosen, [response.tolist() for response in responses]]
     fingerprint = hashlib.sha256(json.dumps(made_of).encode()).hexdigest()
-    state_file = None if checkpoint is None else _Checkpoint(Path(checkpoint), fingerprint, checkpoint_every)
+    state_file = None if checkpoint is None else StateFile(Path(checkpoint), fingerprint, checkpoint_every)
     if state_file is not None and state_file.path.exists():
         state_file.load(state)
-    memory = int(memory_gb * 2**30)
-    activations = ActivationStore(executor, usable, responses, groups, config.prompts, config.site, memory)
-    check = partial(_checked_rows, groups=groups, case=config.prompts, site=config.site)
-    activations.keep(0, next(executor.map(check, [(usable[0], responses[0])])))
-    attention = _attention(executor, groups, usable, responses, config)
-    _run_epochs(attention, state, groups, activations, config, state_file, progress)
-    return FocusDirections(
-        chosen,
-        state.query,
-        _key_by_head(state.key, chosen, groups),
-        config.site,
-        {**provenance, "losses": torch.stack(state.losses).tolist()},
+    answered = (usable, responses)
+    inputs, loss = (
+        _answer_objective(executor, groups, answered, config)
+        if config.objective == "answer"
+        else _score_objective(executor, groups, answered, config, int(memory_gb * 2**30))
     )
+    _run_epochs(loss, state, inputs, config, state_file, progress)
+    name, losses = ("answer_losses", torch.cat) if config.objective == "answer" else ("losses", torch.stack)
+    provenance[name] = losses(state.losses).tolist()
+    query, key, product = state.vectors.query, state.vectors.key_by_head(groups), state.vectors.product
+    u, v = (None, None) if product is None else (product.u, product.v)
+    return FocusDirections(chosen, query, key, config.site, provenance, u, v)
+
+
+_Loss: TypeAlias = Callable[[TrainedVectors, Any], Float[Tensor, "loss"]]
+"""Function from the trained vectors and the inputs of one sample to losses, which are minimised together."""
+
+_Answered: TypeAlias = tuple[Sequence[MultiDocSample], Sequence[Tensor]]
+"""Samples, and the tokens of the response to the gold prompt of each."""
+
+
+def _score_objective(
+    executor: Executor, groups: Sequence[LayerHeads], answered: _Answered, config: TrainingConfig, memory: int
+) -> tuple[ActivationStore, _Loss]:
+    """Activations of the samples, and the loss ``-S_C`` of each head."""
+    samples, responses = answered
+    activations = ActivationStore(executor, samples, responses, groups, config.prompts, config.site, memory)
+    check = partial(_checked_rows, groups=groups, case=config.prompts, site=config.site)
+    activations.keep(0, next(executor.map(check, [(samples[0], responses[0])])))
+    attention = _attention(executor, groups, samples, responses, config)
+
+    def loss(vectors: TrainedVectors, rows: RowActivations) -> Tensor:
+        return direction_losses(attention, vectors.query, vectors.key, groups, rows, config.site, vectors.product)
+
+    return activations, loss
+
+
+def _answer_objective(
+    executor: Executor, groups: Sequence[LayerHeads], answered: _Answered, config: TrainingConfig
+) -> tuple[AnsweredPrompts, _Loss]:
+    """Prompts and responses of the samples, and the negative log-likelihood of the responses."""
+    model = _require_model(executor)
+
+    def loss(vectors: TrainedVectors, sample: tuple[EncodedPrompt, Tensor]) -> Tensor:
+        return answer_loss(model, vectors, groups, *sample, config.site)
+
+    return AnsweredPrompts(model, *answered, config.prompts), loss
+
+
+def _require_model(executor: Executor) -> FocusModel:
+    """The model of an executor that runs in this process.
+
+    Raises:
+        ValueError: If the executor runs in other processes, through which gradients cannot go.
+    """
+    if not isinstance(executor, FocusModel):
+        raise ValueError(
+            f"objective='answer' takes gradients through the model, which a {type(executor).__name__} runs in other "
+            "processes; pass a FocusModel, or train with objective='score'"
+        )
+    return executor
 
 
 def _checked_rows(
@@ -260,27 +264,27 @@ def _attention(
 
 
 def _run_epochs(
-    attention: Attention,
-    state: _State,
-    groups: Sequence[LayerHeads],
-    activations: ActivationStore,
+    loss: _Loss,
+    state: TrainingState,
+    data: ActivationStore | AnsweredPrompts,
     config: TrainingConfig,
-    state_file: _Checkpoint | None,
+    state_file: StateFile | None,
     progress: bool | None,
 ) -> None:
     """Run the remaining optimizer steps, starting from ``state.step``."""
-    samples, size = len(activations), config.batch_size
+    samples, size = len(data), config.batch_size
     batches = math.ceil(samples / size)
     total = config.epochs * batches
-    with progress_bar("focus directions", total, unit="step", done=state.step, show=progress) as bar:
+    bar = progress_bar("focus directions", total, unit="step", done=state.step, show=progress)
+    with bar, Estimate(total - state.step, unit="step") as estimate:
         while state.step < total:
             epoch, first = divmod(state.step, batches)
             generator = torch.Generator().manual_seed(config.seed * 1_000_003 + epoch)
             order = torch.randperm(samples, generator=generator).tolist()[first * size :]
-            rows = activations.follow(order)
+            inputs = data.follow(order)
             for start in range(0, len(order), size):
                 n = min(size, len(order) - start)
-                losses = _step(attention, state, groups, islice(rows, n), n, config.site)
+                losses = _step(loss, state, islice(inputs, n), n)
                 state.running = losses if state.running is None else state.running + losses
                 state.step += 1
                 if state.step % batches == 0:
@@ -288,69 +292,45 @@ def _run_epochs(
                     state.running = None
                 if state_file is not None and state_file.is_due(state):
                     state_file.save(state)
+                estimate.finish(1)
                 bar.update()
 
 
-def _start(executor: Executor, heads: Sequence[Head], groups: Sequence[LayerHeads], config: TrainingConfig) -> _State:
-    d_head, device = executor.shape.d_head, executor.device
-
-    def noise(places: Sequence[tuple[int, int]], of_keys: int) -> Tensor:
-        """Random initial vectors. The vector of a head does not depend on which other heads are trained."""
-        rows: list[Tensor] = []
-        for layer, head in places:
-            digest = hashlib.sha256(f"{config.seed}/{of_keys}/{layer}/{head}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
-            rows.append(torch.randn(d_head, generator=generator))
-        return (torch.stack(rows) * config.init_std).to(device).requires_grad_()
-
-    query = noise(heads, 0)
-    key_value_heads = [(group.layer, head) for group in groups for head in group.key_value_heads]
-    key = noise(key_value_heads, 1) if config.site == "projection" else None
-    vectors = [query] if key is None else [query, key]
-    optimizer = torch.optim.AdamW(vectors, lr=config.learning_rate, weight_decay=config.weight_decay)
-    return _State(query, key, optimizer)
+def _start(
+    executor: Executor, heads: Sequence[Head], groups: Sequence[LayerHeads], config: TrainingConfig
+) -> TrainingState:
+    vectors = initial_vectors(
+        heads,
+        groups,
+        executor.shape.d_head,
+        executor.device,
+        std=config.init_std,
+        seed=config.seed,
+        rank=config.rank,
+        keys=config.site == "projection",
+    )
+    optimizer = torch.optim.AdamW(vectors.tensors, lr=config.learning_rate, weight_decay=config.weight_decay)
+    return TrainingState(vectors, optimizer)
 
 
-def _step(
-    attention: Attention,
-    state: _State,
-    groups: Sequence[LayerHeads],
-    batch: Iterable[RowActivations],
-    size: int,
-    site: Site,
-) -> Float[Tensor, "n"]:
+def _step(loss: _Loss, state: TrainingState, batch: Iterable[Any], size: int) -> Float[Tensor, "loss"]:
     """Run one AdamW step on the mean loss of a batch of ``size`` samples.
 
     Returns:
-        Loss of each head before the step, summed over the samples.
+        Losses before the step, summed over the samples.
     """
-    total = torch.zeros(len(state.query))
-    gradients = [torch.zeros_like(vector) for vector in state.vectors]
-    for rows in batch:
-        losses = direction_losses(attention, state.query, state.key, groups, rows, site)
+    tensors, total = state.vectors.tensors, torch.zeros(())
+    gradients = [torch.zeros_like(tensor) for tensor in tensors]
+    for sample in batch:
+        losses = loss(state.vectors, sample)
         # autograd.grad computes only the gradients of the directions. The model's parameters get no gradients.
-        for sum_, gradient in zip(gradients, torch.autograd.grad(losses.sum(), state.vectors), strict=True):
+        for sum_, gradient in zip(gradients, torch.autograd.grad(losses.sum(), tensors), strict=True):
             sum_ += gradient
-        total += losses.detach().cpu()
-    for vector, gradient in zip(state.vectors, gradients, strict=True):
-        vector.grad = gradient / size
+        total = total + losses.detach().cpu()
+    for tensor, gradient in zip(tensors, gradients, strict=True):
+        tensor.grad = gradient / size
     state.optimizer.step()
     return total
-
-
-def _key_by_head(
-    key: Float[Tensor, "m d_head"] | None, heads: Sequence[Head], groups: Sequence[LayerHeads]
-) -> Float[Tensor, "n d_head"] | None:
-    """Key vector of each query head: the vector of the key-value head that the query head reads."""
-    if key is None:
-        return None
-    rows = [0] * len(heads)
-    first = 0
-    for group in groups:
-        for place, read in zip(group.places, group.reads, strict=True):
-            rows[place] = first + read
-        first += len(group.key_value_heads)
-    return key[rows]
 
 
 def _provenance(

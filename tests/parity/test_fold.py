@@ -50,6 +50,53 @@ def test_logits_are_those_of_the_hooks(name, attention, load_model, checkpoint, 
     assert (folded - model.logits(prompt)).abs().max() > 0.1
 
 
+def ranked(model: fl.FocusModel, alpha: float = 1.5) -> fl.FocusSteering:
+    """Steering by directions of rank 2."""
+    plain, generator = steering(model).directions, torch.Generator().manual_seed(4)
+    u, v = (torch.randn(len(HEADS), model.shape.d_head, 2, generator=generator) / 3 for _ in range(2))
+    return fl.FocusSteering(fl.FocusDirections(HEADS, plain.query, plain.key, "projection", u=u, v=v), alpha)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_rank_is_folded_into_the_weight_of_the_queries(name, load_model, checkpoint, samples, tmp_path):
+    model = load_model(name)
+    chosen = ranked(model)
+    fold(checkpoint(name), chosen, tmp_path / "out")
+    prompt = model.encode(samples[0].prompt())
+    with torch.no_grad():
+        folded = opened(tmp_path / "out")(prompt.tokens[None]).logits[0]
+    torch.testing.assert_close(folded, model.logits(prompt, [chosen]), atol=3e-4, rtol=0)
+    constant = fl.FocusDirections(HEADS, chosen.directions.query, chosen.directions.key, "projection")
+    assert (folded - model.logits(prompt, [fl.FocusSteering(constant, 1.5)])).abs().max() > 0.1
+    # All other weights are those of the base. Only layers with steered heads change, and only in their rows.
+    old, new = (load_file(folder / "model.safetensors") for folder in (checkpoint(name), tmp_path / "out"))
+    weights = {f"model.layers.{layer}.self_attn.q_proj.weight" for layer, _ in HEADS}
+    assert {
+        tensor for tensor in old if not tensor.endswith(".bias") and not torch.equal(old[tensor], new[tensor])
+    } == weights
+    d_head = model.shape.d_head
+    for layer in range(3):
+        changed = (
+            old[f"model.layers.{layer}.self_attn.q_proj.weight"] != new[f"model.layers.{layer}.self_attn.q_proj.weight"]
+        ).any(dim=1)
+        steered = {head for where, head in HEADS if where == layer}
+        assert {int(row) // d_head for row in changed.nonzero()} == steered
+    assert "at rank 2, in the weights of `q_proj`" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_rank_in_shards_of_half_precision_is_not_rounded(load_model, checkpoint, samples, tmp_path):
+    plain: Any = AutoModelForCausalLM.from_pretrained(checkpoint("qwen2"), dtype=torch.bfloat16)
+    plain.save_pretrained(tmp_path / "half", max_shard_size="40KB")
+    shutil.copyfile(checkpoint("qwen2") / "tokenizer.json", tmp_path / "half" / "tokenizer.json")
+    model = fl.FocusModel.from_pretrained(str(tmp_path / "half"), device="cpu", dtype="float32")
+    chosen = ranked(model)
+    fold(tmp_path / "half", chosen, tmp_path / "out")
+    tokens = load_model("qwen2").encode(samples[0].prompt()).tokens
+    with torch.no_grad():
+        folded = opened(tmp_path / "out")(tokens[None]).logits[0]
+    torch.testing.assert_close(folded, model.logits(tokens, [chosen]), atol=3e-4, rtol=0)
+
+
 @pytest.mark.parametrize("name", ["llama", "qwen2", "mistral"])
 def test_in_half_precision_within_its_rounding(name, load_model, checkpoint, samples, tmp_path):
     exact, half = load_model(name), load_model(name, dtype="bfloat16")
@@ -192,7 +239,12 @@ def changed(config: dict[str, Any], directory: Path, checkpoint: Path) -> Path:
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "gemma2"}, "of the type 'gemma2'; qwen2, qwen3, llama, mistral can be folded"),
+        ({"model_type": "gpt2"}, r"of the type 'gpt2'; llama, mistral, qwen2, qwen3, .* can be folded$"),
+        (
+            {"model_type": "gemma2"},
+            "is a LlamaForCausalLM; of the type 'gemma2' only a Gemma2ForCausalLM can be folded",
+        ),
+        ({"model_type": "phi3"}, r"of the type 'phi3'; .*; use export, .* \(focuslens export --site projection\)"),
         ({"quantization_config": {"bits": 4}}, "are quantized"),
         ({"auto_map": {"AutoModelForCausalLM": "x.y"}}, "has its own code"),
         (

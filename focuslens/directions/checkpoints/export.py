@@ -1,4 +1,4 @@
-"""Export of steering at the rotary site, as a checkpoint with custom model code that adds the vectors."""
+"""Export of a steered checkpoint with model code: vectors after the rotary embedding, or biases that a family lacks."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from jaxtyping import Float
 from safetensors.torch import save
 from torch import Tensor
 
+from focuslens.directions.checkpoints.biases import SharedKeys, fused_biases, projection_biases, shared_keys
+from focuslens.directions.checkpoints.families import FAMILIES, can_fold, exported_at
 from focuslens.directions.checkpoints.origin import warn_of_another_model
 from focuslens.directions.checkpoints.shards import copy
 from focuslens.directions.checkpoints.source import SINGLE, Checkpoint, open_checkpoint
@@ -20,11 +22,11 @@ from focuslens.interventions import FocusSteering
 from focuslens.util.files import write_atomically
 from focuslens.util.progress import progress_bar
 
-__all__ = ["ExportedCheckpoint", "export"]
+__all__ = ["ExportedCheckpoint", "export", "is_foldable"]
 
-_CLASSES = {"llama": "Llama", "mistral": "Mistral", "qwen2": "Qwen2", "qwen3": "Qwen3"}
 _CODE = Path(__file__).with_name("modeling_focus_directions.py")
 _VECTORS = "focus_directions.safetensors"
+_VERBS = {"rotary": "exported", "projection": "exported at the projection site"}
 _FIRST = "model-00001-of-00001.safetensors"
 """New name of ``model.safetensors``. If a file with the old name exists, Hugging Face ignores the index."""
 
@@ -37,11 +39,14 @@ class ExportedCheckpoint:
         directory: Directory of the checkpoint. Loading the checkpoint requires ``trust_remote_code=True``.
         left_out: Skipped files and directories of the base checkpoint, which contain other copies of the weights.
         training: Skipped files for resuming the training of the base checkpoint, such as ``optimizer.pt``.
+        shared: Key-value heads whose key vectors also affect query heads that are not steered. There are none at the
+            rotary site, where key vectors have no effect.
     """
 
     directory: Path
     left_out: tuple[str, ...]
     training: tuple[str, ...] = ()
+    shared: tuple[SharedKeys, ...] = ()
 
 
 def export(
@@ -52,17 +57,22 @@ def export(
     revision: str | None = None,
     progress: bool | None = None,
 ) -> ExportedCheckpoint:
-    """Write a Hugging Face checkpoint that is steered at the rotary site with any attention implementation.
+    """Write a Hugging Face checkpoint with model code that steers it, with any attention implementation.
 
     ``AutoModelForCausalLM.from_pretrained(out, trust_remote_code=True)`` loads a subclass of the original model class.
-    In steered layers, this subclass adds ``alpha d_Q`` to the queries after the rotary embedding (equation 5). Key
-    vectors are left out, because they have no effect at the rotary site. The query vectors are stored in
-    ``focus_directions.safetensors``, and the weights are copied unchanged. The checkpoint has a new model type.
-    Therefore, the Auto classes raise an error without ``trust_remote_code``, instead of loading an unsteered model.
+    The weights are copied unchanged, and the vectors are stored in ``focus_directions.safetensors``. The checkpoint has
+    a new model type. Therefore, the Auto classes raise an error without ``trust_remote_code``, instead of loading an
+    unsteered model.
+
+    * **Rotary site**: In steered layers, the subclass adds ``alpha d_Q`` to the queries after the rotary embedding
+      (equation 5). Key vectors are left out, because they have no effect at the rotary site.
+    * **Projection site**: The subclass adds biases to projections that have none in their family, such as those of
+      Mistral with a sliding window and of Phi-3. The biases contain ``alpha d_Q`` and ``alpha d_K``. :func:`fold`
+      writes all other families without code.
 
     Args:
-        source: Directory or hub name of a Llama, Mistral, Qwen2 or Qwen3 checkpoint with safetensors files.
-        steering: Steering to export. The directions must be for the rotary site, and ``positions`` must be ``"all"``.
+        source: Directory or hub name of a checkpoint with safetensors files. The page on serving lists the families.
+        steering: Steering to export. ``positions`` must be ``"all"``.
         out: Directory for the new checkpoint. If the directory exists, it must be empty.
         revision: Branch, tag or commit on the hub.
         progress: Whether to show a progress bar; :mod:`focuslens.util.progress` describes the default.
@@ -78,11 +88,17 @@ def export(
     """
     _require_exportable(steering)
     require_writable(Path(out), source)
-    base = open_checkpoint(source, revision, _CLASSES, "exported")
+    site = steering.directions.site
+    base = open_checkpoint(source, revision, exported_at(site), _VERBS[site])
+    if site == "projection" and can_fold(base.resolved):
+        raise ValueError(
+            "the directions act at the projection site, where they are biases: use fold, which needs no code"
+        )
     warn_of_another_model(base, steering.directions)
     vectors = _vectors(steering, base)
-    config = _config(base, sorted(int(name.split(".")[2]) for name in vectors))
-    with write_steered(base, steering, Path(out), config, _chapter(base, steering)) as (partial, left_out):
+    shared = shared_keys(steering, base.shape) if site == "projection" else ()
+    config = _config(base, sorted(vectors), site)
+    with write_steered(base, steering, Path(out), config, _chapter(base, steering, shared)) as (partial, left_out):
         names = [_FIRST if shard.path.name == SINGLE else shard.path.name for shard in base.shards]
         with progress_bar("copying weights", base.size, unit="B", show=progress) as bar:
             for shard, name in zip(base.shards, names, strict=True):
@@ -90,13 +106,29 @@ def export(
         write_atomically(partial / _VECTORS, save(vectors, metadata={"format": "pt"}))
         write_index(partial, [*names, _VECTORS])
         shutil.copyfile(_CODE, partial / _CODE.name)
-    return ExportedCheckpoint(Path(out), tuple(left_out.weights), tuple(left_out.training))
+    return ExportedCheckpoint(Path(out), tuple(left_out.weights), tuple(left_out.training), shared)
+
+
+def is_foldable(source: str | Path, revision: str | None = None) -> bool:
+    """Whether :func:`fold` can write a checkpoint, so that it needs no code.
+
+    Raises:
+        FileNotFoundError: If the checkpoint does not exist, or if it has no safetensors files.
+        ValueError: If neither :func:`fold` nor :func:`export` can write the checkpoint.
+    """
+    return can_fold(open_checkpoint(source, revision, FAMILIES, "folded or exported").resolved)
 
 
 def _require_exportable(steering: FocusSteering) -> None:
-    if steering.directions.site != "rotary":
+    if steering.directions.rank:
+        remedy = (
+            "train with site='projection' and use fold"
+            if steering.directions.site == "rotary"
+            else "use fold, if it supports the family"
+        )
         raise ValueError(
-            "the directions act at the projection site, where they are biases: use fold, which needs no code"
+            f"the directions have rank {steering.directions.rank}, and the code of an exported checkpoint adds one "
+            f"vector per head; steer with FocusSteering, or {remedy}"
         )
     if steering.positions != "all":
         raise ValueError(
@@ -105,39 +137,54 @@ def _require_exportable(steering: FocusSteering) -> None:
         )
 
 
-def _vectors(steering: FocusSteering, base: Checkpoint) -> dict[str, Float[Tensor, "head 1 d_head"]]:
-    """Values of the ``focus_query`` buffers of the steered layers, keyed by tensor name, in float32."""
+def _vectors(steering: FocusSteering, base: Checkpoint) -> dict[str, Float[Tensor, "..."]]:
+    """Tensors to add to the checkpoint, by name, in float32.
+
+    At the rotary site, they are the ``focus_query`` buffers ``[head 1 d_head]`` of the steered layers. At the
+    projection site, they are biases.
+    """
+    if steering.directions.site == "projection":
+        biases = fused_biases if FAMILIES[base.family].fused else projection_biases
+        return biases(steering, base.shape)
     return {
         f"model.layers.{int(point.split('.')[1])}.self_attn.focus_query": rearrange(added, "head d -> head 1 d")
         for point, added in steering.additions(base.shape).items()
     }
 
 
-def _config(base: Checkpoint, layers: list[int]) -> dict[str, Any]:
-    family = str(base.config["model_type"])
-    steered = f"Steered{_CLASSES[family]}"
+def _config(base: Checkpoint, names: list[str], site: str) -> dict[str, Any]:
+    """Configuration of the exported checkpoint, whose code adds the tensors ``names``."""
+    family = FAMILIES[base.family]
+    model_class, config_class = f"Steered{family.model_class}", f"Steered{family.config_class}"
+    entries: dict[str, Any] = {"focus_layers": sorted(int(name.split(".")[2]) for name in names)}
+    if site == "projection":
+        entries = {"focus_layers": [], "focus_biases": [name.removesuffix(".bias") for name in names]}
     return {
         **base.config_with_dtype(),
-        "model_type": f"steered_{family}",
-        "architectures": [f"{steered}ForCausalLM"],
+        "model_type": f"steered_{base.family}",
+        "architectures": [model_class],
         "auto_map": {
-            "AutoConfig": f"{_CODE.stem}.{steered}Config",
-            "AutoModelForCausalLM": f"{_CODE.stem}.{steered}ForCausalLM",
+            "AutoConfig": f"{_CODE.stem}.{config_class}",
+            "AutoModelForCausalLM": f"{_CODE.stem}.{model_class}",
         },
-        "focus_layers": layers,
+        **entries,
     }
 
 
-def _chapter(base: Checkpoint, steering: FocusSteering) -> list[str]:
+def _chapter(base: Checkpoint, steering: FocusSteering, shared: tuple[SharedKeys, ...]) -> list[str]:
     """Lines of the model card that describe the steering."""
+    directions = steering.directions
+    parts = "queries" if directions.site == "rotary" or directions.key is None else "queries and keys"
+    where = "after the rotary embedding" if directions.site == "rotary" else "as biases of their projections"
     return [
         "# With focus directions",
         "",
-        f"This is `{base.label}` with focus directions of strength {steering.alpha:g} added to the queries of "
-        f"{len(steering.heads)} attention heads after the rotary embedding. Load it with `trust_remote_code=True`: "
+        f"This is `{base.label}` with focus directions of strength {steering.alpha:g} added to the {parts} of "
+        f"{len(steering.heads)} attention heads {where}. Load it with `trust_remote_code=True`: "
         f"`{_CODE.name}` adds the vectors of `{_VECTORS}`, with any attention implementation. The weights are those of "
         "the base. Written by focuslens; `focuslens.json` has the heads, the digest of the directions, and the "
         "versions.",
         "",
         f"Heads: {', '.join(map(str, steering.heads))}.",
+        *(["", *(f"- Layer {keys.layer}: {keys}." for keys in shared)] if shared else []),
     ]

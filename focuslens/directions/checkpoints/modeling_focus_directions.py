@@ -1,10 +1,13 @@
-"""Models with focus directions, which are vectors added to the queries of some heads after the rotary embedding.
+"""Models with focus directions, which are vectors added to the queries or keys of some heads.
 
-The models compute ``softmax((Q + alpha d_Q) K^T / sqrt(d_head))`` (equation 5 of arXiv 2503.23306) with any attention
-implementation of transformers. Each steered attention layer has a buffer ``focus_query``, which contains ``alpha d_Q``
-of every head (zero for heads without steering). A steered layer looks up its attention function under a new name. The
-function with this name adds the vectors and then calls the original attention function. The configuration entry
-``focus_layers`` lists the steered layers.
+**After the rotary embedding** (the configuration's entry ``focus_layers`` lists the layers), the models compute
+``softmax((Q + alpha d_Q) K^T / sqrt(d_head))`` (equation 5 of arXiv 2503.23306) with any attention implementation of
+transformers. Each steered attention layer has a buffer ``focus_query``, which contains ``alpha d_Q`` of every head
+(zero for heads without steering). A steered layer looks up its attention function under a new name. The function with
+this name adds the vectors and then calls the original attention function.
+
+**At the projections** (the entry ``focus_biases`` lists them), ``alpha d`` is a bias of the projection. The models add
+this bias to projections that have none in their family.
 
 This file is part of a checkpoint written by focuslens. It depends only on PyTorch and transformers. Loading the
 checkpoint requires ``trust_remote_code=True``.
@@ -17,19 +20,37 @@ import sys
 from typing import Any
 
 import torch
-from transformers import (
-    LlamaConfig,
-    LlamaForCausalLM,
-    MistralConfig,
-    MistralForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+import transformers
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 PREFIX = "focus_directions|"
+
+CONFIGS = {
+    "Llama": "Llama",
+    "Mistral": "Mistral",
+    "Qwen2": "Qwen2",
+    "Qwen3": "Qwen3",
+    "Gemma": "Gemma",
+    "Gemma2": "Gemma2",
+    "Gemma3": "Gemma3Text",
+    "Olmo": "Olmo",
+    "Olmo2": "Olmo2",
+    "Olmo3": "Olmo3",
+    "Granite": "Granite",
+    "SmolLM3": "SmolLM3",
+    "Glm": "Glm",
+    "Glm4": "Glm4",
+    "SeedOss": "SeedOss",
+    "Arcee": "Arcee",
+    "Apertus": "Apertus",
+    "Exaone4": "Exaone4",
+    "GptOss": "GptOss",
+    "Llama4": "Llama4Text",
+    "Nemotron": "Nemotron",
+    "StableLm": "StableLm",
+    "Phi3": "Phi3",
+}
+"""Prefix of a family's configuration, by the prefix of its causal language model."""
 
 
 class _Renamed:
@@ -73,57 +94,31 @@ def _steer(attention: Any, n_heads: int) -> None:
 
 
 class _Steered:
-    """Mixin that adds steering to the layers in ``focus_layers`` of a causal language model."""
+    """Mixin that adds steering to a causal language model: ``focus_layers`` and ``focus_biases`` say where."""
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)  # type: ignore[call-arg]
         for layer in config.focus_layers:
             _steer(self.model.layers[layer].self_attn, config.num_attention_heads)  # type: ignore[attr-defined]
+        for name in getattr(config, "focus_biases", None) or ():
+            projection: Any = self.get_submodule(name)  # type: ignore[attr-defined]
+            projection.bias = torch.nn.Parameter(torch.zeros(projection.out_features))
 
 
-class SteeredLlamaConfig(LlamaConfig):
-    """Configuration of Llama with focus directions. The entry ``focus_layers`` lists the steered layers."""
-
-    model_type = "steered_llama"
-
-
-class SteeredLlamaForCausalLM(_Steered, LlamaForCausalLM):
-    """Llama with focus directions."""
-
-    config_class = SteeredLlamaConfig
-
-
-class SteeredMistralConfig(MistralConfig):
-    """Configuration of Mistral with focus directions. The entry ``focus_layers`` lists the steered layers."""
-
-    model_type = "steered_mistral"
-
-
-class SteeredMistralForCausalLM(_Steered, MistralForCausalLM):
-    """Mistral with focus directions."""
-
-    config_class = SteeredMistralConfig
-
-
-class SteeredQwen2Config(Qwen2Config):
-    """Configuration of Qwen2 with focus directions. The entry ``focus_layers`` lists the steered layers."""
-
-    model_type = "steered_qwen2"
-
-
-class SteeredQwen2ForCausalLM(_Steered, Qwen2ForCausalLM):
-    """Qwen2 with focus directions."""
-
-    config_class = SteeredQwen2Config
-
-
-class SteeredQwen3Config(Qwen3Config):
-    """Configuration of Qwen3 with focus directions. The entry ``focus_layers`` lists the steered layers."""
-
-    model_type = "steered_qwen3"
-
-
-class SteeredQwen3ForCausalLM(_Steered, Qwen3ForCausalLM):
-    """Qwen3 with focus directions."""
-
-    config_class = SteeredQwen3Config
+def __getattr__(name: str) -> Any:
+    """The class ``Steered...Config`` or ``Steered...ForCausalLM`` of a family, which is made when it is asked for."""
+    for family, config in CONFIGS.items():
+        if name == f"Steered{config}Config":
+            base: Any = getattr(transformers, f"{config}Config")
+            doc = f"Configuration of {family} with focus directions: see ``focus_layers`` and ``focus_biases``."
+            entries = {"model_type": f"steered_{base.model_type}", "__module__": __name__, "__doc__": doc}
+            return globals().setdefault(name, type(name, (base,), entries))
+        if name == f"Steered{family}ForCausalLM":
+            base = getattr(transformers, f"{family}ForCausalLM")
+            entries = {
+                "config_class": __getattr__(f"Steered{config}Config"),
+                "__module__": __name__,
+                "__doc__": f"{family} with focus directions.",
+            }
+            return globals().setdefault(name, type(name, (_Steered, base), entries))
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

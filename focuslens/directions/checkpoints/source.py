@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from focuslens.directions.checkpoints.families import FAMILIES, Family
 from focuslens.directions.checkpoints.shards import Shard, dtype_of, open_shard
 from focuslens.heads import ModelShape
 from focuslens.model.sources.names import checkpoint_path, shown_name
@@ -54,6 +55,11 @@ class Checkpoint:
     def label(self) -> str:
         """Name for files that can be published: the last component of a directory, or the name on the hub."""
         return shown_name(self.name)
+
+    @property
+    def family(self) -> str:
+        """Model type, a key of :data:`focuslens.directions.checkpoints.families.FAMILIES`."""
+        return str(self.config["model_type"])
 
     @cached_property
     def resolved(self) -> Any:
@@ -103,7 +109,7 @@ class Checkpoint:
         return [shard.path.name for shard in self.shards] == [SINGLE]
 
 
-def open_checkpoint(source: str | Path, revision: str | None, families: Mapping[str, str], verb: str) -> Checkpoint:
+def open_checkpoint(source: str | Path, revision: str | None, families: Mapping[str, Family], verb: str) -> Checkpoint:
     """Open a checkpoint in a directory or on the hub.
 
     Of the weight files on the hub, only the safetensors files that the model uses are downloaded.
@@ -111,7 +117,7 @@ def open_checkpoint(source: str | Path, revision: str | None, families: Mapping[
     Args:
         source: Directory, hub name, GGUF file or known model.
         revision: Branch, tag or commit on the hub.
-        families: Accepted values of ``model_type``, mapped to the prefix of their class names.
+        families: Accepted families, by ``model_type``.
         verb: Past participle for error messages, such as "folded".
 
     Raises:
@@ -157,11 +163,13 @@ def _fetch_weights(name: str, revision: str | None) -> Path:
     return directory
 
 
-def _require_steerable(name: str, config: Mapping[str, Any], families: Mapping[str, str], verb: str) -> None:
+def _require_steerable(name: str, config: Mapping[str, Any], families: Mapping[str, Family], verb: str) -> None:
     family = str(config.get("model_type"))
     if family not in families:
-        raise ValueError(f"{name} is of the type {family!r}; {', '.join(families)} can be {verb}")
-    required, architectures = f"{families[family]}ForCausalLM", config.get("architectures") or []
+        raise ValueError(
+            f"{name} is of the type {family!r}; {', '.join(families)} can be {verb}{_remedy(family, verb)}"
+        )
+    required, architectures = families[family].model_class, config.get("architectures") or []
     if architectures and required not in architectures:
         raise ValueError(
             f"{name} is a {', '.join(architectures)}; of the type {family!r} only a {required} can be {verb}"
@@ -172,13 +180,24 @@ def _require_steerable(name: str, config: Mapping[str, Any], families: Mapping[s
         raise ValueError(f"the weights of {name} are quantized; name the checkpoint that they were made from")
 
 
+def _remedy(family: str, verb: str) -> str:
+    """Other way to write a family that cannot be written in this way; empty if there is none."""
+    if family in FAMILIES and FAMILIES[family].converted:
+        return "; its experts' weights cannot be loaded under another type: train with site='projection' and use fold"
+    remedies = {
+        "folded": "; use export, whose code adds biases (focuslens export --site projection)",
+        "exported": "; FocusLens has no hook point after its rotary embedding: train with site='projection'",
+    }
+    return remedies.get(verb, "") if family in FAMILIES else ""
+
+
 def _require_projections(base: Checkpoint) -> None:
     """Check that each attention projection has a weight with the standard name and a supported dtype.
 
-    For example, a checkpoint with a single matrix for queries, keys and values is rejected.
+    For example, a Llama checkpoint with a single matrix for queries, keys and values is rejected.
     """
     for layer in range(base.shape.n_layers):
-        for projection in ("q_proj", "k_proj", "v_proj", "o_proj"):
+        for projection in FAMILIES[base.family].projections:
             name = f"model.layers.{layer}.self_attn.{projection}.weight"
             if name not in base.homes:
                 raise ValueError(f"{base.name} has no {name}; the names of its tensors do not match its model type")

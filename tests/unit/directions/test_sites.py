@@ -37,7 +37,7 @@ def architecture(checkpoint, tmp_path_factory):
         ("BLOOM", "rotary", NO_ROTARY),
         ("Falcon, ALiBi", "projection", NO_ROTARY),
         (
-            "Phi-3",
+            "GPT-NeoX",
             "rotary",
             r"never fires, so a hook there would have no effect; train with site='projection' \(--site",
         ),
@@ -55,8 +55,9 @@ def test_one_error_says_where_directions_can_be_trained(name, site, message, arc
         fl.train_focus_directions(model, samples[3:], [(0, 1)], site=site, max_new_tokens=2, epochs=1)
 
 
-def test_the_site_that_is_named_works(architecture, samples):
+@pytest.mark.parametrize("site", ["rotary", "projection"])
+def test_fused_projections_can_be_steered_at_both_sites(site, architecture, samples):
     trained = fl.train_focus_directions(
-        architecture("Phi-3"), samples[3:], [(0, 1)], site="projection", max_new_tokens=2, epochs=1
+        architecture("Phi-3"), samples[3:], [(0, 1)], site=site, max_new_tokens=2, epochs=1
     )
     assert trained.heads == ((0, 1),)
