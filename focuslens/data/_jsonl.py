@@ -20,7 +20,10 @@ _GZIP_MAGIC = b"\x1f\x8b"
 
 
 class LineStore:
-    """Random access to the lines of one file. After one pass with :meth:`scan`, ``store[i]`` returns line ``i``.
+    """Random access to the lines of one file that are not blank.
+
+    After one pass with :meth:`scan`, ``store[i]`` returns the line with the index ``i`` among them, and
+    ``store.number(i)`` its number in the file, counted from 1.
 
     Only the byte offsets of the lines are kept in memory. A plain file is read in place. A gzip stream does not support
     random access. During the scan, the lines of a gzipped file are therefore copied to an anonymous temporary file. The
@@ -43,33 +46,45 @@ class LineStore:
         # a temporary file depends on the operating system.
         file = tempfile.TemporaryFile() if self._compressed else self.path.open("rb")  # noqa: SIM115
         self._file = cast("BinaryIO", file)
-        self._offsets = array("Q")
+        self._offsets, self._numbers = array("Q"), array("Q")
         weakref.finalize(self, self._file.close)
 
     def scan(self) -> Iterator[bytes]:
-        """Yield the lines in order, and record their offsets for random access. One line is in memory at a time.
+        """Yield the lines that are not blank, and record their offsets for random access.
+
+        One line is in memory at a time.
 
         Raises:
             ValueError: If a gzipped file is corrupt or truncated.
         """
-        offset, bar = 0, progress_bar(f"reading {self.path.name}", self.path.stat().st_size, unit="B", passing=True)
+        offset, number, bar = (
+            0,
+            0,
+            progress_bar(f"reading {self.path.name}", self.path.stat().st_size, unit="B", passing=True),
+        )
         with bar, self.path.open("rb") as raw, gzip.GzipFile(fileobj=raw) if self._compressed else raw as source:
-            while line := self._next(source):
+            while line := self._next(source, number + 1):
                 bar.update(raw.tell() - bar.n)
                 if self._compressed:
                     self._file.write(line)
-                self._offsets.append(offset)
-                offset += len(line)
-                yield line
+                number += 1
+                start, offset = offset, offset + len(line)
+                if line.strip():
+                    self._offsets.append(start)
+                    self._numbers.append(number)
+                    yield line
 
-    def _next(self, source: gzip.GzipFile | BinaryIO) -> bytes:
+    def _next(self, source: gzip.GzipFile | BinaryIO, number: int) -> bytes:
         try:
             return source.readline()
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise ValueError(
-                f"{self.path}, line {len(self) + 1}: the gzip stream is damaged or cut off ({error}); "
-                "download the file again"
+                f"{self.path}, line {number}: the gzip stream is damaged or cut off ({error}); download the file again"
             ) from error
+
+    def number(self, index: int) -> int:
+        """Number of a line in the file, counted from 1."""
+        return self._numbers[index]
 
     def __len__(self) -> int:
         return len(self._offsets)

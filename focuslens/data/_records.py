@@ -55,8 +55,7 @@ def parse_object(line: bytes) -> Fields:
     try:
         value: object = json.loads(line)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        problem = "the line is blank" if not line.strip() else f"broken JSON ({error})"
-        raise ValueError(f"{problem}; every line must hold one JSON object") from error
+        raise ValueError(f"broken JSON ({error}); every line must hold one JSON object") from error
     return _fields(value, "the line")
 
 
@@ -123,14 +122,30 @@ def _passages(fields: Fields) -> list[Fields]:
 
 
 def _document(passage: Fields, where: str) -> Document:
-    return Document(_get(passage, "title", str, where), _get(passage, "text", str, where))
+    return _titled(passage, _get(passage, "text", str, where), where)
+
+
+def _titled(fields: Fields, text: str, where: str) -> Document:
+    """Document with a text and the title in ``fields``, which can be missing, ``null`` or empty.
+
+    Raises:
+        ValueError: If there is no title but a field of almost the same name, whose titles would be lost.
+    """
+    similar = [name for name in fields if "title" not in fields and "title" in name.lower()]
+    if similar:
+        raise ValueError(f"{where} has the field {similar[0]!r} and no 'title'; name the field of titles 'title'")
+    title = "" if fields.get("title") is None else _get(fields, "title", str, where)
+    try:
+        return Document(title, text)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _annotated_gold(fields: Fields) -> Document:
     where = "nq_annotated_gold"
     try:
         annotation = cast("Fields", _get(fields, where, dict))
-        return Document(_get(annotation, "title", str, where), _get(annotation, "chunked_long_answer", str, where))
+        return _titled(annotation, _get(annotation, "chunked_long_answer", str, where), where)
     except ValueError as error:
         raise ValueError(f"no gold passage: {error}") from error
 

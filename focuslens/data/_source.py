@@ -23,6 +23,7 @@ from focuslens.data._distractors import (
 from focuslens.data._jsonl import LineStore
 from focuslens.data._records import Kind, Record, detect_kind, parse_object, parse_record
 from focuslens.prompts.sample import Document, MultiDocSample
+from focuslens.prompts.template import PromptTemplate
 from focuslens.util.progress import track
 
 __all__ = ["Layout", "Source"]
@@ -59,8 +60,10 @@ class Layout:
 class Source:
     """Validated lost-in-the-middle file, whose lines are converted to samples on access."""
 
-    def __init__(self, store: LineStore, layout: Layout, limit: int | None) -> None:
-        self.store, self.layout, self.limit = store, layout, limit
+    def __init__(
+        self, store: LineStore, layout: Layout, limit: int | None, template: PromptTemplate | None = None
+    ) -> None:
+        self.store, self.layout, self.limit, self.template = store, layout, limit, template
         self.needed = layout.num_documents - 1
         # For each line, the index of the first line with the same question. Concatenated files can repeat questions.
         self.first_lines = array("Q")
@@ -81,7 +84,7 @@ class Source:
             digest = hashlib.sha256(record.question.strip().lower().encode()).digest()[:16]
             self.first_lines.append(seen.setdefault(digest, index))
             if self.limit is None or index < self.limit:
-                self.dropped += [(index + 1, answer) for answer in record.dropped]
+                self.dropped += [(self.store.number(index), answer) for answer in record.dropped]
             # An oracle file is read to its end, because lines after the limit also provide distractors.
             if index + 1 == self.limit and self.kind != "oracle":
                 break
@@ -164,7 +167,7 @@ class Source:
         return Query(records[0].question, answers, gold, frozenset(lines))
 
     def _refusal(self, index: int, error: ValueError) -> ValueError:
-        return ValueError(f"{self.store.path}, line {index + 1}: {error}")
+        return ValueError(f"{self.store.path}, line {self.store.number(index)}: {error}")
 
     def record(self, index: int) -> Record:
         """Return the record on line ``index``, counted from 0. A line is parsed again if its record is not cached."""
@@ -184,7 +187,9 @@ class Source:
         documents.insert(place, record.gold)
         first = self.first_lines[index]
         name = "" if first == index else f"{place}/{index}"
-        return MultiDocSample(record.question, record.answers, tuple(documents), place, str(first), name)
+        return MultiDocSample(
+            record.question, record.answers, tuple(documents), place, str(first), name, template=self.template
+        )
 
     def _distractors(self, index: int, record: Record, place: int) -> list[Document]:
         if self.kind == "placed":

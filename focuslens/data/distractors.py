@@ -25,7 +25,7 @@ def with_distractors(
 
     The similarity is the BM25 score, and the same passages are left out as in :func:`load_multidoc` with
     ``distractors="bm25"``: passages that contain an accepted answer, near-duplicates of the gold document, and
-    duplicates of other distractors. The gold document keeps its position. All samples with the same ``question_id``
+    duplicates of other distractors. The gold documents keep their positions. All samples with the same ``question_id``
     have the same distractors: those of the first sample's question, without the accepted answers and the gold documents
     of any of these samples. The order of the distractors depends on the seed, the ``question_id`` and the gold
     position. Without a gold document, all documents of a sample are replaced.
@@ -59,10 +59,12 @@ def with_distractors(
 
 def _require_places(samples: Sequence[MultiDocSample], n: int) -> None:
     for sample in samples:
-        if sample.gold_index is not None and sample.gold_index > n:
+        place = max(sample.gold_indices, default=0)
+        least = place + 1 - len(sample.gold_indices)
+        if least > n:
             raise ValueError(
-                f"the gold document of sample {sample.id!r} is at {sample.gold_index}, but with n={n} there are "
-                f"{n + 1} documents, from 0; give n={sample.gold_index} or more"
+                f"the gold document of sample {sample.id!r} is at {place}, but with n={n} there are "
+                f"{n + len(sample.gold_indices)} documents, from 0; give n={least} or more"
             )
 
 
@@ -87,7 +89,7 @@ def _by_question(samples: Sequence[MultiDocSample], candidates: Sequence[Documen
 
 def _query(samples: Sequence[MultiDocSample]) -> Query:
     answers = tuple(dict.fromkeys(answer for sample in samples for answer in sample.answers))
-    gold = [sample.documents[sample.gold_index] for sample in samples if sample.gold_index is not None]
+    gold = [sample.documents[index] for sample in samples for index in sample.gold_indices]
     return Query(samples[0].question, answers, tuple(dict.fromkeys(map(text_of, gold))))
 
 
@@ -104,8 +106,8 @@ def _checked(draws: Iterable[Draw], names: Sequence[str], n: int) -> Iterator[Dr
 
 def _replaced(sample: MultiDocSample, distractors: list[Document], seed: int) -> MultiDocSample:
     # The key is that of ``load_multidoc``. The same passages therefore give the same order.
-    place = sample.gold_index
-    random.Random(f"{seed}/{sample.question_id}/{sample.name or place}").shuffle(distractors)
-    if place is not None:
+    key = sample.name or "+".join(map(str, sample.gold_indices)) or None
+    random.Random(f"{seed}/{sample.question_id}/{key}").shuffle(distractors)
+    for place in sorted(sample.gold_indices):
         distractors.insert(place, sample.documents[place])
     return replace(sample, documents=tuple(distractors))

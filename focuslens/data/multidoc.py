@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import math
 import os
-import random
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal, overload
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
 
 from focuslens.data._distractors import DistractorChoice
 from focuslens.data._dropped import warn_of_dropped
 from focuslens.data._jsonl import LineStore
+from focuslens.data._records import parse_object
 from focuslens.data._source import Layout, Source
+from focuslens.data._views import SampleViews
 from focuslens.data.passages import data_name, data_path
 from focuslens.data.positions import checked_positions, spread_positions
 from focuslens.prompts.sample import MultiDocSample
+from focuslens.prompts.template import PromptTemplate, described_template
 from focuslens.util.checks import checked_integer
 from focuslens.util.html import card, table
 
@@ -30,6 +31,7 @@ def load_multidoc(
     seed: int = 42,
     limit: int | None = None,
     distractors: DistractorChoice = "random",
+    template: PromptTemplate | None = None,
 ) -> MultiDocData:
     """Load samples from a lost-in-the-middle file, one sample per question and gold position.
 
@@ -73,6 +75,7 @@ def load_multidoc(
         distractors: Choice of the distractors from an oracle file: ``"random"``, or ``"bm25"`` for the passages most
             similar to the question. In other files, whose questions have distractors of their own, only ``"random"`` is
             possible, and has no effect.
+        template: Wording of the prompts; ``None`` for that of the benchmark.
 
     Raises:
         FileNotFoundError: If the file does not exist.
@@ -89,7 +92,7 @@ def load_multidoc(
     limit = None if limit is None else checked_integer(limit, "limit")
     if limit is not None and limit < 1:
         raise ValueError(f"limit is {limit}; it must be at least 1 question, or None for all")
-    source = Source(LineStore(data_path(path)), layout, limit)
+    source = Source(LineStore(data_path(path)), layout, limit, template)
     warn_of_dropped(source.store.path, source.dropped)
     return MultiDocData(source, range(source.questions * layout.slots))
 
@@ -100,7 +103,7 @@ def _positions(given: Sequence[int] | Literal["spread"] | None, num_documents: i
     return None if given is None else checked_positions(given, num_documents)
 
 
-class MultiDocData(Sequence[MultiDocSample]):
+class MultiDocData(SampleViews):
     """Lazy sequence of samples from one file, as returned by :func:`load_multidoc`.
 
     :func:`load_multidoc` returns the questions in file order, and the samples of each question in the order of
@@ -115,30 +118,31 @@ class MultiDocData(Sequence[MultiDocSample]):
     """
 
     def __init__(self, source: Source, picks: Sequence[int], selection: tuple[Mapping[str, Any], ...] = ()) -> None:
-        self._source, self._picks, self._selection = source, picks, selection
+        super().__init__(picks, selection)
+        self._source = source
 
-    def __len__(self) -> int:
-        return len(self._picks)
-
-    @overload
-    def __getitem__(self, index: int) -> MultiDocSample: ...
-    @overload
-    def __getitem__(self, index: slice) -> MultiDocData: ...
-    def __getitem__(self, index: int | slice) -> MultiDocSample | MultiDocData:
-        if isinstance(index, slice):
-            start, stop, by = index.indices(len(self))
-            # For a backward slice that ends with sample 0, ``indices`` returns the stop -1. In a slice that is rebuilt
-            # from the description, -1 would mean the last sample.
-            step = {"step": "slice", "start": start, "stop": None if stop < 0 else stop, "by": by}
-            return self._view(self._picks[index], step)
-        try:
-            pick = self._picks[index]
-        except IndexError:
-            raise IndexError(f"there is no sample {index}: there are {len(self)}, from 0") from None
+    def _read(self, pick: int) -> MultiDocSample:
         return self._source.sample(pick)
 
-    def __iter__(self) -> Iterator[MultiDocSample]:
-        return map(self._source.sample, self._picks)
+    def _question(self, pick: int) -> int:
+        return self._source.first_lines[pick // self._source.layout.slots]
+
+    def _row(self, pick: int) -> Mapping[str, Any]:
+        return parse_object(self._source.store[pick // self._source.layout.slots])
+
+    def _place(self, pick: int) -> str:
+        return f"{self._source.store.path}, line {pick // self._source.layout.slots + 1}"
+
+    @property
+    def path(self) -> Path | None:
+        """Path of the file."""
+        return self._source.store.path
+
+    def _slot(self, pick: int) -> int:
+        return pick % self._source.layout.slots
+
+    def _with(self, picks: Sequence[int], selection: tuple[Mapping[str, Any], ...]) -> MultiDocData:
+        return MultiDocData(self._source, picks, selection)
 
     def __repr__(self) -> str:
         layout = self._source.layout
@@ -162,11 +166,6 @@ class MultiDocData(Sequence[MultiDocSample]):
         return card(repr(self), table(("id", "question", "accepted", "gold"), rows, "The first samples"))
 
     @property
-    def questions(self) -> int:
-        """Number of distinct questions in this view."""
-        return len(self._by_question())
-
-    @property
     def description(self) -> dict[str, object]:
         """JSON-serialisable description of the samples for result files. Equal descriptions mean equal samples.
 
@@ -188,67 +187,13 @@ class MultiDocData(Sequence[MultiDocSample]):
             "limit": source.limit,
             "distractors": source.layout.distractors,
             **({} if source.layout.distractors == "random" else {"left_out": dict(source.left_out)}),
+            **described_template(source.template),
             "dropped_answers": len(source.dropped),
             "selection": [dict(step) for step in self._selection],
             "questions": self.questions,
             "samples": len(self),
         }
 
-    def split(self, fraction: float = 0.5, seed: int = 42) -> tuple[MultiDocData, MultiDocData]:
-        """Split the samples by question into a training part and a test part.
-
-        All samples of a question are in the same part. The method is that of "Focus Directions" (arXiv 2503.23306).
-        ``random.Random(seed)`` shuffles the ``n`` questions, and the first ``floor(fraction * n)`` questions form the
-        training part. Both parts keep the shuffled order. On a whole file, the default arguments give the paper's
-        questions in the paper's order.
-
-        Raises:
-            ValueError: If the training or the test part would be empty.
-        """
-        groups = list(self._by_question().values())
-        random.Random(seed).shuffle(groups)
-        # Adding 1e-9 compensates for floating-point error: 0.29 * 100 is 28.999999999999996.
-        cut = math.floor(len(groups) * fraction + 1e-9) if 0 < fraction < 1 else 0
-        if not 0 < cut < len(groups):
-            raise ValueError(
-                f"fraction {fraction} of {len(groups)} question(s) leaves one part empty; "
-                "it must lie between 0 and 1 and give each part at least one question"
-            )
-        step = {"step": "split", "fraction": fraction, "seed": seed}
-        train, test = ([pick for group in side for pick in group] for side in (groups[:cut], groups[cut:]))
-        return self._view(train, {**step, "side": 0}), self._view(test, {**step, "side": 1})
-
-    def sample(self, n: int, seed: int = 42) -> MultiDocData:
-        """Draw one sample from each of ``n`` random questions, balanced over the gold positions.
-
-        With the same seed, the samples of a smaller draw are the first samples of a larger draw.
-
-        Raises:
-            ValueError: If ``n`` is less than 1 or greater than the number of questions.
-        """
-        groups = list(self._by_question().values())
-        if not 1 <= n <= len(groups):
-            raise ValueError(f"n is {n}; it must be 1 to {len(groups)}, the number of questions")
-        rng = random.Random(seed)
-        rng.shuffle(groups)
-        used: Counter[int] = Counter()
-        picks: list[int] = []
-        for group in groups[:n]:
-            # Pick the question's sample whose gold position has been used least so far. Ties are broken at random.
-            pick = min(group, key=lambda pick: (used[pick % self._source.layout.slots], rng.random()))
-            used[pick % self._source.layout.slots] += 1
-            picks.append(pick)
-        return self._view(picks, {"step": "sample", "n": n, "seed": seed})
-
     def close(self) -> None:
         """Close the file for all views, and delete its temporary copy, if any. Samples cannot be read afterwards."""
         self._source.store.close()
-
-    def _view(self, picks: Sequence[int], step: Mapping[str, Any]) -> MultiDocData:
-        return MultiDocData(self._source, picks, (*self._selection, step))
-
-    def _by_question(self) -> dict[int, list[int]]:
-        groups: dict[int, list[int]] = {}
-        for pick in self._picks:
-            groups.setdefault(self._source.first_lines[pick // self._source.layout.slots], []).append(pick)
-        return groups

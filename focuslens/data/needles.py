@@ -102,6 +102,8 @@ def load_needles(path: str | os.PathLike[str]) -> list[Needle]:
         )
     needles: list[Needle] = []
     for number, line in enumerate(Path(path).read_bytes().splitlines(), start=1):
+        if not line.strip():
+            continue
         try:
             fields = parse_object(line)
             needles.append(Needle(*(_text(fields, name) for name in ("question", "needle", "real_needle"))))
@@ -300,7 +302,7 @@ def _planted(sample: MultiDocSample) -> NeedleSample:
     ((_, end),) = prompt.spans["relevant"]
     start = end - len(text)  # the span of a document ends with the document's text
     first, past = _sentence_with(answer, text)
-    planted = Prompt(prompt.text, {**prompt.spans, "needle": [(start + first, start + past)]})
+    planted = Prompt(prompt.text, {**prompt.spans, "needle": [(start + first, start + past)]}, prompt.conversation)
     return NeedleSample(planted, answer, last + 1, sample.gold_index / max(1, last), sample.id)
 
 

@@ -3,21 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from focuslens.data._columns import Columns, Names
 from focuslens.data._distractors import DistractorChoice, checked_choice
+from focuslens.data._forms import checked_form
 from focuslens.data._jsonl import LineStore
 from focuslens.data._records import Kind, detect_kind, parse_object, parse_record
-from focuslens.data.multidoc import MultiDocData, load_multidoc
-from focuslens.data.passages import data_path
+from focuslens.data._rows import is_table
+from focuslens.data._views import SampleViews
+from focuslens.data.multidoc import load_multidoc
+from focuslens.data.own_samples import OwnForm, open_own
+from focuslens.data.passages import PASSAGES, data_path
 from focuslens.data.positions import spread_positions
 from focuslens.data.synthetic import load_synthetic
 from focuslens.prompts.sample import MultiDocSample
+from focuslens.prompts.template import PromptTemplate, described_template
 
-__all__ = ["SYNTHETIC", "DistractorChoice", "Part", "SampleSelection", "check_first_line", "open_selections"]
+__all__ = [
+    "SYNTHETIC",
+    "DistractorChoice",
+    "Part",
+    "SampleSelection",
+    "check_first_line",
+    "open_selections",
+    "own_form",
+]
 
 Part: TypeAlias = Literal["train", "validation", "test", "all"]
 """Part of the data. ``train``, ``validation`` and ``test`` do not share any questions."""
@@ -28,13 +42,18 @@ SYNTHETIC = "synthetic"
 _SYNTHETIC_QUESTIONS = 100
 _WHOLE: dict[str, Any] = {"part": "all", "questions": None, "every_position": True, "validation": 0}
 _CHOICE = tuple(_WHOLE)
-_STEPS = {"split": ("fraction", "seed", "side"), "sample": ("n", "seed"), "slice": ("start", "stop", "by")}
-"""Field names of a selection step, by kind of step."""
+_STEPS = {
+    "split": ("fraction", "seed", "side"),
+    "sample": ("n", "seed"),
+    "slice": ("start", "stop", "by"),
+    "order": (),
+}
+"""Field names of a selection step, by kind of step. A draw of all samples of its questions has one more."""
 
 
 @dataclass(frozen=True)
 class SampleSelection:
-    """Selection of samples from one part of a lost-in-the-middle file or of the synthetic corpus.
+    """Selection of samples from one part of a lost-in-the-middle file, of the synthetic corpus, or of a user's table.
 
     Attributes:
         file: Name of the file, or ``synthetic`` for the synthetic corpus.
@@ -46,7 +65,8 @@ class SampleSelection:
         questions: Maximum number of questions. For a file, ``None`` means all questions in the part. For the corpus,
             ``None`` means 100 questions.
         every_position: Whether each question gives one sample per gold position. If false, each question gives one
-            sample, and the gold positions are balanced over the questions.
+            sample, and the gold positions are balanced over the questions. In a user's table, every row is a sample,
+            ``questions`` counts rows, and this is whether the samples keep the order of the table.
         validation: Size of the part ``validation`` of a file. A value below 1 is a share of the training half. A value
             of 1 or more is a number of questions, limited to half of the training half. 0 means no validation part.
         seed: Random seed of the corpus or of the file's distractors. It is also the seed of splits and draws.
@@ -55,6 +75,9 @@ class SampleSelection:
             synthetic corpus have distractors of their own, and allow only ``random``.
         steps: Slices, splits and draws to apply to the file before the part and the questions are selected, in the
             format of ``selection`` in :attr:`MultiDocData.description`.
+        template: Wording of the prompts; ``None`` for that of the benchmark.
+        own: Form of a user's table; ``None`` for other data. The numbers and positions of documents, and the choice of
+            distractors, have no effect on a table.
         path: Path to the file; ``None`` if ``file`` is the path. The path is not part of the description.
 
     Raises:
@@ -72,6 +95,8 @@ class SampleSelection:
     limit: int | None = None
     steps: tuple[Mapping[str, Any], ...] = ()
     distractors: DistractorChoice = "random"
+    template: PromptTemplate | None = None
+    own: OwnForm | None = None
     path: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -90,18 +115,21 @@ class SampleSelection:
         Raises:
             ValueError: If the description does not have the format that this version of the package writes.
         """
+        if description.get("in_memory") or "file" not in description:
+            raise ValueError(
+                f"the samples were given in Python, as {description.get('file', 'a list')}, and not in a file; write "
+                "them to a file, and load that"
+            )
         try:
-            positions = description["gold_positions"]
+            template = description.get("template")
             return cls(
                 file=str(description["file"]),
-                num_documents=int(description["num_documents"]),
-                gold_positions=None if positions is None else tuple(map(int, positions)),
                 seed=int(description["seed"]),
                 limit=description["limit"],
                 steps=tuple(map(_known_step, description["selection"])),
-                # Descriptions of earlier versions have no such entry: distractors were always drawn at random.
-                distractors=description.get("distractors", "random"),
+                template=None if template is None else PromptTemplate.of(template),
                 path=file,
+                **_documents_of(description),
                 # A description by ``MultiDocData`` has no part, because its steps define the whole selection.
                 **({name: description[name] for name in _CHOICE} if "part" in description else _WHOLE),
             )
@@ -110,14 +138,18 @@ class SampleSelection:
 
     def describe(self) -> dict[str, Any]:
         """JSON-serialisable description, from which :meth:`reopen` rebuilds the selection."""
-        return {
-            "file": self.file,
+        documents: dict[str, Any] = {
             "num_documents": self.num_documents,
             "gold_positions": None if self.gold_positions is None else list(self.gold_positions),
+        }
+        return {
+            "file": self.file,
+            **(documents if self.own is None else self.own.describe()),
             **{name: getattr(self, name) for name in _CHOICE},
             "seed": self.seed,
             "limit": self.limit,
-            "distractors": self.distractors,
+            **({"distractors": self.distractors} if self.own is None else {}),
+            **described_template(self.template),
             "selection": [dict(step) for step in self.steps],
         }
 
@@ -130,9 +162,15 @@ class SampleSelection:
         """
         return open_selections([self])[0]
 
-    def _samples(self, read: Callable[..., MultiDocData]) -> Sequence[MultiDocSample]:
+    def _samples(
+        self, read: Callable[..., SampleViews], read_own: Callable[..., SampleViews]
+    ) -> Sequence[MultiDocSample]:
+        if self.own is not None:
+            own = read_own(self.path or Path(self.file), replace(self.own, seed=self.seed), self.template, self.limit)
+            return self._drawn(self._part_of(_follow(own, self.steps)))
         if self.file == SYNTHETIC:
-            return self._of_corpus()
+            samples = self._of_corpus()
+            return samples if self.template is None else [sample.with_template(self.template) for sample in samples]
         whole = read(
             self.path or self.file,
             num_documents=self.num_documents,
@@ -140,6 +178,7 @@ class SampleSelection:
             seed=self.seed,
             limit=self.limit,
             distractors=self.distractors,
+            template=self.template,
         )
         return self._drawn(self._part_of(_follow(whole, self.steps)))
 
@@ -158,7 +197,7 @@ class SampleSelection:
         )
         return samples if self.every_position else [samples[i * each + i % each] for i in range(n)]
 
-    def _part_of(self, data: MultiDocData) -> MultiDocData:
+    def _part_of(self, data: SampleViews) -> SampleViews:
         if self.part == "all":
             return data
         train, test = data.split(seed=self.seed)
@@ -172,9 +211,13 @@ class SampleSelection:
             raise ValueError("part is 'validation', but validation is 0; set it to the number of validation questions")
         return train
 
-    def _drawn(self, data: MultiDocData) -> Sequence[MultiDocSample]:
+    def _drawn(self, data: SampleViews) -> Sequence[MultiDocSample]:
         if self.every_position and self.questions is None:
             return data
+        if self.own is not None:
+            n = len(data) if self.questions is None else min(self.questions, len(data))
+            rows = data.sample(n, self.seed, per_question=False)
+            return rows.in_order() if self.every_position else rows
         n = data.questions if self.questions is None else min(self.questions, data.questions)
         drawn = data.sample(n, self.seed)
         if not self.every_position:
@@ -188,26 +231,94 @@ def open_selections(selections: Iterable[SampleSelection]) -> list[Sequence[Mult
 
     A file is scanned only once for all selections that read it with equal settings.
     """
-    read = cache(load_multidoc)
-    return [selection._samples(read) for selection in selections]  # pyright: ignore[reportPrivateUsage]
+    read, read_own = cache(load_multidoc), _opened_once()
+    return [selection._samples(read, read_own) for selection in selections]  # pyright: ignore[reportPrivateUsage]
+
+
+def _opened_once() -> Callable[..., SampleViews]:
+    """Function that opens tables of users, each only once with equal arguments."""
+    opened: list[tuple[tuple[Any, ...], SampleViews]] = []
+
+    def read(*arguments: Any) -> SampleViews:
+        # Templates are not hashed by all their fields, so that arguments are compared.
+        known = next((data for given, data in opened if given == arguments), None)
+        if known is None:
+            known = open_own(*arguments)
+            opened.append((arguments, known))
+        return known
+
+    return read
+
+
+def _documents_of(description: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of a selection that describe the documents: of a user's table, or of a lost-in-the-middle file."""
+    if "form" in description:
+        return {"own": OwnForm.of(description, int(description["seed"]))}
+    positions = description["gold_positions"]
+    return {
+        "num_documents": int(description["num_documents"]),
+        "gold_positions": None if positions is None else tuple(map(int, positions)),
+        # Descriptions of earlier versions have no such entry: distractors were always drawn at random.
+        "distractors": description.get("distractors", "random"),
+    }
 
 
 def _known_step(step: Any) -> Mapping[str, Any]:
     if not isinstance(step, Mapping):
         raise TypeError(f"a step of the selection is {step!r}, not an object")
-    return {"step": step["step"], **{name: step[name] for name in _STEPS[step["step"]]}}
+    more = {"per_question": False} if step.get("per_question") is False else {}
+    return {"step": step["step"], **{name: step[name] for name in _STEPS[step["step"]]}, **more}
 
 
-def _follow(data: MultiDocData, steps: Iterable[Mapping[str, Any]]) -> MultiDocData:
+def _follow(data: SampleViews, steps: Iterable[Mapping[str, Any]]) -> SampleViews:
     """Apply the slices, splits and draws of a selection to the samples of a file, in order."""
     for step in steps:
         if step["step"] == "split":
             data = data.split(step["fraction"], step["seed"])[step["side"]]
         elif step["step"] == "sample":
-            data = data.sample(step["n"], step["seed"])
+            data = data.sample(step["n"], step["seed"], per_question=step.get("per_question", True))
+        elif step["step"] == "order":
+            data = data.in_order()
         else:
             data = data[step["start"] : step["stop"] : step["by"]]
     return data
+
+
+def own_form(
+    path: str | Path,
+    columns: Names | None = None,
+    form: str | None = None,
+    num_documents: int | None = None,
+) -> OwnForm | None:
+    """Form of a user's table, or ``None`` for the synthetic corpus or a lost-in-the-middle file.
+
+    The first row of the data is checked.
+
+    Args:
+        path: Path of the data, or a name of the package's own data.
+        columns: Names of columns, by part, of a user's table.
+        form: Form of a user's table.
+        num_documents: Largest number of documents per sample of a user's table.
+
+    Raises:
+        FileNotFoundError: If the file does not exist.
+        IsADirectoryError: If ``path`` is a directory.
+        ValueError: If the first row is invalid, or columns or a form are named for the package's own data.
+    """
+    named = columns is not None or form is not None
+    if str(path) in (SYNTHETIC, PASSAGES):
+        if named:
+            raise ValueError(
+                f"columns and forms are those of a file of your own, and {str(path)!r} is none; leave them out"
+            )
+        if str(path) == PASSAGES:
+            check_first_line(path)
+        return None
+    if not named and not is_table(path):
+        check_first_line(path)
+        return None
+    own = OwnForm(checked_form(form), Columns.of(columns), num_documents)
+    return open_own(path, own, limit=1).form
 
 
 def check_first_line(path: str | Path) -> Kind:
@@ -221,7 +332,8 @@ def check_first_line(path: str | Path) -> Kind:
         ValueError: If the file is empty, or its first line is invalid.
     """
     path = data_path(path)
-    line = next(iter(LineStore(path).scan()), None)
+    store = LineStore(path)
+    line = next(iter(store.scan()), None)
     if line is None:
         raise ValueError(f"{path} is empty; it must hold one JSON object per line")
     try:
@@ -229,5 +341,5 @@ def check_first_line(path: str | Path) -> Kind:
         kind = detect_kind(fields)
         parse_record(fields, kind)
     except ValueError as error:
-        raise ValueError(f"{path}, line 1: {error}") from error
+        raise ValueError(f"{path}, line {store.number(0)}: {error}") from error
     return kind

@@ -13,6 +13,7 @@ __all__ = [
     "answered_right",
     "list_samples",
     "normalize_answer",
+    "require_answers",
     "require_comparable_answers",
     "require_samples",
     "sub_exact_match",
@@ -58,8 +59,12 @@ def sub_exact_match(prediction: str, answers: Sequence[str]) -> bool:
 
 
 def answered_right(responses: Sequence[str], samples: Sequence[MultiDocSample]) -> tuple[bool, ...]:
-    """Whether each response contains an accepted answer of its sample, according to :func:`sub_exact_match`."""
-    return tuple(sub_exact_match(text, sample.answers) for text, sample in zip(responses, samples, strict=True))
+    """Whether each response contains an accepted answer of its sample, according to :func:`sub_exact_match`.
+
+    The value is false for a sample without accepted answers.
+    """
+    pairs = zip(responses, samples, strict=True)
+    return tuple(bool(sample.answers) and sub_exact_match(text, sample.answers) for text, sample in pairs)
 
 
 def list_samples(samples: Iterable[MultiDocSample]) -> list[MultiDocSample]:
@@ -97,8 +102,28 @@ def require_samples(samples: Iterable[MultiDocSample]) -> list[MultiDocSample]:
     return chosen
 
 
+def require_answers(samples: Iterable[MultiDocSample], purpose: str) -> None:
+    """Check that every sample has accepted answers, which can be compared with a prediction.
+
+    Args:
+        samples: The samples.
+        purpose: Result that needs the answers, for the message.
+
+    Raises:
+        ValueError: If a sample has no answers, or if an accepted answer normalises to the empty string.
+    """
+    chosen = list(samples)
+    missing = [sample.id for sample in chosen if not sample.answers]
+    if missing:
+        raise ValueError(
+            f"sample {missing[0]!r} has no accepted answers ({len(missing)} of {len(chosen)} samples), and {purpose} "
+            "compares responses with them; give answers, or measure attention alone, as fl.document_scores does"
+        )
+    require_comparable_answers(chosen)
+
+
 def require_comparable_answers(samples: Iterable[MultiDocSample]) -> None:
-    """Check that every accepted answer can be compared with a prediction.
+    """Check that every accepted answer can be compared with a prediction. Samples may have no answers.
 
     Run this check before generation, so that an unusable answer is reported before the model runs.
 

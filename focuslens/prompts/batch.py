@@ -46,12 +46,15 @@ class EncodedPrompt:
             character with the span.
         text: The text that was tokenised, including the chat template; empty if only the tokens are known.
         characters: Half-open ranges of characters of ``text``, by span name; empty if they are unknown.
+        literal: Half-open ranges of characters of ``text`` that contain no control tokens. Text in these ranges that
+            looks like a control token is text.
     """
 
     tokens: Int[Tensor, "pos"]
     spans: Mapping[str, tuple[Span, ...]]
     text: str = ""
     characters: Mapping[str, tuple[Span, ...]] = field(default_factory=dict[str, tuple[Span, ...]])
+    literal: tuple[Span, ...] = ()
 
     def resolve(self, span: SpanLike) -> tuple[Span, ...]:
         """Token ranges of a span that is given by name or as a single range.

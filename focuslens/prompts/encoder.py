@@ -11,19 +11,24 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from jaxtyping import Int
-from jinja2 import TemplateError
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from focuslens.prompts.batch import EncodedPrompt, PromptInput, is_one_prompt
-from focuslens.prompts.prompt import Prompt, Span
+from focuslens.prompts.chat import MARK, ChatTemplate
+from focuslens.prompts.control_tokens import ControlTokens
+from focuslens.prompts.prompt import Prompt, Span, checked_arguments
+from focuslens.prompts.rewriting import Edit, rewritten_text
 
 __all__ = ["PromptEncoder", "sentence_ranges", "token_span"]
 
 _OF_CALLS = ("padding", "truncation")
 
-_MARK = "\ue000"
-"""Placeholder for a prompt: a character from Unicode's private use area, which chat templates do not contain."""
+_LITERAL = ""
+"""Name of the ranges that are only text, among the spans of a prompt. No span has an empty name."""
+
+_TEXT_SPANS = ("instruction", "document", "relevant", "irrelevant", "question")
+"""Spans that contain no control tokens, in prompts without a chat template."""
 
 
 def token_span(offsets: Int[Tensor, "token 2"], span: Span) -> Span | None:
@@ -67,15 +72,6 @@ def _token_spans(offsets: Sequence[Span], characters: Mapping[str, Sequence[Span
     return spans
 
 
-def _turn(content: Any) -> list[dict[str, Any]]:
-    """One message of the user."""
-    return [{"role": "user", "content": content}]
-
-
-def _described(messages: Sequence[Any]) -> str:
-    return "a single message of the user" if len(messages) == 1 else f"these {len(messages)} messages"
-
-
 @dataclass(frozen=True)
 class PromptEncoder:
     """Encoder that converts prompts and responses to tokens, with or without a chat template.
@@ -92,41 +88,47 @@ class PromptEncoder:
     template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
 
     def __post_init__(self) -> None:
+        checked_arguments(self.template_kwargs, "chat_template_kwargs")
         if self.chat and not getattr(self.tokenizer, "chat_template", None):
             raise ValueError("chat=True, but the tokenizer has no chat template; use chat=False for a base model")
 
-    def _text(self, prompt: str) -> tuple[str, int]:
-        """The text to tokenise, and the index of the prompt's first character in this text."""
+    @cached_property
+    def _template(self) -> ChatTemplate:
+        return ChatTemplate(self.tokenizer, self.template_kwargs)
+
+    @cached_property
+    def _control(self) -> ControlTokens:
+        return ControlTokens(self.tokenizer)
+
+    def _text(self, prompt: str) -> tuple[str, int, tuple[Span, ...]]:
+        """The text to tokenise, the index of the prompt's first character in it, and the ranges that are only text.
+
+        A plain string has no such ranges: its control tokens are control tokens.
+        """
         if not self.chat:
-            return str(prompt), 0
-        text = self._render(str(prompt))
-        # The prompt starts at the index of the placeholder in a second rendering of the template. A search for the
-        # prompt itself could match a word of the template, such as "user".
-        marked = self._render(_MARK)
-        start = marked.find(_MARK)
-        if marked.count(_MARK) > 1 and getattr(prompt, "spans", None):
+            return self._text_without_template(prompt)
+        chat = self._template.rendered(prompt)
+        for content in chat.unlocated:
+            if self._control.look_alikes(content, [(0, len(content))]):
+                raise ValueError(
+                    "an earlier message contains a text that looks like a control token, and the chat template changes "
+                    f"or repeats the message, so that its position is unknown: {content!r:.80}; give the message as "
+                    "the template leaves it, or without that text"
+                )
+        return chat.text, chat.start, chat.contents if isinstance(prompt, Prompt) else ()
+
+    def _text_without_template(self, prompt: str) -> tuple[str, int, tuple[Span, ...]]:
+        if not isinstance(prompt, Prompt):
+            return str(prompt), 0, ()
+        conversation = prompt.conversation
+        if conversation.messages or conversation.arguments:
+            part = "a system prompt or earlier messages" if conversation.messages else "arguments of a chat template"
             raise ValueError(
-                "the chat template writes a user's message more than once, so a span would cover one of its copies "
-                "only; use chat=False, or a tokenizer with another template"
+                f"the prompt has {part}, but prompts are not put into a chat template (chat=False); leave them out of "
+                "the PromptTemplate, or open the model with chat=True"
             )
-        if start >= 0 and text.startswith(str(prompt), start):
-            return text, start
-        # Llama 3's template strips white space from both ends of the prompt. Spans without this white space can still
-        # be located.
-        stripped, ranges = prompt.strip(), getattr(prompt, "spans", {}).values()
-        before = len(prompt) - len(prompt.lstrip())
-        inside = all(before <= a and b <= before + len(stripped) for span in ranges for a, b in span)
-        if start < 0:
-            raise ValueError(
-                "the chat template writes nothing of a user's message, so the model would never see the prompt; use "
-                "chat=False, or a tokenizer with another template"
-            )
-        if not text.startswith(stripped, start) or not inside:
-            raise ValueError(
-                "the chat template changes the prompt's text (it may strip white space at its ends), so the "
-                "positions of its spans are unknown; give the prompt as the template leaves it"
-            )
-        return text, start - before
+        ranges = [span for name in _TEXT_SPANS for span in prompt.spans.get(name, ())]
+        return str(prompt) + conversation.prefix, 0, tuple(dict.fromkeys(ranges))
 
     @property
     def digest(self) -> str:
@@ -134,7 +136,7 @@ class PromptEncoder:
 
         They are BOS and the rendered chat template. If the template inserts today's date, the digest includes the date.
         """
-        text, _ = self._text(_MARK)
+        text = self._text(MARK)[0]
         return hashlib.sha256(repr((text, self._tokenize(text)[0], self._vocabulary)).encode()).hexdigest()[:16]
 
     @cached_property
@@ -146,37 +148,40 @@ class PromptEncoder:
         rules = {name: rule for name, rule in json.loads(backend.to_str()).items() if name not in _OF_CALLS}
         return hashlib.sha256(json.dumps(rules, sort_keys=True).encode()).hexdigest()
 
-    def _render(self, content: str) -> str:
-        return self._fill_template(_turn([{"type": "text", "text": content}] if self._wants_parts else content))
+    @property
+    def generation_prompt_length(self) -> int | None:
+        """Number of tokens with which the chat template begins a response; ``None`` without a template."""
+        if not self.chat:
+            return None
+        texts = [self._template.render("Hi", beginning=beginning) for beginning in (True, False)]
+        return len(self._tokenize(texts[0])[0]) - len(self._tokenize(texts[1])[0])
 
-    @cached_property
-    def _wants_parts(self) -> bool:
-        """Whether the template reads a message as a list of parts, like the templates of vision-language models."""
-        if _MARK in self._fill_template(_turn(_MARK)):
-            return False
-        try:
-            return _MARK in self._fill_template(_turn([{"type": "text", "text": _MARK}]))
-        except Exception:  # a template may do anything with a value that it does not expect
-            return False
+    def template_mask(self, prompt: EncodedPrompt) -> Bool[Tensor, "pos"]:
+        """Mask of the tokens of a prompt that are special, such as BOS, or belong to the chat template."""
+        special = torch.isin(prompt.tokens, torch.tensor(sorted(self._special), dtype=torch.long))
+        if self.chat and prompt.literal:
+            return special | self._outside(prompt)
+        before, _, after = self._text(MARK)[0].partition(MARK) if self.chat else ("", "", "")
+        if not prompt.text or not (prompt.text.startswith(before) and prompt.text.endswith(after)):
+            return special
+        offsets = torch.tensor(self._tokenize(prompt.text)[1], dtype=torch.long).reshape(-1, 2)
+        outside = (offsets[:, 1] <= len(before)) | (offsets[:, 0] >= len(prompt.text) - len(after))
+        return special | (outside & (len(before) + len(after) > 0))
 
-    def _fill_template(self, messages: list[Any]) -> str:
-        """The chat template with messages.
+    def _outside(self, prompt: EncodedPrompt) -> Bool[Tensor, "pos"]:
+        """Mask of the tokens of a prompt that share no character with the contents of its messages."""
+        offsets = torch.tensor(self._tokenize(prompt.text, prompt.literal)[1], dtype=torch.long).reshape(-1, 2)
+        outside = torch.ones(len(offsets), dtype=torch.bool)
+        for start, end in prompt.literal:
+            outside &= (offsets[:, 1] <= start) | (offsets[:, 0] >= end)
+        return outside
 
-        Raises:
-            ValueError: If the template refuses the messages.
-        """
-        try:
-            return self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=True, **self.template_kwargs
-            )
-        except TemplateError as error:
-            raise ValueError(
-                f"the chat template refuses {_described(messages)} ({error}); use chat=False, or arguments with "
-                "which the template accepts it (chat_template_kwargs)"
-            ) from error
-
-    def _tokenize(self, text: str) -> tuple[list[int], list[Span]]:
+    def _tokenize(self, text: str, literal: Sequence[Span] = ()) -> tuple[list[int], list[Span]]:
+        """Token ids and their character ranges. Control tokens in the ``literal`` ranges are taken for text."""
         # The tokenizer must not add BOS to a chat prompt, because the chat template already contains BOS.
+        apart = self._control.tokenize(text, literal, add_special_tokens=not self.chat)
+        if apart is not None:
+            return apart
         encoding = self.tokenizer(text, add_special_tokens=not self.chat, return_offsets_mapping=True)
         return encoding["input_ids"], encoding["offset_mapping"]
 
@@ -189,14 +194,14 @@ class PromptEncoder:
         """
         if not isinstance(prompt, str):
             return self._encode_other(prompt)
-        text, shift = self._text(prompt)
-        ids, offsets = self._tokenize(text)
+        text, shift, literal = self._text(prompt)
+        ids, offsets = self._tokenize(text, literal)
         characters = {
             name: tuple((start + shift, end + shift) for start, end in ranges)
             for name, ranges in (prompt.spans if isinstance(prompt, Prompt) else {}).items()
         }
         spans = _token_spans(offsets, characters)
-        return EncodedPrompt(torch.tensor(ids, dtype=torch.long), spans, text, characters)
+        return EncodedPrompt(torch.tensor(ids, dtype=torch.long), spans, text, characters, literal)
 
     def with_question(self, prompt: EncodedPrompt, question: str) -> EncodedPrompt:
         """The prompt with another text in place of its span ``question``.
@@ -209,20 +214,29 @@ class PromptEncoder:
                 "the prompt has no text with a span 'question' that could be replaced; give sample.prompt(), or "
                 "fl.Prompt(text, spans={'question': [(start, end)]}) with character positions"
             )
-        (start, end) = prompt.characters["question"][0]
-        text, change = prompt.text[:start] + question + prompt.text[end:], len(question) - (end - start)
-        moved = {
-            name: tuple(
-                (first if first <= start else first + change, last if last <= start else last + change)
-                for first, last in ranges
-            )
-            for name, ranges in prompt.characters.items()
-        }
-        ids, offsets = self._tokenize(text)
-        return EncodedPrompt(torch.tensor(ids, dtype=torch.long), _token_spans(offsets, moved), text, moved)
+        return self.rewritten(prompt, [Edit(start, end, question) for start, end in prompt.characters["question"]])
+
+    def rewritten(self, prompt: EncodedPrompt, edits: Sequence[Edit]) -> EncodedPrompt:
+        """The prompt with another text. Its spans move along, without ranges of which no character is left.
+
+        Raises:
+            ValueError: If the text of the prompt is unknown, or if two edits change the same characters.
+        """
+        if not prompt.text:
+            raise ValueError("the text of the prompt is unknown, so it cannot be changed; give a text, not tokens")
+        text, moved = rewritten_text(prompt.text, {**prompt.characters, _LITERAL: prompt.literal}, edits)
+        literal = moved[_LITERAL]
+        characters = {name: moved[name] for name in prompt.characters}
+        ids, offsets = self._tokenize(text, literal)
+        spans = _token_spans(offsets, characters)
+        return EncodedPrompt(torch.tensor(ids, dtype=torch.long), spans, text, characters, literal)
 
     def sentences(self, prompt: EncodedPrompt) -> list[Span]:
-        """Token ranges of the sentences of a prompt, of its documents if it has the span ``document``.
+        """Token ranges of the sentences of a prompt; see :meth:`sentence_spans`."""
+        return [tokens for _, tokens in self.sentence_spans(prompt)]
+
+    def sentence_spans(self, prompt: EncodedPrompt) -> list[tuple[Span, Span]]:
+        """Character and token range of each sentence of a prompt, of its documents if it has the span ``document``.
 
         A token that belongs to two sentences counts for the first.
 
@@ -231,16 +245,17 @@ class PromptEncoder:
         """
         if not prompt.text:
             raise ValueError("the text of the prompt is unknown, so it has no sentences; give a text, not tokens")
-        _, offsets = self._tokenize(prompt.text)
+        _, offsets = self._tokenize(prompt.text, prompt.literal)
         bounds = torch.tensor(offsets, dtype=torch.long).reshape(-1, 2)
-        ranges: list[Span] = []
+        spans: list[tuple[Span, Span]] = []
         for first, last in prompt.characters.get("document") or ((0, len(prompt.text)),):
             for start, end in sentence_ranges(prompt.text[first:last]):
-                span = token_span(bounds, (first + start, first + end))
-                reached = ranges[-1][1] if ranges else 0
+                characters = (first + start, first + end)
+                span = token_span(bounds, characters)
+                reached = spans[-1][1][1] if spans else 0
                 if span is not None and span[1] > max(span[0], reached):
-                    ranges.append((max(span[0], reached), span[1]))
-        return ranges
+                    spans.append((characters, (max(span[0], reached), span[1])))
+        return spans
 
     def _encode_other(self, prompt: Any) -> EncodedPrompt:
         """Encode a prompt that is not a text.
@@ -254,7 +269,7 @@ class PromptEncoder:
         if isinstance(prompt, Sequence) and prompt and all(isinstance(message, Mapping) for message in prompt):
             if not self.chat:
                 raise ValueError("the prompt is a list of messages, but prompts are not put into a chat template")
-            text = self._fill_template(list(prompt))
+            text = self._template.fill(list(prompt))
             ids, _ = self._tokenize(text)
             return EncodedPrompt(torch.tensor(ids, dtype=torch.long), {}, text)
         if isinstance(prompt, Tensor) or is_one_prompt(prompt):
@@ -280,7 +295,7 @@ class PromptEncoder:
         the tokens of the prompt, the response is tokenised alone.
         """
         continuation = response if self.chat else " " + response.lstrip()
-        ids, _ = self._tokenize(prompt.text + continuation)
+        ids, _ = self._tokenize(prompt.text + continuation, prompt.literal)
         length = len(prompt.tokens)
         if ids[:length] != prompt.tokens.tolist():
             ids = prompt.tokens.tolist() + self.tokenizer(continuation, add_special_tokens=False)["input_ids"]
@@ -295,7 +310,7 @@ class PromptEncoder:
         prompt's text is unknown, or its tokenisation differs from ``prompt.tokens``, each token is decoded separately.
         """
         ids = prompt.tokens.tolist()
-        retokenised, offsets = self._tokenize(prompt.text) if prompt.text else ([], [])
+        retokenised, offsets = self._tokenize(prompt.text, prompt.literal) if prompt.text else ([], [])
         if retokenised != ids:
             return [str(self.tokenizer.decode([token])) for token in ids]
         texts: list[str] = []

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from focuslens.data import load_multidoc
+from focuslens.data import _dropped, load_multidoc
 from focuslens.prompts.sample import Document
 from tests.support.multidoc_files import MAKERS, Json, oracle_record, placed_record, retrieval_record, titles, write
 from tests.support.paths import SHARED_DATA
@@ -183,7 +183,8 @@ def norm(text: str) -> str:
 
 
 @needs_data
-def test_the_real_oracle_file(recwarn: pytest.WarningsRecorder) -> None:
+def test_the_real_oracle_file(recwarn: pytest.WarningsRecorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_dropped, "_told", {})  # Another test may have read the file in this process.
     data = load_multidoc(ORACLE)
     lines = [json.loads(line) for line in gzip.decompress(ORACLE.read_bytes()).splitlines()]
     assert (len(data), data.questions) == (2655 * 5, 2655)
@@ -225,3 +226,27 @@ def test_lines_that_ask_the_same_question_stay_together(tmp_path: Path) -> None:
     # Duplicate lines with the same question and gold position are separate samples.
     again = load_multidoc(write(tmp_path / "again.jsonl", records[:3] * 2), num_documents=6, gold_positions=(0, 2))
     assert (len({sample.id for sample in again}), again.questions) == (12, 3)
+
+
+def test_titles_under_another_name_are_not_lost(tmp_path: Path) -> None:
+    record = oracle_record(0)
+    record["ctxs"][0]["Title"] = record["ctxs"][0].pop("title")
+    write(tmp_path / "file.jsonl", [record])
+    with pytest.raises(ValueError, match="has the field 'Title' and no 'title'; name the field of titles 'title'"):
+        load_multidoc(tmp_path / "file.jsonl", num_documents=2)
+
+
+@pytest.mark.parametrize("title", [None, "", "missing"])
+@pytest.mark.parametrize("kind", MAKERS)
+def test_passages_without_a_title_are_their_texts(tmp_path: Path, kind: str, title: str | None) -> None:
+    records = [MAKERS[kind](i) for i in range(8)]
+    for record in records:
+        for passage in (*record["ctxs"], *filter(None, [record.get("nq_annotated_gold")])):
+            if title == "missing":
+                del passage["title"]
+            else:
+                passage["title"] = title
+    for sample in load_multidoc(write(tmp_path / "untitled.jsonl", records), num_documents=5, gold_positions=(0, 4)):
+        assert titles(sample) == [""] * 5
+        assert "Title" not in sample.prompt()
+        assert sample.prompt().part("document") == tuple(document.text for document in sample.documents)

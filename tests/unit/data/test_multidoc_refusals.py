@@ -44,9 +44,16 @@ def change(*keys: str | int, value: object, remove: bool = False) -> Callable[[J
 BAD: list[tuple[str, Callable[[Json], Json | str], str]] = [
     *[(kind, lambda r: json.dumps(r)[:-5], "broken JSON") for kind in MAKERS],
     *[(kind, lambda _: "[1, 2]", r"the line is \[1, 2\]; it must be a JSON object") for kind in MAKERS],
-    *[(kind, lambda _: "", "the line is blank") for kind in MAKERS],
     *[(kind, drop(name), f"'{name}' is missing") for kind in MAKERS for name in ("question", "answers", "ctxs")],
-    *[(kind, drop("ctxs", 0, n), rf"'{n}' is missing in ctxs\[0\]") for kind in MAKERS for n in ("title", "text")],
+    *[(kind, drop("ctxs", 0, "text"), r"'text' is missing in ctxs\[0\]") for kind in MAKERS],
+    *[
+        (kind, change("ctxs", 0, "title", value=7), r"'title' in ctxs\[0\] is 7; it must be a string")
+        for kind in MAKERS
+    ],
+    *[
+        (kind, change("ctxs", 0, value={"text": " "}), r"ctxs\[0\]: a document has neither a title nor a text")
+        for kind in MAKERS
+    ],
     *[(kind, change("question", value="  "), "'question' is empty") for kind in MAKERS],
     *[(kind, change("question", value=3), "'question' is 3; it must be a string") for kind in MAKERS],
     *[(kind, change("answers", value="Paris"), "'answers' is \"Paris\"; it must be a list") for kind in MAKERS],
@@ -58,7 +65,7 @@ BAD: list[tuple[str, Callable[[Json], Json | str], str]] = [
     ("retrieval", drop("ctxs", 4, "hasanswer"), r"'hasanswer' is missing in ctxs\[4\]"),
     ("retrieval", change("ctxs", 4, "hasanswer", value="no"), "it must be true or false"),
     ("retrieval", drop("nq_annotated_gold"), "no gold passage: the field 'nq_annotated_gold' is missing"),
-    ("retrieval", drop("nq_annotated_gold", "title"), "'title' is missing in nq_annotated_gold"),
+    ("retrieval", change("nq_annotated_gold", "title", value=7), "'title' in nq_annotated_gold is 7"),
     ("retrieval", drop("nq_annotated_gold", "chunked_long_answer"), "'chunked_long_answer' is missing"),
     ("retrieval", lambda r: r | {"ctxs": r["ctxs"][:4]}, "there are 3 distractors, but num_documents=5 needs 4"),
     ("placed", drop("ctxs", 4, "isgold"), r"'isgold' is missing in ctxs\[4\]"),
@@ -93,6 +100,17 @@ def test_the_first_and_the_last_line_are_checked_too(tmp_path: Path, suffix: str
         with pytest.raises(ValueError, match=message) as caught:
             load_multidoc(path, num_documents=5, gold_positions=(0, 4))
         assert str(caught.value).startswith(f"{path}, line {line}: ")
+
+
+@pytest.mark.parametrize("kind", MAKERS)
+def test_blank_lines_are_skipped_and_counted_in_messages(tmp_path: Path, suffix: str, kind: str) -> None:
+    records: list[Json | str] = [MAKERS[kind](i) for i in range(8)]
+    plain = load_multidoc(write(tmp_path / f"plain{suffix}", records), num_documents=5, gold_positions=(0, 4))
+    spaced = write(tmp_path / f"spaced{suffix}", ["", *records[:3], " ", *records[3:], "", ""])
+    assert list(load_multidoc(spaced, num_documents=5, gold_positions=(0, 4))) == list(plain)
+    broken = write(tmp_path / f"broken{suffix}", ["", *records[:3], " ", "{", *records[3:]])
+    with pytest.raises(ValueError, match=f"broken{suffix}, line 6: broken JSON"):
+        load_multidoc(broken, num_documents=5, gold_positions=(0, 4))
 
 
 def test_a_bad_line_beyond_the_limit_is_read_only_in_an_oracle_file(tmp_path: Path) -> None:

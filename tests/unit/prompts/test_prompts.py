@@ -29,7 +29,7 @@ LONG = f"""{INSTRUCTION}
 
 Document [1](Title: One) First.
 Document [2](Title: Zwölf Ü) naïve 東京 🦊.
-Document [3](Title: ) Third
+Document [3] Third
 
 Question: who is it?
 Answer:"""
@@ -44,12 +44,12 @@ Answer:"""
 NEGATIVE = f"""{INSTRUCTION}
 
 Document [1](Title: One) First.
-Document [3](Title: ) Third
+Document [3] Third
 
 Question: who is it?
 Answer:"""
 
-ONE, TWO, THREE = "(Title: One) First.", "(Title: Zwölf Ü) naïve 東京 🦊.", "(Title: ) Third"
+ONE, TWO, THREE = "(Title: One) First.", "(Title: Zwölf Ü) naïve 東京 🦊.", "Third"
 
 
 @pytest.mark.parametrize(("case", "text"), [("long", LONG), ("gold", GOLD), ("negative", NEGATIVE)])
@@ -76,16 +76,43 @@ def test_spans_slice_the_parts_out_of_the_text(case: Any, parts: dict[str, tuple
     assert {name: tuple(str(prompt)[a:b] for a, b in ranges) for name, ranges in prompt.spans.items()} == expected
 
 
+@pytest.mark.parametrize("title", ["", " ", "\n"])
+def test_a_document_without_a_title_is_its_text_after_the_number(title: str) -> None:
+    documents = (Document(title, "First."), Document("Two", ""), Document(title, "(Title: x) Third."))
+    prompt = MultiDocSample("q?", ("a",), documents, 0).prompt()
+    lines = "Document [1] First.\nDocument [2](Title: Two) \nDocument [3] (Title: x) Third."
+    assert prompt == f"{INSTRUCTION}\n\n{lines}\n\nQuestion: q?\nAnswer:"
+    assert prompt.part("document") == ("First.", "(Title: Two) ", "(Title: x) Third.")
+    assert str(documents[0]) == "First."
+
+
+@pytest.mark.parametrize("name", ["llama", "qwen2", "llama_chat"])
+def test_tokens_of_documents_without_titles_are_theirs_alone(name: str, load_model: Any) -> None:
+    encoder = load_model(name).encoder
+    texts = ("red roofs.", "blue seas.", "green hills.")
+    sample = MultiDocSample("which?", ("a",), tuple(Document("", text) for text in texts), 1)
+    prompt = encoder.encode(sample.prompt())
+    decoded = [encoder.tokenizer.decode(prompt.tokens[start:end]) for start, end in prompt.spans["document"]]
+    assert [text.removeprefix(" ") for text in decoded] == list(texts)
+    assert prompt.spans["relevant"] == prompt.spans["document"][1:2]
+
+
 _TEXTS = st.text(min_size=1, max_size=12)
 
 
 @settings(max_examples=40)
-@given(st.lists(st.tuples(_TEXTS, _TEXTS), min_size=2, max_size=5), _TEXTS, st.data())
+@given(
+    st.lists(st.tuples(_TEXTS | st.sampled_from(["", " "]), _TEXTS), min_size=2, max_size=5).filter(
+        lambda documents: all((title + text).strip() for title, text in documents)
+    ),
+    _TEXTS,
+    st.data(),
+)
 def test_any_text_has_exact_spans(documents: list[tuple[str, str]], question: str, data: st.DataObject) -> None:
     gold = data.draw(st.integers(0, len(documents) - 1))
     shown = tuple(Document(title, text) for title, text in documents)
     sample = MultiDocSample(question=question, answers=("a",), documents=shown, gold_index=gold)
-    texts = [f"(Title: {title}) {text}" for title, text in documents]
+    texts = [f"(Title: {title}) {text}" if title.strip() else text for title, text in documents]
     prompt = sample.prompt("long")
     assert prompt.part("document") == tuple(texts)
     assert prompt.part("relevant") == (texts[gold],)
@@ -95,7 +122,8 @@ def test_any_text_has_exact_spans(documents: list[tuple[str, str]], question: st
     for case, numbers in numbers_shown.items():
         shorter = sample.prompt(cast("Any", case))
         for (start, end), number in zip(shorter.spans["document"], numbers, strict=True):
-            assert shorter[:start].endswith(f"Document [{number + 1}]")
+            space = "" if documents[number][0].strip() else " "
+            assert shorter[:start].endswith(f"Document [{number + 1}]{space}")
             assert shorter[start:end] == texts[number]
 
 
@@ -161,7 +189,6 @@ def test_lists_become_tuples() -> None:
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        ({"answers": ()}, ValueError, "'q' has no answers"),
         ({"answers": "Paris"}, TypeError, "answers is the str 'Paris'"),
         ({"documents": ()}, ValueError, "'q' has no documents"),
         ({"gold_index": 1}, ValueError, "gold_index is 1, but there are 1 documents: it must be 0 to 0, or None"),

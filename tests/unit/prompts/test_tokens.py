@@ -242,3 +242,32 @@ def test_a_response_is_what_the_tokenizer_gives_after_the_prompt(
     assert model.tokenizer.decode(tokens) == space + "the copper river 42"
     together = model.tokenizer(encoded.text + space + "the copper river 42", add_special_tokens=not model.encoder.chat)
     assert [*encoded.tokens.tolist(), *tokens.tolist()] == together["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "after"),
+    [
+        ("llama", "<s>", ""),
+        ("llama_chat", "<s>[user]\n", "\n[assistant]\n"),
+        ("qwen2", "<|im_start|>user\n", "<|im_end|>\n<|im_start|>assistant\n"),
+    ],
+)
+def test_tokens_of_the_template_are_those_around_the_prompt(load_model, name, before, after):
+    encoder = load_model(name).encoder
+    prompt = encoder.encode("river stone user lantern")
+    mask = encoder.template_mask(prompt).tolist()
+    inside = [token for token, outside in zip(prompt.tokens.tolist(), mask, strict=True) if not outside]
+    assert encoder.tokenizer.decode(inside) == "river stone user lantern"
+    first, last = mask.index(False), len(mask) - mask[::-1].index(False)
+    assert encoder.tokenizer.decode(prompt.tokens[:first]) == before
+    assert encoder.tokenizer.decode(prompt.tokens[last:]) == after
+    # Of tokens without a text, only the special ones are known.
+    special = [token in (0, 1, 2) for token in prompt.tokens.tolist()]
+    assert encoder.template_mask(encoder.encode(prompt.tokens)).tolist() == special or name == "qwen2"
+
+
+def test_the_beginning_of_a_response_is_counted_in_tokens(load_model):
+    assert load_model("llama").encoder.generation_prompt_length is None
+    for name, begins in (("llama_chat", "[assistant]\n"), ("qwen2", "<|im_start|>assistant\n")):
+        encoder = load_model(name).encoder
+        assert encoder.generation_prompt_length == len(encoder.tokenizer(begins, add_special_tokens=False)["input_ids"])
