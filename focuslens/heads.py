@@ -14,10 +14,12 @@ from torch import Tensor
 
 from focuslens.util.checks import checked_integer
 from focuslens.util.html import Markup, card, details, table
+from focuslens.util.ranking_files import FORMS, write_ranking
 from focuslens.util.rankings import read_ranking
 
 __all__ = [
     "Head",
+    "HeadKind",
     "HeadList",
     "ModelShape",
     "Sparsity",
@@ -27,8 +29,10 @@ __all__ = [
     "load_ranking",
     "random_heads",
     "rank_heads",
+    "save_ranking",
     "sparsity",
     "top_heads",
+    "whole_prompt_heads",
 ]
 
 
@@ -43,6 +47,38 @@ class Head(NamedTuple):
 
     def __str__(self) -> str:
         return f"L{self.layer}H{self.head}"
+
+
+@dataclass(frozen=True)
+class HeadKind:
+    """Kind of the attention heads of a layer. Its text is, for example, ``full`` or ``window 512, sink-gated``.
+
+    Attributes:
+        window: Maximum number of tokens that a head attends to, including the row's own token; ``None`` for no limit.
+        chunk: Length of the chunks of a prompt, in tokens, outside of which a head sees nothing; ``None`` for none.
+        sink: Whether each head has a sink: one further logit that takes attention and has no value.
+        rotary: Whether queries and keys are rotated. Heads without rotation cannot tell positions.
+    """
+
+    window: int | None = None
+    chunk: int | None = None
+    sink: bool = False
+    rotary: bool = True
+
+    def __str__(self) -> str:
+        reach = "full" if self.window is None else f"window {self.window}"
+        reach = reach if self.chunk is None else f"chunk {self.chunk}"
+        return ", ".join((reach, *(("sink-gated",) if self.sink else ()), *(() if self.rotary else ("no rotary",))))
+
+    @property
+    def plain(self) -> bool:
+        """Whether the heads are those of most models: full, rotary and without a sink."""
+        return self == HeadKind()
+
+    def sees(self, n_tokens: int | None = None) -> bool:
+        """Whether a row at the end of ``n_tokens`` tokens sees all of them; without a number, of any prompt."""
+        limits = [limit for limit in (self.window, self.chunk) if limit is not None]
+        return not limits or (n_tokens is not None and n_tokens <= min(limits))
 
 
 @dataclass(frozen=True)
@@ -193,6 +229,27 @@ def check_heads(heads: Iterable[tuple[int, int]], n_layers: int, n_heads: int) -
     return checked
 
 
+def whole_prompt_heads(
+    heads: Iterable[tuple[int, int]], kinds: Sequence[HeadKind], n_tokens: int | None = None
+) -> HeadList:
+    """The heads that can see a whole prompt, in their order. Heads with a window or chunks are left out.
+
+    Args:
+        heads: ``(layer, head)`` pairs, such as a ranking.
+        kinds: Kind of the heads of each layer: :attr:`FocusModel.head_kinds`.
+        n_tokens: Length of the prompt and its response, in tokens. A window of this length or more sees the whole
+            prompt. By default, no window does.
+
+    Raises:
+        ValueError: If a head is in a layer without a kind.
+    """
+    checked = as_heads(heads)
+    for head in checked:
+        if not 0 <= head.layer < len(kinds):
+            raise ValueError(f"head {head} is in layer {head.layer}, and there are kinds of {len(kinds)} layers")
+    return HeadList(head for head in checked if kinds[head.layer].sees(n_tokens))
+
+
 @dataclass(frozen=True)
 class Sparsity:
     """Number of heads with a score above a threshold, and the layers of these heads (section 2.2 of the paper).
@@ -228,7 +285,7 @@ def sparsity(
     return tuple(rows)
 
 
-def load_ranking(path: str | Path) -> HeadList:
+def load_ranking(path: str | Path, *, shape: ModelShape | None = None) -> HeadList:
     """Read a ranking of heads, best first, from a file, or one that ships with the package by the model's name.
 
     The ranking of ``smollm2-135m-instruct`` ships with the package; ``docs/real-models.md`` says how it was made. A
@@ -241,11 +298,65 @@ def load_ranking(path: str | Path) -> HeadList:
     * **CoRe** (``head_data/*.json``): ``{"0-0": score, ...}``; the head with the largest score comes first.
     * **Retrieval heads** (``head_score/*.json``): ``{"0-0": [scores], ...}``; the largest mean comes first.
     * **PASTA** (``config/*.json``): ``{"layer": [heads], ...}``, in the order of the file.
+    * **DuoAttention** (``attn_patterns/*/*``, the directory or its ``full_attention_heads.tsv``): one row per layer and
+      one column per key-value head; the largest value comes first. All query heads of a key-value head follow each
+      other. Key-value heads with the value 0 are left out.
 
-    Heads are counted from 0 in all of them, and query heads are meant.
+    Heads are counted from 0 in all of them. Query heads are meant in all but the last.
+
+    Args:
+        path: The file, the directory of a pattern, or the name of a ranking that ships with the package.
+        shape: Sizes of the model, ``model.shape``, which DuoAttention's format needs.
 
     Raises:
         FileNotFoundError: If there is neither a file nor a ranking of this name.
-        ValueError: If the file is in none of the formats.
+        ValueError: If the file is in none of the formats, or in DuoAttention's and ``shape`` is not given, or does not
+            fit.
     """
-    return HeadList(Head(layer, head) for layer, head in read_ranking(path))
+    group = None if shape is None else shape.n_heads // shape.n_key_value_heads
+    heads = HeadList(Head(layer, head) for layer, head in read_ranking(path, group))
+    if shape is not None:
+        check_heads(heads, shape.n_layers, shape.n_heads)
+    return heads
+
+
+def save_ranking(
+    ranking: Iterable[tuple[int, int]], path: str | Path, *, form: str = "focuslens", shape: ModelShape | None = None
+) -> None:
+    """Write a ranking of heads, best first, in FocusLens's form or in that of another program.
+
+    * ``focuslens``: a JSON list ``[[layer, head], ...]``, which is also the format of the paper's authors.
+    * ``qrhead``: a YAML file with ``attn_head_set: "13-16,12-12"``, the configuration of QRHead. It uses all heads of
+      the set, so write the best heads alone, e.g. ``ranking[:16]``.
+    * ``duoattention``: a directory with ``full_attention_heads.tsv`` and ``config.json``, as DuoAttention's
+      ``load_attn_pattern`` reads it. There is one value per key-value head, because DuoAttention keeps or drops the
+      keys that query heads share. A key-value head has the rank of the best of its query heads. The values are evenly
+      spaced from 1 for the best, so DuoAttention's sparsity of 0.5 keeps the better half. Key-value heads without a
+      head in the ranking have the value 0. The configuration has the sink of 128 and the recent window of 256 tokens of
+      DuoAttention's own pattern for Llama 3.1.
+
+    :func:`load_ranking` reads all of them.
+
+    Args:
+        ranking: The heads, best first, such as ``scores.ranking()``.
+        path: The file, or the directory in the form ``duoattention``.
+        form: The form.
+        shape: Sizes of the model, ``model.shape``, which the form ``duoattention`` needs.
+
+    Raises:
+        ValueError: If ``form`` is unknown, a head does not exist or occurs twice, the ranking is empty, or ``shape`` is
+            missing.
+    """
+    heads = as_heads(ranking)
+    if form not in FORMS:
+        raise ValueError(f"form is {form!r}; it must be one of {', '.join(FORMS)}")
+    if not heads:
+        raise ValueError("the ranking is empty; there is nothing to write")
+    if shape is None:
+        if form == "duoattention":
+            raise ValueError("the form 'duoattention' has one value per key-value head; pass shape=model.shape")
+        write_ranking(check_heads(heads, *(1 + max(place) for place in zip(*heads, strict=True))), Path(path), form)
+        return
+    groups = shape.n_key_value_heads
+    sizes = {"n_layers": shape.n_layers, "n_groups": groups, "group": shape.n_heads // groups}
+    write_ranking(check_heads(heads, shape.n_layers, shape.n_heads), Path(path), form, **sizes)

@@ -9,19 +9,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 import torch
-from einops import reduce
 from jaxtyping import Float
 from torch import Tensor
 
-from focuslens.heads import HeadList, Sparsity, heads_by_layer, random_heads, rank_heads, sparsity, top_heads
-from focuslens.hooks import Hook, Intervention, checked_interventions, hook_name, row_wise
+from focuslens.heads import HeadList, Sparsity, random_heads, rank_heads, sparsity, top_heads
+from focuslens.hooks import Intervention, checked_interventions
 from focuslens.model.batching import BATCH_TOKENS, RunOptions
 from focuslens.model.execution import Executor, executor_for
-from focuslens.prompts.answers import answered_right, require_samples
+from focuslens.prompts.answers import answered_right, require_answers, require_samples
 from focuslens.prompts.batch import EncodedPrompt
 from focuslens.prompts.sample import Case, MultiDocSample
-from focuslens.scores.base import ResponseRun, sink_and_documents
+from focuslens.scores.base import KINDS, SCORED_SPANS, ResponseRun, scores_of_parts, sink_and_documents
+from focuslens.scores.chance import ABOVE_UNITS, AboveChance, Measure, chance_of_scores
+from focuslens.scores.given_responses import GivenResponses, given_responses
+from focuslens.scores.pattern_rows import PatternRows
 from focuslens.scores.recorded_scores import open_scores, record_id, score_record, scores_of_record
+from focuslens.scores.saved_results import SavedResult
+from focuslens.util.frames import SHARE, long_frame, rows_frame
 from focuslens.util.html import Markup, bar, card, map_image, table
 
 if TYPE_CHECKING:
@@ -40,14 +44,6 @@ __all__ = [
     "contextual_scores_by_case",
 ]
 
-KINDS = ("relevant", "irrelevant", "irrelevant_max", "sink")
-"""Kinds of contextual score, by part of the prompt.
-
-The parts are the relevant document, all irrelevant documents together, the irrelevant document with the most attention,
-and the sink.
-"""
-
-
 ScoredCase: TypeAlias = Literal["long", "gold", "negative", "correct", "wrong"]
 """Case of the scored prompts (``long``, ``gold`` or ``negative``), or a group of long prompts by outcome.
 
@@ -57,12 +53,13 @@ with a wrong response. Samples with a wrong response to the gold prompt are left
 
 
 @dataclass(frozen=True, eq=False)
-class ContextualScores:
+class ContextualScores(AboveChance, SavedResult):
     """Contextual scores per sample and head.
 
     A score is the attention from response tokens to a part of the prompt, summed over the tokens of the part and
     averaged over the response tokens. Scores are between 0 and 1. All scores of a sample with an empty response are
-    NaN. The relevant score of a sample without a gold document is NaN.
+    NaN. The relevant score of a sample without a gold document is NaN. :meth:`save` and :meth:`load` keep scores in a
+    folder.
 
     Attributes:
         relevant: Attention to the relevant document.
@@ -73,6 +70,8 @@ class ContextualScores:
         sample_ids: ``MultiDocSample.id`` of each sample.
         responses: The scored response of each sample.
         correct: Whether each response contains an accepted answer.
+        chance: Scores of even attention by layer, with the kinds in the order of the attributes above; ``None`` if they
+            are unknown (see :meth:`with_chance`).
     """
 
     relevant: Float[Tensor, "sample layer head"]
@@ -83,6 +82,7 @@ class ContextualScores:
     sample_ids: tuple[str, ...]
     responses: tuple[str, ...]
     correct: tuple[bool, ...]
+    chance: Float[Tensor, "sample layer kind"] | None = None
 
     def __len__(self) -> int:
         return len(self.sample_ids)
@@ -106,16 +106,18 @@ class ContextualScores:
             return card(title, Markup("<div>no sample has a response and a relevant document</div>"))
         means = {kind: self.mean(kind) for kind in KINDS}
         top = float(means["relevant"].max())
+        above = self.means_above_chance()
         rows = [
             (
                 str(head),
                 bar(float(means["relevant"][head]), full=top),
                 *(float(means[kind][head]) for kind in KINDS[1:]),
+                *(float(values[head]) for values in above.values()),
             )
             for head in self.top_heads(min(10, n_layers * n_heads))
         ]
         alt = f"Mean relevant score of {n_layers} layers (downward) of {n_heads} heads, light where it is high"
-        columns = ("head", *(kind.replace("_", " ") for kind in KINDS))
+        columns = ("head", *(kind.replace("_", " ") for kind in (*KINDS, *above)))
         counts = "; ".join(map(str, self.sparsity()))
         return card(
             title,
@@ -124,51 +126,56 @@ class ContextualScores:
             Markup(f"<div>heads with a relevant score {escape(counts)}</div>"),
         )
 
-    def mean(self, kind: str = "relevant") -> Float[Tensor, "layer head"]:
-        """Mean score of one kind, per head. Samples whose score is NaN are left out.
+    def mean(self, kind: str = "relevant", by: Measure = "score") -> Float[Tensor, "layer head"]:
+        """Mean score of one kind, or another measure of it, per head. Samples whose score is NaN are left out.
 
         Raises:
-            ValueError: If ``kind`` is unknown, or if all scores of this kind are NaN.
+            ValueError: As for :meth:`measured`, or if all scores of this kind are NaN.
         """
-        if kind not in KINDS:
-            raise ValueError(f"kind is {kind!r}; it must be one of {', '.join(KINDS)}")
-        scores: Tensor = getattr(self, kind)
+        scores = self.measured(kind, by)
         if scores.isnan().all():
             document = " and a relevant document" if kind == "relevant" else ""
             raise ValueError(f"none of the {len(self)} samples of case {self.case!r} has a response{document} to score")
         return scores.nanmean(dim=0)
 
-    def ranking(self) -> HeadList:
-        """All heads, in descending order of mean relevant score."""
-        return rank_heads(self.mean("relevant"))
+    def ranking(self, by: Measure = "score") -> HeadList:
+        """All heads, in descending order of mean relevant score, or of another :meth:`measured` value of it."""
+        return rank_heads(self.mean("relevant", by))
 
-    def top_heads(self, k: int) -> HeadList:
-        """Contextual heads: the ``k`` heads with the highest mean relevant score, in descending order.
+    def top_heads(self, k: int, by: Measure = "score") -> HeadList:
+        """Contextual heads: the ``k`` heads with the highest mean relevant score or excess, in descending order.
 
         Raises:
             ValueError: If ``k`` is negative or greater than the number of heads.
         """
-        return top_heads(self.mean("relevant"), k)
+        return top_heads(self.mean("relevant", by), k)
 
     def random_heads(self, k: int, *, exclude: Iterable[tuple[int, int]] = (), seed: int = 0) -> HeadList:
         """Draw ``k`` random heads that are not in ``exclude``, as a control for ``k`` contextual heads."""
         _, n_layers, n_heads = self.relevant.shape
         return random_heads(n_layers, n_heads, k, exclude=exclude, seed=seed)
 
-    def sparsity(self, thresholds: Sequence[float] = (0.2, 0.1, 0.05)) -> tuple[Sparsity, ...]:
-        """Number of heads whose mean relevant score exceeds each threshold, and the layers of these heads."""
-        return sparsity(self.mean("relevant"), thresholds)
+    def sparsity(self, thresholds: Sequence[float] = (0.2, 0.1, 0.05), by: Measure = "score") -> tuple[Sparsity, ...]:
+        """Number of heads whose mean relevant score (or excess) exceeds each threshold, and their layers."""
+        return sparsity(self.mean("relevant", by), thresholds)
 
-    def to_frame(self) -> pd.DataFrame:
-        """Mean scores as a data frame, with one row per head, in descending order of relevant score."""
-        import pandas as pd
+    def to_frame(self, *, by_sample: bool = False) -> pd.DataFrame:
+        """Mean scores as a data frame, with one row per head, in descending order of relevant score.
 
-        means = {kind: self.mean(kind) for kind in KINDS}
+        Args:
+            by_sample: Whether there is one row per sample and head instead, in the order of the samples.
+        """
+        units: dict[str, str] = dict.fromkeys(KINDS, SHARE) | ABOVE_UNITS
+        if by_sample:
+            _, n_layers, n_heads = self.relevant.shape
+            axes = {"sample_id": self.sample_ids, "layer": range(n_layers), "head": range(n_heads)}
+            return long_frame(axes, {kind: getattr(self, kind) for kind in KINDS}, units)
+        means = {kind: self.mean(kind) for kind in KINDS} | self.means_above_chance()
         rows = [
-            {"layer": head.layer, "head": head.head} | {kind: float(means[kind][head]) for kind in KINDS}
+            {"layer": head.layer, "head": head.head} | {name: float(values[head]) for name, values in means.items()}
             for head in self.ranking()
         ]
-        return pd.DataFrame(rows)
+        return rows_frame(rows, units)
 
     def where(self, keep: Sequence[bool], case: ScoredCase) -> ContextualScores:
         """Select the scores of the samples for which ``keep`` is true, and label them with ``case``."""
@@ -180,6 +187,7 @@ class ContextualScores:
             sample_ids=tuple(self.sample_ids[i] for i in indices),
             responses=tuple(self.responses[i] for i in indices),
             correct=tuple(self.correct[i] for i in indices),
+            chance=None if self.chance is None else self.chance[index],
         )
 
 
@@ -196,8 +204,8 @@ def _score_case(run: ResponseRun, store: RecordFile | None = None) -> Contextual
         for kind, values in scores_of_record(record).items():
             scores[kind][i] = values
     label, skip = f"contextual scores ({run.case})", {samples[i].id for i in done}
-    for indices, masses, texts in run.masses(sink_and_documents, label, skip=skip, record=store):
-        for kind, values in _scores_of(masses).items():
+    for indices, masses, texts in run.masses(sink_and_documents, label, needs=SCORED_SPANS, skip=skip, record=store):
+        for kind, values in scores_of_parts(masses).items():
             scores[kind][indices] = values
         for i, response in zip(indices, texts, strict=True):
             responses[i] = response
@@ -213,18 +221,8 @@ def _score_case(run: ResponseRun, store: RecordFile | None = None) -> Contextual
         sample_ids=tuple(sample.id for sample in samples),
         responses=tuple(responses),
         correct=answered_right(responses, samples),
+        chance=chance_of_scores(run.executor, samples, run.case, responses),
     )
-
-
-def _scores_of(by_part: Float[Tensor, "batch layer head part"]) -> dict[str, Float[Tensor, "batch layer head"]]:
-    """Compute the scores of every kind from the attention to the parts of :func:`sink_and_documents`."""
-    others = by_part[..., 2:]
-    irrelevant = reduce(others, "batch layer head part -> batch layer head", "sum")
-    largest = reduce(others, "batch layer head part -> batch layer head", "max") if others.shape[-1] else irrelevant
-    sink, relevant = by_part[..., 0], by_part[..., 1]
-    # Without irrelevant documents, the sum is zero even for an empty response, whose scores must be NaN.
-    irrelevant, largest = (torch.where(sink.isnan(), sink, score) for score in (irrelevant, largest))
-    return {"relevant": relevant, "irrelevant": irrelevant, "irrelevant_max": largest, "sink": sink}
 
 
 def contextual_scores(
@@ -232,7 +230,7 @@ def contextual_scores(
     samples: Iterable[MultiDocSample],
     case: ScoredCase = "long",
     *,
-    responses: Sequence[str] | None = None,
+    responses: GivenResponses | None = None,
     interventions: Sequence[Intervention] = (),
     max_new_tokens: int = 100,
     batch_tokens: int = BATCH_TOKENS,
@@ -252,7 +250,8 @@ def contextual_scores(
         samples: The samples to score.
         case: Prompts to score: ``long``, ``gold`` or ``negative``, or a group of long prompts: ``correct`` or
             ``wrong`` (see :data:`ScoredCase`). For a group, the model also generates responses to the gold prompts.
-        responses: Responses to score, one per sample; if ``None``, the model generates the responses.
+        responses: Responses to score, one per sample, or by sample id; see :func:`document_scores`. If ``None``, the
+            model generates the responses.
         interventions: Interventions, applied in order during generation and scoring.
         max_new_tokens: Maximum length of a generated response, in tokens.
         batch_tokens: Maximum number of prompt tokens per batch; halved when memory runs out.
@@ -271,11 +270,12 @@ def contextual_scores(
         raise ValueError(f"case is {case!r}; it must be one of {', '.join(get_args(ScoredCase))}")
     data = getattr(samples, "description", None) if data is None else data
     executor, sample_list = executor_for(model), require_samples(samples)
-    if responses is not None and len(responses) != len(sample_list):
-        raise ValueError(f"there are {len(responses)} responses for {len(sample_list)} samples; give one per sample")
+    given = None if responses is None else given_responses(responses, sample_list, executor)
     options = RunOptions(max_new_tokens, batch_tokens, progress)
     first: Case = "long" if case in ("correct", "wrong") else case
-    run = ResponseRun(executor, sample_list, first, options, interventions, responses)
+    if first != case:
+        require_answers(sample_list, f"the group {case!r}")
+    run = ResponseRun(executor, sample_list, first, options, interventions, given)
     if first == case:
         return _score_case(run, None if out is None else open_scores(out, [run], data))
     gold = ResponseRun(executor, sample_list, "gold", options, interventions)
@@ -307,6 +307,7 @@ def contextual_scores_by_case(
     """
     data = getattr(samples, "description", None) if data is None else data
     executor, sample_list = executor_for(model), require_samples(samples)
+    require_answers(sample_list, "a group of right or wrong answers")
     options = RunOptions(max_new_tokens, batch_tokens, progress)
     interventions = checked_interventions(interventions)
     cases: tuple[Case, ...] = ("long", "gold")
@@ -347,25 +348,7 @@ def attention_pattern(
         positions: Token positions in the prompt and the response. They are the rows and the columns of each pattern.
         interventions: Interventions, applied in order. The returned pattern includes their effect.
     """
-    encoded_prompt = model.encode(prompt)
-    position_tensor = torch.as_tensor(positions, dtype=torch.long)
-    patterns = {(layer, head): torch.zeros(len(position_tensor), len(position_tensor)) for layer, head in heads}
-
-    def read(layer: int, indices: list[int]) -> Any:
-        @row_wise
-        def observe(pattern: Float[Tensor, "batch head row key"], hook: Any) -> None:
-            n_rows, n_keys = pattern.shape[-2:]
-            first = n_keys - n_rows
-            rows = ((position_tensor >= first) & (position_tensor < n_keys)).nonzero()[:, 0]
-            columns = (position_tensor < n_keys).nonzero()[:, 0]  # later keys are masked in every row of this block
-            for head in indices:
-                part = pattern[0, head][position_tensor[rows] - first][:, position_tensor[columns]]
-                patterns[layer, head][rows[:, None], columns] = part.float().cpu()
-
-        return observe
-
-    observers: list[Hook] = [
-        (hook_name(layer, "hook_pattern"), read(layer, indices)) for layer, indices in heads_by_layer(heads).items()
-    ]
-    model.observe(torch.cat((encoded_prompt.tokens, response)), observers, interventions, prompt=encoded_prompt)
-    return torch.stack([patterns[layer, head] for layer, head in heads])
+    encoded_prompt, rows = model.encode(prompt), PatternRows(heads, positions)
+    tokens = torch.cat((encoded_prompt.tokens, response))
+    model.observe(tokens, rows.hooks(), interventions, prompt=encoded_prompt)
+    return rows.pattern()

@@ -27,12 +27,20 @@ from focuslens.model.execution import Executor, executor_for
 from focuslens.model.question_rows import QuestionRows, check_rows, question_attention
 from focuslens.prompts.answers import require_samples
 from focuslens.prompts.batch import EncodedPrompt
+from focuslens.prompts.gold import Gold, gold_documents
 from focuslens.prompts.prompt import Span
 from focuslens.prompts.sample import Document, MultiDocSample
+from focuslens.prompts.spans import require_spans
 from focuslens.scores.document_scores import Attribution, rank_documents
+from focuslens.scores.document_sums import criterion, document_sums, filtered_sums
+from focuslens.scores.frames import document_frame
+from focuslens.scores.saved_results import SavedResult
+from focuslens.util.frames import rows_frame
 from focuslens.util.progress import progress_bar
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from focuslens.model.focus_model import FocusModel
 
 __all__ = ["NULL_QUESTION", "QuestionScores", "Reranking", "Scoring", "question_scores", "rerank"]
@@ -51,8 +59,10 @@ _LABEL = "attention of questions"
 
 
 @dataclass(frozen=True, eq=False)
-class QuestionScores:
+class QuestionScores(SavedResult):
     """Attention from the question to each document per head, before anything is generated.
+
+    :meth:`save` and :meth:`load` keep scores in a folder.
 
     Attributes:
         attention: Attention of each sample, ``[layer head document]``, averaged over the question's rows and summed
@@ -64,7 +74,7 @@ class QuestionScores:
             null question.
         ranked_by_all: The same for all heads of the model together.
         heads: Heads whose attention is summed in :attr:`ranked`.
-        gold: Index of the gold document per sample; ``None`` for a sample without a gold document.
+        gold: Index of the gold document per sample, a tuple of several, or ``None`` for none.
         sample_ids: ``MultiDocSample.id`` of each sample.
         question_ids: ``MultiDocSample.question_id`` of each sample.
     """
@@ -75,7 +85,7 @@ class QuestionScores:
     ranked: tuple[Float[Tensor, "_"], ...]
     ranked_by_all: tuple[Float[Tensor, "_"], ...]
     heads: tuple[Head, ...]
-    gold: tuple[int | None, ...]
+    gold: tuple[Gold, ...]
     sample_ids: tuple[str, ...]
     question_ids: tuple[str, ...]
 
@@ -118,6 +128,16 @@ class QuestionScores:
         check_heads(chosen, *self.attention[0].shape[:2])
         return [torch.stack([value[layer, head] for layer, head in chosen]).sum(dim=0) for value in values]
 
+    def to_frame(self, heads: Iterable[tuple[int, int]] | None = None) -> pd.DataFrame:
+        """Data frame with one row per sample, document and head, of ``heads`` or of all heads.
+
+        Raises:
+            ValueError: If ``heads`` contains a head that does not exist.
+        """
+        calibrated = {"calibrated": self.calibrated, "filtered": self.filtered} if self.calibrated else {}
+        values = {"attention": self.attention, **calibrated}
+        return document_frame(self.sample_ids, self.question_ids, self.gold, values, heads)
+
     def attribution(
         self, heads: Iterable[tuple[int, int]] | None = None, scoring: Scoring = "attention", *, seed: int = 0
     ) -> Attribution:
@@ -148,7 +168,8 @@ class QuestionScores:
         The criteria are ``attention`` (mean attention to the gold document, as for contextual heads), ``ndcg`` (mean
         NDCG@10 of the documents ranked by the head's filtered attention, QRHead's criterion) and ``contrast`` (mean of
         :math:`\mathrm{softmax}_d(a_d / T)` at the gold document, where :math:`a_d` is the attention to document
-        :math:`d`: CoRe's criterion, which needs hard negatives).
+        :math:`d`: CoRe's criterion, which needs hard negatives). Of several gold documents, the attention and the
+        softmax are added.
 
         Args:
             k: Number of heads; by default all.
@@ -171,9 +192,9 @@ class QuestionScores:
         if by == "ndcg" and not self.filtered:
             raise ValueError(f"the criterion 'ndcg' needs a null question; pass null='{NULL_QUESTION}'")
         values = [
-            _criterion(source, gold, by, temperature)
+            criterion(source, gold_documents(gold), by, temperature)
             for source, gold in zip(self.filtered if by == "ndcg" else self.attention, self.gold, strict=True)
-            if gold is not None
+            if gold_documents(gold)
         ]
         if not values:
             raise ValueError("no sample has a gold document, so no head can be chosen by it")
@@ -193,17 +214,6 @@ class QuestionScores:
 def _check_scoring(scoring: str) -> None:
     if scoring not in get_args(Scoring):
         raise ValueError(f"scoring is {scoring!r}; it must be one of {', '.join(get_args(Scoring))}")
-
-
-def _criterion(
-    values: Float[Tensor, "layer head document"], gold: int, by: Selection, temperature: float
-) -> Float[Tensor, "layer head"]:
-    if by == "attention":
-        return values[..., gold]
-    if by == "contrast":
-        return (values.double() / temperature).softmax(dim=-1)[..., gold]
-    rank = (values >= values[..., gold, None]).sum(dim=-1)  # ties count against the head
-    return torch.where(rank <= 10, 1 / torch.log2(1 + rank.double()), 0.0)
 
 
 @dataclass(frozen=True)
@@ -259,6 +269,8 @@ def question_scores(
         )
         for sample in sample_list
     ]
+    needs = ("document",) if rows == "last" else ("document", "question")
+    require_spans(sample_list, [item.prompt for item in items], needs)
     names, lengths = [sample.id for sample in sample_list], [len(item.prompt.tokens) for item in items]
     require_fitting(names, lengths, shape.n_ctx)
     run = partial(_read_batch, every=every, chosen=chosen, rows=rows, n_heads=shape.n_heads)
@@ -276,7 +288,7 @@ def question_scores(
         tuple(one.ranked for one in complete if one.ranked is not None),
         tuple(one.ranked_by_all for one in complete if one.ranked_by_all is not None),
         chosen,
-        tuple(sample.gold_index for sample in sample_list),
+        tuple(sample.gold for sample in sample_list),
         tuple(sample.id for sample in sample_list),
         tuple(sample.question_id for sample in sample_list),
     )
@@ -329,26 +341,6 @@ def _read_batch(
     return scores
 
 
-def document_sums(attention: Float[Tensor, "*head pos"], documents: Sequence[Span]) -> Float[Tensor, "*head document"]:
-    """Sum of the attention to the tokens of each document."""
-    return torch.stack([attention[..., start:end].sum(dim=-1) for start, end in documents], dim=-1)
-
-
-def filtered_sums(attention: Float[Tensor, "*head pos"], documents: Sequence[Span]) -> Float[Tensor, "*head document"]:
-    """Sum of the attention to the tokens of each document that is above the document's mean minus two deviations.
-
-    The standard deviation is that of a sample, with ``n - 1`` in the denominator. A document of one token keeps it.
-    """
-    sums: list[Tensor] = []
-    for start, end in documents:
-        part = attention[..., start:end]
-        if end - start > 1:
-            limit = part.mean(dim=-1, keepdim=True) - 2 * part.std(dim=-1, keepdim=True)
-            part = torch.where(part > limit, part, 0)
-        sums.append(part.sum(dim=-1))
-    return torch.stack(sums, dim=-1)
-
-
 @dataclass(frozen=True, eq=False)
 class Reranking:
     """Order of documents for a question.
@@ -360,6 +352,11 @@ class Reranking:
 
     order: tuple[int, ...]
     scores: tuple[float, ...]
+
+    def to_frame(self) -> pd.DataFrame:
+        """Data frame with one row per document, the most relevant first: ``rank`` from 1, ``document``, ``score``."""
+        rows = [{"rank": i, "document": one, "score": self.scores[one]} for i, one in enumerate(self.order, start=1)]
+        return rows_frame(rows, {"score": "attention from the question, summed over heads"})
 
 
 def rerank(

@@ -18,11 +18,18 @@ from torch import Tensor
 
 from focuslens.heads import Head, check_heads, heads_by_layer
 from focuslens.hooks import Hook, Intervention, RowHook, checked_interventions, hook_name, row_wise
+from focuslens.model.generation import Prefix
+from focuslens.model.prefilled import prefilled, prompt_of
 from focuslens.prompts.batch import EncodedPrompt
 from focuslens.prompts.prompt import Span
 from focuslens.scores.base import SINK
+from focuslens.scores.given_responses import GivenResponse, checked_response, response_text, response_tokens
+from focuslens.util.frames import SHARE, long_frame
+from focuslens.util.progress import bars_inside
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from focuslens.model.focus_model import FocusModel
 
 __all__ = ["ResponseAttention", "UnitAttention", "response_attention"]
@@ -65,6 +72,15 @@ class UnitAttention:
             if not 0 <= unit < len(self.labels):
                 raise ValueError(f"relevant unit {unit} does not exist: there are {len(self.labels)}, counted from 0")
         _require_shares(self.shares)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Data frame with one row per head, response token and unit."""
+        axes = {"head": self.head_names, "row": range(len(self.response)), "unit": range(len(self.labels))}
+        frame = long_frame(axes, {"share": self.shares.float().cpu()}, {"share": SHARE})
+        frame.insert(2, "token", [self.response[row] for row in frame["row"]])
+        frame.insert(4, "label", [self.labels[unit] for unit in frame["unit"]])
+        frame.insert(5, "is_relevant", frame["unit"].isin(self.relevant))
+        return frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,6 +166,15 @@ class ResponseAttention:
         add("response", range(self.prompt_length, len(self.tokens)))
         return units
 
+    def to_frame(self) -> pd.DataFrame:
+        """Data frame with one row per head, response token and key. Positions count from the prompt's first token."""
+        n_prompt, n_keys = self.prompt_length, len(self.tokens)
+        axes = {"head": self.head_names, "position": range(n_prompt, n_keys), "key_position": range(n_keys)}
+        frame = long_frame(axes, {"attention": self.rows.float().cpu()}, {"attention": SHARE})
+        frame.insert(2, "token", [self.tokens[position] for position in frame["position"]])
+        frame.insert(4, "key_token", [self.tokens[position] for position in frame["key_position"]])
+        return frame
+
     def _named_parts(self) -> list[tuple[str, Span]]:
         """Spans of the documents, labelled with the document numbers, followed by all spans with other names."""
         documents = self.spans.get("document") or ()
@@ -192,41 +217,50 @@ def _require_shares(values: Tensor) -> None:
 @torch.no_grad()
 def response_attention(
     model: FocusModel,
-    prompt: str | EncodedPrompt,
+    prompt: str | EncodedPrompt | Prefix,
     heads: Sequence[tuple[int, int]],
     *,
-    response: str | None = None,
+    response: GivenResponse | None = None,
     interventions: Sequence[Intervention] = (),
     max_new_tokens: int = 100,
     name: str = "",
+    progress: bool | None = None,
 ) -> ResponseAttention:
     """Attention of some heads from each response token to all tokens of the prompt and of the response.
 
     Args:
         model: The model.
-        prompt: The prompt. Its spans become units (see :meth:`ResponseAttention.units`).
+        prompt: The prompt, or a prefix of it that :meth:`FocusModel.prefill` returned, which is then not run again. The
+            prompt's spans become units (see :meth:`ResponseAttention.units`).
         heads: The heads to read.
-        response: The text of the response; if ``None``, the model generates the response.
+        response: The text of the response, its token ids, or a :class:`Generation`, as in :func:`document_scores`; if
+            ``None``, the model generates the response.
         interventions: Interventions, applied in order. The rows include their effect.
         max_new_tokens: Maximum length of a generated response, in tokens.
         name: Name of the result, such as ``baseline``.
+        progress: Whether to show a progress bar while a long prompt is run; :mod:`focuslens.util.progress` describes
+            the default.
 
     Raises:
-        ValueError: If ``heads`` is empty or contains a head that does not exist, if the response is empty, or if the
-            tokens do not fit into the context.
+        ValueError: If ``heads`` is empty or contains a head that does not exist, if the response is empty, if the
+            tokens do not fit into the context, if the prefix has several prompts, or if it was run without an
+            intervention that changes the prompt.
         TypeError: If ``interventions`` is not a sequence of interventions.
     """
     interventions = checked_interventions(interventions)
-    head_list, encoded_prompt = check_heads(heads, model.shape.n_layers, model.shape.n_heads), model.encode(prompt)
+    head_list, encoded_prompt = check_heads(heads, model.shape.n_layers, model.shape.n_heads), prompt_of(model, prompt)
     if not head_list:
         raise ValueError("there are no heads to read; give at least one, such as scores.top_heads(4)")
-    if response is not None and not response.strip():
+    given = None if response is None else checked_response(response, "response", model.shape.d_vocab)
+    known_ids = None if given is None else response_tokens(model, encoded_prompt, given)
+    if known_ids is not None and not len(known_ids):
         raise ValueError(
             "the response is empty, so it has no tokens whose attention can be read; give another response"
         )
     reader = _Reader(head_list)
-    prefix = model.prefill(encoded_prompt, interventions, hold_last=True)
-    if response is None:
+    with bars_inside(progress):
+        prefix = prefilled(model, prompt if isinstance(prompt, Prefix) else encoded_prompt, interventions)
+    if given is None or known_ids is None:
         (generated,) = model.decode(prefix, interventions, max_new_tokens=max_new_tokens, observers=reader.hooks())
         if not len(generated.tokens):
             raise ValueError(
@@ -234,7 +268,7 @@ def response_attention(
             )
         ids, text, first = generated.tokens, generated.text, 1  # row 0 belongs to the prompt's last token
     else:
-        ids, text, first = model.encoder.encode_response(encoded_prompt, response), response.strip(), 0
+        ids, text, first = known_ids, response_text(model, given).strip(), 0
         model.extend(prefix, ids[None], interventions, reader.hooks())
     tokens = (*model.encoder.texts(encoded_prompt), *model.encoder.response_texts(encoded_prompt, ids))
     names = tuple(str(head) for head in head_list)

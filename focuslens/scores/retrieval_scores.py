@@ -25,6 +25,8 @@ from focuslens.model.batching import BATCH_TOKENS, RunOptions, map_batches, requ
 from focuslens.model.execution import Executor, executor_for
 from focuslens.prompts.batch import EncodedPrompt
 from focuslens.scores.rouge import rouge_1_recall
+from focuslens.scores.saved_results import SavedResult
+from focuslens.util.frames import rows_frame
 from focuslens.util.progress import progress_bar, track
 
 if TYPE_CHECKING:
@@ -44,7 +46,7 @@ class NoRunCountsError(ValueError):
 
 
 @dataclass(frozen=True, eq=False)
-class RetrievalScores:
+class RetrievalScores(SavedResult):
     """The copy score of each head in each run.
 
     A run is one prompt with its response. A response that does not contain the needle is not evidence about which heads
@@ -120,11 +122,9 @@ class RetrievalScores:
 
     def to_frame(self) -> pd.DataFrame:
         """Data frame with one row per head (``layer``, ``head``, ``score``), in descending order of score."""
-        import pandas as pd
-
         scores = self.scores
         rows = [{"layer": head.layer, "head": head.head, "score": float(scores[head])} for head in self.ranking()]
-        return pd.DataFrame(rows)
+        return rows_frame(rows, {"score": "copied tokens per needle token"})
 
 
 def copy_scores(
@@ -184,7 +184,7 @@ def _encode(executor: Executor, sample: NeedleSample, span: str | None) -> Encod
             f"the prompt of sample {sample.id!r} has no span {name!r}; it has {', '.join(sorted(prompt.spans))}. "
             "span must name one of these, or be None"
         )
-    return EncodedPrompt(prompt.tokens, {_COPIED: prompt.spans[name]}, prompt.text)
+    return EncodedPrompt(prompt.tokens, {_COPIED: prompt.spans[name]}, prompt.text, literal=prompt.literal)
 
 
 @torch.no_grad()

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from focuslens import Head, load_ranking, random_heads, rank_heads, sparsity
-from focuslens.heads import check_heads, heads_by_layer, top_heads
+import focuslens as fl
+from focuslens import Head, load_ranking, random_heads, rank_heads, save_ranking, sparsity
+from focuslens.heads import ModelShape, check_heads, heads_by_layer, top_heads
 
 SCORES = torch.tensor([[0.05, 0.3, 0.1], [0.2, 0.0, 0.3]])
 
@@ -169,3 +173,80 @@ def test_broken_yaml_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("a: [1")
     with pytest.raises(ValueError, match="it is not YAML"):
         load_ranking(tmp_path / "a.yaml")
+
+
+SHAPE = ModelShape(n_layers=3, n_heads=4, n_key_value_heads=2, d_head=8, d_model=32, d_vocab=10, n_ctx=16)
+RANKING = [(2, 3), (0, 1), (0, 0), (1, 2), (2, 2), (1, 0), (2, 0), (0, 3), (1, 1), (0, 2), (1, 3), (2, 1)]
+
+
+def test_a_ranking_is_written_and_read_in_each_form(tmp_path: Path) -> None:
+    for form, name in (("focuslens", "heads.json"), ("qrhead", "heads.yaml")):
+        save_ranking(RANKING[:5], tmp_path / name, form=form)
+        assert load_ranking(tmp_path / name) == RANKING[:5]
+    assert json.loads((tmp_path / "heads.json").read_text()) == [list(head) for head in RANKING[:5]]
+    content = yaml.safe_load((tmp_path / "heads.yaml").read_text())
+    assert content == {"attn_head_set": "2-3,0-1,0-0,1-2,2-2"}
+    # QRHead reads the set in this way.
+    heads = [tuple(map(int, head.split("-"))) for head in content["attn_head_set"].split(",")]
+    assert heads == RANKING[:5]
+
+
+def test_duoattentions_form_has_a_value_per_key_value_head(tmp_path: Path) -> None:
+    save_ranking(RANKING, tmp_path / "duo", form="duoattention", shape=SHAPE)
+    # DuoAttention reads the directory in this way.
+    values = np.loadtxt(tmp_path / "duo" / "full_attention_heads.tsv", dtype=float, delimiter="\t")
+    sizes = json.loads((tmp_path / "duo" / "config.json").read_text())
+    assert (sizes["sink_size"], sizes["recent_size"]) == (128, 256)
+    # Key-value heads in the order of their best query heads: 2/1, 0/0, 1/1, 1/0, 2/0, 0/1.
+    np.testing.assert_allclose(values, [[5 / 6, 1 / 6], [3 / 6, 4 / 6], [2 / 6, 6 / 6]], atol=1e-6)
+    better_half = np.argwhere(values >= np.quantile(values, 0.5)).tolist()
+    assert better_half == [[0, 0], [1, 1], [2, 1]]
+    order = [(2, 2), (2, 3), (0, 0), (0, 1), (1, 2), (1, 3), (1, 0), (1, 1), (2, 0), (2, 1), (0, 2), (0, 3)]
+    for path in (tmp_path / "duo", tmp_path / "duo" / "full_attention_heads.tsv"):
+        assert load_ranking(path, shape=SHAPE) == order
+    save_ranking(RANKING[:2], tmp_path / "few", form="duoattention", shape=SHAPE)
+    assert load_ranking(tmp_path / "few", shape=SHAPE) == order[:4]
+    save_ranking(load_ranking(tmp_path / "few", shape=SHAPE), tmp_path / "again", form="duoattention", shape=SHAPE)
+    assert load_ranking(tmp_path / "again", shape=SHAPE) == order[:4]
+
+
+def test_a_published_pattern_is_read(tmp_path: Path) -> None:
+    (tmp_path / "full_attention_heads.tsv").write_text("1.2e-01\t0.0\n9.5e-01\t1.0e+00\n0.000\t5.0e-02\n")
+    assert load_ranking(tmp_path, shape=SHAPE)[:4] == [(1, 2), (1, 3), (1, 0), (1, 1)]
+    assert len(load_ranking(tmp_path, shape=SHAPE)) == 8
+    with pytest.raises(ValueError, match=r"one value per key-value head; .*load_ranking\(path, shape=model.shape\)"):
+        load_ranking(tmp_path)
+    smaller = replace(SHAPE, n_layers=2)
+    with pytest.raises(ValueError, match=r"head \(2, 2\) does not exist"):
+        load_ranking(tmp_path, shape=smaller)
+    for text in ("", "1\t2\n3\n", "a\tb\n"):
+        (tmp_path / "full_attention_heads.tsv").write_text(text)
+        with pytest.raises(ValueError, match="is not a pattern of DuoAttention"):
+            load_ranking(tmp_path, shape=SHAPE)
+
+
+def test_a_ranking_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "heads"
+    with pytest.raises(ValueError, match="form is 'xml'; it must be one of focuslens, qrhead, duoattention"):
+        save_ranking(RANKING, path, form="xml")
+    with pytest.raises(ValueError, match=r"one value per key-value head; pass shape=model\.shape"):
+        save_ranking(RANKING, path, form="duoattention")
+    with pytest.raises(ValueError, match="the ranking is empty"):
+        save_ranking([], path)
+    with pytest.raises(ValueError, match=r"head \(3, 0\) does not exist"):
+        save_ranking([(3, 0)], path, form="qrhead", shape=SHAPE)
+    with pytest.raises(ValueError, match="more than once: L0H1"):
+        save_ranking([(0, 1), (0, 1)], path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_heads_that_see_a_whole_prompt():
+    kinds = (fl.HeadKind(), fl.HeadKind(window=8, sink=True), fl.HeadKind(chunk=5, rotary=False))
+    assert list(map(str, kinds)) == ["full", "window 8, sink-gated", "chunk 5, no rotary"]
+    assert [kind.plain for kind in kinds] == [True, False, False]
+    heads = [(2, 0), (1, 1), (0, 0)]
+    assert fl.whole_prompt_heads(heads, kinds) == [(0, 0)]
+    assert fl.whole_prompt_heads(heads, kinds, 6) == [(1, 1), (0, 0)]
+    assert fl.whole_prompt_heads(heads, kinds, 9) == [(0, 0)]
+    with pytest.raises(ValueError, match="head L3H0 is in layer 3, and there are kinds of 3 layers"):
+        fl.whole_prompt_heads([(3, 0)], kinds)

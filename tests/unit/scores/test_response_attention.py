@@ -141,9 +141,9 @@ def test_no_more_rows_are_made_than_the_response_has(
     rows: list[int] = []
     explicit = attention.attend_explicitly
 
-    def watched(q: Any, *others: Any) -> Any:
+    def watched(q: Any, *others: Any, **steps: Any) -> Any:
         rows.append(q.shape[1])
-        return explicit(q, *others)
+        return explicit(q, *others, **steps)
 
     monkeypatch.setattr(engine, "attend_explicitly", watched)
     monkeypatch.setattr(tiny_model, "lean", False)  # lean layers have one row per prompt
