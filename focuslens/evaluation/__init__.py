@@ -1,8 +1,12 @@
 """Accuracy of responses with confidence intervals, under one setting or a grid of settings."""
 
+from focuslens.evaluation.document_choices import Choices, choices
+from focuslens.evaluation.effects_of_documents import DocumentEffects, document_effects
+from focuslens.evaluation.faithfulness import Faithfulness
 from focuslens.evaluation.saved_sweeps import load_sweep
+from focuslens.evaluation.setting import Method, Setting
 from focuslens.evaluation.settings import BASELINES, best_setting, split_softmax_settings, steering_settings
-from focuslens.evaluation.sweeps import Evaluation, Setting, Sweep, evaluate, run_sweep
+from focuslens.evaluation.sweeps import Evaluation, Sweep, evaluate, run_sweep
 from focuslens.scores.document_scores import (
     BUDGET_PARTS,
     AttentionBudget,
@@ -19,7 +23,9 @@ from focuslens.util.statistics import (
     bootstrap_mean,
     mcnemar_exact,
     percentile_interval,
+    rank_correlation,
     resampled_means,
+    sign_flip_exact,
 )
 
 __all__ = [
@@ -27,24 +33,32 @@ __all__ = [
     "BUDGET_PARTS",
     "AttentionBudget",
     "Attribution",
+    "Choices",
+    "DocumentEffects",
     "DocumentScores",
     "Evaluation",
+    "Faithfulness",
     "Interval",
     "McNemar",
+    "Method",
     "OtherResultsError",
     "Setting",
     "Sweep",
     "attention_budget",
     "best_setting",
     "bootstrap_mean",
+    "choices",
+    "document_effects",
     "document_scores",
     "evaluate",
     "load_sweep",
     "mcnemar_exact",
     "percentile_interval",
+    "rank_correlation",
     "read_records",
     "resampled_means",
     "run_sweep",
+    "sign_flip_exact",
     "split_softmax_settings",
     "steering_settings",
 ]

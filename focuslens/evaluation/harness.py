@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from focuslens.model.stop_strings import checked_stop_strings
-from focuslens.prompts.answers import require_comparable_answers
+from focuslens.prompts.answers import require_answers
 from focuslens.prompts.sample import MultiDocSample
 from focuslens.util.files import write_atomically
 
@@ -78,7 +78,8 @@ def write_harness_task(
         raise ValueError("there are no samples to make a task of")
     if not re.fullmatch(r"[A-Za-z_]\w*", name, flags=re.ASCII):
         raise ValueError(f"{name!r} is not a valid name of a task: use letters, digits and underscores")
-    require_comparable_answers(samples)
+    require_answers(samples, "a task of the harness")
+    _require_plain(samples, case)
     stops = checked_stop_strings(stop_strings)
     directory = Path(directory)
     lines = [json.dumps(_document(sample, case), ensure_ascii=False) + "\n" for sample in samples]
@@ -86,6 +87,18 @@ def write_harness_task(
     write_atomically(directory / f"{name}_score.py", _CODE.format(name=name, stops=stops).encode())
     write_atomically(directory / f"{name}.yaml", _task(name, max_new_tokens, stops).encode())
     return directory / f"{name}.yaml"
+
+
+def _require_plain(samples: Sequence[MultiDocSample], case: Any) -> None:
+    """Raise ``ValueError`` if a prompt is more than a text, of which the harness would run the text alone."""
+    for sample in samples:
+        around = sample.prompt(case).conversation.describe()
+        if around:
+            raise ValueError(
+                f"the prompt of sample {sample.id!r} has {', '.join(around)} around its text (system prompt, earlier "
+                "messages, beginning of the response, arguments of the chat template), which a task of the harness "
+                "cannot hold; give a template without them"
+            )
 
 
 def _document(sample: MultiDocSample, case: Any) -> dict[str, Any]:

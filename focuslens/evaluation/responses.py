@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Generator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from focuslens.hooks import Intervention
 from focuslens.interventions.lanes import Lanes
 from focuslens.model.decoding_settings import DecodingSettings
 from focuslens.model.generation import Generation, Prefix
-from focuslens.model.resolving import first_layer, needs_prefix, resolved
+from focuslens.model.resolving import first_layer, needs_prefix, resolved, resolved_before
 from focuslens.prompts.batch import PromptBatch
 from focuslens.scores.base import Parts, ResponseMasses
 
@@ -74,6 +74,7 @@ def respond(
     """
     if len(frozenset(skip)) == len(settings):
         return
+    settings = resolved_before(model, batch, settings)
     # Indices of settings, keyed by the first layer that a setting changes. ``None`` means an unchanged prompt.
     groups: dict[int | None, list[int]] = {}
     for index, interventions in enumerate(settings):
@@ -81,8 +82,8 @@ def respond(
         layer = first_layer(model, interventions, batch) if changes_prompt else None
         groups.setdefault(layer, []).append(index)
     shared = _shared_run(model, batch, groups)
-    settings = list(settings)
     if shared is not None:
+        shared = replace(shared, measured={})  # nobody else uses this run
         for index in groups.get(None, ()):
             shared, settings[index] = resolved(model, shared, settings[index], max_new_tokens)
     for layer, group in groups.items():
@@ -102,7 +103,7 @@ def respond(
                 prefix = model.prefill(batch.repeated(n), lanes, hold_last=True)
             else:
                 prefix = model.copies(shared, n) if layer is None else model.rerun(shared, lanes, copies=n)
-            reader = None if parts is None else ResponseMasses(model.shape, prefix.batch, parts)
+            reader = None if parts is None else ResponseMasses(model.shape, prefix.batch, parts, model.sink_layers)
             observers = () if reader is None else reader.hooks()
             responses = model.decode(
                 prefix, lanes, max_new_tokens=max_new_tokens, observers=observers, decoding=decoding

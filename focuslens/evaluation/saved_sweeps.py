@@ -7,7 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from focuslens.evaluation.sweeps import Evaluation, Setting, Sweep, evaluation_of
+from focuslens.evaluation.setting import Setting
+from focuslens.evaluation.sweeps import Evaluation, Sweep, evaluation_of
 from focuslens.util.record_file import read_records
 from focuslens.util.statistics import Interval
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from focuslens.evaluation.sweeps import Setting, Sweep
+from focuslens.evaluation.setting import Setting
+from focuslens.evaluation.sweeps import Sweep
 from focuslens.interventions import FocusSteering, SplitSoftmax
 from focuslens.interventions.base import Positions
 from focuslens.interventions.directions import FocusDirections
@@ -84,7 +85,8 @@ def best_setting(sweep: Sweep, settings: Sequence[Setting] | None = None) -> Set
 
     def key(setting: Setting) -> tuple[float, float, int]:
         parameters = setting.parameters
-        strength = abs(parameters["alpha"]) if "alpha" in parameters else _distance(parameters["tau"])
+        # Settings without a strength, such as methods, can be among those that are given.
+        strength = abs(parameters["alpha"]) if "alpha" in parameters else _distance(parameters.get("tau", 1.0))
         return sweep[setting.name].em.mean, -strength, -parameters.get("k", 0)
 
     return max(settings, key=key)

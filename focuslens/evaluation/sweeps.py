@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Generator, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from focuslens.evaluation.recorded_runs import RecordedRun, Task, count_passes, record_of, result_of
 from focuslens.evaluation.responses import respond
+from focuslens.evaluation.setting import Setting
 from focuslens.hooks import Intervention, checked_interventions
 from focuslens.model.batching import BATCH_TOKENS, RunOptions, require_fitting
 from focuslens.model.execution import Executor, executor_for
-from focuslens.prompts.answers import list_samples, require_comparable_answers
+from focuslens.prompts.answers import list_samples, require_answers
 from focuslens.prompts.sample import Case, MultiDocSample, prompts_digest
-from focuslens.util.checks import checked_integer, checked_text, items_of
+from focuslens.prompts.spans import require_spans
+from focuslens.util.checks import checked_integer, items_of
 from focuslens.util.files import versions
+from focuslens.util.frames import rows_frame
 from focuslens.util.html import Cell, Markup, bar, card, details, shorten, table
 from focuslens.util.progress import track
 from focuslens.util.record_file import RecordFile
@@ -28,40 +31,10 @@ if TYPE_CHECKING:
 
     from focuslens.model.focus_model import FocusModel
 
-__all__ = ["Evaluation", "Setting", "Sweep", "evaluate", "evaluation_of", "run_sweep"]
+__all__ = ["Evaluation", "Sweep", "evaluate", "evaluation_of", "run_sweep"]
 
 _N_SHOWN = 20
 """Number of responses in the notebook display of an evaluation."""
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Setting to evaluate: interventions and the case of the prompts.
-
-    Attributes:
-        name: Name of the setting, unique within the sweep.
-        interventions: Interventions, applied in order. A baseline has no interventions.
-        case: Case of the prompts: ``long``, ``gold`` or ``negative``.
-        parameters: Parameters that the sweep varies, such as ``{"tau": 0.3, "k": 20}``. They become columns of tables.
-    """
-
-    name: str
-    interventions: tuple[Intervention, ...] = ()
-    case: Case = "long"
-    parameters: Mapping[str, Any] = field(default_factory=dict[str, Any])
-
-    def __post_init__(self) -> None:
-        checked_text(self.name, "name")
-        object.__setattr__(self, "interventions", checked_interventions(self.interventions))
-
-    def describe(self) -> dict[str, Any]:
-        """Description of the setting as JSON values, for result files."""
-        return {
-            "name": self.name,
-            "case": self.case,
-            "parameters": dict(self.parameters),
-            "interventions": [intervention.describe() for intervention in self.interventions],
-        }
 
 
 @dataclass(frozen=True)
@@ -100,6 +73,12 @@ class Evaluation:
         responses = details("Responses", table(("sample", "answer", "response"), rows, f"The first {len(rows)}"))
         em = Markup(f"<div>exact match {bar(self.em.mean, self.em.low, self.em.high)}</div>")
         return card(title, em, responses)
+
+    def to_frame(self) -> pd.DataFrame:
+        """Data frame with one row per sample: ``sample_id``, ``question_id``, ``response`` and ``correct``."""
+        names = ("sample_id", "question_id", "response", "correct")
+        columns = zip(self.sample_ids, self.question_ids, self.responses, self.correct, strict=True)
+        return rows_frame([dict(zip(names, row, strict=True)) for row in columns], {}, names)
 
     def compare(self, other: Evaluation) -> McNemar:
         """Exact McNemar test against another evaluation of the same samples. Samples are grouped by question.
@@ -170,9 +149,10 @@ class Sweep:
 
     def to_frame(self, baseline: str | None = "baseline") -> pd.DataFrame:
         """Rows from :meth:`rows` as a pandas ``DataFrame``."""
-        import pandas as pd
-
-        return pd.DataFrame(self.rows(baseline))
+        share = "share of samples, 0 to 1"
+        return rows_frame(
+            self.rows(baseline), {"em": share, "em_low": share, "em_high": share, "mcnemar_p": "probability, 0 to 1"}
+        )
 
 
 def evaluate(
@@ -250,7 +230,7 @@ def run_sweep(
     max_new_tokens, seed = options.max_new_tokens, checked_integer(seed, "seed")
     _require_unique("setting", [setting.name for setting in settings])
     _require_unique("sample", [sample.id for sample in sample_list])
-    require_comparable_answers(sample_list)
+    require_answers(sample_list, "an evaluation")
     _require_gold(settings, sample_list)
     # A collection of samples from a data file describes the file in the attribute ``description``.
     data = getattr(samples, "description", None) if data is None else data
@@ -263,10 +243,11 @@ def run_sweep(
         tuple(setting.name for setting in settings),
         record_of,
         store,
-        len({setting.case for setting in settings}) + count_passes(setting.interventions for setting in settings),
+        len({setting.case for setting in settings}) + _count_runs(settings),
         max_new_tokens,
     )
-    tasks = _tasks(executor, [sample for sample in sample_list if sample.id not in records], store, options)
+    todo = [sample for sample in sample_list if sample.id not in records]
+    tasks = _tasks(executor, todo, store, options, ("relevant",) if _on_relevant(settings) else ())
     for batch in run.run(tasks, options.batch_tokens, "evaluation", n_done=len(records), show=progress):
         records.update((record["id"], record) for record in batch)
     ordered_records = [records[sample.id] for sample in sample_list]
@@ -274,18 +255,36 @@ def run_sweep(
 
 
 def _tasks(
-    executor: Executor, samples: Sequence[MultiDocSample], store: RecordFile | None, options: RunOptions
+    executor: Executor,
+    samples: Sequence[MultiDocSample],
+    store: RecordFile | None,
+    options: RunOptions,
+    needs: Sequence[str],
 ) -> list[Task]:
-    """Samples to run, with the settings that are finished. All prompts fit the model's context."""
-    lengths = [
-        len(executor.encode(sample.prompt("long")).tokens)
-        for sample in track(samples, "tokenising", show=options.progress)
-    ]
+    """Samples to run, with the settings that are finished. All prompts fit the model's context, and have the spans."""
+    prompts = [executor.encode(sample.prompt("long")) for sample in track(samples, "tokenising", show=options.progress)]
+    require_spans(samples, prompts, needs)
+    lengths = [len(prompt.tokens) for prompt in prompts]
     require_fitting([sample.id for sample in samples], lengths, executor.shape.n_ctx)
     finished = {} if store is None else store.parts
     return [
         Task(sample.id, sample, length, dict(finished.get(sample.id, {})), sample.id)
         for sample, length in zip(samples, lengths, strict=True)
+    ]
+
+
+def _count_runs(settings: Sequence[Setting]) -> int:
+    """Number of settings that run the prompts anew. A method counts once."""
+    plain = [setting.interventions for setting in settings if setting.method is None]
+    return count_passes(plain) + len(settings) - len(plain)
+
+
+def _on_relevant(settings: Sequence[Setting]) -> list[str]:
+    """Names of the settings that act on the relevant document."""
+    return [
+        setting.name
+        for setting in settings
+        if any(getattr(intervention, "span", None) == "relevant" for intervention in setting.interventions)
     ]
 
 
@@ -295,11 +294,7 @@ def _require_gold(settings: Sequence[Setting], samples: Sequence[MultiDocSample]
     Raise an error if no sample has a relevant document. Warn if only some samples have one.
     """
     n_missing = sum(sample.gold_index is None for sample in samples)
-    setting_names = [
-        setting.name
-        for setting in settings
-        if any(getattr(intervention, "span", None) == "relevant" for intervention in setting.interventions)
-    ]
+    setting_names = _on_relevant(settings)
     if not n_missing or not setting_names:
         return
     fact = (
@@ -355,7 +350,7 @@ def _answer(
     cases: list[Case] = list(dict.fromkeys(setting.case for setting in settings if setting.name not in skip))
     for case in cases:
         batch = model.batch([sample.prompt(case) for sample in samples])
-        of_case = [setting for setting in settings if setting.case == case]
+        of_case = [setting for setting in settings if setting.case == case and setting.method is None]
         skipped = {index for index, setting in enumerate(of_case) if setting.name in skip}
         for done in respond(
             model,
@@ -368,6 +363,11 @@ def _answer(
         ):
             pairs = zip(samples, done.responses, strict=True)
             yield of_case[done.setting].name, [result_of(sample, response) for sample, response in pairs]
+        for setting in settings:
+            if setting.method is not None and setting.case == case and setting.name not in skip:
+                answers = setting.method.respond(model, batch, setting.interventions, max_new_tokens=max_new_tokens)
+                pairs = zip(samples, answers, strict=True)
+                yield setting.name, [result_of(sample, response) for sample, response in pairs]
 
 
 def evaluation_of(records: Sequence[Mapping[str, Any]], name: str, seed: int) -> Evaluation:

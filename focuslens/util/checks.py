@@ -42,6 +42,32 @@ def checked_number(value: Any, name: str) -> float:
     raise TypeError(f"{name} is {value!r:.80}, a {type(value).__name__}; it must be one number")
 
 
+def checked_positive(value: Any, name: str) -> int:
+    """The value as an integer of 1 or more.
+
+    Raises:
+        TypeError: If the value is not an integer.
+        ValueError: If it is less than 1.
+    """
+    number = checked_integer(value, name)
+    if number < 1:
+        raise ValueError(f"{name} is {number}; it must be at least 1")
+    return number
+
+
+def checked_share(value: Any, name: str) -> float:
+    """The value as a number from 0 to 1.
+
+    Raises:
+        TypeError: If the value is not a number.
+        ValueError: If it is out of range.
+    """
+    number = checked_number(value, name)
+    if not 0 <= number <= 1:
+        raise ValueError(f"{name} is {number}; it must be a number from 0 to 1")
+    return float(number)
+
+
 def numbers(values: Any, name: str) -> list[float]:
     """Numbers of any kind as Python's ``float``. Anything else in the argument ``name`` raises ``TypeError``."""
     if isinstance(values, str) or not hasattr(values, "__iter__"):

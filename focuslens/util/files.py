@@ -16,10 +16,33 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
-__all__ = ["require_writable", "umask", "versions", "without_folders", "write_atomically", "write_csv", "write_json"]
+__all__ = [
+    "file_sizes",
+    "require_writable",
+    "umask",
+    "versions",
+    "without_folders",
+    "write_atomically",
+    "write_csv",
+    "write_json",
+]
 
 _ABANDONED_AGE = 3600.0
 """Age in seconds above which a temporary file is assumed to be left over from a killed process."""
+
+
+def file_sizes(folder: Path, suffix: str = "") -> list[int]:
+    """Sizes in bytes of the files below a folder whose names end in ``suffix``.
+
+    Another process may write there. Files and folders that it removes meanwhile are left out.
+    """
+    sizes: list[int] = []
+    for inner, _, names in os.walk(folder):  # unlike Path.rglob, it passes over folders that are gone
+        for name in names:
+            if name.endswith(suffix):
+                with suppress(OSError):
+                    sizes.append(os.lstat(Path(inner, name)).st_size)
+    return sizes
 
 
 def write_atomically(path: str | Path, content: bytes) -> None:

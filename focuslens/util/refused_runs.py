@@ -9,7 +9,7 @@ from typing import Any, cast
 
 __all__ = ["OtherResultsError", "require_same_run", "same_run", "without_defaults"]
 
-_DEFAULTS: Mapping[str, Any] = {"distractors": "random"}
+_DEFAULTS: Mapping[str, Any] = {"distractors": "random", "rank": 0, "objective": "score"}
 """Entries that earlier versions did not write, and the value that their absence stands for."""
 
 

@@ -1,4 +1,4 @@
-"""Bootstrap confidence intervals, and an exact test that compares two settings on the same samples."""
+"""Bootstrap confidence intervals, rank correlation, and exact tests of paired samples."""
 
 from __future__ import annotations
 
@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Interval", "McNemar", "bootstrap_mean", "mcnemar_exact", "percentile_interval", "resampled_means"]
+__all__ = [
+    "Interval",
+    "McNemar",
+    "bootstrap_mean",
+    "mcnemar_exact",
+    "percentile_interval",
+    "rank_correlation",
+    "resampled_means",
+    "sign_flip_exact",
+]
 
 _CHUNK = 500_000
 """Maximum number of random draws in memory at once. A draw takes 8 bytes for its index and 8 bytes for its value."""
@@ -305,6 +314,43 @@ def _booleans(values: npt.ArrayLike, name: str) -> npt.NDArray[np.bool_]:
     if is_wrong.any():
         raise ValueError(f"{name} contains {array[is_wrong].tolist()[0]!r}; all values must be booleans, or 0 and 1")
     return array.astype(np.bool_)
+
+
+def sign_flip_exact(values: npt.ArrayLike, *, groups: Iterable[Hashable] | None = None) -> float:
+    """Two-sided p-value of the exact sign-flip permutation test (Fisher, 1935): are values symmetric about zero?
+
+    If they are, the sum of each group has either sign with probability 1/2. The p-value is the exact probability that
+    the total is at least as far from zero as the observed total.
+
+    Args:
+        values: Integers, one per sample.
+        groups: Group of each sample, such as its ``question_id``. If ``None``, each sample is its own group.
+
+    Raises:
+        ValueError: If there are no values, a value is not an integer, or the number of groups differs.
+    """
+    numbers = _checked(values)
+    if (numbers != np.round(numbers)).any():
+        raise ValueError(f"values contain {numbers[numbers != np.round(numbers)][0]}; all must be integers")
+    return _sign_flips(_grouped(numbers, groups)[0])
+
+
+def rank_correlation(first: npt.ArrayLike, second: npt.ArrayLike) -> float:
+    """Spearman's rank correlation. Equal values get the mean of their ranks. NaN if all values of a side are equal.
+
+    Raises:
+        ValueError: If there are no values, a value is not finite, or the lengths differ.
+    """
+    a, b = (_centred_ranks(_checked(values)) for values in (first, second))
+    if a.size != b.size:
+        raise ValueError(f"first has {a.size} values, second {b.size}; they must be pairs")
+    scale = np.sqrt((a @ a) * (b @ b))
+    return float(a @ b / scale) if scale else float("nan")
+
+
+def _centred_ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Rank of each value minus the mean rank. Half the difference of the counts below and above is exact."""
+    return (np.sign(values[:, None] - values).sum(axis=1)) / 2
 
 
 def _sign_flips(gains: npt.NDArray[np.float64]) -> float:

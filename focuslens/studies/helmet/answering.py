@@ -90,7 +90,7 @@ class Answering:
         parts: Parts | None = _sink if self.heads else None
         for answered in respond(
             model,
-            PromptBatch.of([EncodedPrompt(sample.tokens, {})]),
+            PromptBatch.of([EncodedPrompt(sample.tokens, sample.spans)]),
             [setting.interventions for setting in self.settings],
             max_new_tokens=self.max_new_tokens,
             budget=budget,

@@ -37,7 +37,8 @@ class HelmetRun:
         executor: Executor of the model, in this process or on the workers of a pool.
         checkout: Checkout of HELMET.
         entries: Tasks, each at one length.
-        settings: Settings under which every prompt is answered.
+        settings: Settings under which every prompt of a task is answered, by the task's name. The names of the settings
+            and their order are the same for all tasks.
         sink_heads: Heads whose attention to the sink is recorded.
         out: Folder for ``records`` (one line per sample), ``output`` (HELMET's files), ``tables``, ``tables.md``,
             ``index.html`` and ``helmet.json``.
@@ -51,7 +52,7 @@ class HelmetRun:
     executor: Executor
     checkout: Checkout
     entries: tuple[Entry, ...]
-    settings: tuple[Setting, ...]
+    settings: Mapping[str, tuple[Setting, ...]]
     sink_heads: tuple[Head, ...]
     out: Path
     batch_tokens: int = BATCH_TOKENS
@@ -74,7 +75,8 @@ class HelmetRun:
         require_askable(self.executor, self.checkout, self.entries, self.template_kwargs)
         self._done.clear()
         for entry in self.entries:
-            answering = answering_for(self.executor, entry, self.settings, self.sink_heads, self.repetition_penalty)
+            settings = self.settings[entry.task.name]
+            answering = answering_for(self.executor, entry, settings, self.sink_heads, self.repetition_penalty)
             data, store = answer_entry(
                 self.executor,
                 self.checkout,
@@ -98,7 +100,8 @@ class HelmetRun:
         import pandas as pd
 
         _LOG.info("tables of %d tasks, with their intervals", len(self._done))
-        tables = length_tables(self._done, [setting.name for setting in self.settings], self.seed)
+        names = [setting.name for setting in next(iter(self.settings.values()))]
+        tables = length_tables(self._done, names, self.seed)
         reported = reported_rows()
         grids = [grid for table in tables for grid in grids_of(table, self.executor.name, reported)]
         title, lines = f"HELMET, on {Path(self.executor.name).name}", {**self._facts(), **facts}
@@ -133,12 +136,30 @@ class HelmetRun:
             "model": self.executor.description,
             "helmet": {"files_sha256": self.checkout.digest},
             "tasks": [entry.describe() for entry in self.entries],
-            "settings": [setting.describe() for setting in self.settings],
+            **self._described_settings(),
             "sink_heads": [list(head) for head in self.sink_heads],
             "repetition_penalty": self.repetition_penalty,
             "seed": self.seed,
             "versions": versions(),
         }
+
+    def _described_settings(self) -> dict[str, Any]:
+        """The settings of all tasks or, if the settings of two tasks differ, those of each task."""
+        by_task = {task: [setting.describe() for setting in settings] for task, settings in self.settings.items()}
+        first, *others = by_task.values()
+        return {"settings": first} if all(other == first for other in others) else {"settings_by_task": by_task}
+
+    def _facts_by_task(self) -> dict[str, str]:
+        """Parameters of each setting whose parameters differ between tasks."""
+        facts: dict[str, str] = {}
+        for settings in zip(*self.settings.values(), strict=True):
+            parameters = [dict(setting.parameters) for setting in settings]
+            if any(other != parameters[0] for other in parameters):
+                facts[settings[0].name] = "; ".join(
+                    f"{task}: {', '.join(f'{key} {value}' for key, value in own.items())}"
+                    for task, own in zip(self.settings, parameters, strict=True)
+                )
+        return facts
 
     def _facts(self) -> dict[str, str]:
         description, shape = self.executor.description, self.executor.shape
@@ -149,6 +170,7 @@ class HelmetRun:
             f"{description['weights']}, {description['dtype']} on {description['device']}",
             "responses": f"greedy, with a repetition penalty of {self.repetition_penalty:g} (1 is none)",
             "settings": "baseline, and HEADS_ALPHA: directions of strength ALPHA on the best HEADS heads",
+            **self._facts_by_task(),
             "sink": sink if heads else "not measured, because there are neither directions nor a ranking of heads",
             "HELMET's files": f"digest {self.checkout.digest}",
             "seed": str(self.seed),

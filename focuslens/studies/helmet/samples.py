@@ -5,15 +5,17 @@ from __future__ import annotations
 import copy
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from jaxtyping import Int
 from torch import Tensor
 
+from focuslens.prompts.prompt import Span
 from focuslens.studies.helmet.checkout import Checkout
 from focuslens.studies.helmet.plan import Entry
+from focuslens.studies.helmet.spans import RecordingTokenizer
 from focuslens.util.progress import track
 
 __all__ = ["HelmetSample", "read_samples", "require_room", "require_template", "samples_digest", "stop_tokens"]
@@ -34,12 +36,15 @@ class HelmetSample:
         question: Identifier of the question, equal for all samples with the same question.
         tokens: Tokens of the prompt, as in HELMET's ``HFModel``.
         truncated: Whether HELMET truncated the sample's context to fit the input length.
+        spans: Token ranges of the context, of its documents and of the question; see
+            :func:`~focuslens.studies.helmet.spans.character_spans`.
     """
 
     id: str
     question: str
     tokens: Int[Tensor, "pos"]
     truncated: bool
+    spans: Mapping[str, tuple[Span, ...]] = field(default_factory=dict[str, tuple[Span, ...]])
 
 
 @dataclass(frozen=True)
@@ -76,8 +81,8 @@ def read_samples(
     if template_kwargs:
         tokenizer = copy.copy(tokenizer)
         tokenizer.apply_chat_template = partial(tokenizer.apply_chat_template, **template_kwargs)
-    args = entry.args
-    reader = _Reader(tokenizer, entry.length, entry.max_new_tokens, args.use_chat_template, args.system_message)
+    args, recording = entry.args, RecordingTokenizer(tokenizer)
+    reader = _Reader(recording, entry.length, entry.max_new_tokens, args.use_chat_template, args.system_message)
     samples: list[HelmetSample] = []
     for place in track(range(len(data["data"])), f"prompts of {entry.label}"):
         item = dict(data["data"][place])
@@ -91,7 +96,8 @@ def read_samples(
                 f"{entry.max_new_tokens} are for the response: HELMET's wording around the context takes the rest; "
                 "leave the length out (--lengths), or have fewer examples (--helmet-arg shots=0)"
             ) from error
-        samples.append(HelmetSample(str(place), question, tokens, item.get("context") != full_context))
+        is_cut = item.get("context") != full_context
+        samples.append(HelmetSample(str(place), question, tokens, is_cut, recording.spans(tokens, item)))
     if not samples:
         raise ValueError(f"HELMET found no samples for {entry.dataset} in {entry.args.test_files or 'the hub'}")
     return samples

@@ -10,13 +10,15 @@ from typing import TYPE_CHECKING, Any, cast
 from focuslens.evaluation import Setting, steering_settings
 from focuslens.heads import Head, check_heads
 from focuslens.interventions.directions import FocusDirections
+from focuslens.studies.helmet.by_task import require_task_names, value_of
 from focuslens.studies.helmet.tables import BASELINE
+from focuslens.studies.helmet.tasks import Task
 
 if TYPE_CHECKING:
     from focuslens.model.execution import Executor
     from focuslens.model.focus_model import FocusModel
 
-__all__ = ["paper_settings", "ranked_heads", "require_named", "sink_heads"]
+__all__ = ["paper_settings", "ranked_heads", "require_named", "sink_heads", "task_steering"]
 
 _PUBLISHED = "published files, "
 
@@ -53,6 +55,32 @@ def paper_settings(
             (setting,) = steering_settings(directions, heads, [alpha], [k])
             settings.append(replace(setting, name=f"{k}_{alpha:g}"))
     return settings
+
+
+def task_steering(
+    model: FocusModel | Executor,
+    directions: FocusDirections,
+    heads: Sequence[Head],
+    ks: Sequence[int],
+    alphas: Mapping[str, float],
+    task: Task,
+) -> list[Setting]:
+    """The baseline, and one setting ``HEADS_by-task`` per number of heads, with the strength of one task.
+
+    Args:
+        model: The model.
+        directions: The directions.
+        heads: Heads with a direction, best first.
+        ks: Numbers of heads to steer.
+        alphas: Strengths by task or category; see :func:`~focuslens.studies.helmet.by_task.value_of`.
+        task: The task.
+
+    Raises:
+        ValueError: If there is no strength for the task, or as for :func:`paper_settings`.
+    """
+    require_task_names(alphas)
+    baseline, *settings = paper_settings(model, directions, heads, ks, [value_of(alphas, task)])
+    return [baseline, *(replace(setting, name=f"{k}_by-task") for k, setting in zip(ks, settings, strict=True))]
 
 
 def ranked_heads(directions: FocusDirections, ranking: Sequence[Head] | None) -> list[Head]:

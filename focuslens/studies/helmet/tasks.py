@@ -24,6 +24,11 @@ class Task:
     category: str
     metric: str
 
+    @property
+    def has_documents(self) -> bool:
+        """Whether the contexts are retrieved passages, which are the documents of the prompts."""
+        return self.category in ("RAG", "Re-ranking")
+
 
 TASKS = (
     Task("MK Needle", "ruler_niah_mk_2", "Recall", "ruler_recall"),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from focuslens.evaluation import Attribution, DocumentScores
 from focuslens.heads import Head
+from focuslens.scores.chance import Measure
 from focuslens.studies.paper.artefact import Artefact, Finding, keep_curves
 from focuslens.studies.paper.chosen_settings import possible, random_order
 from focuslens.studies.paper.scored import documents_in_chunks
@@ -19,14 +20,23 @@ __all__ = ["KEY", "SECTIONS", "run"]
 KEY = "attribution"
 SECTIONS = ("split_softmax",)
 _MOST = 20
+_CAPTION = (
+    "Rank of the gold document by contextual score on held-out questions: share of first ranks, mean reciprocal rank, "
+    "NDCG, each with its 95 % interval"
+)
+_BY_EXCESS = (
+    "The same by the excess over chance, which favours no long document. Even attention ranks by chance alone, the "
+    "longest document first"
+)
 
 
 def run(study: Study) -> Artefact:
     """Rank the documents of test questions by the scores of contextual heads, random heads and all heads."""
     ranking, settings = study.ranking, study.settings
+    samples = study.samples("test")
     scores = documents_in_chunks(
-        study.executor, study.samples("test"), study.kept("test-documents", part="test"), study.run_options()
-    )
+        study.executor, samples, study.kept("test-documents", part="test"), study.run_options()
+    ).with_chance(study.executor, samples)
     ks = [k for k in possible(settings.split_softmax.ks, len(ranking)) if k <= _MOST] or [min(_MOST, len(ranking))]
     others = random_order(ranking, min(settings.split_softmax.exclude, len(ranking) // 2), settings.seed)
     sets: list[tuple[str, int, Sequence[Head]]] = [("contextual", k, ranking[:k]) for k in ks]
@@ -46,7 +56,7 @@ def run(study: Study) -> Artefact:
                 "attribution.png",
             ),
         ),
-        (_table(study, scores, sets),),
+        (_table(_CAPTION, _rows(study, scores, sets)), _table(_BY_EXCESS, _rows_above_chance(study, scores, sets))),
     )
 
 
@@ -67,27 +77,43 @@ def _draw(study: Study, attributions: dict[tuple[str, int], Attribution], ks: Se
     keep_curves(axes, study.folder(KEY) / "attribution.png", lines, levels)
 
 
-def _attribution(scores: DocumentScores, heads: Sequence[Head], correct: bool | None, seed: int) -> Attribution | None:
+def _attribution(
+    scores: DocumentScores, heads: Sequence[Head], correct: bool | None, seed: int, by: Measure = "score"
+) -> Attribution | None:
     """Attribution of right, wrong or (``correct=None``) all answers; ``None`` if no answer of the kind has a token."""
     try:
-        return scores.attribution(heads, correct=correct, seed=seed)
+        return scores.attribution(heads, by=by, correct=correct, seed=seed)
     except ValueError:
         return None
 
 
-def _table(study: Study, scores: DocumentScores, sets: Sequence[tuple[str, int, Sequence[Head]]]) -> Table:
+def _rows(
+    study: Study, scores: DocumentScores, sets: Sequence[tuple[str, int, Sequence[Head]]], by: Measure = "score"
+) -> list[tuple[Cell, ...]]:
+    """Rows of a table of ranks: one per set of heads and kind of answer."""
     rows: list[tuple[Cell, ...]] = []
     for name, k, heads in sets:
         for answers, correct in (("all", None), ("right", True), ("wrong", False)):
-            attribution = _attribution(scores, heads, correct, study.settings.seed)
+            attribution = _attribution(scores, heads, correct, study.settings.seed, by)
             if attribution is None:
                 continue
             measures = (attribution.accuracy, attribution.mrr, attribution.ndcg)
             numbers = (number for measure in measures for number in (measure.mean, measure.low, measure.high))
             rows.append((name, k, answers, len(attribution.rank), *numbers))
+    return rows
+
+
+def _rows_above_chance(
+    study: Study, scores: DocumentScores, sets: Sequence[tuple[str, int, Sequence[Head]]]
+) -> list[tuple[Cell, ...]]:
+    """Rows of ranks by the excess over chance, and of ranks by chance alone."""
+    rows = _rows(study, scores, sets, "excess")
+    return rows + _rows(study, scores, [("even attention", 0, study.ranking[:1])], "chance")
+
+
+def _table(caption: str, rows: Sequence[tuple[Cell, ...]]) -> Table:
     return Table(
-        "Rank of the gold document by contextual score on held-out questions: share of first ranks, mean reciprocal "
-        "rank, NDCG, each with its 95 % interval",
+        caption,
         (
             "heads",
             "k",

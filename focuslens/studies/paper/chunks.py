@@ -15,6 +15,7 @@ from torch import Tensor
 from focuslens.data.needles import NeedleSample
 from focuslens.model.batching import assumed_seconds
 from focuslens.prompts.sample import MultiDocSample
+from focuslens.util.estimates import Estimate
 from focuslens.util.files import write_atomically
 from focuslens.util.progress import progress_bar
 
@@ -83,13 +84,15 @@ def measure_in_chunks(
     if not samples:
         raise ValueError("there are no samples to score")
     starts, parts = range(0, len(samples), chunk), list[Measured]()
-    with progress_bar(label, len(samples), show=progress) as bar:
+    n_done = sum(len(samples[i : i + chunk]) for i in starts if (folder / f"{i:06d}.safetensors").exists())
+    with progress_bar(label, len(samples), show=progress) as bar, Estimate(len(samples) - n_done) as estimate:
         for start in starts:
             part, path = samples[start : start + chunk], folder / f"{start:06d}.safetensors"
             measured = _unpacked(path.read_bytes()) if path.exists() else None
             if measured is None or len(measured.about["sample_ids"]) != len(part):
                 write_atomically(path, _packed(measure(part)))
                 measured = _unpacked(path.read_bytes())
+                estimate.finish(len(part))
             parts.append(measured)
             bar.update(len(part))
     for path in set(folder.glob("*.safetensors")) - {folder / f"{i:06d}.safetensors" for i in starts}:

@@ -14,6 +14,7 @@ from focuslens.heads import Head
 from focuslens.scores.contextual_scores import ContextualScores
 from focuslens.studies.paper import paper_values
 from focuslens.studies.paper.artefact import Artefact, Finding, all_of, keep_heads, signed, verdict_below, verdict_by
+from focuslens.studies.paper.chance import EXCESS_FIGURE, chance_finding, chance_table, excess_counts
 from focuslens.studies.paper.scored import KINDS_CAPTION
 from focuslens.studies.paper.study import Study
 from focuslens.util.html import Cell
@@ -35,17 +36,22 @@ _KINDS = {"R": "relevant", "IR": "irrelevant", "IR max": "irrelevant_max", "sink
 def run(study: Study) -> Artefact:
     """Draw a map of all heads on training questions, and tabulate the top heads' scores on test questions."""
     settings, ranking = study.settings.scores, study.ranking
-    ranked_on = study.scores("train", "long")
+    ranked_on = study.ranked_on
     cases = study.scores_by_case("test")
     top = ranking[: settings.top]
-    means, best = ranked_on.mean().numpy(), ranking[: min(_OUTLINED, len(ranking) // 4)]
-    keep_heads(head_map(means, heads=best), study.folder(KEY) / "head_map.png", {"relevant": means})
+    best = ranking[: min(_OUTLINED, len(ranking) // 4)]
+    _draw(study, ranked_on, best)
     sparsity = ranked_on.sparsity(settings.thresholds)
     counts = Table(
-        "Heads whose relevant contextual score (share of attention, training questions) exceeds a threshold",
-        ("threshold", "heads", "share of heads", "first layer", "last layer"),
-        tuple((level.threshold, level.count, level.fraction, *(level.layers or ("-", "-"))) for level in sparsity),
+        "Heads whose relevant contextual score (share of attention, training questions) exceeds a threshold, and "
+        "heads whose excess over the score of even attention does",
+        ("threshold", "heads", "share of heads", "first layer", "last layer", "heads by excess", "by document excess"),
+        tuple(
+            (level.threshold, level.count, level.fraction, *(level.layers or ("-", "-")), *counts)
+            for level, counts in zip(sparsity, excess_counts(ranked_on, settings.thresholds), strict=True)
+        ),
     )
+    long = cases["long"].with_chance(study.executor, study.samples("test"))
     caption = (
         f"Contextual scores of the top {settings.top} heads on held-out questions. {KINDS_CAPTION}. Samples: "
         f"{_sizes(cases)}. Correct and wrong are long prompts, split by whether the answer is right. Only samples that "
@@ -55,16 +61,28 @@ def run(study: Study) -> Artefact:
         KEY,
         "Contextual heads",
         "Figures 2, 5 and 6, Table 1",
-        tuple(_findings(study, ranked_on, cases, top)),
+        (*_findings(study, ranked_on, cases, top), chance_finding(study, ranked_on, _READS, top)),
         (
             (
-                f"Relevant contextual score of every head on training questions. The best {len(best)} are outlined.",
+                f"Relevant contextual score of every head on training questions. The best {len(best)} are outlined. "
+                "Dots mark scores above chance, which is the score of even attention.",
                 "head_map.png",
             ),
+            (EXCESS_FIGURE, "excess_map.png"),
         ),
-        (counts, scores_table(caption, cases, top), _map_table(ranked_on)),
+        (counts, scores_table(caption, cases, top), _map_table(ranked_on), chance_table(study, "test", long, top)),
         (paper_values.FIGURE_2, paper_values.TABLE_1),
     )
+
+
+def _draw(study: Study, scores: ContextualScores, best: Sequence[Head]) -> None:
+    """Write the map of the relevant scores and the map of their excess over chance."""
+    means = {by: scores.mean(by=by).numpy() for by in ("score", "chance", "excess")}
+    axes = head_map(means["score"], heads=best, chance=means["chance"])
+    keep_heads(axes, study.folder(KEY) / "head_map.png", {"relevant": means["score"]})
+    label = "score minus chance (share of attention)"
+    axes = head_map(means["excess"], heads=best, center=0.0, title="Excess over chance", label=label)
+    keep_heads(axes, study.folder(KEY) / "excess_map.png", {by: means[by] for by in ("chance", "excess")})
 
 
 def scores_table(caption: str, cases: Mapping[str, ContextualScores], heads: Sequence[Head]) -> Table:

@@ -6,7 +6,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
 
-from focuslens.studies.paper import anatomy, attribution, heads, retrieval, split_softmax, steered_scores, steering
+from focuslens.studies.paper import (
+    anatomy,
+    attribution,
+    faithfulness,
+    focus,
+    heads,
+    retrieval,
+    split_softmax,
+    steered_scores,
+    steering,
+)
 from focuslens.studies.paper.artefact import Artefact, load_artefact, save_artefact
 from focuslens.studies.paper.page import write_index
 from focuslens.studies.paper.study import Study
@@ -15,7 +25,8 @@ from focuslens.util.files import versions, without_folders
 __all__ = ["ARTEFACTS", "reproduce"]
 
 ARTEFACTS: dict[str, ModuleType] = {
-    module.KEY: module for module in (heads, split_softmax, steering, steered_scores, retrieval, anatomy, attribution)
+    module.KEY: module
+    for module in (heads, split_softmax, steering, steered_scores, retrieval, anatomy, attribution, faithfulness, focus)
 }
 """Module of each artefact, by the artefact's key. Runs and pages use this order."""
 
@@ -54,7 +65,10 @@ def reproduce(
 def show(study: Study) -> list[Artefact]:
     """Write the page of all finished artefacts, and return these artefacts."""
     loaded = [
-        load_artefact(study.folder(key), study.header(key, *module.SECTIONS)) for key, module in ARTEFACTS.items()
+        load_artefact(study.folder(key), study.header(key, *module.SECTIONS))
+        for key, module in ARTEFACTS.items()
+        # The header of an artefact that was never made could need files that nobody has given.
+        if (study.folder(key) / "artefact.json").is_file()
     ]
     finished = [artefact for artefact in loaded if artefact is not None]
     write_index(study.out / "index.html", f"Focus Directions, on {study.settings.name}", _facts(study), finished)

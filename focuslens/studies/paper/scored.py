@@ -78,7 +78,7 @@ def documents_in_chunks(
     by_sample = measured.tensors["scores"].split([len(sample.documents) for sample in samples])
     return DocumentScores(
         tuple(rearrange(shares, "document layer head -> layer head document") for shares in by_sample),
-        tuple(sample.gold_index for sample in samples),
+        tuple(sample.gold for sample in samples),
         question_ids=tuple(sample.question_id for sample in samples),
         **{name: tuple(values) for name, values in measured.about.items()},
     )

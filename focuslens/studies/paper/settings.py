@@ -12,10 +12,14 @@ import yaml
 
 from focuslens.data.selection import DistractorChoice
 from focuslens.interventions.directions import Site
+from focuslens.prompts.template import PromptTemplate
 
 __all__ = [
     "AnatomySettings",
+    "DataSettings",
     "DirectionSettings",
+    "FaithfulnessSettings",
+    "FocusSettings",
     "PaperSettings",
     "RetrievalSettings",
     "ScoreSettings",
@@ -47,6 +51,8 @@ class DataSettings:
         test: Number of test questions. For a file, ``None`` means all questions of the test half.
         distractors: Choice of the distractors from an oracle file: ``random``, or ``bm25`` for the passages most
             similar to the question. The paper's file has distractors of its own, for which only ``random`` is possible.
+        template: Path of a YAML file with the wording of the prompts (:class:`PromptTemplate`); ``None`` for the
+            wording of the paper.
     """
 
     file: str = "nq-open-contriever-msmarco-retrieved-documents.jsonl.gz"
@@ -57,6 +63,7 @@ class DataSettings:
     validation: int | None = None
     test: int | None = None
     distractors: DistractorChoice = "random"
+    template: str | None = None
 
 
 @dataclass(frozen=True)
@@ -197,6 +204,81 @@ class AnatomySettings:
 
 
 @dataclass(frozen=True)
+class FocusSettings:
+    """Settings of the table of focus without a label. All grids are for validation questions, which choose one setting.
+
+    Attributes:
+        taus: Exponents of split-softmax.
+        ks: Numbers of contextual heads whose attention is changed.
+        choosing: Numbers of heads whose attention chooses a document.
+        penalties: Penalties of the votes that choose a document.
+        margins: Smallest margins of the gate.
+        masses: Targets of the mass on the chosen document.
+        sink: Targets of the mass on the sink under steering, as fractions of the mean mass without it.
+        biases: Biases of attention logits.
+        targets: Proportions of SpotLight.
+        scales: Factors of PASTA.
+        temperatures: Temperatures of position calibration.
+        dummy: Text of its dummies; ``None`` for the default of :class:`PositionCalibration`.
+        contrasts: Strengths of context-aware decoding.
+        kept: Numbers of documents that a filter leaves.
+        strengths: Factors of DySCO.
+        alphas: Strengths of focus directions.
+        steered: Numbers of contextual heads that directions steer.
+        ranks: Ranks of directions that depend on the question, each trained by the answers.
+        epochs: Number of passes over the training samples for these directions.
+        learning_rate: Learning rate of these directions.
+        leave_out: Names of methods to leave out.
+        train: Number of training questions for heads and votes that choose; ``None`` for those of the ranking.
+        validation: Number of validation questions; ``None`` for all.
+        questions: Number of test questions; ``None`` for all.
+        timed: Number of test samples on which the seconds of each method are measured.
+    """
+
+    taus: tuple[float, ...] = (0.1, 0.3)
+    ks: tuple[int, ...] = (5, 20)
+    choosing: tuple[int, ...] = (4, 8, 16)
+    penalties: tuple[float, ...] = (0.01, 0.03, 0.1, 0.3)
+    margins: tuple[float, ...] = (0.1, 0.3, 0.5)
+    masses: tuple[float, ...] = (0.3, 0.6)
+    sink: tuple[float, ...] = (0.5, 0.75)
+    biases: tuple[float, ...] = (1.0, 2.0, 4.0)
+    targets: tuple[float, ...] = (0.1, 0.3)
+    scales: tuple[float, ...] = (0.01, 0.1)
+    temperatures: tuple[float, ...] = (5e-5, 5e-4)
+    dummy: str | None = None
+    contrasts: tuple[float, ...] = (0.5, 1.0)
+    kept: tuple[int, ...] = (2, 3, 5)
+    strengths: tuple[float, ...] = (2.0,)
+    alphas: tuple[float, ...] = (0.25, 0.5, 1.0)
+    steered: tuple[int, ...] = (5, 20)
+    ranks: tuple[int, ...] = (4,)
+    epochs: int = 3
+    learning_rate: float = 5e-3
+    leave_out: tuple[str, ...] = ()
+    train: int | None = None
+    validation: int | None = None
+    questions: int | None = None
+    timed: int = 8
+
+
+@dataclass(frozen=True)
+class FaithfulnessSettings:
+    """Settings of the causal check of attribution.
+
+    Attributes:
+        questions: Number of test questions whose documents are knocked out one by one; ``None`` for all.
+        removal: Number of these questions whose documents are also removed one by one, which takes one run of the
+            prompt per document; ``None`` for all.
+        k: Number of heads that attribute an answer to a document.
+    """
+
+    questions: int | None = 100
+    removal: int | None = 20
+    k: int = 8
+
+
+@dataclass(frozen=True)
 class PaperSettings:
     """Settings of the reproduction for one model.
 
@@ -215,6 +297,8 @@ class PaperSettings:
         steered_scores: Settings of Table 3.
         retrieval: Settings of Figure 9.
         anatomy: Settings of the anatomy of directions.
+        focus: Settings of focus without a label.
+        faithfulness: Settings of the causal check of attribution.
     """
 
     name: str
@@ -231,6 +315,8 @@ class PaperSettings:
     steered_scores: SteeredScoreSettings = field(default_factory=SteeredScoreSettings)
     retrieval: RetrievalSettings = field(default_factory=RetrievalSettings)
     anatomy: AnatomySettings = field(default_factory=AnatomySettings)
+    focus: FocusSettings = field(default_factory=FocusSettings)
+    faithfulness: FaithfulnessSettings = field(default_factory=FaithfulnessSettings)
 
 
 def find_settings(name: str) -> Path:
@@ -253,10 +339,14 @@ def load_settings(path: str | Path) -> PaperSettings:
     """Read settings from a YAML file.
 
     Raises:
+        FileNotFoundError: If the file of a prompt template does not exist.
         ValueError: If the file is not a mapping, a setting is unknown or missing, or a value has the wrong type.
     """
     content = yaml.safe_load(Path(path).read_text())
-    return cast("PaperSettings", _read(PaperSettings, content, str(path)))
+    settings = cast("PaperSettings", _read(PaperSettings, content, str(path)))
+    if settings.data.template is not None:
+        PromptTemplate.load(settings.data.template)  # an error now, and not after the model has been opened
+    return settings
 
 
 def _read(kind: type[Any], content: Any, where: str) -> Any:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -29,6 +29,7 @@ from focuslens.model.batching import RunOptions
 from focuslens.model.execution import Executor
 from focuslens.model.focus_model import FocusModel
 from focuslens.prompts.sample import MultiDocSample, prompts_digest
+from focuslens.prompts.template import PromptTemplate
 from focuslens.scores.contextual_scores import ContextualScores, by_outcome
 from focuslens.studies.paper.scored import score_in_chunks
 from focuslens.studies.paper.settings import PaperSettings
@@ -92,6 +93,7 @@ class Study:
             validation=0.2 if data.validation is None else data.validation,
             seed=self.settings.seed,
             distractors=data.distractors,
+            template=None if data.template is None else PromptTemplate.load(data.template),
             path=self.data_file if name == data.file or self.data_file is not None else Path(data.file),
         )
 
@@ -102,6 +104,13 @@ class Study:
             return samples
         first = set(list(dict.fromkeys(sample.question_id for sample in samples))[:questions])
         return [sample for sample in samples if sample.question_id in first]
+
+    def training_samples(self, questions: int | None) -> Sequence[MultiDocSample]:
+        """Training samples of another number of questions, none of which is a validation question."""
+        if questions is None:
+            return self.samples("train")
+        (samples,) = open_selections([replace(self.selection("train"), questions=questions)])
+        return samples
 
     def interval(self, part: Part, values: Tensor, sample_ids: Sequence[str]) -> Interval | None:
         """Mean over samples with its interval over questions, or ``None`` if all values are NaN.
@@ -154,6 +163,8 @@ class Study:
         """
         shared = ("name", "model", "model_options", "data", "max_new_tokens", "seed")
         all_settings = asdict(self.settings)
+        if self.settings.data.template is None:  # results of earlier versions have no such entry
+            del all_settings["data"]["template"]
         inputs: dict[str, str] = {}
         if "directions" in sections and self.settings.directions.source != "train":
             inputs["directions_sha256"] = self.directions.digest
@@ -222,10 +233,20 @@ class Study:
         return {"long": long, **by_outcome(long, gold), "gold": gold}
 
     @cached_property
+    def ranked_on(self) -> ContextualScores:
+        """Contextual scores of the training questions, on which heads are ranked, with their chance level."""
+        return self.scores("train", "long").with_chance(self.executor, self.samples("train"))
+
+    @cached_property
     def ranking(self) -> list[Head]:
-        """All heads by mean relevant score on training questions, best first; stored in ``ranking.json``."""
-        ranking = self.scores("train", "long").ranking()
-        write_json(self.out / "ranking.json", {**self.header("ranking"), "heads": [list(head) for head in ranking]})
+        """All heads by mean relevant score on training questions, best first; stored in ``ranking.json``.
+
+        The file also has the share that even attention would give to the relevant document.
+        """
+        ranking, share = self.ranked_on.ranking(), self.ranked_on.even_share()
+        chance = {} if share is None else {"chance": share}
+        heads = [list(head) for head in ranking]
+        write_json(self.out / "ranking.json", {**self.header("ranking"), "heads": heads, **chance})
         return ranking
 
     def sweep(self, key: str, part: Part, settings: Sequence[Setting], questions: int | None = None) -> Sweep:
@@ -255,34 +276,42 @@ class Study:
         """Directions at the site that the settings name."""
         return self.directions_at(self.settings.directions.site)
 
-    def directions_at(self, site: Literal["rotary", "projection"]) -> FocusDirections:
+    def directions_at(self, site: Literal["rotary", "projection"], rank: int = 0) -> FocusDirections:
         """Directions at one site, trained or read from the directory that the settings name.
 
-        Trained directions are stored, and read again when a run resumes.
+        Trained directions are stored, and read again when a run resumes. Directions with a rank, which depend on the
+        question, are trained by the answers, for the heads on which they are compared with others.
 
         Raises:
             ValueError: If directions from a directory do not act at ``site``.
         """
         settings = self.settings.directions
-        if settings.source != "train":
+        if settings.source != "train" and not rank:
             given = open_directions(settings.source)
             if given.site != site:
                 raise ValueError(f"the directions in {settings.source} act at the {given.site} site, not at {site!r}")
             return given
-        heads = self.ranking[: settings.heads]
+        epochs, learning_rate = settings.epochs, settings.learning_rate
+        if rank:
+            epochs, learning_rate = self.settings.focus.epochs, self.settings.focus.learning_rate
+        heads = self.ranking[: max(self.settings.focus.steered) if rank else settings.heads]
         made_of = {**self.header("directions", "directions"), "site": site, "heads": [list(head) for head in heads]}
-        folder = self.out / "directions" / site
+        if rank:
+            made_of |= {"rank": rank, "objective": "answer", "epochs": epochs, "learning_rate": learning_rate}
+        folder = self.out / "directions" / (f"{site}-rank-{rank}" if rank else site)
         stored = _stored_directions(folder, made_of)
         if stored is not None:
             return stored
         trained = train_focus_directions(
-            self.executor,
+            self.model if rank else self.executor,
             self.samples("train"),
             heads,
             site=site,
             prompts=settings.prompts,
-            epochs=settings.epochs,
-            learning_rate=settings.learning_rate,
+            epochs=epochs,
+            learning_rate=learning_rate,
+            rank=rank,
+            objective="answer" if rank else "score",
             max_new_tokens=self.settings.max_new_tokens,
             seed=self.settings.seed,
             memory_gb=settings.memory_gb,

@@ -13,11 +13,13 @@ import torch
 
 import focuslens as fl
 from focuslens.evaluation import Sweep, bootstrap_mean
+from focuslens.evaluation.effects_of_documents import EffectKind
 from focuslens.scores.retrieval_scores import RetrievalScores
 from focuslens.studies.paper import (
     anatomy,
     attribution,
     budget,
+    faithfulness,
     heads,
     paper_values,
     retrieval,
@@ -214,6 +216,33 @@ def test_numbers_of_heads_beyond_the_most_that_are_attributed(made: study.Study,
     assert {row[1] for row in attribution.run(large).tables[0].rows} == {4, 12}
 
 
+def test_effects_are_those_of_the_answers_that_heads_attribute(made: study.Study):
+    artefact = faithfulness.run(made)
+    compared, gold = artefact.tables
+    kinds: list[tuple[EffectKind, int]] = [("knockout", 3), ("removal", 2)]
+    for by, n in kinds:
+        samples = made.samples("test", n)
+        assert len(samples) == n
+        scores = fl.document_scores(made.model, samples, max_new_tokens=3)
+        # Random responses can have other tokens than their text, whose effects are measured.
+        effects = fl.document_effects(made.model, samples, by=by, responses=scores.responses).effects
+        tops = [int(values.argmax()) for values in scores.of(made.ranking[:2])]
+        own = [float(values[top]) for values, top in zip(effects, tops, strict=True)]
+        others = [(float(values.sum()) - one) / 2 for values, one in zip(effects, own, strict=True)]
+        rows = {
+            (row[1], row[3]): dict(zip(compared.columns, row, strict=True)) for row in compared.rows if row[0] == by
+        }
+        cells = rows["contextual", "all"]
+        assert (cells["k"], cells["samples"]) == (2, n)
+        assert cells["attributed"] == pytest.approx(sum(own) / n, abs=1e-4)
+        assert cells["others"] == pytest.approx(sum(others) / n, abs=1e-4)
+        first = [int(values.argmax()) == s.gold_index for values, s in zip(effects, samples, strict=True)]
+        (row,) = [row for row in gold.rows if row[:2] == (by, "all")]
+        assert row[3] == pytest.approx(sum(first) / n)
+    assert [finding.text.split()[0] for finding in artefact.findings if finding.verdict] == ["Blocking", "Removing"]
+    assert "of 2 samples" in artefact.findings[-1].text
+
+
 def run_settings(file: Path) -> Any:
     from focuslens.studies.paper.settings import load_settings
 
@@ -311,3 +340,48 @@ def test_intervals_are_over_questions_and_leave_out_what_is_missing(made: study.
     assert found == bootstrap_mean(values[[0, 1, 3]].tolist(), groups=["q0", "q0", "q1"], seed=made.settings.seed)
     assert found != bootstrap_mean(values[[0, 1, 3]].tolist(), seed=made.settings.seed)
     assert made.interval("test", values[[2]], [copies[2].id]) is None
+
+
+def test_heads_are_shown_beside_the_score_of_even_attention(made: study.Study):
+    artefact = heads.run(made)
+    train, test = made.samples("train"), made.samples("test")
+    ranked, long = (fl.contextual_scores(made.model, part, max_new_tokens=3) for part in (train, test))
+    counts, _, every, chance = artefact.tables
+    for row in counts.rows:
+        for count, by in zip(row[-2:], ("excess", "document_excess"), strict=True):
+            assert count == int((ranked.mean(by=by) > float(row[0])).sum())  # pyright: ignore[reportArgumentType]
+    assert every.columns[-3:] == ("chance", "excess", "document_excess")
+    assert [row[0] for row in chance.rows] == [str(head) for head in ranked.ranking()[:5]]
+    for row, head in zip(chance.rows, ranked.ranking(), strict=False):
+        cells = dict(zip(chance.columns, row, strict=True))
+        assert cells["R"] == pytest.approx(float(long.mean()[head]), abs=1e-6)
+        assert cells["chance"] == pytest.approx(float(long.mean(by="chance")[head]), abs=1e-6)
+        excess = long.mean(by="excess")[head]
+        assert cells["excess"] == pytest.approx(float(excess), abs=1e-6)
+        assert float(cells["excess low"]) <= float(excess) + 1e-6
+        assert float(excess) <= float(cells["excess high"]) + 1e-6
+    means, excess = ranked.mean(), ranked.mean(by="excess")
+    below = int(((means > 0.1) & (excess <= 0)).sum())
+    assert f"relevant score above 0.1, {below} are at or below chance" in artefact.findings[-1].text
+    assert artefact.findings[-1].verdict == ""
+    with (made.folder("heads") / "excess_map.csv").open(newline="") as file:
+        rows = {(int(row["layer"]), int(row["head"])): float(row["excess"]) for row in csv.DictReader(file)}
+    assert rows[ranked.ranking()[0]] == pytest.approx(float(excess[ranked.ranking()[0]]), abs=1e-6)
+    stored = json.loads((made.out / "ranking.json").read_text())
+    assert stored["chance"] == pytest.approx(ranked.even_share(), abs=1e-6)
+    assert fl.load_ranking(made.out / "ranking.json") == ranked.ranking()
+
+
+def test_documents_are_also_ranked_by_excess_and_by_even_attention(made: study.Study):
+    raw, by_excess = attribution.run(made).tables
+    scores = fl.document_scores(made.model, made.samples("test"), max_new_tokens=3)
+    assert [row[:4] for row in by_excess.rows[: len(raw.rows)]] == [row[:4] for row in raw.rows]
+    (first,) = [row for row in by_excess.rows if row[:3] == ("all", len(made.ranking), "all")]
+    assert first[4] == pytest.approx(scores.attribution(made.ranking, by="excess").accuracy.mean)
+    longest = [
+        max(enumerate(made.model.encode(sample.prompt()).spans["document"]), key=lambda one: one[1][1] - one[1][0])[0]
+        == sample.gold_index
+        for sample in made.samples("test")
+    ]
+    (even,) = [row for row in by_excess.rows if row[0] == "even attention" and row[2] == "all"]
+    assert float(even[4]) <= sum(longest) / len(longest) + 1e-9  # ties count against the gold document

@@ -13,7 +13,7 @@ import torch
 import focuslens as fl
 from focuslens.model.batching import RunOptions
 from focuslens.scores.retrieval_scores import copy_runs
-from focuslens.studies.paper import attribution, budget, chunks, retrieval, scored, steering
+from focuslens.studies.paper import attribution, budget, chunks, faithfulness, retrieval, scored, steering
 from focuslens.studies.paper.settings import RetrievalSettings
 from focuslens.studies.paper.study import Study
 from tests.support.paper_runs import opened
@@ -171,6 +171,12 @@ def two(checkpoint: Any, paper_files: Path, tmp_path: Path, monkeypatch: Any) ->
 
 def test_attribution_goes_on(two: tuple[Study, Study], prefills: Any):
     assert compared(*two, prefills, 3, attribution.run) == 4
+
+
+def test_effects_of_documents_go_on(two: tuple[Study, Study], prefills: Any):
+    # Four scored responses, three prompts with one document blocked after the other, and two prompts that run as a
+    # whole and without each of their three documents.
+    assert compared(*two, prefills, 11, faithfulness.run) == 4 + 3 + 2 * (1 + 3)
 
 
 def test_an_attention_budget_goes_on(two: tuple[Study, Study], prefills: Any):

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from focuslens.studies.paper import settings as paper
+from focuslens.studies.paper.study import Study
 
 SHIPPED = Path(paper.__file__).parent
 
@@ -32,7 +34,7 @@ def test_every_model_of_the_paper_has_a_file_and_the_defaults_are_the_papers() -
     models = {"llama-3.2-3b-instruct", "qwen2.5-7b-instruct", "ministral-8b-instruct-2410"}
     bases = {"llama-3.2-3b", "qwen2.5-7b"}
     real = {name for name in names if name.startswith(("smollm2-135m-instruct", "gemma-3-270m"))}
-    assert names == {"demo", *models, *bases, *real}
+    assert names == {"demo", "demo-focus", *models, *bases, *real}
     for name in models | bases:
         found = paper.load_settings(paper.find_settings(name))
         assert found.name == name
@@ -85,3 +87,23 @@ def test_whole_numbers_are_taken_for_others_and_nothing_for_all(tmp_path: Path) 
     assert isinstance(found.steering.alphas[0], float)
     assert found.directions.heads is None
     assert (found.data.train, found.data.test) == (5, None)
+
+
+def test_the_data_can_name_a_prompt_template(tmp_path: Path) -> None:
+    template = tmp_path / "template.yaml"
+    template.write_text("instruction: Answer.\n")
+    file = tmp_path / "own.yaml"
+    file.write_text(
+        f"name: a\nmodel: demo\ndata: {{file: synthetic, documents: 2, gold_positions: [1], template: {template}}}"
+    )
+    found = paper.load_settings(file)
+    opened = Study(found, tmp_path).selection("test")
+    assert opened.template is not None
+    assert opened.template.describe() == {"instruction": "Answer."}
+    assert Study(replace(found, data=replace(found.data, template=None)), tmp_path).selection("test").template is None
+    template.write_text("instrucion: Answer.\n")
+    with pytest.raises(ValueError, match="a template has no field 'instrucion'"):
+        paper.load_settings(file)
+    template.unlink()
+    with pytest.raises(FileNotFoundError):
+        paper.load_settings(file)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import stat
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from focuslens.util.files import versions, write_atomically, write_json
+from focuslens.util.files import file_sizes, versions, write_atomically, write_json
 
 
 def test_content_directory_and_permissions_are_those_of_an_ordinary_file(tmp_path: Path) -> None:
@@ -84,3 +85,26 @@ def test_what_a_killed_write_left_is_removed_by_a_later_one(tmp_path: Path) -> N
         os.utime(file, (1.0, 1.0))
     write_atomically(path, b"new")
     assert sorted(entry.name for entry in tmp_path.iterdir()) == [".file2.abcd1234", ".file[1].efgh5678", "file[1]"]
+
+
+def test_sizes_leave_out_what_another_process_removes_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name, size in {"a.whl": 3, "inner/b.whl": 5, "inner/c.txt": 1, "gone/d.whl": 7}.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(bytes(size))
+    assert sorted(file_sizes(tmp_path)) == [1, 3, 5, 7]
+    assert sorted(file_sizes(tmp_path, ".whl")) == [3, 5, 7]
+    listing, status = os.scandir, os.lstat
+
+    def scandir(path: Any) -> Any:
+        if str(path).endswith("gone"):
+            raise FileNotFoundError(path)
+        return listing(path)
+
+    def lstat(path: Any, **options: Any) -> os.stat_result:
+        if str(path).endswith("b.whl"):
+            raise FileNotFoundError(path)
+        return status(path, **options)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    monkeypatch.setattr(os, "lstat", lstat)
+    assert sorted(file_sizes(tmp_path)) == [1, 3]

@@ -6,6 +6,7 @@ import fcntl
 import io
 import os
 import pty
+import re
 import struct
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import pytest
 
 import focuslens as fl
 from focuslens.util import progress
-from focuslens.util.progress import ENVIRONMENT, progress_bar, track
+from focuslens.util.progress import ENVIRONMENT, bars_inside, late_bar, progress_bar, track
 
 SCORE = (
     "import focuslens as fl\n"
@@ -140,7 +141,7 @@ def wait_for(messages: Callable[[], list[str]]) -> list[str]:
 
 @pytest.mark.parametrize(("seconds", "text"), [(20, "0 min"), (59 * 60, "59 min"), (3600, "1 h 0 min")])
 def test_durations_are_short(seconds, text):
-    assert progress._duration(seconds) == text
+    assert progress.duration(seconds) == text
 
 
 @pytest.mark.slow
@@ -155,3 +156,68 @@ def test_the_library_shows_bars_on_a_terminal_and_nothing_elsewhere():
     assert process.wait() == 0
     assert b"contextual scores (long): 100%" in os.read(ours, 1 << 16)
     os.close(ours)
+
+
+def test_a_late_bar_appears_if_the_step_is_going_to_be_long(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+    monkeypatch.setattr(progress, "_EARLIEST", 0)
+    with late_bar("prompt", 100, unit="layer") as reach:
+        reach(0)
+        reach(50)  # as many again will take no time
+    assert terminal.getvalue() == ""
+    with late_bar("prompt", 100_000, unit="layer") as reach:
+        time.sleep(0.02)
+        reach(1)  # at this pace, the step takes half an hour
+        assert "prompt:   0%" in terminal.getvalue()
+        assert "1/100000" in terminal.getvalue()
+        before = re.findall(r"<(\d+):(\d+)", terminal.getvalue())[-1]
+        assert 20 <= int(before[0]) <= 600  # the remaining time counts from the step's start
+    assert terminal.getvalue().endswith("\r")  # it disappears
+
+
+def test_a_late_bar_is_lines_where_there_is_no_terminal(monkeypatch, caplog):
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    monkeypatch.setattr(progress, "_LINE_SECONDS", 0.02)
+    monkeypatch.setattr(progress, "_EARLIEST", 0)
+    caplog.set_level("INFO", "focuslens")
+    with late_bar("prompt", 1000, unit="layer") as reach:
+        time.sleep(0.02)
+        reach(2)
+        assert wait_for(lambda: caplog.messages)[0].startswith("prompt: 2 of 1,000 layers after 0 min, about")
+
+
+def test_bars_inside_a_hidden_bar_are_hidden_too(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with progress_bar("work", 3, show=False):
+        assert not shown()
+        with bars_inside(None):
+            assert not shown()
+    assert shown()
+    with bars_inside(False):
+        assert not shown()
+    monkeypatch.setattr(sys, "stderr", io.StringIO())
+    with bars_inside(True):
+        assert shown()
+    assert not shown()
+
+
+def test_a_long_prompt_shows_its_layers_unless_told_otherwise(tiny_model, samples, monkeypatch):
+    monkeypatch.setattr(progress, "_EARLIEST", 0)
+    monkeypatch.setattr(progress, "_LONG_SECONDS", 0)
+    prompt = samples[0].prompt("long")
+    n = len(tiny_model.encode(prompt).tokens)
+    for lean in (True, False):
+        monkeypatch.setattr(tiny_model, "lean", lean)
+        monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+        tiny_model.prefill(prompt)
+        assert f"prompt of {n} tokens" in terminal.getvalue()
+        assert "1/3" in terminal.getvalue()
+        monkeypatch.setattr(sys, "stderr", terminal := Terminal())
+        tiny_model.prefill(prompt, progress=False)
+        tiny_model.generate(prompt, max_new_tokens=2, progress=False)
+        fl.response_attention(tiny_model, prompt, [(0, 0)], max_new_tokens=2, progress=False)
+        fl.window_attention(tiny_model, prompt, [(0, 0)], ["question"], max_new_tokens=2, progress=False)
+        fl.contextual_scores(tiny_model, samples[:1], max_new_tokens=2, progress=False)
+        assert terminal.getvalue() == ""
+        fl.contextual_scores(tiny_model, samples[:1], max_new_tokens=2)
+        assert "1/3" in terminal.getvalue()

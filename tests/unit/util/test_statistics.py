@@ -23,7 +23,9 @@ from focuslens.util.statistics import (
     bootstrap_mean,
     mcnemar_exact,
     percentile_interval,
+    rank_correlation,
     resampled_means,
+    sign_flip_exact,
 )
 
 Z95 = NormalDist().inv_cdf(0.975)
@@ -366,3 +368,36 @@ def test_groups_can_be_a_tensor_or_an_array():
     for labels in (torch.tensor(groups), np.array(groups), (str(group) for group in groups)):
         assert bootstrap_mean(values, groups=labels) == expected  # pyright: ignore[reportArgumentType]
     assert mcnemar_exact([1] * 6, [0] * 6, groups=torch.tensor([0] * 6)).p_value == 1  # pyright: ignore[reportArgumentType]
+
+
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=9))
+def test_sign_flips_against_every_pattern_of_signs(values: list[int]) -> None:
+    totals = [
+        sum(sign * value for sign, value in zip(s, values, strict=True)) for s in product((-1, 1), repeat=len(values))
+    ]
+    share = Fraction(sum(abs(total) >= abs(sum(values)) for total in totals), len(totals))
+    assert sign_flip_exact(values) == pytest.approx(float(share), rel=1e-12)
+
+
+def test_sign_flips_of_groups_and_of_other_numbers() -> None:
+    assert sign_flip_exact([3, 3, 3, 3]) == 2 / 16
+    assert sign_flip_exact([3, 3, 3, 3], groups="aabb") == 2 / 4
+    with pytest.raises(ValueError, match=r"values contain 0\.5; all must be integers"):
+        sign_flip_exact([1, 0.5])
+    with pytest.raises(ValueError, match="there are no values"):
+        sign_flip_exact([])
+
+
+def test_rank_correlation_by_hand() -> None:
+    assert rank_correlation([1, 2, 3], [10, 20, 15]) == pytest.approx(0.5)  # 1 - 6 * 2 / (3 * 8)
+    assert rank_correlation([1, 2, 3, 4], [-1, -2, -30, -31]) == pytest.approx(-1)
+    assert rank_correlation([1, 1, 2], [1, 2, 3]) == pytest.approx(1.5 / math.sqrt(1.5 * 2))
+    assert math.isnan(rank_correlation([1, 1, 1], [1, 2, 3]))
+    with pytest.raises(ValueError, match="first has 2 values, second 3"):
+        rank_correlation([1, 2], [1, 2, 3])
+
+
+@given(st.permutations(range(8)))
+def test_rank_correlation_without_ties_is_spearmans_formula(order: list[int]) -> None:
+    squares = sum((i - place) ** 2 for i, place in enumerate(order))
+    assert rank_correlation(range(8), order) == pytest.approx(1 - 6 * squares / (8 * 63))
