@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from focuslens.cli.cluster import open_pool
 from focuslens.cli.options import require_positions
+from focuslens.cli.own_data import own_form_of, template_of
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from focuslens.data.own_samples import OwnForm
     from focuslens.data.selection import DistractorChoice, Part, SampleSelection
     from focuslens.evaluation import Sweep
     from focuslens.model.execution import Executor
     from focuslens.model.focus_model import FocusModel
     from focuslens.prompts.sample import MultiDocSample
+    from focuslens.prompts.template import PromptTemplate
 
 __all__ = [
     "ModelOptions",
@@ -93,6 +96,9 @@ class SampleOptions:
 
     If ``split`` is ``None``, each step of a command uses the part of the data that suits the step. For example, heads
     are ranked on the training part, and accuracy is measured on the test part.
+
+    In a user's table, every row is a sample. ``all_rows`` takes all of them instead of ``samples``, and ``in_order``
+    keeps their order. ``chosen_by`` names the options that leave out rows.
     """
 
     file: str = "synthetic"
@@ -102,21 +108,39 @@ class SampleOptions:
     documents: int | None = None
     seed: int = 42
     distractors: DistractorChoice = "random"
+    template: PromptTemplate | None = None
+    own: OwnForm | None = None
+    all_rows: bool = False
+    in_order: bool = False
+    chosen_by: str = "--samples and --split choose"
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> SampleOptions:
         """Sample options from parsed arguments. :func:`options.add_samples` adds these options to a parser."""
         positions = None if args.gold_positions is None else tuple(args.gold_positions)
-        require_positions(positions, args.documents or _DOCUMENT_COUNTS[0])
-        _require_oracle(args.data, args.distractors)
-        return cls(args.data, positions, args.samples, args.split, args.documents, args.seed, args.distractors)
+        own = own_form_of(args)
+        if own is None:
+            require_positions(positions, args.documents or _DOCUMENT_COUNTS[0])
+            _require_oracle(args.data, args.distractors)
+        return cls(
+            args.data,
+            positions,
+            cls.samples if args.samples is None else args.samples,
+            args.split,
+            args.documents,
+            args.seed,
+            args.distractors,
+            template_of(args),
+            own,
+            all_rows=own is not None and args.samples is None,
+        )
 
     def selection(self, part: Part, n: int | None = None) -> SampleSelection:
         """Selection of one sample per question, with the gold positions spread evenly over the questions.
 
         Args:
             part: Part of the data.
-            n: Number of questions; ``None`` for the value of ``samples``.
+            n: Number of questions; ``None`` for the value of ``samples``. In a user's table, it counts rows.
 
         Raises:
             ValueError: If the data do not have this part.
@@ -133,6 +157,17 @@ class SampleOptions:
         documents = _DOCUMENT_COUNTS[0] if self.documents is None else self.documents
         require_positions(self.gold_positions, documents)
         name = Path(self.file).name
+        if self.own is not None:
+            return SampleSelection(
+                name,
+                part=part,
+                questions=n if n is not None else None if self.all_rows else self.samples,
+                every_position=self.in_order,
+                seed=self.seed,
+                template=self.template,
+                own=self.own,
+                path=Path(self.file),
+            )
         return SampleSelection(
             self.file if name == SYNTHETIC else name,  # without a folder, the names mean the package's own data
             num_documents=documents,
@@ -141,6 +176,7 @@ class SampleOptions:
             questions=self.samples if n is None else n,
             seed=self.seed,
             distractors=self.distractors,
+            template=self.template,
             path=None if self.file == PASSAGES else Path(self.file),
         )
 
@@ -193,7 +229,7 @@ class RunSettings:
         Raises:
             ValueError: If prompts with one document do not fit the model's context.
         """
-        if self.samples.documents is not None:
+        if self.samples.documents is not None or self.samples.own is not None:
             return self
         halves: Sequence[Side] = ("train", "test")
         if self.samples.split == "all":
@@ -237,6 +273,11 @@ class Samples:
     samples: Sequence[MultiDocSample]
     description: Mapping[str, Any]
 
+    @property
+    def rows(self) -> int:
+        """Number of rows of a user's table; 0 for other data."""
+        return int(self.description.get("rows", 0))
+
     def identify(self) -> dict[str, Any]:
         """Description of the samples, with their number and a digest of their prompts."""
         from focuslens.prompts.sample import prompts_digest
@@ -262,7 +303,11 @@ def open_samples(options: SampleOptions, part: Part, n: int | None = None) -> Sa
     Raises:
         ValueError: If the data do not have this part.
     """
-    return _open([options.selection(options.split or part, n)])[0]
+    (opened,) = _open([options.selection(options.split or part, n)])
+    if n is None and len(opened.samples) < opened.rows:
+        counts = len(opened.samples), opened.rows
+        _LOG.info("%d of %d samples of %s; %s them", *counts, options.file, options.chosen_by)
+    return opened
 
 
 def _open(selections: Sequence[SampleSelection]) -> list[Samples]:
@@ -274,13 +319,21 @@ def _open(selections: Sequence[SampleSelection]) -> list[Samples]:
 
 def _facts(samples: Sequence[MultiDocSample]) -> dict[str, Any]:
     """Facts about the data file of the samples; empty for the synthetic corpus."""
-    from focuslens.data.multidoc import MultiDocData
+    description: Mapping[str, Any] = getattr(samples, "description", {})
+    names = ["sha256", "kind", "left_out", "dropped_answers", "rows"]
+    if "rows" not in description:  # of a user's table, ``questions`` in the selection is a number of rows
+        names.append("questions")
+    facts = {name: description[name] for name in names if name in description}
+    return {**facts, **(_lacking(samples) if "rows" in description else {})}
 
-    if not isinstance(samples, MultiDocData):
-        return {}
-    description = samples.description
-    names = ("sha256", "kind", "left_out", "dropped_answers", "questions")
-    return {name: description[name] for name in names if name in description}
+
+def _lacking(samples: Sequence[MultiDocSample]) -> dict[str, int]:
+    """Numbers of samples without a known relevant document, and without accepted answers, if there are any."""
+    without = {"without_relevant": 0, "without_answers": 0}
+    for sample in samples:
+        without["without_relevant"] += sample.gold_index is None
+        without["without_answers"] += not sample.answers
+    return {name: n for name, n in without.items() if n}
 
 
 # Results

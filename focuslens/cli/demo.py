@@ -24,7 +24,7 @@ from focuslens.cli.common import (
 )
 from focuslens.cli.figures import can_draw, note_figures
 from focuslens.cli.output import document
-from focuslens.cli.rankings import score_intervals
+from focuslens.cli.rankings import chance_entries, score_intervals
 from focuslens.cli.sweeps import controls, sweep_to
 from focuslens.model.batching import BATCH_TOKENS
 
@@ -223,6 +223,7 @@ class _Demo:
             },
             "case_sizes": {name: len(scores) for name, scores in cases.items()},
             "intervals": score_intervals(cases["long"], data.samples, ranking, self.settings.seed),
+            **chance_entries(cases["long"], data.samples, ranking, self.settings.seed),
         }
 
     def split_softmax(self, ranking: Sequence[Head], test: Samples) -> Sweep:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +13,19 @@ from focuslens.cli.command import Command
 from focuslens.cli.output import document
 
 if TYPE_CHECKING:
+    from focuslens.directions.checkpoints.biases import SharedKeys
     from focuslens.interventions import FocusSteering
 
-__all__ = ["COMMAND", "add_options", "checkpoint_document", "print_left_out", "run", "steering"]
+__all__ = [
+    "COMMAND",
+    "add_options",
+    "checkpoint_document",
+    "keys_document",
+    "print_left_out",
+    "print_shared",
+    "run",
+    "steering",
+]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -50,12 +61,10 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     applied = steering(args)
     folded = fold(args.model, applied, args.out, revision=args.revision)
-    for shared in folded.shared:
-        print(f"layer {shared.layer}: {shared}")
+    print_shared(folded.shared)
     print_left_out(folded.left_out, folded.training)
     print(f"folded {len(applied.heads)} heads at alpha = {args.alpha:g}; wrote {folded.directory}")
-    keys = [{"layer": key.layer, "key_value_head": key.key_value_head, "others": key.others} for key in folded.shared]
-    return checkpoint_document(args.command, folded.directory, folded.left_out, shared_keys=keys)
+    return checkpoint_document(args.command, folded.directory, folded.left_out, **keys_document(folded.shared))
 
 
 def steering(args: argparse.Namespace) -> FocusSteering:
@@ -77,6 +86,21 @@ def checkpoint_document(command: str, directory: Path, left_out: tuple[str, ...]
     return document({"command": command, **record, **more, "left_out": list(left_out)}, directory)
 
 
+def print_shared(shared: Sequence[SharedKeys]) -> None:
+    """Print the unsteered query heads on which a key vector acts."""
+    for keys in shared:
+        print(f"layer {keys.layer}: {keys}")
+
+
+def keys_document(shared: Sequence[SharedKeys]) -> dict[str, Any]:
+    """The facts of :func:`print_shared` for ``--json``."""
+    return {
+        "shared_keys": [
+            {"layer": keys.layer, "key_value_head": keys.key_value_head, "others": keys.others} for keys in shared
+        ]
+    }
+
+
 def print_left_out(weights: tuple[str, ...], training: tuple[str, ...]) -> None:
     """Print the files of the base checkpoint that were left out of the new checkpoint."""
     if weights:
@@ -89,7 +113,7 @@ COMMAND = Command(
     name="fold",
     help="a checkpoint that is steered without any hook",
     description="Write a Hugging Face checkpoint with directions of the projection site as biases of its projections\n"
-    "(Llama, Qwen2, Qwen3, Mistral without a window). Weights are copied file by file, never loaded.",
+    "(Llama, Qwen, Gemma, Granite, OLMo and other families). Weights are copied file by file, never loaded.",
     example="focuslens fold --model Qwen/Qwen2.5-7B-Instruct --directions runs/projection --alpha 0.3 --out steered",
     add_options=add_options,
     run=run,

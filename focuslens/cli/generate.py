@@ -72,7 +72,8 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
         data, sample = _open_sample(settings, args.sample)
         prompt = sample.prompt(args.case)
         asked = {"sample": sample.id, "case": args.case, "question": sample.question, "answers": list(sample.answers)}
-        print(f"question: {sample.question}\nanswers: {', '.join(sample.answers)}")
+        asked["relevant"] = list(sample.gold_indices)
+        print(f"question: {sample.question}\nanswers: {', '.join(sample.answers) or '-'}")
     variants = [_Variant("baseline"), *_variants(args, settings, model, directions)]
     responses = [_answer(model, prompt, sample, variant, settings.max_new_tokens) for variant in variants]
     result = {**run_description(settings, model, data), **asked, "responses": responses}
@@ -157,7 +158,7 @@ def _answer(
 
     _LOG.info("answering: %s", variant.name)
     text = model.generate(prompt, variant.interventions, max_new_tokens=max_new_tokens).text
-    correct = None if sample is None else sub_exact_match(text, sample.answers)
+    correct = None if sample is None or not sample.answers else sub_exact_match(text, sample.answers)
     verdict = {None: "", True: " [right]", False: " [wrong]"}[correct]
     print(f"{variant.name}{verdict}: {text}")
     return {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
@@ -126,8 +126,27 @@ def _steering_options(group: Any) -> None:
         help="heads.json of focuslens heads, or the authors' file; default: the directions' order",
     )
     group.add_argument("--heads", type=integers, help="numbers of best heads to steer (default 10,20)")
-    group.add_argument("--alpha", type=numbers, help="strengths of the directions (default -0.2,0.2)")
+    group.add_argument(
+        "--alpha",
+        type=_alphas,
+        help="strengths of the directions (default -0.2,0.2), or one per task or category, e.g. recall=0.5,other=1",
+    )
+    add_file(
+        group,
+        "--settings",
+        check=paths.input_file,
+        type=path,
+        metavar="FILE",
+        help="YAML list of further settings, such as {name: self-focus, kind: self_focus, heads: 8, tau: 0.1}",
+    )
     group.add_argument("--sink-heads", type=int, default=5, help="number of heads with recorded sink score (default 5)")
+
+
+def _alphas(text: str) -> list[float] | dict[str, float]:
+    """Parse strengths, or one strength per task."""
+    if "=" not in text:
+        return numbers(text)
+    return {name: value for name, (value,) in ((name, numbers(value)) for name, value in map(pair, text.split(",")))}
 
 
 def _model_options(group: Any) -> None:
@@ -255,12 +274,12 @@ def _helmet_run(
     from focuslens.studies.helmet.answering import declared_penalty
     from focuslens.studies.helmet.run import HelmetRun
 
-    settings, heads = _settings(args, executor, directions, ranking)
+    settings, heads = _settings(args, executor, plan, directions, ranking)
     return HelmetRun(
         executor,
         checkout,
         plan.entries,
-        tuple(settings),
+        settings,
         tuple(heads),
         out,
         batch_tokens=args.batch_tokens,
@@ -311,17 +330,32 @@ def _directions(args: argparse.Namespace) -> tuple[FocusDirections | None, list[
 
 
 def _settings(
-    args: argparse.Namespace, model: Executor, directions: FocusDirections | None, ranking: Sequence[Head] | None
-) -> tuple[Sequence[Setting], Sequence[Head]]:
-    """Settings to evaluate, and the heads whose attention to the sink is recorded."""
-    from focuslens.studies.helmet.steering import paper_settings, ranked_heads, require_named, sink_heads
+    args: argparse.Namespace,
+    model: Executor,
+    plan: Plan,
+    directions: FocusDirections | None,
+    ranking: Sequence[Head] | None,
+) -> tuple[Mapping[str, tuple[Setting, ...]], Sequence[Head]]:
+    """Settings of each task by the task's name, and the heads whose attention to the sink is recorded."""
+    from focuslens.studies.helmet.declared import declared_settings
+    from focuslens.studies.helmet.steering import paper_settings, ranked_heads, require_named, sink_heads, task_steering
 
+    heads: list[Head] = []
+    tasks = list(dict.fromkeys(entry.task for entry in plan.entries))
     if directions is None:
-        return paper_settings(model, None, [], [], []), sink_heads(model, [], ranking, args.sink_heads)
-    require_named(directions, model, args.directions_of)
-    heads = ranked_heads(directions, ranking)
-    ks = args.heads or [k for k in (10, 20) if k <= len(heads)] or [len(heads)]
-    settings = paper_settings(model, directions, heads, ks, args.alpha or _ALPHAS)
+        steering = {task: paper_settings(model, None, [], [], []) for task in tasks}
+    else:
+        require_named(directions, model, args.directions_of)
+        heads = ranked_heads(directions, ranking)
+        ks = args.heads or [k for k in (10, 20) if k <= len(heads)] or [len(heads)]
+        alphas = args.alpha or _ALPHAS
+        steering = {
+            task: task_steering(model, directions, heads, ks, alphas, task)
+            if isinstance(alphas, dict)
+            else paper_settings(model, directions, heads, ks, alphas)
+            for task in tasks
+        }
+    settings = declared_settings(args.settings, steering, ranking or heads or None)
     return settings, sink_heads(model, heads, ranking, args.sink_heads)
 
 

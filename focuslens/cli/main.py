@@ -10,9 +10,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from focuslens.cli import (
+    attribute,
     cache,
     demo,
     export,
+    focus,
     fold,
     generate,
     harness,
@@ -28,9 +30,12 @@ from focuslens.cli import (
     split_softmax,
     steer,
     train,
+    watch,
 )
 from focuslens.cli.command import Parser
 from focuslens.cli.completion import PrintCompletion
+from focuslens.cli.next_steps import note_next
+from focuslens.util.estimates import results_in
 from focuslens.util.memory import is_out_of_memory
 
 __all__ = ["COMMANDS", "main"]
@@ -47,12 +52,15 @@ COMMANDS = {
         steer,
         generate,
         rerank,
+        attribute,
+        focus,
         fold,
         export,
         harness,
         paper,
         helmet,
         report,
+        watch,
         published,
         models,
         cache,
@@ -77,9 +85,12 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
-    """Run the command, and return the content of its result files."""
+    """Run the command, name the next one, and return the content of the command's result files."""
     _LOG.debug("importing the libraries of focuslens %s", args.command)
-    return COMMANDS[args.command].run(args)
+    with results_in(getattr(args, "out", None)):
+        content = COMMANDS[args.command].run(args)
+    note_next(args.words, args, content, COMMANDS)
+    return content
 
 
 def _joined(argv: Sequence[str]) -> list[str]:
@@ -124,7 +135,8 @@ def _flushed(argv: Sequence[str] | None) -> int:
 
 def _parsed(argv: Sequence[str] | None) -> int:
     parser = _parser()
-    args, unknown = parser.parse_known_args(_joined(sys.argv[1:] if argv is None else argv))
+    words = _joined(sys.argv[1:] if argv is None else argv)
+    args, unknown = parser.parse_known_args(words)
     if unknown:  # the message names the command, because the options are listed in the command's help
         Parser(prog=f"focuslens {args.command or ''}".strip()).error(f"unrecognized arguments: {' '.join(unknown)}")
     if args.version:
@@ -135,6 +147,7 @@ def _parsed(argv: Sequence[str] | None) -> int:
     if args.command is None:
         parser.print_help()
         return 2
+    args.words = words
     return _status(args)
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from focuslens.cli import paths
 from focuslens.cli.completion import complete_paths
+from focuslens.cli.own_data import add_own_data
 from focuslens.cli.paths import Check
 from focuslens.model.batching import BATCH_TOKENS
 
@@ -300,7 +301,8 @@ def add_samples(parser: argparse.ArgumentParser, *, fixed_documents: bool = Fals
         "--data",
         check=paths.data_file,
         default="synthetic",
-        help="a lost-in-the-middle file, 'synthetic' (default), or 'passages', 144 passages of this package",
+        help="a lost-in-the-middle file, a table of your own, 'synthetic' (default), or 'passages', 144 passages of "
+        "this package",
     )
     group.add_argument(
         "--gold-positions",
@@ -313,14 +315,19 @@ def add_samples(parser: argparse.ArgumentParser, *, fixed_documents: bool = Fals
         default="random",
         help="distractors from an oracle file: random passages (default), or those most like the question by BM25",
     )
-    group.add_argument("--samples", type=positive, default=100, help="questions, one sample each (default 100)")
+    rows = "rows of a table of your own (default 100; attribute: all rows)"
+    group.add_argument("--samples", type=positive, default=100, help=f"questions, one sample each, or {rows}")
     group.add_argument("--split", choices=("train", "test", "all"), help="half of the data; default: the command's own")
-    if fixed_documents:
-        group.add_argument("--documents", type=positive, default=20, help="documents per prompt (default 20)")
-    else:
-        group.add_argument(
-            "--documents", type=positive, help="documents per prompt; default: 20, or as many as fit the context"
-        )
+    fitting = "" if fixed_documents else ", or as many as fit the context"
+    group.add_argument(
+        "--documents",
+        type=positive,
+        help=f"documents per prompt; default: 20{fitting}; of a table of your own, at most as many as given",
+    )
+    add_own_data(group)
+    add_file(
+        group, "--template", check=paths.template, help="YAML file with the wording of prompts (fl.PromptTemplate)"
+    )
     return group
 
 

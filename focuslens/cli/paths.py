@@ -13,6 +13,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
+from focuslens.util.estimates import note_place
+
 __all__ = [
     "Check",
     "check_paths",
@@ -28,6 +30,7 @@ __all__ = [
     "ranking",
     "remember",
     "settings_file",
+    "template",
 ]
 
 Check: TypeAlias = Callable[[str], None]
@@ -52,7 +55,8 @@ def check_paths(args: argparse.Namespace) -> None:
         value = getattr(args, action.dest)
         for text in [] if value is None else value if isinstance(value, list) else [value]:
             try:
-                check(str(text))
+                # The form of a data file depends on other options.
+                check_data(args, str(text)) if check is data_file else check(str(text))
             except (ValueError, OSError) as error:
                 raise ValueError(f"{_name(action)}: {_reason(error)}") from error
 
@@ -85,6 +89,7 @@ def default_out(path: Path, check: Check = output_directory) -> Path:
         check(str(path))
     except OSError as error:
         raise ValueError(f"without --out, results go to {path}: {_reason(error)}") from error
+    note_place(path)
     return path
 
 
@@ -146,6 +151,24 @@ def data_file(text: str) -> None:
 
     if text != SYNTHETIC:
         check_first_line(text)
+
+
+def check_data(args: argparse.Namespace, text: str) -> None:
+    """Check the first row of a data file. Commands with ``--columns`` also take tables of other forms."""
+    if not hasattr(args, "columns"):
+        data_file(text)
+        return
+    from focuslens.data.selection import own_form
+
+    own_form(text, args.columns, args.form)
+
+
+def template(text: str) -> None:
+    """Check that a file contains the wording of prompts."""
+    from focuslens.prompts.template import PromptTemplate
+
+    input_file(text)
+    PromptTemplate.load(text)
 
 
 def checkpoint(text: str) -> None:

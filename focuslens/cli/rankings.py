@@ -14,13 +14,23 @@ from typing import TYPE_CHECKING, Any
 from focuslens.cli.common import RunSettings, Samples, open_samples
 
 if TYPE_CHECKING:
-    from focuslens.heads import Head
+    from focuslens.data.selection import Part
+    from focuslens.heads import Head, Sparsity
     from focuslens.model.execution import Executor
     from focuslens.model.focus_model import FocusModel
     from focuslens.prompts.sample import MultiDocSample
+    from focuslens.scores.chance import Measure
     from focuslens.scores.contextual_scores import ContextualScores
 
-__all__ = ["count_heads", "get_ranking", "remove_scores", "score_intervals", "score_samples"]
+__all__ = [
+    "chance_entries",
+    "count_heads",
+    "get_ranking",
+    "remove_scores",
+    "score_intervals",
+    "score_samples",
+    "sparsity_entries",
+]
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,9 +74,14 @@ def remove_scores(settings: RunSettings) -> None:
 
 
 def score_intervals(
-    scores: ContextualScores, samples: Sequence[MultiDocSample], heads: Sequence[Head], seed: int, most: int = 20
+    scores: ContextualScores,
+    samples: Sequence[MultiDocSample],
+    heads: Sequence[Head],
+    seed: int,
+    most: int = 20,
+    by: Measure = "score",
 ) -> dict[str, list[float]]:
-    """95 % bootstrap intervals of the mean relevant contextual score, for each of the first ``most`` heads.
+    """95 % bootstrap intervals of the mean relevant score, or of another measure, for each of the first ``most`` heads.
 
     The bootstrap draws whole questions, and leaves out samples without a score. The result maps ``layer/head``, such
     as ``3/5``, to the ends of the head's interval.
@@ -74,9 +89,10 @@ def score_intervals(
     from focuslens.evaluation import bootstrap_mean
 
     questions = {sample.id: sample.question_id for sample in samples}
+    by_head = scores.measured("relevant", by)
     intervals: dict[str, list[float]] = {}
     for layer, head in heads[:most]:
-        values = scores.relevant[:, layer, head]
+        values = by_head[:, layer, head]
         known = [i for i, value in enumerate(values.tolist()) if not math.isnan(value)]
         groups = [questions[scores.sample_ids[i]] for i in known]
         interval = bootstrap_mean(values[known].tolist(), groups=groups, seed=seed)
@@ -84,8 +100,37 @@ def score_intervals(
     return intervals
 
 
+def chance_entries(
+    scores: ContextualScores, samples: Sequence[MultiDocSample], heads: Sequence[Head], seed: int
+) -> dict[str, Any]:
+    """Entries of a result file on the chance level; empty if it is unknown.
+
+    They are the mean share that even attention would give to the relevant document, the numbers of heads whose excess
+    over chance is above each threshold, and the intervals of the excess of the first heads.
+    """
+    share = scores.even_share()
+    if share is None:
+        return {}
+    return {
+        "chance": share,
+        "sparsity_of_excess": sparsity_entries(scores.sparsity(by="excess")),
+        "sparsity_of_document_excess": sparsity_entries(scores.sparsity(by="document_excess")),
+        "excess_intervals": score_intervals(scores, samples, heads, seed, by="excess"),
+    }
+
+
+def sparsity_entries(rows: Sequence[Sparsity]) -> list[dict[str, Any]]:
+    """Numbers of heads above thresholds, for result files."""
+    return [{"threshold": row.threshold, "count": row.count, "fraction": row.fraction} for row in rows]
+
+
 def get_ranking(
-    file: str | None, settings: RunSettings, model: FocusModel | Executor, *, evaluated: bool = True
+    file: str | None,
+    settings: RunSettings,
+    model: FocusModel | Executor,
+    *,
+    evaluated: bool = True,
+    part: Part = "train",
 ) -> tuple[list[Head], dict[str, Any]]:
     """Ranking of heads, and a description of the ranking's source for result files.
 
@@ -94,9 +139,11 @@ def get_ranking(
         settings: Settings of the command. Their number of documents also applies to the training samples.
         model: Model whose heads are scored.
         evaluated: Whether the command evaluates the samples of ``--split``.
+        part: Part of the data that ranks the heads.
 
     Raises:
-        ValueError: If heads would be ranked on samples that the command then evaluates.
+        ValueError: If heads would be ranked on samples that the command then evaluates, or on samples without a known
+            relevant document.
     """
     from focuslens.heads import load_ranking
     from focuslens.util.rankings import ranking_path
@@ -111,7 +158,12 @@ def get_ranking(
             "that was made on different samples, or leave --split out"
         )
     settings = replace(settings, samples=replace(settings.samples, split=None)).fitted(model)
-    train = open_samples(settings.samples, "train")
+    train = open_samples(settings.samples, part)
+    if all(sample.gold_index is None for sample in train.samples):
+        raise ValueError(
+            f"no relevant document is known in {settings.samples.file}, and heads are ranked by their attention to it; "
+            "give --heads a ranking, or data whose relevant documents are known"
+        )
     return score_samples(settings, model, train).ranking(), {"scored_on": train.identify()}
 
 

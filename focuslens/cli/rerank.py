@@ -72,13 +72,17 @@ def _rank(args: argparse.Namespace, settings: RunSettings, model: Executor) -> d
     heads = ranking[:k]
     data = open_samples(settings.samples, "test")
     scores = question_scores(model, data.samples, heads, rows=args.rows, batch_tokens=settings.batch_tokens)
-    ranks = _ranks(scores, data.samples, settings.seed)
+    known = any(sample.gold_index is not None for sample in data.samples)
+    ranks = _ranks(scores, data.samples, settings.seed) if known else {}
     rows = [
         {"ranked by": name, **{key: _shown(getattr(rank, key)) for key in ("accuracy", "mrr", "ndcg")}}
         for name, rank in ranks.items()
     ]
     print(f"{model.name}: {len(data.samples)} samples, {len(heads)} heads {source['text']}\n")
-    print_table(pd.DataFrame(rows))
+    if known:
+        print_table(pd.DataFrame(rows))
+    else:
+        print("no relevant document is known, so the order is not judged; --out writes it")
     result = {
         **run_description(settings, model, data),
         "rows": args.rows,

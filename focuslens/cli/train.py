@@ -45,6 +45,18 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--top-k", type=options.positive, help="train the best k heads; default: all (of --heads, if it is given)"
     )
+    parser.add_argument(
+        "--rank",
+        type=options.count,
+        default=0,
+        help="rank of the part of d_Q that depends on the question; default 0: one vector for every question",
+    )
+    parser.add_argument(
+        "--objective",
+        choices=("score", "answer"),
+        default="score",
+        help="loss: the paper's contextual score of each head (default), or the log-likelihood of the response",
+    )
     parser.add_argument("--epochs", type=options.positive, default=10, help="passes over the samples (default 10)")
     parser.add_argument("--learning-rate", type=float, default=1e-3, help="learning rate of AdamW (default 0.001)")
     parser.add_argument(
@@ -109,6 +121,8 @@ def _train(
         heads,
         site=args.site,
         prompts=args.prompts,
+        rank=args.rank,
+        objective=args.objective,
         epochs=args.epochs,
         learning_rate=args.learning_rate,
         max_new_tokens=settings.max_new_tokens,
@@ -124,6 +138,10 @@ def _show_losses(directions: FocusDirections, out: Path) -> list[Path]:
     """Draw the loss curves, print scores of the heads that are best in the last epoch, and return the figure."""
     losses = directions.losses
     if losses is None:
+        by_epoch = directions.provenance["answer_losses"]
+        print(
+            f"loss per response token in the first and last epoch of training: {by_epoch[0]:.3f} -> {by_epoch[-1]:.3f}"
+        )
         return []
     figures = save_drawn(lambda: _loss_curves(directions), out / "losses.png")
     best = losses[-1].argsort(stable=True)[:_PRINTED].tolist()

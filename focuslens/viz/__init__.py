@@ -14,6 +14,7 @@ except ImportError as error:
         f"focuslens.viz needs circuitsvis and matplotlib, and {error.name!r} is missing: pip install 'focuslens[viz]'"
     ) from error
 
+from focuslens.viz.answers import answer_view
 from focuslens.viz.attention import attention_view, token_view
 from focuslens.viz.documents import document_view, pool_attention
 from focuslens.viz.figures import (
@@ -49,6 +50,7 @@ __all__ = [
     "IntervalLike",
     "Section",
     "Table",
+    "answer_view",
     "attention_view",
     "budget_shares",
     "compare_view",

@@ -29,6 +29,9 @@ def head_map(
     scores: Float[np.ndarray, "layer head"],
     *,
     heads: Sequence[tuple[int, int]] = (),
+    chance: Float[np.ndarray, "layer head"] | None = None,
+    center: float | None = None,
+    hatched: Sequence[int] = (),
     title: str = "Contextual heads",
     label: str = "contextual score (share of attention)",
     ax: Axes | None = None,
@@ -38,13 +41,19 @@ def head_map(
     Args:
         scores: Score of each head. NaN marks a missing score, which is drawn in grey.
         heads: Heads to outline, as pairs (layer, head).
+        chance: Score of each head if its attention were even, such as ``scores.mean(by="chance")``. A dot then marks
+            each head whose score is above it.
+        center: Number that means no difference, such as 0 for the excess over chance. If given, the colour scale
+            diverges from this number.
+        hatched: Layers to hatch, such as those whose heads cannot see the whole prompt.
         title: The figure's title.
         label: Name of the score, with its unit.
         ax: Axes to draw on; new axes if ``None``.
 
     Raises:
         TypeError: If ``scores`` are no array or tensor of numbers.
-        ValueError: If ``scores`` have another number of axes, or a head to outline is not in ``scores``.
+        ValueError: If ``scores`` have another number of axes, a head to outline or a layer to hatch is not in
+            ``scores``, or ``chance`` has another shape.
     """
     scores = as_array(scores, "scores", "layer head", "such as the mean() of contextual scores")
     n_layers, n_heads = scores.shape
@@ -53,17 +62,31 @@ def head_map(
             raise ValueError(
                 f"head ({layer}, {head}) is not in scores of {n_layers} layers with {n_heads} heads, counted from 0"
             )
+    above = None if chance is None else scores > _same_shape(as_array(chance, "chance", "layer head"), scores)
+    if missing := [layer for layer in hatched if not 0 <= layer < n_layers]:
+        raise ValueError(f"layer {missing[0]} is not in scores of {n_layers} layers, counted from 0")
     with style():
         ax = ax or _head_axes(n_layers, n_heads)
-        cmap = plt.get_cmap("cividis").with_extremes(bad=_MISSING)
-        image = ax.imshow(scores, cmap=cmap, aspect="auto", interpolation="nearest", vmin=min(0.0, _smallest(scores)))
+        cmap = plt.get_cmap("cividis" if center is None else "PuOr_r").with_extremes(bad=_MISSING)
+        ends = (min(0.0, _smallest(scores)), None) if center is None else _limits(scores, center)
+        image = ax.imshow(scores, cmap=cmap, aspect="auto", interpolation="nearest", vmin=ends[0], vmax=ends[1])
+        if above is not None:
+            rows, columns = np.nonzero(above)
+            # A white dot with a black edge is visible on every colour of the map.
+            size = max(2.0, min(14.0, 900 / max(n_layers, n_heads)))
+            ax.scatter(columns, rows, s=size, c="white", edgecolors="black", linewidths=0.6, zorder=4)
         for layer, head in heads:
             box = Rectangle((head - 0.5, layer - 0.5), 1, 1, fill=False, ec="#B00020", lw=1.6, clip_on=False, zorder=3)
             # A dark line with white edges is visible on both the dark and the light end of the colour map.
             box.set_path_effects([withStroke(linewidth=3.4, foreground="white")])
             ax.add_patch(box)
-        outlined = f" ({len(heads)} outlined)" if heads else ""
-        _name_heads(ax, title + outlined)
+        for layer in hatched:
+            band = Rectangle((-0.5, layer - 0.5), n_heads, 1, fill=False, ec="#FFFFFF", hatch="///", lw=0, zorder=2)
+            ax.add_patch(band)
+        marks = [f"{len(heads)} outlined"] if heads else []
+        marks += [f"{len(hatched)} layers hatched: windows"] if hatched else []
+        dots = "" if above is None else f"\ndots: {int(above.sum())} heads above chance"
+        _name_heads(ax, title + (f" ({'; '.join(marks)})" if marks else "") + dots)
         # The unit goes on a second line, because the label on one line can exceed the height of a small model's map.
         ax.figure.colorbar(image, ax=ax, label=label.replace(" (", "\n("))
     return ax
@@ -227,6 +250,14 @@ def _names(axis: pd.Index) -> str:
 
 def _name(label: object) -> str:
     return " / ".join(map(str, label)) if isinstance(label, tuple) else str(label)
+
+
+def _same_shape(chance: Float[np.ndarray, "_ _"], scores: Float[np.ndarray, "_ _"]) -> Float[np.ndarray, "_ _"]:
+    if chance.shape != scores.shape:
+        raise ValueError(
+            f"chance has the shape {chance.shape}, and scores have {scores.shape}; give one value per head"
+        )
+    return chance
 
 
 def _smallest(scores: Float[np.ndarray, "layer head"]) -> float:

@@ -9,11 +9,14 @@ from html import escape
 from importlib import resources
 from typing import Any
 
-__all__ = ["asset", "data_block", "inner_page", "page"]
+__all__ = ["POLICY", "asset", "data_block", "inner_page", "page"]
 
-# This policy makes the browser block everything outside the file. A page therefore looks the same with and without a
-# network, and markup in a token cannot send data anywhere.
-_POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+POLICY = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; img-src data:"
+"""Content security policy of pages.
+
+It makes the browser block everything outside the file. A page therefore looks the same with and without a network, and
+markup in a token cannot send data anywhere.
+"""
 
 
 @cache
@@ -34,7 +37,7 @@ def page(title: str, body: str, *, css: str = "", scripts: Sequence[str] = ()) -
     code = "".join(f"<script>{source}</script>\n" for source in scripts)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{escape(title)}</title>\n<style>{css}</style>\n</head>\n<body>\n{body}\n{code}</body>\n</html>\n"
     )

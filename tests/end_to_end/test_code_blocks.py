@@ -23,8 +23,9 @@ LANGUAGES = {"bash", "given", "json", "python", "text", "yaml"}
 
 NOT_RUN: dict[str, tuple[str, ...]] = {
     "docs/how-to/own-model.md": ("needs a GGUF file", "downloads a model"),
+    "docs/how-to/other-libraries.md": ("needs nnsight",),
     "docs/how-to/cluster.md": ("needs a cluster; tests/services/test_ray.py starts one",),
-    "docs/serving.md": ("needs the server; tests/services/test_served.py starts one",),
+    "docs/serving.md": ("needs the server; tests/services/test_served.py starts one",) * 2,
 }
 """For each page, the reasons why its ``not run`` blocks are not run.
 
@@ -37,14 +38,24 @@ FILES = (
 )
 """Lost-in-the-middle files that tests synthesize: oracle passages and retrieval results."""
 
-MODELS = {"PATH": "llama", "meta-llama/Llama-3.2-3B-Instruct": "llama_chat", "Qwen/Qwen2.5-7B-Instruct": "qwen2"}
+TABLE = """query,contexts
+who has the red boat,"[""Ana has a red boat."", ""Ben has a blue boat.""]"
+who has the blue boat,"[""Ana has a red boat."", ""Ben has a blue boat.""]"
+"""
+"""The table of a reader."""
+
+MODELS = {
+    "PATH": "llama",
+    "meta-llama/Llama-3.2-3B-Instruct": "llama_chat",
+    "Qwen/Qwen2.5-7B-Instruct": "qwen2",
+}
 """Model names and paths in the documentation, and the random checkpoint that replaces each."""
 
 SMALLER = {"load_synthetic(20,": "load_synthetic(5,"}
 """Python calls in the documentation, and the smaller calls that replace them."""
 
-_DATA = ["--samples", "4", "--documents", "3", "--gold-positions", "0,2"]
-_RUN = [*_DATA, "--max-new-tokens", "4", "--device", "cpu", "--dtype", "float32"]
+_DATA = ["--samples", "3", "--documents", "3", "--gold-positions", "0,2"]
+_RUN = [*_DATA, "--max-new-tokens", "3", "--device", "cpu", "--dtype", "float32"]
 SMALL: dict[str, list[str]] = {
     "heads": _RUN,
     "train": [*_RUN, "--top-k", "3", "--epochs", "1"],
@@ -52,6 +63,7 @@ SMALL: dict[str, list[str]] = {
     "steer": [*_RUN, "--alpha=1", "--k", "1"],
     "generate": [*_RUN, "--top-k", "2"],
     "rerank": [*_RUN, "--top-k", "2", "--train-samples", "2"],
+    "attribute": [*_RUN, "--top-k", "2", "--rank-on", FILES[0], "--rank-samples", "2", "--views", "1"],
     "fold": ["--top-k", "3"],
     "export": ["--top-k", "3"],
     "harness": _DATA,
@@ -61,9 +73,11 @@ SMALL: dict[str, list[str]] = {
 
 PARSED = {
     "demo": "minutes; make demo",
+    "focus": "minutes; tests/unit/cli/test_focus.py",
     "helmet": "needs HELMET; tests/end_to_end/test_helmet_command.py",
     "paper": "minutes; tests/end_to_end/test_paper.py",
     "published": "needs the authors' files; tests/unit/directions/test_published.py",
+    "watch": "serves until Ctrl-C; tests/unit/viz/test_watch.py",
 }
 """Commands that are only parsed here, with the reason or the test that runs them.
 
@@ -102,6 +116,7 @@ def reader(checkpoint: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.chdir(tmp_path)
     write(tmp_path / FILES[0], [oracle_record(i) for i in range(40)])
     write(tmp_path / FILES[1], [retrieval_record(i, passages=30) for i in range(20)])
+    (tmp_path / "my.csv").write_text(TABLE)
     directories = {name: str(checkpoint(model)) for name, model in MODELS.items()}
     return Reader({**directories, "cuda": "cpu", "bfloat16": "float32"}, SMALLER, run_command)
 
@@ -131,8 +146,18 @@ def run_focuslens(command: Command, words: list[str]) -> None:
             pytest.fail(f"{command.place}: {command}: {said.getvalue()}")
         return
     with contextlib.redirect_stderr(said):
-        status = cli.main([*words, *SMALL[words[0]]])
+        status = cli.main([*words, *_small(words)])
     assert status == 0, f"{command.place}: {command}: {said.getvalue()}"
+
+
+def _small(words: list[str]) -> list[str]:
+    """Options that keep the run of a command small."""
+    options = SMALL[words[0]]
+    if "--columns" not in words:
+        return options
+    # A table of the reader has documents of its own.
+    place = options.index("--gold-positions")
+    return [*options[:place], *options[place + 2 :]]
 
 
 def check_installation(command: Command) -> None:
@@ -149,10 +174,15 @@ def identifier(page: Path) -> str:
 
 
 WITH_CODE = [page for page in pages() if blocks(page)]
-README, *SHORTER = WITH_CODE
+SLOW = ("README.md", "docs/how-to/attribution.md")
+"""Pages whose blocks take more processor time than a test that is not slow."""
 
 
-@pytest.mark.parametrize("page", [pytest.param(README, marks=pytest.mark.slow), *SHORTER], ids=identifier)
+@pytest.mark.parametrize(
+    "page",
+    [pytest.param(page, marks=pytest.mark.slow) if identifier(page) in SLOW else page for page in WITH_CODE],
+    ids=identifier,
+)
 def test_every_block_of_a_page_runs_and_says_what_the_page_says(page: Path, reader: Reader) -> None:
     reader.read(page)
 

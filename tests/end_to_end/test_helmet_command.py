@@ -80,6 +80,79 @@ def test_without_directions_only_the_baseline_is_run(options, tmp_path, capsys):
     assert not (tmp_path / "out/tables/sink_160.csv").exists()
 
 
+SETTINGS = """
+- {name: self-focus, kind: self_focus, heads: 2, tau: {json_kv: 0.1, recall: 0.5}, window: 8}
+- {name: bias, kind: logit_bias, span: context, bias: 1}
+"""
+
+
+def test_settings_without_a_label_have_values_by_task(options, tmp_path, capsys):
+    (tmp_path / "settings.yaml").write_text(SETTINGS)
+    more = ["--heads", "1", "--alpha", "JSON KV=0.5,other=-1", "--settings", str(tmp_path / "settings.yaml")]
+    assert main([*options, *more]) == 0
+    assert "JSON KV under 160 tokens, 5 samples: baseline" in capsys.readouterr().out
+    out = tmp_path / "out"
+    names = ["baseline", "1_by-task", "self-focus", "bias"]
+    assert [row["setting"] for row in rows_of(out / "tables" / "tasks_160.csv")] == names
+    record = json.loads((out / "helmet.json").read_text())
+    assert "settings" not in record
+    applied = {
+        task: {setting["name"]: setting["interventions"] for setting in settings}
+        for task, settings in record["settings_by_task"].items()
+    }
+    assert {task: own["1_by-task"][0]["alpha"] for task, own in applied.items()} == {"JSON KV": 0.5, "MK Needle": -1}
+    assert {task: own["self-focus"][0]["tau"] for task, own in applied.items()} == {"JSON KV": 0.1, "MK Needle": 0.5}
+    focus, bias = applied["JSON KV"]["self-focus"][0], applied["JSON KV"]["bias"][0]
+    assert (focus["parts"], focus["by"], focus["heads"]) == (8, [[2, 1], [0, 2]], [[2, 1], [0, 2]])
+    assert (bias["bias"], bias["span"], bias["heads"]) == (1, "context", None)
+    assert record["facts"]["self-focus"] == ("JSON KV: heads 2, tau 0.1, parts 8; MK Needle: heads 2, tau 0.5, parts 8")
+    assert "bias" not in record["facts"]
+    (file,) = (path for path in (out / "output").rglob("json_kv*.json") if path.parent.name.endswith("-self-focus"))
+    origin = json.loads(file.read_text())["focuslens"]
+    assert origin["setting"] == "self-focus"
+    assert next(one for one in origin["settings"] if one["name"] == "self-focus")["interventions"][0]["tau"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("more", "settings", "message"),
+    [
+        (["--alpha", "json_kv=1"], "", "there is no value for MK Needle in json_kv; name the task (ruler_niah_mk_2)"),
+        (["--alpha", "colour=1"], "", "there is no task and no category 'colour'; categories are recall, rag"),
+        ([], "name: a", "must be a list of settings"),
+        ([], "- {name: a, kind: b}", "entry 1 has the kind 'b'; it must be one of self_focus"),
+        ([], "- {kind: logit_bias}", "entry 1 has the name ''"),
+        ([], "- {name: 1_0.2, kind: logit_bias}", "entry 1 has the name 10.2, which must be a text"),
+        ([], "- {name: '1_0.2', kind: logit_bias, bias: 1, span: context}", "has a setting '1_0.2'"),
+        ([], SETTINGS + SETTINGS, "has the name 'self-focus' twice"),
+        ([], "- {name: a, kind: self_focus, heads: 9, tau: 0.1}", "heads is 9; it must be 1 to 3"),
+        ([], "- {name: a, kind: self_focus, heads: 2}", "for JSON KV: give either tau"),
+        (
+            [],
+            "- {name: a, kind: self_focus, heads: 2, tau: 1, parts: document}",
+            "parts is 'document'; it must be a nu",
+        ),
+        ([], "- {name: a, kind: logit_bias, bias: 1}", "span is None; it must be context or question"),
+        ([], "- {name: a, kind: logit_bias, bias: {red: 1}, span: context}", "no category 'red'"),
+        ([], "- {name: a, kind: logit_bias, bias: 1, colour: 1, span: context}", "colour"),
+        ([], "- [", "is not a YAML file"),
+    ],
+)
+def test_a_wrong_settings_file_is_refused(more, settings, message, options, tmp_path, capsys):
+    if settings:
+        (tmp_path / "settings.yaml").write_text(settings)
+        more = [*more, "--settings", str(tmp_path / "settings.yaml")]
+    assert main([*options, "--heads", "1", *more]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_a_number_of_heads_needs_a_ranking(options, tmp_path, capsys):
+    (tmp_path / "settings.yaml").write_text(SETTINGS)
+    place = options.index("--directions")
+    few = [*options[:place], *options[place + 2 :], "--settings", str(tmp_path / "settings.yaml")]
+    assert main(few) == 1
+    assert "heads is 2, a number of best heads; give --ranking" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("more", "message"),
     [

@@ -137,6 +137,8 @@ def test_scores_are_the_same_to_the_bit(pool: fl.RayPool, model: fl.FocusModel, 
     one, spread = (fl.document_scores(runs, many[:4], **arguments) for runs in (model, pool))
     assert all(torch.equal(a, b) for a, b in zip(one.scores, spread.scores, strict=True))
     assert one.responses == spread.responses
+    effects = [fl.document_effects(runs, many[:4], **arguments) for runs in (model, pool)]
+    assert all(torch.equal(a, b) for a, b in zip(*(item.effects for item in effects), strict=True))
 
 
 def test_copy_scores_are_the_same_to_the_bit(pool: fl.RayPool, model: fl.FocusModel) -> None:

@@ -124,6 +124,38 @@ def test_a_server_that_speaks_the_openai_protocol(served, questions, tmp_path):
             assert done.choices[0].text.strip() == expected
 
 
+def test_a_chat_model_is_asked_through_chat_completions(checkpoint, load_model, samples, tmp_path):
+    """The server renders the same messages: its prompts have the tokens, and its answers the text, of FocusLens."""
+    openai = pytest.importorskip("openai")
+    pytest.importorskip("uvicorn")
+    chat = load_model("qwen2")
+    assert chat.encoder.chat
+    heads = [fl.Head(layer, head) for layer in range(3) for head in range(4)]
+    vectors = torch.randn(2, len(heads), chat.shape.d_head, generator=torch.Generator().manual_seed(0))
+    steered = fl.FocusSteering(fl.FocusDirections(heads, vectors[0], vectors[1], "projection"), 2.0)
+    fl.fold(checkpoint("qwen2"), steered, tmp_path / "steered")
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path / "steered")
+    changed = 0
+    with server(tmp_path / "steered", tmp_path / "log") as address:
+        client = openai.OpenAI(base_url=address, api_key="none")
+        for sample in samples:
+            name, prompt, text = str(tmp_path / "steered"), sample.prompt(), str(sample.prompt())
+            tokens = chat.encode(prompt).tokens.tolist()
+            messages = [{"role": "user", "content": text}]
+            rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+            assert rendered["input_ids"] == tokens
+            asked = {"model": name, "max_tokens": 8, "temperature": 0}
+            done = client.chat.completions.create(messages=messages, **asked)
+            assert done.usage.prompt_tokens == len(tokens)
+            expected = chat.generate(prompt, [steered], max_new_tokens=8).text
+            assert done.choices[0].message.content.strip() == expected
+            changed += expected != chat.generate(prompt, max_new_tokens=8).text
+            # The other address does not apply the template, so the model reads another prompt.
+            raw = client.completions.create(prompt=text, **asked)
+            assert raw.usage.prompt_tokens < len(tokens)
+    assert changed
+
+
 def test_a_server_that_batches_continuously(served, questions, tmp_path):
     """With eight concurrent clients and paged attention, each response equals that of the hooks in any batch."""
     openai = pytest.importorskip("openai")

@@ -17,6 +17,7 @@ from focuslens.scores.window_attention import window_attention
 from focuslens.util.progress import track
 from focuslens.viz import AttentionView, compare_view, token_view
 from focuslens.viz.report import Section, Table
+from focuslens.viz.run_report.chosen_parts import chosen_parts
 from focuslens.viz.run_report.reading import RunFiles, StoredSweep
 from focuslens.viz.run_report.samples import UnavailableError, reopen_model, reopen_samples
 from focuslens.viz.run_report.sections import chosen_setting
@@ -49,19 +50,35 @@ class Sources:
 
 @dataclass(frozen=True)
 class _Change:
-    """Sample whose answer is right under the baseline and wrong under a setting, or the reverse."""
+    """Sample whose answer is right under the baseline and wrong under a setting, or the reverse.
+
+    Attributes:
+        place: Index of the sample in the sweep.
+        setting: The setting.
+        is_right: Whether the answer under the setting is right.
+        compared: Whether the sweep has a baseline. Without one, any answer is shown.
+    """
 
     place: int
     setting: Setting
-    became_right: bool
+    is_right: bool
+    compared: bool = True
 
     @property
     def verdict(self) -> str:
-        return "right" if self.became_right else "wrong"
+        return "right" if self.is_right else "wrong"
+
+    @property
+    def title(self) -> str:
+        """Beginning of a caption."""
+        return f"Became {self.verdict}" if self.compared else self.verdict.capitalize()
 
 
 def examples_section(files: RunFiles, sources: Sources, log: Callable[[str], None]) -> Section | None:
-    """Section on the samples whose answer changed; ``None`` if no sweep compares a setting with a baseline."""
+    """Section on the samples whose answer changed, or on the first samples of a result without a baseline.
+
+    The result is ``None`` if no sweep has interventions.
+    """
     tables: list[Table] = []
     views: list[tuple[str, AttentionView]] = []
     missing: list[str] = []
@@ -69,7 +86,10 @@ def examples_section(files: RunFiles, sources: Sources, log: Callable[[str], Non
         chosen = chosen_setting(stored, files.sweeps)
         if chosen is None:
             continue
-        changes = _changes(stored, chosen[0])
+        is_compared = "baseline" in stored.sweep.evaluations
+        changes = _changes(stored, chosen[0]) if is_compared else _first(stored, chosen[0], sources.views)
+        if not changes and not is_compared:
+            continue  # no samples were requested
         if not changes:
             missing.append(f"{stored.path.name}: no answer changed, so there is no sample to show.")
             continue
@@ -96,19 +116,17 @@ def examples_section(files: RunFiles, sources: Sources, log: Callable[[str], Non
 
 
 def _sweeps(files: RunFiles) -> list[StoredSweep]:
-    """Sweeps to show: at most one steering sweep, followed by at most one split-softmax sweep.
+    """Sweeps to show: at most one of ``alpha``, one of ``tau``, one of other settings, and one without a baseline.
 
     A sweep on validation questions is used only if all sweeps of its kind are on validation questions.
     """
-    comparable = [stored for stored in files.sweeps if "baseline" in stored.sweep.evaluations]
-    shown: list[StoredSweep] = []
-    for varied in ("alpha", "tau"):
-        sweeps = [
-            stored for stored in comparable if any(varied in setting.parameters for setting in stored.sweep.settings)
-        ]
+    kinds: dict[str, list[StoredSweep]] = {name: [] for name in ("alpha", "tau", "", "no baseline")}
+    for stored in files.sweeps:
+        if stored.compared:
+            kinds[stored.varied if "baseline" in stored.sweep.evaluations else "no baseline"].append(stored)
+    for sweeps in kinds.values():
         sweeps.sort(key=lambda stored: stored.part == "validation")
-        shown += sweeps[:1]
-    return shown
+    return [stored for sweeps in kinds.values() for stored in sweeps[:1]]
 
 
 def _changes(stored: StoredSweep, chosen: Setting) -> list[_Change]:
@@ -125,15 +143,24 @@ def _changes(stored: StoredSweep, chosen: Setting) -> list[_Change]:
         pairs = enumerate(zip(before, after, strict=True))
         return [_Change(place, setting, right) for place, (was, now) in pairs if was != now and now == right]
 
-    varied = [setting for setting in sweep.settings if {"alpha", "tau"} & set(setting.parameters)]
-    worst = min(varied, key=lambda setting: sweep[setting.name].em.mean)
+    worst = min(stored.compared, key=lambda setting: sweep[setting.name].em.mean)
     return changed(chosen, True) + (changed(chosen, False) or changed(worst, False))
+
+
+def _first(stored: StoredSweep, chosen: Setting, views: int) -> list[_Change]:
+    """The first samples with right answers and the first with wrong ones, ``views`` of each."""
+    correct = stored.sweep[chosen.name].correct
+    return [
+        _Change(place, chosen, right, compared=False)
+        for right in (True, False)
+        for place in [i for i, now in enumerate(correct) if now == right][:views]
+    ]
 
 
 def _in_order(stored: StoredSweep, samples: Sequence[MultiDocSample]) -> list[MultiDocSample]:
     """Samples sorted into the order of the sweep's evaluations."""
     by_id = {sample.id: sample for sample in samples}
-    return [by_id[name] for name in stored.sweep["baseline"].sample_ids]
+    return [by_id[name] for name in next(iter(stored.sweep.evaluations.values())).sample_ids]
 
 
 def _tables(
@@ -142,23 +169,28 @@ def _tables(
     sweep = stored.sweep
 
     def row(change: _Change) -> tuple[str, ...]:
-        place, before, after = change.place, sweep["baseline"], sweep[change.setting.name]
-        question = before.sample_ids[place] if samples is None else samples[place].question
+        place, after = change.place, sweep[change.setting.name]
+        question = after.sample_ids[place] if samples is None else samples[place].question
         accepted = () if samples is None else (", ".join(samples[place].answers),)
         return (
             change.verdict,
             question,
             *accepted,
-            before.responses[place],
+            *((sweep["baseline"].responses[place],) if change.compared else ()),
             change.setting.name,
             after.responses[place],
         )
 
-    columns = ("became", "sample" if samples is None else "question", *(() if samples is None else ("accepted",)))
+    columns = ("sample" if samples is None else "question", *(() if samples is None else ("accepted",)))
+    if not changes[0].compared:
+        caption = f"{stored.path.name}: first answers under {chosen.name}"
+        return [Table(caption, ("answer", *columns, "setting", "response"), tuple(row(change) for change in changes))]
     caption = f"{stored.path.name}: answers that {chosen.name} changed"
     others = {change.setting.name for change in changes} - {chosen.name}
     caption += f"; it made no answer wrong, so the answers that {others.pop()} made wrong follow" if others else ""
-    return [Table(caption, (*columns, "before", "setting", "after"), tuple(row(change) for change in changes))]
+    return [
+        Table(caption, ("became", *columns, "before", "setting", "after"), tuple(row(change) for change in changes))
+    ]
 
 
 def _views(
@@ -169,11 +201,19 @@ def _views(
     sources: Sources,
     log: Callable[[str], None],
 ) -> tuple[list[tuple[str, AttentionView]], list[str]]:
-    """Captions and views of the first changes, and a sentence for each sample whose view could not be made."""
-    right, wrong = (
-        [change for change in changes if change.became_right == kind][: sources.views] for kind in (True, False)
-    )
-    header, views, failures = stored.sweep.header, list[tuple[str, AttentionView]](), list[str]()
+    """Captions and views of the first changes, and a sentence for each setting or sample that cannot be shown."""
+    methods = {change.setting.name: _method(stored, change.setting) for change in changes}
+    failures = [
+        f"{stored.path.name}: no attention views under {name}, since the setting has a method ({method}), which is not "
+        "drawn."
+        for name, method in methods.items()
+        if method
+    ]
+    drawn = [change for change in changes if not methods[change.setting.name]]
+    right, wrong = ([change for change in drawn if change.is_right == kind][: sources.views] for kind in (True, False))
+    header, views = stored.sweep.header, list[tuple[str, AttentionView]]()
+    if not drawn:
+        return views, failures
     log(f"attention of {len(right) + len(wrong)} samples of {stored.path.name} ...")
     description = header.get("model", {})
     model = reopen_model(description, name=sources.model_name, device=sources.device, given=sources.model)
@@ -182,22 +222,31 @@ def _views(
         sample, applied = samples[change.place], _interventions(files, stored, change.setting)
         try:
             before, after = _look(model, sample, change.setting.name, applied, limit)
-            caption = f"Became {change.verdict} under {change.setting.name}. {_question(sample)}"
+            chosen = "".join(f" {text}." for text in chosen_parts(model, sample, applied, limit))
+            caption = f"{change.title} under {change.setting.name}. {_question(sample)}{chosen}"
             views.append((caption, compare_view(before, after, title=sample.question)))
             if len(views) == 1:
                 views.append(_tokens(model, sample, change.setting.name, applied, after))
-        except ValueError as error:
-            failures.append(f"{stored.path.name}: no attention view of {sample.id}, since {error}.")
+        except (ValueError, KeyError) as error:
+            reason = error.args[0] if isinstance(error, KeyError) else error
+            failures.append(f"{stored.path.name}: no attention view of {sample.id}, since {reason}.")
     return views, failures
 
 
 def _interventions(files: RunFiles, stored: StoredSweep, setting: Setting) -> list[Intervention]:
-    recorded = next(entry for entry in stored.sweep.header["settings"] if entry["name"] == setting.name)
+    recorded = stored.described(setting)
     directions = [each.directions for each in files.directions]
     try:
         return [intervention_from(description, directions) for description in recorded["interventions"]]
-    except ValueError as error:
-        raise UnavailableError(f"{error}: put the directions' directory into the run's folder") from error
+    except (ValueError, KeyError) as error:
+        if "the directions with the digest" in str(error):
+            raise UnavailableError(f"{error}: put the directions' directory into the run's folder") from error
+        raise UnavailableError(f"the interventions of {setting.name} cannot be made again ({error})") from error
+
+
+def _method(stored: StoredSweep, setting: Setting) -> str:
+    """Kind of a setting's method; empty if it has none."""
+    return str(stored.described(setting).get("method", {}).get("kind", ""))
 
 
 def _look(
@@ -208,13 +257,17 @@ def _look(
     Raises:
         ValueError: If a response is empty, or the prompt does not fit the model's context.
     """
-    heads, prompt = _heads(applied), sample.prompt("long")
+    heads, prompt = _heads(model, applied), sample.prompt("long")
     before = response_attention(model, prompt, heads, max_new_tokens=limit, name="baseline")
     return before, response_attention(model, prompt, heads, interventions=applied, max_new_tokens=limit, name=name)
 
 
-def _heads(applied: Sequence[Intervention]) -> list[Head]:
-    return list(dict.fromkeys(head for intervention in applied for head in intervention.heads))[:_HEADS]
+def _heads(model: FocusModel, applied: Sequence[Intervention]) -> list[Head]:
+    """Heads to show. An intervention on all heads is shown in the last layers."""
+    layers, heads = reversed(range(model.shape.n_layers)), range(model.shape.n_heads)
+    every = [Head(layer, head) for layer in layers for head in heads]
+    acting = [every if intervention.heads is None else intervention.heads for intervention in applied]
+    return list(dict.fromkeys(head for heads in acting for head in heads))[:_HEADS]
 
 
 def _question(sample: MultiDocSample) -> str:
@@ -225,7 +278,7 @@ def _tokens(
     model: FocusModel, sample: MultiDocSample, name: str, applied: Sequence[Intervention], after: ResponseAttention
 ) -> tuple[str, AttentionView]:
     window = window_attention(
-        model, sample.prompt("long"), _heads(applied), margin=0, response=after.text, interventions=applied
+        model, sample.prompt("long"), _heads(model, applied), margin=0, response=after.text, interventions=applied
     )
     caption = (
         f"The same under {name}, token by token (circuitsvis): the sink, the relevant document, the question and the "

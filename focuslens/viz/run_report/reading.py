@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from focuslens.evaluation import Sweep, load_sweep
+from focuslens.evaluation import Setting, Sweep, load_sweep
 from focuslens.interventions.directions import FocusDirections
+from focuslens.viz.run_report.run_progress import SET_ASIDE
 
 __all__ = ["HeadScores", "PaperArtefact", "RunFiles", "StoredDirections", "StoredSweep", "read_run"]
 
@@ -22,9 +22,6 @@ _AT_MOST = 5_000
 
 _OWN = ("_files", "scores", "checkpoint")
 """Name endings of folders to skip: figures of a report, and intermediate files from which a run resumes."""
-
-_SET_ASIDE = re.compile(r"\.\d+$")
-"""Name ending of record files that a command renamed because their run had a different seed, model or version."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +48,30 @@ class StoredSweep:
         """Part of the data, such as ``validation``; empty if the sweep uses all data or has no recorded part."""
         part = str(self.sweep.header.get("data", {}).get("part", ""))
         return "" if part == "all" else part
+
+    def described(self, setting: Setting) -> Mapping[str, Any]:
+        """Description of a setting in the file, with its interventions and, if it has one, its method."""
+        return next(entry for entry in self.sweep.header["settings"] if entry["name"] == setting.name)
+
+    @property
+    def compared(self) -> list[Setting]:
+        """Settings on long prompts that have interventions, a method, or a parameter ``alpha`` or ``tau``."""
+        return [
+            setting
+            for setting in self.sweep.settings
+            if setting.case == "long"
+            and (
+                {"alpha", "tau"} & set(setting.parameters)
+                or self.described(setting).get("interventions")
+                or "method" in self.described(setting)
+            )
+        ]
+
+    @property
+    def varied(self) -> str:
+        """Parameter that the settings vary: ``alpha`` or ``tau``; empty if they vary neither."""
+        names = {name for setting in self.sweep.settings for name in setting.parameters}
+        return next((name for name in ("alpha", "tau") if name in names), "")
 
     @property
     def done(self) -> int:
@@ -104,6 +125,7 @@ class RunFiles:
         directions: Focus directions.
         artefacts: Tables and figures of the paper.
         responses: Paths and contents of ``generate.json`` files.
+        attributions: Paths and contents of ``attribution.json`` files.
         pages: Paths of the HTML pages that commands wrote.
         unread: Result files that could not be read, and folders that were not searched, each with the reason.
     """
@@ -114,16 +136,18 @@ class RunFiles:
     directions: tuple[StoredDirections, ...] = ()
     artefacts: tuple[PaperArtefact, ...] = ()
     responses: tuple[tuple[Path, Mapping[str, Any]], ...] = ()
+    attributions: tuple[tuple[Path, Mapping[str, Any]], ...] = ()
     pages: tuple[Path, ...] = ()
     unread: tuple[tuple[Path, str], ...] = ()
 
     @property
     def headers(self) -> list[Mapping[str, Any]]:
-        """Header of each result: head scores, sweeps, directions, artefacts and responses, in this order."""
+        """Header of each result: head scores, sweeps, directions, artefacts, responses and attributions, in order."""
         headers = [scores.header for scores in self.heads] + [stored.sweep.header for stored in self.sweeps]
         headers += [stored.directions.provenance for stored in self.directions]
         headers += [artefact.content.get("header", {}) for artefact in self.artefacts]
-        return [header for header in [*headers, *(content for _, content in self.responses)] if header]
+        headers += [content for _, content in (*self.responses, *self.attributions)]
+        return [header for header in headers if header]
 
 
 def read_run(root: Path) -> RunFiles:
@@ -144,7 +168,7 @@ def read_run(root: Path) -> RunFiles:
     if not files.headers and not files.unread:
         raise FileNotFoundError(
             f"{root} holds no results: no records of a sweep (.jsonl), heads.json, results.json, directions.json, "
-            "artefact.json or generate.json; name the --out of a command that has run"
+            "artefact.json, generate.json or attribution.json; name the --out of a command that has run"
         )
     return files
 
@@ -159,6 +183,7 @@ class _Reader:
         self.directions: list[StoredDirections] = []
         self.artefacts: list[PaperArtefact] = []
         self.responses: list[tuple[Path, Mapping[str, Any]]] = []
+        self.attributions: list[tuple[Path, Mapping[str, Any]]] = []
         self.pages: list[Path] = []
         self.unread: list[tuple[Path, str]] = []
 
@@ -170,6 +195,7 @@ class _Reader:
             tuple(self.directions),
             tuple(self.artefacts),
             tuple(self.responses),
+            tuple(self.attributions),
             tuple(self.pages),
             tuple(self.unread),
         )
@@ -203,10 +229,14 @@ class _Reader:
             self.read_sweep(path)
         elif path.name == "directions.json":
             self.directions.append(StoredDirections(path.parent, FocusDirections.load(path.parent)))
-        elif path.name in ("heads.json", "results.json", "generate.json", "artefact.json"):
+        elif path.name in ("heads.json", "results.json", "generate.json", "attribution.json", "artefact.json"):
             content = json.loads(path.read_text())
             if path.name == "generate.json":
                 self.responses.append((path, content))
+            elif path.name == "attribution.json":
+                if not {"samples", "heads", "responses"} <= content.keys():
+                    raise ValueError("it has no answers of focuslens attribute")
+                self.attributions.append((path, content))
             elif path.name == "artefact.json":
                 self.artefacts.append(PaperArtefact(path.parent, content))
             elif "scores" in content:
@@ -216,7 +246,7 @@ class _Reader:
 
     def read_sweep(self, path: Path) -> None:
         """Read a file of sweep records. Skip files that a command set aside, and JSON-lines files of other kinds."""
-        if _SET_ASIDE.search(path.stem):
+        if SET_ASIDE.search(path.stem):
             return
         with path.open("rb") as file:
             first = file.readline()

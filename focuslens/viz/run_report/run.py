@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from focuslens.viz.report import Section, write_sections
+from focuslens.viz.run_report.attributions import attribution_section
 from focuslens.viz.run_report.examples import Sources, examples_section
 from focuslens.viz.run_report.reading import RunFiles, read_run
 from focuslens.viz.run_report.sections import (
@@ -49,7 +50,8 @@ def write_run_report(
     output = ReportFolder(Path(page) if page is not None else root / "report.html", root)
     sections = _sections(output, files)
     examples = examples_section(files, sources or Sources(), log)
-    sections += [examples] if examples else [_no_examples(files)]
+    if examples or files.sweeps or not files.attributions:
+        sections.append(examples or _no_examples(files))
     if files.unread:
         unread = tuple(f"{path.relative_to(root)} could not be read: {why}" for path, why in files.unread)
         sections.append(Section("unread", "What could not be read", missing=unread))
@@ -78,6 +80,7 @@ def _sections(output: ReportFolder, files: RunFiles) -> list[Section]:
     sweeps.sort(key=lambda stored: stored.part == "validation")
     sections += [sweep_section(output, stored, files.sweeps) for stored in sweeps]
     sections += [directions_section(output, stored) for stored in files.directions]
+    sections += [attribution_section(output, path, content) for path, content in files.attributions]
     return sections + [responses_section(output, path, content) for path, content in files.responses]
 
 
@@ -134,6 +137,13 @@ def _data(description: Mapping[str, Any]) -> str:
     part = "" if description.get("part") == "all" else description.get("part")
     choice = description.get("distractors", "random")
     distractors = "" if choice == "random" else f"distractors by {choice}, "
+    rows = description.get("rows")
+    if rows is not None:
+        counted = f"{description.get('samples')} of {rows} rows, form {description.get('form')}"
+        return (
+            f"{description.get('file')}{f' ({part})' if part else ''}: {counted}, prompts "
+            f"{str(description.get('prompts_sha256'))[:16]}"
+        )
     return (
         f"{description.get('file')}{f' ({part})' if part else ''}: {description.get('samples')} samples of "
         f"{description.get('num_documents')} documents, gold at {description.get('gold_positions')}, {distractors}"

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from focuslens.evaluation import Setting, Sweep, best_setting, bootstrap_mean
+from focuslens.evaluation import Setting, best_setting, bootstrap_mean
 from focuslens.heads import Head
 from focuslens.scores.contextual_scores import KINDS
 from focuslens.util.files import write_atomically
@@ -29,6 +29,7 @@ from focuslens.viz import (
     split_softmax_curves,
 )
 from focuslens.viz.report import Figure, Section, Table
+from focuslens.viz.run_report.chance import ABOVE, ABOVE_CAPTION, DOTS, chance_cells, chance_findings
 from focuslens.viz.run_report.reading import HeadScores, PaperArtefact, StoredDirections, StoredSweep
 
 __all__ = [
@@ -95,16 +96,14 @@ class ReportFolder:
 
 
 def chosen_setting(stored: StoredSweep, others: Sequence[StoredSweep]) -> tuple[Setting, str] | None:
-    """Best setting on contextual heads in a sweep, and a phrase that names the questions on which it was chosen.
+    """Best setting in a sweep that is no control, and a phrase that names the questions on which it was chosen.
 
     If ``others`` has a validation sweep with the settings and model of ``stored``, the setting is chosen on the
     validation sweep. Otherwise the setting is chosen on ``stored``, and the phrase is empty. The result is ``None`` if
-    ``stored`` has no setting with ``alpha`` or ``tau`` on contextual heads.
+    no setting on contextual heads changes anything.
     """
     contextual = [
-        setting
-        for setting in stored.sweep.settings
-        if {"alpha", "tau"} & set(setting.parameters) and setting.parameters.get("heads", "contextual") == "contextual"
+        setting for setting in stored.compared if setting.parameters.get("heads", "contextual") == "contextual"
     ]
     if not contextual:
         return None
@@ -139,9 +138,9 @@ def sweep_section(output: ReportFolder, stored: StoredSweep, others: Sequence[St
     )
     return Section(
         name,
-        f"{_title(sweep, name)}{part}",
+        f"{_title(stored, name)}{part}",
         findings=() if _chose_for_another(stored, others) else tuple(_sweep_findings(stored, others)),
-        figures=tuple(_sweep_figures(output, name, sweep)),
+        figures=tuple(_sweep_figures(output, name, stored)),
         tables=(table,),
         missing=(partial,) if stored.done < stored.wanted else (),
         links=((f"Every response: {stored.path.name}", output.link(stored.path)),),
@@ -153,13 +152,19 @@ def _row(row: Mapping[str, Any]) -> tuple[str | int | float, ...]:
     return (row["name"], row["em"], row["em_low"], row["em_high"], row.get("gained", "-"), row.get("lost", "-"), p)
 
 
-def _title(sweep: Sweep, name: str) -> str:
-    varied = {key for setting in sweep.settings for key in setting.parameters}
-    return "Split-softmax" if "tau" in varied else "Focus directions" if "alpha" in varied else f"Evaluation: {name}"
+_TITLES = {"split_softmax": "Split-softmax", "focus_steering": "Focus directions", "self_focus": "Self-focus"}
+
+
+def _title(stored: StoredSweep, name: str) -> str:
+    """Title of a sweep with interventions of one kind, beside random controls, or its name."""
+    described = [stored.described(setting) for setting in stored.compared]
+    kinds = {entry["kind"] for one in described for entry in one.get("interventions", ())} - {"random_focus"}
+    kinds |= {"method" for one in described if "method" in one}
+    return _TITLES.get(kinds.pop(), f"Evaluation: {name}") if len(kinds) == 1 else f"Evaluation: {name}"
 
 
 def _sweep_findings(stored: StoredSweep, others: Sequence[StoredSweep]) -> list[str]:
-    sweep, data = stored.sweep, stored.sweep.evaluations
+    data = stored.sweep.evaluations
     questions = len(set(next(iter(data.values())).question_ids))
     size = f"{stored.done} {stored.part + ' ' if stored.part else ''}samples of {questions} questions"
     findings: list[str] = []
@@ -176,11 +181,11 @@ def _sweep_findings(stored: StoredSweep, others: Sequence[StoredSweep]) -> list[
     test = data[setting.name].compare(data["baseline"])
     caveat = f"chosen {where}" if where else "chosen on the same questions, which makes the result optimistic"
     findings.append(
-        f"{_title(sweep, '')}: {setting.name}, {caveat}, gives {data[setting.name].em} against {data['baseline'].em} "
-        f"without; {_samples(test.only_first)} became right, {test.only_second} wrong (exact McNemar p = "
-        f"{test.p_value:.2g})."
+        f"{_title(stored, stored.name)}: {setting.name}, {caveat}, gives {data[setting.name].em} against "
+        f"{data['baseline'].em} without; {_samples(test.only_first)} became right, {test.only_second} wrong (exact "
+        f"McNemar p = {test.p_value:.2g})."
     )
-    return findings + _counterparts(sweep, setting)
+    return findings + _counterparts(stored, setting)
 
 
 def _samples(number: int) -> str:
@@ -190,10 +195,9 @@ def _samples(number: int) -> str:
 _CASES = {"gold": "with the relevant document alone", "negative": "without it"}
 
 
-def _counterparts(sweep: Sweep, chosen: Setting) -> list[str]:
+def _counterparts(stored: StoredSweep, chosen: Setting) -> list[str]:
     """Findings on the setting with the lowest accuracy and on a control with random heads, if the sweep has them."""
-    findings: list[str] = []
-    varied = [setting for setting in sweep.settings if {"alpha", "tau"} & set(setting.parameters)]
+    findings, sweep, varied = list[str](), stored.sweep, stored.compared
     worst = min(varied, key=lambda setting: sweep[setting.name].em.mean)
     if sweep[worst.name].em.mean < sweep["baseline"].em.mean and worst.name != chosen.name:
         test = sweep[worst.name].compare(sweep["baseline"])
@@ -201,9 +205,13 @@ def _counterparts(sweep: Sweep, chosen: Setting) -> list[str]:
             f"The lowest of all settings is {worst.name} with {sweep[worst.name].em}: {_samples(test.only_second)} "
             f"became wrong, {test.only_first} right (p = {test.p_value:.2g})."
         )
-    random = [setting for setting in varied if setting.parameters.get("heads") == "random"]
+    random = [
+        setting
+        for setting in varied
+        if setting.parameters.get("heads") == "random" and {"k", "tau"} <= setting.parameters.keys()
+    ]
     if random:
-        control = max(random, key=lambda setting: setting.parameters.get("k", 0))
+        control = max(random, key=lambda setting: setting.parameters["k"])
         test = sweep[control.name].compare(sweep["baseline"])
         findings.append(
             f"Control: {control.parameters['k']} random heads at tau = {control.parameters['tau']:g} give "
@@ -212,9 +220,10 @@ def _counterparts(sweep: Sweep, chosen: Setting) -> list[str]:
     return findings
 
 
-def _sweep_figures(output: ReportFolder, name: str, sweep: Sweep) -> list[Figure]:
-    varied = "tau" if _title(sweep, "") == "Split-softmax" else "alpha"
-    if not any(varied in setting.parameters and "k" in setting.parameters for setting in sweep.settings):
+def _sweep_figures(output: ReportFolder, name: str, stored: StoredSweep) -> list[Figure]:
+    sweep, varied = stored.sweep, stored.varied
+    fixed = {"heads": "contextual"} if varied == "tau" else {}
+    if not curves(sweep, varied, **fixed):
         return []
     levels = {key: sweep[key].em for key in ("baseline", "gold", "negative") if key in sweep.evaluations}
 
@@ -237,29 +246,33 @@ def heads_section(output: ReportFolder, stored: HeadScores) -> Section:
     frames = {case: pd.DataFrame(list(rows)) for case, rows in stored.cases.items() if rows}
     case = "long" if "long" in frames else next(iter(frames))
     scores = _matrix(frames[case])
+    chance = _matrix(frames[case], "chance") if "chance" in frames[case] else None
     best = [Head(int(row["layer"]), int(row["head"])) for row in stored.cases[case][:_OUTLINED]]
     name, n = output.name(stored.path), stored.sizes.get(case, 0)
     figure = output.figure(
         f"{name}-map" if name in ("heads", "results") else name,
-        f"Relevant contextual score of every head on {case} prompts; the best {len(best)} are outlined.",
-        lambda: head_map(scores, heads=best),
+        f"Relevant contextual score of every head on {case} prompts; the best {len(best)} are outlined."
+        f"{DOTS * (chance is not None)}",
+        lambda: head_map(scores, heads=best, chance=chance),
         frames[case],
     )
+    above = () if chance is None else ABOVE
     rows = tuple(
-        (key, stored.sizes.get(key, 0), _head_name(row), *(float(row[kind]) for kind in KINDS))
+        (key, stored.sizes.get(key, 0), _head_name(row), *chance_cells(row, (*KINDS, *above)))
         for key in frames
         for row in stored.cases[key][:_SHOWN_HEADS]
     )
     table = Table(
-        f"Contextual scores (share of the response's attention): the best {_SHOWN_HEADS} heads of each case",
-        ("case", "samples", "head", "relevant", "irrelevant", "irrelevant max", "sink"),
+        f"Contextual scores (share of the response's attention): the best {_SHOWN_HEADS} heads of each case"
+        f"{ABOVE_CAPTION * bool(above)}",
+        ("case", "samples", "head", *(kind.replace("_", " ") for kind in (*KINDS, *above))),
         rows,
     )
     missing = () if stored.intervals else (f"{stored.path.name} holds means without intervals.",)
     return Section(
         f"{name}-heads",
         "Contextual heads",
-        findings=_head_findings(stored, case, scores, n),
+        findings=(*_head_findings(stored, case, scores, n), *chance_findings(stored.header, case, scores, chance)),
         figures=(figure,),
         tables=(table,),
         missing=missing,
@@ -270,15 +283,15 @@ def _head_name(row: Mapping[str, Any]) -> str:
     return str(Head(int(row["layer"]), int(row["head"])))
 
 
-def _matrix(frame: pd.DataFrame) -> np.ndarray:
+def _matrix(frame: pd.DataFrame, column: str = "relevant") -> np.ndarray:
     layers, heads = frame["layer"].to_numpy(int), frame["head"].to_numpy(int)
     scores = np.full((layers.max() + 1, heads.max() + 1), np.nan)
-    scores[layers, heads] = frame["relevant"].to_numpy(float)
+    scores[layers, heads] = frame[column].to_numpy(float)
     return scores
 
 
 def _head_findings(stored: HeadScores, case: str, scores: np.ndarray, n: int) -> tuple[str, ...]:
-    first = stored.cases[case][0]
+    first = max(stored.cases[case], key=lambda row: row["relevant"])
     ends = stored.intervals.get(f"{first['layer']}/{first['head']}")
     interval = f" [{ends[0]:.3f}, {ends[1]:.3f}]" if ends else ""
     above = int((scores > 0.1).sum())
@@ -307,6 +320,12 @@ def directions_section(output: ReportFolder, stored: StoredDirections) -> Sectio
             f"score on the training prompts by {gain} (mean of heads, interval over heads) from the first epoch to the "
             "last."
         )
+    by_epoch = directions.provenance.get("answer_losses")
+    if by_epoch:
+        findings.append(
+            f"Training changed the loss per response token from {by_epoch[0]:.3f} in the first epoch to "
+            f"{by_epoch[-1]:.3f} in the last."
+        )
     norms = {"d_Q": directions.query.norm(dim=1)}
     if directions.key is not None:
         norms["d_K"] = directions.key.norm(dim=1)
@@ -315,9 +334,11 @@ def directions_section(output: ReportFolder, stored: StoredDirections) -> Sectio
             query, key = (values.double().numpy() for values in norms.values())
             caption = "Norms of the directions, in the order of the heads."
             figures.append(output.figure(f"{name}-norms", caption, lambda: norms_by_rank(query, key), frame))
+    if directions.rank:
+        norms["U V^T"] = directions.product_norms
     rows = tuple((head, *(float(values[i]) for values in norms.values())) for i, head in enumerate(names))
     table = Table("Norms of the directions", ("head", *norms), rows)
-    missing = () if losses is not None else ("These directions come without the losses of their training.",)
+    missing = () if losses is not None or by_epoch else ("These directions come without the losses of their training.",)
     return Section(f"{name}-vectors", "The directions", tuple(findings), tuple(figures), (table,), missing=missing)
 
 

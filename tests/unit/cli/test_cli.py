@@ -91,6 +91,49 @@ def test_heads_prints_four_scores_and_sparsity_and_writes_them(small, tmp_path, 
     assert (tmp_path / "head_map.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_heads_shows_the_chance_level_and_can_rank_by_the_excess(small, tmp_path, capsys):
+    assert main(["heads", *small, "--out", str(tmp_path / "raw"), "--top", "3"]) == 0
+    printed = capsys.readouterr().out
+    raw = json.loads((tmp_path / "raw" / "heads.json").read_text())
+    for row in raw["scores"]:
+        assert row["excess"] == pytest.approx(row["relevant"] - row["chance"], abs=1e-6)
+    assert len({row["chance"] for row in raw["scores"]}) == 1  # no layer has a window
+    assert raw["chance"]["row"] == pytest.approx(raw["scores"][0]["chance"], abs=1e-6)
+    assert raw["chance"]["row"] < raw["chance"]["documents"] < 1
+    assert f"would give the relevant document {raw['chance']['row']:.3f} of a row" in printed
+    assert [row["count"] for row in raw["sparsity_of_excess"]] == [
+        sum(row["excess"] > threshold for row in raw["scores"]) for threshold in (0.2, 0.1, 0.05)
+    ]
+    best = f"{raw['heads'][0][0]}/{raw['heads'][0][1]}"
+    low, high = raw["excess_intervals"][best]
+    assert low - 1e-6 <= raw["scores"][0]["excess"] <= high + 1e-6
+    assert "ranked_by" not in raw
+    for by in ("excess", "document-excess"):
+        assert main(["heads", *small, "--out", str(tmp_path / by), "--top", "3", "--by", by]) == 0
+        result, name = json.loads((tmp_path / by / "heads.json").read_text()), by.replace("-", "_")
+        assert result["ranked_by"] == name
+        assert [row[name] for row in result["scores"]] == sorted((row[name] for row in raw["scores"]), reverse=True)
+        assert [[row["layer"], row["head"]] for row in result["scores"]] == result["heads"]
+        assert fl.load_ranking(tmp_path / by / "heads.json") == [tuple(head) for head in result["heads"]]
+
+
+def test_heads_of_windows_are_marked_and_left_out(checkpoint, oracle_file, tmp_path, capsys):
+    options = ["--model", str(checkpoint("qwen2_window")), "--data", str(oracle_file), "--documents", "3"]
+    options += ["--gold-positions", "0,2", "--samples", "1", "--max-new-tokens", "2"]
+    assert main(["heads", *options, "--out", str(tmp_path)]) == 0
+    assert "window 24" in capsys.readouterr().out
+    result = json.loads((tmp_path / "heads.json").read_text())
+    assert result["kinds"] == ["full", "window 24", "window 24"]
+    assert len(result["heads"]) == 12
+    assert main(["heads", *options, "--out", str(tmp_path / "whole"), "--whole-prompt"]) == 0
+    assert "window 24" not in capsys.readouterr().out
+    seeing = json.loads((tmp_path / "whole" / "heads.json").read_text())["heads"]
+    assert seeing == [head for head in result["heads"] if head[0] == 0]
+    none = ["--model", str(checkpoint("mistral_window")), *options[2:]]
+    assert main(["heads", *none, "--whole-prompt"]) == 1
+    assert "--whole-prompt leaves no head" in capsys.readouterr().err
+
+
 def test_documents_are_fewer_where_the_context_is_short(tiny_checkpoint, oracle_file, capsys):
     common = ["--model", str(tiny_checkpoint), "--data", str(oracle_file), "--samples", "1", "--max-new-tokens", "2"]
     assert main(["heads", *common, "--split", "all", "--n-ctx", "220"]) == 0
@@ -243,6 +286,25 @@ def test_the_options_of_train_reach_the_training(small, tmp_path):
     assert len(written["provenance"]["losses"]) == 3
     assert written["site"] == "projection"
     assert written["heads"] == [[2, 1], [0, 3]]
+
+
+@pytest.mark.parametrize("objective", ["score", "answer"])
+def test_the_rank_and_the_objective_reach_the_training(objective, small, tmp_path, capsys):
+    (tmp_path / "heads.json").write_text("[[2, 1], [0, 3]]")
+    options = ["--heads", str(tmp_path / "heads.json"), "--epochs", "2", "--learning-rate", "0.05"]
+    options += ["--rank", "2", "--objective", objective, "--out", str(tmp_path / "out")]
+    assert main(["train", *small, *options]) == 0
+    made = fl.FocusDirections.load(tmp_path / "out")
+    assert (made.rank, made.provenance["settings"]["objective"]) == (2, objective)
+    printed = capsys.readouterr().out
+    if objective == "answer":
+        first, last = made.provenance["answer_losses"]
+        assert f"loss per response token in the first and last epoch of training: {first:.3f} -> {last:.3f}" in printed
+    else:
+        assert "relevant contextual score in the first and last epoch" in printed
+    directions = ["--directions", str(tmp_path / "out"), "--alpha", "1", "--k", "2"]
+    assert main(["steer", *small, *directions]) == 0
+    assert main(["report", str(tmp_path / "out")]) == 0
 
 
 def test_the_memory_for_activations_reaches_the_training(small, tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from focuslens import ContextualScores, Document, FocusDirections, MultiDocSample
+from focuslens import ContextualScores, Document, FocusDirections, FocusModel, MultiDocSample, load_ranking
 from focuslens.cli import demo, sweeps
 from focuslens.cli.common import SampleOptions, open_samples
 from focuslens.cli.main import _parser, main
@@ -126,6 +126,10 @@ def test_intervals_of_scores_draw_questions_and_leave_out_what_has_no_response()
     # and r, and 0.4 for one of each.
     assert list(found) == ["0/1"]
     assert found["0/1"] == pytest.approx([0.1, 1.0])
+    level = torch.zeros(4, 1, 4)
+    level[..., 0] = 0.25
+    above = score_intervals(replace(scores, chance=level), asked, [Head(0, 1)], seed=0, by="excess")
+    assert above["0/1"] == pytest.approx([-0.15, 0.75])
 
 
 def test_the_demo_offers_only_what_it_uses(capsys):
@@ -141,7 +145,9 @@ def test_controls_are_outside_every_contextual_set_of_the_sweep(load_model, capl
     ranking = [Head(layer, head) for layer in range(3) for head in range(4)]
     settings = sweeps.controls(model, ranking, [2, 7], tau=0.3, exclude=1, seed=0)
     assert [setting.parameters["k"] for setting in settings] == [2]
-    assert not set(ranking[:7]) & set(settings[0].interventions[0].heads)
+    chosen = settings[0].interventions[0].heads
+    assert chosen
+    assert not set(ranking[:7]) & set(chosen)
     assert "no random heads for --k 7: 5 heads are left beside the 7 best" in caplog.text
 
 
@@ -321,3 +327,20 @@ def test_everything_is_read_where_everything_is_used(tmp_path, checkpoint, capsy
     assert main(["heads", *options, "--split", "all"]) == 0
     assert main(["heads", *options]) == 1
     assert "leaves one part empty" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("form", "name"), [("qrhead", "qrheads.yaml"), ("duoattention", "duoattention")])
+def test_heads_writes_the_ranking_in_the_form_of_another_program(form, name, tmp_path, capsys):
+    command = ["heads", *MODEL, "--ranking-form", form, "--top", "3"]
+    assert main(command) == 1
+    assert f"--ranking-form {form} writes a file; give --out" in capsys.readouterr().err
+    assert main([*command, "--out", str(tmp_path), "--json"]) == 0
+    assert str(tmp_path / name) in json.loads(capsys.readouterr().out)["written"]
+    shape = FocusModel.demo(device="cpu").shape
+    best, written = load_ranking(tmp_path / "heads.json"), load_ranking(tmp_path / name, shape=shape)
+    if form == "qrhead":
+        assert written == best[:3]
+    else:
+        group = shape.n_heads // shape.n_key_value_heads
+        assert len(written) == len(best)
+        assert written[0] == (best[0].layer, best[0].head // group * group)

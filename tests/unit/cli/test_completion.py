@@ -90,8 +90,8 @@ def test_the_other_shells_read_their_script(shell, capsys, tmp_path):
 
 
 def test_every_command_has_a_function_to_run_and_an_example_of_its_own():
-    assert len(COMMANDS) == 16
-    assert len({command.run for command in COMMANDS.values()}) == 16
+    assert len(COMMANDS) == 19
+    assert len({command.run for command in COMMANDS.values()}) == 19
     for name, command in COMMANDS.items():
         assert command.example.startswith(f"focuslens {name} ")
 

@@ -22,9 +22,13 @@ REQUIRED = {
     "generate": ["--sample", "0"],
     "helmet make-recall": ["--lengths", "8", "--tokenizer", "demo"],
     "report": ["."],
+    "watch": ["."],
     "published": ["."],
 }
-DIRECTORY_COMMANDS = [*(name for name in COMMANDS if name not in ("report", "models", "cache")), "helmet make-recall"]
+DIRECTORY_COMMANDS = [
+    *(name for name in COMMANDS if name not in ("report", "watch", "models", "cache")),
+    "helmet make-recall",
+]
 
 
 @pytest.fixture(autouse=True)

@@ -110,6 +110,42 @@ def test_findings_are_those_of_the_records(run: Path):
     assert f"raised their relevant score on the training prompts by {gain:.3f} [" in text
 
 
+def test_scores_are_shown_beside_the_chance_level(run: Path):
+    heads, html = json.loads((run / "heads" / "heads.json").read_text()), page_of(run)
+    rows = table(html, "Contextual scores (share of the response")
+    assert rows[0][-3:] == ["chance", "excess", "document excess"]
+    for row, scores in zip(rows[1:], heads["scores"], strict=False):
+        assert float(row[-2]) == pytest.approx(scores["relevant"] - scores["chance"], abs=6e-4)
+    text = Elements(html).text
+    above = [row for row in heads["scores"] if row["relevant"] > 0.1]
+    best = max(heads["scores"], key=lambda row: row["excess"])
+    low, high = heads["excess_intervals"][f"{best['layer']}/{best['head']}"]
+    assert f"Even attention would give {heads['chance']['row']:.3f} to the relevant document" in text
+    assert (
+        f"Of the {len(above)} heads above a tenth, {sum(row['excess'] > 0 for row in above)} are above chance" in text
+    )
+    name = f"L{best['layer']}H{best['head']}"
+    assert f"{name} exceeds it most, by {best['excess']:.3f} [{low:.3f}, {high:.3f}]" in text
+    assert "Dots mark scores above chance" in html
+
+
+def test_a_file_of_an_earlier_version_is_shown_without_the_chance_level(copy: Path):
+    path = copy / "heads" / "heads.json"
+    content = json.loads(path.read_text())
+    for name in ("chance", "sparsity_of_excess", "excess_intervals"):
+        del content[name]
+    kept = ("layer", "head", "relevant", "irrelevant", "irrelevant_max", "sink")
+    content["scores"] = [{name: row[name] for name in kept} for row in content["scores"]]
+    path.write_text(json.dumps(content))
+    write_run_report(copy, sources=Sources(views=0))
+    html = page_of(copy)
+    assert table(html, "Contextual scores (share of the response")[0] == [
+        "case", "samples", "head", "relevant", "irrelevant", "irrelevant max", "sink",
+    ]  # fmt: skip
+    assert "Even attention" not in html
+    assert "Dots mark" not in html
+
+
 def test_tables_hold_every_setting_with_its_interval(run: Path):
     html = page_of(run)
     records = records_of(run / "steer" / "steering.jsonl")

@@ -43,6 +43,29 @@ def test_head_map_puts_layers_down_and_heads_across():
     assert ax.images[0].norm.vmin == 0
 
 
+def test_a_head_map_marks_scores_above_chance():
+    scores = np.array([[0.3, 0.1, 0.2], [0.05, np.nan, 0.4]])
+    chance = np.array([[0.2, 0.2, 0.2], [0.01, 0.01, 0.5]])
+    ax: Any = viz.head_map(scores, chance=chance, title="Scores")
+    (dots,) = ax.collections
+    assert sorted(map(tuple, dots.get_offsets().tolist())) == [(0.0, 0.0), (0.0, 1.0)]  # (head, layer)
+    assert ax.get_title(loc="left") == "Scores\ndots: 2 heads above chance"
+    assert not viz.head_map(scores).collections
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_chance_of_other_heads_is_refused():
+    with pytest.raises(ValueError, match=r"chance has the shape \(1, 3\), and scores have \(2, 3\)"):
+        viz.head_map(np.zeros((2, 3)), chance=np.zeros((1, 3)))
+
+
+def test_a_map_of_excess_diverges_from_zero():
+    ax: Any = viz.head_map(np.array([[0.3, -0.1], [0.0, np.nan]]), center=0.0)
+    norm = ax.images[0].norm
+    assert (norm.vmin, norm.vmax) == pytest.approx((-0.3, 0.3))
+    assert ax.images[0].cmap.name == "PuOr_r"
+
+
 @pytest.mark.parametrize("head", [(3, 0), (0, 5), (-1, 0)])
 def test_head_map_refuses_heads_that_do_not_exist(head: tuple[int, int]):
     with pytest.raises(ValueError, match=re.escape(f"head {head} is not in scores of 3 layers with 5 heads")):
@@ -307,3 +330,13 @@ def test_groups_of_heads_are_told_apart_and_counted():
 def test_groups_without_a_name_or_colour_are_refused(groups: list[list[int]], names: tuple[str, ...], message: str):
     with pytest.raises(ValueError, match=message):
         viz.head_groups(np.array(groups), names)
+
+
+def test_a_head_map_hatches_layers():
+    axes = viz.head_map(np.zeros((3, 4)), hatched=[0, 2])
+    bands: list[Any] = [patch for patch in axes.patches if patch.get_hatch()]
+    assert [round(band.get_y() + 0.5) for band in bands] == [0, 2]
+    assert all(band.get_width() == 4 for band in bands)
+    assert "2 layers hatched" in axes.get_title(loc="left")
+    with pytest.raises(ValueError, match="layer 3 is not in scores of 3 layers"):
+        viz.head_map(np.zeros((3, 4)), hatched=[3])
