@@ -32,18 +32,19 @@ from unittest.mock import patch
 import torch
 from bench_contestants import CONTESTANTS as TASKS
 from bench_contestants import WORK, PaperTraining, focus_training
+from bench_families import FAMILIES, FAMILY_TITLES, family_bench
 from bench_model import SHORTEST, Bench, Contestant
 from bench_overhead import OVERHEAD, OVERHEAD_TITLES, overhead_bench
 from bench_page import DEMO_BAR, TITLES, table, write
 from bench_real import REAL, REAL_DOCUMENTS, REAL_TITLES, RealBench
 from tqdm.auto import tqdm
 
-from focuslens.directions import training
+from focuslens.directions import training_state
 from focuslens.interventions import directions
 from focuslens.util.files import versions, write_atomically
 from focuslens.util.record_file import RecordFile
 
-CONTESTANTS = {**TASKS, **OVERHEAD, **REAL}
+CONTESTANTS = {**TASKS, **OVERHEAD, **REAL, **FAMILIES}
 LENGTHS = (1024, 4096, 16384, 32768)
 DTYPES = {"cpu": "float32", "cuda": "bfloat16"}
 FORMULA = "samples * (caching + heads * epochs * step)"
@@ -137,6 +138,16 @@ def overhead(options: argparse.Namespace, device: str, dtype: str) -> dict[str, 
         bench = overhead_bench(Path(folder) / "model", device, dtype)
         bench.make_checkpoint()
         return {work: time_work(bench, work, options.rounds) for work in OVERHEAD_TITLES}
+
+
+def families(options: argparse.Namespace, device: str, dtype: str) -> dict[str, Any]:
+    """Times on random models of other families."""
+    found: dict[str, Any] = {}
+    for family in FAMILY_TITLES:
+        with tempfile.TemporaryDirectory() as folder:
+            bench = family_bench(family, Path(folder), options.length, device, dtype)
+            found[family] = time_work(bench, family, options.rounds)
+    return found
 
 
 def real(options: argparse.Namespace, device: str, dtype: str) -> dict[str, Any] | str:
@@ -263,7 +274,7 @@ def counted_writes() -> Generator[dict[str, list[int]]]:
 
     write_records = RecordFile.write
     with (
-        patch.object(training, "write_atomically", counted),
+        patch.object(training_state, "write_atomically", counted),
         patch.object(directions, "write_atomically", counted),
         patch.object(RecordFile, "write", counted_records),
     ):
@@ -297,6 +308,7 @@ def measure(options: argparse.Namespace, bench: Bench) -> dict[str, Any]:
     return {
         "time": times,
         "overhead": overhead(options, bench.device, bench.dtype),
+        "families": families(options, bench.device, bench.dtype),
         "real": real(options, bench.device, bench.dtype),
         "memory": memory,
         "length": lengths,

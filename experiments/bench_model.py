@@ -45,6 +45,7 @@ class Bench:
         dtype: Dtype of the models' weights.
         new_tokens: Number of tokens to generate.
         shape: Sizes of the random model.
+        question: Question of the prompt.
     """
 
     directory: Path
@@ -53,6 +54,7 @@ class Bench:
     dtype: str = "float32"
     new_tokens: int = 16
     shape: Shape = Shape()
+    question: str = "What was it?"
 
     def make_checkpoint(self) -> None:
         """Write the random model. Every call writes the same weights.
@@ -97,7 +99,7 @@ class Bench:
         def with_words(n: int) -> fl.MultiDocSample:
             cuts = [i * n // documents for i in range(documents + 1)]
             texts = tuple(fl.Document("The", " ".join(words[a:b])) for a, b in pairwise(cuts))
-            return fl.MultiDocSample("What was it?", ("nothing at all",), texts, documents // 2, "bench")
+            return fl.MultiDocSample(self.question, ("nothing at all",), texts, documents // 2, "bench")
 
         if self.length < SHORTEST:
             raise ValueError(f"length is {self.length}; a prompt with some documents has at least {SHORTEST} tokens")

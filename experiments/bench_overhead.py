@@ -7,6 +7,7 @@ thread, a prompt of 256 tokens and 32 new tokens. nnsight and TransformerLens do
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ __all__ = ["OVERHEAD", "OVERHEAD_TITLES", "overhead_bench"]
 
 HEADS, TAU, ALPHA = 20, 0.3, 0.3
 FLOOR = "Hugging Face, fused"
+QUESTION = "What was it that the first of the people saw in the old house?"
+"""Question of about 16 tokens, whose rows choose in self-focus."""
 
 
 def overhead_bench(directory: Path, device: str, dtype: str) -> Bench:
@@ -59,6 +62,10 @@ def _scoring(model: fl.FocusModel, bench: Bench) -> Callable[[], Any]:
 
 def _splitting(model: fl.FocusModel, bench: Bench) -> Callable[[], Any]:
     return _generating(model, bench, fl.SplitSoftmax(_heads(model.shape.n_layers), TAU))
+
+
+def _self_focusing(model: fl.FocusModel, bench: Bench) -> Callable[[], Any]:
+    return _generating(model, bench, fl.SelfFocus(_heads(model.shape.n_layers), TAU, rows="tail"))
 
 
 def _steering(model: fl.FocusModel, bench: Bench) -> Callable[[], Any]:
@@ -199,11 +206,22 @@ def _focuslens(work: Callable[[fl.FocusModel, Bench], Callable[[], Any]]) -> dic
     }
 
 
+def _self_focus(backend: str, name: str) -> dict[str, Contestant]:
+    """Plain generation and self-focus on one kind of model, on a prompt with :data:`QUESTION`."""
+
+    def contestant(work: Callable[[fl.FocusModel, Bench], Callable[[], Any]]) -> Contestant:
+        return Contestant(lambda bench: work(bench.focus(backend), replace(bench, question=QUESTION)))
+
+    return {f"{name}, plain": contestant(_generating), f"{name}, self-focus": contestant(_self_focusing)}
+
+
 OVERHEAD_TITLES = {
     "overhead_plain": "Generate 32 tokens",
     "overhead_scored": "Generate 32 tokens and score all heads",
     "overhead_split": "Generate 32 tokens with split-softmax on 20 heads",
     "overhead_steered": "Generate 32 tokens with 20 heads steered",
+    "overhead_focus": "Generate 32 tokens with a HookedTransformer, plain or with self-focus by 20 heads",
+    "overhead_focus_bridge": "Generate 32 tokens with a TransformerBridge, plain or with self-focus by 20 heads",
     "overhead_sweep": "Run 78 split-softmax settings on one sample of 32 tokens",
 }
 """Tasks of this file, and the headings of their tables."""
@@ -228,6 +246,8 @@ OVERHEAD: dict[str, dict[str, Contestant]] = {
         "nnsight": _nnsight("sdpa", _nnsight_steering),
         "TransformerLens": _lens(_steering_hooks),
     },
+    "overhead_focus": _self_focus("hooked", "HookedTransformer"),
+    "overhead_focus_bridge": _self_focus("bridge", "TransformerBridge"),
     "overhead_sweep": _focuslens(_sweeping),
 }
 """Contestants of each task, by name."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from bench_contestants import WORK
+from bench_families import FAMILY_TITLES
 from bench_overhead import OVERHEAD_TITLES
 from bench_real import REAL_TITLES, real_rates
 
@@ -69,9 +70,18 @@ def decoding_tables(measured: Mapping[str, Any]) -> list[str]:
     return lines
 
 
+def family_tables(measured: Mapping[str, Any]) -> list[str]:
+    """Markdown tables of the tasks on random models of other families."""
+    return [
+        line
+        for family, rows in measured.get("families", {}).items()
+        for line in times_table(FAMILY_TITLES[family], rows)
+    ]
+
+
 def device_tables(measured: Mapping[str, Any]) -> list[str]:
     """Markdown tables of all measurements on one device."""
-    lines = [*shared_tables(measured), *decoding_tables(measured)]
+    lines = [*shared_tables(measured), *family_tables(measured), *decoding_tables(measured)]
     lengths = list(next(iter(measured["length"].values()))["lengths"])
     header = ["", *(f"{length:,}" for length in lengths)]
     above = [

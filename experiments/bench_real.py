@@ -80,13 +80,27 @@ def _scoring(backend: str, new_tokens: int = NEW_TOKENS) -> Contestant:
     return Contestant(prepare)
 
 
+def _generating(new_tokens: int, *, focused: bool) -> Contestant:
+    """Generation without scores, plain or with self-focus: eight heads choose, and twenty are focused."""
+
+    def prepare(bench: Bench) -> Callable[[], Any]:
+        model, prompt, ranking = bench.focus("hooked"), bench.encoded(), fl.load_ranking(NAME)
+        interventions = [fl.SelfFocus(ranking[:8], 0.3, focused=ranking[:20])] if focused else []
+        return lambda: model.generate(prompt, interventions, max_new_tokens=new_tokens)
+
+    return Contestant(prepare)
+
+
 FLOOR, HOOKED, BRIDGE = "Hugging Face, fused", "FocusLens, HookedTransformer", "FocusLens, TransformerBridge"
 PROMPT_ONLY = "{}, one new token"
+PLAIN, FOCUSED = f"{HOOKED}, without scores", f"{HOOKED}, self-focus without scores"
 REAL: dict[str, dict[str, Contestant]] = {
     f"real_{documents}": {
         FLOOR: Contestant(plain_generation, part="a plain generation"),
         HOOKED: _scoring("hooked"),
         BRIDGE: _scoring("bridge"),
+        PLAIN: _generating(NEW_TOKENS, focused=False),
+        FOCUSED: _generating(NEW_TOKENS, focused=True),
         PROMPT_ONLY.format(FLOOR): Contestant(_with_one_token),
         PROMPT_ONLY.format(HOOKED): _scoring("hooked", 1),
         PROMPT_ONLY.format(BRIDGE): _scoring("bridge", 1),

@@ -29,14 +29,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path, help="folder of focuslens paper")
     parser.add_argument("--out", type=Path, required=True, help="folder of the published files")
+    parser.add_argument("--only", choices=ARTEFACTS, help="one artefact, without scores and rankings")
     parser.add_argument("--assets", type=Path, help="the package's folder of assets, focuslens/assets")
     args = parser.parse_args(argv)
     args.out.mkdir(parents=True, exist_ok=True)
-    for key in ARTEFACTS:
+    for key in ARTEFACTS if args.only is None else [args.only]:
         if (artefact := args.run / key / "artefact.json").is_file():
             publish_artefact(artefact, args.out)
-    for records in sorted(args.run.glob("*/*.jsonl")):
+    for records in sorted(args.run.glob(f"{args.only or '*'}/*.jsonl")):
         publish_sweep(records, args.out / f"{records.parent.name}-{records.stem}.jsonl.gz")
+    if args.only is not None:
+        return
     publish_scores(args.run / "measured", args.out / "relevant_scores.safetensors")
     if (ranking := args.run / "ranking.json").is_file():
         (args.out / "ranking.json").write_text(compact(ranking))

@@ -58,7 +58,7 @@ def changed_sample(records: Path) -> AttentionView:
         fl.response_attention(
             model,
             sample.prompt("long"),
-            applied[0].heads[:HEADS],
+            (applied[0].heads or ())[:HEADS],
             interventions=interventions,
             max_new_tokens=sweep.header["max_new_tokens"],
             name=name,

@@ -11,7 +11,7 @@ import gzip
 import json
 import re
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -47,16 +47,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--write", action="store_true", help="put the tables into docs/real-models.md")
     args = parser.parse_args(argv)
     if args.write:
-        PAGE.write_text(filled(PAGE.read_text()))
+        PAGE.write_text(filled(PAGE.read_text(), tables()))
         draw(RESULTS / FIRST, FIGURE)
     else:
         for name, table in tables().items():
             print(f"## {name}\n\n{table}\n")
 
 
-def filled(page: str) -> str:
+def filled(page: str, made: Mapping[str, str]) -> str:
     """The page with every table between ``<!-- table: NAME -->`` and ``<!-- end -->``."""
-    made = tables()
 
     def replaced(match: re.Match[str]) -> str:
         return f"<!-- table: {match[1]} -->\n\n{made[match[1]]}\n\n<!-- end -->"

@@ -20,6 +20,7 @@ from tests.support.versions import needs_hooked
 
 bench = pytest.importorskip("bench", reason="the experiments are not here")
 import bench_contestants as contestants  # noqa: E402
+import bench_families  # noqa: E402
 import bench_model as models  # noqa: E402
 import bench_overhead  # noqa: E402
 import bench_page  # noqa: E402
@@ -345,6 +346,25 @@ def test_all_generate_the_same_tokens_under_the_same_edits(work: str, many_layer
 
 @pytest.mark.slow
 @needs_hooked
+def test_self_focus_chooses_in_a_prompt_of_the_same_length(many_layers: Any):
+    found = {
+        name: contestant.prepare(many_layers)()
+        for work in ("overhead_focus", "overhead_focus_bridge")
+        for name, contestant in bench_overhead.OVERHEAD[work].items()
+    }
+    tokens = {name: response_of(one) for name, one in found.items()}
+    assert {len(own) for own in tokens.values()} == {8}
+    for kind in ("plain", "self-focus"):
+        assert tokens[f"HookedTransformer, {kind}"] == tokens[f"TransformerBridge, {kind}"]
+    prompt = replace(many_layers, question=bench_overhead.QUESTION).encoded()
+    ((start, end),) = prompt.spans["question"]
+    assert len(prompt.tokens) == 256
+    assert 12 <= end - start <= 24
+    assert tokens["HookedTransformer, plain"] != tokens["HookedTransformer, self-focus"]
+
+
+@pytest.mark.slow
+@needs_hooked
 def test_peers_read_the_masses_that_are_scored(many_layers: Any):
     pytest.importorskip("nnsight")
     work = bench_overhead.OVERHEAD["overhead_scored"]
@@ -353,6 +373,29 @@ def test_peers_read_the_masses_that_are_scored(many_layers: Any):
     _, masses = work["nnsight"].prepare(replace(many_layers, new_tokens=9))()
     rows = torch.stack([mass[0] for mass in masses]).unflatten(0, (9, 28))[1:]
     torch.testing.assert_close(rows.mean(dim=0)[None], torch.as_tensor(scores), atol=1e-5, rtol=1e-3)
+
+
+def _with_all_experts(config: Any) -> Any:
+    if hasattr(config, "num_experts_per_tok"):
+        config.num_experts_per_tok = config.num_local_experts
+    return config
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", list(bench_families.FAMILY_TITLES))
+def test_models_of_other_families_have_the_scores_of_all_patterns(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """FocusLens's scores are what Hugging Face's own attentions give, and the model runs on the engine."""
+    # Every expert acts. If some are chosen, two of them can have equal scores but for rounding, and the model jumps.
+    config_of = bench_families._config
+    monkeypatch.setattr(bench_families, "_config", lambda name: _with_all_experts(config_of(name)))
+    made = bench_families.family_bench(family, tmp_path, 540, "cpu", "float32")
+    runs = {name: one.prepare(made) for name, one in bench_families.FAMILIES[family].items()}
+    plain, scores, masses = (run() for run in runs.values())
+    assert plain.shape == (1, 540 + made.new_tokens)
+    assert float((scores.relevant[0] - masses).abs().max()) < 1e-5
+    assert float(masses.max()) > 0.05
 
 
 def test_without_the_real_model_the_page_says_why(monkeypatch: pytest.MonkeyPatch):
@@ -392,12 +435,19 @@ def fake_results() -> dict[str, Any]:
                 }
                 for work in bench_overhead.OVERHEAD_TITLES
             },
+            "families": {
+                family: {
+                    name: {"seconds": next(number) + 0.25, "ratio": next(number) + 0.75, "measured": f"part of {name}"}
+                    for name in ("first", "ours")
+                }
+                for family in bench_families.FAMILY_TITLES
+            },
             "real": {
                 work: {
                     "tokens": next(number),
                     "time": {
                         name: {"seconds": seconds, "ratio": next(number) + 0.75, "measured": "all of it"}
-                        for name, seconds in zip(rows, (5, 6, 7, 2, 3, 4), strict=True)
+                        for name, seconds in zip(rows, (5, 6, 7, 8, 9, 2, 3, 4), strict=True)
                     },
                 }
                 for work, rows in bench_real.REAL.items()
@@ -426,7 +476,7 @@ def test_the_table_has_the_numbers_of_the_results():
     assert "41 s (bar: 90)" in table
     cut = lines.index("### cuda, bfloat16")
     for found, part in zip(results["results"].values(), (lines[:cut], lines[cut:]), strict=True):
-        for rows in found["time"].values():
+        for rows in (*found["time"].values(), *found["families"].values()):
             for name, row in rows.items():
                 assert f"| {name} | {row['seconds']:.2f} | {row['ratio']:.2f} | part of {name} |" in part
         for rows in found["overhead"].values():
@@ -519,7 +569,10 @@ def test_the_whole_of_it_writes_its_files(tmp_path: Path, monkeypatch: pytest.Mo
     assert results["cores"] == os.cpu_count()
     assert sum(command[1:4] == ["-m", "focuslens", "demo"] for command in commands) == 1
     found = results["results"]["cpu, float32"]
-    assert set(found) == {"time", "overhead", "real", "memory", "length", "written"}
+    assert set(found) == {"time", "families", "overhead", "real", "memory", "length", "written"}
+    assert {work: set(rows) for work, rows in found["families"].items()} == {
+        work: set(contestants) for work, contestants in bench_families.FAMILIES.items()
+    }
     assert set(found["overhead"]) == set(bench_overhead.OVERHEAD_TITLES)
     ours = "FocusLens, HookedTransformer"
     assert set(found["overhead"]["overhead_plain"]) == {

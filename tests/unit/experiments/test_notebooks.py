@@ -50,8 +50,8 @@ def texts(outputs: list[Any]) -> list[str]:
     return said
 
 
-def test_there_are_six_and_they_are_numbered():
-    assert [path.stem.partition("_")[0] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06"]
+def test_there_are_seven_and_they_are_numbered():
+    assert [path.stem.partition("_")[0] for path in NOTEBOOKS] == ["01", "02", "03", "04", "05", "06", "07"]
 
 
 @each_notebook
