@@ -162,7 +162,7 @@ class SampleOptions:
                 name,
                 part=part,
                 questions=n if n is not None else None if self.all_rows else self.samples,
-                every_position=self.in_order,
+                in_order=self.in_order,
                 seed=self.seed,
                 template=self.template,
                 own=self.own,

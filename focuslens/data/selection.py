@@ -65,8 +65,8 @@ class SampleSelection:
         questions: Maximum number of questions. For a file, ``None`` means all questions in the part. For the corpus,
             ``None`` means 100 questions.
         every_position: Whether each question gives one sample per gold position. If false, each question gives one
-            sample, and the gold positions are balanced over the questions. In a user's table, every row is a sample,
-            ``questions`` counts rows, and this is whether the samples keep the order of the table.
+            sample, and the gold positions are balanced over the questions. A user's table has no gold positions to
+            choose: every row is a sample, and ``questions`` counts rows.
         validation: Size of the part ``validation`` of a file. A value below 1 is a share of the training half. A value
             of 1 or more is a number of questions, limited to half of the training half. 0 means no validation part.
         seed: Random seed of the corpus or of the file's distractors. It is also the seed of splits and draws.
@@ -78,6 +78,7 @@ class SampleSelection:
         template: Wording of the prompts; ``None`` for that of the benchmark.
         own: Form of a user's table; ``None`` for other data. The numbers and positions of documents, and the choice of
             distractors, have no effect on a table.
+        in_order: Whether samples that are drawn from a user's table keep its order.
         path: Path to the file; ``None`` if ``file`` is the path. The path is not part of the description.
 
     Raises:
@@ -97,6 +98,7 @@ class SampleSelection:
     distractors: DistractorChoice = "random"
     template: PromptTemplate | None = None
     own: OwnForm | None = None
+    in_order: bool = False
     path: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -115,7 +117,8 @@ class SampleSelection:
         Raises:
             ValueError: If the description does not have the format that this version of the package writes.
         """
-        if description.get("in_memory") or "file" not in description:
+        # Of a plain list of samples, result files describe no more than its prompts.
+        if description.get("in_memory") or ("prompts_sha256" in description and "file" not in description):
             raise ValueError(
                 f"the samples were given in Python, as {description.get('file', 'a list')}, and not in a file; write "
                 "them to a file, and load that"
@@ -128,6 +131,7 @@ class SampleSelection:
                 limit=description["limit"],
                 steps=tuple(map(_known_step, description["selection"])),
                 template=None if template is None else PromptTemplate.of(template),
+                in_order=bool(description.get("in_order", False)),
                 path=file,
                 **_documents_of(description),
                 # A description by ``MultiDocData`` has no part, because its steps define the whole selection.
@@ -149,6 +153,7 @@ class SampleSelection:
             "seed": self.seed,
             "limit": self.limit,
             **({"distractors": self.distractors} if self.own is None else {}),
+            **({"in_order": True} if self.in_order else {}),
             **described_template(self.template),
             "selection": [dict(step) for step in self.steps],
         }
@@ -217,7 +222,7 @@ class SampleSelection:
         if self.own is not None:
             n = len(data) if self.questions is None else min(self.questions, len(data))
             rows = data.sample(n, self.seed, per_question=False)
-            return rows.in_order() if self.every_position else rows
+            return rows.in_order() if self.in_order else rows
         n = data.questions if self.questions is None else min(self.questions, data.questions)
         drawn = data.sample(n, self.seed)
         if not self.every_position:

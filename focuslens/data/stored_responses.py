@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
+from focuslens.data._cells import whole
 from focuslens.data._columns import cell_of_row, usual_names
 from focuslens.data._passages import listed_names
 from focuslens.data._rows import Row, Rows, open_rows
@@ -134,7 +135,7 @@ def _of_row(row: Row, column: str, where: str) -> StoredResponse:
 def _text(row: Row, name: str) -> str | None:
     """Text of a cell; ``None`` if there is none."""
     try:
-        value = cell_of_row(row, name)
+        value = whole(cell_of_row(row, name))
     except ValueError:
         return None
     return str(value).strip() or None if isinstance(value, str | int) and not isinstance(value, bool) else None

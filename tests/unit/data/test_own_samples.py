@@ -7,6 +7,7 @@ import gzip
 import hashlib
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import pytest
 
 import focuslens as fl
 from focuslens.data.own_samples import load_samples
-from focuslens.data.selection import SampleSelection
+from focuslens.data.selection import SampleSelection, own_form
 from focuslens.prompts.template import PromptTemplate
 
 ROWS: list[dict[str, Any]] = [
@@ -327,6 +328,19 @@ def test_a_draw_can_take_all_samples_of_its_questions() -> None:
     for n in (0, 9):
         with pytest.raises(ValueError, match=f"n is {n}; it must be 1 to 8, the number of samples"):
             data.sample(n, per_question=False)
+
+
+def test_a_drawn_selection_of_a_table_keeps_its_order_if_asked(tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [row(question=f"{i}?", documents=[f"text {i}"]) for i in range(8)])
+    drawn = SampleSelection("a.jsonl", part="all", questions=5, own=own_form(path), path=path)
+    ordered = replace(drawn, in_order=True)
+    names = [one.documents[0].text for one in drawn.open()]
+    assert names != sorted(names)
+    assert [one.documents[0].text for one in ordered.open()] == sorted(names)
+    assert "in_order" not in drawn.describe()
+    for selection in (drawn, ordered):
+        described = json.loads(json.dumps(selection.describe()))
+        assert list(SampleSelection.reopen(described, path).open()) == list(selection.open())
 
 
 def test_messages_of_a_row_stand_before_the_prompt() -> None:

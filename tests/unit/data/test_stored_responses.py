@@ -93,6 +93,14 @@ def test_a_file_is_matched_by_the_column_of_ids_that_the_samples_have(columns: A
     assert responses_of_file(lines(tmp_path / "one.jsonl", rows), samples, columns) == RESPONSES
 
 
+def test_whole_floats_are_the_ids_of_a_file_of_integers(tmp_path: Path) -> None:
+    rows = [{"id": i, "query": "which?", "contexts": [f"door {i}"]} for i in range(3)]
+    samples = fl.load_samples(lines(tmp_path / "own.jsonl", rows))
+    # A column of integers with a gap, as pandas writes it.
+    given = [{"id": i, "response": f"door {i:.0f}"} for i in (2.0, 0.0, 1.0)]
+    assert responses_of_file(lines(tmp_path / "a.jsonl", given), samples) == ["door 0", "door 1", "door 2"]
+
+
 def test_ids_that_can_mean_two_columns_of_the_data_are_refused(tmp_path: Path) -> None:
     path = lines(tmp_path / "own.jsonl", ROWS)
     file = lines(tmp_path / "ids.jsonl", [{"id": row["id"], "response": row["response"]} for row in ROWS])
