@@ -26,6 +26,7 @@ from focuslens.model.engine import KeyValueCache, Pass, is_hooked
 from focuslens.model.lean_attention import Tail
 from focuslens.model.lean_choice import Watch, has_global_hooks, roots_of
 from focuslens.model.lean_layer import LeanLayer, keys_and_values, run_layer
+from focuslens.model.lean_products import Scratch
 from focuslens.model.lean_recorded import NotRecorded, PassInputs, RecordedLayer, RecordedRun, Recorder
 from focuslens.util.notes import MinorWarning
 
@@ -157,8 +158,16 @@ class LeanDecoder:
     ) -> None:
         self._layers, self._cache, self._recorder = _Layers(backend, plan, hooks), cache, recorder
         self._runs = self._layers.runs()
+        scratch, recorded = Scratch(), recorder is not None
         self._tails = {
-            i: Tail(cache.layers[i].segments, limit, layer.scale, self._layers.edits[i], recorded=recorder is not None)
+            i: Tail(
+                cache.layers[i].segments,
+                limit,
+                layer.scale,
+                self._layers.edits[i],
+                recorded=recorded,
+                scratch=scratch,
+            )
             for i, layer in enumerate(plan)
             if layer is not None
         }

@@ -7,13 +7,14 @@ kernels as possible, and convert nothing that has the right type: for one row, a
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from focuslens.model.attention import Segment
+from focuslens.model.lean_products import Part, Scratch, in_type_of, mixed, products, written_mixture, written_products
 
 __all__ = ["EXACT", "Edits", "Tail"]
 
@@ -31,19 +32,6 @@ _SMALL = 2**20
 """Keys of all prompts of a batch up to this number of bytes are copied into the buffer of later rows, which saves three
 calls per row. For more keys, reading them takes longer than the calls."""
 
-_NARROW = 16
-"""On a CPU, a product with fewer columns than this takes up to four times as long as its transpose. They are the
-dimensions of a head."""
-
-
-class _Part(NamedTuple):
-    """Keys and values of a segment, with one matrix for each prompt and key-value head."""
-
-    keys: Float[Tensor, "matrix d_head column"]
-    values: Float[Tensor, "matrix column d_head"]
-    prompts: int
-    copies: int
-
 
 class Tail:
     """Keys and values of one layer: those of the prompt, which are shared, and those of later rows.
@@ -57,6 +45,7 @@ class Tail:
         scale: Factor that multiplies the query-key products.
         edits: Functions on scores and patterns.
         recorded: Whether passes will be recorded, which begins with :meth:`reserve`.
+        scratch: Memory for scores, which the tails of other layers can use too.
 
     Attributes:
         hidden: Keys that the rows of the current pass do not attend to, ``[#row 1 1 key]``; ``None`` if they attend to
@@ -65,19 +54,27 @@ class Tail:
     """
 
     def __init__(
-        self, segments: Sequence[Segment], limit: int, scale: float, edits: Edits, *, recorded: bool = False
+        self,
+        segments: Sequence[Segment],
+        limit: int,
+        scale: float,
+        edits: Edits,
+        *,
+        recorded: bool = False,
+        scratch: Scratch | None = None,
     ) -> None:
         self._limit, self._scale, self.edits = limit, scale, edits
+        self._scratch = Scratch() if scratch is None else scratch
         self._n, self._size = 0, 0
         self._keys = self._values = torch.empty(0)
-        self._parts: list[_Part] = []
+        self._parts: list[Part] = []
         self._slot: Tensor | None = None
         self.hidden: Bool[Tensor, "#row 1 1 key"] | None = None
         if not recorded and _is_small(segments):
             self._copy(segments)
         else:
             self._parts += [
-                _Part(part.keys.flatten(0, 1).mT, part.values.flatten(0, 1), len(part.keys), part.copies)
+                Part(part.keys.flatten(0, 1).mT, part.values.flatten(0, 1), len(part.keys), part.copies)
                 for part in segments
             ]
 
@@ -150,46 +147,41 @@ class Tail:
         kv = keys.shape[1]
         newest = self._append(keys, values)
         grouped = ((q if q.dtype in EXACT else q.float()) * self._scale).reshape(rows * kv, heads // kv, d_head)
-        if self._parts:
-            scores = _joined([_products(grouped, part, kv) for part in (*self._parts, newest)])
+        parts = (*self._parts, newest)
+        # What is recorded must stay in its own memory.
+        is_written = len(parts) > 1 and self._slot is None and q.device.type == "cpu"
+        if is_written:
+            scores = written_products(self._scratch, grouped, parts, kv)
+        elif len(parts) > 1:
+            scores = _joined([products(grouped, part, kv) for part in parts]).view(rows, heads, 1, -1)
         else:
-            scores = torch.bmm(grouped, _as(newest.keys, grouped))
-        scores = scores.view(rows, heads, 1, -1)
+            scores = torch.bmm(grouped, in_type_of(grouped, newest.keys)).view(rows, heads, 1, -1)
         if self.hidden is not None:
             scores.masked_fill_(self.hidden, -torch.inf)
-        pattern = _pattern(scores, self.edits) if self.edits else scores.softmax(dim=-1)
+        pattern = _pattern(scores, self.edits, is_written) if self.edits else _softmax(scores, is_written)
         weights = pattern.view(rows * kv, heads // kv, -1)
-        z = self._mixed(weights, newest, kv) if self._parts else torch.bmm(weights, _as(newest.values, weights))
+        z = written_mixture(weights, parts, kv) if is_written else _mixture(weights, parts, kv)
         z = z.view(rows, heads, d_head)
         return z if q.dtype in EXACT else z.to(q.dtype)
 
-    def _mixed(self, weights: Float[Tensor, "matrix group key"], newest: _Part, kv: int) -> Tensor:
-        """Sums of all values, weighted by the pattern."""
-        first, mixed = 0, None
-        for part in (*self._parts, newest):
-            end = first + part.values.shape[1]
-            mixed, first = _mixture(weights[..., first:end], part, kv, mixed), end
-        assert mixed is not None
-        return mixed
-
-    def _append(self, keys: Float[Tensor, "row kv d_head"], values: Float[Tensor, "row kv d_head"]) -> _Part:
+    def _append(self, keys: Float[Tensor, "row kv d_head"], values: Float[Tensor, "row kv d_head"]) -> Part:
         """Append a column, and return the part of all columns in its buffer."""
         if self._slot is not None:
             self._keys.index_copy_(2, self._slot, keys.unsqueeze(2))
             self._values.index_copy_(2, self._slot, values.unsqueeze(2))
-            return _Part(self._key_matrices, self._value_matrices, len(keys), 1)
+            return Part(self._key_matrices, self._value_matrices, len(keys), 1)
         if self.is_full:
             self._renew(keys)
         n = self._n
         self._keys.select(2, n).copy_(keys)
         self._values.select(2, n).copy_(values)
         self._n = n = n + 1
-        return _Part(self._key_matrices[:, :, :n], self._value_matrices[:, :n], len(keys), 1)
+        return Part(self._key_matrices[:, :, :n], self._value_matrices[:, :n], len(keys), 1)
 
     def _renew(self, like: Float[Tensor, "row kv d_head"]) -> None:
         """Keep a full buffer, and make the next one."""
         if self._n:
-            self._parts.append(_Part(self._key_matrices, self._value_matrices, len(like), 1))
+            self._parts.append(Part(self._key_matrices, self._value_matrices, len(like), 1))
         self._n = 0
         self._allocate(like, 0)
 
@@ -215,17 +207,18 @@ def _is_small(segments: Sequence[Segment]) -> bool:
     return 0 < size <= _SMALL and all(segment.copies == 1 for segment in segments)
 
 
-def _as(x: Tensor, like: Tensor) -> Tensor:
-    return x if x.dtype == like.dtype else x.to(like.dtype)
+def _softmax(scores: Float[Tensor, "row head 1 key"], in_place: bool) -> Float[Tensor, "row head 1 key"]:
+    # The kernel reads a row before it writes it, so that the result can take the place of the scores.
+    return torch.softmax(scores, dim=-1, out=scores) if in_place else scores.softmax(dim=-1)
 
 
-def _pattern(scores: Float[Tensor, "row head 1 key"], edits: Edits) -> Float[Tensor, "row head 1 key"]:
+def _pattern(scores: Float[Tensor, "row head 1 key"], edits: Edits, in_place: bool) -> Float[Tensor, "row head 1 key"]:
     """Softmax of scores, with the functions on scores and pattern."""
     dtype, on_scores = scores.dtype, edits.get("hook_attn_scores", ())
     for edit in on_scores:
         changed = edit(scores)
         scores = scores if changed is None else changed.to(dtype)
-    pattern = scores.softmax(dim=-1)
+    pattern = _softmax(scores, in_place)
     if on_scores:  # If a hook masks every key of a row, the softmax of that row is NaN. Its output is set to zero.
         pattern = torch.where(pattern.isnan(), 0, pattern)
     for edit in edits.get("hook_pattern", ()):
@@ -234,34 +227,16 @@ def _pattern(scores: Float[Tensor, "row head 1 key"], edits: Edits) -> Float[Ten
     return pattern.contiguous()
 
 
-def _products(
-    grouped: Float[Tensor, "matrix group d_head"], part: _Part, kv: int
-) -> Float[Tensor, "prompt copy kv group key"]:
-    """Query-key products. Those over shared keys are strided, so that they are copied only where they are joined."""
-    keys, copies, prompts = _as(part.keys, grouped), part.copies, part.prompts
-    _, group, d_head = grouped.shape
-    if copies == 1:
-        return torch.bmm(grouped, keys).view(prompts, 1, kv, group, -1)
-    by_prompt = grouped.view(prompts, copies, kv, group, d_head).transpose(1, 2).reshape(prompts * kv, -1, d_head)
-    return torch.bmm(by_prompt, keys).view(prompts, kv, copies, group, -1).transpose(1, 2)
-
-
 def _joined(products: Sequence[Tensor]) -> Tensor:
     """Products of all columns, in the order of axes of the most shared ones."""
     prompts = min(len(product) for product in products)
     return torch.cat([product.reshape(prompts, -1, *product.shape[2:]) for product in products], dim=-1)
 
 
-def _mixture(
-    weights: Float[Tensor, "matrix group key"], part: _Part, kv: int, earlier: Float[Tensor, "matrix group d"] | None
-) -> Float[Tensor, "matrix group d"]:
-    """Sums of the values, weighted by the pattern, added to those of earlier parts."""
-    values, copies, prompts = _as(part.values, weights), part.copies, part.prompts
-    if copies == 1:
-        return torch.bmm(weights, values) if earlier is None else torch.baddbmm(earlier, weights, values)
-    matrices, group, n = weights.shape
-    by_prompt = weights.view(prompts, copies, kv, group, n).transpose(1, 2).reshape(prompts * kv, -1, n)
-    narrow = values.shape[-1] < _NARROW
-    mixed = torch.bmm(values.mT, by_prompt.mT).mT if narrow else torch.bmm(by_prompt, values)
-    mixed = mixed.view(prompts, kv, copies, group, -1).transpose(1, 2).reshape(matrices, group, -1)
-    return mixed if earlier is None else earlier + mixed
+def _mixture(weights: Float[Tensor, "matrix group key"], parts: Sequence[Part], kv: int) -> Tensor:
+    """Sums of all values, weighted by the pattern."""
+    first, sums = 0, None
+    for part in parts:
+        sums, first = mixed(weights[..., first : first + part.columns], part, kv, sums), first + part.columns
+    assert sums is not None
+    return sums
