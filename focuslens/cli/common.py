@@ -21,6 +21,7 @@ from focuslens.cli.own_data import own_form_of, template_of
 if TYPE_CHECKING:
     import pandas as pd
 
+    from focuslens.data._views import KnownPart
     from focuslens.data.own_samples import OwnForm
     from focuslens.data.selection import DistractorChoice, Part, SampleSelection
     from focuslens.evaluation import Sweep
@@ -38,6 +39,7 @@ __all__ = [
     "open_samples",
     "print_sweep",
     "print_table",
+    "require_rows",
     "run_description",
 ]
 
@@ -66,6 +68,7 @@ class ModelOptions:
     chat: bool | None = None
     chat_template_kwargs: Mapping[str, str] = field(default_factory=dict[str, str])
     stop_strings: tuple[str, ...] | None = None
+    stop_tokens: tuple[int | str, ...] | None = None
     gguf_file: str | None = None
     original: bool = False
     compile: bool = False
@@ -75,8 +78,10 @@ class ModelOptions:
         """Model options from parsed arguments. :func:`options.add_model` adds these options to a parser."""
         plain = ("device", "device_map", "dtype", "backend", "n_ctx", "revision", "trust_remote_code", "chat")
         values = {name: getattr(args, name) for name in (*plain, "gguf_file", "original", "compile")}
-        stops = None if args.stop is None else tuple(args.stop)
-        return cls(args.model, **values, chat_template_kwargs=dict(args.chat_template_arg), stop_strings=stops)
+        values["chat_template_kwargs"] = dict(args.chat_template_arg)
+        values["stop_strings"] = None if args.stop is None else tuple(args.stop)
+        values["stop_tokens"] = None if args.stop_token is None else tuple(args.stop_token)
+        return cls(args.model, **values)
 
     @property
     def arguments(self) -> dict[str, Any]:
@@ -135,12 +140,13 @@ class SampleOptions:
             all_rows=own is not None and args.samples is None,
         )
 
-    def selection(self, part: Part, n: int | None = None) -> SampleSelection:
+    def selection(self, part: Part, n: int | None = None, having: tuple[KnownPart, ...] = ()) -> SampleSelection:
         """Selection of one sample per question, with the gold positions spread evenly over the questions.
 
         Args:
             part: Part of the data.
             n: Number of questions; ``None`` for the value of ``samples``. In a user's table, it counts rows.
+            having: Parts that the rows of a user's table must have. Samples of other data have all parts.
 
         Raises:
             ValueError: If the data do not have this part.
@@ -163,6 +169,7 @@ class SampleOptions:
                 part=part,
                 questions=n if n is not None else None if self.all_rows else self.samples,
                 in_order=self.in_order,
+                having=having,
                 seed=self.seed,
                 template=self.template,
                 own=self.own,
@@ -292,22 +299,39 @@ def open_executor(args: argparse.Namespace, options: ModelOptions) -> Generator[
         yield options.open() if pool is None else pool
 
 
-def open_samples(options: SampleOptions, part: Part, n: int | None = None) -> Samples:
+def open_samples(
+    options: SampleOptions, part: Part, n: int | None = None, having: tuple[KnownPart, ...] = ()
+) -> Samples:
     """Load samples from one part of the data: the part that ``--split`` names or, without ``--split``, ``part``.
 
     Args:
         options: Options that select samples.
         part: Part of the data to use if ``--split`` is not given.
         n: Number of questions; ``None`` for the value of ``--samples``.
+        having: Parts that the samples must have. Rows of a user's table without them are left out.
 
     Raises:
-        ValueError: If the data do not have this part.
+        ValueError: If the data do not have this part, or no row has the parts of ``having``.
     """
-    (opened,) = _open([options.selection(options.split or part, n)])
+    part = options.split or part
+    from focuslens.data._views import listed_parts
+
+    (opened,) = _open([options.selection(part, n, having)])
     if n is None and len(opened.samples) < opened.rows:
         counts = len(opened.samples), opened.rows
-        _LOG.info("%d of %d samples of %s; %s them", *counts, options.file, options.chosen_by)
+        without = f"; those without {listed_parts(having, 'or')} are left out" if having else ""
+        _LOG.info("%d of %d samples of %s; %s them%s", *counts, options.file, options.chosen_by, without)
     return opened
+
+
+def require_rows(options: SampleOptions, part: Part, having: tuple[KnownPart, ...]) -> None:
+    """Check, before a model is opened, that a user's table has rows with these parts.
+
+    Raises:
+        ValueError: If no row has all of the parts.
+    """
+    if options.own is not None:
+        options.selection(options.split or part, having=having).open()
 
 
 def _open(selections: Sequence[SampleSelection]) -> list[Samples]:

@@ -12,6 +12,7 @@ from focuslens.cli import options
 from focuslens.cli.command import Command
 from focuslens.cli.common import SampleOptions, open_samples
 from focuslens.cli.output import document
+from focuslens.cli.stops import add_stops
 
 __all__ = ["COMMAND"]
 
@@ -33,7 +34,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-new-tokens", type=options.positive, default=100, help="maximum tokens of a response (default 100)"
     )
-    options.add_stops(parser, "'\\n' and 'Question:' if the model has no chat template; none for 'demo'")
+    add_stops(parser, "'\\n' and 'Question:' if the model has no chat template; none for 'demo'")
     parser.add_argument("--seed", type=int, default=42, help="seed of the choice of samples (default 42)")
     options.add_out_directory(parser, required=True, help="directory for the task's files")
 
@@ -45,7 +46,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 
     command = _command(args.model, Path(args.out), args.name)
     stops = _default_stops(args.model) if args.stop is None else args.stop
-    data = open_samples(SampleOptions.of(args), "test")
+    data = open_samples(SampleOptions.of(args), "test", having=("answers",))
     path = write_harness_task(
         data.samples,
         args.out,

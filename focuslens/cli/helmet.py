@@ -19,7 +19,6 @@ from focuslens.cli.options import (
     add_directory,
     add_file,
     add_out_directory,
-    add_stops,
     integers,
     names,
     numbers,
@@ -27,6 +26,7 @@ from focuslens.cli.options import (
     path,
     positive,
 )
+from focuslens.cli.stops import add_stops
 from focuslens.model.batching import BATCH_TOKENS
 
 if TYPE_CHECKING:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +14,7 @@ from focuslens.cli import paths
 from focuslens.cli.completion import complete_paths
 from focuslens.cli.own_data import add_own_data
 from focuslens.cli.paths import Check
+from focuslens.cli.stops import add_stop_tokens, add_stops
 from focuslens.model.batching import BATCH_TOKENS
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "add_run",
     "add_samples",
     "add_seed",
-    "add_stops",
     "count",
     "dtype",
     "integers",
@@ -45,7 +44,6 @@ __all__ = [
     "positive",
     "positives",
     "require_positions",
-    "stop_string",
 ]
 
 
@@ -133,26 +131,6 @@ def dtype(text: str) -> str:
 _DTYPES = ("float32", "bfloat16", "float16", "float64")
 
 
-def stop_string(text: str) -> str:
-    r"""Parse a stop string, in which ``\n``, ``\t`` and ``\\`` stand for a new line, a tab and a backslash.
-
-    Raises:
-        argparse.ArgumentTypeError: If the text is empty, or a backslash is followed by something else.
-    """
-    if not text:
-        raise argparse.ArgumentTypeError("the stop string is empty; give --no-stop for no stop strings")
-    return re.sub(r"\\(.?)", _unescaped, text, flags=re.DOTALL)
-
-
-def _unescaped(escape: re.Match[str]) -> str:
-    if escape[1] not in _ESCAPES:
-        raise argparse.ArgumentTypeError(f"{escape.string!r} has {escape[0]!r}, which is none of \\n, \\t and \\\\")
-    return _ESCAPES[escape[1]]
-
-
-_ESCAPES = {"n": "\n", "t": "\t", "\\": "\\"}
-
-
 def names(text: str) -> list[str]:
     """Parse names separated by commas, such as ``json_kv,kilt_nq``."""
     return [part.strip() for part in text.split(",") if part.strip()]
@@ -232,18 +210,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
         group,
         "those of the checkpoint's generation config; without any, '\\n' and 'Question:' if there is no chat template",
     )
-
-
-def add_stops(group: Any, default: str) -> None:
-    """Add ``--stop`` and ``--no-stop``. ``default`` describes the stop strings without these options."""
-    group.add_argument(
-        "--stop",
-        type=stop_string,
-        action="append",
-        metavar="TEXT",
-        help=f"text that ends a response, such as '\\n'; repeatable; default: {default}",
-    )
-    group.add_argument("--no-stop", dest="stop", action="store_const", const=[], help="no text ends a response")
+    add_stop_tokens(group)
 
 
 def add_checkpoint(group: Any) -> None:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from focuslens.cli import cluster, options
 from focuslens.cli.command import Command
-from focuslens.cli.common import RunSettings, open_executor, open_samples
+from focuslens.cli.common import RunSettings, open_executor, open_samples, require_rows
 from focuslens.cli.figures import note_figures
 from focuslens.cli.rankings import get_ranking
 from focuslens.cli.sweeps import finish, first_heads, possible_counts, sweep_to
@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from focuslens.interventions.directions import open_directions
 
     settings = RunSettings.of(args)
+    require_rows(settings.samples, "test", ("answers",))
     note_figures(settings.out)
     directions = open_directions(args.directions)
     with open_executor(args, settings.model) as model:
@@ -54,7 +55,7 @@ def _sweep(
 ) -> dict[str, Any]:
     from focuslens.evaluation import Setting, steering_settings
 
-    data = open_samples(settings.samples, "test")
+    data = open_samples(settings.samples, "test", having=("answers",))
     ranking, source = get_ranking(args.heads, settings, model)
     steerable = set(directions.heads)
     heads = [head for head in ranking if head in steerable]

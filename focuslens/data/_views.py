@@ -8,11 +8,16 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
 
 from focuslens.prompts.sample import MultiDocSample
 
-__all__ = ["SampleViews"]
+__all__ = ["KnownPart", "SampleViews", "listed_parts"]
+
+KnownPart: TypeAlias = Literal["answers", "relevant"]
+"""Part that a sample of a user's table may lack: accepted answers, or a relevant document."""
+
+_KNOWN_PARTS = {"answers": "accepted answers", "relevant": "a relevant document"}
 
 if TYPE_CHECKING:
     _Views = TypeVar("_Views", bound="SampleViews")
@@ -159,6 +164,18 @@ class SampleViews(Sequence[MultiDocSample]):
         """The samples in the order of the source."""
         return self._view(sorted(self._picks), {"step": "order"})
 
+    def having(self: _Views, *parts: KnownPart) -> _Views:
+        """The samples that have all of these parts. An evaluation needs ``answers``, split-softmax ``relevant``.
+
+        Raises:
+            ValueError: If a part is unknown.
+        """
+        for part in parts:
+            if part not in _KNOWN_PARTS:
+                raise ValueError(f"{part!r} is no part that samples lack; the parts are {', '.join(_KNOWN_PARTS)}")
+        picks = [pick for pick in self._picks if _has(self._read(pick), parts)]
+        return self._view(picks, {"step": "having", "parts": list(parts)})
+
     def _view(self: _Views, picks: Sequence[int], step: Mapping[str, Any]) -> _Views:
         return self._with(picks, (*self._selection, step))
 
@@ -167,3 +184,12 @@ class SampleViews(Sequence[MultiDocSample]):
         for pick in self._picks:
             groups.setdefault(self._question(pick), []).append(pick)
         return groups
+
+
+def listed_parts(parts: Sequence[KnownPart], word: str) -> str:
+    """Parts of samples for a message, with ``and`` or ``or`` between them."""
+    return f" {word} ".join(_KNOWN_PARTS[part] for part in parts)
+
+
+def _has(sample: MultiDocSample, parts: Sequence[KnownPart]) -> bool:
+    return ("answers" not in parts or bool(sample.answers)) and ("relevant" not in parts or bool(sample.gold_indices))

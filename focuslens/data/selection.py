@@ -14,7 +14,7 @@ from focuslens.data._forms import checked_form
 from focuslens.data._jsonl import LineStore
 from focuslens.data._records import Kind, detect_kind, parse_object, parse_record
 from focuslens.data._rows import is_table
-from focuslens.data._views import SampleViews
+from focuslens.data._views import KnownPart, SampleViews, listed_parts
 from focuslens.data.multidoc import load_multidoc
 from focuslens.data.own_samples import OwnForm, open_own
 from focuslens.data.passages import PASSAGES, data_path
@@ -47,6 +47,7 @@ _STEPS = {
     "sample": ("n", "seed"),
     "slice": ("start", "stop", "by"),
     "order": (),
+    "having": ("parts",),
 }
 """Field names of a selection step, by kind of step. A draw of all samples of its questions has one more."""
 
@@ -79,6 +80,7 @@ class SampleSelection:
         own: Form of a user's table; ``None`` for other data. The numbers and positions of documents, and the choice of
             distractors, have no effect on a table.
         in_order: Whether samples that are drawn from a user's table keep its order.
+        having: Parts that the samples of a user's table must have; samples without them are left out of ``part``.
         path: Path to the file; ``None`` if ``file`` is the path. The path is not part of the description.
 
     Raises:
@@ -99,6 +101,7 @@ class SampleSelection:
     template: PromptTemplate | None = None
     own: OwnForm | None = None
     in_order: bool = False
+    having: tuple[KnownPart, ...] = ()
     path: Path | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
@@ -132,6 +135,7 @@ class SampleSelection:
                 steps=tuple(map(_known_step, description["selection"])),
                 template=None if template is None else PromptTemplate.of(template),
                 in_order=bool(description.get("in_order", False)),
+                having=tuple(description.get("having", ())),
                 path=file,
                 **_documents_of(description),
                 # A description by ``MultiDocData`` has no part, because its steps define the whole selection.
@@ -154,6 +158,7 @@ class SampleSelection:
             "limit": self.limit,
             **({"distractors": self.distractors} if self.own is None else {}),
             **({"in_order": True} if self.in_order else {}),
+            **({"having": list(self.having)} if self.having else {}),
             **described_template(self.template),
             "selection": [dict(step) for step in self.steps],
         }
@@ -163,7 +168,8 @@ class SampleSelection:
 
         Raises:
             FileNotFoundError: If the file does not exist.
-            ValueError: If the file or the corpus does not have the part, or if the file is invalid.
+            ValueError: If the file or the corpus does not have the part, if no sample has the parts of ``having``, or
+                if the file is invalid.
         """
         return open_selections([self])[0]
 
@@ -172,7 +178,7 @@ class SampleSelection:
     ) -> Sequence[MultiDocSample]:
         if self.own is not None:
             own = read_own(self.path or Path(self.file), replace(self.own, seed=self.seed), self.template, self.limit)
-            return self._drawn(self._part_of(_follow(own, self.steps)))
+            return self._drawn(self._complete(self._part_of(_follow(own, self.steps))))
         if self.file == SYNTHETIC:
             samples = self._of_corpus()
             return samples if self.template is None else [sample.with_template(self.template) for sample in samples]
@@ -215,6 +221,19 @@ class SampleSelection:
         if self.part == "validation":
             raise ValueError("part is 'validation', but validation is 0; set it to the number of validation questions")
         return train
+
+    def _complete(self, data: SampleViews) -> SampleViews:
+        """The samples that have the parts of ``having``."""
+        if not self.having:
+            return data
+        complete = data.having(*self.having)
+        if not complete:
+            raise ValueError(
+                f"none of the {len(data)} samples in the part {self.part!r} of {self.file} has "
+                f"{listed_parts(self.having, 'and')}; name the columns that hold them, or measure attention alone, as "
+                "focuslens attribute does"
+            )
+        return complete
 
     def _drawn(self, data: SampleViews) -> Sequence[MultiDocSample]:
         if self.every_position and self.questions is None:
@@ -284,6 +303,8 @@ def _follow(data: SampleViews, steps: Iterable[Mapping[str, Any]]) -> SampleView
             data = data.sample(step["n"], step["seed"], per_question=step.get("per_question", True))
         elif step["step"] == "order":
             data = data.in_order()
+        elif step["step"] == "having":
+            data = data.having(*step["parts"])
         else:
             data = data[step["start"] : step["stop"] : step["by"]]
     return data

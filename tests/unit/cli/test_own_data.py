@@ -104,17 +104,52 @@ def test_a_sweep_of_a_table_resumes_and_reports(checkpoint: Any, table: Path, tm
     assert reopen_samples(header, table) == list(load_samples(table, own_data.columns(COLUMNS)).split()[1].sample(3))
 
 
-def test_what_needs_answers_names_the_sample(checkpoint: Any, table: Path, tmp_path: Path, capsys: Any) -> None:
+def test_evaluations_of_a_table_without_answers_are_refused_before_a_model_is_opened(
+    checkpoint: Any, table: Path, tmp_path: Path, capsys: Any
+) -> None:
     columns = COLUMNS.replace("answers=answer,", "answers=none,")
     table.write_text(table.read_text().replace("answer,gold", "answer,gold,none").replace(",0\n", ",0,\n"))
-    command = ["--model", str(checkpoint("llama")), "--device", "cpu", "--data", str(table), "--columns", columns]
-    command += ["--max-new-tokens", "2"]
-    assert main(["heads", *command]) == 0
+    command = ["--device", "cpu", "--data", str(table), "--columns", columns, "--max-new-tokens", "2"]
+    assert main(["heads", *command, "--model", str(checkpoint("llama"))]) == 0
     assert "3 long prompts without accepted answers" in capsys.readouterr().out
     ranking = tmp_path / "ranking.json"
     ranking.write_text(json.dumps({"heads": [[1, 0]]}))
-    assert main(["split-softmax", *command, "--heads", str(ranking), "--k", "1"]) == 1
-    assert "@0' has no accepted answers (3 of 3 samples), and an evaluation compares" in capsys.readouterr().err
+    assert main(["split-softmax", *command, "--model", "none/such", "--heads", str(ranking), "--k", "1"]) == 1
+    message = "none of the 3 samples in the part 'test' of own.csv has accepted answers and a relevant document"
+    assert message in capsys.readouterr().err
+    assert main(["steer", *command, "--model", "none/such", "--directions", str(tmp_path), "--k", "1"]) == 1
+    assert "of own.csv has accepted answers; name the columns" in capsys.readouterr().err
+    harness = ["harness", *command[2:], "--model", "none/such", "--out", str(tmp_path / "task")]
+    assert main(harness) == 1
+    assert "of own.csv has accepted answers; name the columns" in capsys.readouterr().err
+
+
+def test_a_sweep_leaves_out_rows_without_answers_or_relevant_documents(
+    checkpoint: Any, table: Path, tmp_path: Path, capsys: Any
+) -> None:
+    lines = table.read_text().splitlines()
+    lines[1] = lines[1].removesuffix("red,0") + ",0"  # no answer
+    lines[2] = lines[2].removesuffix("0")  # no relevant document
+    table.write_text("\n".join(lines) + "\n")
+    (tmp_path / "ranking.json").write_text(json.dumps({"heads": [[1, 0], [0, 1]]}))
+    command = ["split-softmax", "--model", str(checkpoint("llama")), "--device", "cpu", "--data", str(table)]
+    command += ["--columns", COLUMNS, "--heads", str(tmp_path / "ranking.json"), "--tau", "0.3", "--k", "1"]
+    command += ["--split", "all", "--max-new-tokens", "2", "--out"]
+    assert main([*command, str(tmp_path / "out")]) == 0
+    said = f"4 of 6 samples of {table}; --samples and --split choose them; those without accepted answers or a relevant"
+    assert said in capsys.readouterr().err
+    header = json.loads((tmp_path / "out" / "split_softmax.jsonl").read_text().splitlines()[0])["header"]
+    whole = load_samples(table, own_data.columns(COLUMNS))
+    assert {one.question for one in reopen_samples(header, table)} == {one.question for one in whole[2:]}
+    assert main([*command, str(tmp_path / "two"), "--samples", "2"]) == 0
+    assert len(json.loads((tmp_path / "two" / "split_softmax.json").read_text())["settings"]) > 0
+    header = json.loads((tmp_path / "two" / "split_softmax.jsonl").read_text().splitlines()[0])["header"]
+    kept = whole.having("answers", "relevant")
+    assert reopen_samples(header, table) == list(kept.sample(2, per_question=False))
+    assert list(SampleSelection.reopen(kept.description, table).open()) == list(whole[2:])
+    assert [one.question for one in whole.having("answers")] == [one.question for one in whole[1:]]
+    with pytest.raises(ValueError, match="'gold' is no part that samples lack; the parts are answers, relevant"):
+        whole.having("gold")  # pyright: ignore[reportArgumentType]
 
 
 def test_heads_says_how_many_rows_rank_them(checkpoint: Any, table: Path, capsys: Any) -> None:

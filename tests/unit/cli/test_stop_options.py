@@ -1,4 +1,4 @@
-"""``--stop`` and ``--no-stop``: stop strings of the model of a command, and of a task for lm-evaluation-harness."""
+"""``--stop``, ``--no-stop`` and ``--stop-token``: what ends responses in a command and in lm-evaluation-harness."""
 
 from __future__ import annotations
 
@@ -49,6 +49,36 @@ def test_other_texts_are_refused(text: str, message: str, capsys: pytest.Capture
     with pytest.raises(SystemExit):
         parsed("--stop", text)
     assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [((), None), (("--stop-token", "<|im_end|>", "--stop-token", "17"), ("<|im_end|>", 17))],
+)
+def test_stop_tokens_are_ids_or_tokens(arguments: tuple[str, ...], expected: Any) -> None:
+    assert parsed(*arguments).arguments["stop_tokens"] == expected
+
+
+def test_an_empty_stop_token_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parsed("--stop-token", "")
+    assert "the stop token is empty; give an id" in capsys.readouterr().err
+
+
+def test_a_response_ends_at_the_token_that_was_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    wanted = ["generate", "--sample", "0", "--documents", "2", "--max-new-tokens", "20", "--no-stop"]
+    assert main([*wanted, "--out", str(tmp_path / "whole")]) == 0
+    whole = json.loads((tmp_path / "whole" / "generate.json").read_text())
+    model = fl.FocusModel.demo()
+    tokens = model.tokenizer(whole["responses"][0]["response"], add_special_tokens=False).input_ids
+    assert len(tokens) > 2
+    assert main([*wanted, "--stop-token", str(tokens[2]), "--out", str(tmp_path / "cut")]) == 0
+    cut = json.loads((tmp_path / "cut" / "generate.json").read_text())
+    assert cut["model"]["stop_tokens"] == [tokens[2]]
+    n = tokens.index(tokens[2])
+    assert cut["responses"][0]["response"] == model.tokenizer.decode(tokens[:n])
+    assert main([*wanted, "--stop-token", "<|no such|>"]) == 1
+    assert "stop_tokens has '<|no such|>', which is no single token of the vocabulary" in capsys.readouterr().err
 
 
 def test_a_response_ends_at_the_string_that_was_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
