@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -73,15 +75,23 @@ def run_facts(folder: str | Path) -> dict[str, str]:
 
 def _sections(output: ReportFolder, files: RunFiles) -> list[Section]:
     inside = {artefact.path for artefact in files.artefacts}
-    sections = [artefact_section(output, artefact) for artefact in files.artefacts]
-    sections += [heads_section(output, scores) for scores in files.heads]
+    found = [(artefact.path, artefact_section(output, artefact)) for artefact in files.artefacts]
+    found += [(scores.path, heads_section(output, scores)) for scores in files.heads]
     sweeps = [stored for stored in files.sweeps if stored.path.parent not in inside]
     # Validation sweeps, on which settings are chosen, come after the sweeps that report the chosen settings.
     sweeps.sort(key=lambda stored: stored.part == "validation")
-    sections += [sweep_section(output, stored, files.sweeps) for stored in sweeps]
-    sections += [directions_section(output, stored) for stored in files.directions]
-    sections += [attribution_section(output, path, content) for path, content in files.attributions]
-    return sections + [responses_section(output, path, content) for path, content in files.responses]
+    found += [(stored.path, sweep_section(output, stored, files.sweeps)) for stored in sweeps]
+    found += [(stored.path, directions_section(output, stored)) for stored in files.directions]
+    found += [(path, attribution_section(output, path, content)) for path, content in files.attributions]
+    found += [(path, responses_section(output, path, content)) for path, content in files.responses]
+    # Sections of one title are told apart by the paths of their results.
+    titles = Counter(section.title for _, section in found)
+    return [
+        section
+        if titles[section.title] == 1
+        else replace(section, title=f"{section.title} ({path.relative_to(output.root).as_posix()})")
+        for path, section in found
+    ]
 
 
 def _no_examples(files: RunFiles) -> Section:
