@@ -76,7 +76,8 @@ class SelfFocus:
             prompt with a text and a span ``question``.
         min_margin: Smallest margin with which a choice is sure.
         max_entropy: Largest entropy with which a choice is sure.
-        max_sink: Largest mean attention to the first two tokens with which a choice is sure.
+        max_sink: Largest mean attention to the first two tokens with which a choice is sure. The mass of gpt-oss's
+            sinks, which have no token, is not counted.
     """
 
     by: tuple[Head, ...] | HeadVotes
