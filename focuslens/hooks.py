@@ -95,11 +95,12 @@ class RowHook:
         hook: The hook, ``(tensor, hook) -> tensor or None``. It finds the rows to change.
         on_rows: Function ``(tensor) -> tensor or None`` that changes all rows of a tensor, in place or in a copy;
             ``None`` means the tensor itself. The axes are ``[batch row head d_head]`` for queries, keys and outputs of
-            heads, and ``[batch head row key]`` for scores and patterns, whose keys are all columns so far.
+            heads, and ``[batch head row key]`` for scores and patterns, whose keys are all columns so far. The tensor
+            may change after the call, so that a function keeps copies.
         every_row: Whether the hook changes the rows of prompts too.
-        reads: Whether ``on_rows`` only reads its tensor. The tensor may change after the call. Other functions must
-            depend on nothing but the tensor, because passes can be recorded (``compile=True``). In recorded passes
-            the keys include later columns, whose scores are minus infinity.
+        reads: Whether ``on_rows`` only reads its tensor. Other functions must depend on nothing but the tensor, because
+            passes can be recorded (``compile=True``). In recorded passes the keys include later columns, whose scores
+            are minus infinity.
     """
 
     def __init__(

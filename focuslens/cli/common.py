@@ -39,7 +39,6 @@ __all__ = [
     "open_samples",
     "print_sweep",
     "print_table",
-    "require_rows",
     "run_description",
 ]
 
@@ -103,7 +102,8 @@ class SampleOptions:
     are ranked on the training part, and accuracy is measured on the test part.
 
     In a user's table, every row is a sample. ``all_rows`` takes all of them instead of ``samples``, and ``in_order``
-    keeps their order. ``chosen_by`` names the options that leave out rows.
+    keeps their order. ``chosen_by`` names the options that leave out rows. ``having`` are parts that the rows must
+    have, and ``left_out`` counts the rows without them in the part that :meth:`requiring` has read.
     """
 
     file: str = "synthetic"
@@ -118,6 +118,8 @@ class SampleOptions:
     all_rows: bool = False
     in_order: bool = False
     chosen_by: str = "--samples and --split choose"
+    having: tuple[KnownPart, ...] = ()
+    left_out: int = 0
 
     @classmethod
     def of(cls, args: argparse.Namespace) -> SampleOptions:
@@ -140,13 +142,26 @@ class SampleOptions:
             all_rows=own is not None and args.samples is None,
         )
 
-    def selection(self, part: Part, n: int | None = None, having: tuple[KnownPart, ...] = ()) -> SampleSelection:
+    def requiring(self, part: Part, *having: KnownPart) -> SampleOptions:
+        """The options without those rows of a user's table that lack one of the parts, if there are any.
+
+        Commands call this before they open a model. ``part`` is used if ``--split`` is not given.
+
+        Raises:
+            ValueError: If no row has all of the parts.
+        """
+        if self.own is None:
+            return self
+        every = replace(self, all_rows=True).selection(self.split or part)
+        whole, complete = (len(one.open()) for one in (every, replace(every, having=having)))
+        return self if whole == complete else replace(self, having=having, left_out=whole - complete)
+
+    def selection(self, part: Part, n: int | None = None) -> SampleSelection:
         """Selection of one sample per question, with the gold positions spread evenly over the questions.
 
         Args:
             part: Part of the data.
             n: Number of questions; ``None`` for the value of ``samples``. In a user's table, it counts rows.
-            having: Parts that the rows of a user's table must have. Samples of other data have all parts.
 
         Raises:
             ValueError: If the data do not have this part.
@@ -169,7 +184,7 @@ class SampleOptions:
                 part=part,
                 questions=n if n is not None else None if self.all_rows else self.samples,
                 in_order=self.in_order,
-                having=having,
+                having=self.having,
                 seed=self.seed,
                 template=self.template,
                 own=self.own,
@@ -299,39 +314,25 @@ def open_executor(args: argparse.Namespace, options: ModelOptions) -> Generator[
         yield options.open() if pool is None else pool
 
 
-def open_samples(
-    options: SampleOptions, part: Part, n: int | None = None, having: tuple[KnownPart, ...] = ()
-) -> Samples:
+def open_samples(options: SampleOptions, part: Part, n: int | None = None) -> Samples:
     """Load samples from one part of the data: the part that ``--split`` names or, without ``--split``, ``part``.
 
     Args:
         options: Options that select samples.
         part: Part of the data to use if ``--split`` is not given.
         n: Number of questions; ``None`` for the value of ``--samples``.
-        having: Parts that the samples must have. Rows of a user's table without them are left out.
 
     Raises:
-        ValueError: If the data do not have this part, or no row has the parts of ``having``.
+        ValueError: If the data do not have this part.
     """
-    part = options.split or part
     from focuslens.data._views import listed_parts
 
-    (opened,) = _open([options.selection(part, n, having)])
+    (opened,) = _open([options.selection(options.split or part, n)])
     if n is None and len(opened.samples) < opened.rows:
-        counts = len(opened.samples), opened.rows
-        without = f"; those without {listed_parts(having, 'or')} are left out" if having else ""
+        counts, n_without = (len(opened.samples), opened.rows), options.left_out
+        without = f"; {n_without} without {listed_parts(options.having)} left out" if n_without else ""
         _LOG.info("%d of %d samples of %s; %s them%s", *counts, options.file, options.chosen_by, without)
     return opened
-
-
-def require_rows(options: SampleOptions, part: Part, having: tuple[KnownPart, ...]) -> None:
-    """Check, before a model is opened, that a user's table has rows with these parts.
-
-    Raises:
-        ValueError: If no row has all of the parts.
-    """
-    if options.own is not None:
-        options.selection(options.split or part, having=having).open()
 
 
 def _open(selections: Sequence[SampleSelection]) -> list[Samples]:

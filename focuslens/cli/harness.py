@@ -44,9 +44,9 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from focuslens.evaluation.harness import write_harness_task
     from focuslens.util.files import versions, write_json
 
+    data = open_samples(SampleOptions.of(args).requiring("test", "answers"), "test")
     command = _command(args.model, Path(args.out), args.name)
     stops = _default_stops(args.model) if args.stop is None else args.stop
-    data = open_samples(SampleOptions.of(args), "test", having=("answers",))
     path = write_harness_task(
         data.samples,
         args.out,

@@ -86,10 +86,11 @@ class _Run:
             return str(Path("runs") / name)
         return str(out.with_name(name if out.name != name else f"{name}-2"))
 
-    def lacks(self, name: str) -> int:
-        """Number of samples of the user's table without ``answers``, or without a known ``relevant`` document."""
+    def lacks(self, name: str) -> bool:
+        """Whether no sample of the user's table has ``answers``, or a known ``relevant`` document."""
         data: Mapping[str, Any] = self.content.get("data") or self.content.get("provenance", {}).get("data") or {}
-        return int(data.get(f"without_{name}", 0))
+        without = int(data.get(f"without_{name}", 0))
+        return without > 0 and without >= int(data.get("samples", 0))
 
     def attribute(self, *more: str) -> list[str]:
         """Command that needs neither answers nor relevant documents."""

@@ -157,7 +157,9 @@ def get_ranking(
             f"--split {split} evaluates training samples, on which heads would be ranked too; give --heads a ranking "
             "that was made on different samples, or leave --split out"
         )
-    settings = replace(settings, samples=replace(settings.samples, split=None)).fitted(model)
+    # Which rows are evaluated has no influence on the rows that rank heads.
+    samples = replace(settings.samples, split=None, having=(), left_out=0)
+    settings = replace(settings, samples=samples).fitted(model)
     train = open_samples(settings.samples, part)
     if all(sample.gold_index is None for sample in train.samples):
         raise ValueError(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from focuslens.cli import cluster, options
 from focuslens.cli.command import Command
-from focuslens.cli.common import RunSettings, open_executor, open_samples, require_rows
+from focuslens.cli.common import RunSettings, open_executor, open_samples
 from focuslens.cli.figures import note_figures
 from focuslens.cli.rankings import get_ranking
 from focuslens.cli.sweeps import controls, finish, first_heads, possible_counts, sweep_to
@@ -17,8 +18,6 @@ if TYPE_CHECKING:
     from focuslens.model.execution import Executor
 
 __all__ = ["COMMAND"]
-
-_NEEDS = ("answers", "relevant")
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
@@ -46,7 +45,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> dict[str, Any]:
     """Run a split-softmax sweep: ``tau`` and ``k`` on contextual heads and, as a control, ``k`` on random heads."""
     settings = RunSettings.of(args)
-    require_rows(settings.samples, "test", _NEEDS)
+    settings = replace(settings, samples=settings.samples.requiring("test", "answers", "relevant"))
     note_figures(settings.out)
     with open_executor(args, settings.model) as model:
         return _sweep(settings.fitted(model), model, args)
@@ -55,7 +54,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
 def _sweep(settings: RunSettings, model: Executor, args: argparse.Namespace) -> dict[str, Any]:
     from focuslens.evaluation import BASELINES, split_softmax_settings
 
-    data = open_samples(settings.samples, "test", having=_NEEDS)
+    data = open_samples(settings.samples, "test")
     ranking, source = get_ranking(args.heads, settings, model)
     ks = possible_counts(args.k, len(ranking))
     random = controls(model, ranking, ks, tau=args.random_tau, exclude=args.exclude_top, seed=settings.seed)

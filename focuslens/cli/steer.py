@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from focuslens.cli import cluster, options
 from focuslens.cli.command import Command
-from focuslens.cli.common import RunSettings, open_executor, open_samples, require_rows
+from focuslens.cli.common import RunSettings, open_executor, open_samples
 from focuslens.cli.figures import note_figures
 from focuslens.cli.rankings import get_ranking
 from focuslens.cli.sweeps import finish, first_heads, possible_counts, sweep_to
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     from focuslens.interventions.directions import open_directions
 
     settings = RunSettings.of(args)
-    require_rows(settings.samples, "test", ("answers",))
+    settings = replace(settings, samples=settings.samples.requiring("test", "answers"))
     note_figures(settings.out)
     directions = open_directions(args.directions)
     with open_executor(args, settings.model) as model:
@@ -55,7 +56,7 @@ def _sweep(
 ) -> dict[str, Any]:
     from focuslens.evaluation import Setting, steering_settings
 
-    data = open_samples(settings.samples, "test", having=("answers",))
+    data = open_samples(settings.samples, "test")
     ranking, source = get_ranking(args.heads, settings, model)
     steerable = set(directions.heads)
     heads = [head for head in ranking if head in steerable]

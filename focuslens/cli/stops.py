@@ -61,6 +61,6 @@ def add_stop_tokens(group: Any) -> None:
         type=stop_token,
         action="append",
         metavar="TOKEN",
-        help="token that ends a response, as an id or as a token of the vocabulary, such as '<|im_end|>'; repeatable; "
+        help="token that ends a response: an id, or a token of the vocabulary that is no number; repeatable; "
         "default: those of the checkpoint's generation config, or the tokenizer's end of text",
     )

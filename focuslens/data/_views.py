@@ -8,11 +8,11 @@ from abc import abstractmethod
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast, overload
 
 from focuslens.prompts.sample import MultiDocSample
 
-__all__ = ["KnownPart", "SampleViews", "listed_parts"]
+__all__ = ["KnownPart", "SampleViews", "checked_parts", "counted_parts", "listed_parts"]
 
 KnownPart: TypeAlias = Literal["answers", "relevant"]
 """Part that a sample of a user's table may lack: accepted answers, or a relevant document."""
@@ -170,9 +170,7 @@ class SampleViews(Sequence[MultiDocSample]):
         Raises:
             ValueError: If a part is unknown.
         """
-        for part in parts:
-            if part not in _KNOWN_PARTS:
-                raise ValueError(f"{part!r} is no part that samples lack; the parts are {', '.join(_KNOWN_PARTS)}")
+        checked_parts(parts)
         picks = [pick for pick in self._picks if _has(self._read(pick), parts)]
         return self._view(picks, {"step": "having", "parts": list(parts)})
 
@@ -186,9 +184,26 @@ class SampleViews(Sequence[MultiDocSample]):
         return groups
 
 
-def listed_parts(parts: Sequence[KnownPart], word: str) -> str:
-    """Parts of samples for a message, with ``and`` or ``or`` between them."""
-    return f" {word} ".join(_KNOWN_PARTS[part] for part in parts)
+def checked_parts(parts: Any) -> None:
+    """Raise ``ValueError`` if these are not names of parts that samples can lack."""
+    if not isinstance(parts, tuple | list):
+        raise ValueError(f"the parts that samples must have are {parts!r}; they must be a list of names")
+    for part in cast("Sequence[Any]", parts):
+        if part not in list(_KNOWN_PARTS):
+            raise ValueError(f"{part!r} is no part that samples lack; the parts are {', '.join(_KNOWN_PARTS)}")
+
+
+def listed_parts(parts: Sequence[KnownPart]) -> str:
+    """Parts of samples for a message."""
+    return " or ".join(_KNOWN_PARTS[part] for part in parts)
+
+
+def counted_parts(samples: Sequence[MultiDocSample], parts: Sequence[KnownPart]) -> str:
+    """Parts of samples for a message, with the number of samples that have each if there are several parts."""
+    if len(parts) == 1:
+        return _KNOWN_PARTS[parts[0]]
+    counts = [(sum(_has(sample, [part]) for sample in samples), _KNOWN_PARTS[part]) for part in parts]
+    return "both " + " and ".join(f"{name} ({n} have)" for n, name in counts)
 
 
 def _has(sample: MultiDocSample, parts: Sequence[KnownPart]) -> bool:

@@ -14,7 +14,7 @@ from focuslens.data._forms import checked_form
 from focuslens.data._jsonl import LineStore
 from focuslens.data._records import Kind, detect_kind, parse_object, parse_record
 from focuslens.data._rows import is_table
-from focuslens.data._views import KnownPart, SampleViews, listed_parts
+from focuslens.data._views import KnownPart, SampleViews, checked_parts, counted_parts
 from focuslens.data.multidoc import load_multidoc
 from focuslens.data.own_samples import OwnForm, open_own
 from focuslens.data.passages import PASSAGES, data_path
@@ -84,7 +84,7 @@ class SampleSelection:
         path: Path to the file; ``None`` if ``file`` is the path. The path is not part of the description.
 
     Raises:
-        ValueError: If ``part`` or ``distractors`` is unknown.
+        ValueError: If ``part``, ``distractors`` or a part of ``having`` is unknown.
     """
 
     file: str = SYNTHETIC
@@ -108,6 +108,7 @@ class SampleSelection:
         if self.part not in get_args(Part):
             raise ValueError(f"part is {self.part!r}; it must be one of {', '.join(get_args(Part))}")
         checked_choice(self.distractors)
+        checked_parts(self.having)
 
     @classmethod
     def reopen(cls, description: Mapping[str, Any], file: Path | None = None) -> SampleSelection:
@@ -228,10 +229,10 @@ class SampleSelection:
             return data
         complete = data.having(*self.having)
         if not complete:
+            has = counted_parts(data, self.having)
             raise ValueError(
-                f"none of the {len(data)} samples in the part {self.part!r} of {self.file} has "
-                f"{listed_parts(self.having, 'and')}; name the columns that hold them, or measure attention alone, as "
-                "focuslens attribute does"
+                f"none of the {len(data)} samples in the part {self.part!r} of {self.file} has {has}; measure "
+                "attention alone, as focuslens attribute does, or say where they are: in the shell, with --columns"
             )
         return complete
 
@@ -290,6 +291,8 @@ def _documents_of(description: Mapping[str, Any]) -> dict[str, Any]:
 def _known_step(step: Any) -> Mapping[str, Any]:
     if not isinstance(step, Mapping):
         raise TypeError(f"a step of the selection is {step!r}, not an object")
+    if step["step"] == "having":
+        checked_parts(step["parts"])
     more = {"per_question": False} if step.get("per_question") is False else {}
     return {"step": step["step"], **{name: step[name] for name in _STEPS[step["step"]]}, **more}
 

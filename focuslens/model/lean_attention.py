@@ -214,11 +214,11 @@ def _softmax(scores: Float[Tensor, "row head 1 key"], in_place: bool) -> Float[T
 
 def _pattern(scores: Float[Tensor, "row head 1 key"], edits: Edits, in_place: bool) -> Float[Tensor, "row head 1 key"]:
     """Softmax of scores, with the functions on scores and pattern."""
-    dtype, on_scores = scores.dtype, edits.get("hook_attn_scores", ())
+    given, dtype, on_scores = scores, scores.dtype, edits.get("hook_attn_scores", ())
     for edit in on_scores:
         changed = edit(scores)
         scores = scores if changed is None else changed.to(dtype)
-    pattern = _softmax(scores, in_place)
+    pattern = _softmax(scores, in_place and scores is given)
     if on_scores:  # If a hook masks every key of a row, the softmax of that row is NaN. Its output is set to zero.
         pattern = torch.where(pattern.isnan(), 0, pattern)
     for edit in edits.get("hook_pattern", ()):

@@ -75,6 +75,7 @@ def written_products(
         parts: Keys of the columns, in order.
         kv: Number of key-value heads.
     """
+    grouped = grouped.contiguous()  # a hook can return queries in any order of memory
     matrices, group, _ = grouped.shape
     n = sum(part.columns for part in parts)
     scores, first = scratch.take(grouped, (matrices // kv, kv, group, n)), 0
@@ -83,7 +84,8 @@ def written_products(
         first += part.columns
         keys = in_type_of(grouped, part.keys)
         if part.copies == 1:
-            torch.bmm(grouped, keys, out=here.flatten(0, 1))
+            # Many small products are written one by one to places of other strides, which takes longer than this copy.
+            here.flatten(0, 1).copy_(torch.bmm(grouped, keys))
         elif _is_divided(part, kv, group):
             queries = grouped.view(-1, kv, group, grouped.shape[-1])
             for rows, matrix in _divided(part, kv, group):

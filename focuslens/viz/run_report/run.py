@@ -87,11 +87,15 @@ def _sections(output: ReportFolder, files: RunFiles) -> list[Section]:
     # Sections of one title are told apart by the paths of their results.
     titles = Counter(section.title for _, section in found)
     return [
-        section
-        if titles[section.title] == 1
-        else replace(section, title=f"{section.title} ({path.relative_to(output.root).as_posix()})")
+        section if titles[section.title] == 1 else replace(section, title=f"{section.title} ({_place(output, path)})")
         for path, section in found
     ]
+
+
+def _place(output: ReportFolder, path: Path) -> str:
+    """Path of a result in the run's folder, or the folder's name if the result is the folder itself."""
+    inside = path.relative_to(output.root)
+    return inside.as_posix() if inside.name else output.root.resolve().name
 
 
 def _no_examples(files: RunFiles) -> Section:

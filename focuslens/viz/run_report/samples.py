@@ -96,6 +96,7 @@ def _options(description: Mapping[str, Any]) -> dict[str, Any]:
     return {
         # Also without stop strings in the description, because the model then had none.
         "stop_strings": description.get("decoding", {}).get("stop_strings", ()),
+        "stop_tokens": description.get("stop_tokens"),
         "dtype": description.get("dtype", "float32"),
         "backend": _BACKENDS.get(str(description.get("backend"))),
         **{name: description.get(name) for name in ("chat", "chat_template_kwargs", "revision", "n_ctx")},

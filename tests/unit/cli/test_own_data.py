@@ -12,6 +12,7 @@ import pytest
 import focuslens as fl
 from focuslens.cli import own_data
 from focuslens.cli.main import main
+from focuslens.data._views import checked_parts
 from focuslens.data.own_samples import load_samples
 from focuslens.data.selection import SampleSelection, own_form
 from focuslens.prompts.sample import prompts_digest
@@ -115,13 +116,13 @@ def test_evaluations_of_a_table_without_answers_are_refused_before_a_model_is_op
     ranking = tmp_path / "ranking.json"
     ranking.write_text(json.dumps({"heads": [[1, 0]]}))
     assert main(["split-softmax", *command, "--model", "none/such", "--heads", str(ranking), "--k", "1"]) == 1
-    message = "none of the 3 samples in the part 'test' of own.csv has accepted answers and a relevant document"
-    assert message in capsys.readouterr().err
+    has = "has both accepted answers (0 have) and a relevant document (3 have); measure attention alone"
+    assert f"none of the 3 samples in the part 'test' of own.csv {has}" in capsys.readouterr().err
     assert main(["steer", *command, "--model", "none/such", "--directions", str(tmp_path), "--k", "1"]) == 1
-    assert "of own.csv has accepted answers; name the columns" in capsys.readouterr().err
+    assert "of own.csv has accepted answers; measure attention alone" in capsys.readouterr().err
     harness = ["harness", *command[2:], "--model", "none/such", "--out", str(tmp_path / "task")]
     assert main(harness) == 1
-    assert "of own.csv has accepted answers; name the columns" in capsys.readouterr().err
+    assert "of own.csv has accepted answers; measure attention alone" in capsys.readouterr().err
 
 
 def test_a_sweep_leaves_out_rows_without_answers_or_relevant_documents(
@@ -136,8 +137,8 @@ def test_a_sweep_leaves_out_rows_without_answers_or_relevant_documents(
     command += ["--columns", COLUMNS, "--heads", str(tmp_path / "ranking.json"), "--tau", "0.3", "--k", "1"]
     command += ["--split", "all", "--max-new-tokens", "2", "--out"]
     assert main([*command, str(tmp_path / "out")]) == 0
-    said = f"4 of 6 samples of {table}; --samples and --split choose them; those without accepted answers or a relevant"
-    assert said in capsys.readouterr().err
+    said = f"4 of 6 samples of {table}; --samples and --split choose them; 2 without accepted answers or a relevant"
+    assert f"{said} document left out" in capsys.readouterr().err
     header = json.loads((tmp_path / "out" / "split_softmax.jsonl").read_text().splitlines()[0])["header"]
     whole = load_samples(table, own_data.columns(COLUMNS))
     assert {one.question for one in reopen_samples(header, table)} == {one.question for one in whole[2:]}
@@ -149,7 +150,22 @@ def test_a_sweep_leaves_out_rows_without_answers_or_relevant_documents(
     assert list(SampleSelection.reopen(kept.description, table).open()) == list(whole[2:])
     assert [one.question for one in whole.having("answers")] == [one.question for one in whole[1:]]
     with pytest.raises(ValueError, match="'gold' is no part that samples lack; the parts are answers, relevant"):
-        whole.having("gold")  # pyright: ignore[reportArgumentType]
+        checked_parts(["gold"])
+    for damaged in ({"having": [["x"]]}, {"having": "answers"}, {"selection": [{"step": "having", "parts": None}]}):
+        with pytest.raises(ValueError, match="part"):
+            SampleSelection.reopen({**header["data"], **damaged}, table)
+
+
+def test_a_table_in_which_nothing_is_missing_is_described_as_ever(
+    checkpoint: Any, table: Path, tmp_path: Path, capsys: Any
+) -> None:
+    (tmp_path / "ranking.json").write_text(json.dumps({"heads": [[1, 0], [0, 1]]}))
+    command = ["split-softmax", "--model", str(checkpoint("llama")), "--device", "cpu", "--data", str(table)]
+    command += ["--columns", COLUMNS, "--heads", str(tmp_path / "ranking.json"), "--tau", "0.3", "--k", "1"]
+    assert main([*command, "--max-new-tokens", "2", "--out", str(tmp_path / "out")]) == 0
+    assert "left out" not in capsys.readouterr().err
+    header = json.loads((tmp_path / "out" / "split_softmax.jsonl").read_text().splitlines()[0])["header"]
+    assert "having" not in header["data"]
 
 
 def test_heads_says_how_many_rows_rank_them(checkpoint: Any, table: Path, capsys: Any) -> None:

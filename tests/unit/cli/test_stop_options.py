@@ -66,18 +66,16 @@ def test_an_empty_stop_token_is_refused(capsys: pytest.CaptureFixture[str]) -> N
 
 
 def test_a_response_ends_at_the_token_that_was_given(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    wanted = ["generate", "--sample", "0", "--documents", "2", "--max-new-tokens", "20", "--no-stop"]
-    assert main([*wanted, "--out", str(tmp_path / "whole")]) == 0
-    whole = json.loads((tmp_path / "whole" / "generate.json").read_text())
-    model = fl.FocusModel.demo()
-    tokens = model.tokenizer(whole["responses"][0]["response"], add_special_tokens=False).input_ids
-    assert len(tokens) > 2
-    assert main([*wanted, "--stop-token", str(tokens[2]), "--out", str(tmp_path / "cut")]) == 0
+    model, prompt = fl.FocusModel.demo(), fl.load_synthetic(1, num_documents=2)[0].prompt()
+    whole = model.generate(prompt, max_new_tokens=20)
+    third = int(whole.tokens[2])
+    n = whole.tokens.tolist().index(third)
+    wanted = ["generate", "--prompt", prompt, "--max-new-tokens", "20", "--stop-token"]
+    assert main([*wanted, str(third), "--out", str(tmp_path / "cut")]) == 0
     cut = json.loads((tmp_path / "cut" / "generate.json").read_text())
-    assert cut["model"]["stop_tokens"] == [tokens[2]]
-    n = tokens.index(tokens[2])
-    assert cut["responses"][0]["response"] == model.tokenizer.decode(tokens[:n])
-    assert main([*wanted, "--stop-token", "<|no such|>"]) == 1
+    assert cut["model"]["stop_tokens"] == [third]
+    assert cut["responses"][0]["response"] == model.generate(prompt, max_new_tokens=n).text != whole.text
+    assert main([*wanted, "<|no such|>"]) == 1
     assert "stop_tokens has '<|no such|>', which is no single token of the vocabulary" in capsys.readouterr().err
 
 
@@ -137,6 +135,16 @@ def test_helmets_own_options_end_responses_unless_others_are_given() -> None:
     helmet.COMMAND.add_options(parser)
     assert helmet._model(parser.parse_args([])).arguments["stop_strings"] == ()
     assert helmet._model(parser.parse_args(["--stop", "\\n\\n"])).arguments["stop_strings"] == ("\n\n",)
+
+
+def test_a_report_reopens_the_model_with_the_stop_tokens_of_the_run(checkpoint: Any) -> None:
+    from focuslens.viz.run_report.samples import reopen_model
+
+    directory = str(checkpoint("llama"))
+    for tokens in ([17, 3], [], None):
+        model = fl.FocusModel.from_pretrained(directory, device="cpu", stop_tokens=tokens)
+        reopened = reopen_model(json.loads(json.dumps(model.description)), name=directory, device="cpu")
+        assert reopened.stop_tokens == model.stop_tokens
 
 
 def test_a_report_reopens_the_model_with_the_stop_strings_of_the_run(checkpoint: Any) -> None:

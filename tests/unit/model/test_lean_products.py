@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from focuslens.model import lean_products
+from focuslens.model.attention import Segment
+from focuslens.model.lean_attention import Tail
 from focuslens.model.lean_products import Part, Scratch, written_mixture, written_products
 
 SIZES = [*product((1, 2), (1, 3), (1, 2), (1, 3))]
@@ -77,3 +79,29 @@ def test_products_are_written_to_their_places_and_not_copied(monkeypatch: Any) -
     scores = written_products(Scratch(), torch.randn(12, 2, 20), parts, 2)
     assert scores.shape == (6, 4, 1, 12)
     assert written_mixture(scores.view(12, 2, 12), parts, 2).shape == (12, 2, 20)
+
+
+def test_queries_can_lie_in_memory_in_any_order() -> None:
+    parts, queries = parts_of(2, 3, 1, 20, torch.float32), torch.randn(3, 20, 6).permute(2, 0, 1)
+    scores = written_products(Scratch(), queries, parts, 1)
+    torch.testing.assert_close(scores, written_products(Scratch(), queries.contiguous(), parts, 1))
+
+
+def test_scores_that_a_hook_returned_are_left_as_they_are() -> None:
+    kept: list[torch.Tensor] = []
+
+    def averaged(scores: torch.Tensor) -> torch.Tensor:
+        kept.append(scores.mean(dim=1, keepdim=True).expand_as(scores))
+        return kept[-1]
+
+    generator = torch.Generator().manual_seed(3)
+    shared = [torch.randn(1, 2, 9, 4, generator=generator) for _ in range(2)]
+    tail = Tail([Segment(*shared, copies=3)], 4, 0.5, {"hook_attn_scores": [averaged]})
+    q, k, v = (torch.randn(3, 2, 4, generator=generator) for _ in range(3))
+    z = tail.attend(q, k, v)
+    keys, values = (
+        torch.cat((x.expand(3, -1, -1, -1), y.unsqueeze(2)), dim=2) for x, y in zip(shared, (k, v), strict=True)
+    )
+    scores = torch.einsum("rhd,rhnd->rhn", q * 0.5, keys).mean(dim=1, keepdim=True).expand(-1, 2, -1)
+    torch.testing.assert_close(kept[0].squeeze(2), scores)
+    torch.testing.assert_close(z, torch.einsum("rhn,rhnd->rhd", scores.softmax(dim=-1), values))

@@ -322,14 +322,18 @@ def test_one_command_s_folder_is_a_run_too(copy: Path):
 def test_results_of_one_kind_are_told_apart_by_their_folders(tmp_path: Path, copy: Path):
     for name in ("first", "second"):
         shutil.copytree(copy / "heads", tmp_path / "runs" / name)
-    shutil.copytree(copy / "train", tmp_path / "runs" / "train")
+    shutil.copytree(copy / "train", tmp_path / "runs", dirs_exist_ok=True)
+    shutil.copytree(copy / "train", tmp_path / "runs" / "more")
     page, _ = write_run_report(tmp_path / "runs", sources=Sources(views=0))
     titles = [Elements(one).text for one in re.findall(r"<h2>.*?</h2>", page.read_text())]
     assert [title for title in titles if title.startswith("Contextual heads")] == [
         "Contextual heads (first/heads.json)",
         "Contextual heads (second/heads.json)",
     ]
-    assert "The directions" in titles
+    assert [title for title in titles if title.startswith("The directions")] == [
+        "The directions (runs)",
+        "The directions (more)",
+    ]
 
 
 def test_results_are_found_below_and_what_lies_too_deep_is_said(tmp_path: Path, copy: Path):
