@@ -126,8 +126,10 @@ def written_mixture(
 def _add_product(z: Tensor, weights: Tensor, values: Tensor, beta: int) -> None:
     if values.shape[-1] < _NARROW:
         z.mT.baddbmm_(values.mT, weights.mT, beta=beta)
-    else:
-        z.baddbmm_(weights, values, beta=beta)
+    elif beta:
+        z.add_(torch.bmm(weights, values))
+    else:  # the result is small, and a product in new memory runs on all threads
+        z.copy_(torch.bmm(weights, values))
 
 
 def _is_divided(part: Part, kv: int, group: int) -> bool:
