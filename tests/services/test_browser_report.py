@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from focuslens.viz import Table, write_report
+from focuslens.viz.report import Section, write_sections
 from focuslens.viz.run_report import Sources, write_run_report
 
 if TYPE_CHECKING:
@@ -156,3 +157,23 @@ def test_the_views_in_it_work(browser: Browser, report: Path):
     browser.driver.switch_to.default_content()
     browser.until(lambda: circuits.rect["height"] > 600)
     assert browser.problems() == []
+
+
+@pytest.mark.parametrize("width", [1100, 400])
+@pytest.mark.parametrize("n_rows", [3, 40], ids=["short", "long"])
+def test_the_caption_of_a_wide_table_stays_in_sight(browser: Browser, tmp_path: Path, width: int, n_rows: int):
+    columns = tuple(f"column {i}" for i in range(30))
+    table = Table("word " * 150, columns, tuple(("value-of-a-cell",) * 30 for _ in range(n_rows)))
+    section = Section("wide", "Wide", tables=(table,))
+    browser.open(write_sections(tmp_path / "w.html", title="T", facts={}, sections=[section]), width=width)
+    scrolling = browser.one(".long" if n_rows > 24 else ".scroll")
+    for _ in range(2):
+        left, right = browser.run(
+            "const r = document.querySelector('caption').getBoundingClientRect(); return [r.left, r.right]"
+        )
+        assert 0 <= left < right <= width
+        assert right - left > 0.8 * width
+        browser.run("arguments[0].scrollLeft = 300", scrolling)
+        assert browser.run("return arguments[0].scrollLeft", scrolling) == 300
+    assert browser.run("return arguments[0].scrollWidth > arguments[0].clientWidth", scrolling)
+    assert browser.overflow() <= 0
