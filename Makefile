@@ -34,7 +34,7 @@ demo: $(VENV)/.installed ## heads, split-softmax, directions and a report from t
 demo-real: $(VENV)/.installed ## the same without directions from a real model, SmolLM2-135M: a download of 93 MB, and about 8 minutes
 	$(VENV)/bin/focuslens demo --model smollm2-135m-instruct --out $(OUT_REAL)
 
-test: $(VENV)/.installed ## unit and parity tests but the slow ones: under five minutes on two cores
+test: $(VENV)/.installed ## unit and parity tests but the slow ones: eight to twenty minutes on two cores
 	$(VENV)/bin/python -m pytest -q $(IN_PARALLEL) -m "not slow" tests/unit tests/parity
 
 # Under coverage a test takes up to twice the processor time.
