@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import torch
@@ -140,12 +141,12 @@ class PromptBatch:
     def __len__(self) -> int:
         return len(self.prompts)
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Number of columns, which equals the number of tokens in the longest prompt."""
         return max(len(prompt.tokens) for prompt in self.prompts)
 
-    @property
+    @cached_property
     def padding(self) -> tuple[int, ...]:
         """Number of padding tokens to the left of each prompt."""
         return tuple(self.width - len(prompt.tokens) for prompt in self.prompts)
