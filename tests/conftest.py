@@ -15,13 +15,14 @@ import hypothesis
 import jaxtyping
 import pytest
 
+from tests.support import type_checks
 from tests.support.versions import needs_hooked
 
 if TYPE_CHECKING:
     from focuslens import FocusModel, MultiDocSample
     from tests.support.browser import Browser
 
-pytest_plugins = ["pytester", "tests.support.processor_time"]
+pytest_plugins = ["pytester", "tests.support.processor_time", "tests.support.type_checks"]
 
 # Set before torch is first imported, also for subprocesses of the tests. The models are too small to gain from a second
 # thread, and several test processes run at once.
@@ -35,7 +36,7 @@ os.environ["MPLBACKEND"] = "agg"
 
 # Installed before focuslens is first imported, so that beartype checks every jaxtyping shape in the package. With the
 # numeric tower of PEP 484, beartype accepts an int where a float is annotated, like pyright.
-jaxtyping.install_import_hook("focuslens", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
+type_checks.install("focuslens", "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))")
 
 # No deadline, because the first call of a function that uses torch is slow. Derandomized, so that a failure recurs when
 # the suite is run again.

@@ -10,11 +10,12 @@ from torch import Tensor
 
 import focuslens as fl
 from tests.support.reference import INSTRUCTION, Edits, document_ranges, gap, prompt_text, tokens_of_ranges
+from tests.support.tiers import first_quick
 
 TOLERANCE = {"bridge": 1e-4, "hooked": 2e-3}
 """Tolerance of the log-probability of a whole response, which is a sum over up to five tokens."""
 
-FAMILIES = pytest.mark.parametrize("name", ["llama", "qwen3", "mistral_window", "llama_chat"])
+FAMILIES = pytest.mark.parametrize("name", first_quick(["llama", "qwen3", "mistral_window", "llama_chat"]))
 GIVEN = ["the copper garden", "river", "  ", "a silver lantern of the harbour"]
 
 

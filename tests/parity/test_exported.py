@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM
 
 import focuslens as fl
 from focuslens.directions.checkpoints import export
+from tests.support.tiers import first_quick
 
 HEADS = (fl.Head(0, 2), fl.Head(2, 0), fl.Head(2, 1))
 
@@ -36,7 +37,9 @@ def opened(directory: Path, backend: str, **settings: Any) -> fl.FocusModel:
     return fl.FocusModel.from_pretrained(str(directory), **options)
 
 
-@pytest.mark.parametrize("name", ["llama", "llama_rope", "llama_tied", "qwen2", "qwen3", "mistral", "mistral_window"])
+@pytest.mark.parametrize(
+    "name", first_quick(["llama", "llama_rope", "llama_tied", "qwen2", "qwen3", "mistral", "mistral_window"])
+)
 def test_an_export_is_opened_as_what_its_code_computes(name, backend, load_model, checkpoint, samples, tmp_path):
     base = load_model(name, backend)
     chosen = steering(base)

@@ -15,6 +15,7 @@ from focuslens.interventions.lanes import Lanes
 from focuslens.model import lean, lean_attention, lean_products
 from focuslens.model.decoding_settings import DecodingSettings
 from focuslens.model.runner import ModelRunner
+from tests.support.tiers import first_quick
 
 # Another order of summation in float32: a few units in the last place for logits of about 10.
 TOLERANCE = 1e-4
@@ -87,7 +88,7 @@ def traced(
     return [one.tokens.tolist() for one in found], torch.stack(logits[:n]), masses.means([n] * len(found))
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", first_quick(MODELS))
 @pytest.mark.parametrize("kind", INTERVENTIONS)
 def test_lean_layers_give_what_the_engine_gives(
     name: str, kind: str, load_model: Any, backend: str, samples: Any, ran: list[int], monkeypatch: Any

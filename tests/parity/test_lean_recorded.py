@@ -24,6 +24,7 @@ from focuslens.model.decoding_settings import DecodingSettings
 from focuslens.model.passes import PassRunner
 from focuslens.scores.base import ResponseMasses, sink_and_documents
 from tests.parity.test_lean import HEADS, INTERVENTIONS, MODELS, TOLERANCE, traced
+from tests.support.tiers import first_quick
 
 
 class _Kernels(TorchDispatchMode):
@@ -86,7 +87,7 @@ def unrecorded(monkeypatch: Any) -> None:
     monkeypatch.setattr(PassRunner, "_recorder", lambda _: None)
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", first_quick(MODELS))
 @pytest.mark.parametrize("kind", INTERVENTIONS)
 def test_recorded_passes_give_what_passes_give(
     name: str, kind: str, load_model: Any, backend: str, samples: Any, recorder: Recorder, monkeypatch: Any

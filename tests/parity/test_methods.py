@@ -23,11 +23,12 @@ from tests.support.reference import (
     prompt_text,
     tokens_of_ranges,
 )
+from tests.support.tiers import first_quick
 
 if TYPE_CHECKING:
     from focuslens import MultiDocSample
 
-FAMILIES = pytest.mark.parametrize("family", ["llama", "llama_chat", "qwen2", "qwen3"])
+FAMILIES = pytest.mark.parametrize("family", first_quick(["llama", "llama_chat", "qwen2", "qwen3"]))
 NEW = 6
 STOP = 1
 TOLERANCE = {"bridge": 1e-4, "hooked": 2e-3}

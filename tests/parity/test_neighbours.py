@@ -22,6 +22,7 @@ from tests.support.edited_rows import (
     lit_rows_restated,
 )
 from tests.support.reference import Edits, ReferenceModel, Rows, document_ranges, gap, prompt_text, tokens_of_ranges
+from tests.support.tiers import first_quick
 
 HEADS = [(0, 1), (0, 3), (1, 0), (1, 2), (2, 2), (2, 3)]
 EVERY_HEAD = [(layer, head) for layer in range(3) for head in range(4)]
@@ -88,7 +89,7 @@ FURTHER = [70, 300, 5, 90]
 """Tokens of a response."""
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3"])
+@pytest.mark.parametrize("name", first_quick(["llama", "qwen3"]))
 @pytest.mark.parametrize("kind", CASES)
 def test_logits_are_those_of_edited_rows(
     kind: str, name: str, backend: str, load_model: Any, reference: Any, samples: Any
@@ -104,7 +105,7 @@ def test_logits_are_those_of_edited_rows(
     assert (changed[: spans.last].max() > 0.02) == intervention.changes_prompt
 
 
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("kind", first_quick(CASES, 3))
 def test_a_padded_batch_runs_prompts_and_responses_as_each_prompt_alone(
     kind: str, backend: str, load_model: Any, reference: Any, samples: Any
 ) -> None:
@@ -125,7 +126,7 @@ def test_a_padded_batch_runs_prompts_and_responses_as_each_prompt_alone(
         assert all(gap(logits[i], expected[1:]) < TOLERANCE for logits in after)
 
 
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("kind", first_quick(CASES, 3))
 def test_responses_are_those_of_edited_rows(
     kind: str, backend: str, load_model: Any, reference: Any, samples: Any
 ) -> None:
@@ -211,9 +212,9 @@ def measured(
     return means(text, documents), bias
 
 
-@pytest.mark.parametrize("name", ["llama", "mistral_window"])
+@pytest.mark.parametrize("name", first_quick(["llama", "mistral_window"]))
 @pytest.mark.parametrize("relative_to", ["mean", "row"])
-@pytest.mark.parametrize(("dummies", "layers"), [("one", 2), ("all", 16)])
+@pytest.mark.parametrize(("dummies", "layers"), first_quick([("one", 2), ("all", 16)]))
 def test_calibrated_attention_is_that_of_full_patterns(
     name: str, relative_to: Any, dummies: Any, layers: int, backend: str, load_model: Any, reference: Any, samples: Any
 ) -> None:

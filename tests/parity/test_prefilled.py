@@ -10,6 +10,7 @@ import torch
 import focuslens as fl
 from focuslens.scores.contextual_scores import attention_pattern
 from tests.support.reference import gap, prompt_text
+from tests.support.tiers import first_quick
 
 HEADS = [(2, 3), (0, 1), (2, 0)]
 TOLERANCE = 1e-4  # see test_scores.py
@@ -45,7 +46,7 @@ def test_a_prefix_gives_hugging_faces_response_and_patterns(name, backend, load_
 
 @pytest.mark.parametrize("engine", [True, False])
 @pytest.mark.parametrize("hold_last", [True, False])
-@pytest.mark.parametrize("kind", ["none", "split", "steering", "both"])
+@pytest.mark.parametrize("kind", first_quick(["both", "none", "split", "steering"]))
 def test_a_prefix_stands_for_its_prompt(kind, hold_last, engine, tiny_model, samples, backend, monkeypatch):
     if not engine:
         monkeypatch.setattr(f"focuslens.model.backends.{backend}._can_fuse", lambda hooked: False)

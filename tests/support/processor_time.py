@@ -44,7 +44,7 @@ def shared_work() -> Generator[None]:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addini("processor_seconds", "processor time that a test without the marker slow may take", default="5")
+    parser.addini("processor_seconds", "processor time that a test without the marker slow may take", default="10")
 
 
 def pytest_configure(config: pytest.Config) -> None:

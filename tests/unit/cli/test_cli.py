@@ -16,6 +16,7 @@ from focuslens.cli import main as cli
 from focuslens.cli.main import main
 from focuslens.prompts.sample import prompts_digest
 from focuslens.util import record_file
+from tests.support.tiers import first_quick
 
 COMMANDS = ("demo", "heads", "split-softmax", "train", "steer", "generate")
 
@@ -321,7 +322,8 @@ def test_the_memory_for_activations_reaches_the_training(small, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    ("command", "killed_at"), [("heads", 2), ("train", 2), ("train", 4), ("split-softmax", 2), ("split-softmax", 4)]
+    ("command", "killed_at"),
+    first_quick([("heads", 2), ("split-softmax", 4), ("train", 2), ("train", 4), ("split-softmax", 2)], 2),
 )
 def test_an_interrupted_command_goes_on_where_it_was(command, killed_at, small, tmp_path, capsys, monkeypatch):
     options = {"train": ["--top-k", "2", "--epochs", "1"], "split-softmax": ["--tau", "0.1", "--k", "1"]}

@@ -13,6 +13,7 @@ from focuslens.hooks import is_row_wise
 from focuslens.interventions import Lanes
 from focuslens.interventions.rescaling import SpanColumns
 from focuslens.model import attention
+from tests.support.tiers import first_quick
 
 HEADS = [fl.Head(0, 1), fl.Head(1, 3), fl.Head(1, 0), fl.Head(2, 2)]
 
@@ -210,7 +211,7 @@ class Louder:
 POINTS = ("hook_resid_pre", "hook_resid_post", "attn.hook_rot_k", "attn.hook_k", "attn.hook_z", "ln1.hook_normalized")
 
 
-@pytest.mark.parametrize("point", POINTS)
+@pytest.mark.parametrize("point", first_quick(POINTS, 2))
 def test_a_users_own_hook_acts_once_in_a_sweep(point, load_model, backend, samples):
     model = load_model("llama", backend)
     swept = [fl.Setting(str(i), tuple(one)) for i, one in enumerate([*settings(model)[:2], *changing(model)])]

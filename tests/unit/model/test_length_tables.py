@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import focuslens as fl
 from tests.support.architectures import ARCHITECTURES, build_architecture
+from tests.support.tiers import first_quick
 
 NAMES = ("Phi-3, longrope", "Llama, longrope", "Llama, dynamic")
 LIMIT = 64
@@ -48,7 +49,7 @@ def theirs(directory: Path, encoded: fl.EncodedPrompt) -> list[int]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("length", [20, LIMIT - N, LIMIT - 4, LIMIT - 1, LIMIT, LIMIT + 1, 100])
+@pytest.mark.parametrize("length", first_quick([LIMIT - 4, LIMIT, 20, LIMIT - N, LIMIT - 1, LIMIT + 1, 100], 2))
 def test_responses_on_both_sides_of_the_limit_and_across_it(name: str, length: int, directory_of: Any) -> None:
     directory = directory_of(name)
     model, encoded = opened(directory), prompt(length)

@@ -13,6 +13,7 @@ from focuslens.viz.run_report import Sources, write_run_report
 from tests.support.multidoc_files import oracle_record, write
 from tests.support.pages import Elements, data_of
 from tests.support.recorded_runs import judge
+from tests.support.tiers import first_quick
 
 HEADS = [(0, 1), (1, 2)]
 KINDS: dict[str, fl.Intervention] = {
@@ -55,7 +56,7 @@ def captions(html: str) -> list[str]:
     return [Elements(text).text for text in re.findall(r"<figcaption>(.*?)</figcaption>", html) if "Question:" in text]
 
 
-@pytest.mark.parametrize("parameters", [{}, {"tau": 0.1, "k": 2}])
+@pytest.mark.parametrize("parameters", first_quick([{}, {"tau": 0.1, "k": 2}]))
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_sweep_has_views_of_both_answers(
     kind: str, parameters: dict[str, Any], model: fl.FocusModel, data: fl.MultiDocData, tmp_path: Path
