@@ -76,8 +76,8 @@ class SelfFocus:
             prompt with a text and a span ``question``.
         min_margin: Smallest margin with which a choice is sure.
         max_entropy: Largest entropy with which a choice is sure.
-        max_sink: Largest mean attention to the first two tokens with which a choice is sure. The mass of gpt-oss's
-            sinks, which have no token, is not counted.
+        max_sink: Largest mean attention to the first two tokens and to the sinks of heads (gpt-oss) with which a choice
+            is sure.
     """
 
     by: tuple[Head, ...] | HeadVotes
@@ -279,16 +279,21 @@ class SelfFocus:
         if self.null is not None:
             _require_question_last(prefix.batch.prompts, parts)
         if self.rows == "response":
-            plain = attention = answer_attention(model, prefix, heads, self.n_rows or max_new_tokens)
+            plain, lacking = answer_attention(model, prefix, heads, self.n_rows or max_new_tokens)
+            attention = plain
         else:
             nulls = (
                 None if self.null is None else [model.encoder.with_question(p, self.null) for p in prefix.batch.prompts]
             )
             read = question_attention(model, prefix, heads, self.rows, nulls)
             plain = read.attention
-            attention = plain if read.null is None else plain - read.null
+            attention, lacking = plain if read.null is None else plain - read.null, 1 - plain.sum(dim=-1)
         # The null question changes what documents get, not what the sink takes.
-        sinks = [float(plain[i, :, n : n + SINK].sum(dim=-1).mean()) for i, n in enumerate(prefix.batch.padding)]
+        lacking = lacking * torch.tensor([head.layer in model.sink_layers for head in heads])
+        sinks = [
+            float((plain[i, :, n : n + SINK].sum(dim=-1) + lacking[i]).mean())
+            for i, n in enumerate(prefix.batch.padding)
+        ]
         return [
             (self._shares(attention[i, :, padding:], parts[i]), parts[i], sinks[i])
             for i, padding in enumerate(prefix.batch.padding)

@@ -54,6 +54,7 @@ class Prefix:
             :meth:`ModelRunner.prefill`.
         measured: What interventions have measured in the prompts, so that the settings of a sweep measure it once;
             ``None`` for a prefix whose next use may run under other hooks on the model.
+        of: TransformerLens model that ran the prompts; ``None`` if this is not known.
     """
 
     batch: PromptBatch
@@ -64,6 +65,7 @@ class Prefix:
     under: tuple[Any, ...] = ()
     residuals: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
     measured: dict[str, Any] | None = None
+    of: Any = None
 
     def __repr__(self) -> str:
         held = "" if self.logits is not None else ", without the rows of their last tokens"
@@ -73,6 +75,15 @@ class Prefix:
     def is_shared(self) -> bool:
         """Whether copies of a prompt share keys and values. If ``False``, each copy needs separate memory."""
         return hasattr(self.cache, "shared")
+
+    def require_run_by(self, hooked: Any) -> None:
+        """Check that the TransformerLens model ``hooked`` ran the prompts.
+
+        Raises:
+            ValueError: If another model ran them. Its keys and values mean nothing to this one, even if they fit.
+        """
+        if self.of is not None and self.of is not hooked:
+            raise ValueError("the prefix was run by another model; prefill the prompts with the model that goes on")
 
     def require_run_under(self, interventions: Sequence[Intervention]) -> None:
         """Check that the prefix was run under every intervention that acts on its rows.

@@ -79,7 +79,8 @@ def prefilled(model: Prefiller, prompts: PromptLike | Prefix, interventions: Seq
     columns = prompts.batch.width - 1
     if prompts.mask.shape[1] > columns:
         tokens, mask = prompts.tokens[:, :columns], prompts.mask[:, :columns]
-        prompts = Prefix(prompts.batch, tokens, _truncated(prompts.cache, columns), mask, None, changing)
+        cache = _truncated(prompts.cache, columns)
+        prompts = Prefix(prompts.batch, tokens, cache, mask, None, changing, of=prompts.of)
     prompts.require_run_under(interventions)
     return prompts
 

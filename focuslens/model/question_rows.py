@@ -253,10 +253,11 @@ class RowMeans:
 
 def answer_attention(
     model: RowReader, prefix: Prefix, heads: Sequence[Head], n_rows: int
-) -> Float[Tensor, "batch head column"]:
-    """Mean attention from the rows of an answer to each column of the prompt.
+) -> tuple[Float[Tensor, "batch head column"], Float[Tensor, "batch head"]]:
+    """Mean attention from the rows of an answer to each column of the prompt, and the mean mass that rows lack to one.
 
-    Only interventions that changed the prompt act on the answer.
+    That mass is the one of a head's sink (gpt-oss), and rounding in other heads. Only interventions that changed the
+    prompt act on the answer.
 
     Args:
         model: The model.
@@ -267,11 +268,15 @@ def answer_attention(
     rows = _AnswerRows(heads, prefix.batch.width)
     acting = [item for item in prefix.under if item.changes_prompt]
     generated = model.decode(prefix, acting, max_new_tokens=n_rows, observers=rows.hooks())
-    return rows.means([len(response.tokens) for response in generated])
+    means = rows.means([len(response.tokens) for response in generated])
+    return means[..., :-1], means[..., -1]
 
 
 class _AnswerRows:
-    """Collector of the attention of response rows to the columns of the prompt, per head."""
+    """Collector of the attention of response rows to the columns of the prompt, per head.
+
+    One more column contains the mass that a row lacks to one.
+    """
 
     def __init__(self, heads: Sequence[Head], width: int) -> None:
         self._heads, self._width = tuple(heads), width
@@ -288,13 +293,15 @@ class _AnswerRows:
 
         def read(pattern: Float[Tensor, "batch head 1 key"]) -> None:
             if pattern.shape[-1] > self._width:  # otherwise the row is the last one of the prompt
-                rows.append(pattern[:, chosen.to(pattern.device), 0, : self._width].float().cpu())
+                read = pattern[:, chosen.to(pattern.device), 0].float()
+                lacking = 1 - read.sum(dim=-1, keepdim=True)
+                rows.append(torch.cat((read[..., : self._width], lacking), dim=-1).cpu())
 
         return RowHook(lambda pattern, hook: read(pattern), read, reads=True)
 
     def means(self, lengths: Sequence[int]) -> Float[Tensor, "batch head column"]:
         """Mean over the rows of each response. A batch also contains rows after the end of a shorter one."""
-        means = torch.zeros(len(lengths), len(self._heads), self._width)
+        means = torch.zeros(len(lengths), len(self._heads), self._width + 1)
         for layer, chosen in heads_by_layer(self._heads).items():
             for i, head in enumerate(chosen):
                 place = self._heads.index(Head(layer, head))

@@ -66,16 +66,14 @@ class ModelRunner(PassRunner):
         missing = [layer for layer in keep if not 0 <= layer < self.shape.n_layers]
         if missing:
             raise ValueError(f"keep names layer {missing[0]}; the model has layers 0 to {self.shape.n_layers - 1}")
-        residuals: dict[int, Tensor] = {}
+        kept: dict[int, Tensor] = {}
         # Without the last prompt tokens, this pass has no rows that interventions on the response would change.
         acting = on_prompt(interventions) if hold_last else interventions
         logits = None
         if tokens.shape[1]:
             with bars_inside(progress):
-                logits, residuals = self.run_prompts(
-                    acting, batch, tokens, mask, cache, logits=not hold_last, keep=keep
-                )
-        return Prefix(batch, tokens, cache, mask, logits, interventions, residuals)
+                logits, kept = self.run_prompts(acting, batch, tokens, mask, cache, logits=not hold_last, keep=keep)
+        return Prefix(batch, tokens, cache, mask, logits, interventions, kept, of=self.hooked)
 
     @torch.no_grad()
     def rerun(self, prefix: Prefix, interventions: Sequence[Intervention], *, copies: int = 1) -> Prefix:
@@ -85,10 +83,11 @@ class ModelRunner(PassRunner):
         The keys and values of all lower layers are taken from the prefix.
 
         Raises:
-            ValueError: If the prefix was run under interventions or without ``hold_last``.
+            ValueError: If another model ran the prefix, or if it was run under interventions or without ``hold_last``.
             TypeError: If ``interventions`` is not a sequence of interventions.
         """
         interventions = checked_interventions(interventions)
+        prefix.require_run_by(self.hooked)
         if prefix.logits is not None or prefix.under:
             raise ValueError(
                 "only a prefix that was run without interventions and holds its last token back can be run again"
@@ -104,7 +103,7 @@ class ModelRunner(PassRunner):
         tokens, mask = (x.repeat_interleave(copies, dim=0) for x in (prefix.tokens, prefix.mask))
         copied = residual.repeat_interleave(copies, dim=0)
         self.run_prompts_from(first, copied, on_prompt(interventions), batch, mask, cache)
-        return Prefix(batch, tokens, cache, mask, None, interventions)
+        return Prefix(batch, tokens, cache, mask, None, interventions, of=self.hooked)
 
     def copies(self, prefix: Prefix, n: int) -> Prefix:
         """A new prefix with ``n`` consecutive rows per prompt.
@@ -114,7 +113,7 @@ class ModelRunner(PassRunner):
         logits = None if prefix.logits is None else prefix.logits.repeat_interleave(n, dim=0)
         tokens, mask = (x.repeat_interleave(n, dim=0) for x in (prefix.tokens, prefix.mask))
         cache = self.backend.fork(prefix.cache, n)
-        return Prefix(prefix.batch.repeated(n), tokens, cache, mask, logits, prefix.under)
+        return Prefix(prefix.batch.repeated(n), tokens, cache, mask, logits, prefix.under, of=prefix.of)
 
     @torch.no_grad()
     def extend(
@@ -152,11 +151,11 @@ class ModelRunner(PassRunner):
                 f"{len(prefix.batch)} prompt(s) both must be ({len(prefix.batch)}, new), with at least one new token"
             )
         self.points.require_firing(name for name, _ in observers)
+        self._require_runnable(prefix)
         prefix, interventions = resolved(self, prefix, interventions, 100)
         prefix = self.completed(prefix, interventions)
         start, columns = prefix.mask.shape[1], torch.cat((prefix.mask, new), dim=1)
         self.require_room(int(columns.sum(dim=1).max()))
-        self._require_no_gaps(prefix)
         if self.backend.outgrown(columns, new.shape[1]):
             if new.shape[1] > 1:
                 return self._extend_one_by_one(prefix, tokens, new, interventions, observers)
@@ -171,7 +170,7 @@ class ModelRunner(PassRunner):
         if prefix.logits is not None:
             newest = torch.where(new.any(dim=1, keepdim=True).to(logits.device), newest, prefix.logits)
         ids = torch.cat((prefix.tokens, tokens.cpu()), dim=1)
-        return logits, Prefix(prefix.batch, ids, cache, columns, newest, prefix.under)
+        return logits, Prefix(prefix.batch, ids, cache, columns, newest, prefix.under, of=prefix.of)
 
     @torch.no_grad()
     def read_rows(
@@ -198,6 +197,7 @@ class ModelRunner(PassRunner):
             ValueError: If a hook point never fires, or if the tokens do not fit the context.
         """
         self.points.require_firing(name for name, _ in observers)
+        prefix.require_run_by(self.hooked)
         last = last_layer(name for name, _ in observers)
         whole = prefix.batch.tokens(self.pad_token), prefix.batch.mask()
         if tokens is None:
@@ -256,12 +256,13 @@ class ModelRunner(PassRunner):
         self.run_prompts(interventions, prefix.batch, tokens, mask, cache)
         return cache
 
-    def _require_no_gaps(self, prefix: Prefix) -> None:
-        """Check that no padding lies between tokens of a prefix if a layer has a window, which counts columns.
+    def _require_runnable(self, prefix: Prefix) -> None:
+        """Check that this model ran a prefix, without padding between tokens if a window counts columns.
 
         Raises:
-            ValueError: If there is such padding.
+            ValueError: If another model ran it, or if there is such padding.
         """
+        prefix.require_run_by(self.hooked)
         after_token = prefix.mask.cumsum(dim=1) > 0
         if bool((after_token & (prefix.mask == 0)).any()) and any(
             self.backend.window(layer) is not None for layer in range(self.shape.n_layers)
@@ -288,7 +289,7 @@ class ModelRunner(PassRunner):
         with self.intervened(interventions, prefix.batch, cursor):
             logits = self.run(last, mask, cache, last_only=True)[:, -1]
         tokens = torch.cat((prefix.tokens, last), dim=1)
-        return Prefix(prefix.batch, tokens, cache, mask, logits, interventions)
+        return Prefix(prefix.batch, tokens, cache, mask, logits, interventions, of=prefix.of)
 
     @torch.no_grad()
     def decode(
@@ -323,6 +324,7 @@ class ModelRunner(PassRunner):
         if max_new_tokens < 1:
             raise ValueError(f"max_new_tokens is {max_new_tokens}; it must be at least 1")
         decoding = self.decoding if decoding is None else decoding
+        self._require_runnable(prefix)
         prefix.require_run_under(interventions)
         prefix, interventions = resolved(self, prefix, interventions, max_new_tokens)
         # Padding does not count towards the context length. A token that was held back does.
@@ -332,7 +334,6 @@ class ModelRunner(PassRunner):
         strings = decoding.stop_strings
         texts = [ResponseText(self.tokenizer, strings) for _ in limits] if strings else []
         responses = Responses(limits, stops, last, texts)
-        self._require_no_gaps(prefix)
         self._decode(responses, prefix, interventions, observers, decoding.rule(prefix), stepping or self.stepping)
         return [
             self._generation(ids, decoding.stop_tokens, texts[row] if texts else None)

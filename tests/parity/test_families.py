@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -22,8 +23,9 @@ from tests.support.families import (
 )
 from tests.support.processor_time import shared_work
 from tests.support.reference import gap
+from tests.support.tiers import first_quick
 
-ALL = pytest.mark.parametrize("name", list(FAMILIES))
+ALL = pytest.mark.parametrize("name", first_quick(FAMILIES, 4))
 Open = Callable[[str], Family]
 
 
@@ -91,7 +93,7 @@ def test_head_kinds(name: str, family: Open) -> None:
     assert [head in seeing for head in HEADS] == [not unseen for unseen in blind]
 
 
-@pytest.mark.parametrize("name", [name for name in FAMILIES if name != "Llama 4"])
+@pytest.mark.parametrize("name", first_quick((name for name in FAMILIES if name != "Llama 4"), 4))
 def test_hooks_give_the_same_numbers_in_plain_transformer_lens(name: str, family: Open) -> None:
     model, sample = family(name).model, family(name).samples[0]
     prompt = sample.prompt("long")
@@ -165,3 +167,23 @@ def test_other_attention_is_named(name: str, reason: str, tmp_path, samples) -> 
     assert model.slow_attention is not None
     assert model.slow_attention.startswith(reason)
     assert "attention of TransformerLens: " in repr(model)
+
+
+@pytest.mark.parametrize("name", ["gpt-oss", "Gemma 3"])
+@pytest.mark.parametrize("rows", ["question", "last", "response"])
+def test_the_gate_of_self_focus_counts_the_sinks_of_heads(name: str, rows: Any, family: Open) -> None:
+    """A sink is not a key. Its mass is what a row of Hugging Face's patterns lacks to one."""
+    model, hf, sample = family(name).model, family(name).hf, family(name).samples[0]
+    heads = [fl.Head(0, 1), fl.Head(1, 0), fl.Head(2, 1)]
+    prompt = model.encode(sample.prompt("long"))
+    prefix = model.prefill(prompt, hold_last=True)
+    (choice,) = fl.SelfFocus(heads, 0.1, rows=rows).choose(model, prefix, 4)
+    n, response = len(prompt.tokens), model.generate(prompt, max_new_tokens=4).tokens
+    ((start, end),) = prompt.spans["question"]
+    read = {"question": slice(start, end), "last": slice(n - 1, n), "response": slice(n, n + len(response))}[rows]
+    patterns = hf.patterns(torch.cat((prompt.tokens, response)))
+    chosen = torch.stack([patterns[head.layer, head.head, read] for head in heads])
+    lacking = 1 - chosen.sum(dim=-1)
+    assert (lacking.mean() > 2e-4) == family(name).sinks
+    expected = (chosen[..., :2].sum(dim=-1) + lacking).mean()
+    assert choice.sink == pytest.approx(float(expected), abs=1e-5)

@@ -109,3 +109,33 @@ def test_a_prefix_with_its_last_row_stays_as_it_is(tiny_model, samples):
     assert prefix.logits is not None
     assert prefilled(tiny_model, held, []) is held
     assert prompt_of(tiny_model, prefix) is prefix.batch.prompts[0]
+
+
+@pytest.mark.parametrize("hold_last", [True, False])
+def test_a_prefix_of_another_model_of_the_same_shape_is_refused(hold_last, load_model, samples):
+    model, other = load_model("llama"), load_model("llama", dtype="float32")
+    assert model.hooked is not other.hooked
+    prefix = model.prefill(samples[0].prompt(), hold_last=hold_last)
+    observer = ("blocks.1.attn.hook_pattern", lambda pattern, hook: None)
+    uses = [
+        lambda: other.decode(prefix, max_new_tokens=2),
+        lambda: other.generate(prefix, max_new_tokens=2),
+        lambda: other.extend(prefix, torch.tensor([[5]])),
+        lambda: other.rerun(prefix, []),
+        lambda: other.read_rows(prefix, 3, [observer]),
+        lambda: other.decode(other.copies(prefix, 2), max_new_tokens=2),
+        lambda: fl.response_attention(other, prefix, HEADS, max_new_tokens=2),
+        lambda: fl.window_attention(other, prefix, HEADS, max_new_tokens=2),
+    ]
+    for use in uses:
+        with pytest.raises(ValueError, match="was run by another model; prefill the prompts with the model that goes"):
+            use()
+
+
+def test_a_prefix_serves_every_focus_model_of_its_transformer_lens_model(tiny_model, samples):
+    prefix = tiny_model.prefill(samples[0].prompt())
+    beside = fl.FocusModel(tiny_model.hooked, tiny_model.tokenizer, stop_strings=())
+    (again,) = beside.decode(prefix, max_new_tokens=3)
+    assert again.tokens.tolist() == tiny_model.generate(prefix, max_new_tokens=3).tokens.tolist()
+    _, further = beside.extend(prefix, torch.tensor([[5]]))
+    assert further.of is tiny_model.hooked
