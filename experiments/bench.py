@@ -3,9 +3,9 @@
     python experiments/bench.py --out runs/bench --docs docs
 
 The contestants take turns, in a different order in each round. Noise of the machine therefore affects all contestants,
-and no contestant always runs after the slowest one. Ratios compare medians over rounds. Peak memory is measured in
-separate processes, by the operating system on a CPU and by PyTorch on a GPU. The memory in use before a run, including
-the loaded model, is subtracted.
+and no contestant always runs after the slowest one. A ratio is the median of the ratios within each round, because a
+machine is not equally fast in all rounds. Peak memory is measured in separate processes, by the operating system on a
+CPU and by PyTorch on a GPU. The memory in use before a run, including the loaded model, is subtracted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from bench_contestants import CONTESTANTS as TASKS
 from bench_contestants import WORK, PaperTraining, focus_training
 from bench_families import FAMILIES, FAMILY_TITLES, family_bench
 from bench_model import SHORTEST, Bench, Contestant
-from bench_overhead import OVERHEAD, OVERHEAD_TITLES, overhead_bench
+from bench_overhead import OVERHEAD, OVERHEAD_TITLES, SHORT_ROUNDS, overhead_bench
 from bench_page import DEMO_BAR, TITLES, table, write
 from bench_real import REAL, REAL_DOCUMENTS, REAL_TITLES, RealBench
 from tqdm.auto import tqdm
@@ -103,17 +103,17 @@ def time_work(bench: Bench, work: str, rounds: int) -> dict[str, dict[str, Any]]
             seconds = timed_work(contestants[name], runs[name], bench.device)
             if number:
                 taken[name].append(seconds)
-    first = statistics.median(seconds["whole"] for seconds in taken[next(iter(contestants))])
+    first = [seconds["whole"] for seconds in taken[next(iter(contestants))]]
     return {name: timing(contestants[name], rounds_, first) for name, rounds_ in taken.items()}
 
 
-def timing(contestant: Contestant, taken: Sequence[Mapping[str, float]], first: float) -> dict[str, Any]:
-    """Summary of the times of one contestant. ``ratio`` is relative to ``first``, the first contestant's median."""
+def timing(contestant: Contestant, taken: Sequence[Mapping[str, float]], first: Sequence[float]) -> dict[str, Any]:
+    """Summary of the times of one contestant. ``first`` are the first contestant's seconds in the same rounds."""
     seconds = [times["whole"] for times in taken]
     parts = {name: [times[name] for times in taken] for name in taken[0] if name != "whole"}
     return {
         "seconds": statistics.median(seconds),
-        "ratio": statistics.median(seconds) / first,
+        "ratio": statistics.median(own / other for own, other in zip(seconds, first, strict=True)),
         "rounds": seconds,
         "measured": contestant.part or "all of it",
         "times": contestant.times,
@@ -137,7 +137,7 @@ def overhead(options: argparse.Namespace, device: str, dtype: str) -> dict[str, 
     with tempfile.TemporaryDirectory() as folder, one_thread():
         bench = overhead_bench(Path(folder) / "model", device, dtype)
         bench.make_checkpoint()
-        return {work: time_work(bench, work, options.rounds) for work in OVERHEAD_TITLES}
+        return {work: time_work(bench, work, SHORT_ROUNDS * options.rounds) for work in OVERHEAD_TITLES}
 
 
 def families(options: argparse.Namespace, device: str, dtype: str) -> dict[str, Any]:
@@ -345,7 +345,7 @@ def description(options: argparse.Namespace, directory: Path) -> dict[str, Any]:
     left_out = ("out", "docs", "checkpoint", "peak", "device", "dtype")
     settings = {name: value for name, value in vars(options).items() if name not in left_out}
     return {
-        "settings": {**settings, **WORK},
+        "settings": {**settings, "short_rounds": SHORT_ROUNDS * options.rounds, **WORK},
         "model": json.loads((directory / "config.json").read_text()),
         "processor": processor(),
         "cores": os.cpu_count(),

@@ -18,9 +18,11 @@ from torch import Tensor
 
 import focuslens as fl
 
-__all__ = ["OVERHEAD", "OVERHEAD_TITLES", "overhead_bench"]
+__all__ = ["OVERHEAD", "OVERHEAD_TITLES", "SHORT_ROUNDS", "overhead_bench"]
 
 HEADS, TAU, ALPHA = 20, 0.3, 0.3
+SHORT_ROUNDS = 3
+"""Rounds for each round of the other tasks: half a second is more easily disturbed than ten."""
 FLOOR = "Hugging Face, fused"
 QUESTION = "What was it that the first of the people saw in the old house?"
 """Question of about 16 tokens, whose rows choose in self-focus."""

@@ -102,12 +102,22 @@ def device_tables(measured: Mapping[str, Any]) -> list[str]:
     return [*lines, f"Training writes {focuslens:.2f} MiB; the paper's procedure {paper:,.0f} MiB."]
 
 
+def _rounds(settings: Mapping[str, Any]) -> list[str]:
+    times = f"- Each time is the median over {settings['rounds']} interleaved rounds"
+    if "short_rounds" not in settings:  # a file of an earlier version, whose ratios compare these medians
+        return [f"{times}."]
+    return [
+        f"{times}, and over {settings['short_rounds']} in the tasks of a model with 28 layers.",
+        "- Each ratio of times is the median of the ratios within the rounds.",
+    ]
+
+
 def table(results: Mapping[str, Any]) -> str:
     """Markdown text with all measurements."""
     settings = results["settings"]
     lines = [
         f"- Prompts of {settings['length']:,} tokens were used for all tables except the tables by prompt length.",
-        f"- Each time is the median over {settings['rounds']} interleaved rounds.",
+        *_rounds(settings),
         f"- Each memory figure is the median over {settings['processes']} processes.",
         "- In the tables by prompt length, the column headings are numbers of tokens. There, each figure is from one",
         "  process.",

@@ -116,7 +116,8 @@ def test_a_work_runs_in_those_orders_and_its_first_round_warms_up(monkeypatch: p
         calls = [i + 1 for i, one in enumerate(ran) if one == name][1:]
         assert found[name]["rounds"] == pytest.approx([2 * (seconds + call / 1000) for call in calls])
         assert found[name]["seconds"] == pytest.approx(2 * (seconds + calls[1] / 1000))
-        assert found[name]["ratio"] == pytest.approx(found[name]["seconds"] / found["a"]["seconds"])
+        ratios = [own / first for own, first in zip(found[name]["rounds"], found["a"]["rounds"], strict=True)]
+        assert found[name]["ratio"] == pytest.approx(sorted(ratios)[1])
 
 
 def test_the_papers_training_is_put_together_from_its_parts(monkeypatch: pytest.MonkeyPatch):
@@ -133,7 +134,7 @@ def test_the_papers_training_is_put_together_from_its_parts(monkeypatch: pytest.
     assert done == ["cache_activations", "load", "step"]
     # For 100 samples, caching takes 3 s each, and a step takes 0.5 s for each of 20 heads in each of 10 epochs.
     assert taken == {"whole": 10_300, "caching": 3, "step": 0.5}
-    written = bench.timing(models.Contestant(lambda _: run, 1, "a part"), [taken, taken], 103.0)
+    written = bench.timing(models.Contestant(lambda _: run, 1, "a part"), [taken, taken], [103.0, 103.0])
     assert written["ratio"] == 100
     assert written["parts"] == {"caching": [3, 3], "step": [0.5, 0.5]}
     names = {"samples": 100, "caching": 3, "heads": 20, "epochs": 10, "step": 0.5}
