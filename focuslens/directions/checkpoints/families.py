@@ -19,6 +19,7 @@ class Family:
         has_biases: Whether queries and keys can have biases in the format of the family's checkpoints.
         switch: Entry of the configuration that adds these biases. Families without this entry always have them.
         output_bias: Whether the same entry also adds a bias to the output projection.
+        other_biases: Modules of a layer outside its attention to which the same entry also adds a bias.
         fused: Whether queries, keys and values have one projection, ``qkv_proj``.
         rotary: Whether FocusLens can steer the family at the rotary site.
         converted: Whether transformers converts the weights of experts when it loads them, by model type. It would not
@@ -30,6 +31,7 @@ class Family:
     has_biases: bool = True
     switch: str | None = "attention_bias"
     output_bias: bool = True
+    other_biases: tuple[str, ...] = ()
     fused: bool = False
     rotary: bool = True
     converted: bool = False
@@ -48,6 +50,12 @@ class Family:
     def projections(self) -> tuple[str, ...]:
         """Names of the projections of an attention layer."""
         return ("qkv_proj", "o_proj") if self.fused else ("q_proj", "k_proj", "v_proj", "o_proj")
+
+    @property
+    def biased(self) -> tuple[str, ...]:
+        """Modules of a layer that have biases in a folded checkpoint, such as ``self_attn.q_proj``."""
+        attention = self.projections if self.output_bias else self.projections[:-1]
+        return (*(f"self_attn.{name}" for name in attention), *self.other_biases)
 
 
 FAMILIES: Mapping[str, Family] = {
@@ -71,10 +79,13 @@ FAMILIES: Mapping[str, Family] = {
     "seed_oss": Family("SeedOss", output_bias=False),
     "arcee": Family("Arcee"),
     "apertus": Family("Apertus"),
+    "ministral3": Family("Ministral3", has_biases=False, switch=None),
     "exaone4": Family("Exaone4", has_biases=False, switch=None),
     "gpt_oss": Family("GptOss"),
     "llama4_text": Family("Llama4", config="Llama4Text"),
     "nemotron": Family("Nemotron"),
+    "starcoder2": Family("Starcoder2", switch="use_bias", other_biases=("mlp.c_fc", "mlp.c_proj")),
+    "ernie4_5": Family("Ernie4_5", switch="use_bias", other_biases=("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")),
     "stablelm": Family("StableLm", switch="use_qkv_bias", output_bias=False),
     "qwen2_moe": Family("Qwen2Moe", switch="qkv_bias", output_bias=False, converted=True),
     "glm4_moe": Family("Glm4Moe", output_bias=False, converted=True),

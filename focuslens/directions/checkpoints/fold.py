@@ -60,8 +60,9 @@ def fold(
     stored as a bias. A checkpoint keeps its class, and the entry of its configuration that adds biases to queries and
     keys, ``attention_bias``, is set to ``True``. Qwen2 always has such biases. A Mistral checkpoint without a sliding
     window becomes a Llama checkpoint, because the Llama class computes the same function. Where no vector is added, new
-    biases are zero. Weights are copied unchanged, file by file, without loading them. The steering biases are in
-    float32, independently of the dtype of the weights. :func:`export` writes families without biases.
+    biases are zero; in StarCoder 2 and ERNIE 4.5, the entry adds biases to the MLPs too. Weights are copied unchanged,
+    file by file, without loading them. The steering biases are in float32, independently of the dtype of the weights.
+    :func:`export` writes families without biases.
 
     If the directions have a rank, ``W`` becomes ``(I + alpha U V^T) W`` in the rows of each steered head. Weights and
     biases of the query projections of steered layers are then in float32, and the weights of one file are in memory at
@@ -160,13 +161,13 @@ def _mapped(product: LowRank, tensor: Float[Tensor, "out ..."]) -> Float[Tensor,
 
 
 def _every_bias(base: Checkpoint) -> dict[str, int]:
-    """Size of every attention bias in the folded model, keyed by the name of the bias."""
-    shape = base.shape
-    queries, keys = shape.n_heads * shape.d_head, shape.n_key_value_heads * shape.d_head
-    sizes = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
-    if FAMILIES[base.family].output_bias:
-        sizes["o_proj"] = shape.d_model
-    return {bias_name(layer, name): size for layer in range(shape.n_layers) for name, size in sizes.items()}
+    """Size of every bias that the folded model has for the vectors, keyed by the name of the bias."""
+    sizes: dict[str, int] = {}
+    for layer in range(base.shape.n_layers):
+        for module in FAMILIES[base.family].biased:
+            name = f"model.layers.{layer}.{module}"
+            sizes[f"{name}.bias"] = int(base.homes[f"{name}.weight"].tensors[f"{name}.weight"]["shape"][0])
+    return sizes
 
 
 def _changes(base: Checkpoint, steering: FocusSteering) -> dict[Path, dict[str, Tensor]]:

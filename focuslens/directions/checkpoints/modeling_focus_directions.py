@@ -47,6 +47,9 @@ CONFIGS = {
     "GptOss": "GptOss",
     "Llama4": "Llama4Text",
     "Nemotron": "Nemotron",
+    "Starcoder2": "Starcoder2",
+    "Ernie4_5": "Ernie4_5",
+    "Ministral3": "Ministral3",
     "StableLm": "StableLm",
     "Phi3": "Phi3",
 }

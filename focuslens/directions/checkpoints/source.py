@@ -192,13 +192,15 @@ def _remedy(family: str, verb: str) -> str:
 
 
 def _require_projections(base: Checkpoint) -> None:
-    """Check that each attention projection has a weight with the standard name and a supported dtype.
+    """Check that each module that can get a bias has a weight with the standard name and a supported dtype.
 
     For example, a Llama checkpoint with a single matrix for queries, keys and values is rejected.
     """
+    family = FAMILIES[base.family]
+    modules = (*(f"self_attn.{name}" for name in family.projections), *family.other_biases)
     for layer in range(base.shape.n_layers):
-        for projection in FAMILIES[base.family].projections:
-            name = f"model.layers.{layer}.self_attn.{projection}.weight"
+        for module in modules:
+            name = f"model.layers.{layer}.{module}.weight"
             if name not in base.homes:
                 raise ValueError(f"{base.name} has no {name}; the names of its tensors do not match its model type")
             dtype_of(base.homes[name], name)  # raises ValueError for an unsupported dtype
