@@ -289,7 +289,8 @@ class SelfFocus:
             plain = read.attention
             attention, lacking = plain if read.null is None else plain - read.null, 1 - plain.sum(dim=-1)
         # The null question changes what documents get, not what the sink takes.
-        lacking = lacking * torch.tensor([head.layer in model.sink_layers for head in heads])
+        with_sinks = model.sink_layers
+        lacking = lacking * torch.tensor([head.layer in with_sinks for head in heads])
         sinks = [
             float((plain[i, :, n : n + SINK].sum(dim=-1) + lacking[i]).mean())
             for i, n in enumerate(prefix.batch.padding)

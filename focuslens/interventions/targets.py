@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["TargetedSplitSoftmax", "TargetedSteering"]
 
 SINK = "sink"
-"""Name of the first two tokens as a part."""
+"""Name of the first two tokens and the sinks of heads as a part."""
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class TargetedSteering:
         directions: Focus directions.
         mass: The target, from 0 to 1.
         heads: Heads to steer; the default is all heads with a direction.
-        part: ``sink`` for the first two tokens, or a span, such as ``document``.
+        part: ``sink`` for the first two tokens and the sinks of heads (gpt-oss), or a span, such as ``document``.
         alphas: Strengths to measure, in the order in which they are tried. The first one must be 0.
         positions: Rows to steer; see :class:`FocusSteering`. With ``all``, each strength runs the prompt again.
     """
@@ -196,7 +196,12 @@ class TargetedSteering:
             inside = torch.stack([(torch.arange(width) >= n) & (torch.arange(width) < n + 2) for n in padding])
         else:
             inside = prefix.batch.columns(self.part, width)
-        return (rows * inside[:, None]).double().sum(dim=-1).mean(dim=1)
+        masses = (rows * inside[:, None]).double().sum(dim=-1)
+        if self.part == SINK:
+            with_sinks = model.sink_layers
+            has_sink = torch.tensor([head.layer in with_sinks for head in self.heads])
+            masses = masses + (1 - rows.double().sum(dim=-1)) * has_sink
+        return masses.mean(dim=1)
 
     def _strength(self, masses: Sequence[float]) -> float:
         """The first strength that reaches the target, from the mass at each strength."""

@@ -25,7 +25,11 @@ from tests.support.processor_time import shared_work
 from tests.support.reference import gap
 from tests.support.tiers import first_quick
 
-ALL = pytest.mark.parametrize("name", first_quick(FAMILIES, 4))
+MIXED = ("gpt-oss", "Phi-3", "Gemma 3", "SmolLM3", "Llama 4")
+"""Families that together have sinks, windows, chunks, joined projections and layers without rotary embedding."""
+
+BY_KIND = [*MIXED, *(name for name in FAMILIES if name not in MIXED)]
+ALL = pytest.mark.parametrize("name", first_quick(BY_KIND, 5))
 Open = Callable[[str], Family]
 
 
@@ -93,7 +97,7 @@ def test_head_kinds(name: str, family: Open) -> None:
     assert [head in seeing for head in HEADS] == [not unseen for unseen in blind]
 
 
-@pytest.mark.parametrize("name", first_quick((name for name in FAMILIES if name != "Llama 4"), 4))
+@pytest.mark.parametrize("name", first_quick((name for name in BY_KIND if name != "Llama 4"), 4))
 def test_hooks_give_the_same_numbers_in_plain_transformer_lens(name: str, family: Open) -> None:
     model, sample = family(name).model, family(name).samples[0]
     prompt = sample.prompt("long")
@@ -187,3 +191,33 @@ def test_the_gate_of_self_focus_counts_the_sinks_of_heads(name: str, rows: Any, 
     assert (lacking.mean() > 2e-4) == family(name).sinks
     expected = (chosen[..., :2].sum(dim=-1) + lacking).mean()
     assert choice.sink == pytest.approx(float(expected), abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["gpt-oss", "Gemma 3"])
+def test_steering_to_a_share_of_the_sink_counts_the_sinks_of_heads(name: str, family: Open) -> None:
+    """The strength lies on the line between the mass on the sink without steering and the mass at strength 1."""
+    model, sample = family(name).model, family(name).samples[0]
+    heads = [fl.Head(0, 1), fl.Head(1, 0), fl.Head(2, 1)]
+    prompt = model.encode(sample.prompt("long"))
+    names = [f"blocks.{layer}.attn.hook_pattern" for layer in range(3)]
+
+    def last_rows(steering: fl.FocusSteering) -> torch.Tensor:
+        with model.hooked.hooks(fwd_hooks=steering.hooks(model, prompt)):
+            _, cache = model.hooked.run_with_cache(prompt.tokens[None], names_filter=names)
+        return torch.stack([cache[names[head.layer]][0, head.head, -1] for head in heads]).double()
+
+    def directions(sign: float) -> fl.FocusDirections:
+        noise = torch.randn(len(heads), model.shape.d_head, generator=torch.Generator().manual_seed(7))
+        return fl.FocusDirections(heads, 0.5 * sign * noise, None, "rotary")
+
+    def mass(sign: float, alpha: float) -> float:
+        rows = last_rows(fl.FocusSteering(directions(sign), alpha, positions="response"))
+        return float((rows[:, :2].sum(dim=-1) + 1 - rows.sum(dim=-1)).mean())
+
+    assert (float(1 - last_rows(fl.FocusSteering(directions(1), 0)).sum(dim=-1).mean()) > 2e-4) == family(name).sinks
+    sign = min((1.0, -1.0), key=lambda sign: mass(sign, 1))
+    before, after = mass(sign, 0), mass(sign, 1)
+    assert after < before - 1e-4
+    steering = fl.TargetedSteering(directions(sign), 0.75 * before + 0.25 * after, alphas=(0, 1), positions="response")
+    (strength,) = steering.strengths(model, model.prefill(prompt, hold_last=True))
+    assert strength == pytest.approx(0.25, abs=0.01)
