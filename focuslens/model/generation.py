@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from uuid import uuid4
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -39,6 +41,14 @@ class Generation:
         return f"Generation({self.text!r}, {len(self.tokens)} tokens, finished={self.finished})"
 
 
+_identities: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
+
+
+def identity_of(hooked: Any) -> str:
+    """A name of a TransformerLens model that no other model has, in this process or another one."""
+    return _identities.setdefault(hooked, uuid4().hex)
+
+
 @dataclass(frozen=True, eq=False, repr=False)
 class Prefix:
     """A batch of prompts that have been run, with a key-value cache. A prefix can be extended any number of times.
@@ -54,7 +64,8 @@ class Prefix:
             :meth:`ModelRunner.prefill`.
         measured: What interventions have measured in the prompts, so that the settings of a sweep measure it once;
             ``None`` for a prefix whose next use may run under other hooks on the model.
-        of: TransformerLens model that ran the prompts; ``None`` if this is not known.
+        of: Identity of the TransformerLens model that ran the prompts, from :func:`identity_of`; ``None`` if it is not
+            known. A prefix does not keep the model in memory.
     """
 
     batch: PromptBatch
@@ -65,7 +76,7 @@ class Prefix:
     under: tuple[Any, ...] = ()
     residuals: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
     measured: dict[str, Any] | None = None
-    of: Any = None
+    of: str | None = None
 
     def __repr__(self) -> str:
         held = "" if self.logits is not None else ", without the rows of their last tokens"
@@ -82,7 +93,7 @@ class Prefix:
         Raises:
             ValueError: If another model ran them. Its keys and values mean nothing to this one, even if they fit.
         """
-        if self.of is not None and self.of is not hooked:
+        if self.of is not None and self.of != identity_of(hooked):
             raise ValueError("the prefix was run by another model; prefill the prompts with the model that goes on")
 
     def require_run_under(self, interventions: Sequence[Intervention]) -> None:

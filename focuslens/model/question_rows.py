@@ -254,10 +254,10 @@ class RowMeans:
 def answer_attention(
     model: RowReader, prefix: Prefix, heads: Sequence[Head], n_rows: int
 ) -> tuple[Float[Tensor, "batch head column"], Float[Tensor, "batch head"]]:
-    """Mean attention from the rows of an answer to each column of the prompt, and the mean mass that rows lack to one.
+    """Mean attention from the rows of an answer to each column of the prompt, and the mean of what is left of each row.
 
-    That mass is the one of a head's sink (gpt-oss), and rounding in other heads. Only interventions that changed the
-    prompt act on the answer.
+    A row and what is left of it sum to one: the mass of a head's sink (gpt-oss), and rounding in other heads. Only
+    interventions that changed the prompt act on the answer.
 
     Args:
         model: The model.
@@ -275,7 +275,7 @@ def answer_attention(
 class _AnswerRows:
     """Collector of the attention of response rows to the columns of the prompt, per head.
 
-    One more column contains the mass that a row lacks to one.
+    One more column contains one minus the sum of the row.
     """
 
     def __init__(self, heads: Sequence[Head], width: int) -> None:
@@ -293,9 +293,9 @@ class _AnswerRows:
 
         def read(pattern: Float[Tensor, "batch head 1 key"]) -> None:
             if pattern.shape[-1] > self._width:  # otherwise the row is the last one of the prompt
-                read = pattern[:, chosen.to(pattern.device), 0].float()
-                lacking = 1 - read.sum(dim=-1, keepdim=True)
-                rows.append(torch.cat((read[..., : self._width], lacking), dim=-1).cpu())
+                row = pattern[:, chosen.to(pattern.device), 0].float()
+                lacking = 1 - row.sum(dim=-1, keepdim=True)
+                rows.append(torch.cat((row[..., : self._width], lacking), dim=-1).cpu())
 
         return RowHook(lambda pattern, hook: read(pattern), read, reads=True)
 

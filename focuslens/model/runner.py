@@ -13,7 +13,7 @@ from torch import Tensor
 from focuslens.hooks import Cursor, Hook, Intervention, PromptLike, checked_interventions, last_layer, on_prompt
 from focuslens.model.decoding_settings import DecodingSettings, LogitsRule
 from focuslens.model.engine import KeyValueCache
-from focuslens.model.generation import Generation, Prefix, Responses
+from focuslens.model.generation import Generation, Prefix, Responses, identity_of
 from focuslens.model.hook_points import lock_of
 from focuslens.model.lean_rows import lean_rows_plan, read_lean_rows
 from focuslens.model.passes import PassRunner, Stepping
@@ -66,14 +66,13 @@ class ModelRunner(PassRunner):
         missing = [layer for layer in keep if not 0 <= layer < self.shape.n_layers]
         if missing:
             raise ValueError(f"keep names layer {missing[0]}; the model has layers 0 to {self.shape.n_layers - 1}")
-        kept: dict[int, Tensor] = {}
+        logits, kept = None, dict[int, Tensor]()
         # Without the last prompt tokens, this pass has no rows that interventions on the response would change.
         acting = on_prompt(interventions) if hold_last else interventions
-        logits = None
         if tokens.shape[1]:
             with bars_inside(progress):
                 logits, kept = self.run_prompts(acting, batch, tokens, mask, cache, logits=not hold_last, keep=keep)
-        return Prefix(batch, tokens, cache, mask, logits, interventions, kept, of=self.hooked)
+        return Prefix(batch, tokens, cache, mask, logits, interventions, kept, of=identity_of(self.hooked))
 
     @torch.no_grad()
     def rerun(self, prefix: Prefix, interventions: Sequence[Intervention], *, copies: int = 1) -> Prefix:
@@ -103,17 +102,17 @@ class ModelRunner(PassRunner):
         tokens, mask = (x.repeat_interleave(copies, dim=0) for x in (prefix.tokens, prefix.mask))
         copied = residual.repeat_interleave(copies, dim=0)
         self.run_prompts_from(first, copied, on_prompt(interventions), batch, mask, cache)
-        return Prefix(batch, tokens, cache, mask, None, interventions, of=self.hooked)
+        return Prefix(batch, tokens, cache, mask, None, interventions, of=identity_of(self.hooked))
 
     def copies(self, prefix: Prefix, n: int) -> Prefix:
         """A new prefix with ``n`` consecutive rows per prompt.
 
         The new prefix shares the keys and values of ``prefix`` if :attr:`Prefix.is_shared` is true.
         """
-        logits = None if prefix.logits is None else prefix.logits.repeat_interleave(n, dim=0)
         tokens, mask = (x.repeat_interleave(n, dim=0) for x in (prefix.tokens, prefix.mask))
-        cache = self.backend.fork(prefix.cache, n)
-        return Prefix(prefix.batch.repeated(n), tokens, cache, mask, logits, prefix.under, of=prefix.of)
+        logits = None if prefix.logits is None else prefix.logits.repeat_interleave(n, dim=0)
+        batch, cache = prefix.batch.repeated(n), self.backend.fork(prefix.cache, n)
+        return Prefix(batch, tokens, cache, mask, logits, prefix.under, of=prefix.of)
 
     @torch.no_grad()
     def extend(
@@ -257,7 +256,7 @@ class ModelRunner(PassRunner):
         return cache
 
     def _require_runnable(self, prefix: Prefix) -> None:
-        """Check that this model ran a prefix, without padding between tokens if a window counts columns.
+        """Check that this model ran a prefix and, if a layer has a window, that no padding lies between tokens.
 
         Raises:
             ValueError: If another model ran it, or if there is such padding.
@@ -277,10 +276,11 @@ class ModelRunner(PassRunner):
         """The prefix with logits. If the last prompt tokens were held back, they are run under the interventions.
 
         Raises:
-            ValueError: If the prefix was run without an intervention that changes the prompt.
+            ValueError: If another model ran the prefix, or without an intervention that changes the prompt.
             TypeError: If ``interventions`` is not a sequence of interventions.
         """
         interventions = checked_interventions(interventions)
+        prefix.require_run_by(self.hooked)
         prefix.require_run_under([item for item in interventions if item.changes_prompt])
         if prefix.logits is not None:
             return prefix

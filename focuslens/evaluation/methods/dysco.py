@@ -16,7 +16,7 @@ from focuslens.evaluation.methods.interventions import resolved_for
 from focuslens.evaluation.methods.scaled_attention import ScaledAttention
 from focuslens.heads import Head, as_heads, check_heads, heads_by_layer
 from focuslens.hooks import Cursor, Hook, Intervention, checked_interventions, hook_name, on_prompt
-from focuslens.model.generation import Generation, Prefix
+from focuslens.model.generation import Generation, Prefix, identity_of
 from focuslens.prompts.batch import PromptBatch
 from focuslens.util.checks import checked_integer, checked_number, integers
 
@@ -203,7 +203,9 @@ class _Run:
             model.run_prompts(acting, self.batch, tokens[:, : self.first], mask[:, : self.first], cache)
         for column in range(self.first, width - 1):
             self._row(tokens[:, column : column + 1], mask[:, : column + 1], cache)
-        prefix = Prefix(self.batch, tokens[:, :-1], cache, mask[:, :-1], None, self.interventions)
+        prefix = Prefix(
+            self.batch, tokens[:, :-1], cache, mask[:, :-1], None, self.interventions, of=identity_of(model.hooked)
+        )
         (response,) = model.decode(prefix, self.interventions, max_new_tokens=max_new_tokens, stepping=self._stepping)
         return response
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -121,6 +122,7 @@ def test_a_prefix_of_another_model_of_the_same_shape_is_refused(hold_last, load_
         lambda: other.decode(prefix, max_new_tokens=2),
         lambda: other.generate(prefix, max_new_tokens=2),
         lambda: other.extend(prefix, torch.tensor([[5]])),
+        lambda: other.completed(prefix),
         lambda: other.rerun(prefix, []),
         lambda: other.read_rows(prefix, 3, [observer]),
         lambda: other.decode(other.copies(prefix, 2), max_new_tokens=2),
@@ -138,4 +140,7 @@ def test_a_prefix_serves_every_focus_model_of_its_transformer_lens_model(tiny_mo
     (again,) = beside.decode(prefix, max_new_tokens=3)
     assert again.tokens.tolist() == tiny_model.generate(prefix, max_new_tokens=3).tokens.tolist()
     _, further = beside.extend(prefix, torch.tensor([[5]]))
-    assert further.of is tiny_model.hooked
+    assert further.of == prefix.of
+    # A copy of a prefix does not contain a copy of the model, which would not be the model that ran it.
+    (copied,) = tiny_model.decode(copy.deepcopy(prefix), max_new_tokens=3)
+    assert copied.tokens.tolist() == again.tokens.tolist()
