@@ -37,7 +37,7 @@ demo-real: $(VENV)/.installed ## the same without directions from a real model, 
 test: $(VENV)/.installed ## unit and parity tests but the slow ones: at most thirteen minutes on two cores
 	$(VENV)/bin/python -m pytest -q $(IN_PARALLEL) -m "not slow" tests/unit tests/parity
 
-# Under coverage a test takes up to twice the processor time, and a shared processor can be half as fast.
+# Under coverage, tests of 6 s took 10 to 16 s of processor time on the slowest machine so far.
 test-all: $(VENV)/.installed ## every test but those of real models, with the coverage, and then the notebooks
 	$(VENV)/bin/python -m pytest -q $(IN_PARALLEL) -m "not download" --cov -o processor_seconds=30
 	@$(MAKE) --no-print-directory test-notebooks

@@ -15,8 +15,10 @@ import hypothesis
 import jaxtyping
 import pytest
 
-from tests.support import type_checks
-from tests.support.versions import needs_hooked
+pytest.register_assert_rewrite("tests.support.type_checks")
+
+from tests.support import type_checks  # noqa: E402
+from tests.support.versions import needs_hooked  # noqa: E402
 
 if TYPE_CHECKING:
     from focuslens import FocusModel, MultiDocSample

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -19,14 +19,19 @@ import pytest
 __all__ = ["CALLS", "INNER_CALLS", "install"]
 
 CALLS, INNER_CALLS = 20, 2
-"""Number of calls that are checked in each test: of a function, and of all functions of one inner ``def``. Each of
-these functions has checks of its own, and to make them takes longer than to check a call."""
+"""Number of calls of each form that are checked in each test: of a function, and of all functions of one inner ``def``.
+
+The checks of an inner function are made anew for each of these functions, which takes longer than to check a call. The
+form of a call is the number of dimensions of its tensors and which of them are 1, so that hooks are checked in passes
+over a prompt and in passes over one token.
+"""
 
 
 class _Tests:
-    """Number of tests that have begun."""
+    """Number of tests that have begun, and whether the running one makes many examples, all of which are checked."""
 
     begun = 0
+    unlimited = False
 
 
 def install(package: str, typechecker: str) -> None:
@@ -49,17 +54,22 @@ def install(package: str, typechecker: str) -> None:
 
 @dataclass
 class _Calls:
-    """Calls of the functions of one ``def`` in a test, up to a limit."""
+    """Calls of the functions of one ``def`` in a test, by form, up to a limit."""
 
     limit: int
     test: int = -1
-    n: int = 0
+    n: dict[Any, int] = field(default_factory=dict[Any, int])
 
-    def next_is_checked(self) -> bool:
+    def next_is_checked(self, args: tuple[Any, ...]) -> bool:
+        if _Tests.unlimited:
+            return True
         if self.test != _Tests.begun:
-            self.test, self.n = _Tests.begun, 0
-        self.n += 1
-        return self.n <= self.limit
+            self.test, self.n = _Tests.begun, {}
+        # By name, because this module must not import torch, and other objects can have a slow shape of their own.
+        arrays = (arg for arg in args if type(arg).__name__ in ("Tensor", "ndarray"))
+        form = tuple(tuple(size == 1 for size in array.shape) for array in arrays)
+        self.n[form] = n = self.n.get(form, 0) + 1
+        return n <= self.limit
 
 
 _CALLS: dict[CodeType, _Calls] = {}
@@ -77,7 +87,7 @@ def _checked_at_first(fn: FunctionType, checked_by: Callable[..., Any]) -> Calla
     def call(*args: Any, **kwargs: Any) -> Any:
         __tracebackhide__ = True
         nonlocal checked
-        if not calls.next_is_checked():
+        if not calls.next_is_checked(args):
             return fn(*args, **kwargs)
         if checked is None:
             checked = checked_by(fn)
@@ -87,5 +97,6 @@ def _checked_at_first(fn: FunctionType, checked_by: Callable[..., Any]) -> Calla
 
 
 @pytest.hookimpl(tryfirst=True)
-def pytest_runtest_setup() -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
     _Tests.begun += 1
+    _Tests.unlimited = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)

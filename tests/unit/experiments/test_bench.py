@@ -459,7 +459,7 @@ def fake_results() -> dict[str, Any]:
         }
 
     return {
-        "settings": {"length": 3072, "rounds": 7, "processes": 9, "threads": 2},
+        "settings": {"length": 3072, "rounds": 7, "short_rounds": 21, "processes": 9, "threads": 2},
         "processor": "A processor",
         "demo": {"seconds": 41.3},
         "results": {"cpu, float32": device(), "cuda, bfloat16": device()},
@@ -472,6 +472,7 @@ def test_the_table_has_the_numbers_of_the_results():
     lines = table.splitlines()
     assert "Prompts of 3,072 tokens" in table
     assert "7 interleaved rounds" in table
+    assert "and over 21 in the tasks of a model with 28 layers" in table
     assert "9 processes" in table
     assert "A processor, 2 threads" in table
     assert "41 s (bar: 90)" in table

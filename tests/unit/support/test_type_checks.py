@@ -25,6 +25,7 @@ def wrong(x: Float[ndarray, "2 n"]) -> Float[ndarray, "n"]:
 TESTS = """
 import pytest
 import numpy
+from hypothesis import given, settings, strategies as st
 from jaxtyping import TypeCheckError
 from tests.support import type_checks
 
@@ -53,6 +54,20 @@ def test_functions_of_one_inner_def_are_counted_together(test):
     with pytest.raises(TypeCheckError, match="parameters"):
         maker()(BAD)
     assert maker()(BAD) is not None
+
+def test_calls_of_another_form_are_counted_apart():
+    for _ in range(type_checks.CALLS):
+        first_half(GOOD)
+    with pytest.raises(TypeCheckError, match="parameters"):
+        first_half(numpy.zeros((3, 1)))
+
+@given(st.just(0))
+@settings(max_examples=1)
+def test_every_call_of_a_property_is_checked(number):
+    for _ in range(type_checks.CALLS):
+        first_half(GOOD)
+    with pytest.raises(TypeCheckError, match="parameters"):
+        first_half(BAD)
 """
 
 
@@ -60,7 +75,7 @@ def test_first_calls_are_checked_in_each_test(pytester: pytest.Pytester):
     pytester.makepyfile(checked_package=PACKAGE, test_calls=TESTS)
     plugins = ["-p", "tests.support.type_checks", "-p", "no:cacheprovider", "-p", "no:xdist"]
     result = pytester.runpytest_subprocess(*plugins)
-    result.assert_outcomes(passed=5)
+    result.assert_outcomes(passed=7)
 
 
 def test_the_package_itself_is_checked():
