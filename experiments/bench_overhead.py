@@ -22,7 +22,7 @@ __all__ = ["OVERHEAD", "OVERHEAD_TITLES", "SHORT_ROUNDS", "overhead_bench"]
 
 HEADS, TAU, ALPHA = 20, 0.3, 0.3
 SHORT_ROUNDS = 3
-"""Rounds for each round of the other tasks: half a second is more easily disturbed than ten."""
+"""Factor on ``--rounds``: these tasks take about half a second, so that noise disturbs them more."""
 FLOOR = "Hugging Face, fused"
 QUESTION = "What was it that the first of the people saw in the old house?"
 """Question of about 16 tokens, whose rows choose in self-focus."""
