@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from focuslens.model.execution import Executor
     from focuslens.model.focus_model import FocusModel
     from focuslens.prompts.sample import MultiDocSample
+    from focuslens.prompts.template import PromptTemplate
     from focuslens.scores.answer_sources import AnswerSources
     from focuslens.scores.document_scores import DocumentScores
     from focuslens.scores.response_attention import UnitAttention
@@ -212,7 +213,7 @@ def _answers(args: argparse.Namespace, settings: RunSettings, model: Executor) -
     from focuslens.data.stored_responses import responses_of_column, responses_of_file
 
     if args.question is not None:
-        sample = _sample_of(_text(args.question), [Path(path) for path in args.document])
+        sample = _sample_of(_text(args.question), [Path(path) for path in args.document], settings.samples.template)
         responses = None if args.response is None else [_text(args.response)]
         if args.responses is not None:
             responses = responses_of_file(args.responses, [sample])
@@ -239,14 +240,14 @@ def _counted(answers: _Answers) -> str:
 
 def _text(value: str) -> str:
     """Text of an option, or of the file that it names after ``@``."""
-    return Path(value[1:]).read_text(encoding="utf-8") if value.startswith("@") else value
+    return Path(value[1:]).read_text(encoding="utf-8-sig") if value.startswith("@") else value
 
 
-def _sample_of(question: str, files: Sequence[Path]) -> MultiDocSample:
+def _sample_of(question: str, files: Sequence[Path], template: PromptTemplate | None) -> MultiDocSample:
     from focuslens.prompts.sample import Document, MultiDocSample
 
-    documents = tuple(Document(path.stem, path.read_text(encoding="utf-8").strip()) for path in files)
-    return MultiDocSample(question.strip(), (), documents, None, name="question")
+    documents = tuple(Document(path.stem, path.read_text(encoding="utf-8-sig").strip()) for path in files)
+    return MultiDocSample(question.strip(), (), documents, None, name="question", template=template)
 
 
 def _ranking(
@@ -270,6 +271,7 @@ def _ranking(
         samples=args.rank_samples,
         seed=settings.seed,
         documents=documents,
+        template=settings.samples.template,
         own=own,
         chosen_by="--rank-samples chooses",
     )

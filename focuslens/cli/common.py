@@ -65,7 +65,7 @@ class ModelOptions:
     revision: str | None = None
     trust_remote_code: bool = False
     chat: bool | None = None
-    chat_template_kwargs: Mapping[str, str] = field(default_factory=dict[str, str])
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     stop_strings: tuple[str, ...] | None = None
     stop_tokens: tuple[int | str, ...] | None = None
     gguf_file: str | None = None

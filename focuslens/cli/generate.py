@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> dict[str, Any]:
     model = settings.model.open()
     data, sample = None, None
     if args.prompt is not None:
-        prompt = Path(args.prompt[1:]).read_text(encoding="utf-8") if args.prompt.startswith("@") else args.prompt
+        prompt = Path(args.prompt[1:]).read_text(encoding="utf-8-sig") if args.prompt.startswith("@") else args.prompt
         asked: dict[str, Any] = {"prompt": prompt}
     else:
         settings = settings.fitted(model, n=args.sample + 1)

@@ -19,6 +19,7 @@ from focuslens.cli.options import (
     add_directory,
     add_file,
     add_out_directory,
+    chat_argument,
     integers,
     names,
     numbers,
@@ -160,12 +161,12 @@ def _model_options(group: Any) -> None:
     add_stops(group, "none, as in HELMET, whose own options set stop tokens")
     group.add_argument(
         "--chat-template-arg",
-        type=pair,
+        type=chat_argument,
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="argument of the chat template, e.g. date_string='26 Jul 2024' (HELMET gives none; Llama 3 then uses "
-        "today's date)",
+        help="argument of the chat template, as text or JSON, e.g. date_string='26 Jul 2024' (HELMET gives none; "
+        "Llama 3 then uses today's date)",
     )
     group.add_argument(
         "--batch-tokens", type=positive, default=BATCH_TOKENS, help="prompt tokens per batch (default %(default)s)"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import shlex
 import sys
@@ -205,7 +206,9 @@ def _after_demo(run: _Run) -> list[str]:
 
 
 def _after_checkpoint(run: _Run) -> list[str]:
-    code = ("--trust-remote-code",) if getattr(run.args, "site", "projection") == "rotary" else ()
+    written = Path(run.args.out) / "config.json"
+    needs_code = written.is_file() and "auto_map" in json.loads(written.read_text(encoding="utf-8"))
+    code = ("--trust-remote-code",) if needs_code else ()
     return ["focuslens", "generate", "--model", str(run.args.out), *code, "--sample", "0"]
 
 

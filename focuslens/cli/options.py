@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,6 +34,7 @@ __all__ = [
     "add_run",
     "add_samples",
     "add_seed",
+    "chat_argument",
     "count",
     "dtype",
     "integers",
@@ -148,6 +150,19 @@ def pair(text: str) -> tuple[str, str]:
     return name, value
 
 
+def chat_argument(text: str) -> tuple[str, Any]:
+    """Parse ``NAME=VALUE``, where a value in JSON, such as ``false``, is that value, and any other one is text.
+
+    Raises:
+        argparse.ArgumentTypeError: If the text has no ``=``.
+    """
+    name, value = pair(text)
+    try:
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
 # Options whose values are paths, which the shell completes
 
 
@@ -200,11 +215,12 @@ def add_model(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument(
         "--chat-template-arg",
-        type=pair,
+        type=chat_argument,
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="argument of the chat template, e.g. date_string='26 Jul 2024' (Llama 3 otherwise uses today's date)",
+        help="argument of the chat template, as text or JSON, e.g. enable_thinking=false or date_string='26 Jul 2024' "
+        "(Llama 3 otherwise uses today's date)",
     )
     add_stops(
         group,

@@ -213,4 +213,4 @@ def prompt(text: str) -> None:
     """Check that a text after ``@`` is the path of a file that contains text."""
     if text.startswith("@"):
         input_file(text[1:])
-        Path(text[1:]).read_text(encoding="utf-8")
+        Path(text[1:]).read_text(encoding="utf-8-sig")

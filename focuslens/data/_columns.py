@@ -302,7 +302,7 @@ def _relevant(row: Row, columns: Columns, passages: Sequence[Passage], places: S
             return marked
     cells = columns.cells(row, part)
     if cells is None:
-        present = [name for name in FLAG_NAMES if all(name in passage.fields for passage in passages)]
+        present = [name for name in FLAG_NAMES if any(name in passage.fields for passage in passages)]
         if len(present) > 1:
             raise ValueError(
                 f"the fields {listed_names(present)} of the documents can all mark the relevant ones; name one of "

@@ -222,13 +222,19 @@ def answers_of(value: Any) -> tuple[str, ...]:
 
 
 def flagged(passages: Sequence[Passage], name: str) -> tuple[int, ...] | None:
-    """Indices of the documents whose field ``name`` is true; ``None`` if not every document has such a field.
+    """Indices of the documents whose field ``name`` is true; ``None`` if no document has such a field.
 
     Raises:
-        ValueError: If a value of the field is neither true nor false.
+        ValueError: If a value of the field is neither true nor false, or if only some documents have the field.
     """
-    if not all(_has(passage.fields, name) for passage in passages):
+    having = [_has(passage.fields, name) for passage in passages]
+    if not any(having):
         return None
+    if not all(having):
+        raise ValueError(
+            f"the field {name!r} marks some documents, and document {having.index(False)} has no such field; every "
+            "document must have it, true or false"
+        )
     flags = [value_at(passage.fields, name) for passage in passages]
     wrong = next((flag for flag in flags if flag not in (0, 1)), None)
     if wrong is not None or None in flags:
@@ -239,7 +245,8 @@ def flagged(passages: Sequence[Passage], name: str) -> tuple[int, ...] | None:
 def relevant_of(value: Any, passages: Sequence[Passage], kind: RelevantKind | None = None) -> tuple[int, ...]:
     """Indices of the documents that a value names, in prompt order.
 
-    The value is an index, an id, a title or a text, a list of them, or one boolean per document.
+    The value is an index, an id, a title or a text, a list of them, or one boolean per document, as a number or a text
+    too, such as ``0,1,0``.
 
     Args:
         value: The value; ``None`` or an empty value if no relevant document is known.
@@ -254,7 +261,7 @@ def relevant_of(value: Any, passages: Sequence[Passage], kind: RelevantKind | No
         return ()
     listed = list(cast("Sequence[Any]", value)) if isinstance(value, list | tuple) else _separated(value)
     values = [whole(item) for item in listed]
-    flags = _flags(values, len(passages), kind)
+    flags = _flags(_marks(values, passages, kind), len(passages), kind)
     if flags is not None:
         return tuple(i for i, flag in enumerate(flags) if flag)
     indices = {index for item in values for index in _matches(item, passages, kind)}
@@ -271,6 +278,20 @@ def _separated(value: Any) -> list[Any]:
     return [value]
 
 
+_MARKS: Mapping[str, Any] = {"0": 0, "1": 1, "true": True, "false": False}
+"""Texts that can mark a document."""
+
+
+def _marks(values: list[Any], passages: Sequence[Passage], kind: RelevantKind | None) -> list[Any]:
+    """The values, with texts that can be marks, such as ``"1"``, as numbers. Texts that are ids stay texts."""
+    texts = [value.strip() for value in values if isinstance(value, str)]
+    if kind not in (None, "flag") or len(texts) < len(values) or not all(text.lower() in _MARKS for text in texts):
+        return values
+    if kind is None and any(text in passage.ids for text in texts for passage in passages):
+        return values
+    return [_MARKS[text.lower()] for text in texts]
+
+
 def _flags(values: Sequence[Any], count: int, kind: RelevantKind | None) -> list[bool] | None:
     """One flag per document, if the values are such flags."""
     wanted = f"there must be one true or false for each of the {count} documents"
@@ -283,7 +304,8 @@ def _flags(values: Sequence[Any], count: int, kind: RelevantKind | None) -> list
         return None
     if len(values) == 1 and numbers == [0]:
         return None  # a list of one index
-    if len(set(numbers)) == len(numbers) and count > 1:
+    # Each index once, or one index again and again.
+    if count > 1 and len(set(numbers)) in (1, len(numbers)):
         raise ValueError(
             f"the relevant documents are {numbers}, which can be indices or one mark per document; "
             f"{_naming('index', 'flag')}"

@@ -12,7 +12,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeAlias, cast
 
@@ -77,7 +77,7 @@ def open_rows(source: Any, limit: int | None = None, keyed: Callable[[Row], list
     rows = _of_file(Path(source), limit, keyed) if is_path else _of_object(source, limit)
     if not rows.count:
         raise ValueError(f"{rows.name} has no rows")
-    return rows
+    return replace(rows, read=lambda index: {name: _plain(value) for name, value in rows.read(index).items()})
 
 
 def _numbered(name: str, rows: Sequence[Row], word: str, path: Path | None = None, limit: int | None = None) -> Rows:
@@ -100,7 +100,7 @@ def _of_object(source: Any, limit: int | None) -> Rows:
         names = _distinct([str(name) for name in source.columns], "the data frame")
 
         def row_of_frame(index: int) -> Row:
-            return dict(zip(names, map(_plain, source.iloc[index].tolist()), strict=True))
+            return dict(zip(names, source.iloc[index].tolist(), strict=True))
 
         return Rows("the data frame", _limited(len(source), limit), row_of_frame, lambda index: f"row {index + 1}")
     if hasattr(source, "column_names") and hasattr(source, "__getitem__"):
@@ -109,7 +109,7 @@ def _of_object(source: Any, limit: int | None) -> Rows:
         return Rows(
             f"the {kind}",
             _limited(len(source), limit),
-            lambda index: {name: _plain(value) for name, value in source[index].items()},
+            lambda index: source[index],
             lambda index: f"row {index + 1}",
         )
     if isinstance(source, str | bytes) or not isinstance(source, Sequence):
@@ -133,7 +133,7 @@ def _limited(count: int, limit: int | None) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """Value with NumPy's arrays and numbers as Python's own, and ``None`` for a missing number."""
+    """Value with NumPy's arrays and numbers as Python's own, and ``None`` for a missing number, NaN."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, float) and math.isnan(value):

@@ -45,15 +45,16 @@ def lean_plan(backend: Backend, hooks: Sequence[Hook], *, prompts: bool = False)
             every row, and patterns have none. Otherwise the plan is for response rows.
     """
     others = {layer_of(name) for name, hook in hooks if not _is_on_rows(name, hook, prompts)}
-    roots = roots_of(backend.hooked)
-    watched = has_global_hooks() or any("forward" in vars(module) or is_hooked(module) for module in roots)
+    roots, watch = roots_of(backend.hooked), Watch()
+    watched = has_global_hooks() or any(
+        "forward" in vars(module) or is_hooked(module) or not watch.is_original(type(module)) for module in roots
+    )
     # Kernels of torch.autocast round where single operations would not.
     if None in others or watched or torch.is_autocast_enabled(backend.device.type):
         return [None] * backend.shape.n_layers
     layers = backend.lean_layers()
     if len({layer.q.weight.device for layer in layers if layer is not None}) > 1:
         return [None] * len(layers)
-    watch = Watch()
     return [
         None if layer is None or i in others or watch.acts_on(block) else layer
         for i, (layer, block) in enumerate(zip(layers, backend.hooked.blocks, strict=True))

@@ -69,10 +69,7 @@ class Watch:
         """Whether a module of a block has hooks of somebody else, or is not what its package made it."""
         found: list[Any] = [block]
         for module in found:  # ``block.modules()`` also makes the names, which takes as long as decoding a token
-            kind = type(module)
-            if kind not in self._original:
-                self._original[kind] = _is_original(kind)
-            if not self._original[kind] or "forward" in module.__dict__:
+            if not self.is_original(type(module)) or "forward" in module.__dict__:
                 return True
             if (
                 module._forward_hooks
@@ -87,6 +84,12 @@ class Watch:
                         return True
                     found.append(child)
         return False
+
+    def is_original(self, kind: type) -> bool:
+        """Whether a class of modules calculates with the code of its package."""
+        if kind not in self._original:
+            self._original[kind] = _is_original(kind)
+        return self._original[kind]
 
 
 def _is_original(kind: type) -> bool:

@@ -38,6 +38,7 @@ __all__ = [
     "response_masses",
     "scores_of_parts",
     "sink_and_documents",
+    "sink_parts",
 ]
 
 KINDS = ("relevant", "irrelevant", "irrelevant_max", "sink")
@@ -114,7 +115,7 @@ class ResponseMasses:
 
     def __init__(self, shape: ModelShape, batch: PromptBatch, parts: Parts, sink_layers: Collection[int] = ()) -> None:
         self._parts, self._sink_layers = parts(batch), frozenset(sink_layers)
-        self._is_sink = _sink_parts(self._parts, batch) if self._sink_layers else None
+        self._is_sink = sink_parts(self._parts, batch) if self._sink_layers else None
         self._rows: list[list[Tensor]] = [[] for _ in range(shape.n_layers)]
         self._empty = torch.full((len(batch), shape.n_layers, shape.n_heads, self._parts.shape[2]), torch.nan)
 
@@ -159,7 +160,7 @@ class ResponseMasses:
         return torch.where((n > 0)[:, None, None, None], by_part, torch.nan)
 
 
-def _sink_parts(parts: Float[Tensor, "batch key part"], batch: PromptBatch) -> Float[Tensor, "batch part"]:
+def sink_parts(parts: Float[Tensor, "batch key part"], batch: PromptBatch) -> Float[Tensor, "batch part"]:
     """1 for parts that consist of the prompt's first token, and at most of further tokens of the sink; 0 for others."""
     columns, padding = torch.arange(parts.shape[1]), torch.tensor(batch.padding)[:, None]
     first = einsum(parts, (columns == padding).float(), "batch key part, batch key -> batch part")

@@ -3,7 +3,7 @@
 A row with even attention gives every token that it sees the same weight. Its attention to a part of the prompt is the
 number of visible tokens of the part, divided by the number of all visible tokens. A response row sees the whole prompt,
 the response tokens before it and its own token, so this share falls slowly along the response. In a layer with a
-sliding window, a row sees the last tokens only.
+sliding window, a row sees the last tokens only; in a layer with chunks, those of its own chunk.
 """
 
 from __future__ import annotations
@@ -63,7 +63,10 @@ _Documents = TypeVar("_Documents", bound="DocumentsAboveChance")
 
 
 def even_masses(
-    parts: Float[Tensor, "key part"], rows: Int[Tensor, "row"], windows: Sequence[int | None]
+    parts: Float[Tensor, "key part"],
+    rows: Int[Tensor, "row"],
+    windows: Sequence[int | None],
+    chunks: Sequence[int | None] | None = None,
 ) -> Float[Tensor, "layer part"]:
     """Mean attention to each part from rows with even attention, per layer.
 
@@ -71,17 +74,20 @@ def even_masses(
         parts: Key masks: 1 for keys in the part, and 0 for all other keys. Later keys belong to no part.
         rows: Token position of each row. A row sees the keys up to its own position.
         windows: Maximum number of keys that a row of each layer sees, its own key included; ``None`` for no limit.
+        chunks: Length of the chunks outside of which a row of each layer sees nothing (Llama 4); ``None`` for none.
     """
     sums = torch.nn.functional.pad(parts.double().cumsum(dim=0), (0, 0, 1, 0))  # sums over the first n keys
     ends = rows + 1
 
-    def mean(window: int | None) -> Float[Tensor, "part"]:
+    def mean(window: int | None, chunk: int | None) -> Float[Tensor, "part"]:
         starts = torch.zeros_like(ends) if window is None else (ends - window).clamp(min=0)
+        starts = starts if chunk is None else torch.maximum(starts, rows // chunk * chunk)
         inside = sums[ends.clamp(max=len(parts))] - sums[starts.clamp(max=len(parts))]
         return (inside / (ends - starts)[:, None]).mean(dim=0)
 
-    means = {window: mean(window) for window in set(windows)}
-    return torch.stack([means[window] for window in windows]).float()
+    limits = list(zip(windows, [None] * len(windows) if chunks is None else chunks, strict=True))
+    means = {limit: mean(*limit) for limit in set(limits)}
+    return torch.stack([means[limit] for limit in limits]).float()
 
 
 def response_windows(model: FocusModel) -> tuple[int | None, ...]:
@@ -96,13 +102,13 @@ def response_windows(model: FocusModel) -> tuple[int | None, ...]:
 
 def _visible(
     model: FocusModel, prompts: Sequence[EncodedPrompt], responses: Sequence[str]
-) -> tuple[tuple[int | None, ...], list[int]]:
-    """Window of each layer, and number of rows of each response."""
+) -> tuple[tuple[int | None, ...], tuple[int | None, ...], list[int]]:
+    """Window and chunk of each layer, and number of rows of each response."""
     rows = [
         len(model.encoder.encode_response(prompt, response)) if response.strip() else 0
         for prompt, response in zip(prompts, responses, strict=True)
     ]
-    return response_windows(model), rows
+    return response_windows(model), tuple(kind.chunk for kind in model.head_kinds), rows
 
 
 def even_attention(
@@ -114,12 +120,12 @@ def even_attention(
     unless the model generated other tokens for this text. In a prompt of ``n`` tokens, one row more or less changes a
     share by less than an ``n``-th of it. An empty response counts as one row.
     """
-    ((windows, lengths),) = executor.map(_visible, [(list(prompts), list(responses))])
+    ((windows, chunks, lengths),) = executor.map(_visible, [(list(prompts), list(responses))])
     masses: list[Tensor] = []
     for prompt, length in zip(prompts, lengths, strict=True):
         n = len(prompt.tokens)
         rows = torch.arange(n, n + max(1, length))
-        masses.append(even_masses(parts(PromptBatch.of([prompt]))[0], rows, windows))
+        masses.append(even_masses(parts(PromptBatch.of([prompt]))[0], rows, windows, chunks))
     return masses
 
 

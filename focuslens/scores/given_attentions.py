@@ -17,7 +17,7 @@ from focuslens.prompts.encoder import PromptEncoder
 from focuslens.prompts.gold import Gold
 from focuslens.prompts.sample import MultiDocSample
 from focuslens.prompts.spans import require_spans
-from focuslens.scores.base import SCORED_SPANS, Parts, each_document, scores_of_parts, sink_and_documents
+from focuslens.scores.base import SCORED_SPANS, Parts, each_document, scores_of_parts, sink_and_documents, sink_parts
 from focuslens.scores.contextual_scores import ContextualScores
 from focuslens.scores.document_scores import DocumentScores
 
@@ -47,6 +47,9 @@ def scores_from_attentions(
       tuple per step. The first step has the rows of the prompt, and step ``t`` has the row of response token ``t - 1``.
       There is no row of the last token, so ``n`` new tokens have ``n - 1`` rows. The last token often is the EOS token,
       which is not scored. Otherwise generate one token more.
+
+    In gpt-oss, each head has a sink that is not a key. If the rows of any head lack more than a hundredth to one, what
+    rows lack counts as sink, as in :func:`contextual_scores`.
 
     Args:
         attentions: The patterns. Eager attention returns them (``attn_implementation="eager"``).
@@ -165,12 +168,7 @@ class _Labels:
 
 @dataclass(frozen=True, eq=False)
 class _Pass:
-    """Attention patterns of one forward pass.
-
-    Attributes:
-        first: Column of the first row, counted from the left edge of the padded batch.
-        layers: Pattern of each layer.
-    """
+    """Patterns of one forward pass by layer. ``first`` is the column of its first row in the padded batch."""
 
     first: int
     layers: tuple[Float[Tensor, "batch head row _"], ...]
@@ -195,7 +193,8 @@ def _masses(
     rows, lengths = columns.response_rows(response_lengths)
     weights = rows / lengths.clamp(min=1)[:, None]
     batch = PromptBatch.of(prompts)
-    by_key = columns.placed(batch, parts(batch))
+    # The last part is the whole row.
+    by_key = torch.nn.functional.pad(columns.placed(batch, parts(batch)), (0, 1), value=1.0)
     sums = [torch.zeros(()) for _ in passes[0].layers]
     for one in passes:
         weight = weights[:, one.first : one.first + one.n_rows]
@@ -210,18 +209,20 @@ def _masses(
             sums[layer] = sums[layer] + read.cpu()
     shape = (len(prompts), passes[0].layers[0].shape[1], by_key.shape[2])
     by_part = torch.stack([total.expand(shape) for total in sums], dim=1)
-    return torch.where((lengths > 0)[:, None, None, None], by_part, torch.nan)
+    by_part = torch.where((lengths > 0)[:, None, None, None], by_part, torch.nan)
+    lacking = 1 - by_part[..., -1:]
+    if bool((lacking > _SINK_MASS).any()):
+        return by_part[..., :-1] + lacking * sink_parts(parts(batch), batch)[:, None, None]
+    return by_part[..., :-1]
+
+
+_SINK_MASS = 0.01
+"""A head whose rows lack more than this to one has a sink. Rounding to bfloat16 takes less than half of it."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Columns:
-    """Columns of prompts and responses in the padded batch.
-
-    Attributes:
-        prompt: Columns of each prompt's tokens.
-        after: Columns of the tokens after each prompt, which have rows.
-        width: Number of columns.
-    """
+    """Columns in the padded batch of each prompt's tokens and of the tokens after it, and the number of columns."""
 
     prompt: tuple[Tensor, ...]
     after: tuple[Tensor, ...]

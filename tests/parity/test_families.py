@@ -9,9 +9,11 @@ import pytest
 import torch
 
 import focuslens as fl
+from focuslens.scores.contextual_scores import KINDS
 from tests.support.families import (
     FAMILIES,
     HEADS,
+    RESPONSES,
     Family,
     counted_layers,
     generation_gap,
@@ -22,7 +24,7 @@ from tests.support.families import (
     steering_gap,
 )
 from tests.support.processor_time import shared_work
-from tests.support.reference import gap
+from tests.support.reference import gap, scores_of_rows
 from tests.support.tiers import first_quick
 
 MIXED = ("gpt-oss", "Phi-3", "Gemma 3", "SmolLM3", "Llama 4")
@@ -171,6 +173,31 @@ def test_other_attention_is_named(name: str, reason: str, tmp_path, samples) -> 
     assert model.slow_attention is not None
     assert model.slow_attention.startswith(reason)
     assert "attention of TransformerLens: " in repr(model)
+
+
+@ALL
+def test_the_chance_level_is_that_of_even_rows(name: str, family: Open) -> None:
+    """A row sees the keys to which Hugging Face's row attends at all: all, a window, or its chunk."""
+    model, hf, samples = family(name).model, family(name).hf, family(name).samples
+    scores = fl.contextual_scores(model, samples, responses=RESPONSES)
+    assert scores.chance is not None
+    for sample, text, chance in zip(samples, RESPONSES, scores.chance, strict=True):
+        prompt, response = family(name).response(sample, text)
+        seen = (hf.patterns(torch.cat((prompt, response)))[:, :, len(prompt) :] > 0).any(dim=1, keepdim=True).double()
+        by_hand = scores_of_rows(hf, sample, "long", seen / seen.sum(dim=-1, keepdim=True))
+        expected = torch.stack([by_hand[kind][:, 0] for kind in KINDS], dim=-1)
+        assert gap(chance, expected) < 1e-6
+
+
+@ALL
+def test_scores_from_given_attentions_count_sinks(name: str, family: Open) -> None:
+    model, hf, sample = family(name).model, family(name).hf, family(name).samples[0]
+    prompt, response = family(name).response(sample, RESPONSES[0])
+    attentions = [pattern[None].float() for pattern in hf.patterns(torch.cat((prompt, response)))]
+    given = fl.scores_from_attentions(attentions, model.encode(sample.prompt("long")), samples=[sample])
+    scores = fl.contextual_scores(model, [sample], responses=RESPONSES[:1])
+    for kind in KINDS:
+        assert gap(getattr(given, kind), getattr(scores, kind)) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["gpt-oss", "Gemma 3"])

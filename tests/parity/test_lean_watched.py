@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -251,6 +252,49 @@ def test_hook_points_and_classes_can_be_replaced(
         kind = type(block.mlp.original_component if model.backend.is_bridge else block.mlp)
         original = kind.forward
         monkeypatch.setattr(kind, "forward", lambda self, x: original(self, x) / 2)
+    found, expected = (logits_of(model, prompts, monkeypatch, lean) for lean in (True, False))
+    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+    assert float((found - before).abs().max()) > 0.01
+
+
+def own(module: Any) -> Any:
+    """Module of Hugging Face that a component of a bridge wraps."""
+    return getattr(module, "original_component", module)
+
+
+@pytest.mark.parametrize("name", ["mlp", "input_layernorm", "post_attention_layernorm", "self_attn.q_proj"])
+def test_modules_that_replace_those_of_hugging_face_run_as_in_other_layers(
+    name: str, load_model: Any, samples: Any, monkeypatch: Any
+) -> None:
+    """A bridge registers its own components, and its forward pass calls those in the layer of Hugging Face."""
+    model, prompts = load_model("llama", "bridge"), [samples[0].prompt()]
+    before = logits_of(model, prompts, monkeypatch, True)
+    *parents, last = name.split(".")
+    owner = own(model.hooked.original_model.model.layers[1])
+    for parent in parents:
+        owner = own(getattr(owner, parent))
+    new = copy.deepcopy(own(owner._modules[last]))
+    for weight in new.parameters():
+        weight.data.mul_(2)
+    monkeypatch.setitem(owner._modules, last, new)
+    found, expected = (logits_of(model, prompts, monkeypatch, lean) for lean in (True, False))
+    torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
+    # A projection in the attention of Hugging Face is not the one that a bridge calls.
+    assert (float((found - before).abs().max()) > 0.01) == (name != "self_attn.q_proj")
+
+
+def test_classes_of_the_whole_model_can_be_patched(load_model: Any, samples: Any, monkeypatch: Any) -> None:
+    model, prompts = load_model("llama", "bridge"), [samples[0].prompt()]
+    before = logits_of(model, prompts, monkeypatch, True)
+    kind = type(model.hooked.original_model.model)
+    original = kind.forward
+
+    def scaled(self: Any, *given: Any, **named: Any) -> Any:
+        out = original(self, *given, **named)
+        out.last_hidden_state = out.last_hidden_state * torch.linspace(0.1, 2, out.last_hidden_state.shape[-1])
+        return out
+
+    monkeypatch.setattr(kind, "forward", scaled)
     found, expected = (logits_of(model, prompts, monkeypatch, lean) for lean in (True, False))
     torch.testing.assert_close(found, expected, atol=TOLERANCE, rtol=0)
     assert float((found - before).abs().max()) > 0.01

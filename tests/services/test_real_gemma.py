@@ -1,7 +1,7 @@
 """Gemma 3 270M, with a SentencePiece vocabulary and windows of 512 tokens, against transformers on its GGUF file.
 
-transformers rebuilds this vocabulary correctly, unlike that of SmolLM2. TransformerLens's bridge computes this family,
-and not FocusLens's attention engine, so these tests are about the conversion: tokens, configuration and weights.
+transformers rebuilds this vocabulary correctly, unlike that of SmolLM2. These tests are about the conversion: tokens,
+configuration and weights. The parity tests of families compare the attention of Gemma 3 with Hugging Face's.
 ``FOCUSLENS_REAL_MODELS`` names the folder for the download.
 """
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = [
     "FAMILIES",
     "HEADS",
+    "RESPONSES",
     "Family",
     "counted_layers",
     "generation_gap",

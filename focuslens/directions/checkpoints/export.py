@@ -13,7 +13,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from focuslens.directions.checkpoints.biases import SharedKeys, fused_biases, projection_biases, shared_keys
-from focuslens.directions.checkpoints.families import FAMILIES, can_fold, exported_at
+from focuslens.directions.checkpoints.families import FAMILIES, can_fold, exported
 from focuslens.directions.checkpoints.origin import warn_of_another_model
 from focuslens.directions.checkpoints.shards import copy
 from focuslens.directions.checkpoints.source import SINGLE, Checkpoint, open_checkpoint
@@ -26,7 +26,6 @@ __all__ = ["ExportedCheckpoint", "export", "is_foldable"]
 
 _CODE = Path(__file__).with_name("modeling_focus_directions.py")
 _VECTORS = "focus_directions.safetensors"
-_VERBS = {"rotary": "exported", "projection": "exported at the projection site"}
 _FIRST = "model-00001-of-00001.safetensors"
 """New name of ``model.safetensors``. If a file with the old name exists, Hugging Face ignores the index."""
 
@@ -89,7 +88,7 @@ def export(
     _require_exportable(steering)
     require_writable(Path(out), source)
     site = steering.directions.site
-    base = open_checkpoint(source, revision, exported_at(site), _VERBS[site])
+    base = open_checkpoint(source, revision, exported(), "exported")
     if site == "projection" and can_fold(base.resolved):
         raise ValueError(
             "the directions act at the projection site, where they are biases: use fold, which needs no code"

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["FAMILIES", "Family", "can_fold", "exported_at", "foldable"]
+__all__ = ["FAMILIES", "Family", "can_fold", "exported", "foldable"]
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,6 @@ class Family:
         output_bias: Whether the same entry also adds a bias to the output projection.
         other_biases: Modules of a layer outside its attention to which the same entry also adds a bias.
         fused: Whether queries, keys and values have one projection, ``qkv_proj``.
-        rotary: Whether FocusLens can steer the family at the rotary site.
         converted: Whether transformers converts the weights of experts when it loads them, by model type. It would not
             convert those of an exported checkpoint, which has another type.
     """
@@ -33,7 +32,6 @@ class Family:
     output_bias: bool = True
     other_biases: tuple[str, ...] = ()
     fused: bool = False
-    rotary: bool = True
     converted: bool = False
 
     @property
@@ -89,7 +87,7 @@ FAMILIES: Mapping[str, Family] = {
     "stablelm": Family("StableLm", switch="use_qkv_bias", output_bias=False),
     "qwen2_moe": Family("Qwen2Moe", switch="qkv_bias", output_bias=False, converted=True),
     "glm4_moe": Family("Glm4Moe", output_bias=False, converted=True),
-    "phi3": Family("Phi3", has_biases=False, switch=None, fused=True, rotary=False),
+    "phi3": Family("Phi3", has_biases=False, switch=None, fused=True),
 }
 """Families by ``model_type``."""
 
@@ -106,7 +104,6 @@ def can_fold(config: Any) -> bool:
     return config.model_type in foldable()
 
 
-def exported_at(site: str) -> dict[str, Family]:
-    """Families that ``export`` can write with directions of a site."""
-    exported = {name: family for name, family in FAMILIES.items() if not family.converted}
-    return {name: family for name, family in exported.items() if site == "projection" or family.rotary}
+def exported() -> dict[str, Family]:
+    """Families that ``export`` can write."""
+    return {name: family for name, family in FAMILIES.items() if not family.converted}

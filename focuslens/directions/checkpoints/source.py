@@ -184,11 +184,9 @@ def _remedy(family: str, verb: str) -> str:
     """Other way to write a family that cannot be written in this way; empty if there is none."""
     if family in FAMILIES and FAMILIES[family].converted:
         return "; its experts' weights cannot be loaded under another type: train with site='projection' and use fold"
-    remedies = {
-        "folded": "; use export, whose code adds biases (focuslens export --site projection)",
-        "exported": "; FocusLens has no hook point after its rotary embedding: train with site='projection'",
-    }
-    return remedies.get(verb, "") if family in FAMILIES else ""
+    if verb == "folded" and family in FAMILIES:
+        return "; use export, whose code adds biases (focuslens export --site projection)"
+    return ""
 
 
 def _require_projections(base: Checkpoint) -> None:

@@ -110,6 +110,7 @@ def bridge_layer(block: Any, scale: float, window: int | None) -> LeanLayer | No
         and all(type(norm).__name__ in _NORMS for norm in (*norms, *per_head) if norm is not None)
         and all(type(module).__module__.startswith(("transformers.models.", "torch.nn.")) for module in modules)
         and not any(map(_is_patched, (*modules, block, block.mlp)))
+        and _is_run(block, layer, attention, mlp, norms)
     )
     if not plain:
         return None
@@ -134,6 +135,19 @@ def bridge_layer(block: Any, scale: float, window: int | None) -> LeanLayer | No
         window=window,
         rotary="all",
     )
+
+
+def _is_run(block: Any, layer: Any, attention: Any, mlp: Any, norms: list[Any]) -> bool:
+    """Whether the modules of a block are those that its forward pass calls.
+
+    A module that replaces another one in the layer of Hugging Face, or through the bridge, is not registered in both.
+    """
+    called = [_own(getattr(layer, name, None)) for name in ("self_attn", "mlp", "input_layernorm")]
+    called.append(_own(getattr(layer, "post_attention_layernorm", None)))
+    registered = [attention, mlp, *norms]
+    called += [_own(getattr(block.attn, name, None)) for name in ("q", "k", "v", "o")]
+    registered += [_own(getattr(attention, name)) for name in ("q_proj", "k_proj", "v_proj", "o_proj")]
+    return all(one is other for one, other in zip(called, registered, strict=True))
 
 
 _LAYERS = ("LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer")

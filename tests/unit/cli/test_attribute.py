@@ -219,6 +219,35 @@ def test_heads_are_ranked_on_other_data_if_there_is_no_ranking(options: list[str
     assert not (out / "unfinished_scores.jsonl").exists()
 
 
+def test_the_template_words_one_question_and_the_prompts_that_rank_heads(
+    checkpoint: Any, ranking: str, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "template.yaml"
+    file.write_text("instruction: Read these and reply.\nheading: '[{number}] '\n")
+    template = fl.PromptTemplate.load(file)
+    (tmp_path / "a.txt").write_text("The ferry leaves at nine.")
+    (tmp_path / "b.txt").write_text("The bakery sells bread.")
+    common = ["attribute", "--model", str(checkpoint("llama")), "--device", "cpu", "--template", str(file), "--quiet"]
+    question = ["--question", "When?", "--document", str(tmp_path / "a.txt"), "--document", str(tmp_path / "b.txt")]
+    assert main([*common, *question, "--response", "Nine.", "--heads", ranking, "--top-k", "2", "--json"]) == 0
+    (entry,) = json.loads(capsys.readouterr().out)["samples"]
+    documents = (fl.Document("a", "The ferry leaves at nine."), fl.Document("b", "The bakery sells bread."))
+    model = fl.FocusModel.from_pretrained(str(checkpoint("llama")), device="cpu")
+
+    def share(worded: fl.PromptTemplate | None) -> float | None:
+        sample = fl.MultiDocSample("When?", (), documents, None, template=worded)
+        return fl.document_scores(model, [sample], responses=["Nine."]).sources([(2, 1), (0, 3)]).top_shares[0]
+
+    assert entry["share"] == pytest.approx(share(template))
+    assert entry["share"] != pytest.approx(share(None))
+
+    out = tmp_path / "out"
+    ranked = ["--rank-on", str(data), "--rank-samples", "2", "--documents", "3", "--max-new-tokens", "3"]
+    assert main([*common, *question, "--response", "Nine.", *ranked, "--views", "0", "--out", str(out)]) == 0
+    result = json.loads((out / "attribution.json").read_text())
+    assert result["heads_from"]["scored_on"]["template"] == template.describe()
+
+
 OWN_COLUMNS = "question=ask,documents=one+two,relevant=gold"
 
 

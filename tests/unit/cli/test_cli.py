@@ -6,6 +6,7 @@ import hashlib
 import json
 import subprocess
 import sys
+from typing import Any
 
 import matplotlib.pyplot as plt
 import pytest
@@ -440,3 +441,20 @@ def test_generate_writes_the_prompt_where_there_is_no_sample(tiny_checkpoint, tm
     written = json.loads((tmp_path / "generate.json").read_text())
     assert (written["prompt"], written["data"]) == ("Who is it?", None)
     assert [(one["name"], one["correct"]) for one in written["responses"]] == [("baseline", None)]
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("x=false", False),
+        ("x=null", None),
+        ("x=3", 3),
+        ('x=["a"]', ["a"]),
+        ("x=26 Jul 2024", "26 Jul 2024"),
+        ("x=", ""),
+    ],
+)
+def test_values_of_the_chat_template_are_json_or_text(text: str, value: Any) -> None:
+    from focuslens.cli.options import chat_argument
+
+    assert chat_argument(text) == ("x", value)

@@ -111,11 +111,6 @@ def step(line: str, **content: Any) -> str | None:
             WRITTEN,
             "focuslens generate --model steered --sample 0",
         ),
-        (
-            "focuslens export --model x --directions d --alpha 1 --out steered",
-            WRITTEN,
-            "focuslens generate --model steered --trust-remote-code --sample 0",
-        ),
         ("focuslens harness --out t", WRITTEN, None),  # it prints a command of lm-eval itself
         ("focuslens models --fetch gemma-3-270m", {}, "focuslens demo --model gemma-3-270m"),
         ("focuslens watch .", {}, "focuslens report ."),
@@ -127,6 +122,17 @@ def test_the_next_command_has_the_users_own_options(line, content, expected):
     assert found == expected
     if expected is not None:
         _parser().parse_args(_joined(shlex.split(expected)[1:]))
+
+
+@pytest.mark.parametrize("site", ["rotary", "projection"])
+@pytest.mark.parametrize("has_code", [True, False])
+def test_an_exported_checkpoint_is_opened_with_its_code(site, has_code, tmp_path):
+    """An export at the projection site has code too, unless the family can be folded."""
+    config = {"model_type": "phi3", **({"auto_map": {}} if has_code else {})}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    line = f"focuslens export --model x --directions d --alpha 1 --site {site} --out {tmp_path}"
+    code = " --trust-remote-code" if has_code else ""
+    assert step(line, **WRITTEN) == f"focuslens generate --model {tmp_path}{code} --sample 0"
 
 
 def test_a_report_is_opened():
