@@ -279,17 +279,22 @@ def _separated(value: Any) -> list[Any]:
 
 
 _MARKS: Mapping[str, Any] = {"0": 0, "1": 1, "true": True, "false": False}
-"""Texts that can mark a document."""
+"""Texts that mark a document."""
 
 
 def _marks(values: list[Any], passages: Sequence[Passage], kind: RelevantKind | None) -> list[Any]:
-    """The values, with texts that can be marks, such as ``"1"``, as numbers. Texts that are ids stay texts."""
-    texts = [value.strip() for value in values if isinstance(value, str)]
-    if kind not in (None, "flag") or len(texts) < len(values) or not all(text.lower() in _MARKS for text in texts):
+    """The values, with texts that can be marks as marks: ``1`` and ``0``, unless they are ids or titles of documents.
+
+    If the values are flags, ``true`` and ``false`` are marks too.
+    """
+    texts = [value.strip().lower() for value in values if isinstance(value, str)]
+    marks = _MARKS if kind == "flag" else {"0": 0, "1": 1}
+    if kind not in (None, "flag") or len(texts) < len(values) or not marks.keys() >= set(texts):
         return values
-    if kind is None and any(text in passage.ids for text in texts for passage in passages):
+    named = {name for passage in passages for name in (*passage.ids, passage.document.title.strip())}
+    if kind is None and named & set(texts):
         return values
-    return [_MARKS[text.lower()] for text in texts]
+    return [marks[text] for text in texts]
 
 
 def _flags(values: Sequence[Any], count: int, kind: RelevantKind | None) -> list[bool] | None:

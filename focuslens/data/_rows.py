@@ -77,7 +77,11 @@ def open_rows(source: Any, limit: int | None = None, keyed: Callable[[Row], list
     rows = _of_file(Path(source), limit, keyed) if is_path else _of_object(source, limit)
     if not rows.count:
         raise ValueError(f"{rows.name} has no rows")
-    return replace(rows, read=lambda index: {name: _plain(value) for name, value in rows.read(index).items()})
+
+    def read(index: int) -> Row:
+        return {name: _plain(value) for name, value in rows.read(index).items()}
+
+    return replace(rows, read=read)
 
 
 def _numbered(name: str, rows: Sequence[Row], word: str, path: Path | None = None, limit: int | None = None) -> Rows:
@@ -133,7 +137,7 @@ def _limited(count: int, limit: int | None) -> int:
 
 
 def _plain(value: Any) -> Any:
-    """Value with NumPy's arrays and numbers as Python's own, and ``None`` for a missing number, NaN."""
+    """Value with NumPy's arrays and numbers as Python's own, and ``None`` for NaN, which marks a missing value."""
     if hasattr(value, "tolist"):
         value = value.tolist()
     if isinstance(value, float) and math.isnan(value):

@@ -225,7 +225,7 @@ def test_the_template_words_one_question_and_the_prompts_that_rank_heads(
     file = tmp_path / "template.yaml"
     file.write_text("instruction: Read these and reply.\nheading: '[{number}] '\n")
     template = fl.PromptTemplate.load(file)
-    (tmp_path / "a.txt").write_text("The ferry leaves at nine.")
+    (tmp_path / "a.txt").write_text("The ferry leaves at nine.", encoding="utf-8-sig")  # the mark is no text
     (tmp_path / "b.txt").write_text("The bakery sells bread.")
     common = ["attribute", "--model", str(checkpoint("llama")), "--device", "cpu", "--template", str(file), "--quiet"]
     question = ["--question", "When?", "--document", str(tmp_path / "a.txt"), "--document", str(tmp_path / "b.txt")]

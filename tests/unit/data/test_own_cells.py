@@ -193,3 +193,66 @@ def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
     parquet.write_table(table, tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"a.parquet has two columns 'question'"):
         load_samples(tmp_path / "a.parquet")
+
+
+# --- missing values and marks ---
+
+
+@pytest.mark.parametrize("kind", ["list", "jsonl", "parquet"])
+def test_nan_is_a_missing_value_in_every_source(kind: str, tmp_path: Path) -> None:
+    """The text ``nan`` would be an answer that every response with "nan" in it contains."""
+    rows = [row(answers=float("nan"), id=float("nan"), question=f"q {i}?") for i in range(6)]
+    source: Any = rows
+    if kind == "jsonl":
+        source = tmp_path / "a.jsonl"
+        source.write_text("".join(json.dumps(one) + "\n" for one in rows))
+    elif kind == "parquet":
+        source = tmp_path / "a.parquet"
+        pd.DataFrame(rows).to_parquet(source)
+    samples = load_samples(source)
+    assert [one.answers for one in samples] == [()] * 6
+    assert len({one.question_id for one in samples}) == 6
+
+
+def test_nan_in_a_list_of_answers_is_left_out() -> None:
+    assert sample(answers=["x", float("nan")]).answers == ("x",)
+
+
+@pytest.mark.parametrize(
+    ("given", "gold"),
+    [
+        ("0,1,0", (1,)), ("0;0;1", (2,)), ("1|0|1", (0, 2)), (["0", "1", "0"], (1,)), ("[0, 1, 0]", (1,)),
+        ("0,2", (0, 2)), ("1", (1,)), ("0,1", (0, 1)), ([0, 0, 1], (2,)), ([2, 2, 2], (2,)),
+    ],
+)  # fmt: skip
+def test_marks_can_be_texts(given: Any, gold: tuple[int, ...]) -> None:
+    """As many zeros and ones as documents are marks, and other numbers are indices; as numbers and as texts alike."""
+    assert sample(relevant=given).gold_indices == gold
+
+
+@pytest.mark.parametrize("given", ["0,1", "1;0", ["0", "1"], [0, 0], [1, 1], "1,1"])
+def test_marks_that_can_be_indices_are_refused_unless_they_are_named(given: Any) -> None:
+    two: dict[str, Any] = {"documents": ["a", "b"]}
+    with pytest.raises(ValueError, match="which can be indices or one mark per document"):
+        sample(relevant=given, **two)
+    numbers = [int(digit) for digit in str(given) if digit.isdigit()]
+    by_flag = sample({"relevant_flag": "r"}, r=given, **two).gold_indices
+    assert by_flag == tuple(i for i, number in enumerate(numbers) if number)
+    assert sample({"relevant_index": "r"}, r=given, **two).gold_indices == tuple(sorted(set(numbers)))
+
+
+def test_texts_that_are_ids_or_titles_are_no_marks() -> None:
+    for name in ("id", "title"):
+        documents = [{"text": "a", name: "1"}, {"text": "b", name: "x"}, {"text": "c", name: "0"}]
+        with pytest.raises(ValueError, match=f"can be meant by its index or by its {name}"):
+            sample(documents=documents, relevant=["1", "0", "0"])
+
+
+def test_true_and_false_as_texts_are_marks_if_they_are_named() -> None:
+    assert sample(relevant_flag=["true", "False", "true"]).gold_indices == (0, 2)
+
+
+def test_a_field_that_marks_some_documents_only_is_refused() -> None:
+    documents = [{"text": "a", "is_gold": True}, {"text": "b"}]
+    with pytest.raises(ValueError, match="'is_gold' marks some documents, and document 1 has no such field"):
+        sample(documents=documents)
