@@ -133,6 +133,13 @@ def test_a_steered_checkpoint_has_the_steered_logits(name: str, tokenizer: Any, 
     assert steered.difference("export, rotary", tmp_path / "rotary") < TOLERANCE
 
 
+def test_folding_adds_zeros_where_the_entry_of_biases_adds_them_too(tokenizer: Any, tmp_path: Path) -> None:
+    """Most checkpoints of StarCoder 2 have all biases; without them, the MLPs get zeros."""
+    bare = Architecture("bare", "no biases", "Starcoder2Config", {"use_bias": False})
+    steered = Steered(*Steered._opened(bare, tmp_path / "base", tokenizer))  # pyright: ignore[reportPrivateUsage]
+    assert steered.difference("fold", tmp_path / "folded") < TOLERANCE
+
+
 def test_focuslens_opens_an_export_with_biases(tokenizer: Any, tmp_path: Path) -> None:
     for name in ("Phi-3", "Mistral"):
         steered = Steered.of(name, tmp_path / name, tokenizer)
