@@ -109,10 +109,10 @@ class ModelRunner(PassRunner):
 
         The new prefix shares the keys and values of ``prefix`` if :attr:`Prefix.is_shared` is true.
         """
-        tokens, mask = (x.repeat_interleave(n, dim=0) for x in (prefix.tokens, prefix.mask))
         logits = None if prefix.logits is None else prefix.logits.repeat_interleave(n, dim=0)
-        batch, cache = prefix.batch.repeated(n), self.backend.fork(prefix.cache, n)
-        return Prefix(batch, tokens, cache, mask, logits, prefix.under, of=prefix.of)
+        tokens, mask = (x.repeat_interleave(n, dim=0) for x in (prefix.tokens, prefix.mask))
+        cache = self.backend.fork(prefix.cache, n)
+        return Prefix(prefix.batch.repeated(n), tokens, cache, mask, logits, prefix.under, of=prefix.of)
 
     @torch.no_grad()
     def extend(

@@ -193,8 +193,9 @@ def _masses(
     rows, lengths = columns.response_rows(response_lengths)
     weights = rows / lengths.clamp(min=1)[:, None]
     batch = PromptBatch.of(prompts)
+    masks = parts(batch)
     # The last part is the whole row.
-    by_key = torch.nn.functional.pad(columns.placed(batch, parts(batch)), (0, 1), value=1.0)
+    by_key = torch.nn.functional.pad(columns.placed(batch, masks), (0, 1), value=1.0)
     sums = [torch.zeros(()) for _ in passes[0].layers]
     for one in passes:
         weight = weights[:, one.first : one.first + one.n_rows]
@@ -212,7 +213,7 @@ def _masses(
     by_part = torch.where((lengths > 0)[:, None, None, None], by_part, torch.nan)
     lacking = 1 - by_part[..., -1:]
     if bool((lacking > _SINK_MASS).any()):
-        return by_part[..., :-1] + lacking * sink_parts(parts(batch), batch)[:, None, None]
+        return by_part[..., :-1] + lacking * sink_parts(masks, batch)[:, None, None]
     return by_part[..., :-1]
 
 
