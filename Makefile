@@ -34,7 +34,7 @@ demo: $(VENV)/.installed ## heads, split-softmax, directions and a report from t
 demo-real: $(VENV)/.installed ## the same without directions from a real model, SmolLM2-135M: a download of 93 MB, and about 8 minutes
 	$(VENV)/bin/focuslens demo --model smollm2-135m-instruct --out $(OUT_REAL)
 
-test: $(VENV)/.installed ## unit and parity tests but the slow ones: at most thirteen minutes on two cores
+test: $(VENV)/.installed ## unit and parity tests but the slow ones: about sixteen minutes on two cores
 	$(VENV)/bin/python -m pytest -q $(IN_PARALLEL) -m "not slow" tests/unit tests/parity
 
 # Under coverage, tests of 6 s took 10 to 16 s of processor time on the slowest machine so far.
